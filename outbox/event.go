@@ -1,0 +1,37 @@
+// Package outbox is the producer side of outbox-cdc and its vocabulary: the Event, its validation, and Insert, which
+// writes events into the caller's transaction. It knows nothing of delivery and imports only pgx, uuid and the
+// standard library, so that a service pays for nothing else.
+package outbox
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Event is one row of the outbox: something that happened to an aggregate, told once and never changed.
+//
+// Payload and Metadata are opaque: the bytes that were committed are the bytes that are delivered. An Event that
+// came from the stream is shared by all its deliveries and must not be changed.
+type Event struct {
+	// ID is what consumers deduplicate on, the same on every transport and every attempt. Insert fills in a
+	// version 7 uuid where it is empty.
+	ID string
+	// AggregateType and AggregateID together name the aggregate, the unit of order.
+	AggregateType string
+	AggregateID   string
+	EventType     string
+	// EventVersion is the version of the payload's schema; 0 means 1.
+	EventVersion int
+	// Payload is nil where the column is NULL (a mapped table may allow it).
+	Payload []byte
+	// Metadata is a JSON object, or empty.
+	Metadata json.RawMessage
+	// CreatedAt is the time of the insert, as the producer or the database wrote it.
+	CreatedAt time.Time
+	// MaxRetries is the number of retries after the first attempt; nil leaves it to the sink's configuration.
+	MaxRetries *int
+	// Empty means NULL in the three below: such a header is left out, never sent empty.
+	TenantID      string
+	CorrelationID string
+	CausationID   string
+}
