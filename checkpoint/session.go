@@ -1,0 +1,125 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+// ErrFenced says that another session has taken over: its epoch is higher than ours.
+var ErrFenced = errors.New("another session has taken over")
+
+// ErrNotReady says that there is no checkpoint to start from.
+var ErrNotReady = errors.New("no checkpoint that is ready")
+
+// Key names a delivery.
+type Key struct {
+	Processor int32
+	Position  Position
+}
+
+// Start is where a session begins: what the ledger says is settled.
+type Start struct {
+	Epoch            int32
+	SlotEpoch        int32
+	SystemIdentifier string
+	Timeline         int32
+	Prefix           Position
+	Confirmed        pglogrepl.LSN
+	// Settled are the deliveries beyond the prefix whose outcome is in the ledger already. PostgreSQL sends their
+	// events again; they must not be delivered again.
+	Settled map[Key]struct{}
+}
+
+// open takes the ledger over: it ends the backend of the recorder before it, raises the epoch, commits that, and only
+// then reads what is settled, so that no session before this one can still add to it. It must be called after
+// START_REPLICATION has succeeded: the slot is the lock.
+func (r *Recorder) open(ctx context.Context) (Start, error) {
+	var s Start
+	if err := r.endPredecessor(ctx); err != nil {
+		return s, err
+	}
+	// The row lock waits for a predecessor's transaction that is still at work; it commits before us or never.
+	err := r.conn.QueryRow(ctx, `update outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
+		recorder_started = (select backend_start from pg_stat_activity where pid = pg_backend_pid()), updated_at = clock_timestamp()
+		where slot_name = $1 and state = 'ready' returning epoch, batch_seq`, r.cfg.Slot, r.cfg.Owner).Scan(&r.epoch, &r.seq)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s, fmt.Errorf("slot %q: %w", r.cfg.Slot, ErrNotReady)
+	} else if err != nil {
+		return s, fmt.Errorf("raise epoch: %w", err)
+	}
+	err = pgx.BeginTxFunc(ctx, r.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := readCheckpoint(ctx, tx, r.cfg.Slot, &s); err != nil {
+			return err
+		}
+		return readSettled(ctx, tx, &s)
+	})
+	if err != nil {
+		return s, fmt.Errorf("read checkpoint: %w", err)
+	}
+	if s.Epoch != r.epoch {
+		return s, ErrFenced
+	}
+	return s, nil
+}
+
+// endPredecessor ends the backend that recorded before us, which may hang in a COPY whose client is frozen and hold
+// the checkpoint's row. Its start time must match as well: pids are used again.
+func (r *Recorder) endPredecessor(ctx context.Context) error {
+	_, err := r.conn.Exec(ctx, `select pg_terminate_backend(a.pid) from outbox_checkpoints c
+		join pg_stat_activity a on a.pid = c.recorder_pid and a.backend_start = c.recorder_started
+		where c.slot_name = $1 and a.pid <> pg_backend_pid()`, r.cfg.Slot)
+	if err != nil {
+		return fmt.Errorf("end the recorder before: %w", err)
+	}
+	return nil
+}
+
+func readCheckpoint(ctx context.Context, tx pgx.Tx, slot string, s *Start) error {
+	var prefix, confirmed uint64
+	err := tx.QueryRow(ctx, `select epoch, slot_epoch, system_identifier::text, timeline, prefix_lsn, prefix_index, confirmed_lsn
+		from outbox_checkpoints where slot_name = $1`, slot).
+		Scan(&s.Epoch, &s.SlotEpoch, &s.SystemIdentifier, &s.Timeline, &prefix, &s.Prefix.Index, &confirmed)
+	s.Prefix.LSN, s.Confirmed = pglogrepl.LSN(prefix), pglogrepl.LSN(confirmed)
+	return err
+}
+
+// readSettled reads by position, never by event id: what is settled of streamed positions (index ≥ 0) beyond the
+// prefix, of an epoch since this slot was made. It is never more than was in flight. A failed try settles nothing.
+func readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
+	rows, err := tx.Query(ctx, `select processor_id, commit_lsn, tx_index from outbox_parked
+		where tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)
+		union all
+		select processor_id, commit_lsn, tx_index from outbox_delivery_log
+		where commit_lsn >= $1 and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)
+			and status in ('delivered', 'dead', 'discarded') and epoch >= $3`,
+		uint64(s.Prefix.LSN), s.Prefix.Index, s.SlotEpoch)
+	if err != nil {
+		return err
+	}
+	s.Settled = map[Key]struct{}{}
+	var k Key
+	var lsn uint64
+	_, err = pgx.ForEachRow(rows, []any{&k.Processor, &lsn, &k.Position.Index}, func() error {
+		k.Position.LSN = pglogrepl.LSN(lsn)
+		s.Settled[k] = struct{}{}
+		return nil
+	})
+	return err
+}
+
+// measureClock sets how far PostgreSQL's clock is ahead of ours, so that the log's times are PostgreSQL's.
+func (r *Recorder) measureClock(ctx context.Context) error {
+	var theirs time.Time
+	before := time.Now()
+	if err := r.conn.QueryRow(ctx, "select clock_timestamp()").Scan(&theirs); err != nil {
+		return fmt.Errorf("ask the server's clock: %w", err)
+	}
+	after := time.Now()
+	r.clock = theirs.Sub(before.Add(after.Sub(before) / 2))
+	return nil
+}

@@ -1,0 +1,248 @@
+package checkpoint
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// Tracker knows which events are in flight and, from that, which LSN may be confirmed to PostgreSQL.
+//
+// It is a ring of events in position order, each with the number of its deliveries that are not settled. The reader
+// adds at one end, before anybody else hears of the event; the recorder settles and takes off the other end. The
+// prefix is the position up to which everything is settled: where the head of the ring stands.
+//
+// Why a confirmed LSN is safe:
+//
+//  1. An event is added before its deliveries are handed on, so an event that is known to anybody is in the ring.
+//  2. A transaction's end LSN becomes an entry's end only when its Commit was read, which comes after all its
+//     inserts. So an end at or before the head says: every event of that transaction and of all before it is settled.
+//  3. Confirmed moves in Publish alone, after the recorder's COMMIT of the checkpoint row that covers it.
+//
+// A transaction without a delivery of ours merges into the entry before it: its end may be confirmed as soon as that
+// entry is settled, and a stuck head never makes the ring grow.
+//
+// The reader calls Begin, Full, Room, Add, Commit and Idle; the recorder Settle, Settled and Publish; anybody Confirmed and Lag.
+type Tracker struct {
+	mu       sync.Mutex
+	ring     []entry // entry n is at ring[n % len(ring)]
+	head     uint64  // the oldest entry in flight
+	next     uint64  // the number that the next entry gets
+	bytes    int
+	maxBytes int
+
+	prefix    Position      // everything up to here is settled,
+	end       pglogrepl.LSN // and this may be confirmed once a checkpoint row covers it
+	confirmed pglogrepl.LSN // what a committed checkpoint row covers
+	lagSince  time.Time     // commit time of the last transaction that was settled; see Lag
+	idle      pglogrepl.LSN // what a keepalive allows to confirm; apart from end, so that it causes no write by itself
+	open      bool          // between Begin and Commit
+
+	room     chan struct{} // filled when entries left a ring that was full
+	progress chan struct{} // filled when there may be something to confirm without a new outcome
+}
+
+type entry struct {
+	pos       Position
+	end       pglogrepl.LSN // end of the last transaction that ends at or behind this event; 0 while it is open
+	committed time.Time
+	left      int32 // deliveries not settled
+	bytes     int
+}
+
+// NewTracker makes a tracker of at most maxEvents and maxBytes in flight (one larger event passes alone), that starts
+// at the checkpoint: everything up to prefix is settled and confirmed is covered.
+func NewTracker(maxEvents, maxBytes int, prefix Position, confirmed pglogrepl.LSN) *Tracker {
+	return &Tracker{
+		ring: make([]entry, maxEvents), maxBytes: maxBytes,
+		prefix: prefix, end: confirmed, confirmed: confirmed,
+		room: make(chan struct{}, 1), progress: make(chan struct{}, 1),
+	}
+}
+
+func (t *Tracker) at(n uint64) *entry { return &t.ring[n%uint64(len(t.ring))] }
+
+// Full says that an event of this size has to wait until something is settled; Room is filled then.
+func (t *Tracker) Full(bytes int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.next - t.head
+	return n == uint64(len(t.ring)) || n > 0 && t.bytes+bytes > t.maxBytes
+}
+
+// Room gets a value after entries have left the ring.
+func (t *Tracker) Room() <-chan struct{} { return t.room }
+
+// Progress gets a value when the prefix may have moved without an outcome: at a Commit, or by a keepalive.
+func (t *Tracker) Progress() <-chan struct{} { return t.progress }
+
+// Add puts an event with this many deliveries at the end of the ring and returns its number, by which it is settled.
+// Events are added in position order. An event that was settled before (deliveries 0) takes its place like any.
+// It panics when the ring is full or the order is wrong: the caller has not asked, or does not know the stream.
+func (t *Tracker) Add(pos Position, deliveries, bytes int, committed time.Time) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	last := t.prefix
+	if t.next > t.head {
+		last = t.at(t.next - 1).pos
+	} else if t.lagSince.Before(committed) {
+		t.lagSince = committed
+	}
+	if pos.Compare(last) <= 0 {
+		panic(fmt.Sprintf("event %s added behind %s", pos, last))
+	}
+	if t.next-t.head == uint64(len(t.ring)) {
+		panic("event added to a full ring")
+	}
+	n := t.next
+	*t.at(n) = entry{pos: pos, left: int32(deliveries), bytes: bytes, committed: committed}
+	t.next++
+	t.bytes += bytes
+	return n
+}
+
+// Begin notes that a transaction is open until its Commit.
+func (t *Tracker) Begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.open = true
+}
+
+// Commit notes the end of the transaction whose events were added since the last Commit. last is the index of its last
+// insert, −1 without any. ours says that it held events of the outbox, so that the recorder should look at once.
+func (t *Tracker) Commit(lsn, end pglogrepl.LSN, last int64, ours bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.open = false
+	if t.next > t.head {
+		e := t.at(t.next - 1)
+		e.end = max(e.end, end)
+		if ours && e.left == 0 {
+			signal(t.progress)
+		}
+		return
+	}
+	t.raise(Position{lsn, last}, end)
+	if ours {
+		signal(t.progress)
+	}
+}
+
+// Idle notes that the server has nothing before lsn that was not sent: a keepalive says so. It counts only while
+// nothing is in flight and no transaction is open, and says whether it did. The next checkpoint covers it; wake asks
+// the recorder to write one at once.
+func (t *Tracker) Idle(lsn pglogrepl.LSN, wake bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next > t.head || t.open {
+		return false
+	}
+	t.idle = max(t.idle, lsn)
+	if wake && t.idle > t.confirmed {
+		signal(t.progress)
+	}
+	return true
+}
+
+func (t *Tracker) raise(pos Position, end pglogrepl.LSN) {
+	if pos.Compare(t.prefix) > 0 {
+		t.prefix = pos
+	}
+	t.end = max(t.end, end)
+}
+
+// Settle notes that one delivery of each of these entries will be settled by the transaction that the recorder is
+// about to write. It panics when an entry has no delivery left, which would confirm what nobody delivered.
+func (t *Tracker) Settle(entries []uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range entries {
+		if n < t.head || n >= t.next || t.at(n).left == 0 {
+			panic(fmt.Sprintf("entry %d settled too often", n))
+		}
+		t.at(n).left--
+	}
+}
+
+// Mark is what a checkpoint row says: everything up to Prefix is settled, and LSN may be confirmed.
+type Mark struct {
+	Prefix Position
+	LSN    pglogrepl.LSN
+
+	entries uint64 // the number of the first entry that is not covered
+}
+
+// Settled returns the mark that holds once everything given to Settle is committed.
+func (t *Tracker) Settled() Mark {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := Mark{Prefix: t.prefix, LSN: t.end, entries: t.head}
+	for ; m.entries < t.next; m.entries++ {
+		e := t.at(m.entries)
+		if e.left > 0 {
+			break
+		}
+		m.Prefix = e.pos
+		m.LSN = max(m.LSN, e.end)
+	}
+	// What the keepalive saw as settled stays so. A commit record may start exactly there: the position before its
+	// first event.
+	m.LSN = max(m.LSN, t.idle)
+	if p := (Position{t.idle, -1}); p.Compare(m.Prefix) > 0 {
+		m.Prefix = p
+	}
+	return m
+}
+
+// Publish makes a mark the truth after the checkpoint row that holds it was committed. Confirmed moves here only.
+func (t *Tracker) Publish(m Mark) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for ; t.head < m.entries; t.head++ {
+		e := t.at(t.head)
+		// A Commit may have been read since the mark was taken: its end waits for the next one.
+		t.raise(e.pos, e.end)
+		t.bytes -= e.bytes
+		t.lagSince = e.committed
+	}
+	t.raise(m.Prefix, m.LSN)
+	t.confirmed = max(t.confirmed, m.LSN)
+	signal(t.room)
+	if t.end > t.confirmed {
+		signal(t.progress)
+	}
+}
+
+// Confirmed is the LSN that may be sent to PostgreSQL: the end of the last transaction that lies wholly in the prefix,
+// covered by a committed checkpoint row.
+func (t *Tracker) Confirmed() pglogrepl.LSN {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.confirmed
+}
+
+// InFlight is the number of events added and not yet in the prefix.
+func (t *Tracker) InFlight() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return int(t.next - t.head)
+}
+
+// Lag is the time since the commit of the last transaction that was settled; 0 when nothing is in flight.
+func (t *Tracker) Lag(now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next == t.head {
+		return 0
+	}
+	return max(0, now.Sub(t.lagSince))
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

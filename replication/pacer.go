@@ -1,0 +1,66 @@
+package replication
+
+import "time"
+
+// A walsender is slowed by a reader that takes every message at once: it wakes the reader up for each, and sends tiny
+// segments. A reader that drains the socket and then sleeps makes it two and a half times as fast. So: read until
+// nothing is there, then let the bytes of a fast stream pile up for drainPause. Measured; see docs/design.md.
+const (
+	drainPause = 5 * time.Millisecond
+	fastRate   = 8 << 20 // bytes a second; below it a read gets what is there at once
+	fastAfter  = 4 * time.Millisecond
+	slowAfter  = 20 * time.Millisecond
+	banned     = 10 * time.Second
+)
+
+// pacer decides whether to pause. It has no clock of its own.
+type pacer struct {
+	fast   bool    // the stream is fast
+	paused float64 // bytes a second, as measured before pausing
+	noTill time.Time
+
+	start   time.Time // of the window being measured
+	bytes   int
+	drained bool // the socket was found empty in this window: its rate is the sender's
+	stalled bool // the reader waited for others in this window: its rate says nothing of the sender
+}
+
+func (p *pacer) read(now time.Time, n int) {
+	p.bytes += n
+	window := fastAfter
+	if p.fast {
+		window = slowAfter
+	}
+	if p.start.IsZero() {
+		p.start = now
+		return
+	}
+	took := now.Sub(p.start)
+	if took < window {
+		return
+	}
+	rate := float64(p.bytes) / took.Seconds()
+	switch {
+	case !p.fast && rate > fastRate:
+		p.fast = true
+		p.paused = 0
+		if p.drained && !p.stalled {
+			p.paused = rate
+		}
+	case p.fast && rate <= fastRate && !p.stalled:
+		p.fast = false
+	case p.fast && p.drained && !p.stalled && rate < p.paused && now.After(p.noTill):
+		// Pauses make it slower: small send buffers, or a proxy in between.
+		p.noTill = now.Add(banned)
+	}
+	p.start, p.bytes, p.drained, p.stalled = now, 0, false, false
+}
+
+// empty is told that the socket is empty, and says whether to pause now.
+func (p *pacer) empty(now time.Time) bool {
+	p.drained = true
+	return p.fast && now.After(p.noTill)
+}
+
+// stall is told that the reader had to wait for somebody else.
+func (p *pacer) stall() { p.stalled = true }

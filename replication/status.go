@@ -1,0 +1,98 @@
+package replication
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// Report sends a status message if one is due. The owner of the stream calls it while it waits for something else:
+// a walsender that hears nothing is killed by wal_sender_timeout.
+func (s *Stream) Report() error {
+	now := time.Now()
+	if now.Before(s.nextStatus(now)) {
+		return nil
+	}
+	return s.send(now)
+}
+
+// Wait is for how long the owner may wait for something else before it calls Report again.
+func (s *Stream) Wait() time.Duration {
+	s.pacer.stall()
+	now := time.Now()
+	return s.nextStatus(now).Sub(now)
+}
+
+// nextStatus is when the next status message is due: within 50 ms of progress, within 50 ms of the last one when the
+// server asks for a reply, and in any case three times within wal_sender_timeout. While anything is in flight it is
+// when to look for progress again.
+func (s *Stream) nextStatus(now time.Time) time.Time {
+	due := s.lastStatus.Add(s.every)
+	if s.replyWanted {
+		due = earlier(due, s.lastStatus.Add(replyPause))
+	}
+	switch {
+	case s.progress.Confirmed() > s.lastSent:
+		due = earlier(due, s.lastStatus.Add(statusPause))
+	case s.progress.InFlight() > 0:
+		due = earlier(due, now.Add(statusPause))
+	}
+	return due
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func (s *Stream) send(now time.Time) error {
+	lsn := s.progress.Confirmed()
+	var b [39]byte
+	encodeStatus(&b, lsn, now)
+	if err := s.wire.write(b[:]); err != nil {
+		return err
+	}
+	s.lastStatus, s.lastSent, s.replyWanted = now, lsn, false
+	return nil
+}
+
+// encodeStatus writes a standby status update in its CopyData message. write = flush = apply = the confirmed LSN:
+// pglogrepl's encoder turns a flush of 0 into "all that was received", which loses what is in flight.
+func encodeStatus(b *[39]byte, confirmed pglogrepl.LSN, now time.Time) {
+	b[0] = 'd'
+	binary.BigEndian.PutUint32(b[1:], 38)
+	b[5] = 'r'
+	binary.BigEndian.PutUint64(b[6:], uint64(confirmed))
+	binary.BigEndian.PutUint64(b[14:], uint64(confirmed))
+	binary.BigEndian.PutUint64(b[22:], uint64(confirmed))
+	binary.BigEndian.PutUint64(b[30:], uint64(now.UnixMicro()-946_684_800_000_000)) // since 2000
+	b[38] = 0                                                                       // no reply wanted
+}
+
+// closeWait bounds how long Close waits for the server's goodbye.
+const closeWait = time.Second
+
+// Close sends what is confirmed for the last time and ends the stream. It then reads what the server still sends:
+// a close with unread bytes would reset the connection, and the last status with it.
+func (s *Stream) Close() {
+	defer func() { _ = s.wire.close() }() // what had to be said was said
+	now := time.Now()
+	if s.send(now) != nil {
+		return // the connection is gone
+	}
+	copyDone, terminate := []byte{'c', 0, 0, 0, 4}, []byte{'X', 0, 0, 0, 4}
+	if s.wire.write(append(copyDone, terminate...)) != nil {
+		return
+	}
+	for deadline := now.Add(closeWait); ; {
+		if s.wire.setDeadline(deadline) != nil {
+			return
+		}
+		if _, err := s.wire.waitRead(s.buf); err != nil {
+			return // the server has closed, or is busy sending a large transaction
+		}
+	}
+}
