@@ -120,7 +120,7 @@ create table if not exists outbox_processors (
 -- log rows. Partitioned by UTC day, so that retention drops tables instead of deleting rows.
 create table if not exists outbox_delivery_log (
   id             bigint generated always as identity (cache 1000), -- orders the rows of one recorder, no more
-  event_id       uuid        not null,
+  event_id       uuid,                      -- null: a row without an id, kept as a dead letter
   processor_id   int         not null,
   attempt_number int         not null,
   status         text        not null check (status in ('delivered', 'failed', 'dead', 'discarded')),
@@ -139,7 +139,7 @@ create table if not exists outbox_parked (
   processor_id    int         not null,
   commit_lsn      pg_lsn      not null,
   tx_index        bigint      not null,
-  event_id        uuid        not null,
+  event_id        uuid,                      -- null: a row without an id
   agg_hash        bigint      not null, -- of aggregate type and id; picks the lane by abs(agg_hash % lanes)
   status          text        not null check (status in ('parked', 'dead')),
   attempts        int         not null default 0, -- tries that were refused
