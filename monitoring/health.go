@@ -1,0 +1,76 @@
+package monitoring
+
+import (
+	"maps"
+	"sync"
+	"time"
+)
+
+// Role is what this process does for its slot.
+type Role string
+
+const (
+	// RoleStandby waits for a slot that another process reads: as healthy and as ready as the leader.
+	RoleStandby Role = "standby"
+	// RoleLeader reads the slot.
+	RoleLeader Role = "leader"
+)
+
+// Component is one part of the process as /readyz shows it.
+type Component struct {
+	OK bool `json:"ok"`
+	// Detail is one sentence for a person: the state, or the cause with its remedy.
+	Detail string `json:"detail,omitempty"`
+	// Since is when OK last changed.
+	Since time.Time `json:"since"`
+}
+
+// Health is the state of each component, by name ("session", "replication", "recorder", "sink:events"). Safe for use
+// by all goroutines; the zero value is a process that starts and is not ready.
+type Health struct {
+	mu         sync.Mutex
+	role       Role
+	components map[string]Component
+}
+
+// Set says how component is now.
+func (h *Health) Set(component string, ok bool, detail string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was, known := h.components[component]
+	now := Component{OK: ok, Detail: detail, Since: was.Since}
+	if !known || was.OK != ok {
+		now.Since = time.Now().UTC()
+	}
+	if h.components == nil {
+		h.components = make(map[string]Component)
+	}
+	h.components[component] = now
+}
+
+// SetRole says whether this process reads the slot or stands by.
+func (h *Health) SetRole(role Role) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.role = role
+}
+
+// Report is a copy of the state of all components.
+type Report struct {
+	// Ready is that every component is ok and there is at least one.
+	Ready      bool                 `json:"ready"`
+	Role       Role                 `json:"role,omitempty"`
+	Components map[string]Component `json:"components"`
+}
+
+// Report gives the state at this moment.
+func (h *Health) Report() Report {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := Report{Ready: len(h.components) > 0, Role: h.role, Components: make(map[string]Component, len(h.components))}
+	maps.Copy(r.Components, h.components)
+	for _, c := range r.Components {
+		r.Ready = r.Ready && c.OK
+	}
+	return r
+}

@@ -1,0 +1,149 @@
+package monitoring
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestHealthReport(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var h Health
+		if r := h.Report(); r.Ready {
+			t.Error("ready before any component is known")
+		}
+		start := time.Now().UTC()
+		h.Set("session", true, "streaming")
+		h.Set("sink:events", false, "unavailable: dial")
+		h.SetRole(RoleLeader)
+		time.Sleep(time.Minute)
+		h.Set("session", true, "draining")
+		h.Set("sink:events", false, "unavailable: time-out")
+		want := Report{Role: RoleLeader, Components: map[string]Component{
+			"session":     {OK: true, Detail: "draining", Since: start},
+			"sink:events": {Detail: "unavailable: time-out", Since: start},
+		}}
+		if diff := cmp.Diff(want, h.Report()); diff != "" {
+			t.Errorf("one component down (-want +got):\n%s", diff)
+		}
+
+		h.Set("sink:events", true, "")
+		r := h.Report()
+		if !r.Ready {
+			t.Errorf("not ready with all components ok: %+v", r)
+		}
+		if got := r.Components["sink:events"].Since; !got.Equal(start.Add(time.Minute)) {
+			t.Errorf("since = %v, want the moment it came back", got)
+		}
+		r.Components["sink:events"] = Component{}
+		if !h.Report().Ready {
+			t.Error("a report shares its map with Health")
+		}
+	})
+}
+
+func TestHandler(t *testing.T) {
+	t.Parallel()
+	var h Health
+	reg := NewRegistry()
+	NewMetrics("p_", reg).Sessions.Inc()
+	with, without := Handler(reg, &h), Handler(nil, &h)
+
+	expect := func(handler http.Handler, method, path string, status int) *httptest.ResponseRecorder {
+		t.Helper()
+		rec := httptest.NewRecorder()
+		handler.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), method, path, nil))
+		if rec.Code != status {
+			t.Errorf("%s %s: status %d, want %d", method, path, rec.Code, status)
+		}
+		return rec
+	}
+	expect(with, "GET", "/livez", 200)
+	expect(with, "GET", "/readyz", 503)
+	h.Set("replication", true, "slot in use by another process")
+	h.SetRole(RoleStandby)
+	var got Report
+	rec := expect(with, "GET", "/readyz", 200)
+	if err := json.Unmarshal(rec.Body.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(h.Report(), got); diff != "" {
+		t.Errorf("a standby's body (-want +got):\n%s", diff)
+	}
+	if ct := rec.Header().Get("Content-Type"); ct != "application/json" {
+		t.Errorf("content type = %q", ct)
+	}
+	h.Set("sink:events", false, "unavailable")
+	expect(with, "GET", "/readyz", 503)
+	expect(with, "GET", "/livez", 200)
+	if body := expect(with, "GET", "/metrics", 200).Body.String(); !strings.Contains(body, "p_sessions_total 1") {
+		t.Errorf("metrics lack p_sessions_total:\n%s", body)
+	}
+	expect(without, "GET", "/metrics", 404)
+	expect(with, "POST", "/readyz", 405)
+	expect(with, "GET", "/", 404)
+}
+
+func TestServeFinishesRunningRequests(t *testing.T) {
+	t.Parallel()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cancel()
+		// Shutdown closes the listener first, so a refused dial shows that this request outlives its beginning.
+		for r.Context().Err() == nil {
+			c, err := net.DialTimeout("tcp", l.Addr().String(), time.Second)
+			if err != nil {
+				break
+			}
+			c.Close()
+		}
+		_, _ = io.WriteString(w, "complete")
+	})
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx, l, handler) }()
+
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || string(body) != "complete" {
+		t.Errorf("body = %q, %v", body, err)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("serve = %v, want nil after its context ended", err)
+	}
+}
+
+func TestServeReportsBusyAddress(t *testing.T) {
+	t.Parallel()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := Serve(t.Context(), l.Addr().String(), http.NotFoundHandler()); err == nil {
+		t.Error("no error on an address in use")
+	}
+}
