@@ -1,0 +1,150 @@
+package servers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+)
+
+// releases are the builds that are downloaded, by major version.
+var releases = map[string]embeddedpostgres.PostgresVersion{
+	"14": "14.20.0", "15": "15.15.0", "16": "16.11.0", "17": "17.7.0", "18": "18.3.0",
+}
+
+const oldestMajor = 14
+
+// Binaries are the programs of one PostgreSQL.
+type Binaries struct {
+	Dir     string // holds initdb and postgres; psql and pg_recvlogical are missing in downloaded builds
+	Version string // such as 15.18
+	Reason  string // why these were chosen, for people
+}
+
+// Find looks for the PostgreSQL of a major version ("15"; "" is any that we support) on this machine, else in the
+// download cache, else it downloads one. binDir, when not empty, is the only place that is looked at.
+func Find(ctx context.Context, version, binDir string) (Binaries, error) {
+	if binDir != "" {
+		return inspect(ctx, binDir, version, "it was asked for")
+	}
+	var rejected []error
+	for _, place := range localPlaces(ctx) {
+		found, err := inspect(ctx, place.dir, version, place.reason)
+		if err == nil {
+			return found, nil
+		}
+		rejected = append(rejected, err)
+	}
+	found, err := download(ctx, version)
+	if err != nil {
+		return Binaries{}, fmt.Errorf("no PostgreSQL %s: %w; install it (Debian: apt-get install postgresql; macOS: brew install postgresql@18)",
+			version, errors.Join(append(rejected, err)...))
+	}
+	return found, nil
+}
+
+type place struct{ dir, reason string }
+
+func localPlaces(ctx context.Context) []place {
+	var places []place
+	if out, err := exec.CommandContext(ctx, "pg_config", "--bindir").Output(); err == nil {
+		places = append(places, place{strings.TrimSpace(string(out)), "pg_config names it"})
+	}
+	for _, pattern := range []string{
+		"/usr/lib/postgresql/*/bin",         // Debian
+		"/usr/pgsql-*/bin",                  // Red Hat
+		"/opt/homebrew/opt/postgresql*/bin", // macOS
+		"/usr/local/opt/postgresql*/bin",
+	} {
+		dirs, _ := filepath.Glob(pattern) //nolint:errcheck // the pattern is well-formed
+		slices.Reverse(dirs)              // the newest first
+		for _, dir := range dirs {
+			places = append(places, place{dir, "it is installed"})
+		}
+	}
+	return places
+}
+
+var versionPattern = regexp.MustCompile(`\(PostgreSQL\) ((\d+)\S*)`)
+
+// inspect runs the server binary as the user who will run the server, and so finds out both its version and whether
+// that user may run it.
+func inspect(ctx context.Context, dir, version, reason string) (Binaries, error) {
+	owner, err := serverUser()
+	if err != nil {
+		return Binaries{}, err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = childAttributes(owner, syscall.SIGKILL)
+	out, err := cmd.Output()
+	if err != nil {
+		return Binaries{}, fmt.Errorf("%s: %w", dir, err)
+	}
+	match := versionPattern.FindStringSubmatch(string(out))
+	if match == nil {
+		return Binaries{}, fmt.Errorf("%s: unknown version %q", dir, out)
+	}
+	major, err := strconv.Atoi(match[2])
+	if err != nil || major < oldestMajor || version != "" && version != match[2] {
+		return Binaries{}, fmt.Errorf("%s is version %s", dir, match[1])
+	}
+	if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {
+		return Binaries{}, err
+	}
+	return Binaries{Dir: dir, Version: match[1], Reason: reason}, nil
+}
+
+func download(ctx context.Context, version string) (Binaries, error) {
+	if version == "" {
+		version = "18"
+	}
+	release, known := releases[version]
+	if !known {
+		return Binaries{}, fmt.Errorf("version %q cannot be downloaded, only %s", version,
+			strings.Join(slices.Sorted(maps.Keys(releases)), ", "))
+	}
+	reason := "it was downloaded before"
+	dir, err := cached(filepath.Join("pg", string(release)), func(dir string) error {
+		reason = "it was downloaded"
+		return fetch(release, dir)
+	})
+	if err != nil {
+		return Binaries{}, fmt.Errorf("download PostgreSQL %s: %w", release, err)
+	}
+	return inspect(ctx, filepath.Join(dir, "bin"), version, reason)
+}
+
+// fetch downloads and unpacks a release. The library knows the builds of every platform and checks their sums, but it
+// offers this only as the first step of starting a server, at a fixed port and not as root. So it is given a data
+// directory that it refuses to clear, ".", and stops right after having unpacked.
+func fetch(release embeddedpostgres.PostgresVersion, dir string) error {
+	archive, err := os.MkdirTemp(filepath.Dir(dir), "archive-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(archive)
+	err = embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+		Version(release).
+		Port(0).
+		CachePath(archive).
+		RuntimePath(filepath.Join(archive, "runtime")).
+		BinariesPath(dir).
+		DataPath(".").
+		Logger(io.Discard)).Start()
+	if _, missing := os.Stat(filepath.Join(dir, "bin", "postgres")); missing != nil {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+//go:build !containers
+
+package servers
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// launchPostgres makes a cluster and what runs it, not yet started.
+func launchPostgres(ctx context.Context, o PostgresOptions, port int, password string) (_ instance, binDir string, err error) {
+	binaries, err := Find(ctx, o.Version, o.BinDir)
+	if err != nil {
+		return nil, "", err
+	}
+	owner, err := serverUser()
+	if err != nil {
+		return nil, "", err
+	}
+	dir, err := newDirectory(o.Dir, "pg", owner)
+	if err != nil {
+		return nil, "", err
+	}
+	p := &process{
+		path:    filepath.Join(binaries.Dir, "postgres"),
+		args:    []string{"-D", filepath.Join(dir.path, "data"), "-p", strconv.Itoa(port)},
+		logFile: filepath.Join(dir.path, "postgres.log"),
+		signal:  syscall.SIGQUIT, // immediate shutdown
+		user:    owner,
+		dir:     dir,
+	}
+	if err := p.initdb(ctx, binaries, o.settings(), password); err != nil {
+		return nil, "", fmt.Errorf("initdb of %s: %w", binaries.Dir, joinRemove(err, p))
+	}
+	return p, binaries.Dir, nil
+}
+
+func (p *process) initdb(ctx context.Context, binaries Binaries, settings map[string]string, password string) error {
+	data := filepath.Join(p.dir.path, "data")
+	passwordFile := filepath.Join(p.dir.path, "password")
+	if err := os.WriteFile(passwordFile, []byte(password), 0o600); err != nil {
+		return err
+	}
+	if p.user != nil {
+		if err := os.Chown(passwordFile, int(p.user.Uid), int(p.user.Gid)); err != nil {
+			return err
+		}
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(binaries.Dir, "initdb"), "-D", data, "-U", superuser,
+		"--auth=password", "--pwfile="+passwordFile, "--encoding=UTF8", "--no-locale", "--no-sync")
+	cmd.Dir = p.dir.path
+	cmd.SysProcAttr = childAttributes(p.user, syscall.SIGKILL)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return appendSettings(filepath.Join(data, "postgresql.conf"), map[string]string{
+		"listen_addresses":        "127.0.0.1",
+		"unix_socket_directories": p.dir.path,
+	}, settings)
+}
+
+// appendSettings writes to the file rather than to the command line, which would overrule ALTER SYSTEM.
+func appendSettings(path string, groups ...map[string]string) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	for _, group := range groups {
+		for name, value := range group {
+			if _, err := fmt.Fprintf(file, "%s = '%s'\n", name, strings.ReplaceAll(value, "'", "''")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
