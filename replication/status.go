@@ -53,6 +53,7 @@ func (s *Stream) send(now time.Time) error {
 	var b [39]byte
 	encodeStatus(&b, lsn, now)
 	if err := s.wire.write(b[:]); err != nil {
+		s.broken = true
 		return err
 	}
 	s.lastStatus, s.lastSent, s.replyWanted = now, lsn, false
@@ -77,7 +78,13 @@ const closeWait = time.Second
 
 // Close sends what is confirmed for the last time and ends the stream. It then reads what the server still sends:
 // a close with unread bytes would reset the connection, and the last status with it.
+//
+// Calling it again does nothing.
 func (s *Stream) Close() {
+	if s.closed {
+		return
+	}
+	s.closed = true
 	defer func() { _ = s.wire.close() }() // what had to be said was said
 	now := time.Now()
 	if s.send(now) != nil {

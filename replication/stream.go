@@ -60,6 +60,9 @@ type Stream struct {
 	lastSent    pglogrepl.LSN
 	replyWanted bool
 
+	broken bool // reading or writing has failed
+	closed bool
+
 	askedAt   pglogrepl.LSN // requests for a reply at this LSN,
 	asked     int           // so many
 	askedFrom time.Time     // since then
@@ -81,12 +84,21 @@ func (s *Stream) Track(p Progress) { s.progress = p }
 // Fast says that the stream is fast: others may then take their time too, and work in larger batches.
 func (s *Stream) Fast() bool { return s.pacer.fast }
 
+// Broken says that the connection is gone, and with it the slot.
+func (s *Stream) Broken() bool { return s.broken || s.closed }
+
 // Buffered says that Next returns without looking at the network.
 func (s *Stream) Buffered() bool { return s.complete() > 0 }
 
 // Next returns the next message. It sends status messages while it waits. Its error ends the session: the stream
 // cannot go on.
 func (s *Stream) Next(ctx context.Context) (Frame, error) {
+	f, err := s.next(ctx)
+	s.broken = s.broken || err != nil && ctx.Err() == nil
+	return f, err
+}
+
+func (s *Stream) next(ctx context.Context) (Frame, error) {
 	stop := func() bool { return true }
 	defer func() { stop() }()
 	for waiting := false; ; {

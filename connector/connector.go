@@ -1,0 +1,166 @@
+package connector
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// Config is a connector. It was validated by whoever made it; all fields are required unless they say otherwise.
+type Config struct {
+	// Name of the connector, under which its sinks are known in outbox_processors.
+	Name     string
+	Source   Source
+	Sinks    []Sink
+	Delivery Delivery
+	Metrics  *monitoring.Metrics
+	Health   *monitoring.Health
+	Logger   *slog.Logger
+}
+
+// Source is the outbox and its slot.
+type Source struct {
+	DSN            string
+	ReplicationDSN string
+	MaxConnections int // SQL connections; the replication connection is one more
+	Slot           string
+	Publication    string
+	Table          string // schema.table
+	LedgerSchema   string
+	Columns        decoder.Columns
+}
+
+// Sink is a destination.
+type Sink struct {
+	Name string
+	Type string
+	// Description is kept in outbox_processors for people. It holds no secrets.
+	Description json.RawMessage
+	Topic, Key  router.Template
+	// Open makes the sink; the connector closes it at the end of the session.
+	Open func() (sinks.Sink, error)
+}
+
+// Delivery says how events are delivered.
+type Delivery struct {
+	BatchSize    int // messages a Deliver at most
+	Lanes        int // a sink
+	Timeout      time.Duration
+	DrainTimeout time.Duration
+	MaxRetries   int
+	Retry        Retry
+	// What may be read and not settled: events, and bytes of them.
+	MaxInFlight      int
+	MaxInFlightBytes int
+	// A larger event becomes a dead letter without its payload.
+	MaxEventBytes int
+}
+
+// unreachableFor is how long Run waits for PostgreSQL before the first session.
+const unreachableFor = 30 * time.Second
+
+// Connector reads one outbox and delivers its events. Make it with New, run it once.
+type Connector struct {
+	cfg  Config
+	pool *pgxpool.Pool
+
+	ran         bool // a session has streamed,
+	ranThisTime bool // and so did the last one
+	standingBy  bool
+}
+
+// New makes a connector. It connects to nothing.
+func New(cfg Config) *Connector { return &Connector{cfg: cfg} }
+
+// Run delivers until ctx ends and what is on the wire has been recorded: then its error is nil. A session that ends with
+// an error is followed by another, from where the slot stands. Run itself ends with an error only for what no
+// further try can mend; such an error has ExitCode() int, as DESIGN.md section 8 lists them.
+func (c *Connector) Run(ctx context.Context) error {
+	pool, err := c.openPool(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	c.pool = pool
+	c.cfg.Health.Set("session", false, "starting")
+	started := time.Now()
+	failures := 0
+	for {
+		c.ranThisTime = false
+		err := c.session(ctx)
+		c.cfg.Metrics.Leader.Set(0)
+		if ctx.Err() != nil {
+			return c.stopped(err)
+		}
+		if c.ranThisTime {
+			failures = 0
+		}
+		if c.fatal(err) {
+			c.cfg.Health.Set("session", false, err.Error())
+			return err
+		}
+		if errors.Is(err, replication.ErrSlotInUse) {
+			if err := c.standBy(ctx, err); err != nil {
+				return nil // asked to stop while standing by
+			}
+			continue
+		}
+		if !c.ran && unreachable(err) && time.Since(started) > unreachableFor {
+			return exitError{69, fmt.Errorf("PostgreSQL was not reachable for %s: %w", unreachableFor, err)}
+		}
+		failures++
+		wait := Retry{Initial: 200 * time.Millisecond, Max: 10 * time.Second}.delay(failures)
+		c.cfg.Health.Set("session", false, err.Error())
+		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait)
+		if pause(ctx, wait) != nil {
+			return nil
+		}
+	}
+}
+
+// stopped says how a stop went that was asked for.
+func (c *Connector) stopped(err error) error {
+	switch {
+	case err == nil || errors.Is(err, context.Canceled):
+		c.cfg.Logger.Info("drained and stopped", "slot", c.cfg.Source.Slot)
+		return nil
+	case !c.ranThisTime:
+		return nil // stopped before a session was under way: nothing to drain
+	}
+	c.cfg.Logger.Error("stopped without a clean drain", "slot", c.cfg.Source.Slot, "err", err)
+	return err
+}
+
+// standBy waits a little before it asks for the slot again, for ever: PostgreSQL's slot is the lock.
+func (c *Connector) standBy(ctx context.Context, why error) error {
+	c.cfg.Health.SetRole(monitoring.RoleStandby)
+	if !c.standingBy {
+		c.standingBy = true
+		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
+	}
+	c.cfg.Health.Set("session", true, "standing by: "+why.Error())
+	return pause(ctx, time.Second/2+rand.N(time.Second/2))
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

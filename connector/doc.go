@@ -1,0 +1,25 @@
+// Package connector is the pipeline between the replication stream and the sinks. Run makes one session after the
+// other; a session ends with its first error, and the next one starts from the slot. No part repairs itself.
+//
+//	reader ──chan []*delivery──▶ lanes ──chan Outcomes──▶ recorder
+//	  ▲                          Deliver                    │ one transaction: log, dead letters, checkpoint
+//	  └───────── standby status ◀── Tracker.Confirmed() ◀───┘
+//
+// Goroutines of a session, all started in session.run, which waits for them:
+//
+//	goroutine         ends when                                  owns
+//	reader (1)        ctx ends, or the stream does               replication connection, decoder, send side of the lanes' channels
+//	lane (N a sink)   its channel is closed and nothing is on    the order of its aggregates, its queue
+//	                  the wire, or work ends
+//	Deliver (≤ 1 a    the sink answers, or its deadline passes   the batch it was given, until it returns
+//	lane)
+//	recorder (1)      its channel is closed and empty, or work   the ledger's connection, the settled side of the tracker
+//	                  ends
+//	keeper (1)        work ends                                  partitions, drift check, heartbeat, lag
+//
+// The only sender closes: the reader closes the lanes' channels; session.run closes the recorder's after the reader
+// and all lanes, its senders, have returned.
+//
+// Three contexts exist. The caller's ends the reading. deliver ends Deliver calls: when the drain takes too long, or at
+// once when the replication connection is lost. work ends everything, after the outcomes of those calls were recorded.
+package connector

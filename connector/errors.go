@@ -1,0 +1,49 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// exitError is an error that no further try can mend, with the exit code of DESIGN.md section 8.
+type exitError struct {
+	code int
+	error
+}
+
+// ExitCode is the process's exit code.
+func (e exitError) ExitCode() int { return e.code }
+
+func (e exitError) Unwrap() error { return e.error }
+
+// lost is a slot that is lost, or not ours.
+func lost(format string, args ...any) error { return exitError{70, fmt.Errorf(format, args...)} }
+
+// fatal says that the process should end with err. A wrong password is a mistake before the first session, and a
+// rotation that is under way after it.
+func (c *Connector) fatal(err error) bool {
+	var coded interface{ ExitCode() int }
+	if !errors.As(err, &coded) {
+		return false
+	}
+	switch coded.ExitCode() {
+	case 70, 77, 78:
+		return true
+	}
+	return !c.ran
+}
+
+// unreachable says that PostgreSQL could not be talked to at all.
+func unreachable(err error) bool {
+	var connect *pgconn.ConnectError
+	var network net.Error
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return len(pg.Code) == 5 && pg.Code[:3] == "57P" // starting up or shutting down
+	}
+	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded)
+}

@@ -1,0 +1,264 @@
+package connector
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+const (
+	// handOver is how many deliveries the reader collects at most before it hands them to the lanes.
+	handOver = 1024
+	slabSize = 256 // deliveries made at a time
+
+	// A keepalive's position is written to the checkpoint when it is this far ahead, or a smaller step after a while:
+	// the server logs a record of running transactions after every commit, ours included, and an idle server must
+	// stay idle.
+	idleStep      = 1 << 20
+	idleSmallStep = 64 << 10
+	idleWait      = 10 * time.Second
+)
+
+// reader is the main loop: it decodes the stream, adds each event to the tracker, and only then hands its deliveries
+// to the lanes. It runs in the session's own goroutine, which owns the replication connection.
+type reader struct {
+	stream  *replication.Stream
+	decoder *decoder.Decoder
+	router  *router.Router
+	tracker *checkpoint.Tracker
+	start   checkpoint.Start
+	lanes   map[int32][]*lane // by processor
+	out     chan<- checkpoint.Outcomes
+
+	tx struct {
+		open      bool
+		lsn       pglogrepl.LSN
+		committed time.Time
+		next      int64 // index of the next insert
+		ours      bool  // it has inserts into the outbox
+	}
+	targets   []router.Target
+	collected int
+	slab      []delivery
+	lastIdle  time.Time
+}
+
+// read ends with ctx, or with what ended the stream. Nothing is ever skipped: what cannot be decoded ends the session.
+func (r *reader) read(ctx context.Context) error {
+	for {
+		if !r.stream.Buffered() {
+			if err := r.flush(ctx); err != nil {
+				return err
+			}
+		}
+		f, err := r.stream.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if f.Keepalive {
+			r.keepalive(f.LSN)
+			continue
+		}
+		m, err := r.decoder.Decode(f.Data)
+		if err != nil {
+			return fmt.Errorf("decode transaction at %s: %w", r.tx.lsn, err)
+		}
+		if err := r.message(ctx, m); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *reader) message(ctx context.Context, m decoder.Message) error {
+	switch m.Kind {
+	case decoder.KindBegin:
+		r.tx.open, r.tx.lsn, r.tx.committed, r.tx.next, r.tx.ours = true, m.LSN, m.CommitTime, 0, false
+		r.tracker.Begin()
+	case decoder.KindInsert:
+		if !r.tx.open {
+			return fmt.Errorf("insert outside of a transaction after %s", r.tx.lsn)
+		}
+		return r.insert(ctx, m)
+	case decoder.KindCommit:
+		if !r.tx.open || m.LSN != r.tx.lsn {
+			return fmt.Errorf("commit at %s of a transaction that began at %s", m.LSN, r.tx.lsn)
+		}
+		r.tx.open = false
+		r.tracker.Commit(m.LSN, m.EndLSN, r.tx.next-1, r.tx.ours)
+	}
+	return nil
+}
+
+// insert takes one row. Its position counts all inserts of the transaction, those into other tables included.
+func (r *reader) insert(ctx context.Context, m decoder.Message) error {
+	pos := checkpoint.Position{LSN: r.tx.lsn, Index: r.tx.next}
+	r.tx.next++
+	if m.Event == nil {
+		return nil
+	}
+	r.tx.ours = true
+	if pos.Compare(r.start.Prefix) <= 0 {
+		return nil
+	}
+	if r.tracker.Full(m.Size) {
+		if err := r.room(ctx, m.Size); err != nil {
+			return err
+		}
+	}
+	if m.Invalid != nil {
+		return r.invalid(ctx, pos, m)
+	}
+	r.targets = r.router.Route(m.Event, r.targets[:0])
+	owed := r.targets[:0]
+	for _, t := range r.targets {
+		if !r.settled(t.Processor, pos) {
+			owed = append(owed, t)
+		}
+	}
+	// Added before anybody else hears of it: from here on its LSN cannot be confirmed.
+	entry := r.tracker.Add(pos, len(owed), m.Size, r.tx.committed)
+	if len(owed) == 0 {
+		return nil
+	}
+	hash := router.AggregateHash(m.Event.AggregateType, m.Event.AggregateID)
+	for _, t := range owed {
+		if len(r.slab) == 0 {
+			r.slab = make([]delivery, slabSize)
+		}
+		d := &r.slab[0]
+		r.slab = r.slab[1:]
+		d.Message = sinks.Message{
+			Event: m.Event, Topic: t.Topic, Key: t.Key, LSN: pos.LSN, Index: pos.Index, CommitTime: r.tx.committed,
+		}
+		d.hash, d.entry = hash, entry
+		lanes := r.lanes[t.Processor]
+		l := lanes[router.Lane(hash, len(lanes))]
+		l.collect = append(l.collect, d)
+		r.collected++
+	}
+	if r.collected >= handOver {
+		return r.flush(ctx)
+	}
+	return nil
+}
+
+// settled says that the ledger has the outcome already: a restart, and PostgreSQL sends the event again.
+func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
+	if len(r.start.Settled) == 0 {
+		return false
+	}
+	_, ok := r.start.Settled[checkpoint.Key{Processor: processor, Position: pos}]
+	return ok
+}
+
+// invalid makes a row that is no event a dead letter of processor 0.
+func (r *reader) invalid(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
+	if r.settled(0, pos) {
+		r.tracker.Add(pos, 0, m.Size, r.tx.committed)
+		return nil
+	}
+	now := time.Now()
+	o := checkpoint.Outcome{
+		Entry: r.tracker.Add(pos, 1, m.Size, r.tx.committed), Position: pos, EventID: m.Event.ID,
+		Status: checkpoint.Dead, StartedAt: now, CompletedAt: now, Error: m.Invalid.Error(),
+		Dead: &checkpoint.DeadLetter{Event: eventJSON(m.Event), Payload: m.Event.Payload},
+	}
+	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
+}
+
+// room waits until the window has room for an event of this size.
+func (r *reader) room(ctx context.Context, size int) error {
+	if err := r.flush(ctx); err != nil { // what we hold may be what it waits for
+		return err
+	}
+	for r.tracker.Full(size) {
+		if _, err := waitFor(ctx, r.stream, r.tracker.Room()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flush hands what was collected to the lanes: one channel operation serves hundreds of events.
+func (r *reader) flush(ctx context.Context) error {
+	if r.collected == 0 {
+		return nil
+	}
+	r.collected = 0
+	for _, lanes := range r.lanes {
+		for _, l := range lanes {
+			if len(l.collect) == 0 {
+				continue
+			}
+			n := len(l.collect)
+			if err := send(ctx, r.stream, l.in, l.collect); err != nil {
+				return err
+			}
+			l.collect = make([]*delivery, 0, n) // the lane owns the other one now
+		}
+	}
+	return nil
+}
+
+// keepalive: everything that commits before lsn was sent before it. It counts only when nothing is in flight and no
+// transaction is open; the tracker knows. Without it an idle outbox would pin the WAL of a busy database.
+func (r *reader) keepalive(lsn pglogrepl.LSN) {
+	now := time.Now()
+	confirmed := r.tracker.Confirmed()
+	step := lsn - min(lsn, confirmed)
+	wake := step >= idleStep || step > idleSmallStep && now.Sub(r.lastIdle) >= idleWait
+	if r.tracker.Idle(lsn, wake) && wake {
+		r.lastIdle = now
+	}
+}
+
+// send puts v into c. While it waits it goes on reporting to the server.
+func send[T any](ctx context.Context, s *replication.Stream, c chan<- T, v T) error {
+	select {
+	case c <- v:
+		return nil
+	default:
+	}
+	for {
+		t := time.NewTimer(s.Wait())
+		select {
+		case c <- v:
+			t.Stop()
+			return nil
+		case <-t.C:
+			if err := s.Report(); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// waitFor takes a value from c. While it waits it goes on reporting to the server.
+func waitFor[T any](ctx context.Context, s *replication.Stream, c <-chan T) (T, error) {
+	for {
+		t := time.NewTimer(s.Wait())
+		select {
+		case v := <-c:
+			t.Stop()
+			return v, nil
+		case <-t.C:
+			if err := s.Report(); err != nil {
+				return *new(T), err
+			}
+		case <-ctx.Done():
+			t.Stop()
+			return *new(T), context.Cause(ctx)
+		}
+	}
+}

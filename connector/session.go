@@ -1,0 +1,267 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// recordWait bounds how long a session that ends tries to record the last outcomes.
+const recordWait = 5 * time.Second
+
+var (
+	errDrainTimeout    = errors.New("delivery.drain_timeout has passed with messages on the wire: their outcome is unknown, they will be delivered again")
+	errRecordTimeout   = fmt.Errorf("the ledger could not be written for %s", recordWait)
+	errRecorderStopped = errors.New("the server ended the recorder's session")
+)
+
+// session is the life of one replication connection.
+type session struct {
+	c        *Connector
+	stream   *replication.Stream
+	tracker  *checkpoint.Tracker
+	recorder *checkpoint.Recorder
+	reader   *reader
+	lanes    []*lane
+	sinks    []sinks.Sink
+	outcomes chan checkpoint.Outcomes
+}
+
+// session runs one session from preflight to the last status. Its error says why it ended; nil after a clean drain.
+func (c *Connector) session(ctx context.Context) error {
+	facts, err := c.preflight(ctx)
+	if err != nil {
+		return err
+	}
+	stream, id, err := replication.Open(ctx, replication.StreamConfig{
+		DSN: c.cfg.Source.ReplicationDSN, Slot: c.cfg.Source.Slot, Publication: c.cfg.Source.Publication,
+	})
+	if err != nil {
+		return err
+	}
+	// The slot is ours until here: whoever waits for it may have it once the last status is sent.
+	defer stream.Close()
+	c.cfg.Health.SetRole(monitoring.RoleLeader)
+	s := &session{c: c, stream: stream}
+	defer s.closeSinks()
+	start, err := s.takeOver(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.checkHistory(ctx, id, start); err != nil {
+		s.recorder.Close()
+		return err
+	}
+	if err := s.build(ctx, start, facts); err != nil {
+		s.recorder.Close()
+		return err
+	}
+	return s.run(ctx)
+}
+
+// takeOver opens the recorder while the stream is kept alive: the ledger's lock may have to be waited for.
+func (s *session) takeOver(ctx context.Context) (checkpoint.Start, error) {
+	type opened struct {
+		start checkpoint.Start
+		err   error
+	}
+	done := make(chan opened, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		var o opened
+		s.recorder, o.start, o.err = checkpoint.OpenRecorder(ctx, s.c.recorderConfig(s.stream.Fast))
+		done <- o
+	})
+	o, err := waitFor(ctx, s.stream, done)
+	if err != nil {
+		cancel()
+		if late := <-done; late.err == nil {
+			s.recorder.Close()
+		}
+		return checkpoint.Start{}, err
+	}
+	return o.start, o.err
+}
+
+// checkHistory refuses a slot whose history is not the checkpoint's: what lies between them may never have been
+// delivered, or lie on another timeline.
+func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start checkpoint.Start) error {
+	slot := c.cfg.Source.Slot
+	const remedy = `; run "outbox-cdc resync", which compares table and ledger`
+	if id.SystemID != start.SystemIdentifier {
+		return lost("slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
+	}
+	if id.Timeline != start.Timeline {
+		return lost("slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
+	}
+	var confirmed uint64
+	err := c.pool.QueryRow(ctx, "select confirmed_flush_lsn from pg_replication_slots where slot_name = $1", slot).Scan(&confirmed)
+	if err != nil {
+		return fmt.Errorf("ask where slot %q stands: %w", slot, err)
+	}
+	if lsn := pglogrepl.LSN(confirmed); lsn > start.Confirmed {
+		return lost("slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, lsn, start.Confirmed)
+	}
+	return nil
+}
+
+// build makes everything that run starts. Nothing runs yet.
+func (s *session) build(ctx context.Context, start checkpoint.Start, facts replication.Facts) error {
+	c := s.c
+	d := c.cfg.Delivery
+	ids, err := c.registerProcessors(ctx)
+	if err != nil {
+		return err
+	}
+	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
+	s.stream.Track(s.tracker)
+	total := len(c.cfg.Sinks) * d.Lanes
+	// Room for all that lanes may have unrecorded, so that a lane never waits for the recorder.
+	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
+	byProcessor := map[int32][]*lane{}
+	var targets []router.Sink
+	for _, sc := range c.cfg.Sinks {
+		sink, err := sc.Open()
+		if err != nil {
+			return fmt.Errorf("open sink %q: %w", sc.Name, err)
+		}
+		s.sinks = append(s.sinks, sink)
+		id := ids[sc.Name]
+		state := newSinkState(sc.Name, c.cfg.Health, c.cfg.Logger)
+		for i := range d.Lanes {
+			l := newLane(lane{
+				sink: sink, name: sc.Name, id: id, number: i, delivery: d, state: state,
+				metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger, out: s.outcomes,
+			})
+			s.lanes = append(s.lanes, l)
+			byProcessor[id] = append(byProcessor[id], l)
+		}
+		targets = append(targets, router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key})
+	}
+	s.reader = &reader{
+		stream: s.stream, tracker: s.tracker, start: start, lanes: byProcessor, out: s.outcomes,
+		decoder: decoder.New(decoder.Table{OID: facts.TableOID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
+		router:  router.New(targets),
+	}
+	return nil
+}
+
+// run starts all goroutines of the session and waits for them: reading, then draining, then the last status.
+func (s *session) run(ctx context.Context) error {
+	c := s.c
+	c.cfg.Metrics.Sessions.Inc()
+	c.cfg.Metrics.Leader.Set(1)
+	c.ran, c.ranThisTime, c.standingBy = true, true, false
+	c.cfg.Health.Set("session", true, "streaming")
+	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", s.reader.start.Confirmed.String(),
+		"prefix", s.reader.start.Prefix.String(), "settled_beyond", len(s.reader.start.Settled))
+	reading, stopReading := context.WithCancelCause(ctx)
+	defer stopReading(nil)
+	apart := context.WithoutCancel(ctx)
+	deliver, endDeliver := context.WithCancelCause(apart)
+	defer endDeliver(nil)
+	work, endWork := context.WithCancelCause(apart)
+	defer endWork(nil)
+
+	var lanes, recorder, keeper errgroup.Group
+	for _, l := range s.lanes {
+		lanes.Go(func() error {
+			err := l.run(work, deliver)
+			if err != nil {
+				stopReading(err)
+			}
+			return err
+		})
+	}
+	recorder.Go(func() error {
+		err := s.recorder.Run(work, s.tracker, s.outcomes)
+		if checkpoint.ServerStopping(err) {
+			err = fmt.Errorf("%w: %w", errRecorderStopped, err)
+		}
+		if err != nil {
+			stopReading(fmt.Errorf("recorder: %w", err))
+		}
+		return err
+	})
+	keeper.Go(func() error {
+		err := c.keep(reading, s.tracker)
+		if err != nil {
+			stopReading(err)
+		}
+		return err
+	})
+
+	err := s.reader.read(reading)
+	if reading.Err() != nil {
+		err = context.Cause(reading) // what stopped the reading says more than its interruption
+	}
+	for _, l := range s.lanes {
+		close(l.in)
+	}
+	if s.stream.Broken() { // the slot may be somebody else's now
+		endDeliver(err)
+	}
+	if errors.Is(err, replication.ErrServerStopping) || errors.Is(err, errRecorderStopped) {
+		// The server waits for us to let go, and nothing can be recorded any more.
+		s.stream.Close()
+		endDeliver(err)
+		endWork(err)
+	}
+	drainTimer := time.AfterFunc(c.cfg.Delivery.DrainTimeout, func() { endDeliver(errDrainTimeout) })
+	defer drainTimer.Stop()
+	s.drain(&lanes, &recorder, endWork)
+	endWork(err)
+	_ = keeper.Wait() // its error, if it had one, ended the reading
+	if ctx.Err() == nil {
+		return err
+	}
+	if errors.Is(context.Cause(deliver), errDrainTimeout) {
+		return errDrainTimeout
+	}
+	return recorder.Wait()
+}
+
+// drain waits for what is on the wire and for its outcomes to be recorded. Meanwhile the server hears of us, and of
+// the positions that this settles.
+func (s *session) drain(lanes, recorder *errgroup.Group, endWork context.CancelCauseFunc) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = lanes.Wait() // as above
+		close(s.outcomes)
+		t := time.AfterFunc(recordWait, func() { endWork(errRecordTimeout) })
+		defer t.Stop()
+		_ = recorder.Wait()
+	}()
+	for !s.stream.Broken() {
+		if _, err := waitFor(context.Background(), s.stream, done); err == nil {
+			return
+		}
+	}
+	<-done
+}
+
+// closeSinks closes the clients; the next session opens them anew.
+func (s *session) closeSinks() {
+	for i, sink := range s.sinks {
+		if err := sink.Close(); err != nil {
+			s.c.cfg.Logger.Warn("sink did not close", "sink", s.c.cfg.Sinks[i].Name, "err", err)
+		}
+	}
+}

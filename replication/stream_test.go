@@ -1,0 +1,404 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// fakeWire is a wire whose other end is the test. It lives in a synctest bubble.
+type fakeWire struct {
+	in       chan []byte // what the server sends; closed: EOF
+	rest     []byte
+	deadline time.Time
+	broken   chan struct{}
+
+	mu   sync.Mutex
+	sent []sentStatus
+	raw  []byte
+}
+
+type sentStatus struct {
+	at                  time.Time
+	write, flush, apply uint64
+}
+
+func newFakeWire() *fakeWire {
+	return &fakeWire{in: make(chan []byte, 100), broken: make(chan struct{}, 1)}
+}
+
+func (w *fakeWire) take(p, b []byte, ok bool) (int, error) {
+	if !ok {
+		return 0, io.EOF
+	}
+	n := copy(p, b)
+	w.rest = b[n:]
+	return n, nil
+}
+
+func (w *fakeWire) tryRead(p []byte) (int, error) {
+	if len(w.rest) > 0 {
+		return w.take(p, w.rest, true)
+	}
+	select {
+	case b, ok := <-w.in:
+		return w.take(p, b, ok)
+	default:
+		return 0, nil
+	}
+}
+
+func (w *fakeWire) setDeadline(t time.Time) error { w.deadline = t; return nil }
+
+func (w *fakeWire) waitRead(p []byte) (int, error) {
+	t := time.NewTimer(time.Until(w.deadline))
+	defer t.Stop()
+	select {
+	case b, ok := <-w.in:
+		return w.take(p, b, ok)
+	case <-t.C:
+	case <-w.broken:
+	}
+	return 0, os.ErrDeadlineExceeded
+}
+
+func (w *fakeWire) write(p []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.raw = append(w.raw, p...)
+	if p[0] == 'd' && p[5] == 'r' {
+		w.sent = append(w.sent, sentStatus{
+			time.Now(), binary.BigEndian.Uint64(p[6:]), binary.BigEndian.Uint64(p[14:]), binary.BigEndian.Uint64(p[22:]),
+		})
+	}
+	return nil
+}
+
+func (w *fakeWire) interrupt()   { w.broken <- struct{}{} }
+func (w *fakeWire) close() error { return nil }
+
+func (w *fakeWire) statuses() []sentStatus {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]sentStatus(nil), w.sent...)
+}
+
+type fakeProgress struct {
+	mu        sync.Mutex
+	confirmed pglogrepl.LSN
+	inFlight  int
+}
+
+func (p *fakeProgress) set(lsn pglogrepl.LSN, inFlight int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.confirmed, p.inFlight = lsn, inFlight
+}
+func (p *fakeProgress) Confirmed() pglogrepl.LSN {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.confirmed
+}
+func (p *fakeProgress) InFlight() int { p.mu.Lock(); defer p.mu.Unlock(); return p.inFlight }
+
+func message(kind byte, body []byte) []byte {
+	b := []byte{kind, 0, 0, 0, 0}
+	binary.BigEndian.PutUint32(b[1:], uint32(len(body)+4))
+	return append(b, body...)
+}
+
+func keepalive(lsn uint64, reply byte) []byte {
+	b := binary.BigEndian.AppendUint64([]byte{'k'}, lsn)
+	return message('d', append(binary.BigEndian.AppendUint64(b, 0), reply))
+}
+
+func xlog(data string) []byte {
+	return message('d', append(append([]byte{'w'}, make([]byte, 24)...), data...))
+}
+
+func errorResponse(fields string) []byte { return message('E', []byte(fields)) }
+
+// testStream runs Next in a goroutine until it fails, and gives what it returned.
+func testStream(ctx context.Context, s *Stream) (frames chan Frame, ended chan error) {
+	frames, ended = make(chan Frame, 1000), make(chan error, 1)
+	go func() {
+		for {
+			f, err := s.Next(ctx)
+			if err != nil {
+				ended <- err
+				return
+			}
+			f.Data = append([]byte(nil), f.Data...)
+			frames <- f
+		}
+	}()
+	return frames, ended
+}
+
+// In five idle minutes the server hears of us every five seconds, and not more often.
+func TestStatusWhenIdle(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		s := newStream(w, senderTimeout/3, true)
+		p := &fakeProgress{confirmed: 77}
+		s.Track(p)
+		start := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		_, ended := testStream(ctx, s)
+		time.Sleep(5*time.Minute + time.Millisecond)
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+		got := w.statuses()
+		// The first is progress from 0 to 77.
+		if want := 20 * time.Millisecond; got[0].at.Sub(start) != want {
+			t.Errorf("first status after %s, want %s", got[0].at.Sub(start), want)
+		}
+		if len(got) != 60 {
+			t.Errorf("%d status messages in five minutes, want 60", len(got))
+		}
+		for i := 1; i < len(got); i++ {
+			if d := got[i].at.Sub(got[i-1].at); d != 5*time.Second {
+				t.Errorf("status %d came %s after the one before, want 5s", i, d)
+			}
+		}
+	})
+}
+
+// Progress is reported within 50 ms though no byte arrives, and write = flush = apply.
+func TestProgressIsReportedSoon(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		s := newStream(w, senderTimeout/3, true)
+		p := &fakeProgress{}
+		s.Track(p)
+		ctx, cancel := context.WithCancel(t.Context())
+		_, ended := testStream(ctx, s)
+		time.Sleep(time.Second)
+		w.in <- xlog("event") // in flight from now on
+		p.set(0, 1)
+		time.Sleep(333 * time.Millisecond)
+		if got := w.statuses(); len(got) != 0 {
+			t.Errorf("status %+v before there was progress", got)
+		}
+		settled := time.Now()
+		p.set(0x1234, 0)
+		time.Sleep(time.Second)
+		cancel()
+		<-ended
+		got := w.statuses()
+		if len(got) != 1 {
+			t.Fatalf("%d status messages, want 1", len(got))
+		}
+		if d := got[0].at.Sub(settled); d > 50*time.Millisecond {
+			t.Errorf("progress was reported after %s, want at most 50ms", d)
+		}
+		if s := got[0]; s.write != 0x1234 || s.flush != 0x1234 || s.apply != 0x1234 {
+			t.Errorf("status %+v, want write = flush = apply = 0x1234", s)
+		}
+	})
+}
+
+// Nothing is settled yet: flush must be 0 and must stay 0 on the wire.
+func TestStatusBeforeProgressConfirmsNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		s := newStream(w, senderTimeout/3, true)
+		s.Track(&fakeProgress{inFlight: 1})
+		ctx, cancel := context.WithCancel(t.Context())
+		_, ended := testStream(ctx, s)
+		w.in <- xlog("event")
+		w.in <- keepalive(0x9999, 1)
+		time.Sleep(time.Second)
+		cancel()
+		<-ended
+		got := w.statuses()
+		if len(got) != 1 {
+			t.Fatalf("%d status messages, want 1: the reply", len(got))
+		}
+		if s := got[0]; s.write != 0 || s.flush != 0 || s.apply != 0 {
+			t.Errorf("status %+v, want zeros", s)
+		}
+	})
+}
+
+// Replies are limited to one per 50 ms: an answer at once makes a ping-pong of thousands a second.
+func TestRepliesAreLimited(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		s := newStream(w, senderTimeout/3, true)
+		s.Track(&fakeProgress{})
+		ctx, cancel := context.WithCancel(t.Context())
+		_, ended := testStream(ctx, s)
+		start := time.Now()
+		for i := range 200 { // each at another LSN: no shutdown
+			w.in <- keepalive(uint64(1000+i), 1)
+			time.Sleep(5 * time.Millisecond)
+		}
+		cancel()
+		<-ended
+		got := w.statuses()
+		if len(got) < 15 || len(got) > 20 {
+			t.Errorf("%d replies in a second, want 20 at most and about that", len(got))
+		}
+		if d := got[0].at.Sub(start); d > 50*time.Millisecond {
+			t.Errorf("first reply after %s", d)
+		}
+	})
+}
+
+// A server that is shutting down asks without end for a position that cannot be confirmed any more.
+func TestKeepaliveStormEndsTheStream(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		s := newStream(w, senderTimeout/3, true)
+		s.Track(&fakeProgress{confirmed: 5})
+		_, ended := testStream(t.Context(), s)
+		for range stopRequests {
+			w.in <- keepalive(1000, 1)
+			time.Sleep(50 * time.Millisecond)
+		}
+		if err := <-ended; !errors.Is(err, ErrServerStopping) {
+			t.Errorf("ended with %v, want ErrServerStopping", err)
+		}
+		close(w.in)
+		s.Close()
+		got := w.statuses()
+		if last := got[len(got)-1]; last.flush != 5 {
+			t.Errorf("last status %+v, want flush 5", last)
+		}
+		if tail := string(w.raw[len(w.raw)-10:]); tail != "c\x00\x00\x00\x04X\x00\x00\x00\x04" {
+			t.Errorf("the stream ends with %q, want CopyDone and Terminate", tail)
+		}
+	})
+}
+
+func TestWhatTheServerSays(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		send []byte
+		want func(error) bool
+	}{
+		"error": {errorResponse("SERROR\x00C42704\x00Mpublication \"p\" does not exist\x00\x00"), func(err error) bool {
+			var e *pgconn.PgError
+			return errors.As(err, &e) && e.Code == "42704"
+		}},
+		"publication skipped (18)": {message('N', []byte("SWARNING\x00C55000\x00Mskipped loading publication: p\x00RLoadPublications\x00\x00")),
+			func(err error) bool { return errors.Is(err, ErrPublicationMissing) }},
+		"copy done":       {message('c', nil), func(err error) bool { return errors.Is(err, ErrServerStopping) }},
+		"unknown":         {message('Q', []byte("x")), func(err error) bool { return err != nil }},
+		"length 0":        {[]byte{'d', 0, 0, 0, 0}, func(err error) bool { return err != nil }},
+		"length of 3 GB":  {[]byte{'d', 0xc0, 0, 0, 0}, func(err error) bool { return err != nil }},
+		"short keepalive": {message('d', []byte{'k', 1, 2, 3}), func(err error) bool { return err != nil }},
+		"empty copy data": {message('d', nil), func(err error) bool { return err != nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newFakeWire()
+				s := newStream(w, senderTimeout/3, true)
+				_, ended := testStream(t.Context(), s)
+				w.in <- tt.send
+				if err := <-ended; !tt.want(err) {
+					t.Errorf("ended with %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Messages arrive whole, however the bytes are cut, and larger than any buffer.
+func TestFraming(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		s := newStream(w, senderTimeout/3, false)
+		ctx, cancel := context.WithCancel(t.Context())
+		var want []string
+		var all []byte
+		for i := range 400 {
+			n := i * 7 % 1900
+			if i%100 == 50 {
+				n = 3 * readBuffer
+			}
+			b := make([]byte, n)
+			for j := range b {
+				b[j] = byte(i + j)
+			}
+			want = append(want, string(b))
+			all = append(all, xlog(string(b))...)
+		}
+		frames, ended := testStream(ctx, s)
+		for i := 0; len(all) > 0; i++ {
+			n := min(len(all), 1+i*977%50000)
+			w.in <- all[:n]
+			all = all[n:]
+		}
+		for i := range want {
+			if f := <-frames; string(f.Data) != want[i] {
+				t.Fatalf("message %d has %d bytes, want %d", i, len(f.Data), len(want[i]))
+			}
+		}
+		cancel()
+		<-ended
+	})
+}
+
+func TestPacer(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(0, 0)
+	var p pacer
+	run := func(d time.Duration, bytesPerMs int) {
+		for range d / time.Millisecond {
+			now = now.Add(time.Millisecond)
+			p.read(now, bytesPerMs)
+		}
+	}
+	run(time.Second, 1000) // 1 MB/s
+	if p.empty(now) {
+		t.Error("pauses at 1 MB/s")
+	}
+	run(20*time.Millisecond, 50_000)
+	if !p.empty(now) {
+		t.Error("does not pause at 50 MB/s")
+	}
+	run(100*time.Millisecond, 80_000)
+	if !p.empty(now) {
+		t.Error("stops pausing though pauses made it faster")
+	}
+	run(100*time.Millisecond, 1000)
+	if p.empty(now) {
+		t.Error("pauses though the stream is slow again")
+	}
+	// Measured without pauses, the socket found empty: 50 MB/s. With pauses: 20.
+	p = pacer{start: now}
+	p.empty(now)
+	run(4*time.Millisecond, 50_000)
+	p.empty(now)
+	run(100*time.Millisecond, 20_000)
+	if p.empty(now) {
+		t.Error("goes on pausing though pauses made it slower")
+	}
+	for range 11_000 {
+		p.empty(now)
+		run(time.Millisecond, 20_000)
+	}
+	if !p.empty(now) {
+		t.Error("never tries to pause again")
+	}
+}
