@@ -16,7 +16,7 @@ const (
 // pacer decides whether to pause. It has no clock of its own.
 type pacer struct {
 	fast   bool    // the stream is fast
-	paused float64 // bytes a second, as measured before pausing
+	paused float64 // bytes a second, as last measured without pausing
 	noTill time.Time
 
 	start   time.Time // of the window being measured
@@ -49,7 +49,11 @@ func (p *pacer) read(now time.Time, n int) {
 		}
 	case p.fast && rate <= fastRate && !p.stalled:
 		p.fast = false
-	case p.fast && p.drained && !p.stalled && rate < p.paused && now.After(p.noTill):
+	case !p.drained || p.stalled:
+		// Not the sender's rate.
+	case !now.After(p.noTill):
+		p.paused = rate
+	case p.fast && rate < p.paused:
 		// Pauses make it slower: small send buffers, or a proxy in between.
 		p.noTill = now.Add(banned)
 	}
