@@ -1,0 +1,336 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// fakeSink is a sink whose answers a test makes.
+type fakeSink func(ctx context.Context, batch []sinks.Message) []error
+
+func (f fakeSink) Deliver(ctx context.Context, batch []sinks.Message) []error { return f(ctx, batch) }
+func (f fakeSink) Close() error                                               { return nil }
+
+// call is one Deliver, as a test saw it.
+type call struct {
+	at  time.Duration
+	ids []string
+}
+
+// laneBench runs one lane in a bubble, with a recorder that commits at once unless it is held.
+type laneBench struct {
+	*lane
+	t        *testing.T
+	start    time.Time
+	outcomes chan checkpoint.Outcomes
+	work     context.Context
+	end      context.CancelFunc
+	stopped  chan error
+
+	mu    sync.Mutex
+	calls []call
+	rows  []checkpoint.Outcome
+	held  bool
+}
+
+func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []sinks.Message) []error) *laneBench {
+	b := &laneBench{t: t, start: time.Now(), outcomes: make(chan checkpoint.Outcomes, 100), stopped: make(chan error, 1)}
+	b.work, b.end = context.WithCancel(t.Context())
+	sink := fakeSink(func(ctx context.Context, batch []sinks.Message) []error {
+		b.mu.Lock()
+		c := call{at: time.Since(b.start)}
+		for _, m := range batch {
+			c.ids = append(c.ids, m.Event.ID)
+		}
+		b.calls = append(b.calls, c)
+		n := len(b.calls)
+		b.mu.Unlock()
+		return answer(ctx, n, batch)
+	})
+	logger := slog.New(slog.DiscardHandler)
+	b.lane = newLane(lane{
+		sink: sink, name: "s", id: 1, out: b.outcomes, logger: logger, fast: func() bool { return false },
+		metrics: monitoring.NewMetrics("", nil).Sink("s"), state: newSinkState("s", &monitoring.Health{}, logger),
+		delivery: Delivery{
+			BatchSize: 3, Timeout: 30 * time.Second, MaxRetries: 2, Retry: Retry{Initial: time.Second, Max: time.Minute},
+		},
+	})
+	return b
+}
+
+func (b *laneBench) run() {
+	go func() { b.stopped <- b.lane.run(b.work, b.work) }()
+	go func() {
+		for o := range b.outcomes {
+			b.mu.Lock()
+			b.rows = append(b.rows, o.Rows...)
+			held := b.held
+			b.mu.Unlock()
+			if !held {
+				o.Recorded <- o.Seq
+			}
+		}
+	}()
+}
+
+// stop ends the lane as the end of a session does, and the recorder after it.
+func (b *laneBench) stop() {
+	close(b.in)
+	if err := <-b.stopped; err != nil {
+		b.t.Errorf("lane ended with %v", err)
+	}
+	close(b.outcomes)
+	b.end()
+	synctest.Wait()
+}
+
+// arrive hands over events "a1", "b1": aggregate and number.
+func (b *laneBench) arrive(ids ...string) {
+	var ds []*delivery
+	for i, id := range ids {
+		d := &delivery{entry: uint64(i)}
+		d.Message = sinks.Message{Event: &outbox.Event{ID: id, AggregateType: "t", AggregateID: id[:1], EventType: "e"}, Key: id[:1], LSN: 1, Index: int64(i)}
+		ds = append(ds, d)
+	}
+	b.in <- ds
+}
+
+func (b *laneBench) gotCalls() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := ""
+	for _, c := range b.calls {
+		s += fmt.Sprintf("%v@%s ", c.ids, c.at.Round(time.Second))
+	}
+	return s
+}
+
+func (b *laneBench) gotRows() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := ""
+	for _, r := range b.rows {
+		s += fmt.Sprintf("%s:%s#%d ", r.EventID, r.Status, r.Attempt)
+	}
+	return s
+}
+
+func check(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s:\n got %s\nwant %s", what, got, want)
+	}
+}
+
+// fail answers with err for the message id, and as the contract says for those behind it.
+func fail(batch []sinks.Message, errs map[string]error) []error {
+	out := make([]error, len(batch))
+	behind := map[string]bool{}
+	for i, m := range batch {
+		switch err := errs[m.Event.ID]; {
+		case behind[m.Key]:
+			out[i] = sinks.ErrNotAttempted
+		case err != nil:
+			out[i] = err
+			behind[m.Key] = true
+		}
+	}
+	if slices.IndexFunc(out, func(err error) bool { return err != nil }) < 0 {
+		return nil
+	}
+	return out
+}
+
+var errRefused = errors.New("500")
+
+// What was refused is tried again in place: nothing later overtakes it, of any aggregate of this lane.
+func TestLaneTriesAgainInOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(_ context.Context, n int, batch []sinks.Message) []error {
+			if n <= 2 {
+				return fail(batch, map[string]error{"a1": errRefused})
+			}
+			return nil
+		})
+		b.run()
+		b.arrive("a1", "b1", "a2", "c1", "a3")
+		time.Sleep(20 * time.Second)
+		b.stop()
+		ids := ""
+		for _, c := range b.calls {
+			ids += fmt.Sprint(c.ids)
+		}
+		check(t, "calls", ids, "[a1 b1 a2][a1 a2][a1 a2][c1 a3]")
+		check(t, "outcomes", b.gotRows(), "a1:failed#1 b1:delivered#1 a1:failed#2 a1:delivered#3 a2:delivered#1 c1:delivered#1 a3:delivered#1 ")
+		if first, second := b.calls[1].at, b.calls[2].at-b.calls[1].at; first < time.Second/2 || first > 3*time.Second/2 || second < time.Second || second > 3*time.Second {
+			t.Errorf("tried again after %s and %s, want 1s and 2s, give or take a half", first, second)
+		}
+	})
+}
+
+// What fails permanently, or has used its retries, is dead, and its aggregate goes on at once.
+func TestLaneDeadLetters(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		permanent := fmt.Errorf("too large: %w", sinks.ErrPermanent)
+		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			return fail(batch, map[string]error{"a1": permanent, "b1": errRefused})
+		})
+		b.run()
+		b.arrive("a1", "a2")
+		time.Sleep(time.Millisecond)
+		check(t, "calls", b.gotCalls(), "[a1 a2]@0s [a2]@0s ")
+		b.arrive("b1", "b2")
+		time.Sleep(time.Minute)
+		b.stop()
+		check(t, "outcomes", b.gotRows(), "a1:dead#1 a2:delivered#1 b1:failed#1 b1:failed#2 b1:dead#3 b2:delivered#1 ")
+		for _, r := range b.rows {
+			if (r.Status == checkpoint.Dead) != (r.Dead != nil) {
+				t.Errorf("%s: dead letter %v", r.EventID, r.Dead)
+			}
+			if r.Dead != nil && (r.Dead.Tries != r.Attempt || string(r.Dead.Event) == "") {
+				t.Errorf("%s: dead letter %+v", r.EventID, r.Dead)
+			}
+		}
+	})
+}
+
+func TestLaneRowsOwnRetries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			return fail(batch, map[string]error{"a1": errRefused})
+		})
+		b.run()
+		none := 0
+		d := &delivery{Message: sinks.Message{Event: &outbox.Event{ID: "a1", AggregateID: "a", MaxRetries: &none}, Key: "a"}}
+		b.in <- []*delivery{d}
+		time.Sleep(time.Minute)
+		b.stop()
+		check(t, "outcomes", b.gotRows(), "a1:dead#1 ")
+	})
+}
+
+// An outage is not a poison message: it uses up no attempt, however long.
+func TestLaneOutage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		away := fmt.Errorf("dial: %w", sinks.ErrUnavailable)
+		var back time.Time
+		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			if time.Now().Before(back) {
+				return fail(batch, map[string]error{"a1": away})
+			}
+			return nil
+		})
+		back = b.start.Add(24 * time.Hour)
+		b.run()
+		b.arrive("a1")
+		time.Sleep(25 * time.Hour)
+		b.stop()
+		last := b.rows[len(b.rows)-1]
+		if last.Status != checkpoint.Delivered {
+			t.Errorf("after an outage of a day: %s", last.Status)
+		}
+		if n := len(b.rows); n < 24*60*2/3 || n > 24*60*3 {
+			t.Errorf("%d tries in a day, want about one a minute", n)
+		}
+	})
+}
+
+// No ninth batch starts before the first is recorded: what a crash can repeat is bounded.
+func TestLaneWaitsForTheRecorder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(context.Context, int, []sinks.Message) []error { return nil })
+		b.held = true
+		b.run()
+		for i := range 50 {
+			b.arrive(fmt.Sprintf("a%d", i))
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Hour)
+		if got := len(b.calls); got != maxUnrecorded {
+			t.Errorf("%d batches were delivered and none recorded, want %d", got, maxUnrecorded)
+		}
+		b.mu.Lock()
+		b.held = false
+		b.mu.Unlock()
+		b.recorded <- 8
+		time.Sleep(time.Second)
+		b.stop()
+		if got := len(b.rows); got != 50 {
+			t.Errorf("%d outcomes, want 50", got)
+		}
+	})
+}
+
+// At the end a lane waits for what is on the wire and gives its outcome; what waits behind is left to the slot.
+func TestLaneDrains(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(context.Context, int, []sinks.Message) []error {
+			time.Sleep(7 * time.Second)
+			return nil
+		})
+		b.run()
+		b.arrive("a1", "a2", "a3", "a4")
+		time.Sleep(time.Second)
+		b.stop()
+		if took := time.Since(b.start); took != 7*time.Second {
+			t.Errorf("drained after %s, want 7s: when the sink has answered", took)
+		}
+		check(t, "outcomes", b.gotRows(), "a1:delivered#1 a2:delivered#1 a3:delivered#1 ")
+	})
+}
+
+// A sink that gives no answer is given up at delivery.timeout.
+func TestLaneDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(ctx context.Context, n int, batch []sinks.Message) []error {
+			if n > 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return fail(batch, map[string]error{"a1": fmt.Errorf("%w: %w", context.Cause(ctx), sinks.ErrUnavailable)})
+		})
+		b.run()
+		b.arrive("a1")
+		time.Sleep(time.Hour)
+		b.stop()
+		check(t, "outcomes", b.gotRows(), "a1:failed#1 a1:delivered#2 ")
+		check(t, "error", b.rows[0].Error, "no answer within delivery.timeout 30s: unavailable")
+		if d := b.rows[0].CompletedAt.Sub(b.rows[0].StartedAt); d != 30*time.Second {
+			t.Errorf("the try took %s, want 30s", d)
+		}
+	})
+}
+
+func TestLaneCountsResults(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(context.Context, int, []sinks.Message) []error { return make([]error, 7) })
+		b.run()
+		b.arrive("a1")
+		if err := <-b.stopped; err == nil {
+			t.Error("seven results for one message are no error")
+		}
+		close(b.outcomes)
+		b.end()
+		synctest.Wait()
+	})
+}
