@@ -80,12 +80,9 @@ func (r *Recorder) endPredecessor(ctx context.Context) error {
 }
 
 func readCheckpoint(ctx context.Context, tx pgx.Tx, slot string, s *Start) error {
-	var prefix, confirmed uint64
-	err := tx.QueryRow(ctx, `select epoch, slot_epoch, system_identifier::text, timeline, prefix_lsn, prefix_index, confirmed_lsn
+	return tx.QueryRow(ctx, `select epoch, slot_epoch, system_identifier::text, timeline, prefix_lsn, prefix_index, confirmed_lsn
 		from outbox_checkpoints where slot_name = $1`, slot).
-		Scan(&s.Epoch, &s.SlotEpoch, &s.SystemIdentifier, &s.Timeline, &prefix, &s.Prefix.Index, &confirmed)
-	s.Prefix.LSN, s.Confirmed = pglogrepl.LSN(prefix), pglogrepl.LSN(confirmed)
-	return err
+		Scan(&s.Epoch, &s.SlotEpoch, &s.SystemIdentifier, &s.Timeline, &s.Prefix.LSN, &s.Prefix.Index, &s.Confirmed)
 }
 
 // readSettled reads by position, never by event id: what is settled of streamed positions (index ≥ 0) beyond the
@@ -97,15 +94,13 @@ func readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
 		select processor_id, commit_lsn, tx_index from outbox_delivery_log
 		where commit_lsn >= $1 and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)
 			and status in ('delivered', 'dead', 'discarded') and epoch >= $3`,
-		uint64(s.Prefix.LSN), s.Prefix.Index, s.SlotEpoch)
+		s.Prefix.LSN, s.Prefix.Index, s.SlotEpoch)
 	if err != nil {
 		return err
 	}
 	s.Settled = map[Key]struct{}{}
 	var k Key
-	var lsn uint64
-	_, err = pgx.ForEachRow(rows, []any{&k.Processor, &lsn, &k.Position.Index}, func() error {
-		k.Position.LSN = pglogrepl.LSN(lsn)
+	_, err = pgx.ForEachRow(rows, []any{&k.Processor, &k.Position.LSN, &k.Position.Index}, func() error {
 		s.Settled[k] = struct{}{}
 		return nil
 	})

@@ -68,7 +68,7 @@ func (r *Recorder) committed(ctx context.Context) (bool, error) {
 func (r *Recorder) transaction(ctx context.Context, batch []Outcomes, mark Mark) error {
 	b := &pgx.Batch{}
 	b.Queue("begin")
-	b.Queue(updateCheckpoint, r.cfg.Slot, r.epoch, r.seq, uint64(mark.Prefix.LSN), mark.Prefix.Index, uint64(mark.LSN))
+	b.Queue(updateCheckpoint, r.cfg.Slot, r.epoch, r.seq, mark.Prefix.LSN, mark.Prefix.Index, mark.LSN)
 	for i := range batch {
 		for j := range batch[i].Rows {
 			if o := &batch[i].Rows[j]; o.Status == Dead {
@@ -126,7 +126,7 @@ func (r *Recorder) queueDead(b *pgx.Batch, o *Outcome) {
 	if !d.TriedAt.IsZero() {
 		tried = d.TriedAt.Add(r.clock)
 	}
-	b.Queue(insertDead, o.Processor, uint64(o.Position.LSN), o.Position.Index, id, d.AggregateHash, d.Attempts, d.Tries,
+	b.Queue(insertDead, o.Processor, o.Position.LSN, o.Position.Index, id, d.AggregateHash, d.Attempts, d.Tries,
 		tried, cleanText(o.Error), string(d.Event), d.Payload)
 }
 

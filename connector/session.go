@@ -110,13 +110,13 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 	if id.Timeline != start.Timeline {
 		return lost("slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
 	}
-	var confirmed uint64
+	var confirmed pglogrepl.LSN
 	err := c.pool.QueryRow(ctx, "select confirmed_flush_lsn from pg_replication_slots where slot_name = $1", slot).Scan(&confirmed)
 	if err != nil {
 		return fmt.Errorf("ask where slot %q stands: %w", slot, err)
 	}
-	if lsn := pglogrepl.LSN(confirmed); lsn > start.Confirmed {
-		return lost("slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, lsn, start.Confirmed)
+	if confirmed > start.Confirmed {
+		return lost("slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
 	}
 	return nil
 }

@@ -1,0 +1,400 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+)
+
+const slot = "s"
+
+// ledger is a migrated database with a checkpoint at 0/64.
+type ledger struct {
+	t    *testing.T
+	db   *pgtest.Database
+	conn *pgx.Conn
+}
+
+func newLedger(t *testing.T) *ledger {
+	db := pgtest.New(t)
+	l := &ledger{t, db, db.Conn(t)}
+	l.exec(`insert into outbox_checkpoints (slot_name, state, system_identifier, timeline, prefix_lsn, prefix_index, confirmed_lsn, epoch, slot_epoch)
+		values ($1, 'ready', '42', 1, '0/64', -1, '0/64', 3, 3)`, slot)
+	return l
+}
+
+func (l *ledger) exec(sql string, args ...any) {
+	l.t.Helper()
+	if _, err := l.conn.Exec(context.Background(), sql, args...); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *ledger) query(sql string) string {
+	l.t.Helper()
+	var s *string
+	if err := l.conn.QueryRow(context.Background(), sql).Scan(&s); err != nil {
+		l.t.Fatal(err)
+	}
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+func (l *ledger) config() RecorderConfig {
+	return RecorderConfig{
+		Slot: slot, Owner: "test", Fast: func() bool { return false }, State: func(error) {},
+		Logger: slog.New(slog.DiscardHandler),
+		Connect: func(ctx context.Context) (*pgx.Conn, error) {
+			return l.connect(ctx, nil)
+		},
+	}
+}
+
+func (l *ledger) connect(ctx context.Context, wrap func(net.Conn) net.Conn) (*pgx.Conn, error) {
+	c, err := pgx.ParseConfig(l.db.DSN)
+	if err != nil {
+		return nil, err
+	}
+	c.RuntimeParams["lock_timeout"] = "200ms"
+	if wrap != nil {
+		dial := c.DialFunc
+		c.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(conn), nil
+		}
+	}
+	return pgx.ConnectConfig(ctx, c)
+}
+
+// recording is a recorder at work.
+type recording struct {
+	*Tracker
+	t     *testing.T
+	start Start
+	in    chan Outcomes
+	ended chan error
+	told  chan uint64
+	seq   uint64
+}
+
+func (l *ledger) record(cfg RecorderConfig) *recording {
+	l.t.Helper()
+	r, start, err := OpenRecorder(context.Background(), cfg)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	rec := &recording{
+		Tracker: NewTracker(100, 1<<20, start.Prefix, start.Confirmed), t: l.t, start: start,
+		in: make(chan Outcomes, 10), ended: make(chan error, 1), told: make(chan uint64, 1),
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.t.Cleanup(cancel)
+	go func() { rec.ended <- r.Run(ctx, rec.Tracker, rec.in) }()
+	return rec
+}
+
+func eventID(n int) string { return fmt.Sprintf("0190a5d0-0000-7000-8000-%012x", n) }
+
+// give adds a transaction of one event with these statuses as its outcomes, and gives them to the recorder.
+func (r *recording) give(lsn pglogrepl.LSN, statuses ...Status) {
+	r.Begin()
+	n := 0
+	for _, s := range statuses {
+		if s != Failed {
+			n++
+		}
+	}
+	e := r.Add(pos(lsn, 0), max(1, n), 10, time.Now())
+	r.Tracker.Commit(lsn, lsn+8, 0, true)
+	var rows []Outcome
+	for i, s := range statuses {
+		o := Outcome{
+			Entry: e, Processor: int32(i + 1), Position: pos(lsn, 0), EventID: eventID(int(lsn)), Attempt: 1, Status: s,
+			StartedAt: time.Now().Add(-time.Second), CompletedAt: time.Now(),
+		}
+		switch s {
+		case Failed:
+			o.Error = "bad\x00 \xff text"
+		case Dead:
+			o.Error = "dead"
+			o.Dead = &DeadLetter{AggregateHash: -5, Attempts: 1, Tries: 2, TriedAt: time.Now(), Event: []byte(`{"id": "x"}`), Payload: []byte("\x00payload")}
+		}
+		rows = append(rows, o)
+	}
+	r.seq++
+	r.in <- Outcomes{Rows: rows, Seq: r.seq, Recorded: r.told}
+}
+
+// recorded waits until everything given is committed.
+func (r *recording) recorded() {
+	r.t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case seq := <-r.told:
+			if seq == r.seq {
+				return
+			}
+		case err := <-r.ended:
+			r.t.Fatalf("recorder ended: %v", err)
+		case <-deadline:
+			r.t.Fatal("not recorded in 20 s")
+		}
+	}
+}
+
+func (r *recording) end() error {
+	close(r.in)
+	return <-r.ended
+}
+
+func TestRecord(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	r := l.record(l.config())
+	r.give(100, Delivered, Failed)
+	r.give(120, Dead)
+	r.give(140, Discarded)
+	r.recorded()
+	if got := r.Confirmed(); got != 148 {
+		t.Errorf("confirmed %d, want 148", got)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	for sql, want := range map[string]string{
+		`select string_agg(concat_ws(' ', event_id, processor_id, attempt_number, status, commit_lsn, tx_index, epoch, error_message), E'\n' order by commit_lsn, processor_id) from outbox_delivery_log`: eventID(100) + " 1 1 delivered 0/64 0 4\n" + eventID(100) + " 2 1 failed 0/64 0 4 bad\ufffd \ufffd text\n" +
+			eventID(120) + " 1 1 dead 0/78 0 4 dead\n" + eventID(140) + " 1 1 discarded 0/8C 0 4",
+		`select bool_and(duration_ms between 999 and 1100 and completed_at between now() - interval '1 minute' and now() + interval '1 minute')::text from outbox_delivery_log`: "true",
+		`select concat_ws(' ', event_id, agg_hash, status, attempts, tries, next_attempt_at, event, encode(payload, 'hex')) from outbox_parked`:                                 eventID(120) + ` -5 dead 1 2 {"id": "x"} 007061796c6f6164`,
+		`select concat_ws(' ', prefix_lsn, prefix_index, confirmed_lsn, epoch, owner) from outbox_checkpoints`:                                                                  "0/8C 0 0/94 4 test",
+	} {
+		if got := l.query(sql); got != want {
+			t.Errorf("%s\n got %s\nwant %s", sql, got, want)
+		}
+	}
+}
+
+// What a session after a crash must not deliver again, and what it must.
+func TestStartReadsWhatIsSettled(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	logRow := `insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
+		values (gen_random_uuid(), $1, 1, $2, now(), $3::pg_lsn, $4, $5)`
+	parkedRow := `insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)
+		values ($1, $2::pg_lsn, $3, gen_random_uuid(), 0, $4, '{}')`
+	l.exec("update outbox_checkpoints set prefix_lsn = '0/70', prefix_index = 2")
+	l.exec(logRow, 1, "delivered", "0/70", 2, 3) // the prefix itself
+	l.exec(logRow, 1, "delivered", "0/70", 3, 3)
+	l.exec(logRow, 2, "failed", "0/70", 3, 3)
+	l.exec(logRow, 1, "dead", "0/80", 0, 3)
+	l.exec(logRow, 0, "discarded", "0/80", 1, 3)
+	l.exec(logRow, 1, "delivered", "0/90", 0, 2)          // of a slot before this one
+	l.exec(logRow, 1, "delivered", "0/90", -1<<60, 3)     // never streamed
+	l.exec(parkedRow, 3, "0/80", 5, "parked")             //
+	l.exec(parkedRow, 3, "0/60", 5, "parked")             // before the prefix
+	l.exec(parkedRow, 3, "0/80", int64(-1<<60), "parked") // never streamed
+	r := l.record(l.config())
+	want := map[Key]struct{}{{1, pos(0x70, 3)}: {}, {1, pos(0x80, 0)}: {}, {0, pos(0x80, 1)}: {}, {3, pos(0x80, 5)}: {}}
+	if fmt.Sprint(r.start.Settled) != fmt.Sprint(want) {
+		t.Errorf("settled %v, want %v", r.start.Settled, want)
+	}
+	if r.start.Epoch != 4 || r.start.Prefix != pos(0x70, 2) || r.start.Confirmed != 0x64 || r.start.SystemIdentifier != "42" {
+		t.Errorf("start %+v", r.start)
+	}
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A session that was taken over records nothing more.
+func TestFenced(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	old := l.record(l.config())
+	old.give(100, Delivered)
+	old.recorded()
+	if _, _, err := OpenRecorder(context.Background(), l.config()); err != nil {
+		t.Fatal(err)
+	}
+	old.give(120, Delivered)
+	if err := <-old.ended; !errors.Is(err, ErrFenced) && !ServerStopping(err) {
+		t.Errorf("ended with %v, want ErrFenced or the end of its backend", err)
+	}
+	if got := l.query("select count(*)::text from outbox_delivery_log"); got != "1" {
+		t.Errorf("%s rows in the log, want 1", got)
+	}
+	if got := old.Confirmed(); got != 108 {
+		t.Errorf("confirmed %d, want 108", got)
+	}
+}
+
+func TestNotReady(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	l.exec("update outbox_checkpoints set state = 'building'")
+	if _, _, err := OpenRecorder(context.Background(), l.config()); !errors.Is(err, ErrNotReady) {
+		t.Errorf("got %v, want ErrNotReady", err)
+	}
+}
+
+// cutAtCommit loses the connection when the COMMIT is sent: before it reaches the server, or before its answer arrives.
+type cutAtCommit struct {
+	net.Conn
+	arrives bool
+	cut     *atomic.Bool
+	lost    bool
+}
+
+func (c *cutAtCommit) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), "commit\x00") && c.cut.CompareAndSwap(false, true) {
+		c.lost = true
+		if c.arrives {
+			if _, err := c.Conn.Write(p); err != nil {
+				return 0, err
+			}
+			time.Sleep(300 * time.Millisecond) // a real server commits meanwhile
+		}
+		_ = c.Conn.Close()
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(p)
+}
+
+// A COMMIT whose answer is lost is neither repeated nor forgotten.
+func TestLostCommit(t *testing.T) {
+	t.Parallel()
+	for _, arrives := range []bool{true, false} {
+		t.Run(fmt.Sprintf("arrives=%v", arrives), func(t *testing.T) {
+			t.Parallel()
+			l := newLedger(t)
+			cfg := l.config()
+			var cut atomic.Bool
+			cut.Store(true) // not the COMMIT of opening
+			cfg.Connect = func(ctx context.Context) (*pgx.Conn, error) {
+				return l.connect(ctx, func(c net.Conn) net.Conn { return &cutAtCommit{Conn: c, arrives: arrives, cut: &cut} })
+			}
+			r := l.record(cfg)
+			cut.Store(false)
+			r.give(100, Delivered)
+			r.give(120, Delivered)
+			r.recorded()
+			if !cut.Load() {
+				t.Fatal("no COMMIT was cut")
+			}
+			if err := r.end(); err != nil {
+				t.Fatal(err)
+			}
+			if got := l.query("select count(*) || ' ' || count(distinct event_id) from outbox_delivery_log"); got != "2 2" {
+				t.Errorf("rows and events in the log: %s, want 2 2", got)
+			}
+			if got := r.Confirmed(); got != 128 {
+				t.Errorf("confirmed %d, want 128", got)
+			}
+		})
+	}
+}
+
+// A person's open transaction on the ledger delays the recorder, and nothing is lost.
+func TestLockedLedger(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	cfg := l.config()
+	states := make(chan error, 100)
+	cfg.State = func(err error) { states <- err }
+	r := l.record(cfg)
+	l.exec("begin")
+	l.exec("lock table outbox_delivery_log in access exclusive mode")
+	r.give(100, Delivered)
+	for range 2 {
+		if err := <-states; err == nil {
+			t.Error("recorder says it works while the ledger is locked")
+		}
+	}
+	if got := r.Confirmed(); got != 0x64 {
+		t.Errorf("confirmed %d while nothing could be recorded", got)
+	}
+	l.exec("commit")
+	r.recorded()
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.query("select count(*)::text from outbox_delivery_log"); got != "1" {
+		t.Errorf("%s rows in the log, want 1", got)
+	}
+}
+
+// A day without a partition gets one.
+func TestMissingPartition(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	l.exec(`do $$ declare p regclass; begin
+		for p in select inhrelid::regclass from pg_inherits where inhparent = 'outbox_delivery_log'::regclass loop
+			execute format('drop table %s', p);
+		end loop; end $$`)
+	r := l.record(l.config())
+	r.give(100, Delivered)
+	r.recorded()
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The last thing a recorder does is to cover what a keepalive allows to confirm.
+func TestCleanEndCoversTheKeepalive(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	r := l.record(l.config())
+	r.Idle(0x500, false)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.query("select concat_ws(' ', prefix_lsn, prefix_index, confirmed_lsn) from outbox_checkpoints"); got != "0/500 -1 0/500" {
+		t.Errorf("checkpoint %s", got)
+	}
+}
+
+func TestCleanText(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"fine":       "fine",
+		"a\x00b\xff": "a\ufffdb\ufffd",
+	} {
+		if got := cleanText(in); got != want {
+			t.Errorf("%q became %q", in, got)
+		}
+	}
+	if got := cleanText(strings.Repeat("ü", maxErrorText)); len(got) > maxErrorText || got[len(got)-2:] != "ü" {
+		t.Errorf("cut to %d bytes, ending %q", len(got), got[len(got)-2:])
+	}
+}
+
+func BenchmarkCopyRows(b *testing.B) {
+	rows := make([]Outcome, 2000)
+	for i := range rows {
+		rows[i] = Outcome{EventID: eventID(i), Attempt: 1, StartedAt: time.Now(), CompletedAt: time.Now(), Position: pos(100, int64(i))}
+	}
+	batch := []Outcomes{{Rows: rows}}
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		buf, _, _ = copyRows(buf[:0], batch, 1, true, 0)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/2000, "ns/row")
+}
