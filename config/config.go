@@ -1,0 +1,199 @@
+// Package config turns a YAML file and the environment into a validated Config. It is strict: an unknown key is an
+// error, and every mistake is reported at once, with its line and path. It knows no other package of ours: service
+// translates a Config into what each of them takes.
+package config
+
+import (
+	"fmt"
+	"io"
+	"time"
+)
+
+// The kinds of sink that Sink.Type may name.
+const (
+	SinkKafka  = "kafka"
+	SinkStdout = "stdout"
+)
+
+// ParkNever is the value of Delivery.ParkAfter that keeps an undelivered event in its lane and lets the slot wait.
+const ParkNever = "never"
+
+// Config is the whole configuration of one connector.
+type Config struct {
+	// Name is the connector's name in the ledger: SERVICE_NAME by default, else the slot's name.
+	Name     string   `yaml:"name"`
+	Source   Source   `yaml:"source"`
+	Sinks    []Sink   `yaml:"sinks"`
+	Delivery Delivery `yaml:"delivery"`
+	Metrics  Metrics  `yaml:"metrics"`
+	HTTP     HTTP     `yaml:"http"`
+}
+
+// Source is the outbox and how it is read.
+type Source struct {
+	// DSN is for SQL: recorder, checks, init.
+	DSN DSN `yaml:"dsn"`
+	// ReplicationDSN is for the stream, whose role needs REPLICATION; DSN by default.
+	ReplicationDSN DSN `yaml:"replication_dsn"`
+	// MaxConnections bounds the SQL connections; the replication connection is one more.
+	MaxConnections int    `yaml:"max_connections"`
+	Slot           string `yaml:"slot"`
+	Publication    string `yaml:"publication"`
+	// Table is the outbox as schema.table.
+	Table string `yaml:"table"`
+	// LedgerSchema holds the connector's own tables; the schema of Table by default.
+	LedgerSchema string `yaml:"ledger_schema"`
+	// Columns are the names of the outbox's columns.
+	Columns Columns `yaml:"columns"`
+}
+
+// Columns maps what an event has to the columns of the outbox. An optional one that is empty does not exist.
+type Columns struct {
+	ID            string `yaml:"id"`
+	AggregateType string `yaml:"aggregate_type"`
+	AggregateID   string `yaml:"aggregate_id"`
+	EventType     string `yaml:"event_type"`
+	EventVersion  string `yaml:"event_version"`
+	Payload       string `yaml:"payload"`
+	Metadata      string `yaml:"metadata"`
+	CreatedAt     string `yaml:"created_at"`
+	MaxRetries    string `yaml:"max_retries"`
+	TenantID      string `yaml:"tenant_id"`
+	CorrelationID string `yaml:"correlation_id"`
+	CausationID   string `yaml:"causation_id"`
+}
+
+// Sink is one destination.
+type Sink struct {
+	// Name is how the ledger, metrics and commands know the sink; its type by default.
+	Name string `yaml:"name"`
+	Type string `yaml:"type"`
+	// Topic and Key are templates over the event's fields, as outbox.event.{aggregate_type}.
+	Topic string `yaml:"topic"`
+	Key   string `yaml:"key"`
+	// Kafka has what only a sink of type kafka has, and is nil for every other.
+	Kafka *Kafka `yaml:",inline"`
+}
+
+// Kafka is what a sink of type kafka needs besides.
+type Kafka struct {
+	Brokers  []string `yaml:"brokers,flow"`
+	ClientID string   `yaml:"client_id"`
+	// Compression is none, gzip, snappy, lz4 or zstd.
+	Compression string `yaml:"compression"`
+	// Timestamp of a record is the time of the commit ("commit") or the event's own ("created_at").
+	Timestamp string `yaml:"timestamp"`
+	TLS       TLS    `yaml:"tls"`
+	SASL      SASL   `yaml:"sasl"`
+}
+
+// Format prints k as a value would be. A pointer inside of another value it would print with no regard to the methods
+// of its fields, the password's among them.
+func (k *Kafka) Format(f fmt.State, _ rune) {
+	if k == nil {
+		_, _ = io.WriteString(f, "<nil>")
+		return
+	}
+	_, _ = fmt.Fprintf(f, "%+v", *k)
+}
+
+// TLS is how brokers are reached.
+type TLS struct {
+	Enabled bool `yaml:"enabled"`
+	// CAFile replaces the system's certificate authorities.
+	CAFile string `yaml:"ca_file"`
+	// CertFile and KeyFile are the client's own certificate.
+	CertFile           string `yaml:"cert_file"`
+	KeyFile            string `yaml:"key_file"`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
+}
+
+// SASL is how the client says who it is; an empty Mechanism means that it does not.
+type SASL struct {
+	// Mechanism is plain, scram-sha-256 or scram-sha-512.
+	Mechanism string `yaml:"mechanism"`
+	Username  string `yaml:"username"`
+	Password  Secret `yaml:"password"`
+}
+
+// Delivery is how events reach the sinks.
+type Delivery struct {
+	// BatchSize is the most events of one Deliver.
+	BatchSize int `yaml:"batch_size"`
+	// Lanes of each sink: its aggregates are shared out among them, each in order.
+	Lanes int `yaml:"lanes"`
+	// Timeout of one Deliver.
+	Timeout time.Duration `yaml:"timeout"`
+	// DrainTimeout is how long running Deliver calls may take when the process ends. One that takes longer may be
+	// delivered again.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// MaxRetries after the first attempt, where the event does not say itself.
+	MaxRetries int   `yaml:"max_retries"`
+	Retry      Retry `yaml:"retry"`
+	// ParkAfter is ParkNever.
+	ParkAfter string `yaml:"park_after"`
+	// MaxInFlight, MaxInFlightBytes: the most events, and bytes of events, read and not settled.
+	MaxInFlight      int   `yaml:"max_in_flight"`
+	MaxInFlightBytes Bytes `yaml:"max_in_flight_bytes"`
+	// MaxEventBytes: a larger event becomes a dead letter without its payload.
+	MaxEventBytes Bytes `yaml:"max_event_bytes"`
+}
+
+// Retry is the exponential backoff between two attempts.
+type Retry struct {
+	Initial time.Duration `yaml:"initial"`
+	Max     time.Duration `yaml:"max"`
+}
+
+// Metrics says whether /metrics is served and how the names begin.
+type Metrics struct {
+	Enabled bool   `yaml:"enabled"`
+	Prefix  string `yaml:"prefix"`
+}
+
+// HTTP is the server of metrics and health.
+type HTTP struct {
+	// Listen is host:port; empty means no server.
+	Listen string `yaml:"listen"`
+}
+
+// Default is the configuration before file and environment: complete but for Source.DSN, Sinks and what follows from
+// others (Name, ReplicationDSN, LedgerSchema).
+func Default() Config {
+	return Config{
+		Source: Source{
+			MaxConnections: 6,
+			Slot:           "outbox_cdc",
+			Publication:    "outbox_cdc",
+			Table:          "public.event_outbox",
+			Columns: Columns{
+				ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type",
+				EventVersion: "event_version", Payload: "payload", Metadata: "metadata", CreatedAt: "created_at",
+				MaxRetries: "max_retries", TenantID: "tenant_id", CorrelationID: "correlation_id", CausationID: "causation_id",
+			},
+		},
+		Delivery: Delivery{
+			BatchSize:        500,
+			Lanes:            4,
+			Timeout:          30 * time.Second,
+			DrainTimeout:     25 * time.Second,
+			MaxRetries:       3,
+			Retry:            Retry{Initial: time.Second, Max: 5 * time.Minute},
+			ParkAfter:        ParkNever,
+			MaxInFlight:      32_768,
+			MaxInFlightBytes: 32 * MiB,
+			MaxEventBytes:    64 * MiB,
+		},
+		Metrics: Metrics{Enabled: true, Prefix: "pyairtable_outbox_"},
+		HTTP:    HTTP{Listen: "127.0.0.1:9640"},
+	}
+}
+
+// defaultSink is a sink of a type before file and environment: complete but for what only its owner knows.
+func defaultSink(typ string) Sink {
+	s := Sink{Name: typ, Type: typ, Topic: "outbox.event.{aggregate_type}", Key: "{aggregate_id}"}
+	if typ == SinkKafka {
+		s.Kafka = &Kafka{ClientID: "outbox-cdc", Compression: "none", Timestamp: "commit"}
+	}
+	return s
+}

@@ -1,0 +1,243 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// notBuilt are the keys of the design that have no code yet. They are refused by that name: a file that asks for
+// retention and gets none would be worse than an error. Indexes are written as [].
+var notBuilt = []string{
+	"routes", "breaker", "retention", "http.token",
+	"source.order_by", "source.on_slot_loss",
+	"delivery.give_up_after", "delivery.on_dead_letter",
+	"sinks[].backlog", "sinks[].renamed_from", "sinks[].abandoned", "sinks[].exactly_once",
+}
+
+var (
+	sinkTypes         = []string{SinkKafka, SinkStdout}
+	sinkTypesNotBuilt = []string{"redis_stream", "webhook", "event_bus", "composite"}
+)
+
+var index = regexp.MustCompile(`\[\d+\]`)
+
+// decode writes a node into v and reports every mistake on the way. Its recursion ends with the types of Config, so
+// neither deep files nor aliases that hold themselves do any harm.
+func (l *loader) decode(n *yaml.Node, path string, v reflect.Value) {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if isNull(n) {
+		return // a key without a value, such as a section whose keys are commented out, leaves the default
+	}
+	switch {
+	case v.Kind() == reflect.Struct:
+		l.decodeStruct(n, path, v)
+	case v.Type() == reflect.TypeFor[[]Sink]():
+		l.decodeSinks(n, path, v)
+	case v.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
+		list := make([]string, len(n.Content))
+		for i, item := range n.Content {
+			sub := fmt.Sprintf("%s[%d]", path, i)
+			l.origins[sub] = origin{line: item.Line}
+			l.decode(item, sub, reflect.ValueOf(&list[i]).Elem())
+		}
+		v.Set(reflect.ValueOf(list))
+	case n.Kind != yaml.ScalarNode:
+		l.mistake(path, "must be one value, not %s", kindName(n))
+	default:
+		l.decodeScalar(n, path, v)
+	}
+}
+
+func (l *loader) decodeStruct(n *yaml.Node, path string, v reflect.Value) {
+	if n.Kind != yaml.MappingNode {
+		l.mistake(path, "must hold keys, not %s", kindName(n))
+		return
+	}
+	names, fields := fieldsOf(v)
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		name := key.Value
+		if key.Kind != yaml.ScalarNode || !variableName.MatchString(name) {
+			name = strconv.Quote(name)
+		}
+		sub := strings.TrimPrefix(path+"."+name, ".")
+		field, known := fields[name]
+		if seen[name] {
+			l.mistakes = append(l.mistakes, Mistake{File: l.file, Line: key.Line, Path: sub, Text: "stands here for the second time"})
+			continue
+		}
+		seen[name] = true
+		l.origins[sub] = origin{line: key.Line}
+		switch {
+		case known:
+			l.decode(value, sub, field)
+		case slices.Contains(notBuilt, index.ReplaceAllString(sub, "[]")):
+			l.mistake(sub, "is not built yet; remove it")
+		default:
+			l.mistake(sub, "unknown key; known here: %s", strings.Join(names, ", "))
+		}
+	}
+}
+
+// fieldsOf gives the fields of a struct by the names of their keys, those of a set inline pointer among them.
+func fieldsOf(v reflect.Value) (names []string, fields map[string]reflect.Value) {
+	fields = map[string]reflect.Value{}
+	for i := range v.NumField() {
+		name, option, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+		if option == "inline" {
+			if f := v.Field(i); !f.IsNil() {
+				inner, more := fieldsOf(f.Elem())
+				for _, name := range inner {
+					names, fields[name] = append(names, name), more[name]
+				}
+			}
+			continue
+		}
+		names, fields[name] = append(names, name), v.Field(i)
+	}
+	return names, fields
+}
+
+func (l *loader) decodeSinks(n *yaml.Node, path string, v reflect.Value) {
+	if n.Kind != yaml.SequenceNode {
+		l.mistake(path, "must be a list of sinks, not %s", kindName(n))
+		return
+	}
+	list := make([]Sink, len(n.Content))
+	for i, item := range n.Content {
+		sub := fmt.Sprintf("%s[%d]", path, i)
+		l.origins[sub] = origin{line: item.Line}
+		if item.Kind == yaml.AliasNode {
+			item = item.Alias
+		}
+		// The type says which keys a sink has, so without a good one the others cannot be judged.
+		typ, line, err := l.sinkType(item)
+		if line > 0 {
+			l.origins[sub+".type"] = origin{line: line}
+		}
+		switch {
+		case err != nil:
+			l.mistake(sub+".type", "%v", err)
+		case item.Kind != yaml.MappingNode:
+			l.mistake(sub, "must hold keys, not %s", kindName(item))
+		case slices.Contains(sinkTypes, typ):
+			list[i] = defaultSink(typ)
+			l.decode(item, sub, reflect.ValueOf(&list[i]).Elem())
+		default:
+			l.mistake(sub+".type", "%s", wrongSinkType(typ))
+		}
+	}
+	v.Set(reflect.ValueOf(list))
+}
+
+func wrongSinkType(typ string) string {
+	built := strings.Join(sinkTypes, " or ")
+	switch {
+	case typ == "":
+		return "missing; write " + built
+	case slices.Contains(sinkTypesNotBuilt, typ):
+		return typ + " is not built yet; write " + built
+	}
+	return fmt.Sprintf("%q is no type of sink; write %s", typ, built)
+}
+
+// sinkType finds the type of a sink, and its line, before the sink is decoded.
+func (l *loader) sinkType(sink *yaml.Node) (typ string, line int, err error) {
+	if sink.Kind != yaml.MappingNode {
+		return "", 0, nil
+	}
+	for i := 0; i+1 < len(sink.Content); i += 2 {
+		if key, value := sink.Content[i], sink.Content[i+1]; key.Value == "type" && value.Kind == yaml.ScalarNode && !isNull(value) {
+			typ, err = expand(value.Value, l.lookup)
+			return typ, key.Line, err
+		}
+	}
+	return "", 0, nil
+}
+
+func (l *loader) decodeScalar(n *yaml.Node, path string, v reflect.Value) {
+	switch n.ShortTag() {
+	case "!!str", "!!int", "!!float", "!!bool", "!!timestamp", "!!merge":
+	default:
+		l.mistake(path, "has the tag %s, which means nothing here", n.ShortTag())
+		return
+	}
+	text, err := expand(n.Value, l.lookup)
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			l.mistake(path, "%s", strings.TrimSuffix(line, "\n"))
+		}
+		return
+	}
+	if text == "" && n.Value != "" {
+		return // ${VAR:-} leaves the default, as a key without a value does
+	}
+	if err := setScalar(v, text); err != nil {
+		// The text as written, never what a reference stands for: that may be a secret.
+		l.mistake(path, "%q %v", n.Value, err)
+	}
+}
+
+// setScalar parses text as the type of v asks.
+func setScalar(v reflect.Value, text string) error {
+	switch v.Interface().(type) {
+	case time.Duration:
+		d, err := parseDuration(text)
+		v.SetInt(int64(d))
+		return err
+	case Bytes:
+		b, err := parseBytes(text)
+		v.SetInt(int64(b))
+		return err
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(text)
+	case reflect.Int:
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return errors.New("is no whole number")
+		}
+		v.SetInt(int64(n))
+	case reflect.Bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return errors.New("is neither true nor false")
+		}
+		v.SetBool(b)
+	case reflect.Slice:
+		// One value is a list with commas, so that a variable can hold one.
+		list := strings.Split(text, ",")
+		for i := range list {
+			list[i] = strings.TrimSpace(list[i])
+		}
+		v.Set(reflect.ValueOf(list))
+	default:
+		panic(fmt.Sprintf("config: no scalar of type %s", v.Type()))
+	}
+	return nil
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" }
+
+func kindName(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "keys"
+	case yaml.SequenceNode:
+		return "a list"
+	default:
+		return "one value"
+	}
+}

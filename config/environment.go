@@ -1,0 +1,138 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// variables are the environment's names for keys of the file. SERVICE_NAME and those of sinks are apart.
+var variables = []struct{ name, path string }{
+	{"DATABASE_URL", "source.dsn"},
+	{"OUTBOX_SLOT", "source.slot"},
+	{"OUTBOX_PUBLICATION", "source.publication"},
+	{"OUTBOX_BATCH_SIZE", "delivery.batch_size"},
+	{"OUTBOX_WORKER_COUNT", "delivery.lanes"},
+	{"OUTBOX_MAX_RETRIES", "delivery.max_retries"},
+	{"OUTBOX_ENABLE_METRICS", "metrics.enabled"},
+	{"OUTBOX_LISTEN", "http.listen"},
+}
+
+// sinkVariables are keys of the one sink of a type.
+var sinkVariables = []struct{ name, typ, key string }{
+	{"OUTBOX_KAFKA_BROKERS", SinkKafka, "brokers"},
+	{"OUTBOX_KAFKA_TOPIC", SinkKafka, "topic"},
+}
+
+const publisherType = "OUTBOX_PUBLISHER_TYPE"
+
+var (
+	variablesNotBuilt = regexp.MustCompile(`^OUTBOX_(WEBHOOK_.*|REDIS_.*|EVENT_BUS_URL|COMPOSITE_.*|RETENTION_DAYS)$`)
+	// Kubernetes describes every service by such variables; one named outbox is not a mistake.
+	serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)$`)
+	// otherCommands read these themselves.
+	otherCommands = []string{"OUTBOX_ADMIN_URL"}
+)
+
+func environment(environ []string) map[string]string {
+	env := make(map[string]string, len(environ))
+	for _, e := range environ {
+		if name, value, ok := strings.Cut(e, "="); ok {
+			env[name] = value
+		}
+	}
+	return env
+}
+
+// applyEnvironment lets the environment beat the file. An empty variable is as good as none.
+func (l *loader) applyEnvironment() {
+	known := slices.Clone(otherCommands)
+	for _, v := range variables {
+		known = append(known, v.name)
+		l.setVariable(v.name, v.path, l.field(v.path))
+	}
+	known = append(known, publisherType)
+	if typ := l.env[publisherType]; typ != "" {
+		l.applyPublisherType(typ)
+	}
+	for _, v := range sinkVariables {
+		known = append(known, v.name)
+		if l.env[v.name] != "" && !l.used[v.name] { // a file that refers to it says where it belongs
+			l.applySinkVariable(v.name, v.typ, v.key)
+		}
+	}
+	known = append(known, "OUTBOX_POLL_INTERVAL")
+	if l.env["OUTBOX_POLL_INTERVAL"] != "" {
+		l.warn("OUTBOX_POLL_INTERVAL has no effect: events are streamed from the write-ahead log, nothing is polled")
+	}
+	for _, name := range sortedKeys(l.env) {
+		switch {
+		case l.env[name] == "" || !strings.HasPrefix(name, "OUTBOX_") || slices.Contains(known, name) || l.used[name]:
+		case variablesNotBuilt.MatchString(name):
+			l.mistakes = append(l.mistakes, Mistake{Variable: name, Path: name, Text: "is not built yet; unset it"})
+		case !serviceLink.MatchString(name):
+			l.warn("%s is no variable of outbox-cdc and has no effect", name)
+		}
+	}
+}
+
+// setVariable writes a variable into the value at path, which from then on came from there.
+func (l *loader) setVariable(name, path string, v reflect.Value) {
+	text := l.env[name]
+	if text == "" {
+		return
+	}
+	l.origins[path] = origin{variable: name}
+	if err := setScalar(v, text); err != nil {
+		l.mistake(path, "%q %v", text, err)
+	}
+}
+
+// applyPublisherType makes the sink of a configuration that has none. Where the file has sinks, the variable may only
+// repeat it: a sink's name is its identity in the ledger, and a leftover variable must not exchange it.
+func (l *loader) applyPublisherType(typ string) {
+	sinks := l.config.Sinks
+	inFile := len(sinks) > 0
+	switch {
+	case !slices.Contains(sinkTypes, typ):
+		l.mistakes = append(l.mistakes, Mistake{Variable: publisherType, Path: "sinks", Text: wrongSinkType(typ)})
+	case inFile && (len(sinks) != 1 || sinks[0].Type != typ):
+		l.mistakes = append(l.mistakes, Mistake{Variable: publisherType, Path: "sinks", Text: fmt.Sprintf(
+			"%s contradicts the sinks at %s:%d; unset the variable, or remove them", typ, l.file, l.origins["sinks"].line)})
+	case !inFile:
+		l.config.Sinks = []Sink{defaultSink(typ)}
+		l.origins["sinks"] = origin{variable: publisherType}
+	}
+}
+
+func (l *loader) applySinkVariable(name, typ, key string) {
+	var found []int
+	for i, s := range l.config.Sinks {
+		if s.Type == typ {
+			found = append(found, i)
+		}
+	}
+	switch len(found) {
+	case 0:
+		l.warn("%s has no effect: there is no sink of type %s", name, typ)
+	case 1:
+		i := found[0]
+		_, fields := fieldsOf(reflect.ValueOf(&l.config.Sinks[i]).Elem())
+		l.setVariable(name, fmt.Sprintf("sinks[%d].%s", i, key), fields[key])
+	default:
+		l.mistakes = append(l.mistakes, Mistake{Variable: name, Path: name, Text: fmt.Sprintf(
+			"could mean any of %d sinks of type %s; write ${%s} in the file where it belongs", len(found), typ, name)})
+	}
+}
+
+// field finds the value at a path of structs.
+func (l *loader) field(path string) reflect.Value {
+	v := reflect.ValueOf(&l.config).Elem()
+	for name := range strings.SplitSeq(path, ".") {
+		_, fields := fieldsOf(v)
+		v = fields[name]
+	}
+	return v
+}

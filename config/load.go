@@ -1,0 +1,213 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Load makes a Config of the YAML file at path, or of the environment alone where path is empty. The environment, as
+// os.Environ gives it, beats the file, and both beat the defaults. What works and will surprise comes back as
+// warnings. The error is an *Error with every mistake; the Config is then of no use.
+func Load(path string, environ []string) (Config, []string, error) {
+	if path == "" {
+		return parse("", nil, environ)
+	}
+	data, err := readRegular(path)
+	if err != nil {
+		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
+			err = pathErr.Err
+		}
+		return Config{}, nil, &Error{Mistakes: []Mistake{{File: path, Text: "cannot be read: " + err.Error()}}}
+	}
+	return parse(path, data, environ)
+}
+
+// parse is Load on a file's content.
+func parse(file string, data []byte, environ []string) (Config, []string, error) {
+	l := &loader{file: file, env: environment(environ), used: map[string]bool{}, origins: map[string]origin{}, config: Default()}
+	l.decodeFile(data)
+	l.applyEnvironment()
+	l.complete()
+	v := validator{config: &l.config, mistake: l.invalid, warn: l.warn}
+	v.run()
+	if len(l.mistakes) > 0 {
+		slices.SortStableFunc(l.mistakes, compareMistakes)
+		return Config{}, l.warnings, &Error{Mistakes: l.mistakes}
+	}
+	return l.config, l.warnings, nil
+}
+
+// loader gathers a Config, where each of its values came from, and what is wrong with them.
+type loader struct {
+	file     string
+	env      map[string]string
+	used     map[string]bool // variables that the file refers to
+	config   Config
+	origins  map[string]origin // by path
+	mistakes []Mistake
+	warnings []string
+}
+
+// origin is where a value was written: a line of the file, or a variable.
+type origin struct {
+	line     int
+	variable string
+}
+
+func (l *loader) lookup(name string) (string, bool) {
+	l.used[name] = true
+	value, ok := l.env[name]
+	return value, ok
+}
+
+func (l *loader) warn(format string, args ...any) {
+	l.warnings = append(l.warnings, fmt.Sprintf(format, args...))
+}
+
+// mistake reports one, at the place where path was written, else where the nearest thing around it was.
+func (l *loader) mistake(path, format string, args ...any) {
+	m := Mistake{Path: path, Text: fmt.Sprintf(format, args...)}
+	for at := path; ; at = parent(at) {
+		if o, ok := l.origins[at]; ok {
+			m.Line, m.Variable = o.line, o.variable
+			break
+		}
+		if at == "" {
+			break
+		}
+	}
+	if m.Variable == "" {
+		m.File = l.file
+	}
+	l.mistakes = append(l.mistakes, m)
+}
+
+// invalid reports a mistake of validation, unless the value is wrong for a reason that was reported already.
+func (l *loader) invalid(path, format string, args ...any) {
+	for at := path; ; at = parent(at) {
+		if slices.ContainsFunc(l.mistakes, func(m Mistake) bool { return m.Path == at }) {
+			return
+		}
+		if at == "" {
+			break
+		}
+	}
+	l.mistake(path, format, args...)
+}
+
+// parent of a.b[1].c is a.b[1], then a.b, a and "".
+func parent(path string) string {
+	return path[:max(strings.LastIndexAny(path, ".["), 0)]
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+
+func (l *loader) decodeFile(data []byte) {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc, more yaml.Node
+	err := dec.Decode(&doc)
+	if errors.Is(err, io.EOF) {
+		return // nothing but comments: the environment may say it all
+	}
+	if err == nil && !errors.Is(dec.Decode(&more), io.EOF) {
+		l.origins[""] = origin{line: max(more.Line, doc.Line)}
+		l.mistake("", "holds more than one YAML document")
+		return
+	}
+	if err != nil {
+		found := yamlLine.FindStringSubmatch(err.Error())
+		if found == nil {
+			found = []string{"", ""}
+		}
+		line, _ := strconv.Atoi(found[1]) // 0, no line, where the parser names none
+		l.origins[""] = origin{line: line}
+		l.mistake("", "is no YAML: %s", strings.TrimPrefix(err.Error(), found[0]))
+		return
+	}
+	root := doc.Content[0]
+	if root.Kind != yaml.MappingNode {
+		l.origins[""] = origin{line: root.Line}
+	}
+	l.decode(root, "", reflect.ValueOf(&l.config).Elem())
+}
+
+// complete fills in what follows from other values.
+func (l *loader) complete() {
+	c := &l.config
+	if c.Name == "" {
+		c.Name = l.env["SERVICE_NAME"]
+	}
+	if c.Name == "" {
+		c.Name = c.Source.Slot
+	}
+	if c.Source.ReplicationDSN == "" {
+		c.Source.ReplicationDSN = c.Source.DSN
+	}
+	if c.Source.LedgerSchema == "" {
+		c.Source.LedgerSchema, _, _ = strings.Cut(c.Source.Table, ".")
+	}
+}
+
+// Mistake is one thing that is wrong with a configuration.
+type Mistake struct {
+	// File and Line, or Variable, say where it was written; a Line of 0 that it was not.
+	File     string
+	Line     int
+	Variable string
+	// Path is the key, as in sinks[1].brokers; empty for the file as a whole, the variable's name for one that sets
+	// no key.
+	Path string
+	Text string
+}
+
+// String gives "outbox.yaml:12: sinks[1].brokers: missing".
+func (m Mistake) String() string {
+	where := m.File
+	switch {
+	case m.Variable != "":
+		where = m.Variable
+	case m.Line > 0:
+		where += ":" + strconv.Itoa(m.Line)
+	}
+	parts := []string{where, m.Path, m.Text}
+	return strings.Join(slices.DeleteFunc(slices.Compact(parts), func(s string) bool { return s == "" }), ": ")
+}
+
+// compareMistakes orders by line, and puts behind what stands on none.
+func compareMistakes(a, b Mistake) int {
+	switch {
+	case a.Line == b.Line:
+		return 0
+	case a.Line == 0 || b.Line != 0 && a.Line > b.Line:
+		return 1
+	}
+	return -1
+}
+
+// Error is a configuration that cannot be used, with every mistake found in it.
+type Error struct{ Mistakes []Mistake }
+
+// Error gives one line a mistake.
+func (e *Error) Error() string {
+	lines := make([]string, len(e.Mistakes))
+	for i, m := range e.Mistakes {
+		lines[i] = m.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// ExitCode is that of an invalid configuration, EX_CONFIG of sysexits.h.
+func (e *Error) ExitCode() int { return 78 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

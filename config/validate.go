@@ -1,0 +1,290 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// validator checks values and how they fit together. It changes nothing.
+type validator struct {
+	config  *Config
+	mistake func(path, format string, args ...any)
+	warn    func(format string, args ...any)
+}
+
+func (v *validator) run() {
+	c := v.config
+	if strings.TrimSpace(c.Name) != c.Name || len(c.Name) > 200 || hasControl(c.Name) {
+		v.mistake("name", "must be at most 200 characters, without control characters or spaces around")
+	}
+	v.source(&c.Source)
+	if len(c.Sinks) == 0 {
+		v.mistake("sinks", "missing; write at least one, or set OUTBOX_PUBLISHER_TYPE")
+	}
+	names := map[string]int{}
+	for i := range c.Sinks {
+		path := fmt.Sprintf("sinks[%d]", i)
+		s := &c.Sinks[i]
+		if first, taken := names[s.Name]; taken && s.Type != "" {
+			v.mistake(path+".name", "%q is the name of sinks[%d] already; the ledger knows a sink by its name", s.Name, first)
+		} else {
+			names[s.Name] = i
+		}
+		v.sink(path, s)
+	}
+	v.delivery(&c.Delivery)
+	if !metricPrefix.MatchString(c.Metrics.Prefix) {
+		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
+	}
+	if c.HTTP.Listen != "" && !isHostPort(c.HTTP.Listen, 0) {
+		v.mistake("http.listen", "%q is no address to listen on; write 127.0.0.1:9640, or :9640 for all interfaces", c.HTTP.Listen)
+	}
+}
+
+var (
+	slotName     = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+	tableName    = regexp.MustCompile(`^[^.]{1,63}\.[^.]{1,63}$`)
+	metricPrefix = regexp.MustCompile(`^([a-zA-Z_][a-zA-Z0-9_]*)?$`)
+	sinkName     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+)
+
+func (v *validator) source(s *Source) {
+	if s.DSN == "" {
+		v.mistake("source.dsn", "missing; write it, or set DATABASE_URL")
+	} else {
+		v.dsn("source.dsn", s.DSN)
+	}
+	if s.ReplicationDSN != s.DSN {
+		v.dsn("source.replication_dsn", s.ReplicationDSN)
+	}
+	v.between("source.max_connections", s.MaxConnections, 4, 1000)
+	if !slotName.MatchString(s.Slot) {
+		v.mistake("source.slot", "%q is no name for a slot: 1 to 63 of a-z, 0-9 and _", s.Slot)
+	}
+	v.identifier("source.publication", s.Publication)
+	v.identifier("source.ledger_schema", s.LedgerSchema)
+	if !tableName.MatchString(s.Table) || hasControl(s.Table) {
+		v.mistake("source.table", "%q is no table; write it as schema.table, such as public.event_outbox", s.Table)
+	}
+	columns := []struct {
+		key, name string
+		optional  bool
+	}{
+		{"id", s.Columns.ID, false},
+		{"aggregate_type", s.Columns.AggregateType, false},
+		{"aggregate_id", s.Columns.AggregateID, false},
+		{"event_type", s.Columns.EventType, false},
+		{"event_version", s.Columns.EventVersion, true},
+		{"payload", s.Columns.Payload, false},
+		{"metadata", s.Columns.Metadata, true},
+		{"created_at", s.Columns.CreatedAt, true},
+		{"max_retries", s.Columns.MaxRetries, true},
+		{"tenant_id", s.Columns.TenantID, true},
+		{"correlation_id", s.Columns.CorrelationID, true},
+		{"causation_id", s.Columns.CausationID, true},
+	}
+	for _, c := range columns {
+		switch path := "source.columns." + c.key; {
+		case c.name != "":
+			v.identifier(path, c.name)
+		case !c.optional:
+			v.mistake(path, "an event cannot be without it; write the name of a column")
+		}
+	}
+}
+
+// dsn reads a connection string as pgx does. Of its error only the cause is told, and not where the cause quotes: a
+// password with a character that should have been escaped can end up in any part of a URL.
+func (v *validator) dsn(path string, d DSN) {
+	c, err := pgconn.ParseConfig(string(d))
+	if err != nil {
+		cause := errors.Unwrap(err)
+		if cause == nil || strings.ContainsAny(cause.Error(), "\"'`") {
+			cause = errors.New("write postgres://user:password@host:5432/database?sslmode=verify-full, other characters than letters and digits of the password as %XX")
+		}
+		v.mistake(path, "is no connection string that PostgreSQL understands: %v", cause)
+		return
+	}
+	plain := !isLocal(c.Host) && c.TLSConfig == nil
+	for _, f := range c.Fallbacks {
+		plain = plain || !isLocal(f.Host) && f.TLSConfig == nil
+	}
+	if plain {
+		v.warn("%s reaches a remote PostgreSQL without insisting on TLS: passwords and events may cross the network in clear; add sslmode=verify-full", path)
+	}
+}
+
+func (v *validator) sink(path string, s *Sink) {
+	if !slices.Contains(sinkTypes, s.Type) {
+		v.mistake(path+".type", "%s", wrongSinkType(s.Type))
+		return
+	}
+	if !sinkName.MatchString(s.Name) {
+		v.mistake(path+".name", "%q is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit", s.Name)
+	}
+	v.template(path+".topic", s.Topic)
+	v.template(path+".key", s.Key)
+	if s.Type == SinkKafka {
+		v.kafka(path, s)
+	}
+}
+
+func (v *validator) kafka(path string, s *Sink) {
+	k := s.Kafka
+	if k == nil || len(k.Brokers) == 0 {
+		v.mistake(path+".brokers", "missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
+		return
+	}
+	for i, b := range k.Brokers {
+		if !isHostPort(b, 1) {
+			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%q is no broker; write host:9092", b)
+		}
+	}
+	if literal := field.ReplaceAllString(s.Topic, ""); !topicLiteral.MatchString(literal) {
+		v.mistake(path+".topic", "%q is no name for a topic: at most 249 letters, digits, ., _ and - beside the fields", s.Topic)
+	}
+	v.oneOf(path+".compression", k.Compression, "none", "gzip", "snappy", "lz4", "zstd")
+	v.oneOf(path+".timestamp", k.Timestamp, "commit", "created_at")
+	v.tls(path+".tls", &k.TLS)
+	v.sasl(path+".sasl", &k.SASL)
+	remote := slices.ContainsFunc(k.Brokers, func(b string) bool { host, _, _ := net.SplitHostPort(b); return !isLocal(host) })
+	if k.SASL.Mechanism == "plain" && !k.TLS.Enabled && remote {
+		v.warn("%s.sasl: plain sends the password in clear without tls", path)
+	}
+}
+
+func (v *validator) tls(path string, t *TLS) {
+	if !t.Enabled && *t != (TLS{}) {
+		v.mistake(path, "has settings and is not enabled; write enabled: true, or remove them")
+	}
+	if (t.CertFile == "") != (t.KeyFile == "") {
+		v.mistake(path, "cert_file and key_file belong together")
+	}
+	if t.InsecureSkipVerify {
+		v.warn("%s.insecure_skip_verify: anybody on the way can pose as the broker", path)
+	}
+}
+
+func (v *validator) sasl(path string, s *SASL) {
+	if s.Mechanism == "" {
+		if *s != (SASL{}) {
+			v.mistake(path+".mechanism", "missing; write plain, scram-sha-256 or scram-sha-512")
+		}
+		return
+	}
+	v.oneOf(path+".mechanism", s.Mechanism, "plain", "scram-sha-256", "scram-sha-512")
+	if s.Username == "" {
+		v.mistake(path+".username", "missing")
+	}
+	if s.Password == "" {
+		v.mistake(path+".password", "missing")
+	}
+}
+
+func (v *validator) delivery(d *Delivery) {
+	v.between("delivery.batch_size", d.BatchSize, 1, 10_000)
+	v.between("delivery.lanes", d.Lanes, 1, 256)
+	v.lasts("delivery.timeout", d.Timeout, 100*time.Millisecond, 10*time.Minute)
+	v.lasts("delivery.drain_timeout", d.DrainTimeout, 0, 10*time.Minute)
+	v.between("delivery.max_retries", d.MaxRetries, 0, 1_000_000)
+	v.lasts("delivery.retry.initial", d.Retry.Initial, time.Millisecond, 24*time.Hour)
+	v.lasts("delivery.retry.max", d.Retry.Max, time.Millisecond, 24*time.Hour)
+	if d.Retry.Initial > d.Retry.Max {
+		v.mistake("delivery.retry", "initial (%v) is longer than max (%v); delays grow from the one to the other", d.Retry.Initial, d.Retry.Max)
+	}
+	if d.ParkAfter != ParkNever {
+		if _, err := parseDuration(d.ParkAfter); err == nil {
+			v.mistake("delivery.park_after", "%s is not built yet; write never", d.ParkAfter)
+		} else {
+			v.mistake("delivery.park_after", "%q is unknown; write never", d.ParkAfter)
+		}
+	}
+	v.between("delivery.max_in_flight", d.MaxInFlight, 1, 1<<20)
+	if d.MaxInFlight < d.BatchSize {
+		v.mistake("delivery.max_in_flight", "%d is less than batch_size (%d): no batch could ever be full", d.MaxInFlight, d.BatchSize)
+	}
+	v.size("delivery.max_in_flight_bytes", d.MaxInFlightBytes, MiB, 64*GiB)
+	v.size("delivery.max_event_bytes", d.MaxEventBytes, KiB, GiB)
+}
+
+// templateFields are the fields of an event that a topic or key may hold; router expands them.
+var templateFields = []string{
+	"id", "aggregate_type", "aggregate_id", "event_type", "event_version", "tenant_id", "correlation_id", "causation_id",
+}
+
+var (
+	field        = regexp.MustCompile(`\{[^{}]*\}`)
+	topicLiteral = regexp.MustCompile(`^[a-zA-Z0-9._-]{0,249}$`)
+)
+
+func (v *validator) template(path, s string) {
+	if s == "" {
+		v.mistake(path, "must not be empty")
+	}
+	for _, f := range field.FindAllString(s, -1) {
+		if name := f[1 : len(f)-1]; !slices.Contains(templateFields, name) {
+			v.mistake(path, "%s is no field of an event; these are: %s", f, strings.Join(templateFields, ", "))
+		}
+	}
+	if strings.ContainsAny(field.ReplaceAllString(s, ""), "{}") {
+		v.mistake(path, "%q has a brace without its other", s)
+	}
+}
+
+func (v *validator) between(path string, n, least, most int) {
+	if n < least || n > most {
+		v.mistake(path, "%d is not between %d and %d", n, least, most)
+	}
+}
+
+func (v *validator) lasts(path string, d, least, most time.Duration) {
+	if d < least || d > most {
+		v.mistake(path, "%v is not between %v and %v", d, least, most)
+	}
+}
+
+func (v *validator) size(path string, b, least, most Bytes) {
+	if b < least || b > most {
+		v.mistake(path, "%v is not between %v and %v", b, least, most)
+	}
+}
+
+func (v *validator) oneOf(path, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		v.mistake(path, "%q is unknown; write %s", value, strings.Join(allowed, ", "))
+	}
+}
+
+// identifier checks what PostgreSQL would cut off or refuse; whether it exists is for the preflight to say.
+func (v *validator) identifier(path, name string) {
+	if name == "" || len(name) > 63 || hasControl(name) {
+		v.mistake(path, "%q is no identifier: 1 to 63 bytes", name)
+	}
+}
+
+func hasControl(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+}
+
+func isHostPort(s string, leastPort uint64) bool {
+	host, port, err := net.SplitHostPort(s)
+	n, portErr := strconv.ParseUint(port, 10, 16)
+	return err == nil && portErr == nil && n >= leastPort && (host != "" || leastPort == 0) && !strings.ContainsAny(host, " \t\r\n/@")
+}
+
+// isLocal says that what is sent to host stays on this machine: a loopback address or a socket's directory.
+func isLocal(host string) bool {
+	if host == "localhost" || strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,155 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const mask = "***"
+
+// Secret prints as *** wherever it is printed, marshalled or logged; string(s) reveals it.
+type Secret string
+
+// String masks the secret, and tells an empty one.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return mask
+}
+
+// Format masks the secret for every verb; without it %d would print the value.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
+
+// MarshalText masks the secret in YAML and JSON.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// LogValue masks the secret in logs.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// DSN is a PostgreSQL connection string. It prints with its passwords masked; string(d) reveals it.
+type DSN string
+
+// String masks the passwords. What it cannot tell apart it masks as a whole.
+func (d DSN) String() string {
+	s := string(d)
+	switch {
+	case s == "":
+		return ""
+	case strings.HasPrefix(s, "postgres://"), strings.HasPrefix(s, "postgresql://"):
+		return maskURL(s)
+	case keyValues.MatchString(s):
+		return keyValue.ReplaceAllStringFunc(s, func(pair string) string {
+			key, _, _ := strings.Cut(pair, "=")
+			if !isPassword(strings.TrimSpace(key)) {
+				return pair
+			}
+			return key + "=" + mask
+		})
+	}
+	return mask
+}
+
+func maskURL(s string) string {
+	u, err := url.Parse(s)
+	// A password with an unescaped / or ? spills over into what follows it, and the @ behind it shows.
+	if err != nil || strings.Contains(u.Host+u.Path+u.RawQuery+u.Fragment, "@") {
+		return mask
+	}
+	user := ""
+	if u.User != nil {
+		user = url.User(u.User.Username()).String()
+		if _, ok := u.User.Password(); ok {
+			user += ":" + mask
+		}
+		user += "@"
+	}
+	query := ""
+	if u.RawQuery != "" {
+		pairs := strings.Split(u.RawQuery, "&")
+		for i, pair := range pairs {
+			key, _, _ := strings.Cut(pair, "=")
+			if name, err := url.QueryUnescape(key); err != nil || isPassword(name) {
+				pairs[i] = key + "=" + mask
+			}
+		}
+		query = "?" + strings.Join(pairs, "&")
+	}
+	return u.Scheme + "://" + user + u.Host + u.EscapedPath() + query
+}
+
+func isPassword(key string) bool { return key == "password" || key == "sslpassword" }
+
+const pairPattern = `\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)`
+
+var (
+	keyValue  = regexp.MustCompile(pairPattern)
+	keyValues = regexp.MustCompile(`^\s*(?:` + pairPattern + `\s*)+$`)
+)
+
+// Format masks the passwords for every verb.
+func (d DSN) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, d.String()) }
+
+// MarshalText masks the passwords in YAML and JSON.
+func (d DSN) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// LogValue masks the passwords in logs.
+func (d DSN) LogValue() slog.Value { return slog.StringValue(d.String()) }
+
+// Bytes is a size, written as 64KiB, 32MiB or 1GiB; a bare number counts bytes.
+type Bytes int64
+
+// The units of Bytes.
+const (
+	KiB Bytes = 1 << 10
+	MiB Bytes = 1 << 20
+	GiB Bytes = 1 << 30
+)
+
+var byteUnits = []struct {
+	name string
+	size Bytes
+}{{"GiB", GiB}, {"MiB", MiB}, {"KiB", KiB}, {"B", 1}}
+
+// String writes the size in the largest unit that divides it.
+func (b Bytes) String() string {
+	for _, u := range byteUnits {
+		if b != 0 && b%u.size == 0 {
+			return strconv.FormatInt(int64(b/u.size), 10) + u.name
+		}
+	}
+	return "0B"
+}
+
+// MarshalText writes the size as String does.
+func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+func parseBytes(s string) (Bytes, error) {
+	number, unit := s, Bytes(1)
+	for _, u := range byteUnits {
+		if rest, ok := strings.CutSuffix(s, u.name); ok {
+			number, unit = strings.TrimSpace(rest), u.size
+			break
+		}
+	}
+	n, err := strconv.ParseUint(number, 10, 63)
+	if err != nil || Bytes(n) > (1<<63-1)/unit {
+		return 0, errors.New("is no size; write 64KiB, 32MiB or 1GiB")
+	}
+	return Bytes(n) * unit, nil
+}
+
+func parseDuration(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, errors.New("is no duration; write 500ms, 30s or 5m")
+	}
+	return d, nil
+}
