@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// newRootCommand makes the tree of commands. They read variables from environ only, never from the process.
+func newRootCommand(environ []string) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "outbox-cdc",
+		Short: "Deliver the events of an outbox table, in order, from PostgreSQL's write-ahead log",
+		Long: `outbox-cdc reads the committed inserts of an outbox table from PostgreSQL's write-ahead log, delivers them to
+sinks in order per aggregate, writes what became of each into a ledger, and only then lets the replication slot
+move on.
+
+Exit codes: 0 done, 1 failure, 2 usage, 69 PostgreSQL cannot be reached, 70 the slot is lost or not ours, 77 a
+privilege is missing, 78 the configuration (or the database's) is invalid.`,
+		Example: `  DATABASE_URL=postgres://localhost/shop OUTBOX_PUBLISHER_TYPE=stdout outbox-cdc run --init
+  outbox-cdc config example > outbox.yaml
+  outbox-cdc validate --config outbox.yaml
+  outbox-cdc run --config outbox.yaml`,
+		Version: buildVersion().Version,
+		// main prints the error, once; the usage is for who asks.
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+	})
+	asGroup(root)
+	root.AddCommand(
+		newRunCommand(environ),
+		newValidateCommand(environ),
+		newConfigCommand(environ),
+		newVersionCommand(),
+	)
+	return root
+}
+
+// asGroup makes a command that only holds others: alone it prints its help, with anything else it is a usage error.
+func asGroup(cmd *cobra.Command) {
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		hint := "see " + cmd.CommandPath() + " --help"
+		if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
+			hint = "did you mean " + strings.Join(similar, " or ") + "?"
+		}
+		return usageError{fmt.Errorf("%s has no command %q; %s", cmd.CommandPath(), args[0], hint)}
+	}
+}
+
+// noArgs is cobra.NoArgs as a usage error.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no arguments, and got %q; see %s --help", cmd.CommandPath(), args, cmd.CommandPath())}
+	}
+	return nil
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+func newRunCommand(environ []string) *cobra.Command {
+	var (
+		path    string
+		initial bool
+		logs    logFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Deliver events until told to end",
+		Long: `Deliver events until SIGTERM or SIGINT, which end it cleanly: what is being delivered is settled first, for
+at most delivery.drain_timeout. A second signal ends it at once.
+
+Another instance with the same slot stands by, ready, and takes over. A sink that is away never ends the process.`,
+		Example: `  outbox-cdc run --config outbox.yaml
+  DATABASE_URL=postgres://localhost/shop OUTBOX_PUBLISHER_TYPE=kafka OUTBOX_KAFKA_BROKERS=localhost:9092 outbox-cdc run --init`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := logs.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			c, warnings, err := config.Load(path, environ)
+			if err != nil {
+				return err
+			}
+			for _, w := range warnings {
+				logger.Warn("configuration", "warning", w)
+			}
+			if err := service.Run(cmd.Context(), c, service.RunOptions{Init: initial, Logger: logger}); err != nil {
+				logger.Error("stopped", "err", err, "exit_code", exitCode(err))
+				return loggedError{err}
+			}
+			return nil
+		},
+	}
+	configFlag(cmd, &path)
+	cmd.Flags().BoolVar(&initial, "init", false, "first make what is missing of tables, publication and slot, as init does")
+	logs.register(cmd)
+	return cmd
+}
