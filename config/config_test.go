@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -370,14 +369,6 @@ func TestBytes(t *testing.T) {
 		if got, err := parseBytes(text); err == nil {
 			t.Errorf("parseBytes(%q) = %d, want an error", text, got)
 		}
-	}
-}
-
-func TestDefaultsAreSane(t *testing.T) {
-	t.Parallel()
-	d := Default().Delivery
-	if d.Retry.Max != 5*time.Minute || d.MaxInFlightBytes.String() != "32MiB" {
-		t.Errorf("delivery = %+v", d)
 	}
 }
 
