@@ -1,0 +1,66 @@
+package connector
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+)
+
+// sqlSettings are the parameters of every SQL session of ours.
+func (c *Connector) sqlSettings() map[string]string {
+	return map[string]string{
+		"application_name": "outbox-cdc " + c.cfg.Source.Slot,
+		// The ledger's tables are named without a schema.
+		"search_path": pgx.Identifier{c.cfg.Source.LedgerSchema}.Sanitize(),
+		"TimeZone":    "UTC",
+		// An error instead of hidden rows.
+		"row_security": "off",
+		// A session of ours that hangs must not hold a lock for ever, nor wait for one for ever.
+		"idle_in_transaction_session_timeout": "2s",
+		"lock_timeout":                        "2s",
+		// The slot's position is made durable apart from the WAL: without this a crash could keep "confirmed X" and
+		// lose the ledger rows before X.
+		"synchronous_commit": "on",
+	}
+}
+
+func (c *Connector) openPool(context.Context) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(c.cfg.Source.DSN)
+	if err != nil {
+		return nil, exitError{78, fmt.Errorf("source.dsn: %w", err)}
+	}
+	for k, v := range c.sqlSettings() {
+		cfg.ConnConfig.RuntimeParams[k] = v
+	}
+	cfg.MinConns = 0
+	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-1)) // the recorder has its own
+	// The pool outlives the context that would end its connections in mid-drain.
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open the connection pool: %w", err)
+	}
+	return pool, nil
+}
+
+func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
+	host, _ := os.Hostname() // for people only
+	return checkpoint.RecorderConfig{
+		Slot: c.cfg.Source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Fast: fast, Logger: c.cfg.Logger,
+		Connect: func(ctx context.Context) (*pgx.Conn, error) {
+			cfg, err := pgx.ParseConfig(c.cfg.Source.DSN)
+			if err != nil {
+				return nil, err
+			}
+			for k, v := range c.sqlSettings() {
+				cfg.RuntimeParams[k] = v
+			}
+			return pgx.ConnectConfig(ctx, cfg)
+		},
+		State: func(err error) { c.cfg.Health.Set("recorder", err == nil, errText(err)) },
+	}
+}
