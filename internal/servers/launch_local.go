@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -80,4 +81,42 @@ func appendSettings(path string, groups ...map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// bindHost is the address that a broker listens on.
+const bindHost = "127.0.0.1"
+
+// launchKafka formats a broker's storage, and makes what runs it, not yet started.
+func launchKafka(ctx context.Context, o KafkaOptions, _ []int, properties map[string]string) (_ instance, err error) {
+	java, err := exec.LookPath("java")
+	if err != nil {
+		return nil, errNoJava
+	}
+	jars, err := kafkaJars(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := newDirectory(o.Dir, "kafka", nil)
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir.path, "server.properties")
+	class := []string{"-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", filepath.Join(jars, "*")}
+	p := &process{
+		path:    java,
+		args:    append(slices.Clone(class), "kafka.Kafka", file),
+		logFile: filepath.Join(dir.path, "kafka.log"),
+		signal:  syscall.SIGKILL,
+		dir:     dir,
+	}
+	properties["log.dirs"] = filepath.Join(dir.path, "data")
+	if err := os.WriteFile(file, []byte(formatProperties(properties)), 0o644); err != nil {
+		return nil, joinRemove(err, p)
+	}
+	format := exec.CommandContext(ctx, java, append(class, "kafka.tools.StorageTool", "format",
+		"--standalone", "-t", kafkaClusterID, "-c", file)...)
+	if out, err := format.CombinedOutput(); err != nil {
+		return nil, joinRemove(fmt.Errorf("format the storage of Apache Kafka: %w\n%s", err, out), p)
+	}
+	return p, nil
 }

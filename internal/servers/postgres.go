@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/url"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -135,7 +133,7 @@ func (p *Postgres) DSN(database string) string {
 }
 
 // Addr is its host and port.
-func (p *Postgres) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+func (p *Postgres) Addr() string { return local(p.port) }
 
 // Port is its port.
 func (p *Postgres) Port() int { return p.port }
