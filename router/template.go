@@ -1,0 +1,144 @@
+package router
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+)
+
+// field is one of the event's fields that a template may name. The payload is opaque and is none of them.
+type field byte
+
+const (
+	literal field = iota // no field: a text of the template's own
+	id
+	aggregateType
+	aggregateID
+	eventType
+	eventVersion
+	tenantID
+	correlationID
+	causationID
+)
+
+// fieldNames are as in the outbox's own columns, also where a table is mapped.
+var fieldNames = [...]string{
+	id:            "id",
+	aggregateType: "aggregate_type",
+	aggregateID:   "aggregate_id",
+	eventType:     "event_type",
+	eventVersion:  "event_version",
+	tenantID:      "tenant_id",
+	correlationID: "correlation_id",
+	causationID:   "causation_id",
+}
+
+func fieldOf(name string) (field, bool) {
+	for f := id; int(f) < len(fieldNames); f++ {
+		if fieldNames[f] == name {
+			return f, true
+		}
+	}
+	return literal, false
+}
+
+func (f field) of(e *outbox.Event) string {
+	switch f {
+	case id:
+		return e.ID
+	case aggregateType:
+		return e.AggregateType
+	case aggregateID:
+		return e.AggregateID
+	case eventType:
+		return e.EventType
+	case eventVersion:
+		return strconv.Itoa(max(e.EventVersion, 1)) // 0 means 1
+	case tenantID:
+		return e.TenantID
+	case correlationID:
+		return e.CorrelationID
+	case causationID:
+		return e.CausationID
+	}
+	return ""
+}
+
+type part struct {
+	field field
+	text  string // of a literal
+}
+
+// Template is a text with fields of the event in braces, such as outbox.event.{aggregate_type}. The zero Template
+// expands to nothing.
+type Template struct {
+	parts []part
+}
+
+// ParseTemplate reads s. Its errors name the field that no event has.
+func ParseTemplate(s string) (Template, error) {
+	var t Template
+	for rest := s; rest != ""; {
+		at := strings.IndexAny(rest, "{}")
+		if at < 0 {
+			at = len(rest)
+		}
+		if at > 0 {
+			t.parts = append(t.parts, part{text: rest[:at]})
+			rest = rest[at:]
+			continue
+		}
+		end := strings.IndexByte(rest, '}')
+		if end < 1 {
+			return Template{}, fmt.Errorf("template %q: unbalanced brace before %q", s, rest)
+		}
+		f, ok := fieldOf(rest[1:end])
+		if !ok {
+			return Template{}, fmt.Errorf("template %q: unknown field %q; an event has %s",
+				s, rest[1:end], strings.Join(fieldNames[id:], ", "))
+		}
+		t.parts = append(t.parts, part{field: f})
+		rest = rest[end+1:]
+	}
+	return t, nil
+}
+
+// Expand gives the text for e. A field that is NULL in the row is left out.
+func (t *Template) Expand(e *outbox.Event) string {
+	switch len(t.parts) {
+	case 0:
+		return ""
+	case 1:
+		return t.parts[0].expand(e)
+	}
+	var room [128]byte
+	b := room[:0]
+	for i := range t.parts {
+		b = append(b, t.parts[i].expand(e)...)
+	}
+	return string(b)
+}
+
+func (p *part) expand(e *outbox.Event) string {
+	if p.field == literal {
+		return p.text
+	}
+	return p.field.of(e)
+}
+
+// onlyField is the field that alone makes the difference between two expansions.
+func (t *Template) onlyField() (field, bool) {
+	only := literal
+	for _, p := range t.parts {
+		switch {
+		case p.field == literal || p.field == only:
+		case only == literal:
+			only = p.field
+		default:
+			return literal, false
+		}
+	}
+	return only, only != literal
+}
