@@ -1,0 +1,197 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	publication = "bench"
+	// topic is where the default template sends events of the one aggregate type.
+	topic = "outbox.event.order"
+	// A real number of partitions: each produce request is split among them.
+	partitions = 8
+)
+
+// Every column is filled. The payload is about 500 bytes that do not compress, apart from being text; its first key tells
+// the checker which event it is. 5,000 aggregates share the events in turn, so writers whose number divides 5,000 and
+// who take turns, too, never write to the same aggregate.
+const insertFunction = `create function bench_insert(first int, last int) returns void language sql as $$
+	insert into event_outbox (aggregate_type, aggregate_id, event_type, event_version, payload, metadata, max_retries,
+		tenant_id, correlation_id, causation_id)
+	select 'order', 'order-' || n % 5000, 'order.changed', 2,
+		('{"seq": ' || n || ', "customer": "' || gen_random_uuid() || '", "data": "' || data || '"}')::json,
+		jsonb_build_object('source', 'bench', 'request', gen_random_uuid()), 5,
+		'tenant-' || n % 20, gen_random_uuid(), gen_random_uuid()
+	from generate_series(first, last) n, lateral (
+		select string_agg(replace(encode(sha512((n || random()::text)::bytea), 'base64'), e'\n', ''), '') as data
+		from generate_series(1, 5)) random
+$$`
+
+const writeProcedure = `create procedure bench_write(first int, last int, rows int) language plpgsql as $$
+begin
+	for n in first .. last by rows loop
+		perform bench_insert(n, n + rows - 1);
+		commit;
+	end loop;
+end
+$$`
+
+// database is one part's own: with the outbox, slots made before the backlog, and a backlog.
+type database struct {
+	*bench
+	name string
+	conn *pgx.Conn
+}
+
+// newDatabase makes one with an initialised slot and checkpoint for each of the connectors named.
+func (b *bench) newDatabase(ctx context.Context, name string, connectors ...string) (_ *database, err error) {
+	admin, err := pgx.Connect(ctx, b.postgres.DSN("postgres"))
+	if err != nil {
+		return nil, err
+	}
+	defer admin.Close(ctx)
+	if _, err := admin.Exec(ctx, "create database "+name); err != nil {
+		return nil, err
+	}
+	d := &database{bench: b, name: name}
+	if d.conn, err = pgx.Connect(ctx, b.postgres.DSN(name)); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	for _, connector := range connectors {
+		if err := d.initialise(ctx, connector); err != nil {
+			return nil, err
+		}
+	}
+	for _, statement := range []string{insertFunction, writeProcedure} {
+		if _, err := d.conn.Exec(ctx, statement); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// initialise lets the product make tables, publication, slot and checkpoint.
+func (d *database) initialise(ctx context.Context, connector string) error {
+	text := fmt.Sprintf(`name: %[1]s
+source: {dsn: "%[2]s", slot: %[1]s, publication: %[3]s}
+sinks: [{name: events, type: kafka, brokers: ["%[4]s"]}]
+http: {listen: ""}
+`, connector, d.postgres.DSN(d.name), publication, d.broker)
+	if err := os.WriteFile(d.config(connector), []byte(text), 0o600); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, d.cli, "init", "--config", d.config(connector)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("init: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func (d *database) config(connector string) string {
+	return filepath.Join(d.dir, d.name+"-"+connector+".yaml")
+}
+
+// close drops the database and its slots, and with them the WAL that they keep.
+func (d *database) close(ctx context.Context) error {
+	defer d.conn.Close(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("a slot is still in use"))
+	defer cancel()
+	for slots := 1; slots > 0; {
+		// The walsender of a client that has just ended needs a moment to notice.
+		if _, err := d.conn.Exec(ctx, `select pg_drop_replication_slot(slot_name) from pg_replication_slots
+			where database = current_database() and not active`); err != nil {
+			return fmt.Errorf("drop slots: %w", err)
+		}
+		if err := d.conn.QueryRow(ctx, `select count(*) from pg_replication_slots where database = current_database()`).Scan(&slots); err != nil {
+			return err
+		}
+		if slots > 0 {
+			if err := pause(ctx, 20*time.Millisecond); err != nil {
+				return err
+			}
+		}
+	}
+	admin, err := pgx.Connect(ctx, d.postgres.DSN("postgres"))
+	if err != nil {
+		return err
+	}
+	defer admin.Close(ctx)
+	_, err = admin.Exec(ctx, "drop database "+d.name+" with (force)")
+	return err
+}
+
+// backlog is what waits in the WAL when a run begins.
+type backlog struct {
+	events       int
+	payloadBytes int // on average
+	// last lies in the last transaction: once more than this is confirmed, all of it is.
+	last pglogrepl.LSN
+	// end lies behind the last transaction and before the marker, at which pg_recvlogical notices that it is beyond.
+	end pglogrepl.LSN
+}
+
+// writeBacklog writes events in transactions of rows each, one after another.
+func (d *database) writeBacklog(ctx context.Context, events, rows int) (backlog, error) {
+	note("%s: writing %d events, %d a transaction", d.name, events, rows)
+	b := backlog{events: events}
+	// The WAL comes out the same as with waiting for the disk at each commit.
+	if _, err := d.conn.Exec(ctx, "set synchronous_commit = off"); err != nil {
+		return b, err
+	}
+	if events > rows {
+		if _, err := d.conn.Exec(ctx, "call bench_write(1, $1, $2)", events-rows, rows); err != nil {
+			return b, fmt.Errorf("write backlog: %w", err)
+		}
+	}
+	err := pgx.BeginFunc(ctx, d.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "select bench_insert($1, $2)", events-rows+1, events); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, "select pg_current_wal_insert_lsn()").Scan(&b.last)
+	})
+	if err != nil {
+		return b, fmt.Errorf("write backlog: %w", err)
+	}
+	if err := d.conn.QueryRow(ctx, "select pg_current_wal_insert_lsn()").Scan(&b.end); err != nil {
+		return b, err
+	}
+	for _, statement := range []string{
+		"reset synchronous_commit",
+		"select pg_logical_emit_message(true, 'bench', 'end of the backlog')",
+		"vacuum analyze event_outbox", // or autovacuum does it in the middle of a run
+	} {
+		if _, err := d.conn.Exec(ctx, statement); err != nil {
+			return b, fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	var rowsFound int
+	err = d.conn.QueryRow(ctx, "select count(*), avg(octet_length(payload::text))::int from event_outbox").Scan(&rowsFound, &b.payloadBytes)
+	if err == nil && rowsFound != events {
+		err = fmt.Errorf("the backlog has %d rows, not %d", rowsFound, events)
+	}
+	return b, err
+}
+
+// settle brings server and machine to rest before a run.
+func (d *database) settle(ctx context.Context) error {
+	if _, err := d.conn.Exec(ctx, "checkpoint"); err != nil {
+		return err
+	}
+	return awaitQuiet(ctx)
+}

@@ -1,0 +1,228 @@
+//go:build linux
+
+// Command bench measures outbox-cdc beside pg_recvlogical, which reads the same unread WAL into nothing. Run it from the
+// root of the repository, on a machine that does nothing else:
+//
+//	go run ./test/bench                   # throughput and latency
+//	go run ./test/bench -only memory
+//	go run ./test/bench -profile DIR      # one run of each kind, with a CPU profile of the connector
+//
+// It starts a PostgreSQL (fsync on, defaults otherwise) and, anew for each run, a Kafka fake in a process of its own. All
+// figures are of one machine and one hour: only their ratios carry over to others.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+type options struct {
+	rounds, events int
+	rows           []int
+	only           string
+	sink           string
+	output         string
+	results        string
+	profile        string
+	version        string
+	dir            string
+}
+
+// The parts that -only chooses from.
+const (
+	throughput = "throughput"
+	latency    = "latency"
+	memory     = "memory"
+)
+
+func parseOptions(args []string) (options, error) {
+	o := options{rows: []int{100, 1}}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.IntVar(&o.rounds, "rounds", 5, "rounds that count, of pg_recvlogical and outbox-cdc each")
+	flags.IntVar(&o.events, "events", 200_000, "events of the backlog; the memory part also reads ten and five times as many")
+	flags.Func("rows", "rows per transaction, as a list (default 100,1)", func(s string) error {
+		o.rows = nil
+		for field := range strings.SplitSeq(s, ",") {
+			n, err := strconv.Atoi(field)
+			if err != nil || n < 1 {
+				return fmt.Errorf("%q is no number of rows", field)
+			}
+			o.rows = append(o.rows, n)
+		}
+		return nil
+	})
+	flags.StringVar(&o.only, "only", "", "throughput, latency or memory (default throughput and latency)")
+	flags.StringVar(&o.sink, "sink", "kafka", "the sink to deliver to: kafka")
+	flags.StringVar(&o.output, "o", "table", "what to print: table or json")
+	flags.StringVar(&o.results, "results", "bin/bench.json", "where to write the results as JSON; empty for nowhere")
+	flags.StringVar(&o.profile, "profile", "", "measure nothing, but write CPU profiles of the connector into this `directory`")
+	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
+	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	var errs []error
+	if flags.NArg() > 0 {
+		errs = append(errs, fmt.Errorf("unknown argument %q", flags.Arg(0)))
+	}
+	if o.rounds < 1 {
+		errs = append(errs, errors.New("-rounds must be at least 1"))
+	}
+	for _, rows := range o.rows {
+		if o.events < 2*rows || o.events%rows != 0 {
+			errs = append(errs, fmt.Errorf("-events must be a multiple of %d, and at least two transactions", rows))
+		}
+	}
+	if o.sink != "kafka" {
+		errs = append(errs, fmt.Errorf("-sink %q is not built, only kafka", o.sink))
+	}
+	if o.output != "table" && o.output != "json" {
+		errs = append(errs, fmt.Errorf("-o %q is neither table nor json", o.output))
+	}
+	switch o.only {
+	case "", throughput, latency, memory:
+	default:
+		errs = append(errs, fmt.Errorf("-only %q is none of throughput, latency, memory", o.only))
+	}
+	return o, errors.Join(errs...)
+}
+
+// bench is what all parts share.
+type bench struct {
+	options
+	postgres  *servers.Postgres
+	dir       string // of binaries, configurations and logs; removed at the end
+	cli       string // the product
+	connector string // what is measured: the product, or the same with a profiler
+	fake      string // the Kafka fake's
+	broker    string // where the fake listens, each time
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	// The pacer of the latency part blocks a thread, for which the Go runtime counts it as running.
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
+	o, err := parseOptions(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, cmp.Or(context.Cause(ctx), err))
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	dir, err := os.MkdirTemp("", "outbox-cdc-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{options: o, dir: dir}
+	if err := b.build(ctx); err != nil {
+		return err
+	}
+	if b.broker, err = freeAddress(); err != nil {
+		return err
+	}
+	b.postgres, err = servers.StartPostgres(ctx, servers.PostgresOptions{Version: o.version, Dir: o.dir, Settings: map[string]string{
+		"shared_buffers":         "256MB",
+		"max_wal_size":           "64GB", // no checkpoint but those between the runs
+		"checkpoint_timeout":     "1h",
+		"track_commit_timestamp": "on", // latency counts from the commit
+		"max_replication_slots":  strconv.Itoa(2*b.attempts() + 8),
+	}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.postgres.Close()) }()
+	if _, err := os.Stat(b.yardstick()); err != nil {
+		return fmt.Errorf("find pg_recvlogical of PostgreSQL %s: %w; install its client programs (Debian: apt-get install postgresql-client-%s)",
+			b.postgres.Version(), err, o.version)
+	}
+	if o.profile != "" {
+		return b.profiles(ctx)
+	}
+	results, err := b.measure(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(results.write(os.Stdout, o), results.check())
+}
+
+func (b *bench) measure(ctx context.Context) (results, error) {
+	r := results{Machine: describeMachine(), Versions: b.versions(ctx), Command: os.Args}
+	if b.only == "" || b.only == throughput {
+		for _, rows := range b.rows {
+			t, err := b.throughput(ctx, rows)
+			if err != nil {
+				return r, fmt.Errorf("throughput at %d rows a transaction: %w", rows, err)
+			}
+			r.Throughput = append(r.Throughput, t)
+		}
+	}
+	if b.only == "" || b.only == latency {
+		l, err := b.latency(ctx)
+		if err != nil {
+			return r, fmt.Errorf("latency: %w", err)
+		}
+		r.Latency = &l
+	}
+	if b.only == memory {
+		m, err := b.memory(ctx)
+		if err != nil {
+			return r, fmt.Errorf("memory: %w", err)
+		}
+		r.Memory = &m
+	}
+	return r, nil
+}
+
+// build makes the programs to measure from the sources at hand, so that nothing older is measured by mistake.
+func (b *bench) build(ctx context.Context) error {
+	b.cli, b.fake = filepath.Join(b.dir, "outbox-cdc"), filepath.Join(b.dir, "kafkafake")
+	b.connector = b.cli
+	packages := map[string]string{b.cli: "./cmd/outbox-cdc", b.fake: "./internal/servers/cmd/kafkafake"}
+	if b.profile != "" {
+		b.connector = filepath.Join(b.dir, "connector")
+		packages[b.connector] = "./test/bench/connector"
+	}
+	for path, pkg := range packages {
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", path, pkg).CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+		}
+	}
+	return nil
+}
+
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
+}
+
+// note tells who watches how far it is.
+func note(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}

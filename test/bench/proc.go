@@ -1,0 +1,187 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tick is the unit of the times in /proc: USER_HZ is 100 on every architecture that Go supports.
+const tick = 10 * time.Millisecond
+
+// cpuTime is what a process has used, all its threads and those that have ended included. /proc/pid/stat tells the same in
+// ticks, which are too coarse for a run of half a second. The clock's number is made as clock_getcpuclockid(3) makes it.
+func cpuTime(pid int) (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid)<<3|2, &t); err != nil {
+		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// peakMemory is the most resident memory that a process had so far, in bytes.
+func peakMemory(pid int) (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no VmHWM", pid)
+}
+
+// usage is a moment's reading of who has used the CPU.
+type usage struct {
+	at     time.Time
+	others time.Duration // processes that do not descend from this one, and what the hypervisor took
+}
+
+// takeUsage adds up processes rather than to read the totals of /proc/stat: those are sampled by the clock's tick, which
+// misjudges processes that sleep and wake by timers by more than the share that is looked for. The time of a process that
+// ends moves to its parent (cutime, cstime), so that the sum never shrinks.
+func takeUsage() (usage, error) {
+	u := usage{at: time.Now()}
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return u, err
+	}
+	parents, used := map[int]int{}, map[int]time.Duration{}
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		pid, parent, children, err := parseStat(stat)
+		if err != nil {
+			return u, fmt.Errorf("%s: %w", path, err)
+		}
+		if own, err := cpuTime(pid); err == nil {
+			parents[pid], used[pid] = parent, own+children
+		}
+	}
+	self := os.Getpid()
+	for pid, t := range used {
+		ancestor := pid
+		for ancestor != self && ancestor != 0 {
+			ancestor = parents[ancestor]
+		}
+		if ancestor != self {
+			u.others += t
+		}
+	}
+	steal, err := stolen()
+	u.others += steal
+	return u, err
+}
+
+// parseStat finds a process's parent and the time of its children that have ended. The second field is the name, in
+// parentheses, and may hold anything.
+func parseStat(stat []byte) (pid, parent int, children time.Duration, err error) {
+	end := bytes.LastIndexByte(stat, ')')
+	fields := bytes.Fields(stat[end+1:])
+	if end < 0 || len(fields) < 15 {
+		return 0, 0, 0, fmt.Errorf("cannot be understood: %q", stat)
+	}
+	number := func(text []byte) int {
+		n, e := strconv.Atoi(string(text))
+		if e != nil {
+			err = e
+		}
+		return n
+	}
+	first, _, _ := bytes.Cut(stat, []byte(" "))
+	pid, parent = number(first), number(fields[1])
+	return pid, parent, time.Duration(number(fields[13])+number(fields[14])) * tick, err
+}
+
+func stolen() (time.Duration, error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	line, _, _ := strings.Cut(string(stat), "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 {
+		return 0, fmt.Errorf("/proc/stat cannot be understood: %q", line)
+	}
+	ticks, err := strconv.Atoi(fields[8])
+	return time.Duration(ticks) * tick, err
+}
+
+// othersSince is the share of all cores that others have had since then.
+func (u usage) othersSince(then usage) float64 {
+	return float64(u.others-then.others) / float64(u.at.Sub(then.at)) / float64(runtime.NumCPU())
+}
+
+// noisy is the share of the CPU from which on others spoil a round.
+const noisy = 0.05
+
+// awaitQuiet waits until the machine does nothing else, for a while at most: what is measured then may have to be repeated.
+func awaitQuiet(ctx context.Context) error {
+	const window = 500 * time.Millisecond
+	for range 2 * 60 {
+		then, err := takeUsage()
+		if err != nil {
+			return err
+		}
+		if err := pause(ctx, window); err != nil {
+			return err
+		}
+		now, err := takeUsage()
+		if err != nil || now.othersSince(then) < noisy/2 {
+			return err
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+type machine struct {
+	CPU       string  `json:"cpu"`
+	Cores     int     `json:"cores"`
+	MemoryGiB float64 `json:"memory_gib"`
+	Kernel    string  `json:"kernel"`
+}
+
+func describeMachine() machine {
+	m := machine{CPU: runtime.GOARCH, Cores: runtime.NumCPU()}
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				m.CPU = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil {
+		m.MemoryGiB = float64(uint64(info.Totalram)*uint64(info.Unit)>>20) / 1024
+	}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err == nil {
+		m.Kernel = unix.ByteSliceToString(name.Release[:])
+	}
+	return m
+}

@@ -1,0 +1,233 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// yardstickRun is pg_recvlogical reading a backlog into nothing.
+type yardstickRun struct {
+	Seconds float64 `json:"seconds"`
+	CPU     cpu     `json:"cpu_us_per_event"`
+	Others  float64 `json:"others"`
+}
+
+// connectorRun is outbox-cdc delivering and recording a backlog.
+type connectorRun struct {
+	Seconds    float64 `json:"seconds"`
+	CPU        cpu     `json:"cpu_us_per_event"`
+	PeakMemory int64   `json:"peak_memory_bytes"`
+	Others     float64 `json:"others"`
+	Counts     counts  `json:"counts"`
+}
+
+// cpu is what an event costs each process, in microseconds.
+type cpu struct {
+	Reader    float64 `json:"reader"` // the connector, or pg_recvlogical
+	Walsender float64 `json:"walsender"`
+	Recorder  float64 `json:"recorder,omitempty"` // its backend
+	Fake      float64 `json:"fake,omitempty"`
+}
+
+func perEvent(d time.Duration, events int) float64 {
+	return float64(d) / float64(time.Microsecond) / float64(events)
+}
+
+func (b *bench) yardstick() string { return filepath.Join(b.postgres.BinDir(), "pg_recvlogical") }
+
+// runYardstick takes the whole time of pg_recvlogical, its start included.
+func (d *database) runYardstick(ctx context.Context, slot string, bl backlog) (r yardstickRun, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout(bl.events), errors.New("pg_recvlogical takes too long"))
+	defer cancel()
+	before, err := takeUsage()
+	if err != nil {
+		return r, err
+	}
+	c, err := startChild(filepath.Join(d.dir, "pg_recvlogical.log"), d.yardstick(), "-d", d.postgres.DSN(d.name), "-S", slot,
+		"--start", "-f", "/dev/null", "--endpos", bl.end.String(), "--no-loop",
+		// The marker is a message: without messages pg_recvlogical would go on into the ledger's WAL of earlier runs.
+		"-o", "proto_version=1", "-o", "publication_names="+publication, "-o", "messages=true")
+	if err != nil {
+		return r, err
+	}
+	defer c.kill()
+	walsender, err := d.watchWalsender(ctx, slot, c.done)
+	if err != nil {
+		return r, err
+	}
+	if err := c.wait(ctx); err != nil {
+		return r, err
+	}
+	after, err := takeUsage()
+	state := c.cmd.ProcessState
+	r.Seconds = c.ended.Sub(c.started).Seconds()
+	r.CPU = cpu{Reader: perEvent(state.UserTime()+state.SystemTime(), bl.events), Walsender: perEvent(walsender, bl.events)}
+	r.Others = after.othersSince(before)
+	return r, err
+}
+
+// watchWalsender gives what a slot's walsender used until it or its client ended: after that nobody could tell.
+func (d *database) watchWalsender(ctx context.Context, slot string, done <-chan struct{}) (used time.Duration, err error) {
+	var pid *int
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if pid == nil {
+			const ask = "select active_pid from pg_replication_slots where slot_name = $1"
+			if err := d.conn.QueryRow(ctx, ask, slot).Scan(&pid); err != nil {
+				return used, err
+			}
+		} else if now, err := cpuTime(*pid); err == nil {
+			used = now
+		}
+		select {
+		case <-tick.C:
+		case <-done:
+			return used, nil
+		case <-ctx.Done():
+			return used, context.Cause(ctx)
+		}
+	}
+}
+
+// runConnector takes the time from the connector's start until the ledger's checkpoint is beyond the backlog. It leaves an
+// empty ledger: a ledger belongs to one connector, and the rows of this run stand at the positions of the next.
+func (d *database) runConnector(ctx context.Context, name string, bl backlog, args ...string) (r connectorRun, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout(bl.events), errors.New("the connector takes too long"))
+	defer cancel()
+	fake, err := d.startFake(ctx)
+	if err != nil {
+		return r, err
+	}
+	defer fake.kill()
+	p := progress{database: d, name: name}
+	if err := p.ask(ctx); err != nil { // prepares the query, too
+		return r, err
+	}
+	before, err := takeUsage()
+	if err != nil {
+		return r, err
+	}
+	var idle used // all but the fake start with the run
+	if idle[3], err = cpuTime(fake.pid()); err != nil {
+		return r, err
+	}
+	c, err := startChild(filepath.Join(d.dir, "connector.log"), d.connector, append([]string{"run", "--config", d.config(name)}, args...)...)
+	if err != nil {
+		return r, err
+	}
+	defer c.kill()
+	if err := p.await(ctx, c, func() bool { return p.confirmed > bl.last }); err != nil {
+		return r, err
+	}
+	r.Seconds = time.Since(c.started).Seconds()
+	total, err := p.used(c, fake)
+	if err != nil {
+		return r, err
+	}
+	after, err := takeUsage()
+	if err != nil {
+		return r, err
+	}
+	if r.PeakMemory, err = peakMemory(c.pid()); err != nil {
+		return r, err
+	}
+	r.CPU, r.Others = total.since(idle).perEvent(bl.events), after.othersSince(before)
+	if err := c.stop(ctx); err != nil {
+		return r, err
+	}
+	r.Counts, err = d.check(ctx, bl.events)
+	return r, err
+}
+
+// timeout is far beyond what a run takes on a slow machine.
+func timeout(events int) time.Duration {
+	return 2*time.Minute + time.Duration(events)*time.Millisecond
+}
+
+// progress is how far a connector is, and which backends serve it.
+type progress struct {
+	*database
+	name                string
+	confirmed           pglogrepl.LSN
+	recorder, walsender *int
+}
+
+func (p *progress) ask(ctx context.Context) error {
+	const ask = `select confirmed_lsn, recorder_pid, active_pid from outbox_checkpoints join pg_replication_slots using (slot_name)
+		where slot_name = $1`
+	return p.conn.QueryRow(ctx, ask, p.name).Scan(&p.confirmed, &p.recorder, &p.walsender)
+}
+
+// await asks until done, or until the connector ends, which it must not.
+func (p *progress) await(ctx context.Context, c *child, done func() bool) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if err := p.ask(ctx); err != nil {
+			return err
+		}
+		if done() {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-c.done:
+			return fmt.Errorf("the connector has ended: %w\n%s", c.err, c.log())
+		case <-ctx.Done():
+			return fmt.Errorf("%w\n%s", context.Cause(ctx), c.log())
+		}
+	}
+}
+
+// used is the CPU time that the connector, its walsender, its recorder's backend and the fake have used.
+type used [4]time.Duration
+
+func (u used) perEvent(events int) cpu {
+	return cpu{perEvent(u[0], events), perEvent(u[1], events), perEvent(u[2], events), perEvent(u[3], events)}
+}
+
+func (u used) since(then used) used {
+	for i := range u {
+		u[i] -= then[i]
+	}
+	return u
+}
+
+func (p *progress) used(c, fake *child) (u used, err error) {
+	if p.recorder == nil || p.walsender == nil {
+		return u, errors.New("the connector has lost its session")
+	}
+	for i, pid := range []int{c.pid(), *p.walsender, *p.recorder, fake.pid()} {
+		if u[i], err = cpuTime(pid); err != nil {
+			return u, err
+		}
+	}
+	return u, nil
+}
+
+// check compares topic and ledger with what was written, and empties the ledger.
+func (d *database) check(ctx context.Context, events int) (counts, error) {
+	c, err := d.checkTopic(ctx, events)
+	if err != nil {
+		return c, err
+	}
+	err = d.conn.QueryRow(ctx, `select count(*) from event_outbox e
+		where not exists (select from outbox_delivery_log l where l.event_id = e.id and l.status = 'delivered')`).Scan(&c.Unrecorded)
+	if err != nil {
+		return c, fmt.Errorf("read the ledger: %w", err)
+	}
+	for _, statement := range []string{"truncate outbox_delivery_log, outbox_parked", "vacuum analyze outbox_delivery_log"} {
+		if _, err := d.conn.Exec(ctx, statement); err != nil {
+			return c, fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	return c, nil
+}
