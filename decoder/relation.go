@@ -1,0 +1,186 @@
+package decoder
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// field is what an event has and a column may hold.
+type field int
+
+const (
+	id field = iota
+	aggregateType
+	aggregateID
+	eventType
+	eventVersion
+	payload
+	metadata
+	createdAt
+	maxRetries
+	tenantID
+	correlationID
+	causationID
+	fieldCount
+)
+
+// firstUserOID is the first that PostgreSQL gives to a type that a user makes: an enum, a domain, an extension's.
+const firstUserOID = 16384
+
+var (
+	// Names and ids may be of any type whose text is one: what PostgreSQL writes for it is taken as it is.
+	nameTypes = []uint32{
+		pgtype.TextOID, pgtype.VarcharOID, pgtype.BPCharOID, pgtype.NameOID, pgtype.UUIDOID,
+		pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID,
+	}
+	intTypes  = []uint32{pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID}
+	jsonTypes = []uint32{pgtype.JSONOID, pgtype.JSONBOID, pgtype.TextOID, pgtype.VarcharOID}
+	timeTypes = []uint32{pgtype.TimestamptzOID, pgtype.TimestampOID}
+)
+
+// needs are what an event needs of a column.
+var needs = [fieldCount]struct {
+	name     string
+	always   bool // also where the configuration names no column
+	types    []uint32
+	userType bool // a type that PostgreSQL does not bring along is good as well
+}{
+	id:            {name: "id", always: true}, // any type
+	aggregateType: {name: "aggregate_type", always: true, types: nameTypes, userType: true},
+	aggregateID:   {name: "aggregate_id", always: true, types: nameTypes, userType: true},
+	eventType:     {name: "event_type", types: nameTypes, userType: true},
+	eventVersion:  {name: "event_version", types: intTypes},
+	payload:       {name: "payload", always: true, types: append(slices.Clone(jsonTypes), pgtype.ByteaOID)},
+	metadata:      {name: "metadata", types: jsonTypes},
+	createdAt:     {name: "created_at", types: timeTypes},
+	maxRetries:    {name: "max_retries", types: intTypes},
+	tenantID:      {name: "tenant_id", types: nameTypes, userType: true},
+	correlationID: {name: "correlation_id", types: nameTypes, userType: true},
+	causationID:   {name: "causation_id", types: nameTypes, userType: true},
+}
+
+func (c *Columns) names() [fieldCount]string {
+	return [fieldCount]string{
+		id:            c.ID,
+		aggregateType: c.AggregateType,
+		aggregateID:   c.AggregateID,
+		eventType:     c.EventType,
+		eventVersion:  c.EventVersion,
+		payload:       c.Payload,
+		metadata:      c.Metadata,
+		createdAt:     c.CreatedAt,
+		maxRetries:    c.MaxRetries,
+		tenantID:      c.TenantID,
+		correlationID: c.CorrelationID,
+		causationID:   c.CausationID,
+	}
+}
+
+// relation is the outbox as it was announced last: PostgreSQL does so before its first row and after each change.
+type relation struct {
+	columns      int
+	column       [fieldCount]int // where the field stands in a row; -1: nowhere
+	payloadHex   bool            // the payload is bytea
+	metadataText bool            // nobody has checked that the metadata is JSON
+}
+
+type column struct {
+	name string
+	oid  uint32
+}
+
+func (d *Decoder) relation(body []byte) (Message, error) {
+	r := reader{rest: body}
+	oid := r.uint32()
+	schema, name := r.string(), r.string()
+	r.byte() // replica identity, of no concern to inserts
+	var columns []column
+	for n := int(r.uint16()); n > 0 && !r.short; n-- {
+		r.byte() // flags: part of the replica identity
+		c := column{name: r.string(), oid: r.uint32()}
+		r.uint32() // type modifier
+		columns = append(columns, c)
+	}
+	if err := r.end(); err != nil {
+		return Message{}, err
+	}
+	if oid != d.table.OID {
+		d.others[oid] = struct{}{}
+		return Message{Kind: KindRelation}, nil
+	}
+	rel, err := d.table.Columns.find(columns)
+	if err != nil {
+		return Message{}, fmt.Errorf("the schema of %s.%s drifted: %w; undo the change, or map source.columns to what the table has now",
+			schema, name, err)
+	}
+	d.outbox = rel
+	d.spans = make([]span, len(columns))
+	return Message{Kind: KindRelation}, nil
+}
+
+// find looks for the event's fields in columns. Its error names all that are lost or unusable.
+func (c *Columns) find(columns []column) (*relation, error) {
+	rel := &relation{columns: len(columns)}
+	var lost []string
+	for f, name := range c.names() {
+		rel.column[f] = -1
+		need := &needs[f]
+		if name == "" {
+			if need.always {
+				lost = append(lost, fmt.Sprintf("no column is named for %s, which every event needs", need.name))
+			}
+			continue
+		}
+		at := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
+		if at < 0 {
+			lost = append(lost, fmt.Sprintf("column %q (%s) is missing, there are %s", name, need.name, list(columns)))
+			continue
+		}
+		oid := columns[at].oid
+		if need.types != nil && !slices.Contains(need.types, oid) && (!need.userType || oid < firstUserOID) {
+			lost = append(lost, fmt.Sprintf("column %q (%s) is of type %s, it must be %s", name, need.name, typeName(oid), typeNames(need.types)))
+			continue
+		}
+		rel.column[f] = at
+		switch field(f) {
+		case payload:
+			rel.payloadHex = oid == pgtype.ByteaOID
+		case metadata:
+			rel.metadataText = oid != pgtype.JSONOID && oid != pgtype.JSONBOID
+		}
+	}
+	if lost != nil {
+		return nil, errors.New(strings.Join(lost, "; "))
+	}
+	return rel, nil
+}
+
+func list(columns []column) string {
+	if len(columns) == 0 {
+		return "none"
+	}
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		names[i] = c.name
+	}
+	return strings.Join(names, ", ")
+}
+
+func typeName(oid uint32) string {
+	if t, ok := pgtype.NewMap().TypeForOID(oid); ok {
+		return t.Name
+	}
+	return fmt.Sprintf("with OID %d", oid)
+}
+
+func typeNames(oids []uint32) string {
+	names := make([]string, len(oids))
+	for i, oid := range oids {
+		names[i] = typeName(oid)
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+}

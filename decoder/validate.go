@@ -1,0 +1,42 @@
+package decoder
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// required are the fields that must not be NULL where the table has them.
+var required = [...]field{id, aggregateType, aggregateID, eventType}
+
+// expendable are the fields in the order in which they are dropped from a row that is too large.
+var expendable = [...]field{payload, metadata, causationID, correlationID, tenantID, eventType, aggregateID, aggregateType, id}
+
+// validate says why a row is no valid event; nil if it is one. It takes from v what cannot be kept.
+func (d *Decoder) validate(v *values) error {
+	var invalid []string
+	for _, f := range required {
+		if v[f] == nil && d.outbox.column[f] >= 0 {
+			invalid = append(invalid, needs[f].name+" is null")
+		}
+	}
+	if d.outbox.metadataText && !json.Valid(v[metadata]) {
+		if len(v[metadata]) > 0 {
+			invalid = append(invalid, "metadata is not JSON")
+		}
+		v[metadata] = nil
+	}
+	if size := d.size(v); size > d.maxEventBytes {
+		invalid = append(invalid, fmt.Sprintf("the event takes %d bytes, more than the %d of max_event_bytes", size, d.maxEventBytes))
+		for _, f := range expendable {
+			if d.size(v) > d.maxEventBytes {
+				v[f] = nil
+			}
+		}
+	}
+	if invalid == nil {
+		return nil
+	}
+	return errors.New(strings.Join(invalid, "; "))
+}
