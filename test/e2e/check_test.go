@@ -1,0 +1,230 @@
+package e2e
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// event is one committed insert, as the oracle tells it.
+type event struct {
+	id, aggregateType, aggregateID, payload string
+	commitEnd                               pglogrepl.LSN // the end of the commit record: the value to confirm
+	index                                   int64         // among the transaction's inserts
+}
+
+type aggregate struct{ typ, id string }
+
+func (e event) aggregate() aggregate { return aggregate{e.aggregateType, e.aggregateID} }
+
+// delivery is what a sink was given.
+type delivery struct {
+	id, topic, key, payload string
+	place                   string // where order means something: a partition
+}
+
+// outcome is a row of outbox_delivery_log.
+type outcome struct {
+	id, sink, status string
+	lsn              pglogrepl.LSN // of the start of the commit record
+	index            int64
+}
+
+// sample is where slot and checkpoint stood, the slot asked first.
+type sample struct{ slot, checkpoint pglogrepl.LSN }
+
+// snapshot is what the ledger held at some time: so many terminal rows of commits before the slot's position.
+type snapshot struct {
+	confirmed pglogrepl.LSN
+	settled   int
+}
+
+// evidence is all that is known of a scenario after its end.
+type evidence struct {
+	truth        []event               // in commit order
+	deliveries   map[string][]delivery // by sink, each place in its order
+	ledger       []outcome             // in the order of positions
+	status       map[string]string     // by event id, where it is not delivered
+	topics       topics
+	samples      []sample
+	snapshots    []snapshot
+	faults       int
+	batch, lanes int
+}
+
+// unrecorded is the number of batches that a lane may have delivered and not recorded.
+const unrecorded = 8
+
+// check is the one invariant of all scenarios. It names what is wrong, and tells how much there was.
+func check(e evidence) (problems []string, summary string) {
+	c := checker{evidence: e, number: make(map[string]int, len(e.truth))}
+	for i, ev := range e.truth {
+		c.number[ev.id] = i
+	}
+	if len(c.number) != len(e.truth) {
+		c.wrong("the oracle names %d events, %d of them different", len(e.truth), len(c.number))
+	}
+	repeated := 0
+	for _, sink := range c.sinks() {
+		repeated += c.sink(sink, e.deliveries[sink])
+	}
+	c.complete()
+	c.slot()
+	return c.problems, fmt.Sprintf("%d events to %d sinks, %d repeated, %d faults, %d samples of the slot",
+		len(e.truth), len(e.deliveries), repeated, e.faults, len(e.samples))
+}
+
+type checker struct {
+	evidence
+	number   map[string]int // of an event in the truth
+	problems []string
+}
+
+func (c *checker) wrong(format string, args ...any) {
+	c.problems = append(c.problems, fmt.Sprintf(format, args...))
+}
+
+func (c *checker) sinks() (names []string) {
+	for name := range c.deliveries {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// want is the terminal status that event i should have.
+func (c *checker) want(id string) string { return cmp.Or(c.status[id], "delivered") }
+
+// sink checks what one sink got: nothing lost, nothing phantom, order per aggregate of the first delivery, and no more
+// repeated than faults and time-outs explain.
+func (c *checker) sink(name string, got []delivery) (repeated int) {
+	times := make([]int, len(c.truth))
+	newest := map[aggregate]int{} // event first delivered last
+	places := map[aggregate]string{}
+	for _, d := range got {
+		i, known := c.number[d.id]
+		if !known {
+			c.wrong("phantom: %s got event %q (%s, key %q), which was never committed", name, d.id, d.topic, d.key)
+			continue
+		}
+		ev := c.truth[i]
+		if want := c.topics.of(ev.aggregateType); d.topic != want || d.key != ev.aggregateID {
+			c.wrong("phantom: %s got event %s in %s with key %q, want %s, %q", name, d.id, d.topic, d.key, want, ev.aggregateID)
+		}
+		if d.payload != ev.payload {
+			c.wrong("phantom: %s got event %s with payload %q, want %q", name, d.id, d.payload, ev.payload)
+		}
+		a := ev.aggregate()
+		if at, seen := places[a]; seen && at != d.place {
+			c.wrong("order: %s got aggregate %v in both %s and %s", name, a, at, d.place)
+		}
+		places[a] = d.place
+		times[i]++
+		if times[i] > 1 {
+			continue
+		}
+		if before, seen := newest[a]; seen && before > i {
+			c.wrong("order: %s got event %s of %v first after %s, which was committed later", name, d.id, a, c.truth[before].id)
+		}
+		newest[a] = i
+	}
+
+	failed := map[string]int{} // tries without an answer: each may have been accepted all the same
+	for _, o := range c.ledger {
+		if o.sink == name && o.status == "failed" {
+			failed[o.id]++
+		}
+	}
+	lost, unexplained := 0, 0
+	for i, n := range times {
+		ev := c.truth[i]
+		delivered := c.want(ev.id) == "delivered"
+		switch {
+		case n == 0 && delivered:
+			if lost++; lost <= 3 {
+				c.wrong("lost: %s never got event %s of %v, commit end %s", name, ev.id, ev.aggregate(), ev.commitEnd)
+			}
+		case n > 0 && !delivered:
+			c.wrong("phantom: %s got event %s, whose status is to be %s", name, ev.id, c.want(ev.id))
+		}
+		repeated += max(0, n-1)
+		unexplained += max(0, n-1-failed[ev.id])
+	}
+	if lost > 3 {
+		c.wrong("lost: %s never got %d events", name, lost)
+	}
+	if most := c.faults * unrecorded * c.batch * c.lanes; unexplained > most {
+		c.wrong("repeated: %s got %d events again without a time-out, at most %d are explained by %d faults", name, unexplained, most, c.faults)
+	}
+	return repeated
+}
+
+// complete checks the ledger: exactly one terminal row for each event and sink, in the order of commit.
+func (c *checker) complete() {
+	type key struct{ id, sink string }
+	rows := map[key][]string{}
+	newest := -1
+	for _, o := range c.ledger {
+		i, known := c.number[o.id]
+		if !known {
+			c.wrong("ledger: a row of event %q, which was never committed", o.id)
+			continue
+		}
+		if o.lsn >= c.truth[i].commitEnd || o.index != c.truth[i].index {
+			c.wrong("ledger: event %s is at %s, %d; its commit ended at %s and it was insert %d", o.id, o.lsn, o.index, c.truth[i].commitEnd, c.truth[i].index)
+		}
+		if i < newest {
+			c.wrong("ledger: event %s has a later position than %s, which was committed later", o.id, c.truth[newest].id)
+		}
+		newest = max(newest, i)
+		if o.status != "failed" {
+			rows[key{o.id, o.sink}] = append(rows[key{o.id, o.sink}], o.status)
+		}
+	}
+	bad := 0
+	for _, sink := range c.sinks() {
+		for _, ev := range c.truth {
+			if got, want := rows[key{ev.id, sink}], c.want(ev.id); len(got) != 1 || got[0] != want {
+				if bad++; bad <= 10 {
+					c.wrong("ledger: terminal rows of event %s for %s: %v, want one %s", ev.id, sink, got, want)
+				}
+			}
+			delete(rows, key{ev.id, sink})
+		}
+	}
+	if bad > 10 {
+		c.wrong("ledger: %d events without exactly one terminal row", bad)
+	}
+	for k := range rows {
+		c.wrong("ledger: a row of event %s for sink %q, which is none of ours", k.id, k.sink)
+	}
+}
+
+// slot checks that the slot was never ahead of what was settled, and in the end was past everything.
+func (c *checker) slot() {
+	for _, s := range c.samples {
+		if s.slot > s.checkpoint {
+			c.wrong("slot: it stood at %s, ahead of the checkpoint's %s", s.slot, s.checkpoint)
+		}
+	}
+	for _, s := range c.snapshots {
+		settled := 0
+		for _, o := range c.ledger {
+			if o.status != "failed" && o.lsn < s.confirmed {
+				settled++
+			}
+		}
+		if settled != s.settled {
+			c.wrong("slot: it stood at %s when %d deliveries before that were settled; in the end there were %d", s.confirmed, s.settled, settled)
+		}
+	}
+	if len(c.samples) == 0 {
+		c.wrong("slot: nobody looked at it")
+		return
+	}
+	if n := len(c.truth); n > 0 && c.samples[len(c.samples)-1].slot < c.truth[n-1].commitEnd {
+		c.wrong("slot: in the end it stood at %s, the last commit ended at %s", c.samples[len(c.samples)-1].slot, c.truth[n-1].commitEnd)
+	}
+}

@@ -1,0 +1,57 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// An outbox without events, in a database that writes a lot: the slot follows, so that no WAL piles up, and the
+// checkpoint is written now and then, not all the time.
+func TestIdleOutboxInABusyDatabase(t *testing.T) {
+	t.Parallel()
+	pg := ownPostgres(t, nil) // on a shared one the WAL of others would count
+	w := newWorld(t, worldOptions{pg: pg})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(10)
+	w.deliveredAtLeast(10*time.Second, 10)
+	w.exec("create table busy (filler text)")
+	w.exec("alter table busy alter filler set storage external")
+
+	writes := func() int {
+		return ask[int](w, "select batch_seq from outbox_checkpoints where slot_name = $1", w.slot)
+	}
+	before := writes()
+	const megabytes = 200
+	for range megabytes {
+		w.exec("insert into busy select string_agg(md5(i::text), '') from generate_series(1, 32768) i")
+	}
+	eventually(t, time.Minute, "slot within 32 MB", func() error {
+		lag := ask[int](w, `select greatest(pg_current_wal_lsn() - confirmed_flush_lsn, pg_current_wal_lsn() - restart_lsn)::bigint
+			from pg_replication_slots where slot_name = $1`, w.slot)
+		if lag > 32<<20 {
+			return fmt.Errorf("it is %d MB behind", lag>>20)
+		}
+		return nil
+	})
+	if n := writes() - before; n > megabytes+20 {
+		t.Errorf("the checkpoint was written %d times for %d MB of others", n, megabytes)
+	}
+
+	// Nobody writes: an idle server stays idle.
+	passes(t, 2*time.Second)
+	before, at := writes(), ask[string](w, "select pg_current_wal_insert_lsn()::text")
+	passes(t, 8*time.Second)
+	if n := writes() - before; n > 1 {
+		t.Errorf("the checkpoint was written %d times while nothing happened", n)
+	}
+	if n := ask[int](w, "select (pg_current_wal_insert_lsn() - $1::pg_lsn)::bigint", at); n > 64<<10 {
+		t.Errorf("%d bytes of WAL were written while nothing happened", n)
+	}
+
+	w.insert(10)
+	w.verify(expectation{})
+	c.term()
+}

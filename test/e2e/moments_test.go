@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// kill -9 at each of the four steps between a sink's acceptance and the confirmation. A proxy to PostgreSQL stops the
+// connector at the step, and what ledger, slot and topic say meanwhile proves which one it was.
+func TestKillsAtEachMoment(t *testing.T) {
+	t.Parallel()
+	const hits = 6
+	for _, m := range []moment{beforeCopy, beforeCommit, beforeStatus, afterStatus} {
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, worldOptions{})
+			p := newTap(t, w.pg.Addr())
+			w.source["dsn"] = through(t, w.dsn, p.proxy.Addr())
+			c := w.connector()
+			events := 0
+			for i := range hits {
+				c.start()
+				c.ready("leader")
+				n := 1 + 7*i // more than a batch in the end
+				hit := p.arm(m, ask[pglogrepl.LSN](w, "select pg_current_wal_insert_lsn()"))
+				w.insert(n)
+				truth := w.truth()
+				newest := truth[len(truth)-n:]
+				at := await(t, m, hit)
+				for at != 0 && at < newest[0].commitEnd { // of an idle server's WAL before the commit
+					hit = p.arm(m, at)
+					p.proxy.Resume()
+					at = await(t, m, hit)
+				}
+				w.prove(m, newest, at)
+				c.kill()
+				p.disarm()
+				w.snapshot()
+				events += n
+			}
+			c.start()
+			w.verify(expectation{faults: hits})
+			c.term()
+			repeated := len(w.log.read()) - events
+			switch m {
+			case beforeCopy, beforeCommit:
+				if repeated != events {
+					t.Errorf("%d events came again, want all %d: none was recorded", repeated, events)
+				}
+			case beforeStatus, afterStatus:
+				if repeated != 0 {
+					t.Errorf("%d events came again, though all were recorded", repeated)
+				}
+			}
+		})
+	}
+}
+
+// prove checks that the connector, which has just been given these events in a transaction of their own, is held at m.
+// at is the position of the status that was held or has passed.
+func (w *world) prove(m moment, newest []event, at pglogrepl.LSN) {
+	w.t.Helper()
+	n, commitEnd := len(newest), newest[0].commitEnd
+	ids := make([]string, n)
+	wanted := map[string]bool{}
+	for i, ev := range newest {
+		ids[i], wanted[ev.id] = ev.id, true
+	}
+	eventually(w.t, 5*time.Second, "accepted by Kafka", func() error {
+		missing := n
+		for _, d := range w.log.read() {
+			if wanted[d.id] {
+				missing--
+			}
+		}
+		if missing > 0 {
+			return fmt.Errorf("%d are missing", missing)
+		}
+		return nil
+	})
+	recorded := func() int {
+		return ask[int](w, "select count(*) from outbox_delivery_log where event_id = any ($1::text[]::uuid[])", ids)
+	}
+	switch m {
+	case beforeCopy, beforeCommit:
+		rows := recorded()
+		if m == beforeCommit {
+			// The rows are there, for nobody to see: a transaction of the recorder is open, behind its COPY.
+			if open := ask[int](w, `select count(*) from pg_stat_activity a join pg_locks l on l.pid = a.pid
+				where a.datname = $1 and a.application_name like 'outbox-cdc%' and a.query like 'copy outbox_delivery_log%'
+				and l.relation = 'outbox_delivery_log'::regclass and l.mode = 'RowExclusiveLock'`, w.database); open != 1 {
+				w.t.Errorf("%d transactions of the recorder are open behind a COPY, want 1", open)
+			}
+		}
+		if rows != 0 {
+			w.t.Errorf("the ledger has %d of %d events %s", rows, n, m)
+		}
+		if confirmed := w.confirmed(); confirmed >= commitEnd {
+			w.t.Errorf("the slot is at %s, behind the commit at %s, %s", confirmed, commitEnd, m)
+		}
+	case beforeStatus:
+		if rows := recorded(); rows != n {
+			w.t.Errorf("the ledger has %d of %d events %s", rows, n, m)
+		}
+		if at < commitEnd {
+			w.t.Errorf("the status that is held confirms %s, the commit ends at %s", at, commitEnd)
+		}
+		if confirmed := w.confirmed(); confirmed >= commitEnd {
+			w.t.Errorf("the slot is at %s, behind the commit at %s, %s", confirmed, commitEnd, m)
+		}
+	case afterStatus:
+		if rows := recorded(); rows != n {
+			w.t.Errorf("the ledger has %d of %d events %s", rows, n, m)
+		}
+		eventually(w.t, 5*time.Second, "confirmed", func() error {
+			if w.confirmed() < at || at < commitEnd {
+				return errors.New("the slot has not moved")
+			}
+			return nil
+		})
+	}
+}
