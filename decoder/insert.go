@@ -106,8 +106,7 @@ func (d *Decoder) event(row []byte) (Message, error) {
 		}
 		v[payload] = digits
 	}
-	invalid := d.validate(&v)
-	size := d.size(&v)
+	size, invalid := d.validate(&v)
 	e, err := d.fill(&v, size)
 	if err != nil {
 		return Message{}, err

@@ -1,6 +1,9 @@
 package decoder
 
-import "time"
+import (
+	"bytes"
+	"time"
+)
 
 // parseTime reads a timestamp as PostgreSQL writes it with DateStyle ISO, with or without an offset:
 //
@@ -10,94 +13,90 @@ import "time"
 // Years have four to six digits. What is no point in time (NULL, infinity), and whatever else, gives the zero time: an
 // event is delivered without the time of its insert rather than not at all.
 func parseTime(b []byte) time.Time {
-	p := timeParser{rest: b}
-	year := p.digits(4, 6)
-	p.expect('-')
-	month := p.digits(2, 2)
-	p.expect('-')
-	day := p.digits(2, 2)
-	p.expect(' ')
-	hour := p.digits(2, 2)
-	p.expect(':')
-	minute := p.digits(2, 2)
-	p.expect(':')
-	second := p.digits(2, 2)
-	nanosecond := p.fraction()
-	offset := p.offset()
-	if string(p.rest) == " BC" {
-		year, p.rest = 1-year, nil // 1 BC is the year 0
-	}
-	if p.bad || len(p.rest) > 0 {
+	b, beforeChrist := bytes.CutSuffix(b, []byte(" BC"))
+	n := bytes.IndexByte(b, '-')
+	if n < 4 || n > 6 || len(b) < n+15 {
 		return time.Time{}
+	}
+	year, clock, rest := number(b[:n]), b[n:n+15], b[n+15:]
+	if clock[3] != '-' || clock[6] != ' ' || clock[9] != ':' || clock[12] != ':' {
+		return time.Time{}
+	}
+	month, day := two(clock[1], clock[2]), two(clock[4], clock[5])
+	hour, minute, second := two(clock[7], clock[8]), two(clock[10], clock[11]), two(clock[13], clock[14])
+	nanosecond, rest := fraction(rest)
+	offset, ok := offset(rest)
+	if !ok || min(year, month, day, hour, minute, second, nanosecond) < 0 {
+		return time.Time{}
+	}
+	if beforeChrist {
+		year = 1 - year // 1 BC is the year 0
 	}
 	return time.Date(year, time.Month(month), day, hour, minute, second-offset, nanosecond, time.UTC)
 }
 
-// timeParser reads a timestamp from its front. After its first disappointment it gives zeros.
-type timeParser struct {
-	rest []byte
-	bad  bool
-}
-
-// accept takes c, if it is next.
-func (p *timeParser) accept(c byte) bool {
-	if len(p.rest) == 0 || p.rest[0] != c {
-		return false
-	}
-	p.rest = p.rest[1:]
-	return true
-}
-
-func (p *timeParser) expect(c byte) {
-	if !p.accept(c) {
-		p.bad, p.rest = true, nil
-	}
-}
-
-// digits takes a number of at least and at most so many digits.
-func (p *timeParser) digits(atLeast, atMost int) int {
-	n, i := 0, 0
-	for i < len(p.rest) && i < atMost && '0' <= p.rest[i] && p.rest[i] <= '9' {
-		n = n*10 + int(p.rest[i]-'0')
-		i++
-	}
-	if i < atLeast {
-		p.bad, p.rest = true, nil
-		return 0
-	}
-	p.rest = p.rest[i:]
-	return n
-}
-
-// fraction takes up to six digits behind a point, as nanoseconds.
-func (p *timeParser) fraction() int {
-	if !p.accept('.') {
-		return 0
-	}
-	length := len(p.rest)
-	n := p.digits(1, 6)
-	for i := length - len(p.rest); i < 9; i++ {
-		n *= 10
+// number is negative if b holds anything but digits.
+func number(b []byte) int {
+	n := 0
+	for _, c := range b {
+		c -= '0'
+		if c > 9 {
+			return -1
+		}
+		n = n*10 + int(c)
 	}
 	return n
 }
 
-// offset takes what is left of an offset from UTC, as seconds east.
-func (p *timeParser) offset() int {
-	sign := 1
-	switch {
-	case p.accept('+'):
-	case p.accept('-'):
-		sign = -1
+// two is number for two digits.
+func two(a, b byte) int {
+	a, b = a-'0', b-'0'
+	if a > 9 || b > 9 {
+		return -1
+	}
+	return int(a)*10 + int(b)
+}
+
+// fraction reads up to six digits behind a point, as nanoseconds; negative if there are none or more.
+func fraction(b []byte) (nanoseconds int, rest []byte) {
+	if len(b) == 0 || b[0] != '.' {
+		return 0, b
+	}
+	b = b[1:]
+	n := 0
+	for n < len(b) && '0' <= b[n] && b[n] <= '9' {
+		n++
+	}
+	if n < 1 || n > 6 {
+		return -1, b
+	}
+	nanoseconds = number(b[:n])
+	for range 9 - n {
+		nanoseconds *= 10
+	}
+	return nanoseconds, b[n:]
+}
+
+// offset reads ±hh, ±hh:mm or ±hh:mm:ss, or nothing, as seconds east of Greenwich.
+func offset(b []byte) (seconds int, ok bool) {
+	switch len(b) {
+	case 0:
+		return 0, true
+	case 3, 6, 9:
 	default:
-		return 0
+		return 0, false
 	}
-	seconds := p.digits(2, 2) * 3600
-	if p.accept(':') {
-		seconds += p.digits(2, 2) * 60
+	sign, unit := 1, 3600
+	if b[0] == '-' {
+		sign = -1
 	}
-	if p.accept(':') {
-		seconds += p.digits(2, 2)
+	for i := 0; i < len(b); i += 3 {
+		n := two(b[i+1], b[i+2])
+		if n < 0 || (i == 0) != (b[i] == '+' || b[i] == '-') || (i > 0) != (b[i] == ':') {
+			return 0, false
+		}
+		seconds += n * unit
+		unit /= 60
 	}
-	return sign * seconds
+	return sign * seconds, true
 }

@@ -13,8 +13,9 @@ var required = [...]field{id, aggregateType, aggregateID, eventType}
 // expendable are the fields in the order in which they are dropped from a row that is too large.
 var expendable = [...]field{payload, metadata, causationID, correlationID, tenantID, eventType, aggregateID, aggregateType, id}
 
-// validate says why a row is no valid event; nil if it is one. It takes from v what cannot be kept.
-func (d *Decoder) validate(v *values) error {
+// validate says why a row is no valid event; nil if it is one. It takes from v what cannot be kept, and gives the size
+// of the rest.
+func (d *Decoder) validate(v *values) (int, error) {
 	var invalid []string
 	for _, f := range required {
 		if v[f] == nil && d.outbox.column[f] >= 0 {
@@ -27,16 +28,18 @@ func (d *Decoder) validate(v *values) error {
 		}
 		v[metadata] = nil
 	}
-	if size := d.size(v); size > d.maxEventBytes {
+	size := d.size(v)
+	if size > d.maxEventBytes {
 		invalid = append(invalid, fmt.Sprintf("the event takes %d bytes, more than the %d of max_event_bytes", size, d.maxEventBytes))
 		for _, f := range expendable {
-			if d.size(v) > d.maxEventBytes {
+			if size > d.maxEventBytes {
 				v[f] = nil
+				size = d.size(v)
 			}
 		}
 	}
 	if invalid == nil {
-		return nil
+		return size, nil
 	}
-	return errors.New(strings.Join(invalid, "; "))
+	return size, errors.New(strings.Join(invalid, "; "))
 }
