@@ -7,9 +7,10 @@ import "time"
 // nothing is there, then let the bytes of a fast stream pile up for drainPause. Measured; see docs/design.md.
 const (
 	drainPause = 5 * time.Millisecond
-	fastRate   = 8 << 20 // bytes a second; below it a read gets what is there at once
+	fastRate   = 8 << 20 // bytes a second; below half of it a read gets what is there at once again
 	fastAfter  = 4 * time.Millisecond
 	slowAfter  = 20 * time.Millisecond
+	worseFor   = 5 // windows in a row at less than half the speed: one says little on a busy machine
 	banned     = 10 * time.Second
 )
 
@@ -17,6 +18,7 @@ const (
 type pacer struct {
 	fast   bool    // the stream is fast
 	paused float64 // bytes a second, as last measured without pausing
+	worse  int     // windows in a row in which pausing cost half the speed or more
 	noTill time.Time
 
 	start   time.Time // of the window being measured
@@ -47,15 +49,19 @@ func (p *pacer) read(now time.Time, n int) {
 		if p.drained && !p.stalled {
 			p.paused = rate
 		}
-	case p.fast && rate <= fastRate && !p.stalled:
+	case p.fast && rate <= fastRate/2 && !p.stalled:
 		p.fast = false
 	case !p.drained || p.stalled:
 		// Not the sender's rate.
 	case !now.After(p.noTill):
 		p.paused = rate
-	case p.fast && rate < p.paused:
+	case p.fast && rate < p.paused/2:
 		// Pauses make it slower: small send buffers, or a proxy in between.
-		p.noTill = now.Add(banned)
+		if p.worse++; p.worse == worseFor {
+			p.worse, p.noTill = 0, now.Add(banned)
+		}
+	case p.fast:
+		p.worse = 0
 	}
 	p.start, p.bytes, p.drained, p.stalled = now, 0, false, false
 }

@@ -389,8 +389,10 @@ func TestPacer(t *testing.T) {
 	p = pacer{start: now}
 	p.empty(now)
 	run(4*time.Millisecond, 50_000)
-	p.empty(now)
-	run(100*time.Millisecond, 20_000)
+	for range 2 * worseFor * slowAfter / time.Millisecond {
+		p.empty(now)
+		run(time.Millisecond, 20_000)
+	}
 	if p.empty(now) {
 		t.Error("goes on pausing though pauses made it slower")
 	}
