@@ -38,10 +38,10 @@ func TestKillsBetweenSingleRows(t *testing.T) {
 	c := w.connector()
 	for range kills {
 		c.start()
+		before := w.delivered()
 		for range 20 {
 			w.insert(1)
 		}
-		before := w.delivered()
 		w.deliveredAtLeast(20*time.Second, before+1)
 		c.kill()
 	}

@@ -177,6 +177,17 @@ func (w *world) confirmed() pglogrepl.LSN {
 	return ask[pglogrepl.LSN](w, "select confirmed_flush_lsn from pg_replication_slots where slot_name = $1", w.slot)
 }
 
+// passed waits until the slot has passed an LSN.
+func (w *world) passed(patience time.Duration, lsn pglogrepl.LSN) {
+	w.t.Helper()
+	eventually(w.t, patience, "slot past "+lsn.String(), func() error {
+		if at := w.confirmed(); at < lsn {
+			return fmt.Errorf("it is at %s", at)
+		}
+		return nil
+	})
+}
+
 // delivered is the number of deliveries that the ledger knows.
 func (w *world) delivered() int {
 	w.t.Helper()
