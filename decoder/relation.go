@@ -82,10 +82,8 @@ func (c *Columns) names() [fieldCount]string {
 
 // relation is the outbox as it was announced last: PostgreSQL does so before its first row and after each change.
 type relation struct {
-	columns      int
-	column       [fieldCount]int // where the field stands in a row; -1: nowhere
-	payloadHex   bool            // the payload is bytea
-	metadataText bool            // nobody has checked that the metadata is JSON
+	column     [fieldCount]int // where the field stands in a row; -1: nowhere
+	payloadHex bool            // the payload is bytea
 }
 
 type column struct {
@@ -124,7 +122,7 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 
 // find looks for the event's fields in columns. Its error names all that are lost or unusable.
 func (c *Columns) find(columns []column) (*relation, error) {
-	rel := &relation{columns: len(columns)}
+	rel := &relation{}
 	var lost []string
 	for f, name := range c.names() {
 		rel.column[f] = -1
@@ -146,11 +144,8 @@ func (c *Columns) find(columns []column) (*relation, error) {
 			continue
 		}
 		rel.column[f] = at
-		switch field(f) {
-		case payload:
+		if field(f) == payload {
 			rel.payloadHex = oid == pgtype.ByteaOID
-		case metadata:
-			rel.metadataText = oid != pgtype.JSONOID && oid != pgtype.JSONBOID
 		}
 	}
 	if lost != nil {

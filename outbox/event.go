@@ -24,7 +24,7 @@ type Event struct {
 	EventVersion int
 	// Payload is nil where the column is NULL (a mapped table may allow it).
 	Payload []byte
-	// Metadata is a JSON object, or empty.
+	// Metadata is a JSON object, or empty. What a mapped column of text holds is passed on whatever it is.
 	Metadata json.RawMessage
 	// CreatedAt is the time of the insert, as the producer or the database wrote it.
 	CreatedAt time.Time
