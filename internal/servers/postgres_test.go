@@ -90,10 +90,7 @@ func TestStopSaysThatTheServerStillRuns(t *testing.T) {
 
 func TestStartTellsWhyTheServerDidNotStart(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // the server's user has to reach it
-		t.Fatal(err)
-	}
+	dir := reachableDir(t)
 	_, err := StartPostgres(t.Context(), PostgresOptions{Dir: dir, Settings: map[string]string{"wal_level": "illogical"}})
 	if err == nil || !strings.Contains(err.Error(), `invalid value for parameter "wal_level"`) {
 		t.Errorf("error = %v, want the server's own", err)
@@ -108,5 +105,29 @@ func TestNoPostgresToBeHadNamesTheRemedy(t *testing.T) {
 	_, err := Find(t.Context(), "9", "")
 	if err == nil || !strings.Contains(err.Error(), "install it") {
 		t.Errorf("error = %v, want a remedy", err)
+	}
+}
+
+// reachableDir is a directory that the server's user can enter.
+func reachableDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not seen: %s", what)
+		}
 	}
 }
