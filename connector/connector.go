@@ -76,8 +76,9 @@ type Connector struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	ran         bool // a session has streamed,
-	ranThisTime bool // and so did the last one
+	table       uint32 // oid of the outbox, as preflight found it
+	ran         bool   // a session has streamed,
+	ranThisTime bool   // and so did the last one
 	standingBy  bool
 }
 

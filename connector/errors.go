@@ -37,6 +37,22 @@ func (c *Connector) fatal(err error) bool {
 	return !c.ran
 }
 
+// refused tells a login that the server turns away, which the same DSN will meet again, from a server that is away.
+// Once a session has run it is taken for a password that is being changed.
+func (c *Connector) refused(err error) error {
+	var pg *pgconn.PgError
+	if c.ran || !errors.As(err, &pg) {
+		return err
+	}
+	switch pg.Code {
+	case "28000", "28P01":
+		return exitError{77, fmt.Errorf("%w; correct user and password of source.dsn, or pg_hba.conf of the server", err)}
+	case "3D000":
+		return exitError{78, fmt.Errorf("%w; correct the database of source.dsn", err)}
+	}
+	return err
+}
+
 // unreachable says that PostgreSQL could not be talked to at all.
 func unreachable(err error) bool {
 	var connect *pgconn.ConnectError

@@ -155,7 +155,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	}
 	s.reader = &reader{
 		stream: s.stream, tracker: s.tracker, start: start, lanes: byProcessor, out: s.outcomes,
-		decoder: decoder.New(decoder.Table{OID: facts.TableOID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
+		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
 		router:  router.New(targets),
 	}
 	return nil
@@ -210,6 +210,7 @@ func (s *session) run(ctx context.Context) error {
 	if reading.Err() != nil {
 		err = context.Cause(reading) // what stopped the reading says more than its interruption
 	}
+	stopReading(err)
 	for _, l := range s.lanes {
 		close(l.in)
 	}

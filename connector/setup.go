@@ -1,0 +1,47 @@
+package connector
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+)
+
+func (c *Connector) source() replication.Source {
+	s := c.cfg.Source
+	return replication.Source{
+		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns,
+	}
+}
+
+// preflight finds out, before each session, whether everything is in place.
+func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
+	cfg := replication.PreflightConfig{Source: c.source()}
+	rc, err := pgconn.ParseConfig(c.cfg.Source.ReplicationDSN)
+	if err != nil {
+		return replication.Facts{}, exitError{78, fmt.Errorf("source.replication_dsn: %w", err)}
+	}
+	cfg.ReplicationUser = rc.User
+	facts, err := replication.Preflight(ctx, c.pool, cfg)
+	if err != nil {
+		return facts, c.refused(err)
+	}
+	c.table = facts.Table.OID
+	return facts, nil
+}
+
+// checkDrift asks whether the publication still publishes what we need: what has drifted shows on the stream only by
+// the absence of rows.
+func (c *Connector) checkDrift(ctx context.Context) error {
+	return replication.CheckPublication(ctx, c.pool, c.source(), c.table)
+}
+
+func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, error) {
+	var ps []replication.Processor
+	for _, s := range c.cfg.Sinks {
+		ps = append(ps, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description})
+	}
+	return replication.RegisterProcessors(ctx, c.pool, c.cfg.Name, ps)
+}
