@@ -28,7 +28,8 @@ const (
 )
 
 // Hook sees bytes before they are forwarded, as they were read: a message may come in pieces, or several at once. It
-// is called by one goroutine for each direction of each connection, and must not keep data. Connections count from 0.
+// is called by one goroutine for each direction of each connection, and must not keep data. Connections are numbered
+// from 0 as they are opened.
 type Hook func(dir Direction, conn int, data []byte) Verdict
 
 // Proxy is a TCP proxy that injects faults. Its methods may be called at any time, by hooks as well, but for Close:
@@ -41,7 +42,6 @@ type Proxy struct {
 	mu      sync.Mutex
 	changed *sync.Cond // any of the following has
 	links   map[*link]struct{}
-	count   int
 	stalled [2]bool
 	refuse  bool
 	latency time.Duration
@@ -142,16 +142,16 @@ func (p *Proxy) set(change func()) {
 }
 
 func (p *Proxy) accept() {
-	for {
+	for number := 0; ; number++ {
 		client, err := p.listener.AcceptTCP()
 		if err != nil {
 			return
 		}
-		p.copies.Go(func() { p.connect(client) })
+		p.copies.Go(func() { p.connect(client, number) })
 	}
 }
 
-func (p *Proxy) connect(client *net.TCPConn) {
+func (p *Proxy) connect(client *net.TCPConn, number int) {
 	server, err := net.DialTCP("tcp", nil, p.target) // a local port answers at once
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -162,8 +162,7 @@ func (p *Proxy) connect(client *net.TCPConn) {
 		}
 		return
 	}
-	l := &link{number: p.count, client: client, server: server}
-	p.count++
+	l := &link{number: number, client: client, server: server}
 	p.links[l] = struct{}{}
 	p.copies.Go(func() { p.copy(l, ToServer, server, client) })
 	p.copies.Go(func() { p.copy(l, ToClient, client, server) })
