@@ -1,0 +1,206 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// delivery is one Deliver. It sends waves until each message has its outcome.
+//
+// A wave holds at most one batch a partition, which the broker accepts or refuses as a whole; and all messages that it
+// holds of an aggregate go to one partition, as topic and key need not depend on the aggregate alone. So they share one
+// fate, and what comes behind them is not planned before that is known.
+type delivery struct {
+	p       *producer
+	batch   []sinks.Message
+	records []record
+	errs    []error // nil while nothing has failed
+
+	wave  []*partition
+	bytes int
+	// taken tells where the messages of an aggregate go in this wave; nil: they wait for the next. It is known by a
+	// hash only: two aggregates that share one wait for each other, which does no harm.
+	taken  map[uint64]*partition
+	failed map[aggregate]struct{} // a message of it was not accepted
+}
+
+type aggregate struct{ typ, id string }
+
+var seed = maphash.MakeSeed()
+
+func (a aggregate) hash() uint64 {
+	return maphash.String(seed, a.typ)*31 + maphash.String(seed, a.id)
+}
+
+func (d *delivery) run(ctx context.Context, p *producer, batch []sinks.Message) []error {
+	d.begin(p, batch)
+	defer d.end()
+	p.prepare(ctx, batch)
+	for ctx.Err() == nil && d.plan() {
+		p.send(ctx, d.wave, d.records)
+		d.settle()
+	}
+	for i := range d.records {
+		if !d.records[i].settled {
+			d.fail(i, fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, context.Cause(ctx)))
+		}
+	}
+	return d.errs
+}
+
+func (d *delivery) begin(p *producer, batch []sinks.Message) {
+	d.p, d.batch, d.errs = p, batch, nil
+	p.round++
+	if cap(d.records) < len(batch) {
+		d.records = make([]record, len(batch))
+	}
+	d.records = d.records[:len(batch)]
+	createdAt := p.sink.config.Timestamp == timestampCreatedAt
+	for i := range batch {
+		d.records[i].begin(&batch[i], createdAt)
+	}
+	if d.taken == nil {
+		d.taken = make(map[uint64]*partition)
+	}
+}
+
+// end lets go of the batch.
+func (d *delivery) end() {
+	clear(d.records)
+	clear(d.failed)
+	d.batch, d.errs = nil, nil
+	d.p.forget()
+}
+
+// plan fills the next wave with what may go now, and gives outcomes to what cannot go at all. It tells whether there is
+// a wave.
+func (d *delivery) plan() bool {
+	d.wave, d.bytes = d.wave[:0], 0
+	clear(d.taken)
+	for i := range d.records {
+		r := &d.records[i]
+		if r.settled {
+			continue
+		}
+		agg := aggregate{r.msg.Event.AggregateType, r.msg.Event.AggregateID}
+		if _, failed := d.failed[agg]; failed {
+			d.fail(i, sinks.ErrNotAttempted)
+			continue
+		}
+		hash := agg.hash()
+		to, taken := d.taken[hash]
+		size, err := d.locate(r)
+		switch {
+		case taken && (err != nil || to != r.partition), err == nil && !d.add(int32(i), size):
+			d.taken[hash] = nil // its turn comes when the outcome of what is before it is known
+		case err != nil:
+			d.fail(i, err)
+		default:
+			d.taken[hash] = r.partition
+		}
+	}
+	return len(d.wave) > 0
+}
+
+// locate finds r's partition and its size there, or why it is not to be tried.
+func (d *delivery) locate(r *record) (size int, err error) {
+	if r.partition == nil {
+		if r.partition, err = d.p.place(r.msg); err != nil {
+			return 0, err
+		}
+	}
+	p := r.partition
+	if d.p.sink.away.resting(p.place()) {
+		return 0, fmt.Errorf("%w: %s: %w", sinks.ErrUnavailable, p, errResting)
+	}
+	if p.count == 0 {
+		p.baseTimestamp = r.timestamp
+	}
+	size = r.measure(p.baseTimestamp, p.count)
+	if limit := d.p.sink.config.MaxMessageBytes; size > limit {
+		return 0, fmt.Errorf("%w: %s: %d bytes, at most %d are sent", sinks.ErrPermanent, p, size, limit)
+	}
+	return size, nil
+}
+
+// add puts record i into the batch of its partition, if there is room.
+func (d *delivery) add(i int32, size int) bool {
+	r := &d.records[i]
+	p := r.partition
+	if p.count > 0 && p.size+size > p.limit || len(d.wave) > 0 && d.bytes+size > maxWaveBytes {
+		return false
+	}
+	if p.count == 0 {
+		d.wave = append(d.wave, p)
+		p.first, p.size, p.maxTimestamp = i, 0, r.timestamp
+	} else {
+		d.records[p.last].next = i
+	}
+	r.next, p.last = -1, i
+	p.maxTimestamp = max(p.maxTimestamp, r.timestamp)
+	p.count++
+	p.size += size
+	d.bytes += size
+	return true
+}
+
+// settle draws the consequences of the answers. What has no outcome then is planned again.
+func (d *delivery) settle() {
+	for _, p := range d.wave {
+		a := p.answer
+		switch {
+		case a.verdict == accepted:
+			for i := p.first; i >= 0; i = d.records[i].next {
+				d.records[i].settled = true
+			}
+		case a.verdict == refused && p.count > 1:
+			// Says nothing of one of them: smaller batches do, of one record in the end.
+			p.limit = p.size / 2
+			if errors.Is(a.err, kerr.MessageTooLarge) {
+				p.topic.maxBatch = min(p.topic.maxBatch, p.limit)
+			}
+		case a.verdict == renumber && !p.renumbered:
+			p.renumbered = true
+		default:
+			d.failBatch(p)
+		}
+		p.count, p.batch = 0, nil
+	}
+}
+
+// failBatch fails the records of p in this wave. Those behind the first of their aggregate were not attempted, unless
+// all of them may have been accepted.
+func (d *delivery) failBatch(p *partition) {
+	err := fmt.Errorf("%s: %w", p, p.answer.err)
+	if p.answer.verdict != refused && !errors.Is(err, sinks.ErrPermanent) && !errors.Is(err, sinks.ErrUnavailable) {
+		err = fmt.Errorf("%w: %w", sinks.ErrUnavailable, err)
+	}
+	for i := p.first; i >= 0; i = d.records[i].next {
+		e := d.records[i].msg.Event
+		_, behind := d.failed[aggregate{e.AggregateType, e.AggregateID}]
+		if behind && !p.answer.unknown {
+			d.fail(int(i), sinks.ErrNotAttempted)
+		} else {
+			d.fail(int(i), err)
+		}
+	}
+}
+
+func (d *delivery) fail(i int, err error) {
+	if d.errs == nil {
+		d.errs = make([]error, len(d.batch))
+	}
+	if d.failed == nil {
+		d.failed = make(map[aggregate]struct{})
+	}
+	e := d.records[i].msg.Event
+	d.failed[aggregate{e.AggregateType, e.AggregateID}] = struct{}{}
+	d.errs[i] = err
+	d.records[i].settled = true
+}

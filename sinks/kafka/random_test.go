@@ -1,0 +1,155 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// TestRandomFaults puts lanes that try again in place through faults of every kind, and looks at what the topics hold:
+// nothing lost, each aggregate in order, and no copy but where an outcome was unknown. That shows also that nothing
+// behind a failure was accepted: it would be there twice.
+func TestRandomFaults(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 3, kfake.NumBrokers(3))
+			w.sink.patience, w.sink.rest = 150*time.Millisecond, 100*time.Millisecond
+			topics := []string{w.topic, createTopic(t, w.brokers, 2, map[string]string{"max.message.bytes": "5000"})}
+			over := make(chan struct{})
+			var world, lanes sync.WaitGroup
+			world.Go(func() { w.harass(rand.New(rand.NewPCG(seed, 0)), over) })
+			all := make([][]sinks.Message, 3)
+			copies := make([]map[string]int, len(all))
+			for lane := range all {
+				r := rand.New(rand.NewPCG(seed, uint64(lane)+1))
+				for i := range 400 {
+					aggregate := fmt.Sprintf("lane %d, %d", lane, r.IntN(12))
+					all[lane] = append(all[lane], message(topics[r.IntN(2)], aggregate, fmt.Sprintf("%d-%d", lane, i), r.IntN(600)))
+				}
+				lanes.Go(func() { copies[lane] = w.lane(r, all[lane]) })
+			}
+			lanes.Wait()
+			close(over)
+			world.Wait()
+
+			records := append(ids(consume(t, w.brokers, topics[0])), ids(consume(t, w.brokers, topics[1]))...)
+			got := make(map[string]int)
+			first := make(map[string][]string) // by aggregate and topic
+			at := make(map[string]string)
+			for lane := range all {
+				for _, m := range all[lane] {
+					at[m.Event.ID] = m.Event.AggregateID + " " + m.Topic
+				}
+			}
+			for _, id := range records {
+				if got[id]++; got[id] == 1 {
+					first[at[id]] = append(first[at[id]], id)
+				}
+			}
+			want := make(map[string][]string)
+			for lane := range all {
+				for _, m := range all[lane] {
+					id := m.Event.ID
+					want[at[id]] = append(want[at[id]], id)
+					if most := copies[lane][id]; got[id] < 1 || got[id] > most {
+						t.Errorf("message %s is there %d times, want 1 to %d", id, got[id], most)
+					}
+				}
+			}
+			for a, ids := range want {
+				if !slices.Equal(ids, first[a]) {
+					t.Errorf("aggregate %s: want %v, got %v", a, ids, first[a])
+				}
+			}
+		})
+	}
+}
+
+// lane delivers all, in batches, and what was not accepted again. It returns how many copies there may be of each.
+func (w *world) lane(r *rand.Rand, all []sinks.Message) map[string]int {
+	copies := make(map[string]int)
+	deadline := time.Now().Add(time.Minute)
+	for len(all) > 0 {
+		n := min(1+r.IntN(60), len(all))
+		ctx, cancel := context.WithTimeout(w.Context(), time.Duration(50+r.IntN(400))*time.Millisecond)
+		errs := w.sink.Deliver(ctx, all[:n])
+		cancel()
+		var again []sinks.Message
+		for i, m := range all[:n] {
+			switch {
+			case errs == nil || errs[i] == nil:
+				copies[m.Event.ID]++
+				continue
+			case errors.Is(errs[i], sinks.ErrUnavailable):
+				copies[m.Event.ID]++ // may have been accepted
+			case !errors.Is(errs[i], sinks.ErrNotAttempted) && !errors.Is(errs[i], kerr.UnknownServerError):
+				w.Errorf("message %s: %v", m.Event.ID, errs[i])
+			}
+			again = append(again, m)
+		}
+		if again != nil && time.Now().After(deadline) {
+			w.Errorf("%d messages are not accepted: %v", len(all), errors.Join(errs...))
+			return copies
+		}
+		all = slices.Concat(again, all[n:])
+	}
+	return copies
+}
+
+// harass does something nasty to the cluster again and again.
+func (w *world) harass(r *rand.Rand, over chan struct{}) {
+	errs := []*kerr.Error{
+		kerr.NotLeaderForPartition, kerr.LeaderNotAvailable, kerr.NotEnoughReplicas, kerr.NotEnoughReplicasAfterAppend,
+		kerr.RequestTimedOut, kerr.UnknownTopicOrPartition, kerr.UnknownProducerID, kerr.OutOfOrderSequenceNumber,
+		kerr.InvalidProducerEpoch, kerr.MessageTooLarge, kerr.TopicAuthorizationFailed, kerr.UnknownServerError,
+		kerr.KafkaStorageError,
+	}
+	for {
+		select {
+		case <-over:
+			return
+		case <-time.After(time.Duration(r.IntN(15)) * time.Millisecond):
+		}
+		switch r.IntN(8) {
+		case 0:
+			w.fake.ShufflePartitionLeaders()
+		case 1:
+			w.network.goAway()()
+		case 2:
+			back := w.network.hang()
+			time.AfterFunc(time.Duration(r.IntN(100))*time.Millisecond, back)
+			<-time.After(110 * time.Millisecond)
+		default:
+			err := errs[r.IntN(len(errs))]
+			f := kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: err, Count: 1 + r.IntN(3), Partitions: []int32{r.Int32N(3)}}
+			if err == kerr.MessageTooLarge { // a lie about one record would be believed
+				f.When = func(req kmsg.Request) bool {
+					for _, t := range req.(*kmsg.ProduceRequest).Topics {
+						for _, p := range t.Partitions {
+							if strings.Count(string(p.Records), "OrderChanged") < 2 {
+								return false
+							}
+						}
+					}
+					return true
+				}
+			}
+			h := w.fake.Fault(f)
+			time.AfterFunc(30*time.Millisecond, h.Remove)
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package kafka
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/goleak"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+func TestConfigMistakes(t *testing.T) {
+	t.Parallel()
+	for want, c := range map[string]Config{
+		"no brokers": {},
+		`compression "brotli" is none of none, gzip, snappy, lz4 and zstd`: {Brokers: []string{"a:1"}, Compression: "brotli"},
+		`timestamp "now" is none of commit and created_at`:                 {Brokers: []string{"a:1"}, Timestamp: "now"},
+		`sasl mechanism "gssapi" is none of plain, scram-sha-256 and scram-sha-512`: {
+			Brokers: []string{"a:1"}, SASL: SASL{Mechanism: "gssapi", Username: "u", Password: "secret"},
+		},
+		"max message bytes -1 is negative": {Brokers: []string{"a:1"}, MaxMessageBytes: -1},
+	} {
+		if _, err := New(c); err == nil || err.Error() != want {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+	if _, err := New(Config{Brokers: []string{"a:port"}}); err == nil {
+		t.Error("a broker without a sound address was taken")
+	}
+}
+
+func TestSecretsArePrintedNowhere(t *testing.T) {
+	t.Parallel()
+	c := Config{Brokers: []string{"127.0.0.1:1"}, SASL: SASL{Mechanism: "plain", Username: "u", Password: "canary"}}
+	var out bytes.Buffer
+	fmt.Fprintf(&out, "%v %+v %#v %s\n", c, c, c, c.SASL)
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("m", "sasl", c.SASL)
+	if strings.Contains(out.String(), "canary") {
+		t.Error(out.String())
+	}
+}
+
+// TestLargerThanWeSend: is refused here, in its place.
+func TestLargerThanWeSend(t *testing.T) {
+	t.Parallel()
+	brokers := startFake(t).ListenAddrs()
+	s, _ := newSink(t, Config{Brokers: brokers, MaxMessageBytes: 10_000})
+	topic := createTopic(t, brokers, 1, nil)
+	batch := []sinks.Message{
+		message(topic, "a", "1", 9_000), message(topic, "a", "2", 10_000), message(topic, "a", "3", 10), message(topic, "b", "4", 10),
+	}
+	errs := s.Deliver(t.Context(), batch)
+	if len(errs) != 4 || errs[0] != nil || !errors.Is(errs[1], sinks.ErrPermanent) || !errors.Is(errs[2], sinks.ErrNotAttempted) || errs[3] != nil {
+		t.Errorf("got %v", errs)
+	}
+	if got := ids(consume(t, brokers, topic)); strings.Join(got, " ") != "1 4" {
+		t.Errorf("the topic holds %v", got)
+	}
+}
+
+// TestWaves: more than fits into one batch of a partition, or into one request, goes out in several, in order.
+func TestWaves(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	requests := w.observe()
+	batch := make([]sinks.Message, 0, 300)
+	for i := range cap(batch) {
+		batch = append(batch, message(w.topic, fmt.Sprint("o-", i%7), fmt.Sprint(i), 100_000))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if errs := w.sink.Deliver(ctx, batch); errs != nil {
+		t.Fatal(errs)
+	}
+	if n := requests.Hits(); n < 15 {
+		t.Errorf("30 MB for two partitions went out in %d requests", n)
+	}
+	w.expectOnce(batch)
+	for _, p := range w.sink.free {
+		if n := cap(p.encoder.wave); n > keptBytes {
+			t.Errorf("a buffer of %d bytes is kept", n)
+		}
+	}
+}
+
+func TestSASL(t *testing.T) {
+	t.Parallel()
+	for mechanism, method := range map[string]string{
+		"plain": "PLAIN", "scram-sha-256": "SCRAM-SHA-256", "scram-sha-512": "SCRAM-SHA-512",
+	} {
+		t.Run(mechanism, func(t *testing.T) {
+			t.Parallel()
+			fake := startFake(t, kfake.EnableSASL(), kfake.Superuser(method, "outbox", "canary"), kfake.SeedTopics(1, "t"))
+			for password, good := range map[string]bool{"canary": true, "canary-wrong": false} {
+				s, _ := newSink(t, Config{
+					Brokers: fake.ListenAddrs(), SASL: SASL{Mechanism: mechanism, Username: "outbox", Password: password},
+				})
+				expectAccess(t, s, good)
+			}
+		})
+	}
+	t.Run("no right to the topic", func(t *testing.T) {
+		t.Parallel()
+		fake := startFake(t, kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "admin"),
+			kfake.User("PLAIN", "outbox", "canary", kfake.ACL{
+				Resource: kmsg.ACLResourceTypeTopic, Name: "t", Pattern: kmsg.ACLResourcePatternTypeLiteral,
+				Operation: kmsg.ACLOperationDescribe, Allow: true,
+			}), kfake.SeedTopics(1, "t"))
+		s, _ := newSink(t, Config{Brokers: fake.ListenAddrs(), SASL: SASL{Mechanism: "plain", Username: "outbox", Password: "canary"}})
+		expectAccess(t, s, false)
+	})
+}
+
+// expectAccess delivers to topic t. Without access it is unavailable, soon, and the reason is no secret.
+func expectAccess(t *testing.T, s *Sink, good bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	errs := s.Deliver(ctx, []sinks.Message{message("t", "a", "1", 10)})
+	switch {
+	case good && errs != nil:
+		t.Errorf("want access, got %v", errs)
+	case !good && !allOf(errs, 1, sinks.ErrUnavailable):
+		t.Errorf("want ErrUnavailable, got %v", errs)
+	case !good && strings.Contains(errs[0].Error(), "canary"):
+		t.Errorf("tells the password: %v", errs[0])
+	case !good && ctx.Err() != nil:
+		t.Error("lasted as long as its deadline")
+	}
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	certificate, roots := selfSigned(t)
+	fake := startFake(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{certificate}}), kfake.SeedTopics(1, "t"))
+	for name, c := range map[string]struct {
+		config *tls.Config
+		good   bool
+	}{
+		"trusted":     {&tls.Config{RootCAs: roots}, true},
+		"not trusted": {&tls.Config{RootCAs: x509.NewCertPool()}, false},
+		"in clear":    {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, _ := newSink(t, Config{Brokers: fake.ListenAddrs(), TLS: c.config})
+			expectAccess(t, s, c.good)
+		})
+	}
+}
+
+func selfSigned(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, DNSNames: []string{"localhost"},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, roots
+}
+
+// TestNothingIsLeft of a sink that was closed, not even when a Deliver had to give up. It runs alone, as it counts
+// goroutines.
+func TestNothingIsLeft(t *testing.T) {
+	fake := startFake(t, kfake.SeedTopics(2, "t"))
+	before := goleak.IgnoreCurrent()
+	s, err := New(Config{Brokers: fake.ListenAddrs()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &network{conns: make(map[*conn]struct{})}
+	s.options = append(s.options, kgo.Dialer(n.dial))
+	batch := messages("t", 50, 5)
+	if errs := s.Deliver(t.Context(), batch); errs != nil {
+		t.Fatal(errs)
+	}
+	for _, again := range []bool{false, true} { // with connections that are up, and with new ones
+		back := n.hang()
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		began := time.Now()
+		if errs := s.Deliver(ctx, batch); !allOf(errs, len(batch), sinks.ErrUnavailable) {
+			t.Errorf("want ErrUnavailable, got %v", errs)
+		}
+		if took := time.Since(began); took > 700*time.Millisecond {
+			t.Errorf("took %v", took)
+		}
+		cancel()
+		if again {
+			defer back()
+		} else {
+			back()
+			n.goAway()()
+			s.away.clear(place{"t", 0})
+			s.away.clear(place{"t", 1})
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	goleak.VerifyNone(t, before)
+}

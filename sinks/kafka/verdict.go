@@ -1,0 +1,77 @@
+package kafka
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// verdict is what an answer means for the one batch of a partition.
+type verdict byte
+
+const (
+	transient   verdict = iota // the same batch may be taken in a moment
+	accepted                   // all of it
+	refused                    // none of it, and the answer is about these records
+	renumber                   // none of it: the broker expected another sequence number
+	unavailable                // none of it, and a moment's wait will not change that
+)
+
+type answer struct {
+	verdict  verdict
+	err      error // the cause; its class with it where the verdict is refused
+	unknown  bool  // it may have been accepted all the same
+	timedOut bool
+}
+
+var errNoAnswer = errors.New("no answer for this partition")
+
+// judge turns a partition's error code into an answer.
+func judge(code int16) answer {
+	err := kerr.ErrorForCode(code)
+	switch err {
+	case nil, kerr.DuplicateSequenceNumber: // the latter: it has it since an earlier try, and forgot at which offset
+		return answer{verdict: accepted}
+	case kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping,
+		kerr.ProducerFenced:
+		return answer{verdict: renumber, err: err}
+	case kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTopicException:
+		return answer{verdict: refused, err: fmt.Errorf("%w: %w", sinks.ErrPermanent, err)}
+	case kerr.CorruptMessage: // retriable, says Kafka; but one that is corrupt each time must not be tried for ever
+		return answer{verdict: refused, err: err}
+	case kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.UnsupportedCompressionType,
+		kerr.UnsupportedForMessageFormat, kerr.UnsupportedVersion:
+		return answer{verdict: unavailable, err: err}
+	}
+	if kerr.IsRetriable(err) {
+		timedOut := err == kerr.RequestTimedOut
+		return answer{err: err, unknown: timedOut || err == kerr.NotEnoughReplicasAfterAppend, timedOut: timedOut}
+	}
+	return answer{verdict: refused, err: err}
+}
+
+// judgeError does so for a request without an answer.
+func judgeError(err error) answer {
+	a := answer{err: err, timedOut: isTimeout(err)}
+	if isFinal(err) {
+		a.verdict = unavailable
+	}
+	var op *net.OpError
+	a.unknown = a.verdict == transient && !(errors.As(err, &op) && op.Op == "dial")
+	return a
+}
+
+func isTimeout(err error) bool {
+	var t net.Error // a context's deadline is one, too
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// isFinal tells whether Kafka itself said no, in a way that a moment's wait will not change: no right, no such user.
+func isFinal(err error) bool {
+	var k *kerr.Error
+	return errors.As(err, &k) && !k.Retriable
+}
