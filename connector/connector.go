@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
@@ -102,6 +103,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		c.ranThisTime = false
 		err := c.session(ctx)
 		c.cfg.Metrics.Leader.Set(0)
+		c.showLag(time.Now())
 		if ctx.Err() != nil {
 			return c.stopped(err)
 		}

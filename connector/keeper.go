@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
 const (
@@ -17,7 +15,7 @@ const (
 
 // keep does what has to be done now and then. Its error ends the session: the publication no longer publishes what we
 // need. Anything else it reports and tries again.
-func (c *Connector) keep(ctx context.Context, tracker *checkpoint.Tracker) error {
+func (c *Connector) keep(ctx context.Context) error {
 	duties := []struct {
 		name  string
 		every time.Duration
@@ -58,13 +56,20 @@ func (c *Connector) keep(ctx context.Context, tracker *checkpoint.Tracker) error
 				return err
 			}
 		}
-		c.cfg.Metrics.InFlight.Set(float64(tracker.InFlight()))
-		c.cfg.Metrics.SlotLagSeconds.Set(tracker.Lag(now).Seconds())
+		c.showLag(now)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// showLag goes on while there is no session: what was in flight when it ended waits still.
+func (c *Connector) showLag(now time.Time) {
+	if c.tracker != nil {
+		c.cfg.Metrics.InFlight.Set(float64(c.tracker.InFlight()))
+		c.cfg.Metrics.SlotLagSeconds.Set(c.tracker.Lag(now).Seconds())
 	}
 }
 

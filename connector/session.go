@@ -129,6 +129,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		return err
 	}
 	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
+	c.tracker = s.tracker
 	s.stream.Track(s.tracker)
 	total := len(c.cfg.Sinks) * d.Lanes
 	// Room for all that lanes may have unrecorded, so that a lane never waits for the recorder.
@@ -199,7 +200,7 @@ func (s *session) run(ctx context.Context) error {
 		return err
 	})
 	keeper.Go(func() error {
-		err := c.keep(reading, s.tracker)
+		err := c.keep(reading)
 		if err != nil {
 			stopReading(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -55,7 +56,8 @@ type Stream struct {
 	r, w int // the unread bytes are buf[r:w]
 
 	pacer       pacer
-	canPause    bool // not on a Unix socket: its small buffer makes the sender stand still
+	fast        atomic.Bool // what the pacer says, for others
+	canPause    bool        // not on a Unix socket: its small buffer makes the sender stand still
 	lastStatus  time.Time
 	lastSent    pglogrepl.LSN
 	replyWanted bool
@@ -81,8 +83,9 @@ func (nothing) InFlight() int            { return 0 }
 // Track sets what is reported from now on.
 func (s *Stream) Track(p Progress) { s.progress = p }
 
-// Fast says that the stream is fast: others may then take their time too, and work in larger batches.
-func (s *Stream) Fast() bool { return s.pacer.fast }
+// Fast says that the stream is fast: others may then take their time too, and work in larger batches. Any goroutine may
+// ask.
+func (s *Stream) Fast() bool { return s.fast.Load() }
 
 // Broken says that the connection is gone, and with it the slot.
 func (s *Stream) Broken() bool { return s.broken || s.closed }
@@ -129,6 +132,9 @@ func (s *Stream) next(ctx context.Context) (Frame, error) {
 		}
 		s.w += n
 		s.pacer.read(time.Now(), n)
+		if s.pacer.fast != s.fast.Load() {
+			s.fast.Store(s.pacer.fast)
+		}
 		if err != nil {
 			return Frame{}, err
 		}
