@@ -77,9 +77,10 @@ type Connector struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	table       uint32 // oid of the outbox, as preflight found it
-	ran         bool   // a session has streamed,
-	ranThisTime bool   // and so did the last one
+	table       uint32              // oid of the outbox, as preflight found it
+	tracker     *checkpoint.Tracker // of the running session, or of the last
+	ran         bool                // a session has streamed,
+	ranThisTime bool                // and so did the last one
 	standingBy  bool
 }
 
