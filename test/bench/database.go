@@ -34,8 +34,8 @@ const insertFunction = `create function bench_insert(first int, last int) return
 		jsonb_build_object('source', 'bench', 'request', gen_random_uuid()), 5,
 		'tenant-' || n % 20, gen_random_uuid(), gen_random_uuid()
 	from generate_series(first, last) n, lateral (
-		select string_agg(replace(encode(sha512((n || random()::text)::bytea), 'base64'), e'\n', ''), '') as data
-		from generate_series(1, 5)) random
+		select string_agg(replace(encode(sha512(concat(n, i, random())::bytea), 'base64'), e'\n', ''), '') as data
+		from generate_series(1, 5) i) random
 $$`
 
 const writeProcedure = `create procedure bench_write(first int, last int, rows int) language plpgsql as $$
@@ -193,5 +193,5 @@ func (d *database) settle(ctx context.Context) error {
 	if _, err := d.conn.Exec(ctx, "checkpoint"); err != nil {
 		return err
 	}
-	return awaitQuiet(ctx)
+	return awaitQuiet(ctx, d.others/2)
 }

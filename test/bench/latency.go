@@ -38,6 +38,7 @@ type latencyResult struct {
 	CPU        cpu     `json:"cpu_us_per_event"`
 	PeakMemory int64   `json:"peak_memory_bytes"`
 	Others     float64 `json:"others"`
+	Quiet      bool    `json:"quiet"`
 	Counts     counts  `json:"counts"`
 }
 
@@ -56,7 +57,7 @@ func (b *bench) latency(ctx context.Context) (best latencyResult, err error) {
 		} else {
 			best.Counts = best.Counts.add(l.Counts)
 		}
-		if best.Others < noisy {
+		if best.Quiet = best.Others < b.others; best.Quiet {
 			break
 		}
 	}

@@ -40,6 +40,7 @@ type options struct {
 	profile        string
 	version        string
 	dir            string
+	others         float64
 }
 
 // The parts that -only chooses from.
@@ -71,6 +72,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.results, "results", "bin/bench.json", "where to write the results as JSON; empty for nowhere")
 	flags.StringVar(&o.profile, "profile", "", "measure nothing, but write CPU profiles of the connector into this `directory`")
 	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
+	flags.Float64Var(&o.others, "others", 0.05, "share of the CPU that others may use in a round that counts")
 	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
 	if err := flags.Parse(args); err != nil {
 		return o, err

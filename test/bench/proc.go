@@ -127,13 +127,11 @@ func (u usage) othersSince(then usage) float64 {
 	return float64(u.others-then.others) / float64(u.at.Sub(then.at)) / float64(runtime.NumCPU())
 }
 
-// noisy is the share of the CPU from which on others spoil a round.
-const noisy = 0.05
-
-// awaitQuiet waits until the machine does nothing else, for a while at most: what is measured then may have to be repeated.
-func awaitQuiet(ctx context.Context) error {
+// awaitQuiet waits until others use less than a share of the CPU, for a while at most: what is measured then may have to
+// be repeated.
+func awaitQuiet(ctx context.Context, share float64) error {
 	const window = 500 * time.Millisecond
-	for range 2 * 60 {
+	for range 60 {
 		then, err := takeUsage()
 		if err != nil {
 			return err
@@ -142,7 +140,7 @@ func awaitQuiet(ctx context.Context) error {
 			return err
 		}
 		now, err := takeUsage()
-		if err != nil || now.othersSince(then) < noisy/2 {
+		if err != nil || now.othersSince(then) < share {
 			return err
 		}
 	}

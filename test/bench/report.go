@@ -123,7 +123,7 @@ func (t throughputResult) table(w io.Writer) {
 		switch {
 		case !r.Counts:
 			remark = "noisy, does not count"
-		case r.others() >= noisy:
+		case !r.Quiet:
 			remark = "noisy"
 		}
 		fmt.Fprintf(w, "%d\t%.2f s\t%.0f\t%.2f s\t%.0f\t%.2f\t%.1f %%\t%s\t\n", i+1, r.Yardstick.Seconds, float64(t.Events)/r.Yardstick.Seconds,
@@ -168,7 +168,7 @@ func (l latencyResult) table(w io.Writer) {
 	fmt.Fprintf(w, "CPU, µs an event: outbox-cdc %.0f, walsender %.0f, recorder's backend %.0f, Kafka fake %.0f\n",
 		l.CPU.Reader, l.CPU.Walsender, l.CPU.Recorder, l.CPU.Fake)
 	remark := ""
-	if l.Others >= noisy {
+	if !l.Quiet {
 		remark = ": noisy"
 	}
 	fmt.Fprintf(w, "peak memory %.1f MiB; others used %.1f %% of the CPU%s\n", mebibytes(float64(l.PeakMemory)), 100*l.Others, remark)

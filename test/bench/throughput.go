@@ -27,7 +27,8 @@ type round struct {
 	Yardstick yardstickRun `json:"pg_recvlogical"`
 	Connector connectorRun `json:"outbox_cdc"`
 	Ratio     float64      `json:"ratio"`
-	Counts    bool         `json:"counts"`
+	Quiet     bool         `json:"quiet"`  // others used little
+	Counts    bool         `json:"counts"` // for the medians
 }
 
 func (r round) others() float64 { return max(r.Yardstick.Others, r.Connector.Others) }
@@ -60,7 +61,7 @@ func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, e
 		if err != nil {
 			return t, fmt.Errorf("round %d: %w", i+1, err)
 		}
-		if r.others() < noisy {
+		if r.Quiet = r.others() < b.others; r.Quiet {
 			quiet++
 		}
 		t.Rounds = append(t.Rounds, r)
