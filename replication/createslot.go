@@ -1,0 +1,137 @@
+package replication
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+)
+
+const (
+	blockerEvery = 250 * time.Millisecond // how often it is looked for whom the server waits,
+	blockerAfter = 2 * time.Second        // and after how long that is worth telling
+)
+
+// connectReplication opens a connection for commands. What it does when its context ends matters: a server that is
+// creating a slot does not notice that its client has gone, and would make the slot in the end, for nobody. So it is
+// sent a cancel request.
+func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error) {
+	config, err := pgconn.ParseConfig(dsn)
+	if err != nil {
+		return nil, dsnProblem("replication dsn", err)
+	}
+	config.RuntimeParams["replication"] = "database"
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "outbox-cdc"
+	}
+	config.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: closeTimeout}
+	}
+	conn, err := pgconn.ConnectConfig(ctx, config)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42501" {
+		return nil, replicationPrivilege(config.User)
+	}
+	if err != nil {
+		return nil, connectProblem("connect for replication", err)
+	}
+	return conn, nil
+}
+
+func replicationPrivilege(user string) *Problem {
+	return &Problem{ErrPrivilege, fmt.Sprintf("role %q may not replicate; alter role %s replication (on RDS: grant rds_replication to %[2]s)",
+		user, pgx.Identifier{user}.Sanitize())}
+}
+
+// createSlot gives the slot's consistent point and its snapshot, which is good until the next command on repl.
+func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg SetupConfig) (pglogrepl.LSN, string, error) {
+	timeout := cmp.Or(cfg.Timeout, time.Minute)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done within %s", timeout))
+	defer cancel()
+	watching, stop := context.WithCancel(ctx)
+	var last []Blocker
+	var wg sync.WaitGroup
+	wg.Go(func() { last = watchBlockers(watching, conn, repl.PID(), cfg.Waiting) })
+	slot, err := pglogrepl.CreateReplicationSlot(ctx, repl, cfg.Slot, plugin,
+		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
+	stop()
+	wg.Wait()
+	if err != nil {
+		return 0, "", createError(ctx, cfg.Slot, err, last)
+	}
+	point, err := pglogrepl.ParseLSN(slot.ConsistentPoint)
+	return point, slot.SnapshotName, err
+}
+
+// watchBlockers looks, until ctx ends, for whom the creation of the slot waits, and gives the last ones. It is the only
+// user of conn meanwhile; a query of it ends by itself, as ending it from outside would end the session and its lock.
+func watchBlockers(ctx context.Context, conn *pgx.Conn, pid uint32, tell func([]Blocker)) []Blocker {
+	var last []Blocker
+	tick := time.NewTicker(blockerEvery)
+	defer tick.Stop()
+	tellAt := time.Now().Add(blockerAfter)
+	for {
+		select {
+		case <-ctx.Done():
+			return last
+		case <-tick.C:
+		}
+		b, err := blockers(context.WithoutCancel(ctx), conn, pid)
+		if err != nil {
+			return last // the creation itself will say what is wrong
+		}
+		last = b
+		if now := time.Now(); len(b) > 0 && tell != nil && now.After(tellAt) {
+			tell(b)
+			tellAt = now.Add(blockerAfter)
+		}
+	}
+}
+
+func createError(ctx context.Context, slot string, err error, blockers []Blocker) error {
+	if ctx.Err() != nil {
+		err = fmt.Errorf("create slot %q: %w", slot, context.Cause(ctx))
+		if len(blockers) == 0 {
+			return err
+		}
+		var who, remedies []string
+		for _, b := range blockers {
+			who, remedies = append(who, b.String()), append(remedies, b.remedy())
+		}
+		return fmt.Errorf(`%w: the server waits for the end of %s; end it (%s) or wait for it, then run "outbox-cdc init" again`,
+			err, strings.Join(who, ", "), strings.Join(remedies, "; "))
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch pg.Code {
+		case "53400":
+			return problem(ErrConfig, "create slot %q: %s; drop one that nobody needs, or raise max_replication_slots and restart the server", slot, pg.Message)
+		case "42501":
+			return problem(ErrPrivilege, "create slot %q: %s; give the login of source.replication_dsn the attribute replication", slot, pg.Message)
+		}
+	}
+	return fmt.Errorf("create slot %q: %w", slot, err)
+}
+
+func dropSlot(ctx context.Context, repl *pgconn.PgConn, slot string) error {
+	err := pglogrepl.DropReplicationSlot(ctx, repl, slot, pglogrepl.DropReplicationSlotOptions{})
+	if err != nil {
+		return fmt.Errorf("drop slot %q: %w", slot, err)
+	}
+	return nil
+}
+
+// joinDrop drops a slot that came to nothing because of err.
+func joinDrop(ctx context.Context, err error, repl *pgconn.PgConn, slot string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return errors.Join(err, dropSlot(ctx, repl, slot))
+}

@@ -1,0 +1,287 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// plugin is the output plugin of our slots.
+const plugin = "pgoutput"
+
+// minVersion is the oldest server that is supported, as server_version_num.
+const minVersion = 140000
+
+// PreflightConfig says what has to be in place before a session.
+type PreflightConfig struct {
+	Source
+	// ReplicationUser is the login that will stream; empty where it is not known.
+	ReplicationUser string
+}
+
+// Facts are what preflight found out.
+type Facts struct {
+	ServerVersion    int // server_version_num
+	SystemIdentifier string
+	Table            Table
+	Slot             Slot
+}
+
+// Table is the outbox as the database has it.
+type Table struct {
+	OID         uint32
+	IDType      string
+	PayloadType string
+}
+
+// Preflight finds out whether a session can begin. It reports every mistake at once: the error joins Problems, the one
+// that decides the exit code first. It changes nothing. db is a session of the SQL login.
+func Preflight(ctx context.Context, db SQL, cfg PreflightConfig) (Facts, error) {
+	if err := cfg.checkNames(); err != nil {
+		return Facts{}, err
+	}
+	var p problems
+	facts, err := preflight(ctx, db, cfg, &p)
+	if err != nil {
+		return Facts{}, fmt.Errorf("preflight: %w", err)
+	}
+	return facts, p.join()
+}
+
+func preflight(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (Facts, error) {
+	var f Facts
+	srv, err := checkServer(ctx, db, p)
+	if err != nil {
+		return f, err
+	}
+	f.ServerVersion, f.SystemIdentifier = srv.version, srv.systemIdentifier
+	table, err := checkTable(ctx, db, cfg.Source, p)
+	if err != nil {
+		return f, err
+	}
+	if table != nil {
+		f.Table = *table
+		if err := checkPublication(ctx, db, cfg.Source, table.OID, p); err != nil {
+			return f, err
+		}
+	}
+	ledger, err := checkLedger(ctx, db, cfg.Source, table, p)
+	if err != nil {
+		return f, err
+	}
+	lacking := len(*p)
+	if err := checkPrivileges(ctx, db, cfg.Source, p); err != nil {
+		return f, err
+	}
+	if err := checkReplicationUser(ctx, db, cfg.ReplicationUser, p); err != nil {
+		return f, err
+	}
+	if !ledger || len(*p) > lacking {
+		return f, nil // nothing can be said of the slot without reading its checkpoint
+	}
+	return f, checkSlot(ctx, db, cfg.Source, srv, &f, p)
+}
+
+func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
+	var srv server
+	var id int64
+	var walLevel string
+	var standby bool
+	err := db.QueryRow(ctx, `select current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery(),
+		current_database(), system_identifier from pg_control_system()`).Scan(&srv.version, &walLevel, &standby, &srv.database, &id)
+	if err != nil {
+		return srv, err
+	}
+	srv.systemIdentifier = strconv.FormatUint(uint64(id), 10) // as IDENTIFY_SYSTEM writes it
+	if srv.version < minVersion {
+		p.add(ErrConfig, "PostgreSQL %d is too old; upgrade to %d or newer", srv.version/10000, minVersion/10000)
+	}
+	if walLevel != "logical" {
+		p.add(ErrConfig, "wal_level is %s, which leaves out what is needed; set wal_level = logical in postgresql.conf "+
+			"(where it is managed: rds.logical_replication = 1, cloudsql.logical_decoding = on) and restart the server", walLevel)
+	}
+	if standby {
+		p.add(ErrConfig, "the server is a standby, where nothing can be recorded; let source.dsn lead to the primary")
+	}
+	return srv, nil
+}
+
+// checkTable gives nil where there is no such table.
+func checkTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
+	var t Table
+	var kind, persistence string
+	schema, name := s.tableName()
+	err := db.QueryRow(ctx, `select c.oid, relkind::text, relpersistence::text from pg_class c join pg_namespace n on n.oid = relnamespace
+		where nspname = $1 and relname = $2`, schema, name).Scan(&t.OID, &kind, &persistence)
+	if errors.Is(err, pgx.ErrNoRows) {
+		p.add(ErrConfig, `table %s does not exist; run "outbox-cdc init", or correct source.table`, s.Table)
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if kind != "r" && kind != "p" {
+		p.add(ErrConfig, "%s is no table, and only those have WAL to read; correct source.table", s.Table)
+		return nil, nil
+	}
+	if persistence == "u" {
+		p.add(ErrConfig, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged", s.Table, s.table())
+	}
+	types, err := columnTypes(ctx, db, t.OID)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range s.mapping() {
+		have, ok := types[c.name]
+		switch {
+		case !ok:
+			p.add(ErrConfig, "table %s has no column %q; correct source.columns.%s", s.Table, c.name, c.key)
+		case !slices.Contains(c.types, have) && !(c.types == nil && textual(have)):
+			p.add(ErrConfig, "column %q of table %s is of type %s, which cannot be read as %s; correct source.columns.%s",
+				c.name, s.Table, have, c.key, c.key)
+		}
+	}
+	t.IDType, t.PayloadType = types[s.Columns.ID], types[s.Columns.Payload]
+	return &t, nil
+}
+
+// columnTypes gives the types by column; a domain counts as what it is made of.
+func columnTypes(ctx context.Context, db SQL, table uint32) (map[string]string, error) {
+	rows, err := db.Query(ctx, `select attname::text, format_type(case when typtype = 'd' then typbasetype else t.oid end, null)
+		from pg_attribute join pg_type t on t.oid = atttypid where attrelid = $1 and attnum > 0 and not attisdropped`, table)
+	if err != nil {
+		return nil, err
+	}
+	types := map[string]string{}
+	var name, typ string
+	_, err = pgx.ForEachRow(rows, []any{&name, &typ}, func() error {
+		types[name] = typ
+		return nil
+	})
+	return types, err
+}
+
+// column is a column of the outbox that is mapped.
+type column struct {
+	key   string   // in source.columns
+	name  string   // in the table
+	types []string // nil: anything whose text is short and plain
+}
+
+var (
+	integers = []string{"smallint", "integer", "bigint"}
+	payloads = []string{"json", "jsonb", "text", "character varying", "character", "bytea"}
+	times    = []string{"timestamp with time zone", "timestamp without time zone"}
+)
+
+// mapping gives the columns that the table must have. An optional one that has no name is not looked for.
+func (s Source) mapping() []column {
+	c := s.Columns
+	all := []column{
+		{"id", c.ID, nil},
+		{"aggregate_type", c.AggregateType, nil},
+		{"aggregate_id", c.AggregateID, nil},
+		{"event_type", c.EventType, nil},
+		{"event_version", c.EventVersion, integers},
+		{"payload", c.Payload, payloads},
+		{"metadata", c.Metadata, []string{"json", "jsonb"}},
+		{"created_at", c.CreatedAt, times},
+		{"max_retries", c.MaxRetries, integers},
+		{"tenant_id", c.TenantID, nil},
+		{"correlation_id", c.CorrelationID, nil},
+		{"causation_id", c.CausationID, nil},
+	}
+	return slices.DeleteFunc(all, func(c column) bool { return c.name == "" })
+}
+
+func (s Source) columns() []string {
+	var names []string
+	for _, c := range s.mapping() {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+// textual is false of what is no name or number of a thing.
+func textual(typ string) bool {
+	return !slices.Contains([]string{"bytea", "json", "jsonb", "xml"}, typ) && !strings.HasSuffix(typ, "[]")
+}
+
+// EventIDType is the type of the ledger's event_id for a table with such an id.
+func (t Table) EventIDType() string {
+	if t.IDType == "uuid" {
+		return "uuid"
+	}
+	return "text"
+}
+
+// checkLedger says whether the ledger is there and fits the table.
+func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problems) (bool, error) {
+	rows, err := db.Query(ctx, `select relname::text from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1`, s.LedgerSchema)
+	if err != nil {
+		return false, err
+	}
+	have, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return false, err
+	}
+	if missing := without(ledgerTables(), have); len(missing) > 0 {
+		p.add(ErrConfig, `schema %q lacks the tables %s; run "outbox-cdc init", or correct source.ledger_schema`, s.LedgerSchema, strings.Join(missing, ", "))
+		return false, nil
+	}
+	var eventID string
+	err = db.QueryRow(ctx, `select format_type(atttypid, null) from pg_attribute where attname = 'event_id' and attrelid =
+		(select c.oid from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1 and relname = 'outbox_delivery_log')`,
+		s.LedgerSchema).Scan(&eventID)
+	if err != nil {
+		return false, err
+	}
+	if table != nil && table.IDType != "" && table.EventIDType() != eventID {
+		p.add(ErrConfig, `the ledger in schema %q was made for ids of type %s, those of %s are of type %s; `+
+			`set source.ledger_schema to another schema and run "outbox-cdc init"`, s.LedgerSchema, eventID, s.Table, table.IDType)
+	}
+	return true, nil
+}
+
+func checkReplicationUser(ctx context.Context, db SQL, user string, p *problems) error {
+	if user == "" {
+		return nil
+	}
+	var may bool
+	// Managed servers give the right by membership of a role of theirs.
+	err := db.QueryRow(ctx, `select exists (select from pg_roles where rolname = $1 and (rolreplication or rolsuper)) or exists
+		(select from pg_roles m join pg_roles u on u.rolname = $1
+		 where m.rolname in ('rds_replication', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') and pg_has_role(u.oid, m.oid, 'member'))`, user).Scan(&may)
+	if err != nil {
+		return err
+	}
+	if !may {
+		*p = append(*p, replicationPrivilege(user))
+	}
+	return nil
+}
+
+func checkSlot(ctx context.Context, db SQL, s Source, srv server, f *Facts, p *problems) error {
+	slot, err := readSlot(ctx, db, s.Slot)
+	if err != nil {
+		return err
+	}
+	c, err := readCheckpoint(ctx, db, s)
+	if err != nil {
+		return err
+	}
+	if slot != nil {
+		f.Slot = *slot
+	}
+	switch judge(s, srv, slot, c, p) {
+	case slotAbsent:
+		p.add(ErrConfig, `replication slot %q was not made yet; run "outbox-cdc init"`, s.Slot)
+	case slotHalf:
+		p.add(ErrConfig, `replication slot %q is half made: an init did not end; run "outbox-cdc init" again`, s.Slot)
+	}
+	return nil
+}

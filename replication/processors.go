@@ -1,0 +1,70 @@
+package replication
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Processor is a sink as outbox_processors knows it.
+type Processor struct {
+	Name string
+	Type string
+	// Configuration is for people. It holds no secrets.
+	Configuration json.RawMessage
+	// FromStart: what the outbox holds from before the sink was first known is owed to it as well.
+	FromStart bool
+}
+
+// Session is a database in which something can be written: a connection, a pool or a transaction.
+type Session interface {
+	SQL
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
+// RegisterProcessors makes the sinks of a connector known, and gives their ids by name. It may be called at every start:
+// what has not changed is not written, and whether a sink is paused and since when it is owed events stays as it
+// is. db's search_path names the ledger's schema.
+func RegisterProcessors(ctx context.Context, db Session, connector string, processors []Processor) (map[string]int32, error) {
+	ids := map[string]int32{}
+	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		for _, p := range processors {
+			id, err := registerProcessor(ctx, tx, connector, p)
+			if err != nil {
+				return fmt.Errorf("register sink %q: %w", p.Name, err)
+			}
+			ids[p.Name] = id
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ids, nil
+}
+
+func registerProcessor(ctx context.Context, tx pgx.Tx, connector string, p Processor) (int32, error) {
+	configuration := p.Configuration
+	if configuration == nil {
+		configuration = json.RawMessage("{}")
+	}
+	// Asked for first: an insert that meets a conflict uses up an id.
+	_, err := tx.Exec(ctx, `insert into outbox_processors (connector, processor_name, processor_type, configuration, since)
+		select $1, $2, $3, $4::jsonb, case when $5 then '-infinity' else now() end
+		where not exists (select from outbox_processors where connector = $1 and processor_name = $2)
+		on conflict (connector, processor_name) do nothing`, connector, p.Name, p.Type, configuration, p.FromStart)
+	if err != nil {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, `update outbox_processors set processor_type = $3, configuration = $4::jsonb
+		where connector = $1 and processor_name = $2 and (processor_type, configuration) is distinct from ($3, $4::jsonb)`,
+		connector, p.Name, p.Type, configuration)
+	if err != nil {
+		return 0, err
+	}
+	var id int32
+	err = tx.QueryRow(ctx, "select id from outbox_processors where connector = $1 and processor_name = $2", connector, p.Name).Scan(&id)
+	return id, err
+}

@@ -1,0 +1,140 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// grant is what the SQL login needs of one table of the ledger.
+type grant struct {
+	table      string
+	privileges []string
+}
+
+// grants: the log is append-only, for us as well.
+var grants = []grant{
+	{"outbox_delivery_log", []string{"select", "insert"}},
+	{"outbox_processors", []string{"select", "insert", "update", "delete"}},
+	{"outbox_parked", []string{"select", "insert", "update", "delete"}},
+	{"outbox_checkpoints", []string{"select", "insert", "update", "delete"}},
+	{"outbox_backlog", []string{"select", "insert", "update", "delete"}},
+	{"outbox_metrics", []string{"select", "insert", "update", "delete"}},
+}
+
+const partitionFunction = "outbox_make_partitions(timestamptz, int)"
+
+func ledgerTables() []string {
+	var names []string
+	for _, g := range grants {
+		names = append(names, g.table)
+	}
+	return names
+}
+
+// checkPrivileges adds one problem with all the grants that the session's login lacks. It reads catalogs only: naming
+// a table in a schema that one may not use is an error by itself.
+func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
+	schema, name := s.tableName()
+	var schemas, names, wanted []string
+	want := func(schema, name, privilege string) {
+		schemas, names, wanted = append(schemas, schema), append(names, name), append(wanted, privilege)
+	}
+	want(schema, name, "select")
+	for _, g := range grants {
+		for _, privilege := range g.privileges {
+			want(s.LedgerSchema, g.table, privilege)
+		}
+	}
+	var user string
+	if err := db.QueryRow(ctx, "select current_user::text").Scan(&user); err != nil {
+		return err
+	}
+	login := pgx.Identifier{user}.Sanitize()
+	rows, err := db.Query(ctx, `select distinct format('grant usage on schema %I to ', nspname)
+			from pg_namespace where nspname in ($1, $2) and not has_schema_privilege(oid, 'usage')
+		union all
+		select format('grant %s on table %I.%I to ', string_agg(privilege, ', ' order by privilege), schema, name)
+			from unnest($3::text[], $4::text[], $5::text[]) as w (schema, name, privilege)
+			join pg_namespace n on nspname = schema join pg_class c on relnamespace = n.oid and relname = name
+			where not has_table_privilege(c.oid, privilege) group by schema, name
+		union all
+		select format('grant execute on function %I.%s to ', nspname, $6::text)
+			from pg_proc p join pg_namespace n on n.oid = pronamespace
+			where nspname = $2 and proname = 'outbox_make_partitions' and not has_function_privilege(p.oid, 'execute')`,
+		schema, s.LedgerSchema, schemas, names, wanted, partitionFunction)
+	if err != nil {
+		return err
+	}
+	lacking, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(lacking) == 0 {
+		return err
+	}
+	for i := range lacking {
+		lacking[i] += login
+	}
+	p.add(ErrPrivilege, "role %q lacks privileges; as the owner of the tables: %s", user, strings.Join(lacking, "; "))
+	return nil
+}
+
+// Roles are the two logins of the connector. They may be the same.
+type Roles struct {
+	SQL         string
+	Replication string
+}
+
+// SQLText is what an administrator runs after the migrations and before "outbox-cdc init", where init is to run with no
+// more rights than the connector itself: the publication, and two logins with the least that they need. It can be
+// run again.
+func SQLText(s Source, r Roles) string {
+	var b strings.Builder
+	app, stream := pgx.Identifier{r.SQL}.Sanitize(), pgx.Identifier{r.Replication}.Sanitize()
+	ledger := pgx.Identifier{s.LedgerSchema}.Sanitize()
+	schema, _ := s.tableName()
+	fmt.Fprintf(&b, `
+-- The publication: inserts into the outbox, and nothing else.
+do $$
+begin
+  if not exists (select from pg_publication where pubname = %s) then
+    %s;
+  end if;
+end
+$$;
+
+-- The login of the stream. It needs no right to any table, because REPLICATION alone reads everything in the cluster, base
+-- backups included: let pg_hba.conf admit it from the connector's address only, and give it a password of its own.
+-- (Amazon RDS: grant rds_replication instead of the attribute.)
+`, quoteLiteral(s.Publication), publicationSQL(s))
+	createRole(&b, r.Replication)
+	fmt.Fprintf(&b, "alter role %s replication;\n", stream)
+	if r.SQL != r.Replication {
+		b.WriteString("\n-- The login for SQL. It reads the outbox, never writes it, and keeps the ledger.\n")
+		createRole(&b, r.SQL)
+	}
+	fmt.Fprintf(&b, "do $$ begin execute format('grant connect on database %%I to %s', current_database()); end $$;\n",
+		strings.ReplaceAll(strings.Join(slices.Compact([]string{app, stream}), ", "), "'", "''"))
+	for _, name := range slices.Compact([]string{pgx.Identifier{schema}.Sanitize(), ledger}) {
+		fmt.Fprintf(&b, "grant usage on schema %s to %s;\n", name, app)
+	}
+	fmt.Fprintf(&b, "grant select on table %s to %s;\n", s.table(), app)
+	for _, g := range grants {
+		fmt.Fprintf(&b, "grant %s on table %s.%s to %s;\n", strings.Join(g.privileges, ", "), ledger, g.table, app)
+	}
+	fmt.Fprintf(&b, "grant select on table %s.outbox_migrations to %s;\n", ledger, app)
+	fmt.Fprintf(&b, "grant execute on function %s.%s to %s;\n", ledger, partitionFunction, app)
+	return b.String()
+}
+
+func createRole(b *strings.Builder, name string) {
+	fmt.Fprintf(b, `do $$
+begin
+  if not exists (select from pg_roles where rolname = %s) then
+    create role %s login;
+  end if;
+end
+$$;
+`, quoteLiteral(name), pgx.Identifier{name}.Sanitize())
+}

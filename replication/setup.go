@@ -1,0 +1,280 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// SetupConfig says what Setup makes. The tables exist already.
+type SetupConfig struct {
+	Source
+	// DSN is of a login that may create the publication, or of any that may write the ledger where that exists.
+	DSN string
+	// ReplicationDSN is of a login that may replicate, on the same server.
+	ReplicationDSN string
+	// SkipBacklog leaves undelivered what is in the table when the slot is made. Otherwise a table that holds rows is
+	// refused.
+	SkipBacklog bool
+	// Timeout bounds how long the creation of the slot waits for open transactions; 0 means a minute.
+	Timeout time.Duration
+	// Waiting is told for whom it waits, again and again, from another goroutine; it may be nil.
+	Waiting func([]Blocker)
+}
+
+// SetupResult says what Setup has made; what it has not made was there.
+type SetupResult struct {
+	PublicationCreated bool
+	SlotCreated        bool
+	ConsistentPoint    pglogrepl.LSN // of a new slot: what commits from here on is delivered
+}
+
+// Setup makes the publication, then the checkpoint, then the slot. The order matters. WAL from before the publication
+// cannot be decoded with it; and a checkpoint that says "building" before there is a slot lets the next Setup know a slot
+// that was left half made from one that is somebody else's. It may be called again, and by several processes at once:
+// a lock on the slot's name lets one after the other in.
+func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
+	var result SetupResult
+	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN)
+	if err != nil {
+		return result, err
+	}
+	defer closeConn(ctx, conn)
+	f, err := inspect(ctx, conn, cfg)
+	if err != nil {
+		return result, err
+	}
+	if f.table == nil {
+		return result, problem(ErrConfig, "table %s does not exist; correct source.table", cfg.Table)
+	}
+	if !f.publication {
+		if err := createPublication(ctx, conn, cfg.Source); err != nil {
+			return result, err
+		}
+		result.PublicationCreated = true
+		if err := CheckPublication(ctx, conn, cfg.Source, f.table.OID); err != nil {
+			return result, err
+		}
+	}
+	if f.state == slotReady {
+		return result, nil
+	}
+	result.ConsistentPoint, err = makeSlot(ctx, conn, cfg, f)
+	result.SlotCreated = err == nil
+	return result, err
+}
+
+// Plan says what Setup would do, and changes nothing. The tables need not exist yet.
+func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
+	if err := cfg.checkNames(); err != nil {
+		return nil, err
+	}
+	conn, err := connect(ctx, cfg.DSN, cfg.LedgerSchema)
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(ctx, conn)
+	f, err := inspect(ctx, conn, cfg)
+	if err != nil {
+		return nil, err
+	}
+	var steps []string
+	if !f.publication {
+		steps = append(steps, publicationSQL(cfg.Source))
+	}
+	switch f.state {
+	case slotHalf:
+		steps = append(steps, fmt.Sprintf("drop replication slot %s, which an earlier init left half made", cfg.Slot),
+			fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, plugin))
+	case slotAbsent:
+		steps = append(steps, fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, plugin))
+	}
+	return steps, nil
+}
+
+// found is what there is already.
+type found struct {
+	server      server
+	table       *Table // nil where it does not exist
+	publication bool
+	state       slotState
+}
+
+// inspect looks at everything before anything is made, and refuses with all that is wrong.
+func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error) {
+	var f found
+	var p problems
+	var err error
+	if f.server, err = checkServer(ctx, conn, &p); err != nil {
+		return f, err
+	}
+	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&f.publication)
+	if err != nil {
+		return f, err
+	}
+	slot, err := readSlot(ctx, conn, cfg.Slot)
+	if err != nil {
+		return f, err
+	}
+	c, err := readCheckpoint(ctx, conn, cfg.Source)
+	if err != nil {
+		return f, err
+	}
+	f.state = judge(cfg.Source, f.server, slot, c, &p)
+	var missing problems
+	if f.table, err = checkTable(ctx, conn, cfg.Source, &missing); err != nil {
+		return f, err
+	}
+	if f.table != nil {
+		p = append(p, missing...)
+		if f.publication {
+			if err := checkPublication(ctx, conn, cfg.Source, f.table.OID, &p); err != nil {
+				return f, err
+			}
+		}
+		if f.state != slotReady && !cfg.SkipBacklog {
+			filled, err := holdsRows(ctx, conn, cfg.Source)
+			if err != nil {
+				return f, err
+			}
+			if filled {
+				p = append(p, backlogProblem(cfg.Source))
+			}
+		}
+	}
+	return f, p.join()
+}
+
+// holdsRows looks as far as the first row.
+func holdsRows(ctx context.Context, db SQL, s Source) (bool, error) {
+	var filled bool
+	if err := db.QueryRow(ctx, "select exists (select from "+s.table()+")").Scan(&filled); err != nil {
+		return false, fmt.Errorf("look for rows in %s: %w", s.Table, err)
+	}
+	return filled, nil
+}
+
+func backlogProblem(s Source) *Problem {
+	return &Problem{ErrConfig, fmt.Sprintf("table %s holds rows from before the slot, which the stream never carries; "+
+		`run "outbox-cdc init --backlog none" to leave them undelivered, or empty the table`, s.Table)}
+}
+
+// lockSlot opens a session that holds the lock of the slot's name. The lock ends with the session.
+func lockSlot(ctx context.Context, s Source, dsn string) (*pgx.Conn, error) {
+	if err := s.checkNames(); err != nil {
+		return nil, err
+	}
+	conn, err := connect(ctx, dsn, s.LedgerSchema)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, "select pg_advisory_lock(hashtextextended('outbox-cdc slot ' || $1, 0))", s.Slot); err != nil {
+		closeConn(ctx, conn)
+		return nil, fmt.Errorf("wait for another init of slot %q: %w", s.Slot, err)
+	}
+	return conn, nil
+}
+
+// makeSlot makes the slot and its checkpoint. Whatever fails, no slot is left behind to keep WAL for nobody; the
+// checkpoint may be left building, with which the next Setup begins again.
+func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f found) (_ pglogrepl.LSN, err error) {
+	_, err = conn.Exec(ctx, "insert into outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing", cfg.Slot, building)
+	if err != nil {
+		return 0, fmt.Errorf("write the checkpoint of slot %q: %w", cfg.Slot, err)
+	}
+	repl, err := connectReplication(ctx, cfg.ReplicationDSN)
+	if err != nil {
+		return 0, err
+	}
+	defer closeReplication(ctx, repl)
+	sys, err := pglogrepl.IdentifySystem(ctx, repl)
+	if err != nil {
+		return 0, fmt.Errorf("identify system: %w", err)
+	}
+	if sys.SystemID != f.server.systemIdentifier || sys.DBName != f.server.database {
+		return 0, problem(ErrConfig, "the dsn leads to database %q of cluster %s, the one for replication to %q of %s; correct source.replication_dsn",
+			f.server.database, f.server.systemIdentifier, sys.DBName, sys.SystemID)
+	}
+	if f.state == slotHalf {
+		if err := dropSlot(ctx, repl, cfg.Slot); err != nil {
+			return 0, err
+		}
+	}
+	point, snapshot, err := createSlot(ctx, repl, conn, cfg)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			err = joinDrop(ctx, err, repl, cfg.Slot)
+		}
+	}()
+	if !cfg.SkipBacklog {
+		if err := checkSnapshot(ctx, conn, cfg.Source, snapshot); err != nil {
+			return 0, err
+		}
+	}
+	return point, setReady(ctx, conn, cfg.Slot, sys, point)
+}
+
+// checkSnapshot looks for rows that the slot will not send, exactly: its snapshot shows what has committed before its
+// consistent point. The first look came before and saw none, but the world went on while the slot was made.
+func checkSnapshot(ctx context.Context, conn *pgx.Conn, s Source, snapshot string) error {
+	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "set transaction snapshot "+quoteLiteral(snapshot)); err != nil {
+			return fmt.Errorf("take the snapshot of slot %q: %w", s.Slot, err)
+		}
+		filled, err := holdsRows(ctx, tx, s)
+		if err == nil && filled {
+			return backlogProblem(s)
+		}
+		return err
+	})
+}
+
+// setReady begins the checkpoint at the consistent point. Index −1 is before the first event of a commit record that
+// starts exactly there. The epoch never goes back, not below that of log rows beyond the point either, which another
+// slot left (in a restored copy, say): rows of epochs before slot_epoch settle nothing.
+func setReady(ctx context.Context, conn *pgx.Conn, slot string, sys pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		var foreign bool
+		err := tx.QueryRow(ctx, "select exists (select from outbox_parked where commit_lsn >= $1 and tx_index >= 0)", point).Scan(&foreign)
+		if err != nil {
+			return fmt.Errorf("look for parked rows of another history: %w", err)
+		}
+		if foreign {
+			return problem(ErrSlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; run "outbox-cdc resync"`, point)
+		}
+		tag, err := tx.Exec(ctx, `update outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
+				prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
+			from (select greatest((select epoch from outbox_checkpoints where slot_name = $1),
+				(select max(epoch) from outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
+			where slot_name = $1 and state = $6`, slot, ready, sys.SystemID, sys.Timeline, point, building)
+		if err != nil {
+			return fmt.Errorf("write the checkpoint of slot %q: %w", slot, err)
+		}
+		if tag.RowsAffected() != 1 {
+			return fmt.Errorf("write the checkpoint of slot %q: somebody else has changed it", slot)
+		}
+		return nil
+	})
+}
+
+// closeTimeout bounds the farewell to a server that may be away.
+const closeTimeout = 5 * time.Second
+
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing is lost with it
+}
+
+func closeReplication(ctx context.Context, conn *pgconn.PgConn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	_ = conn.Close(ctx) // as above
+}

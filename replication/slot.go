@@ -1,0 +1,182 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+// Slot is a replication slot as pg_replication_slots shows it.
+type Slot struct {
+	Plugin         string // empty for a physical slot
+	Database       string
+	Temporary      bool
+	ActivePID      int    // 0 where nobody streams from it
+	Lost           string // why it was invalidated; empty where it was not
+	ConfirmedFlush pglogrepl.LSN
+}
+
+// Checkpoint is what the ledger says of a slot.
+type Checkpoint struct {
+	State            string
+	SystemIdentifier string
+	// Resync means that the row is older than the slot it waits for: a resync was interrupted.
+	Resync bool
+}
+
+const (
+	building = "building"
+	ready    = "ready"
+)
+
+// readSlot gives nil where there is no such slot. The row is read as JSON for what only newer servers have.
+func readSlot(ctx context.Context, db SQL, name string) (*Slot, error) {
+	var s Slot
+	err := db.QueryRow(ctx, `select coalesce(plugin, ''), coalesce(database, ''), temporary, coalesce(active_pid, 0),
+			coalesce(j ->> 'invalidation_reason',
+				case when j ->> 'conflicting' = 'true' then 'conflict with recovery' when wal_status = 'lost' then 'wal_status=lost' end, ''),
+			coalesce(confirmed_flush_lsn, '0/0')
+		from pg_replication_slots s, to_jsonb(s) as j where slot_name = $1`, name).
+		Scan(&s.Plugin, &s.Database, &s.Temporary, &s.ActivePID, &s.Lost, &s.ConfirmedFlush)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read slot %q: %w", name, err)
+	}
+	return &s, nil
+}
+
+// readCheckpoint gives nil where there is none, or no ledger yet.
+func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) {
+	var ledger bool
+	err := db.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
+		where nspname = $1 and relname = 'outbox_checkpoints')`, s.LedgerSchema).Scan(&ledger)
+	if err != nil || !ledger {
+		return nil, err
+	}
+	var c Checkpoint
+	err = db.QueryRow(ctx, `select state, coalesce(system_identifier, ''), state = 'building' and prefix_lsn is not null
+		from outbox_checkpoints where slot_name = $1`, s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Resync)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoint of slot %q: %w", s.Slot, err)
+	}
+	return &c, nil
+}
+
+// server is what a slot and its checkpoint must agree with.
+type server struct {
+	version          int // server_version_num
+	database         string
+	systemIdentifier string
+}
+
+// slotState is what is to be done about a slot before it can be streamed from.
+type slotState int
+
+const (
+	slotReady  slotState = iota
+	slotAbsent           // never made: init makes it
+	slotHalf             // left by an init that did not end: init makes it again
+)
+
+// judge compares the slot with the checkpoint. What neither init nor run may touch is added to p.
+func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotState {
+	switch {
+	case c == nil && slot == nil:
+		return slotAbsent
+	case c == nil:
+		p.add(ErrSlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
+			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
+	case c.Resync:
+		p.add(ErrSlotLost, `a resync of slot %q did not end; run "outbox-cdc resync" again`, s.Slot)
+	case c.State == building && slot == nil:
+		return slotAbsent
+	case c.State == building:
+		if slot.Plugin != plugin || slot.Database != srv.database {
+			p.add(ErrSlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
+		} else if slot.ActivePID != 0 {
+			p.add(ErrSlotLost, `replication slot %q is half made and in use by pid %d; end that, then run "outbox-cdc init"`, s.Slot, slot.ActivePID)
+		}
+		return slotHalf
+	case c.SystemIdentifier != srv.systemIdentifier:
+		p.add(ErrSlotLost, `the checkpoint of slot %q belongs to the cluster with system identifier %s, this is %s: `+
+			`a restored copy, or another server; correct source.dsn, or run "outbox-cdc resync"`, s.Slot, c.SystemIdentifier, srv.systemIdentifier)
+	case slot == nil:
+		p.add(ErrSlotMissing, `replication slot %q is gone; run "outbox-cdc resync", which makes it anew and finds what was not delivered`, s.Slot)
+	case slot.Plugin != plugin:
+		p.add(ErrSlotLost, `replication slot %q is not a logical slot of %s; set source.slot to another name, `+
+			`or drop it and run "outbox-cdc resync"`, s.Slot, plugin)
+	case slot.Database != srv.database:
+		p.add(ErrSlotLost, "replication slot %q belongs to database %q, this is %q; correct source.dsn, or set source.slot to another name",
+			s.Slot, slot.Database, srv.database)
+	case slot.Temporary:
+		p.add(ErrSlotLost, `replication slot %q is temporary and ends with its session; set source.slot to another name, `+
+			`or drop it and run "outbox-cdc resync"`, s.Slot)
+	case slot.Lost != "":
+		p.add(ErrSlotLost, `replication slot %q was invalidated (%s): the server has removed WAL that it still needed; `+
+			`run "outbox-cdc resync", which makes it anew and finds what was not delivered`, s.Slot, slot.Lost)
+	}
+	return slotReady
+}
+
+// Blocker is a transaction for whose end the creation of a slot has to wait.
+type Blocker struct {
+	PID      int    // 0 for a prepared transaction
+	Prepared string // its name
+	Xid      string
+	User     string
+	Since    string // when the transaction began, and when its last statement did;
+	Query    string // empty where the login may not see them
+}
+
+func (b Blocker) String() string {
+	text := fmt.Sprintf("pid %d", b.PID)
+	if b.PID == 0 {
+		text = fmt.Sprintf("prepared transaction %q", b.Prepared)
+	}
+	text += fmt.Sprintf(" (transaction %s of user %q", b.Xid, b.User)
+	if b.Since != "" {
+		text += ", open since " + b.Since
+	}
+	if b.Query != "" {
+		text += ", last statement at " + b.Query
+	}
+	return text + ")"
+}
+
+// remedy is the statement that ends it.
+func (b Blocker) remedy() string {
+	if b.PID == 0 {
+		return "rollback prepared '" + b.Prepared + "'"
+	}
+	return fmt.Sprintf("select pg_terminate_backend(%d)", b.PID)
+}
+
+// blockers names the transactions that pid, which is creating a slot, waits for: it waits until every transaction that
+// was writing when it began has ended, in whatever database. The locks are readable by everybody, times of others only
+// by a member of pg_read_all_stats.
+func blockers(ctx context.Context, db SQL, pid uint32) ([]Blocker, error) {
+	rows, err := db.Query(ctx, `select coalesce(h.pid, 0), coalesce(p.gid, ''), w.transactionid::text, coalesce(a.usename, p.owner, ''),
+			coalesce(to_char(coalesce(a.xact_start, p.prepared), 'YYYY-MM-DD HH24:MI:SSOF'), ''),
+			coalesce(to_char(a.query_start, 'YYYY-MM-DD HH24:MI:SSOF'), '')
+		from pg_locks w
+		join pg_locks h on h.locktype = 'transactionid' and h.transactionid = w.transactionid and h.granted and h.mode = 'ExclusiveLock'
+		left join pg_stat_activity a on a.pid = h.pid
+		left join pg_prepared_xacts p on p.transaction = w.transactionid
+		where w.pid = $1 and w.locktype = 'transactionid' and not w.granted`, int(pid))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Blocker, error) {
+		var b Blocker
+		err := row.Scan(&b.PID, &b.Prepared, &b.Xid, &b.User, &b.Since, &b.Query)
+		return b, err
+	})
+}

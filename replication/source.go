@@ -1,0 +1,99 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+)
+
+// Source is an outbox, and the names of what is made around it.
+type Source struct {
+	Table        string // schema.table
+	LedgerSchema string
+	Slot         string
+	Publication  string
+	Columns      decoder.Columns
+}
+
+// SQL is what can be asked: a connection, a pool or a transaction.
+type SQL interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// table is the quoted name of the outbox.
+func (s Source) table() string {
+	schema, name := s.tableName()
+	return pgx.Identifier{schema, name}.Sanitize()
+}
+
+func (s Source) tableName() (schema, name string) {
+	schema, name, _ = strings.Cut(s.Table, ".")
+	return schema, name
+}
+
+// slotName is what PostgreSQL allows. The replication commands take the name unquoted, so nothing else may reach them.
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+func (s Source) checkNames() error {
+	var p problems
+	if !slotName.MatchString(s.Slot) {
+		p.add(ErrConfig, "slot %q: a slot's name is made of 1 to 63 of a-z, 0-9 and _", s.Slot)
+	}
+	if schema, name := s.tableName(); schema == "" || name == "" {
+		p.add(ErrConfig, "table %q: write it as schema.table", s.Table)
+	}
+	if s.Publication == "" || s.LedgerSchema == "" {
+		p.add(ErrConfig, "publication and ledger schema must be named")
+	}
+	return p.join()
+}
+
+// connect opens a session for SQL in the ledger's schema.
+func connect(ctx context.Context, dsn, ledgerSchema string) (*pgx.Conn, error) {
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, dsnProblem("dsn", err)
+	}
+	config.RuntimeParams["search_path"] = pgx.Identifier{ledgerSchema}.Sanitize()
+	config.RuntimeParams["row_security"] = "off" // an error instead of hidden rows
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "outbox-cdc"
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, connectProblem("connect", err)
+	}
+	return conn, nil
+}
+
+// dsnProblem says why a DSN cannot be parsed, without repeating it.
+func dsnProblem(what string, err error) error {
+	cause := "it is no connection string"
+	if err := errors.Unwrap(err); err != nil {
+		cause = err.Error()
+	}
+	return problem(ErrConfig, "%s: %s; write it as postgres://user:password@host:port/database", what, cause)
+}
+
+// connectProblem tells a refusal, which the same DSN will meet again, from a server that is away.
+func connectProblem(what string, err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	switch pg.Code {
+	case "28000", "28P01", "42501":
+		return problem(ErrPrivilege, "%s: %s; correct user and password of the dsn, or pg_hba.conf of the server", what, pg.Message)
+	case "3D000":
+		return problem(ErrConfig, "%s: %s; correct the database of the dsn", what, pg.Message)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
