@@ -25,6 +25,10 @@ const (
 	idleStep      = 1 << 20
 	idleSmallStep = 64 << 10
 	idleWait      = 10 * time.Second
+	// Behind more than a small step one more is written, however little is left: restart_lsn, and with it the WAL that the
+	// server keeps, follows only when a record of running transactions is confirmed, and a server that has fallen quiet
+	// writes one up to 25 s later (LOG_SNAPSHOT_INTERVAL_MS, and the sleep of an idle background writer).
+	idleLastWait = 30 * time.Second
 )
 
 // reader is the main loop: it decodes the stream, adds each event to the tracker, and only then hands its deliveries
@@ -48,7 +52,11 @@ type reader struct {
 	targets   []router.Target
 	collected int
 	slab      []delivery
-	lastIdle  time.Time
+	idle      struct {
+		confirmed pglogrepl.LSN // as it was at the last keepalive,
+		since     time.Time     // and since when
+		last      pglogrepl.LSN // what was written behind a step
+	}
 }
 
 // read ends with ctx, or with what ended the stream. Nothing is ever skipped: what cannot be decoded ends the session.
@@ -213,10 +221,14 @@ func (r *reader) flush(ctx context.Context) error {
 func (r *reader) keepalive(lsn pglogrepl.LSN) {
 	now := time.Now()
 	confirmed := r.tracker.Confirmed()
-	step := lsn - min(lsn, confirmed)
-	wake := step >= idleStep || step > idleSmallStep && now.Sub(r.lastIdle) >= idleWait
-	if r.tracker.Idle(lsn, wake) && wake {
-		r.lastIdle = now
+	if confirmed != r.idle.confirmed {
+		r.idle.confirmed, r.idle.since = confirmed, now
+	}
+	step, quiet := lsn-min(lsn, confirmed), now.Sub(r.idle.since)
+	last := step > 0 && quiet >= idleLastWait && lsn-r.idle.last > idleSmallStep
+	wake := step >= idleStep || step > idleSmallStep && quiet >= idleWait || last
+	if r.tracker.Idle(lsn, wake) && last {
+		r.idle.last = lsn
 	}
 }
 
