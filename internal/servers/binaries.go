@@ -67,7 +67,7 @@ func localPlaces(ctx context.Context) []place {
 		"/opt/homebrew/opt/postgresql*/bin", // macOS
 		"/usr/local/opt/postgresql*/bin",
 	} {
-		dirs, _ := filepath.Glob(pattern) //nolint:errcheck // the pattern is well-formed
+		dirs, _ := filepath.Glob(pattern) // the pattern is well-formed
 		slices.Reverse(dirs)              // the newest first
 		for _, dir := range dirs {
 			places = append(places, place{dir, "it is installed"})

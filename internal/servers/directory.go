@@ -49,7 +49,7 @@ func (d *directory) remove() error {
 
 // removeAbandoned does what it can; what it cannot remove belongs to somebody else.
 func removeAbandoned(parent string) {
-	locks, _ := filepath.Glob(filepath.Join(parent, "outbox-cdc-*", lockName)) //nolint:errcheck // the pattern is well-formed
+	locks, _ := filepath.Glob(filepath.Join(parent, "outbox-cdc-*", lockName)) // the pattern is well-formed
 	for _, path := range locks {
 		// A young directory may be one whose maker is about to lock it.
 		if info, err := os.Lstat(path); err != nil || time.Since(info.ModTime()) < time.Minute {

@@ -17,8 +17,8 @@ const kafkaVersion = "4.3.1"
 //go:embed kafka-pom.xml
 var kafkaPOM string
 
-var errNoJava = errors.New("Apache Kafka needs java 17 or newer, and Maven for its download " +
-	"(Debian: apt-get install openjdk-17-jre-headless maven); or set OUTBOX_TEST_KAFKA=host:port to use a running broker")
+var errNoJava = errors.New("java 17 or newer runs Apache Kafka, and Maven downloads it; install them " +
+	"(Debian: apt-get install default-jre-headless maven); or set OUTBOX_TEST_KAFKA=host:port to use a running broker")
 
 // kafkaJars returns the directory of the broker's jars, and downloads them with Maven if they are not cached.
 func kafkaJars(ctx context.Context) (string, error) {

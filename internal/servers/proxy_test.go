@@ -13,7 +13,7 @@ import (
 // echo answers with what it was sent, and after the end of that with a last word.
 func echo(t *testing.T) (addr string) {
 	t.Helper()
-	listener, err := net.Listen("tcp4", "127.0.0.1:0") //nolint:noctx // binds at once
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func echo(t *testing.T) (addr string) {
 			go func() {
 				defer conn.Close()
 				if _, err := io.Copy(conn, conn); err == nil {
-					io.WriteString(conn, "bye")
+					_, _ = io.WriteString(conn, "bye") // the client may have gone
 				}
 			}()
 		}
@@ -51,7 +51,7 @@ func newProxy(t *testing.T) *Proxy {
 
 func dial(t *testing.T, p *Proxy) *net.TCPConn {
 	t.Helper()
-	conn, err := net.Dial("tcp", p.Addr()) //nolint:noctx // a local port answers at once
+	conn, err := net.Dial("tcp", p.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,10 +66,17 @@ func send(t *testing.T, conn net.Conn, text string) {
 	}
 }
 
+func setReadTimeout(t *testing.T, conn net.Conn, d time.Duration) {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(d)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func wantReply(t *testing.T, conn net.Conn, want string) {
 	t.Helper()
 	got := make([]byte, len(want))
-	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	setReadTimeout(t, conn, 20*time.Second)
 	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
 		t.Fatalf("read %q (%v), want %q", got, err, want)
 	}
@@ -77,7 +84,7 @@ func wantReply(t *testing.T, conn net.Conn, want string) {
 
 func wantSilence(t *testing.T, conn net.Conn) {
 	t.Helper()
-	conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	setReadTimeout(t, conn, 50*time.Millisecond)
 	if n, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("read %d bytes (%v), want none to come", n, err)
 	}
@@ -85,7 +92,7 @@ func wantSilence(t *testing.T, conn net.Conn) {
 
 func wantEnd(t *testing.T, conn net.Conn) {
 	t.Helper()
-	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	setReadTimeout(t, conn, 20*time.Second)
 	if n, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("read %d bytes (%v), want the end", n, err)
 	}
@@ -95,8 +102,15 @@ func TestProxyForwards(t *testing.T) {
 	t.Parallel()
 	conn := dial(t, newProxy(t))
 	large := bytes.Repeat([]byte("0123456789"), 100_000)
-	go conn.Write(large)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := conn.Write(large)
+		wrote <- err
+	}()
 	wantReply(t, conn, string(large))
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
 	// What the server says after the client's last byte still arrives.
 	if err := conn.CloseWrite(); err != nil {
 		t.Fatal(err)
@@ -129,7 +143,7 @@ func TestProxyCutsAndRefuses(t *testing.T) {
 	wantReply(t, conn, "b")
 	p.Cut()
 	wantEnd(t, conn)
-	if refused, err := net.Dial("tcp", p.Addr()); err == nil { //nolint:noctx // a local port answers at once
+	if refused, err := net.Dial("tcp", p.Addr()); err == nil {
 		wantEnd(t, refused)
 		refused.Close()
 	}

@@ -1,0 +1,54 @@
+# Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
+
+.DEFAULT_GOAL := help
+.PHONY: help build test fuzz lint e2e bench bench-memory demo mutants test-matrix test-containers clean
+
+E2E      := ./test/e2e
+FUZZTIME ?= 20s
+VERSIONS ?= 14 16 17 18
+
+GO_TEST := go test -race -shuffle=on
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/outbox-cdc
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/outbox-cdc ./cmd/outbox-cdc
+
+# The end-to-end tests come after the others and alone: they time out when they have to share the processors.
+test: ## vet and test everything against real servers, as CI does
+	scripts/deps
+	go vet ./...
+	$(GO_TEST) -timeout 15m $$(go list ./... | grep -v '/test/e2e$$')
+	$(GO_TEST) -timeout 25m $(E2E)
+
+e2e: ## run the end-to-end tests only
+	$(GO_TEST) -timeout 25m -count=1 $(E2E)
+
+fuzz: ## run each fuzz test for FUZZTIME (20s)
+	scripts/fuzz $(FUZZTIME)
+
+lint: ## run golangci-lint, which is built on first use
+	go tool -modfile=tools/go.mod golangci-lint run ./...
+
+test-matrix: ## test against the other versions of PostgreSQL: VERSIONS (14 16 17 18)
+	for version in $(VERSIONS); do OUTBOX_TEST_PG_VERSION=$$version $(MAKE) test || exit 1; done
+
+test-containers: ## test against servers in containers, OUTBOX_TEST_POSTGRES_IMAGE and OUTBOX_TEST_KAFKA_IMAGE
+	$(GO_TEST) -tags containers -count=1 -timeout 15m $$(go list ./... | grep -v '/test/e2e$$')
+	$(GO_TEST) -tags containers -count=1 -timeout 25m $(E2E)
+
+mutants: ## break each LSN rule on purpose: a test must notice
+	go run ./test/mutants
+
+bench: ## measure throughput and latency beside pg_recvlogical, on a machine that does nothing else
+	go run ./test/bench
+
+bench-memory: ## measure memory with much unread WAL and with one huge transaction
+	go run ./test/bench -only memory
+
+demo: build ## show events arriving: PostgreSQL, a fake Kafka and the connector
+	bin/outbox-cdc demo
+
+clean: ## remove what was built
+	rm -rf bin
