@@ -88,6 +88,9 @@ func watchBlockers(ctx context.Context, conn *pgx.Conn, pid uint32, tell func([]
 		if err != nil {
 			return last // the creation itself will say what is wrong
 		}
+		if ctx.Err() != nil {
+			return last // it may have been asked after the creation was given up
+		}
 		last = b
 		if now := time.Now(); len(b) > 0 && tell != nil && now.After(tellAt) {
 			tell(b)

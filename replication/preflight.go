@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // plugin is the output plugin of our slots.
@@ -34,9 +35,8 @@ type Facts struct {
 
 // Table is the outbox as the database has it.
 type Table struct {
-	OID         uint32
-	IDType      string
-	PayloadType string
+	OID    uint32
+	IDType uint32 // OID
 }
 
 // Preflight finds out whether a session can begin. It reports every mistake at once: the error joins Problems, the one
@@ -135,85 +135,41 @@ func checkTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, err
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range s.mapping() {
-		have, ok := types[c.name]
-		switch {
-		case !ok:
-			p.add(ErrConfig, "table %s has no column %q; correct source.columns.%s", s.Table, c.name, c.key)
-		case !slices.Contains(c.types, have) && !(c.types == nil && textual(have)):
-			p.add(ErrConfig, "column %q of table %s is of type %s, which cannot be read as %s; correct source.columns.%s",
-				c.name, s.Table, have, c.key, c.key)
-		}
+	if err := s.Columns.Check(types); err != nil {
+		p.add(ErrConfig, "table %s does not fit: %v; correct source.columns", s.Table, err)
 	}
-	t.IDType, t.PayloadType = types[s.Columns.ID], types[s.Columns.Payload]
+	t.IDType = types[s.Columns.ID]
 	return &t, nil
 }
 
-// columnTypes gives the types by column; a domain counts as what it is made of.
-func columnTypes(ctx context.Context, db SQL, table uint32) (map[string]string, error) {
-	rows, err := db.Query(ctx, `select attname::text, format_type(case when typtype = 'd' then typbasetype else t.oid end, null)
-		from pg_attribute join pg_type t on t.oid = atttypid where attrelid = $1 and attnum > 0 and not attisdropped`, table)
+// columnTypes gives the types of the table's columns, by name.
+func columnTypes(ctx context.Context, db SQL, table uint32) (map[string]uint32, error) {
+	rows, err := db.Query(ctx, "select attname::text, atttypid from pg_attribute where attrelid = $1 and attnum > 0 and not attisdropped", table)
 	if err != nil {
 		return nil, err
 	}
-	types := map[string]string{}
-	var name, typ string
-	_, err = pgx.ForEachRow(rows, []any{&name, &typ}, func() error {
-		types[name] = typ
+	types := map[string]uint32{}
+	var name string
+	var oid uint32
+	_, err = pgx.ForEachRow(rows, []any{&name, &oid}, func() error {
+		types[name] = oid
 		return nil
 	})
 	return types, err
 }
 
-// column is a column of the outbox that is mapped.
-type column struct {
-	key   string   // in source.columns
-	name  string   // in the table
-	types []string // nil: anything whose text is short and plain
-}
-
-var (
-	integers = []string{"smallint", "integer", "bigint"}
-	payloads = []string{"json", "jsonb", "text", "character varying", "character", "bytea"}
-	times    = []string{"timestamp with time zone", "timestamp without time zone"}
-)
-
-// mapping gives the columns that the table must have. An optional one that has no name is not looked for.
-func (s Source) mapping() []column {
-	c := s.Columns
-	all := []column{
-		{"id", c.ID, nil},
-		{"aggregate_type", c.AggregateType, nil},
-		{"aggregate_id", c.AggregateID, nil},
-		{"event_type", c.EventType, nil},
-		{"event_version", c.EventVersion, integers},
-		{"payload", c.Payload, payloads},
-		{"metadata", c.Metadata, []string{"json", "jsonb"}},
-		{"created_at", c.CreatedAt, times},
-		{"max_retries", c.MaxRetries, integers},
-		{"tenant_id", c.TenantID, nil},
-		{"correlation_id", c.CorrelationID, nil},
-		{"causation_id", c.CausationID, nil},
-	}
-	return slices.DeleteFunc(all, func(c column) bool { return c.name == "" })
-}
-
+// columns are the names of the columns that the table must have.
 func (s Source) columns() []string {
-	var names []string
-	for _, c := range s.mapping() {
-		names = append(names, c.name)
-	}
-	return names
-}
-
-// textual is false of what is no name or number of a thing.
-func textual(typ string) bool {
-	return !slices.Contains([]string{"bytea", "json", "jsonb", "xml"}, typ) && !strings.HasSuffix(typ, "[]")
+	c := s.Columns
+	return slices.DeleteFunc([]string{
+		c.ID, c.AggregateType, c.AggregateID, c.EventType, c.EventVersion, c.Payload, c.Metadata, c.CreatedAt, c.MaxRetries,
+		c.TenantID, c.CorrelationID, c.CausationID,
+	}, func(name string) bool { return name == "" })
 }
 
 // EventIDType is the type of the ledger's event_id for a table with such an id.
 func (t Table) EventIDType() string {
-	if t.IDType == "uuid" {
+	if t.IDType == pgtype.UUIDOID {
 		return "uuid"
 	}
 	return "text"
@@ -240,9 +196,9 @@ func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problem
 	if err != nil {
 		return false, err
 	}
-	if table != nil && table.IDType != "" && table.EventIDType() != eventID {
-		p.add(ErrConfig, `the ledger in schema %q was made for ids of type %s, those of %s are of type %s; `+
-			`set source.ledger_schema to another schema and run "outbox-cdc init"`, s.LedgerSchema, eventID, s.Table, table.IDType)
+	if table != nil && table.IDType != 0 && table.EventIDType() != eventID {
+		p.add(ErrConfig, `the ledger in schema %q was made for ids of type %s, those of %s need %s; `+
+			`set source.ledger_schema to another schema and run "outbox-cdc init"`, s.LedgerSchema, eventID, s.Table, table.EventIDType())
 	}
 	return true, nil
 }

@@ -125,12 +125,20 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error
 		return f, err
 	}
 	f.state = judge(cfg.Source, f.server, slot, c, &p)
-	var missing problems
-	if f.table, err = checkTable(ctx, conn, cfg.Source, &missing); err != nil {
+	var exists bool
+	schema, name := cfg.tableName()
+	err = conn.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
+		where nspname = $1 and relname = $2)`, schema, name).Scan(&exists)
+	if err != nil {
+		return f, err
+	}
+	if !exists { // the migrations may be about to make it
+		return f, p.join()
+	}
+	if f.table, err = checkTable(ctx, conn, cfg.Source, &p); err != nil {
 		return f, err
 	}
 	if f.table != nil {
-		p = append(p, missing...)
 		if f.publication {
 			if err := checkPublication(ctx, conn, cfg.Source, f.table.OID, &p); err != nil {
 				return f, err
