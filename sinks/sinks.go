@@ -35,7 +35,8 @@ type Message struct {
 // message, in the order of batch, nil where that message was accepted. Each error is of one of three classes:
 //
 //   - ErrPermanent: this very message can never be accepted (too large, an illegal topic name). It becomes a dead
-//     letter. A refusal of several messages together says nothing of one: Deliver sends them again one by one.
+//     letter. A refusal of several messages together says nothing of one: Deliver sends them again, fewer at a time,
+//     one by one in the end.
 //   - ErrUnavailable: the destination is away (cannot dial, time-out, not leader, unknown topic, no right to it).
 //     It uses up no attempt, however often.
 //   - anything else: this message was refused this time. It uses up an attempt.
@@ -44,9 +45,9 @@ type Message struct {
 // in the batch may be accepted: those return ErrNotAttempted. Order across aggregates is of no concern.
 //
 // Deliver returns when ctx ends, at the latest; what was on the wire then is of unknown outcome and is reported as
-// ErrUnavailable. It does not retry beyond what a client library does by itself within the deadline. What it knows to
-// be away it fails at once. It must not keep batch, nor change it, after it has returned. Errors hold no payload, header, credential
-// or address with credentials.
+// ErrUnavailable, all of an aggregate that was. It does not retry beyond what a client library does by itself within
+// the deadline. What it knows to be away it fails at once. It must not keep batch, nor change it, after it has
+// returned. Errors hold no payload, header, credential or address with credentials.
 //
 // Deliver is called by several lanes at once; Close only after the last Deliver has returned.
 type Sink interface {

@@ -61,10 +61,22 @@ func createTopic(t testing.TB, brokers []string, partitions int32, configs map[s
 	for key, value := range configs {
 		values[key] = &value
 	}
-	if _, err := admin(t, brokers).CreateTopic(t.Context(), partitions, 1, values, name); err != nil {
+	a := admin(t, brokers)
+	if _, err := a.CreateTopic(t.Context(), partitions, 1, values, name); err != nil {
 		t.Fatal(err)
 	}
-	return name
+	// The controller has answered; the brokers learn of it later.
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		listed, err := a.ListTopics(t.Context(), name)
+		if err == nil && len(listed[name].Partitions) == int(partitions) {
+			return name
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("topic %s was created and is not there: %v, %v", name, listed, err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
 }
 
 func admin(t testing.TB, brokers []string) *kadm.Client {

@@ -177,10 +177,7 @@ func (d *delivery) settle() {
 // failBatch fails the records of p in this wave. Those behind the first of their aggregate were not attempted, unless
 // all of them may have been accepted.
 func (d *delivery) failBatch(p *partition) {
-	err := fmt.Errorf("%s: %w", p, p.answer.err)
-	if p.answer.verdict != refused && !errors.Is(err, sinks.ErrPermanent) && !errors.Is(err, sinks.ErrUnavailable) {
-		err = fmt.Errorf("%w: %w", sinks.ErrUnavailable, err)
-	}
+	err := p.answer.failure(p)
 	for i := p.first; i >= 0; i = d.records[i].next {
 		e := d.records[i].msg.Event
 		_, behind := d.failed[aggregate{e.AggregateType, e.AggregateID}]

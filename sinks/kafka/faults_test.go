@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -357,4 +358,25 @@ func TestBrokersAway(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEpochsRunOut: behind the last one comes a new producer id.
+func TestEpochsRunOut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	all := messages(w.topic, 30, 5)
+	if errs := w.deliver(all[:10]); errs != nil {
+		t.Fatal(errs)
+	}
+	p := w.sink.free[0]
+	id := p.id
+	p.epoch, p.stale = math.MaxInt16-2, true
+	if errs := w.deliver(all[10:20]); errs != nil || p.id != id || p.epoch != math.MaxInt16-1 {
+		t.Errorf("the last epoch: producer %d (was %d), epoch %d: %v", p.id, id, p.epoch, errs)
+	}
+	p.stale = true
+	if errs := w.deliver(all[20:30]); errs != nil || p.id == id || p.epoch != 0 {
+		t.Errorf("behind the last epoch: producer %d (was %d), epoch %d: %v", p.id, id, p.epoch, errs)
+	}
+	w.expectOnce(all[:30])
 }

@@ -131,8 +131,8 @@ func (p *producer) identify(ctx context.Context) error {
 	})
 }
 
-// send sends the wave, and gives each partition of it its answer, which is never transient with nothing to say: what
-// did not pass within patience, or before ctx ended, is unavailable.
+// send sends the wave, and gives each partition of it its final answer: what did not pass within patience, or before
+// ctx ended, is unavailable.
 func (p *producer) send(ctx context.Context, wave []*partition, records []record) {
 	if err := p.identify(ctx); err != nil {
 		for _, part := range wave {
@@ -184,7 +184,7 @@ func (p *producer) relocate(ctx context.Context) {
 	}
 	p.open = slices.DeleteFunc(p.open, func(part *partition) bool {
 		if part.topic.err != nil {
-			part.answer = answer{verdict: unavailable, err: part.topic.err}
+			part.answer.verdict = unavailable
 		}
 		return part.topic.err != nil
 	})

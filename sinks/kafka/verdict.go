@@ -22,10 +22,25 @@ const (
 )
 
 type answer struct {
-	verdict  verdict
-	err      error // the cause; its class with it where the verdict is refused
-	unknown  bool  // it may have been accepted all the same
-	timedOut bool
+	verdict   verdict
+	err       error // the cause
+	permanent bool  // refused, and if it was one record, for ever
+	unknown   bool  // it may have been accepted all the same
+	timedOut  bool
+}
+
+// failure is what the records of p are told when a is final.
+func (a *answer) failure(p *partition) error {
+	class := sinks.ErrUnavailable
+	switch {
+	case p.topic.err != nil: // it went away meanwhile
+		return p.topic.err
+	case a.permanent:
+		class = sinks.ErrPermanent
+	case a.verdict == refused:
+		return fmt.Errorf("%s: %w", p, a.err)
+	}
+	return fmt.Errorf("%w: %s: %w", class, p, a.err)
 }
 
 var errNoAnswer = errors.New("no answer for this partition")
@@ -40,7 +55,7 @@ func judge(code int16) answer {
 		kerr.ProducerFenced:
 		return answer{verdict: renumber, err: err}
 	case kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTopicException:
-		return answer{verdict: refused, err: fmt.Errorf("%w: %w", sinks.ErrPermanent, err)}
+		return answer{verdict: refused, err: err, permanent: true}
 	case kerr.CorruptMessage: // retriable, says Kafka; but one that is corrupt each time must not be tried for ever
 		return answer{verdict: refused, err: err}
 	case kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.UnsupportedCompressionType,
