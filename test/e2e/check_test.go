@@ -46,7 +46,7 @@ type evidence struct {
 	truth        []event               // in commit order
 	deliveries   map[string][]delivery // by sink, each place in its order
 	ledger       []outcome             // in the order of positions
-	status       map[string]string     // by event id, where it is not delivered
+	status       map[string]string     // by event id, where it is not delivered: dead, or invalid, which no sink has seen
 	topics       topics
 	samples      []sample
 	snapshots    []snapshot
@@ -184,11 +184,15 @@ func (c *checker) complete() {
 		}
 	}
 	bad := 0
-	for _, sink := range c.sinks() {
-		for _, ev := range c.truth {
-			if got, want := rows[key{ev.id, sink}], c.want(ev.id); len(got) != 1 || got[0] != want {
+	for _, ev := range c.truth {
+		sinks, want := c.sinks(), c.want(ev.id)
+		if want == "invalid" { // no event to any sink, but a dead letter of none
+			sinks, want = []string{""}, "dead"
+		}
+		for _, sink := range sinks {
+			if got := rows[key{ev.id, sink}]; len(got) != 1 || got[0] != want {
 				if bad++; bad <= 10 {
-					c.wrong("ledger: terminal rows of event %s for %s: %v, want one %s", ev.id, sink, got, want)
+					c.wrong("ledger: terminal rows of event %s for %q: %v, want one %s", ev.id, sink, got, want)
 				}
 			}
 			delete(rows, key{ev.id, sink})

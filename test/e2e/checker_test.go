@@ -52,6 +52,15 @@ func TestCheckerAcceptsWhatIsRight(t *testing.T) {
 			}
 			e.ledger[2].status, e.ledger[3].status = "dead", "dead"
 		},
+		"no valid event": func(e *evidence) {
+			e.status = map[string]string{"e1": "invalid"}
+			for sink := range e.deliveries {
+				e.deliveries[sink] = slices.Delete(e.deliveries[sink], 1, 2)
+			}
+			e.ledger = slices.Delete(e.ledger, 3, 4)
+			e.ledger[2].sink, e.ledger[2].status = "", "dead"
+			e.snapshots[0].settled--
+		},
 		"aggregates overtake each other": func(e *evidence) {
 			d := e.deliveries["kafka"]
 			d[0], d[1] = d[1], d[0]
@@ -82,9 +91,9 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 		"order":                 {func(e *evidence) { d := e.deliveries["kafka"]; d[0], d[2] = d[2], d[0] }, "order: kafka got event e0 of {order a} first after e2"},
 		"repeated":              {func(e *evidence) { e.deliveries["kafka"] = append(e.deliveries["kafka"], e.deliveries["kafka"][0]) }, "repeated: kafka got 1 events again"},
 		"repeated too often":    {repeatTooOften, "repeated: kafka got 20 events again without a time-out, at most 16"},
-		"no terminal row":       {func(e *evidence) { e.ledger = e.ledger[1:] }, "ledger: terminal rows of event e0 for kafka: [], want one delivered"},
-		"two terminal rows":     {func(e *evidence) { e.ledger = append(e.ledger[:1:1], e.ledger...) }, "ledger: terminal rows of event e0 for kafka: [delivered delivered]"},
-		"another status":        {func(e *evidence) { e.ledger[7].status = "discarded" }, "ledger: terminal rows of event e3 for stdout: [discarded]"},
+		"no terminal row":       {func(e *evidence) { e.ledger = e.ledger[1:] }, `ledger: terminal rows of event e0 for "kafka": [], want one delivered`},
+		"two terminal rows":     {func(e *evidence) { e.ledger = append(e.ledger[:1:1], e.ledger...) }, `ledger: terminal rows of event e0 for "kafka": [delivered delivered]`},
+		"another status":        {func(e *evidence) { e.ledger[7].status = "discarded" }, `ledger: terminal rows of event e3 for "stdout": [discarded]`},
 		"row of no event":       {func(e *evidence) { e.ledger[7].id = "e9" }, `ledger: a row of event "e9"`},
 		"row of no sink":        {func(e *evidence) { e.ledger = append(e.ledger, outcome{"e3", "other", "delivered", 260, 1}) }, `for sink "other"`},
 		"position not before":   {func(e *evidence) { e.ledger[0].lsn = 100 }, "ledger: event e0 is at 0/64, 0"},

@@ -1,0 +1,175 @@
+package e2e
+
+import (
+	"context"
+	"maps"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// refuses starts c, and wants it to end with this exit code and to tell all of these.
+func (c *connector) refuses(code int, tells ...string) {
+	c.t.Helper()
+	c.start()
+	c.exits(20*time.Second, code)
+	c.says(tells...)
+}
+
+// Everything that can be wrong before the first session. Each mistake is named with its remedy, the slot stays where it
+// is, and when all are mended everything that waited is delivered, once.
+func TestMistakesBeforeTheStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	w.insert(60)
+	w.exec("create role " + w.database + " login password 'secret'")
+	t.Cleanup(func() {
+		conn := connect(t, w.dsn)
+		defer conn.Close(context.Background())
+		if _, err := conn.Exec(context.Background(), "drop owned by "+w.database+"; drop role "+w.database); err != nil {
+			t.Error(err)
+		}
+	})
+	plain := asRole(t, w.dsn, w.database, "secret")
+	stands := w.confirmed()
+
+	for _, mistake := range []struct {
+		name   string
+		source map[string]any // over the right one
+		wrong  string         // SQL
+		mended string
+		code   int
+		tells  []string
+	}{
+		{"password", map[string]any{"dsn": asRole(t, w.dsn, w.database, "guess")}, "", "", 77, []string{"password", "source.dsn"}},
+		{"database", map[string]any{"dsn": strings.Replace(w.dsn, "/"+w.database, "/nosuch", 1)}, "", "", 78, []string{"nosuch", "source.dsn"}},
+		{"a role that may not replicate", map[string]any{"replication_dsn": plain}, "", "", 77, []string{w.database, "may not replicate", "alter role"}},
+		{"a role without rights", map[string]any{"dsn": plain, "replication_dsn": w.dsn}, "", "", 77, []string{"outbox_delivery_log", "grant"}},
+		{"a missing right", map[string]any{"dsn": plain, "replication_dsn": w.dsn},
+			"grant all on all tables in schema public to " + w.database + "; grant all on all functions in schema public to " + w.database +
+				"; revoke insert on outbox_delivery_log from " + w.database,
+			"drop owned by " + w.database, 77, []string{"insert on", "outbox_delivery_log", "grant"}},
+		{"no publication", nil, "drop publication " + w.publication,
+			"create publication " + w.publication + " for table event_outbox with (publish = 'insert')", 78, []string{w.publication, "outbox-cdc init"}},
+		{"a publication of updates", nil, "alter publication " + w.publication + " set (publish = 'update')",
+			"alter publication " + w.publication + " set (publish = 'insert')", 78, []string{"does not publish inserts", "alter publication"}},
+		{"a publication of another table", nil, "create table other (id int); alter publication " + w.publication + " set table other",
+			"alter publication " + w.publication + " set table event_outbox", 78, []string{"does not publish table public.event_outbox", "alter publication"}},
+		{"a row filter", nil, "alter publication " + w.publication + " set table event_outbox where (event_type <> 'made')",
+			"alter publication " + w.publication + " set table event_outbox", 78, []string{"leaves out rows", "alter publication"}},
+		{"a column list", nil, "alter publication " + w.publication + " set table event_outbox (id, payload)",
+			"alter publication " + w.publication + " set table event_outbox", 78, []string{"leaves out columns", "aggregate_id", "alter publication"}},
+		{"no table", nil, "alter table event_outbox rename to outbox_event", "alter table outbox_event rename to event_outbox", 78,
+			[]string{"public.event_outbox does not exist", "source.table"}},
+		{"no column", nil, "alter table event_outbox rename aggregate_id to id_of_aggregate",
+			"alter table event_outbox rename id_of_aggregate to aggregate_id", 78, []string{"aggregate_id", "is missing", "id_of_aggregate", "source.columns"}},
+		{"no ledger", map[string]any{"ledger_schema": "elsewhere"}, "", "", 78, []string{"elsewhere", "outbox_checkpoints", "outbox-cdc init"}},
+		{"no slot of that name", map[string]any{"slot": w.slot + "_new"}, "", "", 78, []string{w.slot + "_new", "outbox-cdc init"}},
+		{"unknown key", map[string]any{"slots": "x"}, "", "", 78, []string{"outbox.yaml:", "source.slots", "unknown key"}},
+		{"several at once", map[string]any{"slot": "No Slot", "table": "outbox"}, "", "", 78, []string{"source.slot", "source.table"}},
+	} {
+		t.Run(mistake.name, func(t *testing.T) {
+			outer, right := w.t, w.source
+			defer func() { w.t, w.source = outer, right }()
+			w.t, w.source = t, maps.Clone(right)
+			maps.Copy(w.source, mistake.source)
+			if mistake.wrong != "" {
+				w.exec(mistake.wrong)
+			}
+			c := w.connector()
+			c.refuses(mistake.code, mistake.tells...)
+			if mistake.mended != "" {
+				w.exec(mistake.mended)
+			}
+			if now := w.confirmed(); now != stands {
+				t.Errorf("the slot moved from %s to %s", stands, now)
+			}
+			if log := tail(c.last().stderr, 1000); strings.Contains(log, "secret") || strings.Contains(log, "guess") {
+				t.Errorf("the log holds a password:\n%s", log)
+			}
+		})
+	}
+
+	t.Run("no YAML", func(t *testing.T) {
+		c := w.connector()
+		if err := os.WriteFile(c.config, []byte("source:\n  dsn: [\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.refuses(78, "outbox.yaml:")
+	})
+	c := w.connector()
+	if out, code := c.command(nil, "run", "--confg", c.config); code != 2 || !strings.Contains(out, "--confg") {
+		t.Errorf("usage: exit code %d, %s", code, out)
+	}
+	c.start()
+	w.verify(expectation{})
+	c.term()
+}
+
+func TestPostgresThatIsAwayAtTheStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{bare: true})
+	w.source["dsn"] = through(t, w.dsn, freeAddress(t))
+	c := w.connector()
+	c.start()
+	c.red("session", "connection refused")
+	c.exits(45*time.Second, 69)
+	c.says("not reachable", "30s")
+}
+
+func TestWALLevelReplica(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{pg: ownPostgres(t, map[string]string{"wal_level": "replica"}), bare: true})
+	c := w.connector()
+	out, code := c.command(nil, "init", "--config", c.config)
+	if code != 78 || !containsAll(out, []string{"wal_level", "logical", "restart"}) {
+		t.Errorf("init: exit code %d, %s", code, out)
+	}
+	c.refuses(78, "wal_level", "logical", "restart")
+}
+
+// A slot that was dropped and made again has a gap in front of it that only a comparison can find.
+func TestSlotMadeAnew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(10)
+	w.deliveredAtLeast(10*time.Second, 10)
+	c.term()
+	w.insert(10)
+	w.exec("select pg_drop_replication_slot($1)", w.slot)
+	c.refuses(70, w.slot, "resync")
+	w.exec("select pg_create_logical_replication_slot($1, 'pgoutput')", w.slot)
+	stands := w.confirmed()
+	c.refuses(70, w.slot, "ahead of the checkpoint", "resync")
+	if now := w.confirmed(); now != stands {
+		t.Errorf("the slot moved from %s to %s", stands, now)
+	}
+}
+
+// While Kafka is away WAL piles up, until the server gives the slot up.
+func TestSlotLostWhileStreaming(t *testing.T) {
+	t.Parallel()
+	pg := ownPostgres(t, map[string]string{"max_slot_wal_keep_size": "16MB", "max_wal_size": "64MB"})
+	w := newWorld(t, worldOptions{pg: pg})
+	w.sinks[0]["brokers"] = []string{freeAddress(t)}
+	c := w.connector()
+	c.start()
+	w.insert(10)
+	c.red("sink:kafka")
+	w.exec("create table busy (filler text)")
+	w.exec("alter table busy alter filler set storage external")
+	for range 100 {
+		w.exec("insert into busy select string_agg(md5(i::text), '') from generate_series(1, 32768) i")
+	}
+	w.exec("checkpoint")
+	c.exits(20*time.Second, 70)
+	c.says(w.slot, "lost", "resync")
+	c.refuses(70, w.slot, "resync")
+	if status := ask[string](w, "select wal_status from pg_replication_slots where slot_name = $1", w.slot); status != "lost" {
+		t.Errorf("wal_status is %s: somebody has replaced the slot", status)
+	}
+}

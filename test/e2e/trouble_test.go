@@ -1,0 +1,242 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+// The publication changes under the connector: what is missing shows nowhere on the stream, so it looks.
+func TestPublicationDrifts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	w.deliveredAtLeast(10*time.Second, 20)
+	w.exec("alter publication " + w.publication + " drop table event_outbox")
+	c.exits(45*time.Second, 78)
+	c.says("does not publish table public.event_outbox", "alter publication")
+	c.refuses(78, "does not publish table public.event_outbox", "alter publication")
+	w.exec("alter publication " + w.publication + " add table event_outbox")
+	w.insert(20)
+	c.start()
+	w.verify(expectation{})
+	c.term()
+}
+
+// The publication is gone: rows written meanwhile cannot be decoded any more, and nothing may pass them.
+func TestPublicationDropped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	truth := w.truth()
+	w.passed(10*time.Second, truth[len(truth)-1].commitEnd)
+	stands := w.confirmed()
+	w.exec("drop publication " + w.publication)
+	w.insert(20)
+	c.exits(45*time.Second, 78)
+	c.says("publication", "does not exist", "outbox-cdc init")
+	if now := w.confirmed(); now >= w.truth()[20].commitEnd {
+		t.Errorf("the slot moved from %s to %s, past what was not delivered", stands, now)
+	}
+}
+
+// A column that is needed gets another name while events are written: the session stops with the cause, and goes on
+// once the configuration knows the name.
+func TestColumnRenamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	truth := w.truth()
+	w.passed(10*time.Second, truth[len(truth)-1].commitEnd)
+	w.exec("alter table event_outbox rename event_type to kind")
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, kind, payload) select 'order', i % 3, 'renamed', '{}' from generate_series(1, 10) i")
+	c.exits(45*time.Second, 78)
+	c.says("event_type", "is missing", "kind", "source.columns")
+	if now := w.confirmed(); now >= w.truth()[20].commitEnd {
+		t.Errorf("the slot stands at %s, past what was not delivered", now)
+	}
+	w.snapshot()
+	w.source["columns"] = map[string]any{"event_type": "kind"}
+	w.writeConfig(c)
+	c.start()
+	w.verify(expectation{})
+	c.term()
+}
+
+// A topic that does not exist is a destination that is away: red, nothing dead, and delivered once it exists.
+func TestUnknownTopic(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	right := w.topics
+	w.topics = topics{prefix: right.prefix + "_late"}
+	w.sinks[0]["topic"] = w.topics.prefix + ".{aggregate_type}"
+	c := w.connector()
+	c.start()
+	stands := w.confirmed()
+	w.insert(20)
+	c.red("sink:kafka", w.topics.prefix, "UNKNOWN_TOPIC")
+	if now := w.confirmed(); now >= w.truth()[0].commitEnd {
+		t.Errorf("the slot moved from %s to %s, past what was not delivered", stands, now)
+	}
+	w.createTopics()
+	w.log = newKafkaLog(t, w.kafka.Brokers(), w.topics.names())
+	c.ready("leader")
+	w.verify(expectation{})
+	c.term()
+}
+
+func TestBrokerThatIsAwayAtTheStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	proxy, err := servers.NewProxy(w.kafka.Brokers()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { proxy.Close() })
+	proxy.Refuse()
+	w.sinks[0]["brokers"] = []string{proxy.Addr()}
+	c := w.connector()
+	c.start()
+	stands := w.confirmed()
+	w.insert(20)
+	c.red("sink:kafka")
+	if now := w.confirmed(); now >= w.truth()[0].commitEnd {
+		t.Errorf("the slot moved from %s to %s, past what was not delivered", stands, now)
+	}
+	proxy.Accept()
+	c.ready("leader")
+	w.verify(expectation{})
+	c.term()
+}
+
+// What can never be delivered is a dead letter, and its aggregate goes on.
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{delivery: map[string]any{"max_event_bytes": "100KiB"}})
+	small := topics{prefix: w.topics.prefix + "_small"}
+	w.topics = small
+	for _, name := range small.names() {
+		if err := w.kafka.CreateTopic(t.Context(), name, partitions, map[string]string{"max.message.bytes": "20000"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.log = newKafkaLog(t, w.kafka.Brokers(), small.names())
+	w.sinks[0]["topic"] = small.prefix + ".{aggregate_type}"
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(30)
+	big := "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', 'b-2', 'big', to_json(repeat('x', %s))) returning id::text"
+	status := map[string]string{
+		ask[string](w, fmt.Sprintf(big, "30000")):  "dead",    // more than the topic takes
+		ask[string](w, fmt.Sprintf(big, "200000")): "invalid", // more than we take
+	}
+	w.insert(30)
+	w.verify(expectation{status: status})
+	if n := ask[int](w, "select count(*) from outbox_parked where status = 'dead'"); n != 2 {
+		t.Errorf("%d dead letters are kept, want 2", n)
+	}
+	c.ready("leader")
+	c.term()
+}
+
+// Somebody's open transaction holds the checkpoint's row: the recorder waits, says so, and goes on.
+func TestLedgerLocked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	w.deliveredAtLeast(10*time.Second, 20)
+	conn := connect(t, w.dsn)
+	defer conn.Close(context.Background())
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "select from outbox_checkpoints for update"); err != nil {
+		t.Fatal(err)
+	}
+	w.insert(20)
+	c.red("recorder", "lock")
+	w.snapshot()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.ready("leader")
+	w.verify(expectation{})
+	c.term()
+}
+
+// All connections to PostgreSQL break under load, again and again.
+func TestConnectionsCut(t *testing.T) {
+	t.Parallel()
+	const cuts = 6
+	w := newWorld(t, worldOptions{})
+	proxy, err := servers.NewProxy(w.pg.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { proxy.Close() })
+	w.source["dsn"] = through(t, w.dsn, proxy.Addr())
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	l := w.load(load{writers: 3, aggregates: 10, rate: 150})
+	for range cuts {
+		w.deliveredAtLeast(30*time.Second, w.delivered()+50)
+		w.snapshot()
+		proxy.Cut()
+	}
+	w.deliveredAtLeast(30*time.Second, w.delivered()+50)
+	l.stop()
+	w.verify(expectation{faults: cuts})
+	c.ready("leader")
+	c.term()
+}
+
+// The leader is cut off from PostgreSQL without either side being told. The server gives up on it after
+// wal_sender_timeout, which the connector sets to 15 s, and the second instance takes over.
+func TestLeaderPartitioned(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	proxy, err := servers.NewProxy(w.pg.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { proxy.Close() })
+	direct := w.source["dsn"]
+	w.source["dsn"] = through(t, w.dsn, proxy.Addr())
+	first := w.connector()
+	w.source["dsn"] = direct
+	second := w.connector()
+	first.start()
+	first.ready("leader")
+	second.start()
+	second.ready("standby")
+	l := w.load(load{writers: 3, aggregates: 10, rate: 50})
+	w.deliveredAtLeast(20*time.Second, 50)
+	proxy.Stall(servers.ToServer, servers.ToClient)
+	second.readyWithin(18*time.Second, "leader")
+	w.deliveredAtLeast(20*time.Second, w.delivered()+50)
+	proxy.Resume()
+	first.ready("standby")
+	l.stop()
+	w.verify(expectation{faults: 1})
+	second.term()
+	first.readyWithin(5*time.Second, "leader")
+	first.term()
+}
