@@ -108,7 +108,7 @@ func Pending(ctx context.Context, dsn string, o Options) ([]string, error) {
 	if err := db.QueryRowContext(ctx, "select coalesce(max(version_id), 0) from "+versionTable).Scan(&version); err != nil {
 		return nil, err
 	}
-	var pending []string
+	pending := []string{}
 	for _, name := range names {
 		n, err := goose.NumericComponent(name)
 		if err != nil {

@@ -60,11 +60,13 @@ func preflight(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (F
 		return f, err
 	}
 	f.ServerVersion, f.SystemIdentifier = srv.version, srv.systemIdentifier
-	table, err := checkTable(ctx, db, cfg.Source, p)
+	table, err := findTable(ctx, db, cfg.Source, p)
 	if err != nil {
 		return f, err
 	}
-	if table != nil {
+	if table == nil {
+		p.add(ErrConfig, `table %s does not exist; run "outbox-cdc init", or correct source.table`, cfg.Table)
+	} else {
 		f.Table = *table
 		if err := checkPublication(ctx, db, cfg.Source, table.OID, p); err != nil {
 			return f, err
@@ -111,22 +113,39 @@ func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
 	return srv, nil
 }
 
-// checkTable gives nil where there is no such table.
-func checkTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
+// TableMissing says that the outbox does not exist.
+func TableMissing(s Source) error {
+	return problem(ErrConfig, `table %s does not exist; create it, or correct source.table (init makes only event_outbox, in source.ledger_schema)`, s.Table)
+}
+
+// FindTable looks at the outbox before there is anything else. It gives nil where it does not exist.
+func FindTable(ctx context.Context, dsn string, s Source) (*Table, error) {
+	var p problems
+	var t *Table
+	err := WithConn(ctx, dsn, s, func(conn *pgx.Conn) (err error) {
+		t, err = findTable(ctx, conn, s, &p)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t, p.join()
+}
+
+func findTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
 	var t Table
 	var kind, persistence string
 	schema, name := s.tableName()
 	err := db.QueryRow(ctx, `select c.oid, relkind::text, relpersistence::text from pg_class c join pg_namespace n on n.oid = relnamespace
 		where nspname = $1 and relname = $2`, schema, name).Scan(&t.OID, &kind, &persistence)
 	if errors.Is(err, pgx.ErrNoRows) {
-		p.add(ErrConfig, `table %s does not exist; run "outbox-cdc init", or correct source.table`, s.Table)
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
 	if kind != "r" && kind != "p" {
 		p.add(ErrConfig, "%s is no table, and only those have WAL to read; correct source.table", s.Table)
-		return nil, nil
+		return &t, nil
 	}
 	if persistence == "u" {
 		p.add(ErrConfig, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged", s.Table, s.table())

@@ -92,8 +92,6 @@ type Roles struct {
 func SQLText(s Source, r Roles) string {
 	var b strings.Builder
 	app, stream := pgx.Identifier{r.SQL}.Sanitize(), pgx.Identifier{r.Replication}.Sanitize()
-	ledger := pgx.Identifier{s.LedgerSchema}.Sanitize()
-	schema, _ := s.tableName()
 	fmt.Fprintf(&b, `
 -- The publication: inserts into the outbox, and nothing else.
 do $$
@@ -116,16 +114,43 @@ $$;
 	}
 	fmt.Fprintf(&b, "do $$ begin execute format('grant connect on database %%I to %s', current_database()); end $$;\n",
 		strings.ReplaceAll(strings.Join(slices.Compact([]string{app, stream}), ", "), "'", "''"))
-	for _, name := range slices.Compact([]string{pgx.Identifier{schema}.Sanitize(), ledger}) {
-		fmt.Fprintf(&b, "grant usage on schema %s to %s;\n", name, app)
+	for _, statement := range grantStatements(s, r.SQL) {
+		b.WriteString(statement + ";\n")
 	}
-	fmt.Fprintf(&b, "grant select on table %s to %s;\n", s.table(), app)
-	for _, g := range grants {
-		fmt.Fprintf(&b, "grant %s on table %s.%s to %s;\n", strings.Join(g.privileges, ", "), ledger, g.table, app)
-	}
-	fmt.Fprintf(&b, "grant select on table %s.outbox_migrations to %s;\n", ledger, app)
-	fmt.Fprintf(&b, "grant execute on function %s.%s to %s;\n", ledger, partitionFunction, app)
 	return b.String()
+}
+
+// Grant gives a login for SQL what it needs. dsn is of the tables' owner.
+func Grant(ctx context.Context, dsn string, s Source, role string) error {
+	return WithConn(ctx, dsn, s, func(conn *pgx.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			for _, statement := range grantStatements(s, role) {
+				if _, err := tx.Exec(ctx, statement); err != nil {
+					return ownerError(statement, err)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func grantStatements(s Source, role string) []string {
+	app, ledger := pgx.Identifier{role}.Sanitize(), pgx.Identifier{s.LedgerSchema}.Sanitize()
+	schema, _ := s.tableName()
+	var statements []string
+	add := func(format string, args ...any) {
+		statements = append(statements, fmt.Sprintf(format, args...)+" to "+app)
+	}
+	for _, name := range slices.Compact([]string{pgx.Identifier{schema}.Sanitize(), ledger}) {
+		add("grant usage on schema %s", name)
+	}
+	add("grant select on table %s", s.table())
+	for _, g := range grants {
+		add("grant %s on table %s.%s", strings.Join(g.privileges, ", "), ledger, g.table)
+	}
+	add("grant select on table %s.outbox_migrations", ledger)
+	add("grant execute on function %s.%s", ledger, partitionFunction)
+	return statements
 }
 
 func createRole(b *strings.Builder, name string) {

@@ -49,7 +49,7 @@ func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 		return result, err
 	}
 	if f.table == nil {
-		return result, problem(ErrConfig, "table %s does not exist; correct source.table", cfg.Table)
+		return result, TableMissing(cfg.Source)
 	}
 	if !f.publication {
 		if err := createPublication(ctx, conn, cfg.Source); err != nil {
@@ -70,15 +70,11 @@ func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 
 // Plan says what Setup would do, and changes nothing. The tables need not exist yet.
 func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
-	if err := cfg.checkNames(); err != nil {
-		return nil, err
-	}
-	conn, err := connect(ctx, cfg.DSN, cfg.LedgerSchema)
-	if err != nil {
-		return nil, err
-	}
-	defer closeConn(ctx, conn)
-	f, err := inspect(ctx, conn, cfg)
+	var f found
+	err := WithConn(ctx, cfg.DSN, cfg.Source, func(conn *pgx.Conn) (err error) {
+		f, err = inspect(ctx, conn, cfg)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -125,17 +121,13 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error
 		return f, err
 	}
 	f.state = judge(cfg.Source, f.server, slot, c, &p)
-	var exists bool
-	schema, name := cfg.tableName()
-	err = conn.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
-		where nspname = $1 and relname = $2)`, schema, name).Scan(&exists)
-	if err != nil {
+	if repl, err := pgconn.ParseConfig(cfg.ReplicationDSN); err != nil {
+		p = append(p, dsnProblem("replication dsn", err))
+	} else if err := checkReplicationUser(ctx, conn, repl.User, &p); err != nil {
 		return f, err
 	}
-	if !exists { // the migrations may be about to make it
-		return f, p.join()
-	}
-	if f.table, err = checkTable(ctx, conn, cfg.Source, &p); err != nil {
+	// The migrations may be about to make the table.
+	if f.table, err = findTable(ctx, conn, cfg.Source, &p); err != nil {
 		return f, err
 	}
 	if f.table != nil {

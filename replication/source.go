@@ -74,13 +74,26 @@ func connect(ctx context.Context, dsn, ledgerSchema string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// WithConn calls f with a session for SQL in the ledger's schema.
+func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error) error {
+	if err := s.checkNames(); err != nil {
+		return err
+	}
+	conn, err := connect(ctx, dsn, s.LedgerSchema)
+	if err != nil {
+		return err
+	}
+	defer closeConn(ctx, conn)
+	return f(conn)
+}
+
 // dsnProblem says why a DSN cannot be parsed, without repeating it.
-func dsnProblem(what string, err error) error {
+func dsnProblem(what string, err error) *Problem {
 	cause := "it is no connection string"
 	if err := errors.Unwrap(err); err != nil {
 		cause = err.Error()
 	}
-	return problem(ErrConfig, "%s: %s; write it as postgres://user:password@host:port/database", what, cause)
+	return &Problem{ErrConfig, fmt.Sprintf("%s: %s; write it as postgres://user:password@host:port/database", what, cause)}
 }
 
 // connectProblem tells a refusal, which the same DSN will meet again, from a server that is away.

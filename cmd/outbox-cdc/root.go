@@ -33,6 +33,8 @@ privilege is missing, 78 the configuration (or the database's) is invalid.`,
 	asGroup(root)
 	root.AddCommand(
 		newRunCommand(environ),
+		newInitCommand(environ),
+		newDestroyCommand(environ),
 		newValidateCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),

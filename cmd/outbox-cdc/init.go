@@ -1,0 +1,158 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+func newInitCommand(environ []string) *cobra.Command {
+	var (
+		path, admin, backlog string
+		dryRun, printSQL     bool
+		output               outputFormat
+		timeout              time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Make tables, publication and replication slot",
+		Long: `Make what a run needs and is not there yet: the outbox and its ledger, a publication of inserts alone, the
+replication slot and its checkpoint. It may be run again.
+
+The login needs an owner's rights. Where the connector's own has fewer, give another by --dsn or OUTBOX_ADMIN_URL; it
+also grants the connector's login what that needs. Or let an administrator run what --print-sql prints, two logins with
+the least privileges included; then init runs with the connector's own.
+
+An outbox that holds rows is refused, because the stream carries only what commits once there is a slot. --backlog none
+leaves those rows undelivered.`,
+		Example: `  outbox-cdc init --config outbox.yaml
+  outbox-cdc init --config outbox.yaml --print-sql | psql "$OUTBOX_ADMIN_URL"`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := output.check(); err != nil {
+				return err
+			}
+			if backlog != "" && backlog != "none" {
+				return usageError{fmt.Errorf("no backlog %q; write none", backlog)}
+			}
+			if dryRun && printSQL {
+				return usageError{errors.New("--dry-run and --print-sql exclude each other")}
+			}
+			cfg, err := loadConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			o := service.InitOptions{
+				AdminDSN: adminDSN(admin, environ), SkipBacklog: backlog == "none", Timeout: timeout,
+				Waiting: func(blockers []replication.Blocker) {
+					for _, b := range blockers {
+						fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the end of %s\n", b)
+					}
+				},
+			}
+			switch {
+			case printSQL:
+				text, err := service.InitSQL(cmd.Context(), cfg, o)
+				if err != nil {
+					return err
+				}
+				_, err = io.WriteString(cmd.OutOrStdout(), text)
+				return err
+			case dryRun:
+				steps, err := service.InitPlan(cmd.Context(), cfg, o)
+				if err != nil {
+					return err
+				}
+				return output.write(cmd.OutOrStdout(), map[string][]string{"steps": steps}, planText(steps))
+			}
+			result, err := service.Init(cmd.Context(), cfg, o)
+			if err != nil {
+				return err
+			}
+			return output.write(cmd.OutOrStdout(), result, initText(result))
+		},
+	}
+	configFlag(cmd, &path)
+	adminFlag(cmd, &admin)
+	output.register(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already; none: they stay undelivered")
+	flags.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
+	flags.BoolVar(&printSQL, "print-sql", false, "print the SQL of tables, publication and logins, and do nothing")
+	flags.DurationVar(&timeout, "timeout", time.Minute, "how long to wait for transactions that hold up the slot")
+	return cmd
+}
+
+func planText(steps []string) string {
+	if len(steps) == 0 {
+		return "nothing to do\n"
+	}
+	return "would:\n  " + strings.Join(steps, "\n  ") + "\n"
+}
+
+func initText(r service.InitResult) string {
+	var b strings.Builder
+	for _, name := range r.Migrations {
+		fmt.Fprintf(&b, "applied %s\n", name)
+	}
+	if r.PublicationCreated {
+		b.WriteString("created the publication\n")
+	}
+	if r.SlotCreated {
+		fmt.Fprintf(&b, "created the replication slot; what commits from %s on is delivered\n", r.ConsistentPoint)
+	}
+	if b.Len() == 0 {
+		return "everything was there already\n"
+	}
+	return b.String()
+}
+
+// adminFlag gives a command --dsn.
+func adminFlag(cmd *cobra.Command, dsn *string) {
+	cmd.Flags().StringVar(dsn, "dsn", "", "`connection` with an owner's rights (default OUTBOX_ADMIN_URL, else that of the configuration)")
+}
+
+func adminDSN(flag string, environ []string) string {
+	if flag != "" {
+		return flag
+	}
+	for _, e := range environ {
+		if value, ok := strings.CutPrefix(e, "OUTBOX_ADMIN_URL="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// outputFormat is -o.
+type outputFormat string
+
+func (f *outputFormat) register(cmd *cobra.Command) {
+	cmd.Flags().StringVarP((*string)(f), "output", "o", "text", "text or json")
+}
+
+func (f *outputFormat) check() error {
+	if *f != "text" && *f != "json" {
+		return usageError{fmt.Errorf("no output format %q; write text or json", string(*f))}
+	}
+	return nil
+}
+
+// write writes v as JSON, or text.
+func (f *outputFormat) write(w io.Writer, v any, text string) error {
+	if *f == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}

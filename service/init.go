@@ -1,0 +1,222 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/migrations"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+)
+
+// InitOptions say how Init makes things.
+type InitOptions struct {
+	// AdminDSN is of a login with an owner's rights; the configuration's own by default. It then also grants the
+	// configuration's login what that needs.
+	AdminDSN string
+	// SkipBacklog leaves undelivered what is in the outbox when the slot is made, instead of refusing.
+	SkipBacklog bool
+	// Timeout bounds how long the creation of the slot waits for open transactions; 0 means a minute.
+	Timeout time.Duration
+	// Waiting is told for whom it waits, from another goroutine; it may be nil.
+	Waiting func([]replication.Blocker)
+}
+
+// InitResult says what Init has made; what it has not made was there.
+type InitResult struct {
+	Migrations         []string `json:"migrations"`
+	PublicationCreated bool     `json:"publication_created"`
+	SlotCreated        bool     `json:"slot_created"`
+	// ConsistentPoint of a new slot: what commits from here on is delivered.
+	ConsistentPoint string `json:"consistent_point,omitempty"`
+}
+
+// Init makes what a run needs and is not there yet: tables, publication, slot and checkpoint. It may be called again, and
+// by several processes at once. Everything is looked at first, so that a refusal leaves nothing half made. Its
+// error may have ExitCode() int.
+func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
+	var result InitResult
+	setup := setupConfig(cfg, o)
+	if _, err := replication.Plan(ctx, setup); err != nil {
+		return result, err
+	}
+	m, err := migrationOptions(ctx, cfg, setup)
+	if err != nil {
+		return result, err
+	}
+	if result.Migrations, err = migrations.Pending(ctx, setup.DSN, m); err != nil {
+		return result, err
+	}
+	if err := migrations.Apply(ctx, setup.DSN, m); err != nil {
+		return result, err
+	}
+	if err := grant(ctx, cfg, setup); err != nil {
+		return result, err
+	}
+	made, err := replication.Setup(ctx, setup)
+	if err != nil {
+		return result, err
+	}
+	result.PublicationCreated, result.SlotCreated = made.PublicationCreated, made.SlotCreated
+	if made.SlotCreated {
+		result.ConsistentPoint = made.ConsistentPoint.String()
+	}
+	return result, registerSinks(ctx, cfg, setup, made.SlotCreated && !o.SkipBacklog)
+}
+
+// InitPlan says in words what Init would do, and changes nothing.
+func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, error) {
+	setup := setupConfig(cfg, o)
+	steps, err := replication.Plan(ctx, setup)
+	if err != nil {
+		return nil, err
+	}
+	m, err := migrationOptions(ctx, cfg, setup)
+	if err != nil {
+		return nil, err
+	}
+	pending, err := migrations.Pending(ctx, setup.DSN, m)
+	if err != nil {
+		return nil, err
+	}
+	first := []string{}
+	for _, name := range pending {
+		first = append(first, fmt.Sprintf("apply %s in schema %s", name, cfg.Source.LedgerSchema))
+	}
+	if role := grantee(cfg, setup); role != "" {
+		first = append(first, fmt.Sprintf("grant role %s what it needs", role))
+	}
+	return append(first, steps...), nil
+}
+
+// InitSQL is what an administrator runs where Init is to have no more rights than the connector: tables, publication and
+// the two logins with the least that they need. Init then makes slot and checkpoint. It reads the database only where
+// the outbox is a mapped table, whose type of id decides.
+func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, error) {
+	setup := setupConfig(cfg, o)
+	m := migrations.Options{Schema: cfg.Source.LedgerSchema}
+	if mapped(cfg) {
+		var err error
+		if m, err = migrationOptions(ctx, cfg, setup); err != nil {
+			return "", err
+		}
+	}
+	text, err := migrations.SQL(m)
+	if err != nil {
+		return "", err
+	}
+	roles := replication.Roles{SQL: "outbox_cdc", Replication: "outbox_cdc_replication"}
+	if app := user(string(cfg.Source.DSN)); app != "" && app != user(setup.DSN) {
+		roles.SQL = app
+	}
+	if stream := user(string(cfg.Source.ReplicationDSN)); stream != "" && stream != user(setup.DSN) {
+		roles.Replication = stream
+	}
+	return text + replication.SQLText(setup.Source, roles), nil
+}
+
+func setupConfig(cfg config.Config, o InitOptions) replication.SetupConfig {
+	return replication.SetupConfig{
+		Source:         source(cfg),
+		DSN:            cmp.Or(o.AdminDSN, string(cfg.Source.DSN)),
+		ReplicationDSN: string(cfg.Source.ReplicationDSN),
+		SkipBacklog:    o.SkipBacklog, Timeout: o.Timeout, Waiting: o.Waiting,
+	}
+}
+
+func source(cfg config.Config) replication.Source {
+	s := cfg.Source
+	return replication.Source{
+		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: decoder.Columns(s.Columns),
+	}
+}
+
+// mapped says whether the outbox is a table of the user's own, which init does not make.
+func mapped(cfg config.Config) bool {
+	return cfg.Source.Table != cfg.Source.LedgerSchema+".event_outbox" || decoder.Columns(cfg.Source.Columns) != decoder.DefaultColumns()
+}
+
+// migrationOptions asks an outbox that exists for the type of its ids: the ledger's must be the same.
+func migrationOptions(ctx context.Context, cfg config.Config, setup replication.SetupConfig) (migrations.Options, error) {
+	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: mapped(cfg)}
+	table, err := replication.FindTable(ctx, setup.DSN, setup.Source)
+	if err != nil {
+		return m, err
+	}
+	switch {
+	case table != nil:
+		m.EventIDType = table.EventIDType()
+	case m.Mapped:
+		return m, replication.TableMissing(setup.Source)
+	}
+	return m, nil
+}
+
+// grantee is the configuration's login where another one does the work.
+func grantee(cfg config.Config, setup replication.SetupConfig) string {
+	if app := user(string(cfg.Source.DSN)); app != user(setup.DSN) {
+		return app
+	}
+	return ""
+}
+
+// user of a DSN; one that cannot be parsed has none, which whoever connects will say.
+func user(dsn string) string {
+	c, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return ""
+	}
+	return c.User
+}
+
+func grant(ctx context.Context, cfg config.Config, setup replication.SetupConfig) error {
+	role := grantee(cfg, setup)
+	if role == "" {
+		return nil
+	}
+	return replication.Grant(ctx, setup.DSN, setup.Source, role)
+}
+
+// registerSinks makes the sinks known. What was in the outbox before them is owed to those of a first start.
+func registerSinks(ctx context.Context, cfg config.Config, setup replication.SetupConfig, fromStart bool) error {
+	var processors []replication.Processor
+	for i, sc := range cfg.Sinks {
+		s, err := buildSink(sc, Parts{})
+		if err != nil {
+			return fmt.Errorf("sinks[%d] (%s): %w", i, sc.Name, err)
+		}
+		processors = append(processors, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, FromStart: fromStart})
+	}
+	return replication.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
+		_, err := replication.RegisterProcessors(ctx, conn, cfg.Name, processors)
+		return err
+	})
+}
+
+// initialize is Init before a run.
+func initialize(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
+	result, err := Init(ctx, cfg, InitOptions{Waiting: func(b []replication.Blocker) {
+		logger.Warn("slot creation waits for open transactions", "slot", cfg.Source.Slot, "for", blockerText(b))
+	}})
+	if err != nil {
+		return err
+	}
+	logger.Info("initialised", "slot", cfg.Source.Slot, "migrations", result.Migrations, "publication_created", result.PublicationCreated,
+		"slot_created", result.SlotCreated)
+	return nil
+}
+
+func blockerText(blockers []replication.Blocker) string {
+	var texts []string
+	for _, b := range blockers {
+		texts = append(texts, b.String())
+	}
+	return strings.Join(texts, ", ")
+}
