@@ -74,10 +74,9 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 	return k, nil
 }
 
-// properties are those of server.properties, without log.dirs. Listeners say only ports: which address they bind
-// depends on where the broker runs.
+// properties are those of server.properties, without log.dirs.
 func (k *Kafka) properties(ports []int, settings map[string]string) map[string]string {
-	listeners := fmt.Sprintf("PLAINTEXT://%s:%d,CONTROLLER://%s:%d", bindHost, ports[0], bindHost, ports[1])
+	listeners := fmt.Sprintf("PLAINTEXT://%s:%d,CONTROLLER://127.0.0.1:%d", bindHost, ports[0], ports[1])
 	advertised := "PLAINTEXT://" + k.addr
 	if k.proxy != nil {
 		listeners += fmt.Sprintf(",PROXIED://%s:%d", bindHost, ports[2])

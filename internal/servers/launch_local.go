@@ -4,6 +4,7 @@ package servers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -60,27 +61,15 @@ func (p *process) initdb(ctx context.Context, binaries Binaries, settings map[st
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
 	}
-	return appendSettings(filepath.Join(data, "postgresql.conf"), map[string]string{
-		"listen_addresses":        "127.0.0.1",
-		"unix_socket_directories": p.dir.path,
-	}, settings)
-}
-
-// appendSettings writes to the file rather than to the command line, which would overrule ALTER SYSTEM.
-func appendSettings(path string, groups ...map[string]string) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	settings["listen_addresses"] = "127.0.0.1"
+	settings["unix_socket_directories"] = p.dir.path
+	// The file rather than the command line, which would overrule ALTER SYSTEM.
+	conf, err := os.OpenFile(filepath.Join(data, "postgresql.conf"), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	for _, group := range groups {
-		for name, value := range group {
-			if _, err := fmt.Fprintf(file, "%s = '%s'\n", name, strings.ReplaceAll(value, "'", "''")); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	_, err = conf.WriteString(formatSettings(settings))
+	return errors.Join(err, conf.Close())
 }
 
 // bindHost is the address that a broker listens on.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -39,6 +40,14 @@ func (o PostgresOptions) settings() map[string]string {
 	}
 	maps.Copy(settings, o.Settings)
 	return settings
+}
+
+func formatSettings(settings map[string]string) string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		fmt.Fprintf(&b, "%s = '%s'\n", name, strings.ReplaceAll(settings[name], "'", "''"))
+	}
+	return b.String()
 }
 
 // Postgres is a PostgreSQL server with a data directory of its own. Its methods are not safe for concurrent use,
