@@ -91,7 +91,7 @@ func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, e
 	rows, err := db.Query(ctx, `select c.oid,
 			n.nspname = $2 and (c.relname = any ($3) or c.relname ~ '^outbox_delivery_log_[0-9]{8}$'),
 			coalesce(t ->> 'rowfilter', ''),
-			case when t ? 'attnames' then array(select jsonb_array_elements_text(t -> 'attnames')) end
+			case when jsonb_typeof(t -> 'attnames') = 'array' then array(select jsonb_array_elements_text(t -> 'attnames')) end
 		from (select to_jsonb(p) as t from pg_publication_tables p where pubname = $1) as published
 		join pg_namespace n on n.nspname = t ->> 'schemaname'
 		join pg_class c on c.relnamespace = n.oid and c.relname = t ->> 'tablename'`,
