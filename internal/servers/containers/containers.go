@@ -79,7 +79,7 @@ func (c *Container) Start(ctx context.Context) error {
 	go func(done chan struct{}) {
 		select {
 		case <-ended.Result:
-		case <-ended.Error: // it is gone, or Docker is
+		case <-ended.Error: //nolint:errcheck // the container is gone, or Docker is
 		}
 		close(done)
 	}(c.done)
