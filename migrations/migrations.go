@@ -189,7 +189,8 @@ func open(dsn string, o Options) (*sql.DB, error) {
 	return stdlib.OpenDB(*config), nil
 }
 
-// createSchema asks first: "if not exists" needs the right to create schemas even where there is nothing to create.
+// createSchema asks first: "if not exists" needs the right to create schemas even where there is nothing to create. Two
+// at once would still both create it, hence the lock.
 func createSchema(ctx context.Context, db *sql.DB, schema string) error {
 	if schema == "" {
 		return nil
@@ -201,10 +202,18 @@ func createSchema(ctx context.Context, db *sql.DB, schema string) error {
 	if exists {
 		return nil
 	}
-	if _, err := db.ExecContext(ctx, "create schema if not exists "+pgx.Identifier{schema}.Sanitize()); err != nil {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	if _, err := tx.ExecContext(ctx, "select pg_advisory_xact_lock($1)", int64(lockID)); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, "create schema if not exists "+pgx.Identifier{schema}.Sanitize()); err != nil {
 		return fmt.Errorf("create schema %q: %w", schema, err)
 	}
-	return nil
+	return tx.Commit()
 }
 
 // explain gives PostgreSQL's own words, hint included: the files state the remedy there.
