@@ -233,7 +233,7 @@ func TestSchemaDrift(t *testing.T) {
 			drift("event_type", column{}), ""},
 		{
 			"renamed", DefaultColumns(), drift("payload", column{"body", pgtype.JSONOID}),
-			`column "payload" (payload) is missing, there are id, aggregate_type, aggregate_id, event_type, event_version, body, metadata, ` +
+			`column "payload" (payload) is missing; it has id, aggregate_type, aggregate_id, event_type, event_version, body, metadata, ` +
 				`created_at, max_retries, tenant_id, correlation_id, causation_id`,
 		},
 		{"dropped", DefaultColumns(), drift("tenant_id", column{}), `column "tenant_id" (tenant_id) is missing`},
@@ -243,7 +243,7 @@ func TestSchemaDrift(t *testing.T) {
 			`column "payload" (payload) is of type with OID 20000, it must be json, jsonb, text, varchar or bytea`},
 		{"time as text", DefaultColumns(), drift("created_at", column{"created_at", pgtype.DateOID}),
 			`column "created_at" (created_at) is of type date, it must be timestamptz or timestamp`},
-		{"all lost", DefaultColumns(), relationMessage(testOID), `column "id" (id) is missing, there are none; column "aggregate_type"`},
+		{"all lost", DefaultColumns(), relationMessage(testOID), `column "causation_id" (causation_id) is missing; it has no columns`},
 		{"unmapped", Columns{}, relationMessage(testOID, defaultRelation...),
 			"no column is named for id, which every event needs; no column is named for aggregate_type"},
 	} {

@@ -110,6 +110,7 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 		d.others[oid] = struct{}{}
 		return Message{Kind: KindRelation}, nil
 	}
+	d.outbox = nil // with a relation that is not understood no row is
 	rel, err := d.table.Columns.find(columns)
 	if err != nil {
 		return Message{}, fmt.Errorf("the schema of %s.%s drifted: %w; undo the change, or map source.columns to what the table has now",
@@ -124,6 +125,7 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 func (c *Columns) find(columns []column) (*relation, error) {
 	rel := &relation{}
 	var lost []string
+	missing := false
 	for f, name := range c.names() {
 		rel.column[f] = -1
 		need := &needs[f]
@@ -135,7 +137,8 @@ func (c *Columns) find(columns []column) (*relation, error) {
 		}
 		at := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
 		if at < 0 {
-			lost = append(lost, fmt.Sprintf("column %q (%s) is missing, there are %s", name, need.name, list(columns)))
+			lost = append(lost, fmt.Sprintf("column %q (%s) is missing", name, need.name))
+			missing = true
 			continue
 		}
 		oid := columns[at].oid
@@ -148,6 +151,9 @@ func (c *Columns) find(columns []column) (*relation, error) {
 			rel.payloadHex = oid == pgtype.ByteaOID
 		}
 	}
+	if missing {
+		lost = append(lost, "it has "+list(columns))
+	}
 	if lost != nil {
 		return nil, errors.New(strings.Join(lost, "; "))
 	}
@@ -156,7 +162,7 @@ func (c *Columns) find(columns []column) (*relation, error) {
 
 func list(columns []column) string {
 	if len(columns) == 0 {
-		return "none"
+		return "no columns"
 	}
 	names := make([]string, len(columns))
 	for i, c := range columns {
