@@ -17,7 +17,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// world is a faked cluster with one topic, and a sink of little patience.
+// world is a faked cluster with one topic, and a sink.
 type world struct {
 	*testing.T
 	fake    *kfake.Cluster
@@ -32,7 +32,6 @@ func newWorld(t *testing.T, partitions int32, opts ...kfake.Opt) *world {
 	w := &world{T: t, fake: fake, brokers: fake.ListenAddrs()}
 	w.topic = createTopic(t, w.brokers, partitions, nil)
 	w.sink, w.network = newSink(t, Config{Brokers: w.brokers})
-	w.sink.patience, w.sink.rest = 400*time.Millisecond, 400*time.Millisecond
 	return w
 }
 
@@ -379,4 +378,24 @@ func TestEpochsRunOut(t *testing.T) {
 		t.Errorf("behind the last epoch: producer %d (was %d), epoch %d: %v", p.id, id, p.epoch, errs)
 	}
 	w.expectOnce(all[:30])
+}
+
+// TestUnknownStaysUnknown: what is written and answered with a time-out may be there, whatever its repetition is told.
+func TestUnknownStaysUnknown(t *testing.T) {
+	t.Parallel()
+	for _, then := range []*kerr.Error{kerr.MessageTooLarge, kerr.OutOfOrderSequenceNumber, kerr.UnknownServerError} {
+		t.Run(then.Message, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1)
+			w.fault(kerr.RequestTimedOut, 1)
+			w.fault(then, 1)
+			batch := messages(w.topic, 2, 1)
+			if errs := w.deliver(batch); !allOf(errs, len(batch), sinks.ErrUnavailable) {
+				t.Errorf("want ErrUnavailable for all, got %v", errs)
+			}
+			if n := len(consume(t, w.brokers, w.topic)); n != len(batch) {
+				t.Errorf("want each once, got %d records", n)
+			}
+		})
+	}
 }

@@ -199,6 +199,9 @@ func (p *producer) conclude(ctx context.Context, part *partition) {
 		return
 	}
 	p.stale = true
+	if part.unknown && a.verdict != transient { // what is said of a repetition is not all there is to know
+		a.verdict = unavailable
+	}
 	if a.verdict == transient {
 		a.verdict = unavailable
 		if !errors.Is(ctx.Err(), context.Canceled) { // that says nothing of the broker

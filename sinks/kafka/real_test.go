@@ -127,6 +127,7 @@ func sequenceNumbers(t *testing.T, brokers []string) {
 // aggregate is in order.
 func killedAndPaused(t *testing.T, broker *servers.Kafka) {
 	s, _ := newSink(t, Config{Brokers: broker.Brokers()})
+	s.patience, s.rest = patience, rest
 	topic := createTopic(t, broker.Brokers(), 3, nil)
 	all := messages(topic, 3000, 50)
 	for i := range all {

@@ -35,7 +35,7 @@ func (a *answer) failure(p *partition) error {
 	switch {
 	case p.topic.err != nil: // it went away meanwhile
 		return p.topic.err
-	case a.permanent:
+	case a.verdict == refused && a.permanent:
 		class = sinks.ErrPermanent
 	case a.verdict == refused:
 		return fmt.Errorf("%s: %w", p, a.err)
