@@ -124,4 +124,6 @@ func (l debugLog) Level() kgo.LogLevel {
 	return kgo.LogLevelNone
 }
 
-func (l debugLog) Log(_ kgo.LogLevel, msg string, keyvals ...any) { l.to.Debug(msg, keyvals...) }
+func (l debugLog) Log(_ kgo.LogLevel, msg string, keyvals ...any) {
+	l.to.Debug(msg, keyvals...) //nolint:sloglint // the client's words
+}

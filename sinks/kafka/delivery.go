@@ -76,6 +76,7 @@ func (d *delivery) end() {
 	clear(d.failed)
 	d.batch, d.errs = nil, nil
 	d.p.forget()
+	d.p.encoder.shrink()
 }
 
 // plan fills the next wave with what may go now, and gives outcomes to what cannot go at all. It tells whether there is

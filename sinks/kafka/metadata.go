@@ -149,12 +149,13 @@ func (p *producer) load(ctx context.Context, names []string) error {
 }
 
 func (t *topic) update(mt *kmsg.MetadataResponseTopic) {
-	switch err := kerr.ErrorForCode(mt.ErrorCode); err {
-	case nil:
+	err := kerr.ErrorForCode(mt.ErrorCode)
+	switch mt.ErrorCode {
+	case 0:
 		t.err = nil
-	case kerr.InvalidTopicException:
+	case kerr.InvalidTopicException.Code:
 		t.err = fmt.Errorf("%w: topic %q: %w", sinks.ErrPermanent, t.name, err)
-	case kerr.UnknownTopicOrPartition:
+	case kerr.UnknownTopicOrPartition.Code:
 		t.err = fmt.Errorf("%w: topic %q: %w; create it", sinks.ErrUnavailable, t.name, err)
 	default:
 		t.err = fmt.Errorf("%w: topic %q: %w", sinks.ErrUnavailable, t.name, err)

@@ -92,9 +92,24 @@ func TestWaves(t *testing.T) {
 		t.Errorf("30 MB for two partitions went out in %d requests", n)
 	}
 	w.expectOnce(batch)
-	for _, p := range w.sink.free {
-		if n := cap(p.encoder.wave); n > keptBytes {
-			t.Errorf("a buffer of %d bytes is kept", n)
+}
+
+// TestBuffersShrink again when a large record has gone out.
+func TestBuffersShrink(t *testing.T) {
+	t.Parallel()
+	brokers := startFake(t).ListenAddrs()
+	for _, compression := range []string{"none", "gzip"} {
+		s, _ := newSink(t, Config{Brokers: brokers, Compression: compression})
+		topic := createTopic(t, brokers, 1, map[string]string{"max.message.bytes": "9000000"})
+		large := message(topic, "a", "1", 0)
+		large.Event.Payload = make([]byte, 8_000_000)
+		_, _ = rand.Read(large.Event.Payload)
+		if errs := s.Deliver(t.Context(), []sinks.Message{large}); errs != nil {
+			t.Fatal(errs)
+		}
+		e := &s.free[0].encoder
+		if n := cap(e.wave) + cap(e.plain) + e.packed.Cap(); n > 3*keptBytes {
+			t.Errorf("compression %s: %d bytes of buffers are kept", compression, n)
 		}
 	}
 }

@@ -48,23 +48,23 @@ var errNoAnswer = errors.New("no answer for this partition")
 // judge turns a partition's error code into an answer.
 func judge(code int16) answer {
 	err := kerr.ErrorForCode(code)
-	switch err {
-	case nil, kerr.DuplicateSequenceNumber: // the latter: it has it since an earlier try, and forgot at which offset
+	switch code {
+	case 0, kerr.DuplicateSequenceNumber.Code: // the latter: it has it since an earlier try, and forgot at which offset
 		return answer{verdict: accepted}
-	case kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping,
-		kerr.ProducerFenced:
+	case kerr.OutOfOrderSequenceNumber.Code, kerr.UnknownProducerID.Code, kerr.InvalidProducerEpoch.Code, kerr.InvalidProducerIDMapping.Code,
+		kerr.ProducerFenced.Code:
 		return answer{verdict: renumber, err: err}
-	case kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidRecord, kerr.InvalidTopicException:
+	case kerr.MessageTooLarge.Code, kerr.RecordListTooLarge.Code, kerr.InvalidRecord.Code, kerr.InvalidTopicException.Code:
 		return answer{verdict: refused, err: err, permanent: true}
-	case kerr.CorruptMessage: // retriable, says Kafka; but one that is corrupt each time must not be tried for ever
+	case kerr.CorruptMessage.Code: // retriable, says Kafka; but one that is corrupt each time must not be tried for ever
 		return answer{verdict: refused, err: err}
-	case kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.UnsupportedCompressionType,
-		kerr.UnsupportedForMessageFormat, kerr.UnsupportedVersion:
+	case kerr.TopicAuthorizationFailed.Code, kerr.ClusterAuthorizationFailed.Code, kerr.UnsupportedCompressionType.Code,
+		kerr.UnsupportedForMessageFormat.Code, kerr.UnsupportedVersion.Code:
 		return answer{verdict: unavailable, err: err}
 	}
 	if kerr.IsRetriable(err) {
-		timedOut := err == kerr.RequestTimedOut
-		return answer{err: err, unknown: timedOut || err == kerr.NotEnoughReplicasAfterAppend, timedOut: timedOut}
+		timedOut := code == kerr.RequestTimedOut.Code
+		return answer{err: err, unknown: timedOut || code == kerr.NotEnoughReplicasAfterAppend.Code, timedOut: timedOut}
 	}
 	return answer{verdict: refused, err: err}
 }
