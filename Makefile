@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz lint e2e bench bench-memory demo mutants test-matrix test-containers clean
+.PHONY: help build test fuzz lint e2e bench bench-memory test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -38,17 +38,11 @@ test-containers: ## test against servers in containers, OUTBOX_TEST_POSTGRES_IMA
 	$(GO_TEST) -tags containers -count=1 -timeout 15m $$(go list ./... | grep -v '/test/e2e$$')
 	$(GO_TEST) -tags containers -count=1 -timeout 25m $(E2E)
 
-mutants: ## break each LSN rule on purpose: a test must notice
-	go run ./test/mutants
-
 bench: ## measure throughput and latency beside pg_recvlogical, on a machine that does nothing else
 	go run ./test/bench
 
 bench-memory: ## measure memory with much unread WAL and with one huge transaction
 	go run ./test/bench -only memory
-
-demo: build ## show events arriving: PostgreSQL, a fake Kafka and the connector
-	bin/outbox-cdc demo
 
 clean: ## remove what was built
 	rm -rf bin

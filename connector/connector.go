@@ -29,6 +29,8 @@ type Config struct {
 	Metrics  *monitoring.Metrics
 	Health   *monitoring.Health
 	Logger   *slog.Logger
+	// Prepare is called before the first session, again until it has succeeded; it may be nil.
+	Prepare func(context.Context) error
 }
 
 // Source is the outbox and its slot.
@@ -79,6 +81,7 @@ type Connector struct {
 
 	table       uint32              // oid of the outbox, as preflight found it
 	tracker     *checkpoint.Tracker // of the running session, or of the last
+	prepared    bool
 	ran         bool                // a session has streamed,
 	ranThisTime bool                // and so did the last one
 	standingBy  bool
@@ -102,7 +105,10 @@ func (c *Connector) Run(ctx context.Context) error {
 	failures := 0
 	for {
 		c.ranThisTime = false
-		err := c.session(ctx)
+		err := c.prepare(ctx)
+		if err == nil {
+			err = c.session(ctx)
+		}
 		c.cfg.Metrics.Leader.Set(0)
 		c.showLag(time.Now())
 		if ctx.Err() != nil {
@@ -121,7 +127,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if !c.ran && unreachable(err) && time.Since(started) > unreachableFor {
+		if !c.ran && Unreachable(err) && time.Since(started) > unreachableFor {
 			return exitError{69, fmt.Errorf("PostgreSQL was not reachable for %s: %w", unreachableFor, err)}
 		}
 		failures++
@@ -132,6 +138,15 @@ func (c *Connector) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func (c *Connector) prepare(ctx context.Context) error {
+	if c.prepared || c.cfg.Prepare == nil {
+		return nil
+	}
+	err := c.cfg.Prepare(ctx)
+	c.prepared = err == nil
+	return err
 }
 
 // stopped says how a stop went that was asked for.

@@ -379,8 +379,8 @@ func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	c := &Connector{}
 	_, err := pgx.Connect(context.Background(), "postgres://u:p@127.0.0.1:1/d?sslmode=disable")
-	if !unreachable(err) {
-		t.Errorf("%v is not unreachable", err)
+	if !Unreachable(err) {
+		t.Errorf("%v is not Unreachable", err)
 	}
 	if c.fatal(exitError{69, err}) != true || (&Connector{ran: true}).fatal(exitError{69, err}) {
 		t.Error("69 ends the process before the first session only")

@@ -53,8 +53,8 @@ func (c *Connector) refused(err error) error {
 	return err
 }
 
-// unreachable says that PostgreSQL could not be talked to at all.
-func unreachable(err error) bool {
+// Unreachable says that PostgreSQL could not be talked to at all.
+func Unreachable(err error) bool {
 	var connect *pgconn.ConnectError
 	var network net.Error
 	var pg *pgconn.PgError

@@ -1,6 +1,5 @@
-// Package outbox is the producer side of outbox-cdc and its vocabulary: the Event, its validation, and Insert, which
-// writes events into the caller's transaction. It knows nothing of delivery and imports only pgx, uuid and the
-// standard library, so that a service pays for nothing else.
+// Package outbox is the vocabulary of outbox-cdc: the Event. It knows nothing of delivery and imports only the standard
+// library, so that a service pays for nothing else.
 package outbox
 
 import (
@@ -13,8 +12,7 @@ import (
 // Payload and Metadata are opaque: the bytes that were committed are the bytes that are delivered. An Event that
 // came from the stream is shared by all its deliveries and must not be changed.
 type Event struct {
-	// ID is what consumers deduplicate on, the same on every transport and every attempt. Insert fills in a
-	// version 7 uuid where it is empty.
+	// ID is what consumers deduplicate on, the same on every transport and every attempt.
 	ID string
 	// AggregateType and AggregateID together name the aggregate, the unit of order.
 	AggregateType string

@@ -2,6 +2,7 @@
 package service
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -20,13 +21,15 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/stdout"
 )
 
-// Parts are what a connector shares with the process around it. All are required.
+// Parts are what a connector shares with the process around it. All are required unless they say otherwise.
 type Parts struct {
 	Logger  *slog.Logger
 	Metrics *monitoring.Metrics
 	Health  *monitoring.Health
 	// Stdout is where a sink of type stdout writes.
 	Stdout io.Writer
+	// Prepare is called before the first session; it may be nil.
+	Prepare func(context.Context) error
 }
 
 // Build makes the connector that cfg describes. It connects to nothing. cfg was validated by config.Load.
@@ -46,7 +49,7 @@ func Build(cfg config.Config, p Parts) (*connector.Connector, error) {
 			Retry:       connector.Retry{Initial: d.Retry.Initial, Max: d.Retry.Max},
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},
-		Metrics: p.Metrics, Health: p.Health, Logger: p.Logger,
+		Metrics: p.Metrics, Health: p.Health, Logger: p.Logger, Prepare: p.Prepare,
 	}
 	for i, sc := range cfg.Sinks {
 		s, err := buildSink(sc, p)

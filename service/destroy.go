@@ -33,8 +33,8 @@ func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyR
 	})
 	result := DestroyResult{SlotDropped: gone.SlotDropped, PublicationDropped: gone.PublicationDropped, CheckpointDeleted: gone.CheckpointDeleted}
 	if err != nil || !o.Ledger {
-		return result, err
+		return result, unreachable(err)
 	}
 	result.LedgerDropped, err = migrations.Drop(ctx, dsn, cfg.Source.LedgerSchema)
-	return result, err
+	return result, migrationError(err)
 }

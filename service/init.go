@@ -3,12 +3,14 @@ package service
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -42,6 +44,11 @@ type InitResult struct {
 // by several processes at once. Everything is looked at first, so that a refusal leaves nothing half made. Its
 // error may have ExitCode() int.
 func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
+	result, err := initAll(ctx, cfg, o)
+	return result, unreachable(err)
+}
+
+func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	var result InitResult
 	setup := setupConfig(cfg, o)
 	if _, err := replication.Plan(ctx, setup); err != nil {
@@ -55,7 +62,7 @@ func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, er
 		return result, err
 	}
 	if err := migrations.Apply(ctx, setup.DSN, m); err != nil {
-		return result, err
+		return result, migrationError(err)
 	}
 	if err := grant(ctx, cfg, setup); err != nil {
 		return result, err
@@ -76,7 +83,7 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 	setup := setupConfig(cfg, o)
 	steps, err := replication.Plan(ctx, setup)
 	if err != nil {
-		return nil, err
+		return nil, unreachable(err)
 	}
 	m, err := migrationOptions(ctx, cfg, setup)
 	if err != nil {
@@ -200,9 +207,24 @@ func registerSinks(ctx context.Context, cfg config.Config, setup replication.Set
 	})
 }
 
-// initialize is Init before a run.
+// migrationError gives a refusal of the migrations its exit code: trying again cannot mend it.
+func migrationError(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
+	}
+	switch pg.Code {
+	case "42P07": // tables of the same names, which are not ours
+		return exitError{78, err}
+	case "42501":
+		return exitError{77, fmt.Errorf("%w; give an owner's login by --dsn or OUTBOX_ADMIN_URL, or let an administrator run what --print-sql prints", err)}
+	}
+	return err
+}
+
+// initialize is Init before a run, which tries again by itself where PostgreSQL is away.
 func initialize(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
-	result, err := Init(ctx, cfg, InitOptions{Waiting: func(b []replication.Blocker) {
+	result, err := initAll(ctx, cfg, InitOptions{Waiting: func(b []replication.Blocker) {
 		logger.Warn("slot creation waits for open transactions", "slot", cfg.Source.Slot, "for", blockerText(b))
 	}})
 	if err != nil {

@@ -26,14 +26,12 @@ func Run(ctx context.Context, cfg config.Config, opts RunOptions) error {
 	if !cfg.Metrics.Enabled {
 		reg = nil
 	}
+	if opts.Init {
+		parts.Prepare = func(ctx context.Context) error { return initialize(ctx, cfg, opts.Logger) }
+	}
 	c, err := Build(cfg, parts)
 	if err != nil {
 		return err
-	}
-	if opts.Init {
-		if err := initialize(ctx, cfg, opts.Logger); err != nil {
-			return err
-		}
 	}
 	// The server outlives the connector: health can be asked during the drain.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))

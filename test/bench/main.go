@@ -69,7 +69,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.only, "only", "", "throughput, latency or memory (default throughput and latency)")
 	flags.StringVar(&o.sink, "sink", "kafka", "the sink to deliver to: kafka")
 	flags.StringVar(&o.output, "o", "table", "what to print: table or json")
-	flags.StringVar(&o.results, "results", "bin/bench.json", "where to write the results as JSON; empty for nowhere")
+	flags.StringVar(&o.results, "results", "bin/bench.json", "the `file` into which the results go as JSON")
 	flags.StringVar(&o.profile, "profile", "", "measure nothing, but write CPU profiles of the connector into this `directory`")
 	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
 	flags.Float64Var(&o.others, "others", 0.05, "share of the CPU that others may use in a round that counts")
@@ -209,11 +209,18 @@ func (b *bench) build(ctx context.Context) error {
 		packages[b.connector] = "./test/bench/connector"
 	}
 	for path, pkg := range packages {
-		if out, err := exec.CommandContext(ctx, "go", "build", "-o", path, pkg).CombinedOutput(); err != nil {
+		if out, err := goBuild(ctx, path, pkg).CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 		}
 	}
 	return nil
+}
+
+// goBuild builds as make build does.
+func goBuild(ctx context.Context, path, pkg string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	return cmd
 }
 
 func freeAddress() (string, error) {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 )
@@ -82,21 +83,25 @@ func (r results) write(w io.Writer, o options) error {
 		return err
 	}
 	data = append(data, '\n')
-	if o.results != "" {
-		if err := os.MkdirAll(filepath.Dir(o.results), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(o.results, data, 0o644); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(filepath.Dir(o.results), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(o.results, data, 0o644); err != nil {
+		return err
 	}
 	if o.output == "json" {
 		_, err = w.Write(data)
 		return err
 	}
+	r.table(w)
+	return nil
+}
+
+// columns writes a block whose cells end with tabs and stand below each other; what follows the last tab of a line is a remark.
+func columns(w io.Writer, write func(io.Writer)) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	r.table(t)
-	return t.Flush()
+	write(t)
+	_ = t.Flush() // as for every line printed: what goes wrong with stdout is for its reader to notice
 }
 
 func (r results) table(w io.Writer) {
@@ -117,7 +122,18 @@ func (r results) table(w io.Writer) {
 
 func (t throughputResult) table(w io.Writer) {
 	fmt.Fprintf(w, "\n%d events of %d bytes of payload, %d a transaction\n", t.Events, t.PayloadBytes, t.Rows)
-	fmt.Fprintln(w, "round\tpg_recvlogical\tevents/s\toutbox-cdc\tevents/s\tratio\tothers\t\t")
+	columns(w, t.roundsTable)
+	columns(w, t.cpuTable)
+	peak := mebibytes(t.median(func(r round) float64 { return float64(r.Connector.PeakMemory) }))
+	fmt.Fprintf(w, "peak memory %.1f MiB %s\n", peak, atMost(peak, mebibytes(mostMemory), "%.0f"))
+}
+
+func (t throughputResult) roundsTable(w io.Writer) {
+	line := func(name string, theirs, ours, ratio float64, others, remark string) {
+		fmt.Fprintf(w, "%s\t%.2f s\t%.0f\t%.2f s\t%.0f\t%.2f\t%s\t  %s\n", name, theirs, float64(t.Events)/theirs, ours, float64(t.Events)/ours,
+			ratio, others, remark)
+	}
+	fmt.Fprintln(w, "round\tpg_recvlogical\tevents/s\toutbox-cdc\tevents/s\tratio\tothers\t")
 	for i, r := range t.Rounds {
 		remark := ""
 		switch {
@@ -126,28 +142,26 @@ func (t throughputResult) table(w io.Writer) {
 		case !r.Quiet:
 			remark = "noisy"
 		}
-		fmt.Fprintf(w, "%d\t%.2f s\t%.0f\t%.2f s\t%.0f\t%.2f\t%.1f %%\t%s\t\n", i+1, r.Yardstick.Seconds, float64(t.Events)/r.Yardstick.Seconds,
-			r.Connector.Seconds, float64(t.Events)/r.Connector.Seconds, r.Ratio, 100*r.others(), remark)
+		line(strconv.Itoa(i+1), r.Yardstick.Seconds, r.Connector.Seconds, r.Ratio, fmt.Sprintf("%.1f %%", 100*r.others()), remark)
 	}
-	theirs := t.median(func(r round) float64 { return r.Yardstick.Seconds })
-	ours := t.median(func(r round) float64 { return r.Connector.Seconds })
 	ratio := t.median(func(r round) float64 { return r.Ratio })
-	fmt.Fprintf(w, "median\t%.2f s\t%.0f\t%.2f s\t%.0f\t%.2f\t\t%s\t\n", theirs, float64(t.Events)/theirs, ours, float64(t.Events)/ours,
-		ratio, atLeast(ratio, leastRatio[t.Rows]))
-	ourCPU := func(of func(cpu) float64) float64 {
-		return t.median(func(r round) float64 { return of(r.Connector.CPU) })
+	line("median", t.median(func(r round) float64 { return r.Yardstick.Seconds }), t.median(func(r round) float64 { return r.Connector.Seconds }),
+		ratio, "", atLeast(ratio, leastRatio[t.Rows]))
+}
+
+func (t throughputResult) cpuTable(w io.Writer) {
+	// The medians of one process may be of different rounds.
+	median := func(run func(round) cpu) cpu {
+		of := func(part func(cpu) float64) float64 { return t.median(func(r round) float64 { return part(run(r)) }) }
+		return cpu{
+			of(func(c cpu) float64 { return c.Reader }), of(func(c cpu) float64 { return c.Walsender }),
+			of(func(c cpu) float64 { return c.Recorder }), of(func(c cpu) float64 { return c.Fake }),
+		}
 	}
-	theirCPU := func(of func(cpu) float64) float64 {
-		return t.median(func(r round) float64 { return of(r.Yardstick.CPU) })
-	}
-	reader, walsender := func(c cpu) float64 { return c.Reader }, func(c cpu) float64 { return c.Walsender }
-	fmt.Fprintln(w, "CPU, µs an event\treader\twalsender\trecorder's backend\tKafka fake\t\t")
-	connector := ourCPU(reader)
-	fmt.Fprintf(w, "outbox-cdc\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t\n", connector, ourCPU(walsender), ourCPU(func(c cpu) float64 { return c.Recorder }),
-		ourCPU(func(c cpu) float64 { return c.Fake }), atMost(connector, mostConnectorCPU, "%.0f"))
-	fmt.Fprintf(w, "pg_recvlogical\t%.2f\t%.2f\t\t\t\t\n", theirCPU(reader), theirCPU(walsender))
-	peak := t.median(func(r round) float64 { return float64(r.Connector.PeakMemory) })
-	fmt.Fprintf(w, "Peak memory %.1f MiB %s\n", mebibytes(peak), atMost(mebibytes(peak), mebibytes(mostMemory), "%.0f"))
+	ours, theirs := median(func(r round) cpu { return r.Connector.CPU }), median(func(r round) cpu { return r.Yardstick.CPU })
+	fmt.Fprintln(w, "CPU, µs an event\treader\twalsender\trecorder's backend\tKafka fake\t")
+	fmt.Fprintf(w, "outbox-cdc\t%.2f\t%.2f\t%.2f\t%.2f\t  %s\n", ours.Reader, ours.Walsender, ours.Recorder, ours.Fake, atMost(ours.Reader, mostConnectorCPU, "%.0f"))
+	fmt.Fprintf(w, "pg_recvlogical\t%.2f\t%.2f\t\t\t\n", theirs.Reader, theirs.Walsender)
 }
 
 // median is of the rounds that count.
@@ -175,16 +189,24 @@ func (l latencyResult) table(w io.Writer) {
 }
 
 func (m memoryResult) table(w io.Writer) {
-	normal := m.normal()
-	fmt.Fprintln(w, "\nPeak memory\tevents\ta transaction\tMiB\tof normal\t\t")
-	for _, r := range m.Normal {
-		fmt.Fprintf(w, "normal\t%d\t%d\t%.1f\t\t\t\n", r.Events, r.Rows, mebibytes(float64(r.Run.PeakMemory)))
-	}
-	fmt.Fprintf(w, "median\t\t\t%.1f\t\t%s\t\n", mebibytes(normal), atMost(mebibytes(normal), mebibytes(mostMemory), "%.0f"))
-	for _, r := range []memoryRun{m.Unread, m.Transaction} {
-		peak := float64(r.Run.PeakMemory)
-		fmt.Fprintf(w, "\t%d\t%d\t%.1f\t%.2f\t%s\t\n", r.Events, r.Rows, mebibytes(peak), peak/normal, atMost(peak/normal, mostMemoryRatio, "%.2f"))
-	}
+	fmt.Fprintln(w, "\nPeak memory")
+	columns(w, func(w io.Writer) {
+		normal := mebibytes(m.normal())
+		line := func(name string, r memoryRun, remark string) {
+			peak := mebibytes(float64(r.Run.PeakMemory))
+			fmt.Fprintf(w, "%s\t%d\t%d\t%.1f\t%.2f\t  %s\n", name, r.Events, r.Rows, peak, peak/normal, remark)
+		}
+		fmt.Fprintln(w, "\tevents\ta transaction\tMiB\tof normal\t")
+		for _, r := range m.Normal {
+			line("normal", r, "")
+		}
+		fmt.Fprintf(w, "median\t\t\t%.1f\t\t  %s\n", normal, atMost(normal, mebibytes(mostMemory), "%.0f"))
+		of := func(r memoryRun) string {
+			return atMost(mebibytes(float64(r.Run.PeakMemory))/normal, mostMemoryRatio, "%.2f")
+		}
+		line("unread WAL", m.Unread, of(m.Unread))
+		line("one transaction", m.Transaction, of(m.Transaction))
+	})
 }
 
 func mebibytes(bytes float64) float64 { return bytes / (1 << 20) }
