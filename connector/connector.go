@@ -82,8 +82,8 @@ type Connector struct {
 	table       uint32              // oid of the outbox, as preflight found it
 	tracker     *checkpoint.Tracker // of the running session, or of the last
 	prepared    bool
-	ran         bool                // a session has streamed,
-	ranThisTime bool                // and so did the last one
+	ran         bool // a session has streamed,
+	ranThisTime bool // and so did the last one
 	standingBy  bool
 }
 
