@@ -245,6 +245,61 @@ func TestFenced(t *testing.T) {
 	}
 }
 
+// One that was taken over and lost its connection learns of it when it comes back, and leaves its successor alone.
+func TestFencedWhileAway(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	old := l.record(l.config())
+	old.give(100, Delivered)
+	old.recorded()
+	next := l.record(l.config()) // ends the backend of old
+	successor := l.query("select recorder_pid::text from outbox_checkpoints")
+	r := &Recorder{cfg: l.config(), epoch: next.start.Epoch - 1}
+	defer r.Close()
+	if err := r.connect(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.committed(context.Background()); !errors.Is(err, ErrFenced) {
+		t.Errorf("got %v, want ErrFenced", err)
+	}
+	if got := l.query("select recorder_pid::text from outbox_checkpoints"); got != successor {
+		t.Errorf("the recorder is %s, want %s", got, successor)
+	}
+	next.give(120, Delivered)
+	next.recorded()
+	if err := next.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A recorder that had to reconnect is found by its successor all the same.
+func TestReconnectedIsEnded(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	old := l.record(l.config())
+	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
+	first := l.query("select recorder_pid::text from outbox_checkpoints")
+	r := &Recorder{cfg: l.config(), epoch: old.start.Epoch}
+	defer r.Close()
+	if err := r.connect(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := r.committed(context.Background()); done || err != nil {
+		t.Fatalf("committed: %t, %v", done, err)
+	}
+	second := l.query("select recorder_pid::text from outbox_checkpoints")
+	if second == first {
+		t.Fatal("the checkpoint names the old backend")
+	}
+	next := l.record(l.config())
+	if err := r.conn.Ping(context.Background()); !ServerStopping(err) {
+		t.Errorf("the backend of before lives on: %v", err)
+	}
+	if err := next.end(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNotReady(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)

@@ -45,7 +45,7 @@ func (r *Recorder) open(ctx context.Context) (Start, error) {
 	}
 	// The row lock waits for a predecessor's transaction that is still at work; it commits before us or never.
 	err := r.conn.QueryRow(ctx, `update outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
-		recorder_started = (select backend_start from pg_stat_activity where pid = pg_backend_pid()), updated_at = clock_timestamp()
+		recorder_started = `+backendStart+`, updated_at = clock_timestamp()
 		where slot_name = $1 and state = 'ready' returning epoch, batch_seq`, r.cfg.Slot, r.cfg.Owner).Scan(&r.epoch, &r.seq)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("slot %q: %w", r.cfg.Slot, ErrNotReady)
@@ -67,12 +67,15 @@ func (r *Recorder) open(ctx context.Context) (Start, error) {
 	return s, nil
 }
 
+const backendStart = "(select backend_start from pg_stat_activity where pid = pg_backend_pid())"
+
 // endPredecessor ends the backend that recorded before us, which may hang in a COPY whose client is frozen and hold
-// the checkpoint's row. Its start time must match as well: pids are used again.
+// the checkpoint's row. Its start time must match as well: pids are used again. Once we have an epoch, only a backend
+// of that epoch is ours to end: a session that was taken over must not end its successor's.
 func (r *Recorder) endPredecessor(ctx context.Context) error {
 	_, err := r.conn.Exec(ctx, `select pg_terminate_backend(a.pid) from outbox_checkpoints c
 		join pg_stat_activity a on a.pid = c.recorder_pid and a.backend_start = c.recorder_started
-		where c.slot_name = $1 and a.pid <> pg_backend_pid()`, r.cfg.Slot)
+		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`, r.cfg.Slot, r.epoch)
 	if err != nil {
 		return fmt.Errorf("end the recorder before: %w", err)
 	}

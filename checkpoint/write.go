@@ -16,7 +16,7 @@ const copyLog = "copy outbox_delivery_log (" + logColumns + ") from stdin (forma
 
 // The epoch fences a session that was taken over; batch_seq refuses a batch that is committed already.
 const updateCheckpoint = `update outbox_checkpoints set prefix_lsn = $4, prefix_index = $5, confirmed_lsn = $6,
-	batch_seq = batch_seq + 1, recorder_pid = pg_backend_pid(), updated_at = clock_timestamp()
+	batch_seq = batch_seq + 1, updated_at = clock_timestamp()
 	where slot_name = $1 and epoch = $2 and batch_seq = $3 and state = 'ready'`
 
 const insertDead = `insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, attempts, tries,
@@ -45,22 +45,21 @@ func (r *Recorder) attempt(ctx context.Context, batch []Outcomes, mark Mark) err
 	return r.transaction(ctx, batch, mark)
 }
 
-// committed says whether the batch at hand went through: by its batch_seq.
+// committed says whether the batch at hand went through: by its batch_seq. From then on the new connection is the one
+// that a successor has to end.
 func (r *Recorder) committed(ctx context.Context) (bool, error) {
 	if err := r.endPredecessor(ctx); err != nil { // our own backend of before may still be at work
 		return false, err
 	}
-	var epoch int32
 	var seq int64
 	// The row lock waits for that backend's transaction to end.
-	err := r.conn.QueryRow(ctx, `select epoch, batch_seq from outbox_checkpoints where slot_name = $1 for update`, r.cfg.Slot).Scan(&epoch, &seq)
+	err := r.conn.QueryRow(ctx, `update outbox_checkpoints set recorder_pid = pg_backend_pid(), recorder_started = `+backendStart+`
+		where slot_name = $1 and epoch = $2 returning batch_seq`, r.cfg.Slot, r.epoch).Scan(&seq)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return false, fmt.Errorf("the checkpoint of slot %q is gone: %w", r.cfg.Slot, ErrFenced)
+		return false, ErrFenced
 	case err != nil:
 		return false, fmt.Errorf("read batch_seq: %w", err)
-	case epoch != r.epoch:
-		return false, ErrFenced
 	}
 	return seq > r.seq, nil
 }
