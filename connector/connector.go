@@ -100,7 +100,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	}
 	defer pool.Close()
 	c.pool = pool
-	c.cfg.Health.Set("session", false, "starting")
+	c.cfg.Health.SetOnly("session", false, "starting")
 	started := time.Now()
 	failures := 0
 	for {
@@ -118,7 +118,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			failures = 0
 		}
 		if c.fatal(err) {
-			c.cfg.Health.Set("session", false, err.Error())
+			c.cfg.Health.SetOnly("session", false, err.Error())
 			return err
 		}
 		if errors.Is(err, replication.ErrSlotInUse) {
@@ -132,7 +132,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		}
 		failures++
 		wait := Retry{Initial: 200 * time.Millisecond, Max: 10 * time.Second}.delay(failures)
-		c.cfg.Health.Set("session", false, err.Error())
+		c.cfg.Health.SetOnly("session", false, err.Error())
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait)
 		if pause(ctx, wait) != nil {
 			return nil
@@ -169,7 +169,7 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 		c.standingBy = true
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
-	c.cfg.Health.Set("session", true, "standing by: "+why.Error())
+	c.cfg.Health.SetOnly("session", true, "standing by: "+why.Error())
 	return pause(ctx, time.Second/2+rand.N(time.Second/2))
 }
 

@@ -37,6 +37,18 @@ type Health struct {
 func (h *Health) Set(component string, ok bool, detail string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.set(component, ok, detail)
+}
+
+// SetOnly says how component is now, and forgets all others: the parts that they were about have ended.
+func (h *Health) SetOnly(component string, ok bool, detail string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	maps.DeleteFunc(h.components, func(name string, _ Component) bool { return name != component })
+	h.set(component, ok, detail)
+}
+
+func (h *Health) set(component string, ok bool, detail string) {
 	was, known := h.components[component]
 	now := Component{OK: ok, Detail: detail, Since: was.Since}
 	if !known || was.OK != ok {

@@ -45,7 +45,15 @@ func TestHealthReport(t *testing.T) {
 		if got := r.Components["sink:events"].Since; !got.Equal(start.Add(time.Minute)) {
 			t.Errorf("since = %v, want the moment it came back", got)
 		}
-		r.Components["sink:events"] = Component{}
+		h.SetOnly("session", true, "standing by")
+		want = Report{Ready: true, Role: RoleLeader, Components: map[string]Component{
+			"session": {OK: true, Detail: "standing by", Since: start},
+		}}
+		if diff := cmp.Diff(want, h.Report()); diff != "" {
+			t.Errorf("one component left (-want +got):\n%s", diff)
+		}
+		r = h.Report()
+		r.Components["session"] = Component{}
 		if !h.Report().Ready {
 			t.Error("a report shares its map with Health")
 		}
