@@ -32,11 +32,12 @@ type Binaries struct {
 	Reason  string // why these were chosen, for people
 }
 
-// Find looks for the PostgreSQL of a major version ("15"; "" is any that we support) on this machine, else in the
-// download cache, else it downloads one. binDir, when not empty, is the only place that is looked at.
-func Find(ctx context.Context, version, binDir string) (Binaries, error) {
-	if binDir != "" {
-		return inspect(ctx, binDir, version, "it was asked for")
+// Find looks for the PostgreSQL of o.Version on this machine, else in the download cache, else it downloads one.
+// o.BinDir, when not empty, is the only place that is looked at.
+func Find(ctx context.Context, o PostgresOptions) (Binaries, error) {
+	version := o.Version
+	if o.BinDir != "" {
+		return inspect(ctx, o.BinDir, version, "it was asked for")
 	}
 	var rejected []error
 	for _, place := range localPlaces(ctx) {
@@ -46,7 +47,7 @@ func Find(ctx context.Context, version, binDir string) (Binaries, error) {
 		}
 		rejected = append(rejected, err)
 	}
-	found, err := download(ctx, version)
+	found, err := download(ctx, version, o.tell)
 	if err != nil {
 		return Binaries{}, fmt.Errorf("no PostgreSQL %s: %w; install it (Debian: apt-get install postgresql; macOS: brew install postgresql@18)",
 			version, errors.Join(append(rejected, err)...))
@@ -106,7 +107,9 @@ func inspect(ctx context.Context, dir, version, reason string) (Binaries, error)
 	return Binaries{Dir: dir, Version: match[1], Reason: reason}, nil
 }
 
-func download(ctx context.Context, version string) (Binaries, error) {
+// download takes a release from the cache, or puts it there. What its library does cannot be told to end: where ctx
+// does, it is left alone, and what it then leaves half done is in the cache, where the next download removes it.
+func download(ctx context.Context, version string, tell func(string)) (Binaries, error) {
 	if version == "" {
 		version = "18"
 	}
@@ -116,12 +119,24 @@ func download(ctx context.Context, version string) (Binaries, error) {
 			strings.Join(slices.Sorted(maps.Keys(releases)), ", "))
 	}
 	reason := "it was downloaded before"
-	dir, err := cached(filepath.Join("pg", string(release)), func(dir string) error {
-		reason = "it was downloaded"
-		return fetch(release, dir)
-	})
-	if err != nil {
-		return Binaries{}, fmt.Errorf("download PostgreSQL %s: %w", release, err)
+	var dir string
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		dir, err = cached(filepath.Join("pg", string(release)), func(dir string) error {
+			reason = "it was downloaded"
+			tell(fmt.Sprintf("downloading PostgreSQL %s (15 MB), once, to %s", release, filepath.Dir(dir)))
+			return fetch(release, dir)
+		})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			return Binaries{}, fmt.Errorf("download PostgreSQL %s: %w", release, err)
+		}
+	case <-ctx.Done():
+		return Binaries{}, fmt.Errorf("download PostgreSQL %s: %w", release, context.Cause(ctx))
 	}
 	return inspect(ctx, filepath.Join(dir, "bin"), version, reason)
 }

@@ -42,6 +42,17 @@ func newDirectory(parent, kind string, owner *syscall.Credential) (*directory, e
 	return d, nil
 }
 
+// TempDir makes a directory for whatever else belongs to the servers of this process, and that nobody else may read.
+// The function removes it. Where that is not called, it is removed once this process has ended, as those of servers
+// are: by the next that makes one.
+func TempDir(kind string) (path string, remove func() error, err error) {
+	d, err := newDirectory("", kind, nil)
+	if err != nil {
+		return "", nil, err
+	}
+	return d.path, d.remove, nil
+}
+
 func (d *directory) remove() error {
 	defer d.lock.Close()
 	return os.RemoveAll(d.path)

@@ -52,7 +52,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 	ports := make([]int, 3) // for clients, for the controller, for the proxy
 	for i := range ports {
 		var err error
-		if ports[i], err = freePort(); err != nil {
+		if ports[i], err = FreePort(); err != nil {
 			return nil, err
 		}
 	}

@@ -17,10 +17,11 @@ import (
 
 // launchPostgres makes a cluster and what runs it, not yet started.
 func launchPostgres(ctx context.Context, o PostgresOptions, port int, password string) (_ instance, binDir string, err error) {
-	binaries, err := Find(ctx, o.Version, o.BinDir)
+	binaries, err := Find(ctx, o)
 	if err != nil {
 		return nil, "", err
 	}
+	o.tell(fmt.Sprintf("PostgreSQL %s of %s (%s)", binaries.Version, binaries.Dir, binaries.Reason))
 	owner, err := serverUser()
 	if err != nil {
 		return nil, "", err

@@ -26,10 +26,10 @@ var picked struct {
 	ports map[int]bool // such locks do not exclude their owner
 }
 
-// freePort picks a port of 127.0.0.1 that nothing listens on. It lies below the ports from which the kernel serves
+// FreePort picks a port of 127.0.0.1 that nothing listens on. It lies below the ports from which the kernel serves
 // outgoing connections: one of those could be taken while a server is stopped, and a client that redials a stopped
 // server can even connect to itself.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	picked.Lock()
 	defer picked.Unlock()
 	if picked.file == nil {

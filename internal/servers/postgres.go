@@ -21,6 +21,13 @@ type PostgresOptions struct {
 	Settings map[string]string // of postgresql.conf, over our defaults
 	Dir      string            // where the data directory is made; "" is the system's directory for temporary files
 	BinDir   string            // "" finds one
+	Progress func(string)      // is told which PostgreSQL is used, and what may take long; may be nil
+}
+
+func (o PostgresOptions) tell(message string) {
+	if o.Progress != nil {
+		o.Progress(message)
+	}
 }
 
 // NoSync are settings for servers that are never crashed on purpose: they do not wait for the disk.
@@ -65,7 +72,7 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	if o.Version == "" && o.BinDir == "" {
 		o.Version = os.Getenv("OUTBOX_TEST_PG_VERSION")
 	}
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		return nil, err
 	}

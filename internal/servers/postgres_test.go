@@ -102,7 +102,7 @@ func TestStartTellsWhyTheServerDidNotStart(t *testing.T) {
 
 func TestNoPostgresToBeHadNamesTheRemedy(t *testing.T) {
 	t.Parallel()
-	_, err := Find(t.Context(), "9", "")
+	_, err := Find(t.Context(), PostgresOptions{Version: "9"})
 	if err == nil || !strings.Contains(err.Error(), "install it") {
 		t.Errorf("error = %v, want a remedy", err)
 	}
