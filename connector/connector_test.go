@@ -30,8 +30,9 @@ type world struct {
 	got []string
 }
 
-func newWorld(t *testing.T) *world {
-	db := pgtest.New(t)
+func newWorld(t *testing.T) *world { return newWorldIn(t, pgtest.New(t)) }
+
+func newWorldIn(t *testing.T, db *pgtest.Database) *world {
 	w := &world{t: t, conn: db.Conn(t)}
 	template := func(s string) router.Template {
 		tpl, err := router.ParseTemplate(s)
@@ -277,7 +278,7 @@ func TestForeignHistoryIsRefused(t *testing.T) {
 			w := newWorld(t)
 			w.event("a", "one")
 			w.exec(tt.sql)
-			w.run().wantExit(70, tt.text)
+			w.run().wantRefusal(70, tt.text)
 			if got := w.received(); got != "" {
 				t.Errorf("received %q", got)
 			}
@@ -333,6 +334,7 @@ func TestStandby(t *testing.T) {
 	first := w.run()
 	w.event("a", "one")
 	w.eventually(logged, "one:delivered")
+	epoch := w.query("select epoch from outbox_checkpoints")
 	second := w.run()
 	deadline := time.Now().Add(20 * time.Second)
 	for r := second.health.Report(); r.Role != monitoring.RoleStandby || !r.Ready; r = second.health.Report() {
@@ -340,6 +342,10 @@ func TestStandby(t *testing.T) {
 			t.Fatalf("not standing by: %+v", r)
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+	// The slot is the lock: without it a session does not touch the ledger.
+	if got := w.query("select epoch from outbox_checkpoints"); got != epoch {
+		t.Errorf("the epoch is %s, want %s: whoever stands by has taken the ledger over", got, epoch)
 	}
 	first.stop()
 	w.event("a", "two")

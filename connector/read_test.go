@@ -1,6 +1,9 @@
 package connector
 
 import (
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -8,7 +11,131 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/router"
 )
+
+// readerBench is a reader without a stream, which only waiting needs, and with one lane: of processor 1.
+type readerBench struct {
+	*reader
+	t        *testing.T
+	lane     *lane
+	outcomes chan checkpoint.Outcomes
+}
+
+func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
+	tpl, err := router.ParseTemplate("{aggregate_type}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &readerBench{t: t, lane: newLane(lane{}), outcomes: make(chan checkpoint.Outcomes, 10)}
+	b.reader = &reader{
+		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, out: b.outcomes,
+		lanes: map[int32][]*lane{1: {b.lane}}, router: router.New([]router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}),
+	}
+	return b
+}
+
+// transaction is one with these inserts: events by their ids, "" for a row of another table, "!" for no valid event.
+func (b *readerBench) transaction(commit, end pglogrepl.LSN, inserts ...string) {
+	b.t.Helper()
+	messages := []decoder.Message{{Kind: decoder.KindBegin, LSN: commit}}
+	for _, id := range inserts {
+		m := decoder.Message{Kind: decoder.KindInsert, Size: 10}
+		if id != "" {
+			m.Event = &outbox.Event{ID: id, AggregateType: "t", AggregateID: "a"}
+		}
+		if id == "!" {
+			m.Invalid = errors.New("it is no event")
+		}
+		messages = append(messages, m)
+	}
+	for _, m := range append(messages, decoder.Message{Kind: decoder.KindCommit, LSN: commit, EndLSN: end}) {
+		if err := b.message(b.t.Context(), m); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
+// collected are the deliveries for the lane.
+func (b *readerBench) collected() string {
+	var s []string
+	for _, d := range b.lane.collect {
+		s = append(s, fmt.Sprintf("%s@%d/%d", d.Event.ID, d.LSN, d.Index))
+	}
+	return strings.Join(s, " ")
+}
+
+// An event's position is the commit record's LSN and its index among all inserts of the transaction, from 0.
+func TestReaderPositions(t *testing.T) {
+	t.Parallel()
+	b := newReaderBench(t, checkpoint.Start{})
+	b.transaction(100, 130, "", "a", "", "b")
+	b.transaction(200, 230, "c")
+	check(t, "collected", b.collected(), "a@100/1 b@100/3 c@200/0")
+}
+
+// What may be confirmed is the end of the commit record: its start would send the transaction again, and one byte more
+// would lose a transaction whose commit record begins there.
+func TestReaderConfirmsTheEndOfTheCommitRecord(t *testing.T) {
+	t.Parallel()
+	b := newReaderBench(t, checkpoint.Start{})
+	b.transaction(100, 130, "a")
+	if got := b.tracker.Settled().LSN; got != 0 {
+		t.Errorf("%d may be confirmed before the event is settled", got)
+	}
+	b.tracker.Settle([]uint64{b.lane.collect[0].entry})
+	if got := b.tracker.Settled().LSN; got != 130 {
+		t.Errorf("%d may be confirmed, want 130", got)
+	}
+	b.transaction(200, 230, "")
+	if got := b.tracker.Settled().LSN; got != 230 {
+		t.Errorf("%d may be confirmed after a transaction without events, want 230", got)
+	}
+}
+
+// After a crash PostgreSQL sends again what was settled: that is left out, by position, and nothing else is.
+func TestReaderLeavesOutWhatIsSettled(t *testing.T) {
+	t.Parallel()
+	at := func(lsn pglogrepl.LSN, index int64) checkpoint.Position {
+		return checkpoint.Position{LSN: lsn, Index: index}
+	}
+	b := newReaderBench(t, checkpoint.Start{
+		Prefix: at(100, 1), Confirmed: 95,
+		Settled: map[checkpoint.Key]struct{}{{Processor: 1, Position: at(100, 3)}: {}, {Processor: 0, Position: at(200, 1)}: {}},
+	})
+	b.transaction(90, 95, "v")
+	b.transaction(100, 130, "a", "b", "c", "d", "e")
+	b.transaction(200, 230, "c", "!", "!") // the same id is another event
+	check(t, "collected", b.collected(), "c@100/2 e@100/4 c@200/0")
+	if n := len(b.outcomes); n != 1 {
+		t.Errorf("%d dead letters, want the one that is not settled", n)
+	}
+}
+
+// A row that is no valid event is one dead letter of processor 0, owed until it is recorded, and stops nothing.
+func TestReaderInvalidRow(t *testing.T) {
+	t.Parallel()
+	b := newReaderBench(t, checkpoint.Start{})
+	b.transaction(100, 130, "a", "!", "b")
+	check(t, "collected", b.collected(), "a@100/0 b@100/2")
+	if len(b.outcomes) != 1 {
+		t.Fatalf("%d outcomes, want one", len(b.outcomes))
+	}
+	rows := (<-b.outcomes).Rows
+	if len(rows) != 1 || rows[0].Status != checkpoint.Dead || rows[0].Processor != 0 || rows[0].Dead == nil || rows[0].Error != "it is no event" {
+		t.Errorf("outcome %+v, want a dead letter of processor 0", rows)
+	}
+	b.tracker.Settle([]uint64{b.lane.collect[0].entry, b.lane.collect[1].entry})
+	if m := b.tracker.Settled(); m.LSN != 0 || m.Prefix != (checkpoint.Position{LSN: 100}) {
+		t.Errorf("%s is settled and %s may be confirmed before the dead letter is recorded", m.Prefix, m.LSN)
+	}
+	b.tracker.Settle([]uint64{rows[0].Entry})
+	if got := b.tracker.Settled().LSN; got != 130 {
+		t.Errorf("%d may be confirmed, want 130", got)
+	}
+}
 
 // TestIdleCheckpoints: which keepalives of an idle stream make the recorder write a checkpoint.
 func TestIdleCheckpoints(t *testing.T) {

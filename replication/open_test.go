@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
@@ -131,7 +132,7 @@ func TestSessionSettingsArePinned(t *testing.T) {
 	role := src.slot
 	src.exec(fmt.Sprintf("create role %s login replication superuser password 'secret'", role))
 	t.Cleanup(func() { src.exec(fmt.Sprintf("drop role %s", role)) })
-	for _, set := range []string{"DateStyle = 'SQL, DMY'", "TimeZone = 'Asia/Kathmandu'", "bytea_output = 'escape'", "IntervalStyle = 'sql_standard'", "extra_float_digits = -10", "wal_sender_timeout = 0"} {
+	for _, set := range []string{"DateStyle = 'SQL, DMY'", "TimeZone = 'Asia/Kathmandu'", "bytea_output = 'escape'", "IntervalStyle = 'sql_standard'", "extra_float_digits = -10", "client_encoding = 'LATIN1'", "wal_sender_timeout = 0"} {
 		src.exec(fmt.Sprintf("alter role %s set %s", role, set))
 	}
 	src.exec(`insert into t values (1, '2025-02-03 04:05:06.789+00', '\x00ff')`)
@@ -148,7 +149,52 @@ func TestSessionSettingsArePinned(t *testing.T) {
 			t.Errorf("row %q does not hold %q", got, want)
 		}
 	}
+	if s.every != 5*time.Second {
+		t.Errorf("a status message every %s, want 5s: three within wal_sender_timeout", s.every)
+	}
 	s.Close()
+	// What has no influence on these rows is asked for.
+	pc, err := streamConfig(src.db.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgconn.ConnectConfig(t.Context(), pc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for name, want := range map[string]string{
+		"DateStyle": "ISO", "TimeZone": "UTC", "bytea_output": "hex", "IntervalStyle": "postgres", "extra_float_digits": "1",
+		"client_encoding": "UTF8", "wal_sender_timeout": "15s",
+	} {
+		results, err := conn.Exec(t.Context(), "show "+name).ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(results[0].Rows[0][0]); !strings.HasPrefix(got, want) {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}
+
+// A transaction is sent when it has committed, however large it is: protocol version 1.
+func TestOpenTransactionsAreNotSent(t *testing.T) {
+	t.Parallel()
+	src := newSource(t)
+	src.exec("alter database " + src.db.Name + " set logical_decoding_work_mem = '64kB'")
+	large := src.db.Conn(t)
+	for _, sql := range []string{"begin", "insert into t select i from generate_series(1, 10000) i"} {
+		if _, err := large.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	src.exec("insert into t values (77)") // committed behind it
+	if got := next(t, src.mustOpen(), "BSI"); got[0] != 'B' {
+		t.Errorf("the first message is %q, want a Begin", got[:1])
+	}
+	if _, err := large.Exec(t.Context(), "rollback"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestOpenErrors(t *testing.T) {

@@ -121,8 +121,23 @@ func keepalive(lsn uint64, reply byte) []byte {
 	return message('d', append(binary.BigEndian.AppendUint64(b, 0), reply))
 }
 
+// xlog is at an LSN of its own, which is of no meaning to us.
 func xlog(data string) []byte {
-	return message('d', append(append([]byte{'w'}, make([]byte, 24)...), data...))
+	b := binary.BigEndian.AppendUint64([]byte{'w'}, 0x7777)
+	b = binary.BigEndian.AppendUint64(b, 0x8888)
+	return message('d', append(binary.BigEndian.AppendUint64(b, 0), data...))
+}
+
+// end waits for the end of a stream that ends by itself.
+func end(t *testing.T, ended <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(time.Hour): // of a bubble
+		t.Fatal("the stream goes on")
+		return nil
+	}
 }
 
 func errorResponse(fields string) []byte { return message('E', []byte(fields)) }
@@ -273,7 +288,7 @@ func TestKeepaliveStormEndsTheStream(t *testing.T) {
 			w.in <- keepalive(1000, 1)
 			time.Sleep(50 * time.Millisecond)
 		}
-		if err := <-ended; !errors.Is(err, ErrServerStopping) {
+		if err := end(t, ended); !errors.Is(err, ErrServerStopping) {
 			t.Errorf("ended with %v, want ErrServerStopping", err)
 		}
 		close(w.in)
@@ -314,7 +329,7 @@ func TestWhatTheServerSays(t *testing.T) {
 				s := newStream(w, senderTimeout/3, true)
 				_, ended := testStream(t.Context(), s)
 				w.in <- tt.send
-				if err := <-ended; !tt.want(err) {
+				if err := end(t, ended); !tt.want(err) {
 					t.Errorf("ended with %v", err)
 				}
 			})

@@ -1,0 +1,96 @@
+package checkpoint
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// What is still being recorded by the session before is waited for, and then read.
+func TestStartWaitsForThePredecessor(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	l.exec("begin")
+	l.exec("update outbox_checkpoints set batch_seq = batch_seq + 1, prefix_lsn = '0/70', prefix_index = 2, confirmed_lsn = '0/68'")
+	l.exec(`insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
+		values (gen_random_uuid(), 1, 1, 'delivered', now(), '0/80', 0, 3)`)
+	cfg := l.config()
+	cfg.Connect = func(ctx context.Context) (*pgx.Conn, error) {
+		conn, err := l.connect(ctx, nil)
+		if err == nil {
+			_, err = conn.Exec(ctx, "set lock_timeout = 0")
+		}
+		return conn, err
+	}
+	type opened struct {
+		start Start
+		err   error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		r, start, err := OpenRecorder(context.Background(), cfg)
+		if err == nil {
+			r.Close()
+		}
+		done <- opened{start, err}
+	}()
+	l.waitsFor("select exists (select from pg_locks where not granted and pid in (select pid from pg_stat_activity where datname = current_database()))")
+	l.exec("commit")
+	o := <-done
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	if _, settled := o.start.Settled[Key{1, pos(0x80, 0)}]; !settled || o.start.Prefix != pos(0x70, 2) || o.start.Confirmed != 0x68 {
+		t.Errorf("start %+v, want what was recorded last", o.start)
+	}
+}
+
+// waitsFor waits until the query gives true.
+func (l *ledger) waitsFor(sql string) {
+	l.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); l.query("select ("+sql+")::text") != "true"; {
+		if time.Now().After(deadline) {
+			l.t.Fatalf("not true for 20 s: %s", sql)
+		}
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+}
+
+// A try that failed settles nothing.
+func TestFailedSettlesNothing(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	r := l.record(l.config())
+	r.give(100, Failed)
+	r.recorded()
+	if got := r.Confirmed(); got != 0x64 || r.InFlight() != 1 {
+		t.Errorf("confirmed %d, %d in flight, want 100, 1", got, r.InFlight())
+	}
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if got := l.query("select concat_ws(' ', prefix_lsn, prefix_index, confirmed_lsn) from outbox_checkpoints"); got != "0/64 -1 0/64" {
+		t.Errorf("checkpoint %s", got)
+	}
+}
+
+// Whoever ends the recorder's session wants us gone: most likely a server that is shutting down.
+func TestRecorderLetsGo(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	r := l.record(l.config())
+	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
+	r.give(100, Delivered)
+	select {
+	case err := <-r.ended:
+		if !ServerStopping(err) {
+			t.Errorf("ended with %v, want 57P01", err)
+		}
+	case <-r.told:
+		t.Error("it came back and went on")
+	case <-time.After(20 * time.Second):
+		t.Error("it goes on trying")
+	}
+}

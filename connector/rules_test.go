@@ -1,0 +1,213 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/migrations"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// The rules of LSNs, where only a real server shows whether they are kept. See test/mutants.
+
+// streaming says whether it streams.
+func (r *running) streaming() bool {
+	report := r.health.Report()
+	return report.Ready && report.Role == monitoring.RoleLeader
+}
+
+// wantRefusal waits for Run to end by itself without ever streaming, with this exit code and text.
+func (r *running) wantRefusal(code int, text string) {
+	r.w.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		select {
+		case err := <-r.ended:
+			r.ended <- err
+			r.wantExit(code, text)
+			return
+		case <-time.After(10 * time.Millisecond): // between two looks
+		}
+		if r.streaming() || time.Now().After(deadline) {
+			r.w.t.Fatalf("it was not refused: %+v", r.health.Report())
+		}
+	}
+}
+
+// onLane is the name of an aggregate of that lane, the n-th.
+func (w *world) onLane(lane, n int) string {
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("l%d-%d", lane, i)
+		if router.Lane(router.AggregateHash("t", name), w.cfg.Delivery.Lanes) != lane {
+			continue
+		}
+		if n--; n < 0 {
+			return name
+		}
+	}
+}
+
+// hold makes the sink hold back deliveries of events of this type until the test lets go, which ends with the test at the
+// latest.
+func (w *world) hold(eventType string) (held <-chan struct{}, release func()) {
+	begun, gone := make(chan struct{}), make(chan struct{})
+	begin, release := sync.OnceFunc(func() { close(begun) }), sync.OnceFunc(func() { close(gone) })
+	w.t.Cleanup(release)
+	w.sink(func(ctx context.Context, batch []sinks.Message) []error {
+		if !slices.ContainsFunc(batch, func(m sinks.Message) bool { return m.Event.EventType == eventType }) {
+			return nil
+		}
+		begin()
+		select {
+		case <-gone:
+			return nil
+		case <-ctx.Done():
+			return slices.Repeat([]error{sinks.ErrUnavailable}, len(batch))
+		}
+	})
+	return begun, release
+}
+
+// An outbox without events in a database that others write to: keepalives let the slot follow.
+func TestIdleOutboxLetsTheSlotFollow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run()
+	w.exec("create table busy (filler text)")
+	w.exec("alter table busy alter filler set storage external")
+	for range 3 {
+		w.exec("insert into busy select string_agg(md5(i::text), '') from generate_series(1, 32768) i")
+	}
+	behind := w.query("select pg_current_wal_lsn()")
+	w.eventually("select ("+confirmed+") > '"+behind+"'::pg_lsn - 1048576 - 65536", "true")
+	r.stop()
+	// The checkpoint covers it, and stands before the first event of a commit record that begins there.
+	if got := w.query("select prefix_index || ' ' || (prefix_lsn = confirmed_lsn and confirmed_lsn >= (" + confirmed + ")) from outbox_checkpoints"); got != "-1 true" {
+		t.Errorf("checkpoint: %s, want -1 true", got)
+	}
+}
+
+// The slot knows where to start. The checkpoint's LSN, which may be ahead of it after a failover, decides nothing.
+func TestStoredLSNIsNotWhereTheStreamStarts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.event("a", "one")
+	w.exec("update outbox_checkpoints set confirmed_lsn = pg_current_wal_insert_lsn()")
+	r := w.run()
+	w.event("a", "two")
+	w.eventually("select count(*) > 0 from outbox_delivery_log where event_id = (select id from event_outbox where event_type = 'two')", "true")
+	r.stop()
+	if got := w.received(); got != "one two" {
+		t.Errorf("received %q, want %q", got, "one two")
+	}
+}
+
+// While the window is full the reader waits. It goes on reporting to the server meanwhile.
+func TestProgressIsReportedWhileTheWindowIsFull(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const window = 5
+	w.cfg.Delivery.MaxInFlight, w.cfg.Delivery.BatchSize = window, 1
+	// All of it is there before the start, so that the reader has much more than the window in its buffer. Lane 0 is held at
+	// "first", lane 1 at "second", which never ends.
+	w.event(w.onLane(0, 0), "first")
+	after := w.query("select pg_current_wal_insert_lsn()")
+	w.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 't', $1, 'second', '{}' from generate_series(1, 500)`, w.onLane(1, 0))
+	letGo := map[string]chan struct{}{"first": make(chan struct{}), "second": make(chan struct{})}
+	began := map[string]chan struct{}{"first": make(chan struct{}, 1), "second": make(chan struct{}, 1)}
+	t.Cleanup(func() { close(letGo["second"]) })
+	w.sink(func(_ context.Context, batch []sinks.Message) []error {
+		which := batch[0].Event.EventType
+		began[which] <- struct{}{}
+		<-letGo[which]
+		return nil
+	})
+	w.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	w.run()
+	// The reader hands over when its buffer is empty, which it is not, or when the window is full.
+	<-began["first"]
+	<-began["second"]
+	if got := w.query("select (" + confirmed + ") < '" + after + "'::pg_lsn"); got != "true" {
+		t.Error("the slot has passed an event that is not settled")
+	}
+	close(letGo["first"])
+	w.eventually("select ("+confirmed+") >= '"+after+"'::pg_lsn", "true")
+}
+
+// Another event may have the id of one that was delivered: what was settled is known by its position.
+func TestSameIDIsAnotherEvent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	held, _ := w.hold("stuck")
+	r := w.run()
+	w.event(w.onLane(0, 0), "stuck")
+	<-held
+	w.event(w.onLane(1, 0), "one")
+	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "1")
+	r.cancel()
+	if err := <-r.ended; !errors.Is(err, errDrainTimeout) {
+		t.Errorf("ended with %v, want that the drain timed out", err)
+	}
+	w.exec("with gone as (delete from event_outbox where event_type = 'one' returning id, aggregate_id) " +
+		"select set_config('test.id', id::text, false) from gone")
+	w.exec(`insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload) values (current_setting('test.id')::uuid, 't', $1, 'two', '{}')`, w.onLane(1, 0))
+	w.sink(func(context.Context, []sinks.Message) []error { return nil })
+	r = w.run()
+	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "3")
+	r.stop()
+	got := strings.Fields(w.received())
+	slices.Sort(got)
+	if !slices.Equal(got, []string{"one", "stuck", "two"}) {
+		t.Errorf("received %q, want one, stuck and two, once each", got)
+	}
+}
+
+// A role's or the server's synchronous_commit = off would let a crash keep the slot's position and lose the rows before it.
+func TestTheLedgerWaitsForTheDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec("do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$")
+	conn, err := (&Connector{cfg: w.cfg}).recorderConfig(nil).Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	var got string
+	if err := conn.QueryRow(t.Context(), "show synchronous_commit").Scan(&got); err != nil || got != "on" {
+		t.Errorf("synchronous_commit is %s, want on: %v", got, err)
+	}
+}
+
+// A server that shuts down waits for us to confirm everything, which cannot happen any more once SQL sessions are gone. It
+// is let go at once, and not after the sink, which hangs, has been waited for.
+func TestServerIsLetGo(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t, servers.PostgresOptions{Settings: servers.NoSync()})
+	dsn := pg.DSN("postgres")
+	if err := migrations.Apply(t.Context(), dsn, migrations.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorldIn(t, &pgtest.Database{Name: "postgres", DSN: dsn, Admin: dsn})
+	w.cfg.Delivery.DrainTimeout, w.cfg.Delivery.Timeout = time.Minute, time.Minute
+	held, _ := w.hold("stuck")
+	r := w.run()
+	w.event("a", "stuck")
+	<-held
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	if err := pg.Stop(ctx, servers.Fast); err != nil {
+		t.Fatalf("the server waits for us: %v", err)
+	}
+	r.cancel()
+	<-r.ended
+}
