@@ -1,5 +1,6 @@
-// Package outbox is the vocabulary of outbox-cdc: the Event. It knows nothing of delivery and imports only the standard
-// library, so that a service pays for nothing else.
+// Package outbox is the producer's side of outbox-cdc and its vocabulary: the Event, and Insert, which writes events
+// within the caller's transaction. It knows nothing of delivery and imports pgx and uuid beside the standard library,
+// so that a service pays for nothing else.
 package outbox
 
 import (
@@ -12,7 +13,8 @@ import (
 // Payload and Metadata are opaque: the bytes that were committed are the bytes that are delivered. An Event that
 // came from the stream is shared by all its deliveries and must not be changed.
 type Event struct {
-	// ID is what consumers deduplicate on, the same on every transport and every attempt.
+	// ID is what consumers deduplicate on, the same on every transport and every attempt. Insert makes one where it is
+	// empty: see NewID.
 	ID string
 	// AggregateType and AggregateID together name the aggregate, the unit of order.
 	AggregateType string
@@ -24,7 +26,7 @@ type Event struct {
 	Payload []byte
 	// Metadata is a JSON object, or empty. What a mapped column of text holds is passed on whatever it is.
 	Metadata json.RawMessage
-	// CreatedAt is the time of the insert, as the producer or the database wrote it.
+	// CreatedAt is the time of the insert, as the producer or the database wrote it; zero leaves it to the database.
 	CreatedAt time.Time
 	// MaxRetries is the number of retries after the first attempt; nil leaves it to the sink's configuration.
 	MaxRetries *int
