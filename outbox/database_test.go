@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"slices"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -35,8 +36,8 @@ func (t *example) Fatal(v ...any)                 { log.Fatal(v...) }
 func (t *example) Fatalf(format string, v ...any) { log.Fatalf(format, v...) }
 
 func (t *example) done() {
-	for i := len(t.cleanups) - 1; i >= 0; i-- {
-		t.cleanups[i]()
+	for _, f := range slices.Backward(t.cleanups) {
+		f()
 	}
 }
 

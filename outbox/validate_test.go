@@ -140,21 +140,6 @@ func TestUnfitForJSONB(t *testing.T) {
 	}
 }
 
-func TestArray(t *testing.T) {
-	t.Parallel()
-	var a array
-	quote(&a, "")
-	quote(&a, []byte(`{"a\\b": "c"}`))
-	quote(&a, "NULL, \n}")
-	a.optional("")
-	a.optional(`\`)
-	a.plain("1")
-	want := `{"","{\"a\\\\b\": \"c\"}","NULL, ` + "\n" + `}",NULL,"\\",1}`
-	if got := a.literal(); got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-}
-
 func nested(depth int) []byte {
 	return fmt.Appendf(nil, "%s%s", strings.Repeat("[", depth), strings.Repeat("]", depth))
 }
