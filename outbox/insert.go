@@ -12,7 +12,7 @@ import (
 )
 
 // Insert writes events into event_outbox, which the transaction's search_path finds. They are delivered if and only if
-// tx commits, and those of one aggregate in the order in which they were inserted.
+// tx commits, and those of one aggregate in the order in which transactions commit and, within one, insert them.
 //
 // What an event leaves open is filled in: ID by NewID, EventVersion by 1, Metadata by {}, CreatedAt by the database's
 // clock; an empty TenantID, CorrelationID or CausationID becomes NULL. Payload is kept byte for byte. Of Metadata, which
@@ -25,8 +25,8 @@ import (
 //
 //   - AggregateType, AggregateID and EventType are not empty; no text is longer than 1,024 bytes, holds a NUL or is not
 //     UTF-8.
-//   - Payload is JSON. Metadata, unless empty, is a JSON object of at most 16 MiB that fits jsonb: without \u0000,
-//     unpaired surrogates and numbers that are out of all proportion.
+//   - Payload is JSON, nested at most 10,000 deep. Metadata, unless empty, is a JSON object of at most 16 MiB that fits
+//     jsonb: without \u0000, unpaired surrogates and numbers that are out of all proportion.
 //   - ID, unless empty, is a uuid with hyphens, not the nil uuid, and not that of another event of the same call.
 //   - EventVersion and MaxRetries are 0 to 2,147,483,647; CreatedAt, unless zero, lies in the years 1 to 9999 (UTC).
 //   - An event takes at most 256 MiB. (The connector has a limit of its own, delivery.max_event_bytes, 64 MiB by
@@ -35,8 +35,8 @@ import (
 // Any other error comes from the database or ctx: errors.As finds the *pgconn.PgError. Some of the events may have
 // been inserted then, so the caller must roll back, to a savepoint at least.
 //
-// Up to a thousand events, or about 1 MiB, take one round trip; more take several. Nothing of events is changed, or
-// kept once Insert has returned. Like tx itself, a call is for one goroutine at a time.
+// Up to a thousand events, or about 1 MiB, take one round trip, more take several; without events nothing is sent.
+// Nothing of events is changed, or kept once Insert has returned. Insert uses tx, which is for one goroutine at a time.
 func Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	return insert(events, func(columns []any) error {
 		_, err := tx.Exec(ctx, insertRows, columns...)

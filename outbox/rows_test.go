@@ -7,6 +7,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // A statement, hence a round trip, takes a thousand events or what reaches a MiB.
@@ -52,6 +56,25 @@ func TestNothingIsSentAfterAnError(t *testing.T) {
 	err := insert(slices.Repeat([]Event{valid()}, 2500), func([]any) error { calls++; return broken })
 	if !errors.Is(err, broken) || err.Error() != "insert events: broken" || calls != 1 {
 		t.Errorf("%d calls: %v", calls, err)
+	}
+}
+
+// The order by of the statement is for certainty, and must not cost a sort.
+func TestRowsAreNotSorted(t *testing.T) {
+	t.Parallel()
+	var r rows
+	e := valid()
+	r.add(&e)
+	explained, err := pgtest.New(t).Conn(t).Query(t.Context(), "explain "+insertRows, r.columns()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := pgx.CollectRows(explained, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := strings.Join(plan, "\n"); !strings.Contains(s, "Function Scan") || strings.Contains(s, "Sort") {
+		t.Errorf("the plan is\n%s", s)
 	}
 }
 
