@@ -1,6 +1,7 @@
 package servers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func Find(ctx context.Context, o PostgresOptions) (Binaries, error) {
 	found, err := download(ctx, version, o.tell)
 	if err != nil {
 		return Binaries{}, fmt.Errorf("no PostgreSQL %s: %w; install it (Debian: apt-get install postgresql; macOS: brew install postgresql@18)",
-			version, errors.Join(append(rejected, err)...))
+			cmp.Or(version, "14 to 18"), errors.Join(append(rejected, err)...))
 	}
 	return found, nil
 }
@@ -125,7 +126,7 @@ func download(ctx context.Context, version string, tell func(string)) (Binaries,
 		var err error
 		dir, err = cached(filepath.Join("pg", string(release)), func(dir string) error {
 			reason = "it was downloaded"
-			tell(fmt.Sprintf("downloading PostgreSQL %s (15 MB), once, to %s", release, filepath.Dir(dir)))
+			tell(fmt.Sprintf("downloading PostgreSQL %s (15 MB), once, to %s", release, filepath.Dir(filepath.Dir(dir))))
 			return fetch(release, dir)
 		})
 		done <- err
@@ -145,12 +146,8 @@ func download(ctx context.Context, version string, tell func(string)) (Binaries,
 // offers this only as the first step of starting a server, at a fixed port and not as root. So it is given a data
 // directory that it refuses to clear, ".", and stops right after having unpacked.
 func fetch(release embeddedpostgres.PostgresVersion, dir string) error {
-	archive, err := os.MkdirTemp(filepath.Dir(dir), "archive-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(archive)
-	err = embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+	archive := filepath.Join(filepath.Dir(dir), "archive")
+	err := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
 		Version(release).
 		Port(0).
 		CachePath(archive).
@@ -158,8 +155,8 @@ func fetch(release embeddedpostgres.PostgresVersion, dir string) error {
 		BinariesPath(dir).
 		DataPath(".").
 		Logger(io.Discard)).Start()
-	if _, missing := os.Stat(filepath.Join(dir, "bin", "postgres")); missing != nil {
-		return err
+	if err != nil && strings.HasPrefix(err.Error(), "unable to clean up data directory") {
+		return nil
 	}
-	return nil
+	return cmp.Or(err, errors.New("the library started a server"))
 }

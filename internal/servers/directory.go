@@ -85,7 +85,8 @@ func lockFile(path string, how int) (*os.File, error) {
 }
 
 // cached returns the directory name of the download cache, which fill makes when it is not there yet. Of several
-// processes one fills it and the others wait. What fill leaves half done is never seen under that name.
+// processes one fills it and the others wait. What fill leaves half done, there or beside it, is never seen under that
+// name, and goes when it is next filled.
 func cached(name string, fill func(dir string) error) (string, error) {
 	root, err := cacheRoot()
 	if err != nil {
@@ -111,14 +112,15 @@ func cached(name string, fill func(dir string) error) (string, error) {
 	if err := os.RemoveAll(partial); err != nil {
 		return "", err
 	}
-	if err := os.Mkdir(partial, 0o755); err != nil {
+	content := filepath.Join(partial, "content")
+	if err := os.MkdirAll(content, 0o755); err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(partial)
-	if err := fill(partial); err != nil {
+	if err := fill(content); err != nil {
 		return "", err
 	}
-	return dir, os.Rename(partial, dir)
+	return dir, os.Rename(content, dir)
 }
 
 // cacheRoot is the user's cache directory. Of root it is the system's: PostgreSQL runs as another user, who has to
