@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz lint e2e bench bench-memory test-matrix test-containers clean
+.PHONY: help build test fuzz lint e2e bench bench-memory demo test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -43,6 +43,9 @@ bench: ## measure throughput and latency beside pg_recvlogical, on a machine tha
 
 bench-memory: ## measure memory with much unread WAL and with one huge transaction
 	go run ./test/bench -only memory
+
+demo: build ## show events arriving, with nothing installed but Go
+	bin/outbox-cdc demo
 
 clean: ## remove what was built
 	rm -rf bin

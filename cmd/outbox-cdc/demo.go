@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/connector"
+	"github.com/pyairtable-compose/outbox-cdc/internal/demo"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+)
+
+const maxDemoRate = 1000 // more than anybody can read
+
+func newDemoCommand() *cobra.Command {
+	var (
+		o      demo.Options
+		output outputFormat
+		logs   logFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show events arriving, with nothing installed",
+		Long: `Show events on their way from commits to a consumer, with no server installed: PostgreSQL is found on this machine
+or downloaded once (15 MB), Kafka is a fake within this process (kfake), and a small shop writes orders and payments.
+Between them runs the ordinary connector, "outbox-cdc init" and "outbox-cdc run", on an ordinary configuration, whose
+path is printed. So is a command that inserts an event of your own.
+
+The latency of a line is from PostgreSQL's time of the commit, before it waits for the disk, to the consumer of Kafka.
+
+Everything listens on 127.0.0.1, at free ports: several demos can run at once. SIGINT (Ctrl-C) or SIGTERM ends it: what
+was committed arrives, everything is compared, and nothing is left but the download cache. A second signal skips the
+waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
+		Example: `  outbox-cdc demo
+  outbox-cdc demo --rate 100 --duration 10s
+  outbox-cdc demo --rate 0 -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := output.check(); err != nil {
+				return err
+			}
+			if o.Rate < 0 || o.Rate > maxDemoRate {
+				return usageError{fmt.Errorf("no rate %d; write 0 to %d events a second", o.Rate, maxDemoRate)}
+			}
+			if o.Duration < 0 {
+				return usageError{fmt.Errorf("no duration %s; write 0 for no end, or how long, such as 30s", o.Duration)}
+			}
+			if _, err := logs.logger(io.Discard); err != nil {
+				return err
+			}
+			o.JSON = output == "json"
+			o.Out, o.Info = cmd.OutOrStdout(), cmd.ErrOrStderr()
+			said := o.Out
+			if o.JSON {
+				said = o.Info
+			}
+			o.Command = func(ctx context.Context, args ...string) error {
+				if args[0] == "run" {
+					args = append(args, "--log-level", logs.level, "--log-format", logs.format)
+				}
+				// Without the environment, which would beat the file.
+				if code := execute(ctx, args, nil, said, cmd.ErrOrStderr()); code != 0 {
+					return commandFailed{args[0], code}
+				}
+				return nil
+			}
+			var err error
+			if o.Executable, err = os.Executable(); err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			ctx, work, release := demoSignals(cmd.Context())
+			defer release()
+			return demo.Run(ctx, work, o)
+		},
+	}
+	flags := cmd.Flags()
+	flags.IntVar(&o.Rate, "rate", 5, "events a second that the shop writes; 0: only yours")
+	flags.DurationVar(&o.Duration, "duration", 0, "how long; 0: until told to end")
+	flags.StringVar(&o.PGVersion, "pg-version", "", "major `version` of PostgreSQL, 14 to 18 (default any)")
+	flags.StringVar(&o.PGBin, "pg-bin", "", "`directory` of PostgreSQL's programs (default: found, else downloaded)")
+	output.register(cmd)
+	logs.register(cmd)
+	// Of the connector, a person wants to hear here only what goes wrong.
+	logs.level = "warn"
+	flags.Lookup("log-level").DefValue = logs.level
+	cmd.AddCommand(newDemoInsertCommand())
+	return cmd
+}
+
+// demoSignals gives the contexts of demo.Run: the first ends with parent, which ends by the first signal, or when the
+// terminal goes; the second ends by the second signal. A third one ends the process. A reader of our output who goes away
+// is an error like any, instead of the end of the process: everything must be cleaned up.
+func demoSignals(parent context.Context) (ctx, work context.Context, release func()) {
+	ctx, stop := parent, context.CancelFunc(func() {})
+	if !signal.Ignored(syscall.SIGHUP) {
+		ctx, stop = signal.NotifyContext(parent, syscall.SIGHUP)
+	}
+	signal.Ignore(syscall.SIGPIPE)
+	work, cut := context.WithCancelCause(context.WithoutCancel(parent))
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		for range 2 {
+			select {
+			case <-signals:
+			case <-work.Done():
+				return
+			}
+		}
+		signal.Stop(signals)
+		cut(errors.New("stopped by a second signal, without waiting for events and without a summary"))
+	}()
+	return ctx, work, func() {
+		signal.Stop(signals)
+		signal.Reset(syscall.SIGPIPE)
+		stop()
+		cut(nil)
+	}
+}
+
+// commandFailed is a command that has printed why.
+type commandFailed struct {
+	name string
+	code int
+}
+
+func (c commandFailed) Error() string {
+	return fmt.Sprintf("outbox-cdc %s: exit code %d", c.name, c.code)
+}
+
+func (c commandFailed) ExitCode() int { return c.code }
+
+// unreachableError is a PostgreSQL that could not be talked to.
+type unreachableError struct{ error }
+
+func (unreachableError) ExitCode() int { return 69 }
+
+func (e unreachableError) Unwrap() error { return e.error }
+
+func newDemoInsertCommand() *cobra.Command {
+	var (
+		e            outbox.Event
+		dsn, payload string
+	)
+	cmd := &cobra.Command{
+		Use:   "insert",
+		Short: "Insert an event of your own into the demo's outbox",
+		Long:  "Insert one event into event_outbox, for who has no psql. The demo prints the DSN, and a command to paste.",
+		Example: `  outbox-cdc demo insert --dsn "$DSN"
+  outbox-cdc demo insert --dsn "$DSN" --aggregate-type invoice --aggregate-id 7 --event-type invoice.sent --payload '{"due": "2030-01-31"}'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dsn == "" {
+				return usageError{errors.New("--dsn is missing; the demo prints it when it starts")}
+			}
+			e.Payload = []byte(payload)
+			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+			defer cancel()
+			id, err := demo.Insert(ctx, dsn, e)
+			if err != nil && connector.Unreachable(err) {
+				return unreachableError{err}
+			}
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "inserted %s\n", id)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&dsn, "dsn", "", "the demo's `connection`")
+	flags.StringVar(&e.AggregateType, "aggregate-type", "order", "the topic is outbox.event. and this")
+	flags.StringVar(&e.AggregateID, "aggregate-id", "42", "the record's key")
+	flags.StringVar(&e.EventType, "event-type", "order.created", "the record's header eventType")
+	flags.StringVar(&payload, "payload", `{"total": 99}`, "the record's value, a `JSON` text")
+	return cmd
+}

@@ -1,0 +1,139 @@
+package demo
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// The demo says that nothing was lost: it has to notice if something is.
+func TestReport(t *testing.T) {
+	t.Parallel()
+	const a, b, c = 0, 1, 2
+	for name, test := range map[string]struct {
+		arrived    []int
+		rolledBack int
+		recorded   string // condition on the event's type
+		want       string
+	}{
+		"all is well":               {[]int{c, a, b}, 0, "true", ""},
+		"missing":                   {[]int{a, c}, 0, "true", "1 missing"},
+		"repeated":                  {[]int{a, b, a, c}, 0, "true", "1 repeated"},
+		"out of order":              {[]int{b, a, c}, 0, "true", "1 out of order"},
+		"unrecorded":                {[]int{a, b, c}, 0, "event_type <> 'b'", "1 not in the ledger"},
+		"rolled back and delivered": {[]int{a, b, c}, 1, "true", "1 delivered although rolled back"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			var out bytes.Buffer
+			d := &demo{Options: Options{Out: &out}, conn: pgtest.New(t).Conn(t)}
+			tx, err := d.conn.Begin(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			events := []outbox.Event{
+				{ID: outbox.NewID(), AggregateType: "order", AggregateID: "1", EventType: "a", Payload: []byte("1")},
+				{ID: outbox.NewID(), AggregateType: "order", AggregateID: "1", EventType: "b", Payload: []byte("2")},
+				{ID: outbox.NewID(), AggregateType: "order", AggregateID: "2", EventType: "c", Payload: []byte("3")},
+			}
+			if err := outbox.Insert(ctx, tx, events...); err != nil {
+				t.Fatal(err)
+			}
+			// b is inserted last, and committed before c: the ledger tells.
+			if _, err := tx.Exec(ctx, `insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at,
+				commit_lsn, tx_index, epoch)
+				select id, 1, 1, 'delivered', now(), '0/10', ascii(event_type), 1 from event_outbox where `+test.recorded); err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.Commit(ctx); err != nil {
+				t.Fatal(err)
+			}
+			var shop shop
+			for _, i := range test.arrived {
+				d.arrivals.add(record(events[i].ID), time.Now())
+			}
+			for range test.rolledBack {
+				id := outbox.NewID()
+				shop.rolledBack = append(shop.rolledBack, id)
+				d.arrivals.add(record(id), time.Now())
+			}
+			owed := []string{events[a].ID, events[b].ID, events[c].ID}
+			err = d.report(ctx, &shop, owed, time.Second)
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), " are "+test.want+";") {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+			if boast := strings.Contains(out.String(), "none missing"); boast != (test.want == "") {
+				t.Errorf("it says: %s", out.String())
+			}
+		})
+	}
+}
+
+func record(id string) *kgo.Record {
+	return &kgo.Record{Timestamp: time.Now(), Headers: []kgo.RecordHeader{{Key: "id", Value: []byte(id)}}}
+}
+
+func TestLatencyIsFromTheCommit(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	var a arrivals
+	a.expect("ours")
+	r := record("ours")
+	r.Timestamp = now.Add(-7 * time.Millisecond)
+	if got := a.add(r, now); got.Milliseconds != 7 || got.Own {
+		t.Errorf("%+v", got)
+	}
+	if got := a.add(record("another"), now); !got.Own {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	t.Parallel()
+	values := []int64{1, 2, 3, 4, 100}
+	if p50, p99 := quantile(values, 0.5), quantile(values, 0.99); p50 != 3 || p99 != 100 {
+		t.Errorf("p50 %d, p99 %d", p50, p99)
+	}
+	if got := quantile([]int64{7}, 0.99); got != 7 {
+		t.Errorf("of one value: %d", got)
+	}
+}
+
+func TestShellQuote(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{"/usr/bin/outbox-cdc", "", "it's $HOME", "a b", "`id`", `\`, "~", "postgres://a:b@c/d?e=f", "a\nb", "!", "*"} {
+		out, err := exec.Command("sh", "-c", "printf %s "+shellQuote(s)).Output()
+		if err != nil || string(out) != s {
+			t.Errorf("%q comes out of a shell as %q, %v", s, out, err)
+		}
+	}
+	if got := shellQuote("/usr/bin/outbox-cdc"); got != "/usr/bin/outbox-cdc" {
+		t.Errorf("quoted without need: %s", got)
+	}
+}
+
+func TestLine(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]string{
+		"":                       "",
+		"{\"a\":\n\t1}":          `{"a":  1}`,
+		"\x1b[31mred\a":          " [31mred ",
+		"\xff\u202e":             "\ufffd ",
+		strings.Repeat("ż", 100): strings.Repeat("ż", excerpt-1) + "…",
+	} {
+		if got := line(s); got != want {
+			t.Errorf("line(%q) = %q, want %q", s, got, want)
+		}
+	}
+}

@@ -1,0 +1,164 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// summary is what became of everything that was committed before the demo was told to end.
+type summary struct {
+	Seconds      float64 `json:"seconds"`
+	Transactions int     `json:"transactions"` // of the shop
+	Committed    int     `json:"committed"`    // events
+	Own          int     `json:"own"`          // of them a person's
+	Arrived      int     `json:"arrived"`
+	Missing      int     `json:"missing"`
+	Repeated     int     `json:"repeated"`
+	Misordered   int     `json:"misordered"` // behind a later one of their aggregate
+	Unrecorded   int     `json:"unrecorded"` // without a row in the ledger that says delivered
+	RolledBack   int     `json:"rolled_back"`
+	Phantoms     int     `json:"phantoms"` // rolled back, and arrived
+	// Milliseconds from the commit's time, which is taken before it waits for the disk, to the consumer.
+	P50 int64 `json:"latency_p50_ms"`
+	P99 int64 `json:"latency_p99_ms"`
+	Max int64 `json:"latency_max_ms"`
+}
+
+// settle waits until everything that is committed by now has arrived, but not for ever, and returns the ids.
+func (d *demo) settle(work context.Context) ([]string, error) {
+	rows, err := d.conn.Query(work, "select id::text from event_outbox")
+	if err != nil {
+		return nil, err
+	}
+	owed, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read the outbox: %w", err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.NewTimer(settleTimeout)
+	defer timeout.Stop()
+	for d.arrivals.missing(owed) > 0 {
+		select {
+		case <-tick.C:
+		case <-timeout.C:
+			return owed, nil // the summary counts what is missing
+		case <-work.Done():
+			return nil, context.Cause(work)
+		}
+	}
+	return owed, nil
+}
+
+// report compares outbox, ledger and what the consumer saw. The connector has ended.
+func (d *demo) report(work context.Context, s *shop, owed []string, took time.Duration) error {
+	sum := summary{Seconds: took.Seconds(), Transactions: s.transactions, Committed: len(owed), RolledBack: len(s.rolledBack)}
+	// The ledger knows the order of the commits.
+	rows, err := d.conn.Query(work, `select e.id::text, e.aggregate_type, e.aggregate_id, l.event_id is not null
+		from event_outbox e left join outbox_delivery_log l on l.event_id = e.id and l.status = 'delivered'
+		where e.id = any($1::uuid[])
+		order by l.commit_lsn, l.tx_index`, owed)
+	if err != nil {
+		return err
+	}
+	a := &d.arrivals
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	type aggregate struct{ typ, id string }
+	last := map[aggregate]int{}
+	counted := map[string]bool{} // a delivery that was recorded twice gives two rows
+	var id string
+	var of aggregate
+	var recorded bool
+	_, err = pgx.ForEachRow(rows, []any{&id, &of.typ, &of.id, &recorded}, func() error {
+		if counted[id] {
+			return nil
+		}
+		counted[id] = true
+		if !recorded {
+			sum.Unrecorded++
+		}
+		n, arrived := a.first[id]
+		if !arrived {
+			sum.Missing++
+			return nil
+		}
+		sum.Arrived++
+		if n < last[of] {
+			sum.Misordered++
+		}
+		last[of] = max(last[of], n)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read outbox and ledger: %w", err)
+	}
+	sum.Missing += len(owed) - len(counted) // rows that somebody deleted, and nobody can tell of
+	for _, id := range s.rolledBack {
+		if _, arrived := a.first[id]; arrived {
+			sum.Phantoms++
+		}
+	}
+	sum.Own, sum.Repeated = a.own, a.repeated
+	if len(a.latencies) > 0 {
+		slices.Sort(a.latencies)
+		sum.P50, sum.P99, sum.Max = quantile(a.latencies, 0.5), quantile(a.latencies, 0.99), a.latencies[len(a.latencies)-1]
+	}
+	if err := d.print(sum); err != nil {
+		return fmt.Errorf("print the summary: %w", err)
+	}
+	return sum.verdict()
+}
+
+// quantile of sorted values, of which there is at least one.
+func quantile(values []int64, q float64) int64 {
+	return values[int(q*float64(len(values)-1)+0.5)]
+}
+
+func (d *demo) print(s summary) error {
+	if d.JSON {
+		return json.NewEncoder(d.Out).Encode(map[string]summary{"summary": s})
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%.0f s: %d events were committed, %d of them yours, and %d arrived", s.Seconds, s.Committed, s.Own, s.Arrived)
+	if s.verdict() == nil {
+		b.WriteString(": none missing, none twice, in order per aggregate, all in the ledger")
+	}
+	fmt.Fprintf(&b, "\nrolled back: %d events, of which %d arrived\n", s.RolledBack, s.Phantoms)
+	if s.Arrived > 0 {
+		fmt.Fprintf(&b, "latency: p50 %d ms, p99 %d ms, max %d ms, from PostgreSQL's time of the commit (before it waits for the disk) to "+
+			"the consumer; to the millisecond\n", s.P50, s.P99, s.Max)
+	}
+	_, err := fmt.Fprint(d.Out, b.String())
+	return err
+}
+
+// verdict is nil if everything is as promised. Repetition would need a crash, and nothing crashes here.
+func (s summary) verdict() error {
+	var wrong []string
+	for _, count := range []struct {
+		n    int
+		what string
+	}{
+		{s.Missing, "missing"},
+		{s.Repeated, "repeated"},
+		{s.Misordered, "out of order"},
+		{s.Unrecorded, "not in the ledger"},
+		{s.Phantoms, "delivered although rolled back"},
+	} {
+		if count.n > 0 {
+			wrong = append(wrong, fmt.Sprintf("%d %s", count.n, count.what))
+		}
+	}
+	if wrong == nil {
+		return nil
+	}
+	return errors.New("of the events are " + strings.Join(wrong, ", ") + "; a dead letter, which the log names, counts as missing")
+}
