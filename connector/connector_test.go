@@ -123,7 +123,7 @@ func (r *running) wantExit(code int, text string) {
 		if !errors.As(err, &coded) || coded.ExitCode() != code || !strings.Contains(err.Error(), text) {
 			r.w.t.Errorf("run ended with %v, want exit code %d and %q", err, code, text)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(15 * time.Second):
 		r.w.t.Fatal("run did not end")
 	}
 }

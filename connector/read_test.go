@@ -182,3 +182,16 @@ func TestIdleCheckpoints(t *testing.T) {
 		}
 	})
 }
+
+// In the middle of a transaction a keepalive says nothing, whether or not it has brought an event yet.
+func TestReaderNotesOpenTransactions(t *testing.T) {
+	t.Parallel()
+	b := newReaderBench(t, checkpoint.Start{})
+	if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 100}); err != nil {
+		t.Fatal(err)
+	}
+	b.keepalive(100 + 2*idleStep)
+	if got := b.tracker.Settled().LSN; got != 0 {
+		t.Errorf("%d may be confirmed in the middle of a transaction", got)
+	}
+}

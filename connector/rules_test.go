@@ -161,9 +161,10 @@ func TestSameIDIsAnotherEvent(t *testing.T) {
 	w.exec("with gone as (delete from event_outbox where event_type = 'one' returning id, aggregate_id) " +
 		"select set_config('test.id', id::text, false) from gone")
 	w.exec(`insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload) values (current_setting('test.id')::uuid, 't', $1, 'two', '{}')`, w.onLane(1, 0))
+	after := w.query("select pg_current_wal_insert_lsn()")
 	w.sink(func(context.Context, []sinks.Message) []error { return nil })
 	r = w.run()
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "3")
+	w.eventually("select ("+confirmed+") >= '"+after+"'::pg_lsn", "true")
 	r.stop()
 	got := strings.Fields(w.received())
 	slices.Sort(got)
@@ -210,4 +211,22 @@ func TestServerIsLetGo(t *testing.T) {
 	}
 	r.cancel()
 	<-r.ended
+}
+
+// Whoever ends the recorder's session, a server that shuts down first of all, ends ours at once: the sink, which hangs, is
+// not waited for.
+func TestRecorderThatIsEndedEndsTheSession(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.cfg.Delivery.DrainTimeout, w.cfg.Delivery.Timeout = time.Minute, time.Minute
+	held, release := w.hold("stuck")
+	w.run()
+	w.event(w.onLane(0, 0), "stuck")
+	<-held
+	epoch := w.query("select epoch from outbox_checkpoints")
+	w.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
+	w.event(w.onLane(1, 0), "one")
+	w.eventually("select epoch > "+epoch+" from outbox_checkpoints", "true")
+	release()
+	w.eventually("select count(distinct event_id) from outbox_delivery_log where status = 'delivered'", "2")
 }

@@ -121,6 +121,16 @@ func TestInsert(t *testing.T) {
 	}
 }
 
+// A row of another table is no event, but an insert: it counts for the index of those that follow.
+func TestRowOfAnotherTable(t *testing.T) {
+	t.Parallel()
+	d := newDecoder(t, DefaultColumns(), defaultRelation...)
+	decode(t, d, relationMessage(5, column{"n", pgtype.Int4OID}))
+	if m := decode(t, d, insertMessage(5, "1")); m.Kind != KindInsert || m.Event != nil {
+		t.Errorf("%+v, want an insert without an event", m)
+	}
+}
+
 func TestMappedTable(t *testing.T) {
 	t.Parallel()
 	columns := Columns{ID: "key", AggregateType: "kind", AggregateID: "key", Payload: "body", TenantID: "tenant", CreatedAt: "at"}

@@ -208,20 +208,26 @@ func TestProgressIsReportedSoon(t *testing.T) {
 		if got := w.statuses(); len(got) != 0 {
 			t.Errorf("status %+v before there was progress", got)
 		}
-		settled := time.Now()
-		p.set(0x1234, 0)
-		time.Sleep(time.Second)
+		const times = 20
+		var settled [times]time.Time
+		for i := range times { // at different times after the look before
+			settled[i] = time.Now()
+			p.set(pglogrepl.LSN(0x1234+i), 1)
+			time.Sleep(time.Second + time.Duration(i)*7*time.Millisecond)
+		}
 		cancel()
 		<-ended
 		got := w.statuses()
-		if len(got) != 1 {
-			t.Fatalf("%d status messages, want 1", len(got))
+		if len(got) != times {
+			t.Fatalf("%d status messages, want %d", len(got), times)
 		}
-		if d := got[0].at.Sub(settled); d > 50*time.Millisecond {
-			t.Errorf("progress was reported after %s, want at most 50ms", d)
-		}
-		if s := got[0]; s.write != 0x1234 || s.flush != 0x1234 || s.apply != 0x1234 {
-			t.Errorf("status %+v, want write = flush = apply = 0x1234", s)
+		for i, s := range got {
+			if d := s.at.Sub(settled[i]); d > 50*time.Millisecond {
+				t.Errorf("progress was reported after %s, want at most 50ms", d)
+			}
+			if lsn := uint64(0x1234 + i); s.write != lsn || s.flush != lsn || s.apply != lsn {
+				t.Errorf("status %+v, want write = flush = apply = %#x", s, lsn)
+			}
 		}
 	})
 }
@@ -268,7 +274,7 @@ func TestRepliesAreLimited(t *testing.T) {
 		<-ended
 		got := w.statuses()
 		if len(got) < 15 || len(got) > 20 {
-			t.Errorf("%d replies in a second, want 20 at most and about that", len(got))
+			t.Fatalf("%d replies in a second, want 20 at most and about that", len(got))
 		}
 		if d := got[0].at.Sub(start); d > 50*time.Millisecond {
 			t.Errorf("first reply after %s", d)

@@ -1,0 +1,72 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+)
+
+// keepFor runs the keeper for so long. The clock is a bubble's, which stands still while PostgreSQL, a real one, is asked.
+func (w *world) keepFor(d time.Duration) (err error, took time.Duration) {
+	w.t.Helper()
+	table := w.query("select 'event_outbox'::regclass::oid")
+	synctest.Test(w.t, func(t *testing.T) {
+		cfg := w.cfg
+		cfg.Health, cfg.Metrics, cfg.Logger = &monitoring.Health{}, monitoring.NewMetrics("", nil), slog.New(slog.DiscardHandler)
+		c := New(cfg)
+		pool, perr := c.openPool(t.Context())
+		if perr != nil {
+			t.Error(perr)
+			return
+		}
+		defer pool.Close()
+		c.pool = pool
+		if perr := pool.QueryRow(t.Context(), "select $1::text::oid", table).Scan(&c.table); perr != nil {
+			t.Error(perr)
+			return
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		defer cancel()
+		start := time.Now()
+		err = c.keep(ctx)
+		took = time.Since(start)
+	})
+	return err, took
+}
+
+// What the publication leaves out shows nowhere on the stream, so the keeper looks.
+func TestKeeperLooksForDrift(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec("alter publication " + w.cfg.Source.Publication + " set (publish = 'update')")
+	err, took := w.keepFor(time.Hour)
+	var coded interface{ ExitCode() int }
+	if !errors.As(err, &coded) || coded.ExitCode() != 78 || !strings.Contains(err.Error(), "does not publish inserts") {
+		t.Errorf("ended with %v, want exit code 78 and the drift", err)
+	}
+	if took > driftEvery+time.Second {
+		t.Errorf("found after %s, want 30 s at most", took)
+	}
+}
+
+// Each heartbeat writes WAL, and an idle server has to stay idle.
+func TestHeartbeats(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec("insert into outbox_processors (id, connector, processor_name, processor_type) values (1, 'test', 's', 'test')")
+	w.exec("create table beats (n int)")
+	w.exec("create function beat() returns trigger language plpgsql as 'begin insert into public.beats values (1); return new; end'")
+	w.exec("create trigger beat after update of heartbeat_at on outbox_processors for each row execute function beat()")
+	if err, _ := w.keepFor(10*time.Minute - time.Second); err != nil {
+		t.Error(err)
+	}
+	if got := w.query("select count(*) from beats"); got != "10" {
+		t.Errorf("%s heartbeats in ten minutes, want 10", got)
+	}
+}
