@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz lint e2e bench bench-memory demo test-matrix test-containers clean
+.PHONY: help build test fuzz mutants lint e2e bench bench-memory demo test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -27,6 +27,9 @@ e2e: ## run the end-to-end tests only
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
 	scripts/fuzz $(FUZZTIME)
+
+mutants: ## break each LSN rule on purpose and see a test turn red; ONLY='3-* 9-storm' for some
+	go run ./test/mutants $(ONLY)
 
 lint: ## run golangci-lint, which is built on first use
 	go tool -modfile=tools/go.mod golangci-lint run ./...
