@@ -128,7 +128,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			continue
 		}
 		if !c.ran && Unreachable(err) && time.Since(started) > unreachableFor {
-			return exitError{69, fmt.Errorf("PostgreSQL was not reachable for %s: %w", unreachableFor, err)}
+			return exitError{69, fmt.Errorf("PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)}
 		}
 		failures++
 		wait := Retry{Initial: 200 * time.Millisecond, Max: 10 * time.Second}.delay(failures)

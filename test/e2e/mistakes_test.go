@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pglogrepl"
 )
 
 // refuses starts c, and wants it to end with this exit code and to tell all of these.
@@ -17,21 +19,28 @@ func (c *connector) refuses(code int, tells ...string) {
 	c.says(tells...)
 }
 
+// role makes a login without rights, whose password is secret.
+func (w *world) role() string {
+	w.t.Helper()
+	w.exec("create role " + w.database + " login password 'secret'")
+	w.t.Cleanup(func() {
+		conn := connect(w.t, w.dsn)
+		defer conn.Close(context.Background())
+		if _, err := conn.Exec(context.Background(), "drop owned by "+w.database+"; drop role "+w.database); err != nil {
+			w.t.Error(err)
+		}
+	})
+	return w.database
+}
+
 // Everything that can be wrong before the first session. Each mistake is named with its remedy, the slot stays where it
 // is, and when all are mended everything that waited is delivered, once.
 func TestMistakesBeforeTheStart(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{})
 	w.insert(60)
-	w.exec("create role " + w.database + " login password 'secret'")
-	t.Cleanup(func() {
-		conn := connect(t, w.dsn)
-		defer conn.Close(context.Background())
-		if _, err := conn.Exec(context.Background(), "drop owned by "+w.database+"; drop role "+w.database); err != nil {
-			t.Error(err)
-		}
-	})
-	plain := asRole(t, w.dsn, w.database, "secret")
+	role := w.role()
+	plain := asRole(t, w.dsn, role, "secret")
 	stands := w.confirmed()
 
 	for _, mistake := range []struct {
@@ -43,6 +52,8 @@ func TestMistakesBeforeTheStart(t *testing.T) {
 		tells  []string
 	}{
 		{"password", map[string]any{"dsn": asRole(t, w.dsn, w.database, "guess")}, "", "", 77, []string{"password", "source.dsn"}},
+		{"no connection string", map[string]any{"dsn": "postgres://app:guess%@localhost/shop"}, "", "", 78,
+			[]string{"outbox.yaml:", "source.dsn", "percent-encoded", "password"}},
 		{"database", map[string]any{"dsn": strings.Replace(w.dsn, "/"+w.database, "/nosuch", 1)}, "", "", 78, []string{"nosuch", "source.dsn"}},
 		{"a role that may not replicate", map[string]any{"replication_dsn": plain}, "", "", 77, []string{w.database, "may not replicate", "alter role"}},
 		{"a role without rights", map[string]any{"dsn": plain, "replication_dsn": w.dsn}, "", "", 77, []string{"outbox_delivery_log", "grant"}},
@@ -82,9 +93,7 @@ func TestMistakesBeforeTheStart(t *testing.T) {
 			if mistake.mended != "" {
 				w.exec(mistake.mended)
 			}
-			if now := w.confirmed(); now != stands {
-				t.Errorf("the slot moved from %s to %s", stands, now)
-			}
+			w.stands(stands)
 			if log := tail(c.last().stderr, 1000); strings.Contains(log, "secret") || strings.Contains(log, "guess") {
 				t.Errorf("the log holds a password:\n%s", log)
 			}
@@ -97,6 +106,7 @@ func TestMistakesBeforeTheStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.refuses(78, "outbox.yaml:")
+		w.stands(stands)
 	})
 	c := w.connector()
 	if out, code := c.command(nil, "run", "--confg", c.config); code != 2 || !strings.Contains(out, "--confg") {
@@ -109,13 +119,21 @@ func TestMistakesBeforeTheStart(t *testing.T) {
 
 func TestPostgresThatIsAwayAtTheStart(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, worldOptions{bare: true})
+	w := newWorld(t, worldOptions{})
+	w.insert(20)
+	stands := w.confirmed()
 	w.source["dsn"] = through(t, w.dsn, freeAddress(t))
 	c := w.connector()
 	c.start()
 	c.red("session", "connection refused")
 	c.exits(45*time.Second, 69)
-	c.says("not reachable", "30s")
+	c.says("not reachable", "30s", "source.dsn")
+	w.stands(stands)
+	w.source["dsn"] = w.dsn
+	w.writeConfig(c)
+	c.start()
+	w.verify(expectation{})
+	c.term()
 }
 
 func TestWALLevelReplica(t *testing.T) {
@@ -127,6 +145,9 @@ func TestWALLevelReplica(t *testing.T) {
 		t.Errorf("init: exit code %d, %s", code, out)
 	}
 	c.refuses(78, "wal_level", "logical", "restart")
+	if n := ask[int](w, "select (select count(*) from pg_replication_slots) + (select count(*) from pg_publication)"); n != 0 {
+		t.Errorf("%d slots and publications were made", n)
+	}
 }
 
 // A slot that was dropped and made again has a gap in front of it that only a comparison can find.
@@ -141,12 +162,31 @@ func TestSlotMadeAnew(t *testing.T) {
 	c.term()
 	w.insert(10)
 	w.exec("select pg_drop_replication_slot($1)", w.slot)
-	c.refuses(70, w.slot, "resync")
+	c.refuses(70, w.slot, "is gone", "resync")
+	if n := ask[int](w, "select count(*) from pg_replication_slots where slot_name = $1", w.slot); n != 0 {
+		t.Error("somebody has replaced the slot")
+	}
 	w.exec("select pg_create_logical_replication_slot($1, 'pgoutput')", w.slot)
 	stands := w.confirmed()
 	c.refuses(70, w.slot, "ahead of the checkpoint", "resync")
-	if now := w.confirmed(); now != stands {
-		t.Errorf("the slot moved from %s to %s", stands, now)
+	w.stands(stands)
+	w.owed(10)
+}
+
+// owed wants so many events to be in the table and not in the ledger: what a comparison finds is not lost.
+func (w *world) owed(n int) {
+	w.t.Helper()
+	got := ask[int](w, "select count(*) from event_outbox o where not exists (select from outbox_delivery_log l where l.event_id = o.id and l.status <> 'failed')")
+	if got != n {
+		w.t.Errorf("table and ledger show %d events that are owed, want %d", got, n)
+	}
+}
+
+// stands wants the slot to be where it was.
+func (w *world) stands(at pglogrepl.LSN) {
+	w.t.Helper()
+	if now := w.confirmed(); now != at {
+		w.t.Errorf("the slot moved from %s to %s", at, now)
 	}
 }
 
@@ -172,4 +212,5 @@ func TestSlotLostWhileStreaming(t *testing.T) {
 	if status := ask[string](w, "select wal_status from pg_replication_slots where slot_name = $1", w.slot); status != "lost" {
 		t.Errorf("wal_status is %s: somebody has replaced the slot", status)
 	}
+	w.owed(10)
 }

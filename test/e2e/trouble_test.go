@@ -21,7 +21,9 @@ func TestPublicationDrifts(t *testing.T) {
 	w.exec("alter publication " + w.publication + " drop table event_outbox")
 	c.exits(45*time.Second, 78)
 	c.says("does not publish table public.event_outbox", "alter publication")
+	stands := w.confirmed()
 	c.refuses(78, "does not publish table public.event_outbox", "alter publication")
+	w.stands(stands)
 	w.exec("alter publication " + w.publication + " add table event_outbox")
 	w.insert(20)
 	c.start()
@@ -47,6 +49,7 @@ func TestPublicationDropped(t *testing.T) {
 	if now := w.confirmed(); now >= w.truth()[20].commitEnd {
 		t.Errorf("the slot moved from %s to %s, past what was not delivered", stands, now)
 	}
+	w.owed(20)
 }
 
 // A column that is needed gets another name while events are written: the session stops with the cause, and goes on
@@ -75,6 +78,55 @@ func TestColumnRenamed(t *testing.T) {
 	c.term()
 }
 
+// A column got another name while the connector was away, and rows of before are still in the WAL: the configuration fits
+// the table, and not the rows. They are not passed, and delivered once the change is undone.
+func TestRowThatCannotBeDecoded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	w.insert(20)
+	stands := w.confirmed()
+	w.exec("alter table event_outbox rename event_type to kind")
+	c := w.connector()
+	w.source["columns"] = map[string]any{"event_type": "kind"}
+	w.writeConfig(c)
+	c.start()
+	c.red("session", "event_outbox drifted", `"kind" (event_type) is missing`, "undo the change", "source.columns")
+	w.stands(stands)
+	w.owed(20)
+	c.term()
+	w.exec("alter table event_outbox rename kind to event_type")
+	delete(w.source, "columns")
+	w.writeConfig(c)
+	c.start()
+	w.verify(expectation{})
+	c.term()
+}
+
+// A right is taken away under a running connector: nothing can be recorded, and nothing moves, until it is given back.
+func TestPrivilegeRevoked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	role := w.role()
+	w.source["dsn"], w.source["replication_dsn"] = asRole(t, w.dsn, role, "secret"), w.dsn
+	w.exec("grant all on all tables in schema public to " + role + "; grant all on all functions in schema public to " + role)
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	truth := w.truth()
+	w.passed(10*time.Second, truth[len(truth)-1].commitEnd)
+	w.exec("revoke insert on outbox_delivery_log from " + role)
+	w.insert(20)
+	c.red("recorder", "permission denied", "outbox_delivery_log")
+	if now := w.confirmed(); now >= w.truth()[20].commitEnd {
+		t.Errorf("the slot stands at %s, past what was not recorded", now)
+	}
+	w.exec("grant insert on outbox_delivery_log to " + role)
+	c.ready("leader")
+	w.verify(expectation{})
+	c.term()
+}
+
 // A topic that does not exist is a destination that is away: red, nothing dead, and delivered once it exists.
 func TestUnknownTopic(t *testing.T) {
 	t.Parallel()
@@ -86,7 +138,7 @@ func TestUnknownTopic(t *testing.T) {
 	c.start()
 	stands := w.confirmed()
 	w.insert(20)
-	c.red("sink:kafka", w.topics.prefix, "UNKNOWN_TOPIC")
+	c.red("sink:kafka", w.topics.prefix, "UNKNOWN_TOPIC", "create it")
 	if now := w.confirmed(); now >= w.truth()[0].commitEnd {
 		t.Errorf("the slot moved from %s to %s, past what was not delivered", stands, now)
 	}
@@ -111,10 +163,11 @@ func TestBrokerThatIsAwayAtTheStart(t *testing.T) {
 	c.start()
 	stands := w.confirmed()
 	w.insert(20)
-	c.red("sink:kafka")
+	c.red("sink:kafka", proxy.Addr())
 	if now := w.confirmed(); now >= w.truth()[0].commitEnd {
 		t.Errorf("the slot moved from %s to %s, past what was not delivered", stands, now)
 	}
+	w.owed(20)
 	proxy.Accept()
 	c.ready("leader")
 	w.verify(expectation{})
