@@ -270,6 +270,7 @@ func TestForeignHistoryIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ sql, text string }{
 		"slot moved by somebody else": {"select pg_replication_slot_advance((select slot_name from outbox_checkpoints), pg_current_wal_lsn())", "ahead of the checkpoint"},
+		"checkpoint of the future":    {"update outbox_checkpoints set confirmed_lsn = 'FF/0'", "ahead of the server"},
 		"promoted":                    {"update outbox_checkpoints set timeline = 99", "timeline"},
 		"another cluster":             {"update outbox_checkpoints set system_identifier = '1'", "system identifier"},
 	} {

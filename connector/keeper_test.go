@@ -13,7 +13,7 @@ import (
 )
 
 // keepFor runs the keeper for so long. The clock is a bubble's, which stands still while PostgreSQL, a real one, is asked.
-func (w *world) keepFor(d time.Duration) (err error, took time.Duration) {
+func (w *world) keepFor(d time.Duration) (took time.Duration, err error) {
 	w.t.Helper()
 	table := w.query("select 'event_outbox'::regclass::oid")
 	synctest.Test(w.t, func(t *testing.T) {
@@ -37,7 +37,7 @@ func (w *world) keepFor(d time.Duration) (err error, took time.Duration) {
 		err = c.keep(ctx)
 		took = time.Since(start)
 	})
-	return err, took
+	return took, err
 }
 
 // What the publication leaves out shows nowhere on the stream, so the keeper looks.
@@ -45,7 +45,7 @@ func TestKeeperLooksForDrift(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.exec("alter publication " + w.cfg.Source.Publication + " set (publish = 'update')")
-	err, took := w.keepFor(time.Hour)
+	took, err := w.keepFor(time.Hour)
 	var coded interface{ ExitCode() int }
 	if !errors.As(err, &coded) || coded.ExitCode() != 78 || !strings.Contains(err.Error(), "does not publish inserts") {
 		t.Errorf("ended with %v, want exit code 78 and the drift", err)
@@ -63,7 +63,7 @@ func TestHeartbeats(t *testing.T) {
 	w.exec("create table beats (n int)")
 	w.exec("create function beat() returns trigger language plpgsql as 'begin insert into public.beats values (1); return new; end'")
 	w.exec("create trigger beat after update of heartbeat_at on outbox_processors for each row execute function beat()")
-	if err, _ := w.keepFor(10*time.Minute - time.Second); err != nil {
+	if _, err := w.keepFor(10*time.Minute - time.Second); err != nil {
 		t.Error(err)
 	}
 	if got := w.query("select count(*) from beats"); got != "10" {

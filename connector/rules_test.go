@@ -209,8 +209,7 @@ func TestServerIsLetGo(t *testing.T) {
 	if err := pg.Stop(ctx, servers.Fast); err != nil {
 		t.Fatalf("the server waits for us: %v", err)
 	}
-	r.cancel()
-	<-r.ended
+	r.stop()
 }
 
 // Whoever ends the recorder's session, a server that shuts down first of all, ends ours at once: the sink, which hangs, is

@@ -109,13 +109,18 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 	if id.Timeline != start.Timeline {
 		return lost("slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
 	}
-	var confirmed pglogrepl.LSN
-	err := c.pool.QueryRow(ctx, "select confirmed_flush_lsn from pg_replication_slots where slot_name = $1", slot).Scan(&confirmed)
+	var confirmed, written pglogrepl.LSN
+	err := c.pool.QueryRow(ctx, "select confirmed_flush_lsn, pg_current_wal_insert_lsn() from pg_replication_slots where slot_name = $1", slot).
+		Scan(&confirmed, &written)
 	if err != nil {
 		return fmt.Errorf("ask where slot %q stands: %w", slot, err)
 	}
 	if confirmed > start.Confirmed {
 		return lost("slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
+	}
+	// The server does not check what is reported to it: the slot would jump there, past all events to come.
+	if start.Confirmed > written {
+		return lost("the checkpoint of slot %q stands at %s, ahead of the server's %s: it is of another history"+remedy, slot, start.Confirmed, written)
 	}
 	return nil
 }
