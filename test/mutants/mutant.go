@@ -108,7 +108,7 @@ var errBuild = errors.New("DOES NOT COMPILE")
 func (l *lab) hunt(ctx context.Context, t test) error {
 	out, err := l.run(ctx, t)
 	if errors.Is(err, errBuild) {
-		return fmt.Errorf("%w\n%s", err, out)
+		return err
 	}
 	return verdict(out, err, t)
 }
@@ -121,7 +121,7 @@ func verdict(out string, err error, t test) error {
 	case strings.Contains(out, "panic: test timed out"):
 		return fmt.Errorf("TIMED OUT: make the test fail by itself\n%s", tail(out))
 	case !strings.Contains(out, "--- FAIL: "+t.name()):
-		return fmt.Errorf("CRASHED: no test has failed\n%s", tail(out))
+		return fmt.Errorf("CRASHED: no test has failed: %w\n%s", err, tail(out))
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (l *lab) run(ctx context.Context, t test) (string, error) {
 	// Trimmed, so that what was compiled is found again whatever the copy's path.
 	out, err := l.command(ctx, "", "go", "test", "-c", "-vet=off", "-trimpath", "-o", l.binary, t.pkg)
 	if err != nil {
-		return out, errBuild
+		return "", fmt.Errorf("%w: %w\n%s", errBuild, err, out)
 	}
 	return l.command(ctx, t.pkg, l.binary, "-test.run", t.pattern, "-test.v", "-test.count=1", "-test.timeout=2m")
 }
