@@ -118,9 +118,11 @@ func (s *Stream) next(ctx context.Context) (Frame, error) {
 		s.makeRoom()
 		n, err := s.wire.tryRead(s.buf[s.w:])
 		if n == 0 && err == nil {
-			if s.canPause && s.pacer.empty(time.Now()) {
-				time.Sleep(drainPause)
-				n, err = s.wire.tryRead(s.buf[s.w:])
+			if s.canPause {
+				if d := s.pacer.empty(time.Now()); d > 0 {
+					s.wire.pause(d)
+					n, err = s.wire.tryRead(s.buf[s.w:])
+				}
 			}
 			if n == 0 && err == nil {
 				if !waiting {

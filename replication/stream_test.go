@@ -59,6 +59,8 @@ func (w *fakeWire) tryRead(p []byte) (int, error) {
 
 func (w *fakeWire) setDeadline(t time.Time) error { w.deadline = t; return nil }
 
+func (w *fakeWire) pause(d time.Duration) { time.Sleep(d) }
+
 func (w *fakeWire) waitRead(p []byte) (int, error) {
 	t := time.NewTimer(time.Until(w.deadline))
 	defer t.Stop()
@@ -391,19 +393,26 @@ func TestPacer(t *testing.T) {
 		}
 	}
 	run(time.Second, 1000) // 1 MB/s
-	if p.empty(now) {
+	fast := func() bool { return p.empty(now) == drainPause }
+	if fast() {
 		t.Error("pauses at 1 MB/s")
 	}
+	if got := p.empty(now); got != calmPause {
+		t.Errorf("reads again after %s, not %s", got, calmPause)
+	}
+	if got := p.empty(now.Add(calmPause)); got > 0 {
+		t.Errorf("pauses for %s though nothing has come for a while", got)
+	}
 	run(20*time.Millisecond, 50_000)
-	if !p.empty(now) {
+	if !fast() {
 		t.Error("does not pause at 50 MB/s")
 	}
 	run(100*time.Millisecond, 80_000)
-	if !p.empty(now) {
+	if !fast() {
 		t.Error("stops pausing though pauses made it faster")
 	}
 	run(100*time.Millisecond, 1000)
-	if p.empty(now) {
+	if fast() {
 		t.Error("pauses though the stream is slow again")
 	}
 	// Measured without pauses, the socket found empty: 50 MB/s. With pauses: 20.
@@ -414,14 +423,14 @@ func TestPacer(t *testing.T) {
 		p.empty(now)
 		run(time.Millisecond, 20_000)
 	}
-	if p.empty(now) {
+	if fast() {
 		t.Error("goes on pausing though pauses made it slower")
 	}
 	for range 11_000 {
 		p.empty(now)
 		run(time.Millisecond, 20_000)
 	}
-	if !p.empty(now) {
+	if !fast() {
 		t.Error("never tries to pause again")
 	}
 }

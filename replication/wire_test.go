@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -182,4 +183,41 @@ func TestFramed(t *testing.T) {
 	if _, err := io.ReadAll(&framed{r: bytes.NewReader([]byte{'d', 0, 0, 0, 1})}); err == nil {
 		t.Error("a message of length 1 is no error")
 	}
+}
+
+// What arrives in a pause wakes nobody; a read that waits after it takes a single byte.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	forPlainAndTLS(t, func(t *testing.T, w *netWire, far net.Conn) {
+		w.pause(time.Millisecond)
+		lowat := func() (v int) {
+			t.Helper()
+			err := w.sock.raw.Control(func(fd uintptr) {
+				var err error
+				if v, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVLOWAT); err != nil {
+					t.Error(err)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		if got := lowat(); got <= 1 {
+			t.Errorf("SO_RCVLOWAT is %d in a pause", got)
+		}
+		p := make([]byte, 1<<20)
+		if _, err := far.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.setDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := w.waitRead(p); n != 1 || err != nil {
+			t.Errorf("read %d bytes: %v", n, err)
+		}
+		if got := lowat(); got != 1 {
+			t.Errorf("SO_RCVLOWAT is %d after it", got)
+		}
+	})
 }
