@@ -13,9 +13,13 @@ import (
 // maxBatchRows bounds the rows of one transaction: beyond some thousand, COPY gets no cheaper a row.
 const maxBatchRows = 8192
 
-// pace is the least time between the starts of two transactions while the stream is fast: batches of some thousand
-// rows cost half of what batches of a hundred do, and nobody but the slot waits for the recorder.
-const pace = 20 * time.Millisecond
+// The least time between the starts of two transactions: while the stream is fast, and otherwise. Batches of some
+// thousand rows cost half of what batches of a hundred do, those of a few rows ten times as much a row, and nobody but
+// the slot waits for the recorder. calmPace is short enough for a lane not to use up its unrecorded batches.
+const (
+	fastPace = 20 * time.Millisecond
+	calmPace = 10 * time.Millisecond
+)
 
 // RecorderConfig is what a Recorder needs. All of it is required.
 type RecorderConfig struct {
@@ -110,9 +114,11 @@ func (r *Recorder) Run(ctx context.Context, tracker *Tracker, in <-chan Outcomes
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+		pace := calmPace
 		if r.cfg.Fast() {
-			wait(ctx, pace-time.Since(last))
+			pace = fastPace
 		}
+		wait(ctx, pace-time.Since(last))
 		last = time.Now()
 		for more := true; more && rows < maxBatchRows; {
 			select {

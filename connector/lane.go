@@ -38,18 +38,19 @@ type lane struct {
 	out      chan<- checkpoint.Outcomes // to the recorder
 	recorded chan uint64                // from the recorder: everything up to this Seq is committed
 
-	collect []*delivery // the reader's: not yet handed over
-	pending []*delivery // arrived, in order
-	again   []*delivery // delivered before and not accepted: goes first
-	retryAt time.Time   // when again may be tried
-	running []*delivery // what Deliver has; nil when none runs
-	done    chan result
-	started time.Time
-	batch   []sinks.Message // reused: Deliver does not keep it
-	given   uint64          // Seq of the last outcomes
-	commit  uint64          // Seq of the last that are committed
-	closing bool
-	timer   *time.Timer
+	collect  []*delivery // the reader's: not yet handed over
+	pending  []*delivery // arrived, in order
+	again    []*delivery // delivered before and not accepted: goes first
+	retryAt  time.Time   // when again may be tried
+	running  []*delivery // what Deliver has; nil when none runs
+	done     chan result
+	started  time.Time
+	batch    []sinks.Message // reused: Deliver does not keep it
+	noAnswer error           // why a Deliver ends that takes too long
+	given    uint64          // Seq of the last outcomes
+	commit   uint64          // Seq of the last that are committed
+	closing  bool
+	timer    *time.Timer
 }
 
 type result struct {
@@ -62,6 +63,7 @@ func newLane(l lane) *lane {
 	l.in = make(chan []*delivery, 2)
 	l.recorded = make(chan uint64, 1)
 	l.done = make(chan result, 1) // Deliver's goroutine never waits for the lane
+	l.noAnswer = fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
 	return &l
 }
 
@@ -132,7 +134,7 @@ func (l *lane) start(ctx context.Context, now time.Time) time.Duration {
 }
 
 func (l *lane) deliver(ctx context.Context, batch []sinks.Message) {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, l.noAnswer)
 	defer cancel()
 	res := result{started: time.Now()}
 	res.errs = l.sink.Deliver(ctx, batch)
