@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -64,7 +66,7 @@ func (b *bench) latency(ctx context.Context) (best latencyResult, err error) {
 	return best, nil
 }
 
-func (b *bench) latencyOnce(ctx context.Context) (l latencyResult, err error) {
+func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResult, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("it takes too long"))
 	defer cancel()
 	d, err := b.newDatabase(ctx, "latency", "ours")
@@ -87,7 +89,7 @@ func (b *bench) latencyOnce(ctx context.Context) (l latencyResult, err error) {
 	if err := d.settle(ctx); err != nil {
 		return l, err
 	}
-	c, err := startChild(filepath.Join(b.dir, "connector.log"), b.connector, "run", "--config", d.config("ours"))
+	c, err := startChild(filepath.Join(b.dir, "connector.log"), b.connector, append([]string{"run", "--config", d.config("ours")}, args...)...)
 	if err != nil {
 		return l, err
 	}
@@ -153,17 +155,38 @@ func (b *bench) latencyOnce(ctx context.Context) (l latencyResult, err error) {
 	return l, err
 }
 
+// insertOne writes what bench_insert does. The writers share the machine with what is measured, so the payload comes from
+// outside and nothing is computed in SQL that an application would not compute there.
+const insertOne = `insert into event_outbox (aggregate_type, aggregate_id, event_type, event_version, payload, metadata, max_retries,
+		tenant_id, correlation_id, causation_id)
+	values ('order', 'order-' || $1::int % 5000, 'order.changed', 2, ('{"seq": ' || $1::int || $2::text)::json,
+		'{"source": "bench"}', 5, 'tenant-' || $1::int % 20, 'correlation-' || $1::int, 'causation-' || $1::int)`
+
+// makePayloads gives the rest of some payloads, behind their number: about 500 bytes that do not compress, apart from being text.
+func makePayloads() []string {
+	all := make([]string, 1000)
+	for i := range all {
+		data := make([]byte, 360)
+		for j := range data {
+			data[j] = byte(rand.Uint32())
+		}
+		all[i] = `, "data": "` + base64.StdEncoding.EncodeToString(data) + `"}`
+	}
+	return all
+}
+
 // load inserts the events numbered first to last at the rate, and gives how many milliseconds each took.
 func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	queues := make([]chan int, len(conns))
 	waits := make([]float64, last-first+1)
+	payloads := makePayloads()
 	for i, conn := range conns {
 		queues[i] = make(chan int, rate) // a server that falls a second behind does not stop the pacer
 		g.Go(func() error {
 			for n := range queues[i] {
 				begin := time.Now()
-				if _, err := conn.Exec(ctx, "select bench_insert($1, $1)", n); err != nil {
+				if _, err := conn.Exec(ctx, insertOne, n, payloads[n%len(payloads)]); err != nil {
 					return fmt.Errorf("insert: %w", err)
 				}
 				waits[n-first] = float64(time.Since(begin)) / float64(time.Millisecond)

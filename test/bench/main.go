@@ -5,7 +5,7 @@
 //
 //	go run ./test/bench                   # throughput and latency
 //	go run ./test/bench -only memory
-//	go run ./test/bench -profile DIR      # one run of each kind, with a CPU profile of the connector
+//	go run ./test/bench -profile DIR      # one run of each kind, with a CPU profile of the connector; -only as well
 //
 // It starts a PostgreSQL (fsync on, defaults otherwise) and, anew for each run, a Kafka fake in a process of its own. All
 // figures are of one machine and one hour: only their ratios carry over to others.

@@ -114,10 +114,20 @@ func (b *bench) profiles(ctx context.Context) error {
 	if err := os.MkdirAll(b.profile, 0o755); err != nil {
 		return err
 	}
-	for _, rows := range b.rows {
-		if err := b.profileOne(ctx, rows); err != nil {
-			return fmt.Errorf("profile at %d rows a transaction: %w", rows, err)
+	if b.only == "" || b.only == throughput {
+		for _, rows := range b.rows {
+			if err := b.profileOne(ctx, rows); err != nil {
+				return fmt.Errorf("profile at %d rows a transaction: %w", rows, err)
+			}
 		}
+	}
+	if b.only == "" || b.only == latency {
+		path := filepath.Join(b.profile, "latency.pprof")
+		l, err := b.latencyOnce(ctx, "--profile", path)
+		if err != nil {
+			return fmt.Errorf("profile of the latency: %w", err)
+		}
+		note("p50 %.2f ms, %v µs an event; go tool pprof -top %s", l.P50, l.CPU, path)
 	}
 	return nil
 }
