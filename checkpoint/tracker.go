@@ -1,3 +1,5 @@
+// Package checkpoint knows what is settled. Tracker says from that which LSN may be confirmed to PostgreSQL; Recorder
+// writes outcomes and checkpoint to the ledger, one transaction a batch. It delivers nothing and talks to no stream.
 package checkpoint
 
 import (

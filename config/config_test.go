@@ -27,8 +27,7 @@ func TestBadFiles(t *testing.T) {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			t.Parallel()
 			_, _, err := Load(file, []string{"PASSWORD=canary"})
-			var mistakes *Error
-			if !errors.As(err, &mistakes) {
+			if _, ok := errors.AsType[*Error](err); !ok {
 				t.Fatalf("error = %v, want an *Error", err)
 			}
 			got := strings.ReplaceAll(err.Error(), "testdata/", "") + "\n"
@@ -205,12 +204,18 @@ OUTBOX_REDIS_URL: is not built yet; unset it
 OUTBOX_RETENTION_DAYS: is not built yet; unset it
 OUTBOX_WEBHOOK_SECRET: is not built yet; unset it
 OUTBOX_WEBHOOK_URL: is not built yet; unset it`},
-		{name: "another type than the file's", file: "sinks: [{type: stdout}]", environ: []string{dsn, "OUTBOX_PUBLISHER_TYPE=kafka"},
-			err: "OUTBOX_PUBLISHER_TYPE: sinks: kafka contradicts the sinks at f.yml:1; unset the variable, or remove them"},
-		{name: "more sinks than one", file: twoKafkas, environ: []string{dsn, "OUTBOX_KAFKA_TOPIC=t"},
-			err: "OUTBOX_KAFKA_TOPIC: could mean any of 2 sinks of type kafka; write ${OUTBOX_KAFKA_TOPIC} in the file where it belongs"},
-		{name: "a variable that the file places", file: strings.ReplaceAll(twoKafkas, "OTHER", "OUTBOX_KAFKA_BROKERS"),
-			environ: []string{dsn, "OUTBOX_KAFKA_BROKERS=c:1"}},
+		{
+			name: "another type than the file's", file: "sinks: [{type: stdout}]", environ: []string{dsn, "OUTBOX_PUBLISHER_TYPE=kafka"},
+			err: "OUTBOX_PUBLISHER_TYPE: sinks: kafka contradicts the sinks at f.yml:1; unset the variable, or remove them",
+		},
+		{
+			name: "more sinks than one", file: twoKafkas, environ: []string{dsn, "OUTBOX_KAFKA_TOPIC=t"},
+			err: "OUTBOX_KAFKA_TOPIC: could mean any of 2 sinks of type kafka; write ${OUTBOX_KAFKA_TOPIC} in the file where it belongs",
+		},
+		{
+			name: "a variable that the file places", file: strings.ReplaceAll(twoKafkas, "OTHER", "OUTBOX_KAFKA_BROKERS"),
+			environ: []string{dsn, "OUTBOX_KAFKA_BROKERS=c:1"},
+		},
 		{name: "no effect", environ: []string{
 			dsn, stdout, "OUTBOX_POLL_INTERVAL=5s", "OUTBOX_KAFKA_BROKERS=a:1", "OUTBOX_BATCHSIZE=5",
 			"OUTBOX_ADMIN_URL=postgres://localhost", "OUTBOX_SERVICE_HOST=10.0.0.1", "OUTBOX_PORT_9640_TCP_ADDR=10.0.0.1", "OUTBOX_PORT=tcp://10.0.0.1:9640",
@@ -220,11 +225,13 @@ OUTBOX_WEBHOOK_URL: is not built yet; unset it`},
 			"OUTBOX_BATCHSIZE is no variable of outbox-cdc and has no effect",
 		}},
 		{name: "a variable of the user's", file: "name: ${OUTBOX_TEAM}", environ: []string{dsn, stdout, "OUTBOX_TEAM=a"}},
-		{name: "in clear", file: "sinks: [{type: kafka, brokers: [kafka:9092], sasl: {mechanism: plain, username: u, password: p}, tls: {insecure_skip_verify: false}}]",
+		{
+			name: "in clear", file: "sinks: [{type: kafka, brokers: [kafka:9092], sasl: {mechanism: plain, username: u, password: p}, tls: {insecure_skip_verify: false}}]",
 			environ: []string{"DATABASE_URL=postgres://db.internal/shop"}, warnings: []string{
 				"source.dsn reaches a remote PostgreSQL without insisting on TLS: passwords and events may cross the network in clear; add sslmode=verify-full",
 				"sinks[0].sasl: plain sends the password in clear without tls",
-			}},
+			},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -57,8 +57,7 @@ func (c *Connector) refused(err error) error {
 func Unreachable(err error) bool {
 	var connect *pgconn.ConnectError
 	var network net.Error
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return len(pg.Code) == 5 && pg.Code[:3] == "57P" // starting up or shutting down
 	}
 	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded)

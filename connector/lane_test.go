@@ -35,7 +35,7 @@ type laneBench struct {
 	t        *testing.T
 	start    time.Time
 	outcomes chan checkpoint.Outcomes
-	work     context.Context
+	work     context.Context //nolint:containedctx // the test's own, ended by end
 	end      context.CancelFunc
 	stopped  chan error
 

@@ -3,6 +3,7 @@ package connector
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 
 	"github.com/jackc/pgx/v5"
@@ -34,9 +35,7 @@ func (c *Connector) openPool(context.Context) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, exitError{78, fmt.Errorf("source.dsn: %w", err)}
 	}
-	for k, v := range c.sqlSettings() {
-		cfg.ConnConfig.RuntimeParams[k] = v
-	}
+	maps.Copy(cfg.ConnConfig.RuntimeParams, c.sqlSettings())
 	cfg.MinConns = 0
 	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-1)) // the recorder has its own
 	// The pool outlives the context that would end its connections in mid-drain.
@@ -56,9 +55,7 @@ func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
 			if err != nil {
 				return nil, err
 			}
-			for k, v := range c.sqlSettings() {
-				cfg.RuntimeParams[k] = v
-			}
+			maps.Copy(cfg.RuntimeParams, c.sqlSettings())
 			return pgx.ConnectConfig(ctx, cfg)
 		},
 		State: func(err error) { c.cfg.Health.Set("recorder", err == nil, errText(err)) },

@@ -57,8 +57,10 @@ func TestTransaction(t *testing.T) {
 		{"relation", relationMessage(testOID, defaultRelation...), Message{Kind: KindRelation}},
 		{"other relation", relationMessage(testOID+1, column{"x", pgtype.TextOID}), Message{Kind: KindRelation}},
 		{"other insert", insertMessage(testOID+1, "1"), Message{Kind: KindInsert}},
-		{"commit", commitMessage(0x16B374D848, 0x16B374D880, micros),
-			Message{Kind: KindCommit, LSN: 0x16B374D848, EndLSN: 0x16B374D880, CommitTime: at}},
+		{
+			"commit", commitMessage(0x16B374D848, 0x16B374D880, micros),
+			Message{Kind: KindCommit, LSN: 0x16B374D848, EndLSN: 0x16B374D880, CommitTime: at},
+		},
 		{"update", []byte("U..."), Message{}},
 		{"delete", []byte("D..."), Message{}},
 		{"truncate", []byte("T..."), Message{}},
@@ -82,8 +84,10 @@ func TestInsert(t *testing.T) {
 	}{
 		{
 			"everything",
-			[]string{"0197a3c2-5d1e-7a4b-8c3d-2e1f0a9b8c7d", "order", "42", "order.paid", "12", "{\"a\": 1e400,\n \"a\":\"\\u0000 ü\"}",
-				`{"user": "u"}`, "2026-11-24 03:58:21.123456+00", "10", "acme", "c1", "c0"},
+			[]string{
+				"0197a3c2-5d1e-7a4b-8c3d-2e1f0a9b8c7d", "order", "42", "order.paid", "12", "{\"a\": 1e400,\n \"a\":\"\\u0000 ü\"}",
+				`{"user": "u"}`, "2026-11-24 03:58:21.123456+00", "10", "acme", "c1", "c0",
+			},
 			outbox.Event{
 				ID: "0197a3c2-5d1e-7a4b-8c3d-2e1f0a9b8c7d", AggregateType: "order", AggregateID: "42", EventType: "order.paid",
 				EventVersion: 12, Payload: []byte("{\"a\": 1e400,\n \"a\":\"\\u0000 ü\"}"), Metadata: []byte(`{"user": "u"}`),
@@ -239,23 +243,36 @@ func TestSchemaDrift(t *testing.T) {
 		{"payload jsonb", DefaultColumns(), drift("payload", column{"payload", pgtype.JSONBOID}), ""},
 		{"id of any type", DefaultColumns(), drift("id", column{"id", pgtype.NumericOID}), ""},
 		{"enum", DefaultColumns(), drift("event_type", column{"event_type", 20000}), ""},
-		{"optional and unmapped", Columns{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", Payload: "payload"},
-			drift("event_type", column{}), ""},
+		{
+			"optional and unmapped",
+			Columns{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", Payload: "payload"},
+			drift("event_type", column{}), "",
+		},
 		{
 			"renamed", DefaultColumns(), drift("payload", column{"body", pgtype.JSONOID}),
 			`column "payload" (payload) is missing; it has id, aggregate_type, aggregate_id, event_type, event_version, body, metadata, ` +
 				`created_at, max_retries, tenant_id, correlation_id, causation_id`,
 		},
 		{"dropped", DefaultColumns(), drift("tenant_id", column{}), `column "tenant_id" (tenant_id) is missing`},
-		{"retyped", DefaultColumns(), drift("event_version", column{"event_version", pgtype.TextOID}),
-			`column "event_version" (event_version) is of type text, it must be int2, int4 or int8`},
-		{"payload of a user's type", DefaultColumns(), drift("payload", column{"payload", 20000}),
-			`column "payload" (payload) is of type with OID 20000, it must be json, jsonb, text, varchar or bytea`},
-		{"time as text", DefaultColumns(), drift("created_at", column{"created_at", pgtype.DateOID}),
-			`column "created_at" (created_at) is of type date, it must be timestamptz or timestamp`},
+		{
+			"retyped", DefaultColumns(), drift("event_version", column{"event_version", pgtype.TextOID}),
+			`column "event_version" (event_version) is of type text, it must be int2, int4 or int8`,
+		},
+		{
+			"payload of a user's type", DefaultColumns(), drift("payload", column{"payload", 20000}),
+			`column "payload" (payload) is of type with OID 20000, it must be json, jsonb, text, varchar or bytea`,
+		},
+		{
+			"time as text", DefaultColumns(), drift("created_at", column{"created_at", pgtype.DateOID}),
+			`column "created_at" (created_at) is of type date, it must be timestamptz or timestamp`,
+		},
 		{"all lost", DefaultColumns(), relationMessage(testOID), `column "causation_id" (causation_id) is missing; it has no columns`},
-		{"unmapped", Columns{}, relationMessage(testOID, defaultRelation...),
-			"no column is named for id, which every event needs; no column is named for aggregate_type"},
+		{
+			"unmapped",
+			Columns{},
+			relationMessage(testOID, defaultRelation...),
+			"no column is named for id, which every event needs; no column is named for aggregate_type",
+		},
 	} {
 		d := New(Table{OID: testOID, Columns: test.columns}, 1<<20)
 		_, err := d.Decode(test.message)

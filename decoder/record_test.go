@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -50,18 +51,28 @@ var scenarios = []scenario{
 		'0044-03-15 12:00:00.5+00 BC', '4714-11-24 00:00:00+00 BC', '0001-01-01 00:00:00+00', '12345-06-07 08:09:10.001+00',
 		'294276-12-31 23:59:59.999999+00', 'epoch']) with ordinality as u (t, i)`}},
 	{"one transaction, several statements", []string{"begin", insertInto + row1 + "," + row2, insertInto + row3, "commit"}},
-	{"savepoints", []string{"begin", insertInto + row1, "savepoint a", insertInto + row2, "rollback to a", "savepoint b", insertInto + row3,
-		"release b", "savepoint c", insertInto + row2, "rollback to c", "commit"}},
+	{"savepoints", []string{
+		"begin", insertInto + row1, "savepoint a", insertInto + row2, "rollback to a", "savepoint b", insertInto + row3,
+		"release b", "savepoint c", insertInto + row2, "rollback to c", "commit",
+	}},
 	{"rolled back", []string{"begin", insertInto + row1, "rollback"}},
-	{"two relations", []string{"begin", insertInto + row1, "insert into other values (1, 'x')", insertInto + row2,
-		"insert into legacy.events (kind, ref, body) values ('order', 7, 'x')", "insert into other values (2, null)", insertInto + row3, "commit"}},
-	{"column added and dropped in mid-transaction", []string{"begin", insertInto + row1, "alter table event_outbox add column extra jsonb default '{\"x\": 1}'",
-		insertInto + row2, "alter table event_outbox drop column extra", insertInto + row3, "commit"}},
-	{"table renamed", []string{"alter table event_outbox rename to renamed", strings.Replace(insertInto, "event_outbox", "renamed", 1) + row1,
-		"alter table renamed rename to event_outbox"}},
-	{"a producer with settings of its own", []string{"set datestyle = 'SQL, DMY'", "set timezone = 'Asia/Kathmandu'", "set bytea_output = 'escape'",
+	{"two relations", []string{
+		"begin", insertInto + row1, "insert into other values (1, 'x')", insertInto + row2,
+		"insert into legacy.events (kind, ref, body) values ('order', 7, 'x')", "insert into other values (2, null)", insertInto + row3, "commit",
+	}},
+	{"column added and dropped in mid-transaction", []string{
+		"begin", insertInto + row1, "alter table event_outbox add column extra jsonb default '{\"x\": 1}'",
+		insertInto + row2, "alter table event_outbox drop column extra", insertInto + row3, "commit",
+	}},
+	{"table renamed", []string{
+		"alter table event_outbox rename to renamed", strings.Replace(insertInto, "event_outbox", "renamed", 1) + row1,
+		"alter table renamed rename to event_outbox",
+	}},
+	{"a producer with settings of its own", []string{
+		"set datestyle = 'SQL, DMY'", "set timezone = 'Asia/Kathmandu'", "set bytea_output = 'escape'",
 		"set client_encoding = 'LATIN1'", `insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
-		values ('01970000-0000-7000-8000-000000000007', 'order', '1', 'x', '{}', '03/02/2025 09:50:06.789')`}},
+		values ('01970000-0000-7000-8000-000000000007', 'order', '1', 'x', '{}', '03/02/2025 09:50:06.789')`,
+	}},
 	{"mapped table", []string{`insert into legacy.events (kind, ref, type, version, body, notes, at, blob) values
 		('order', 42, 'created', 3, '\x00ff7b7d', 'free text', '2026-11-24 03:58:21.5', '{}'),
 		('user', -1, 'deleted', null, null, '', '0044-03-15 12:00:00 BC', null),
@@ -69,18 +80,28 @@ var scenarios = []scenario{
 	{"rows that are no events", []string{"insert into legacy.events (kind) values (null)", "insert into legacy.events (ref) values (1)"}},
 	{"values out of line", []string{insertInto + `('01970000-0000-7000-8000-000000000008', 'order', '1', 'x',
 		(select json_agg(md5(i::text)) from generate_series(1, 80) i))`}},
-	{"not inserts", []string{"update other set a = a + 10", "delete from other", "truncate other",
+	{"not inserts", []string{
+		"update other set a = a + 10", "delete from other", "truncate other",
 		"select pg_logical_emit_message(true, 'outbox', 'in the transaction')", "select pg_logical_emit_message(false, 'outbox', 'outside of it')",
-		insertInto + row2 + " on conflict do nothing", "select"}},
-	{"with an origin", []string{"select pg_replication_origin_create('elsewhere')", "select pg_replication_origin_session_setup('elsewhere')",
-		"begin", "select pg_replication_origin_xact_setup('0/AABBCC', '2026-11-24 00:00:00+00')", insertInto + row1, "commit"}},
-	{"payload becomes jsonb", []string{"alter table event_outbox alter column payload type jsonb using 'null'",
-		insertInto + `('01970000-0000-7000-8000-000000000009', 'order', '1', 'x', '{"b":1,"a":2}')`}},
-	{"column retyped", []string{"alter table event_outbox alter column event_version drop default",
+		insertInto + row2 + " on conflict do nothing", "select",
+	}},
+	{"with an origin", []string{
+		"select pg_replication_origin_create('elsewhere')", "select pg_replication_origin_session_setup('elsewhere')",
+		"begin", "select pg_replication_origin_xact_setup('0/AABBCC', '2026-11-24 00:00:00+00')", insertInto + row1, "commit",
+	}},
+	{"payload becomes jsonb", []string{
+		"alter table event_outbox alter column payload type jsonb using 'null'",
+		insertInto + `('01970000-0000-7000-8000-000000000009', 'order', '1', 'x', '{"b":1,"a":2}')`,
+	}},
+	{"column retyped", []string{
+		"alter table event_outbox alter column event_version drop default",
 		"alter table event_outbox alter column event_version type text", "alter table event_outbox alter column event_version set default 'v2'",
-		insertInto + row1}},
-	{"columns lost", []string{"alter table event_outbox rename column payload to body", "alter table event_outbox drop column tenant_id cascade",
-		"insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('order', '1', 'x', '{}')"}},
+		insertInto + row1,
+	}},
+	{"columns lost", []string{
+		"alter table event_outbox rename column payload to body", "alter table event_outbox drop column tenant_id cascade",
+		"insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('order', '1', 'x', '{}')",
+	}},
 }
 
 // mappedTable is what -record makes beside event_outbox.
@@ -201,12 +222,10 @@ func (r *recording) stream(ctx context.Context, dsn string) error {
 	if err != nil {
 		return err
 	}
-	for k, v := range map[string]string{
+	maps.Copy(config.RuntimeParams, map[string]string{
 		"replication": "database", "client_encoding": "UTF8", "DateStyle": "ISO", "TimeZone": "UTC", "IntervalStyle": "postgres",
 		"bytea_output": "hex", "extra_float_digits": "1",
-	} {
-		config.RuntimeParams[k] = v
-	}
+	})
 	conn, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
 		return err

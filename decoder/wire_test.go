@@ -12,10 +12,18 @@ const testOID = 16999
 
 // defaultRelation is event_outbox.
 var defaultRelation = []column{
-	{"id", pgtype.UUIDOID}, {"aggregate_type", pgtype.TextOID}, {"aggregate_id", pgtype.TextOID},
-	{"event_type", pgtype.TextOID}, {"event_version", pgtype.Int4OID}, {"payload", pgtype.JSONOID},
-	{"metadata", pgtype.JSONBOID}, {"created_at", pgtype.TimestamptzOID}, {"max_retries", pgtype.Int4OID},
-	{"tenant_id", pgtype.TextOID}, {"correlation_id", pgtype.TextOID}, {"causation_id", pgtype.TextOID},
+	{"id", pgtype.UUIDOID},
+	{"aggregate_type", pgtype.TextOID},
+	{"aggregate_id", pgtype.TextOID},
+	{"event_type", pgtype.TextOID},
+	{"event_version", pgtype.Int4OID},
+	{"payload", pgtype.JSONOID},
+	{"metadata", pgtype.JSONBOID},
+	{"created_at", pgtype.TimestamptzOID},
+	{"max_retries", pgtype.Int4OID},
+	{"tenant_id", pgtype.TextOID},
+	{"correlation_id", pgtype.TextOID},
+	{"causation_id", pgtype.TextOID},
 }
 
 func relationMessage(oid uint32, columns ...column) []byte {

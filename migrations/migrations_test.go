@@ -245,7 +245,7 @@ func TestPartitions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reader.Rollback(ctx)
+	defer func() { _ = reader.Rollback(ctx) }()
 	if _, err := reader.Exec(ctx, "select count(*) from outbox_delivery_log"); err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,9 @@ func TestPartitions(t *testing.T) {
 	if _, err := conn.Exec(ctx, "select outbox_make_partitions(now(), 1000)"); err == nil {
 		t.Error("a thousand partitions were made")
 	}
-	reader.Rollback(ctx)
+	if err := reader.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
 	// One that was detached is attached again.
 	for _, sql := range []string{"alter table outbox_delivery_log detach partition outbox_delivery_log_20310508", "select outbox_make_partitions('2031-05-08 12:00Z', 0)"} {
 		if _, err := conn.Exec(ctx, sql); err != nil {

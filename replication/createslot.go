@@ -112,8 +112,7 @@ func createError(ctx context.Context, slot string, err error, blockers []Blocker
 		return fmt.Errorf(`%w: the server waits for the end of %s; end it (%s) or wait for it, then run "outbox-cdc init" again`,
 			err, strings.Join(who, ", "), strings.Join(remedies, "; "))
 	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch pg.Code {
 		case "53400":
 			return problem(ErrConfig, "create slot %q: %s; drop one that nobody needs, or raise max_replication_slots and restart the server", slot, pg.Message)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -79,7 +80,7 @@ func streamConfig(dsn string) (*pgconn.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("replication dsn: %w", err)
 	}
-	for k, v := range map[string]string{
+	maps.Copy(pc.RuntimeParams, map[string]string{
 		"replication":        "database",
 		"client_encoding":    "UTF8",
 		"DateStyle":          "ISO",
@@ -88,9 +89,7 @@ func streamConfig(dsn string) (*pgconn.Config, error) {
 		"bytea_output":       "hex",
 		"extra_float_digits": "1",
 		"wal_sender_timeout": fmt.Sprintf("%dms", senderTimeout.Milliseconds()),
-	} {
-		pc.RuntimeParams[k] = v
-	}
+	})
 	if pc.RuntimeParams["application_name"] == "" {
 		pc.RuntimeParams["application_name"] = "outbox-cdc"
 	}

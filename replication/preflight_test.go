@@ -301,11 +301,10 @@ func TestPreflightPrivileges(t *testing.T) {
 		"grant delete, insert, select, update on table public.outbox_checkpoints to", "grant execute on function public.outbox_make_partitions(timestamptz, int) to",
 		"may not replicate", `alter role "`+name+`" replication`)
 	// What it says is what has to be done.
-	var p *Problem
-	if !errors.As(err, &p) {
+	if _, ok := errors.AsType[*Problem](err); !ok {
 		t.Fatal(err)
 	}
-	for _, line := range strings.Split(err.Error(), "\n") {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
 		if _, remedy, ok := strings.Cut(line, "as the owner of the tables: "); ok {
 			o.exec(strings.Split(remedy, "; ")...)
 		}

@@ -31,10 +31,10 @@ func (p *Problem) Unwrap() error { return p.Class }
 
 // ExitCode is that of a process which ends because of it.
 func (p *Problem) ExitCode() int {
-	switch p.Class {
-	case ErrSlotLost, ErrSlotMissing:
+	switch {
+	case errors.Is(p.Class, ErrSlotLost), errors.Is(p.Class, ErrSlotMissing):
 		return 70
-	case ErrPrivilege:
+	case errors.Is(p.Class, ErrPrivilege):
 		return 77
 	default:
 		return 78

@@ -219,8 +219,10 @@ func TestSetupTellsWhoBlocks(t *testing.T) {
 		told = b
 	}
 	_, err = Setup(testContext(t), o.cfg)
-	for _, word := range []string{"create slot", "not done within 4s", "pid " + pid, "transaction " + xid, `user "postgres"`, "open since 20",
-		"select pg_terminate_backend(" + pid + ")", `run "outbox-cdc init" again`} {
+	for _, word := range []string{
+		"create slot", "not done within 4s", "pid " + pid, "transaction " + xid, `user "postgres"`, "open since 20",
+		"select pg_terminate_backend(" + pid + ")", `run "outbox-cdc init" again`,
+	} {
 		if err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("%q is not in: %v", word, err)
 		}

@@ -1,3 +1,6 @@
+// Package replication owns what PostgreSQL calls logical replication: publication and slot (made, checked, dropped), and
+// the stream, the one connection over which changes come and the confirmed LSN goes back. It does not know what the
+// changes mean: that is the decoder's.
 package replication
 
 import (

@@ -105,6 +105,7 @@ func (p *fakeProgress) set(lsn pglogrepl.LSN, inFlight int) {
 	defer p.mu.Unlock()
 	p.confirmed, p.inFlight = lsn, inFlight
 }
+
 func (p *fakeProgress) Confirmed() pglogrepl.LSN {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -218,7 +219,9 @@ func TestProgressIsReportedSoon(t *testing.T) {
 			time.Sleep(time.Second + time.Duration(i)*7*time.Millisecond)
 		}
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
 		got := w.statuses()
 		if len(got) != times {
 			t.Fatalf("%d status messages, want %d", len(got), times)
@@ -247,7 +250,9 @@ func TestStatusBeforeProgressConfirmsNothing(t *testing.T) {
 		w.in <- keepalive(0x9999, 1)
 		time.Sleep(time.Second)
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
 		got := w.statuses()
 		if len(got) != 1 {
 			t.Fatalf("%d status messages, want 1: the reply", len(got))
@@ -273,7 +278,9 @@ func TestRepliesAreLimited(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
 		got := w.statuses()
 		if len(got) < 15 || len(got) > 20 {
 			t.Fatalf("%d replies in a second, want 20 at most and about that", len(got))
@@ -321,8 +328,10 @@ func TestWhatTheServerSays(t *testing.T) {
 			var e *pgconn.PgError
 			return errors.As(err, &e) && e.Code == "42704"
 		}},
-		"publication skipped (18)": {message('N', []byte("SWARNING\x00C55000\x00Mskipped loading publication: p\x00RLoadPublications\x00\x00")),
-			func(err error) bool { return errors.Is(err, ErrPublicationMissing) }},
+		"publication skipped (18)": {
+			message('N', []byte("SWARNING\x00C55000\x00Mskipped loading publication: p\x00RLoadPublications\x00\x00")),
+			func(err error) bool { return errors.Is(err, ErrPublicationMissing) },
+		},
 		"copy done":       {message('c', nil), func(err error) bool { return errors.Is(err, ErrServerStopping) }},
 		"unknown":         {message('Q', []byte("x")), func(err error) bool { return err != nil }},
 		"length 0":        {[]byte{'d', 0, 0, 0, 0}, func(err error) bool { return err != nil }},
@@ -378,7 +387,9 @@ func TestFraming(t *testing.T) {
 			}
 		}
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
 	})
 }
 

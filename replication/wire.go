@@ -62,7 +62,7 @@ func newSocket(c net.Conn) (*socket, error) {
 	s.fn = func(fd uintptr) bool {
 		for {
 			s.n, s.err = syscall.Read(int(fd), s.p)
-			if s.err != syscall.EINTR {
+			if !errors.Is(s.err, syscall.EINTR) {
 				return true // never wait for more
 			}
 		}
@@ -105,7 +105,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	switch {
-	case s.err == syscall.EAGAIN:
+	case errors.Is(s.err, syscall.EAGAIN):
 		return 0, os.ErrDeadlineExceeded
 	case s.err != nil:
 		return 0, os.NewSyscallError("read", s.err)

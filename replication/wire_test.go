@@ -167,7 +167,7 @@ func TestFramed(t *testing.T) {
 	for {
 		n, err := f.Read(p)
 		got = append(got, p[:n]...)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

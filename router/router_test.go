@@ -38,8 +38,15 @@ func TestLane(t *testing.T) {
 		hash        int64
 		lanes, want int
 	}{
-		{0, 4, 0}, {7, 4, 3}, {-7, 4, 3}, {-8, 4, 0}, {5, 1, 0},
-		{math.MinInt64, 4, 0}, {math.MinInt64, 7, 1}, {math.MinInt64, 10, 8}, {math.MaxInt64, 10, 7},
+		{0, 4, 0},
+		{7, 4, 3},
+		{-7, 4, 3},
+		{-8, 4, 0},
+		{5, 1, 0},
+		{math.MinInt64, 4, 0},
+		{math.MinInt64, 7, 1},
+		{math.MinInt64, 10, 8},
+		{math.MaxInt64, 10, 7},
 	} {
 		if got := Lane(test.hash, test.lanes); got != test.want {
 			t.Errorf("Lane(%d, %d) = %d, want %d", test.hash, test.lanes, got, test.want)
@@ -59,8 +66,10 @@ func TestTemplate(t *testing.T) {
 		{"events", "events"},
 		{"{aggregate_id}", "42"},
 		{"outbox.event.{aggregate_type}", "outbox.event.order"},
-		{"{id}/{aggregate_type}/{aggregate_id}/{event_type}/{event_version}/{tenant_id}/{correlation_id}/{causation_id}!",
-			"0197/order/42/order.paid/3/acme/c1/c0!"},
+		{
+			"{id}/{aggregate_type}/{aggregate_id}/{event_type}/{event_version}/{tenant_id}/{correlation_id}/{causation_id}!",
+			"0197/order/42/order.paid/3/acme/c1/c0!",
+		},
 		{"{tenant_id}{tenant_id}", "acmeacme"},
 		{strings.Repeat("long.", 40) + "{id}", strings.Repeat("long.", 40) + "0197"},
 	} {
@@ -86,7 +95,7 @@ func TestTemplateMistakes(t *testing.T) {
 	t.Parallel()
 	const fields = "an event has id, aggregate_type, aggregate_id, event_type, event_version, tenant_id, correlation_id, causation_id"
 	for _, test := range []struct{ template, want string }{
-		{"a.{agregate_type}", `template "a.{agregate_type}": unknown field "agregate_type"; ` + fields},
+		{"a.{aggregate_type}", `template "a.{aggregate_type}": unknown field "aggregate_type"; ` + fields},
 		{"{payload}", `template "{payload}": unknown field "payload"; ` + fields},
 		{"{}", `template "{}": unknown field ""; ` + fields},
 		{"{{id}}", `template "{{id}}": unknown field "{id"; ` + fields},

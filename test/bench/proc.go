@@ -175,7 +175,7 @@ func describeMachine() machine {
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
-		m.MemoryGiB = float64(uint64(info.Totalram)*uint64(info.Unit)>>20) / 1024
+		m.MemoryGiB = float64(info.Totalram*uint64(info.Unit)>>20) / 1024
 	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err == nil {

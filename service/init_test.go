@@ -1,0 +1,321 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// world is a database and a configuration that names it.
+type world struct {
+	t     *testing.T
+	admin string // DSN of a superuser
+	conn  *pgx.Conn
+	cfg   config.Config
+}
+
+// newWorld is a world in which nothing was made yet. The file may say more than the environment.
+func newWorld(t *testing.T, environ ...string) *world {
+	t.Helper()
+	d := pgtest.Unmigrated(t)
+	w := &world{t: t, admin: d.DSN, conn: d.Conn(t)}
+	w.configure("", append(environ, "DATABASE_URL="+d.DSN, "OUTBOX_PUBLISHER_TYPE=stdout", "OUTBOX_SLOT="+d.Slot(t), "OUTBOX_LISTEN=127.0.0.1:0")...)
+	return w
+}
+
+func (w *world) configure(path string, environ ...string) {
+	w.t.Helper()
+	var err error
+	if w.cfg, _, err = config.Load(path, environ); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) exec(sqls ...string) {
+	w.t.Helper()
+	for _, sql := range sqls {
+		if _, err := w.conn.Exec(testContext(w.t), sql); err != nil {
+			w.t.Fatalf("%s: %v", sql, err)
+		}
+	}
+}
+
+func (w *world) text(sql string) string {
+	w.t.Helper()
+	var s string
+	if err := w.conn.QueryRow(testContext(w.t), sql).Scan(&s); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+	return s
+}
+
+// newRole is a login that ends with the test; it gives its name and its DSN.
+func (w *world) newRole() (name, dsn string) {
+	w.t.Helper()
+	name = "role_" + strings.ToLower(rand.Text())
+	w.exec("create role " + name + " login password 'x'")
+	w.t.Cleanup(func() {
+		for _, sql := range []string{"drop owned by " + name, "drop role " + name} {
+			if _, err := w.conn.Exec(context.Background(), sql); err != nil {
+				w.t.Error(err)
+			}
+		}
+	})
+	u, err := url.Parse(w.admin)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	u.User = url.UserPassword(name, "x")
+	return name, u.String()
+}
+
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func wantExit(t *testing.T, err error, code int, words ...string) {
+	t.Helper()
+	var coded interface{ ExitCode() int }
+	if !errors.As(err, &coded) || coded.ExitCode() != code {
+		t.Fatalf("exit code of %v is not %d", err, code)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q is not in: %v", w, err)
+		}
+	}
+}
+
+func TestInitAndDestroy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	plan, err := InitPlan(testContext(t), w.cfg, InitOptions{})
+	if err != nil || len(plan) != 3 || plan[0] != "apply 004_create_outbox_tables.sql in schema public" {
+		t.Errorf("plan %q, %v", plan, err)
+	}
+	if n := w.text("select count(*)::text from pg_class where relname ~ 'outbox'"); n != "0" {
+		t.Errorf("the plan made %s relations", n)
+	}
+	result, err := Init(testContext(t), w.cfg, InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.ConsistentPoint == "" {
+		t.Error("no consistent point")
+	}
+	result.ConsistentPoint = ""
+	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql"}, PublicationCreated: true, SlotCreated: true}
+	if diff := cmp.Diff(want, result); diff != "" {
+		t.Error(diff)
+	}
+	if got := w.text("select concat_ws(' ', connector, processor_name, processor_type, since) from outbox_processors"); got != w.cfg.Name+" stdout stdout -infinity" {
+		t.Errorf("processor %s", got)
+	}
+	result, err = Init(testContext(t), w.cfg, InitOptions{})
+	if diff := cmp.Diff(InitResult{Migrations: []string{}}, result); diff != "" || err != nil {
+		t.Errorf("again: %v %s", err, diff)
+	}
+	if plan, err := InitPlan(testContext(t), w.cfg, InitOptions{}); len(plan) != 0 || err != nil {
+		t.Errorf("plan afterwards: %q, %v", plan, err)
+	}
+	gone, err := Destroy(testContext(t), w.cfg, DestroyOptions{Ledger: true})
+	if diff := cmp.Diff(DestroyResult{true, true, true, true}, gone); diff != "" || err != nil {
+		t.Errorf("destroy: %v %s", err, diff)
+	}
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')")
+	_, err = Init(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 78, "holds rows", "--backlog none")
+	if w.text("select count(*)::text from pg_class where relname = 'outbox_parked'") != "0" {
+		t.Error("a refusal made tables")
+	}
+	if _, err = Init(testContext(t), w.cfg, InitOptions{SkipBacklog: true}); err != nil {
+		t.Error(err)
+	}
+	if got := w.text("select (since > now() - interval '1 minute')::text from outbox_processors"); got != "true" {
+		t.Error("the sink is owed what was to be left")
+	}
+}
+
+func TestInitMapped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	file := t.TempDir() + "/outbox.yaml"
+	text := `source:
+  dsn: ` + w.admin + `
+  slot: ` + w.cfg.Source.Slot + `
+  table: shop.event_outbox
+  ledger_schema: cdc
+  columns: {id: key, aggregate_id: aggregateid, event_version: "", metadata: "", max_retries: "", tenant_id: "", correlation_id: "", causation_id: ""}
+sinks: [{type: stdout}]
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.configure(file)
+	_, err := Init(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 78, "table shop.event_outbox does not exist", "source.table")
+	if w.text("select count(*)::text from pg_class where relname ~ 'outbox'") != "0" {
+		t.Error("a refusal made tables")
+	}
+	const mine = `create schema shop
+		create table event_outbox (key bigint generated always as identity, aggregate_type text, aggregateid text, event_type text, payload jsonb, created_at timestamptz, status text)`
+	w.exec(mine)
+	if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	got := w.text("select string_agg(relname || ' ' || format_type(atttypid, null), ', ' order by relname) from pg_class join pg_attribute on attrelid = pg_class.oid where relnamespace = 'cdc'::regnamespace and attname = 'event_id' and relkind in ('r', 'p') and not relispartition")
+	if got != "outbox_delivery_log text, outbox_parked text" {
+		t.Errorf("ids are %s", got)
+	}
+	if n := w.text("select count(*)::text from pg_class where relname = 'event_outbox'"); n != "1" {
+		t.Errorf("%s tables event_outbox", n)
+	}
+	if n := w.text("select count(*)::text from pg_index where indrelid = 'shop.event_outbox'::regclass"); n != "0" {
+		t.Error("the user's table was altered")
+	}
+	if text, err := InitSQL(testContext(t), w.cfg, InitOptions{}); err != nil || !strings.Contains(text, "set local outbox.event_id_type = text") {
+		t.Errorf("printed SQL: %v", err)
+	}
+}
+
+func TestInitRefuses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec("create table outbox_metrics (mine int)")
+	_, err := Init(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 78, "table outbox_metrics is not ours", "columns unknown: mine", "source.ledger_schema")
+
+	w = newWorld(t)
+	w.cfg.Source.DSN = "postgres://u:hunter2@127.0.0.1:1/d?sslmode=disable"
+	_, err = Init(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 69, "cannot be reached", "connection refused")
+	_, err = Destroy(testContext(t), w.cfg, DestroyOptions{})
+	wantExit(t, err, 69, "cannot be reached")
+
+	w = newWorld(t)
+	name, dsn := w.newRole()
+	w.exec("revoke create on schema public from public") // as it is from PostgreSQL 15 on
+	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(dsn), config.DSN(dsn)
+	_, err = Init(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 77, "may not replicate", "alter role \""+name)
+	w.exec("alter role " + name + " replication")
+	_, err = Init(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 77, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
+}
+
+// With an administrator's DSN init grants the connector's login what that needs, and a run under it works.
+func TestInitByAdministrator(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	app, appDSN := w.newRole()
+	stream, streamDSN := w.newRole()
+	w.exec("alter role " + stream + " replication")
+	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(appDSN), config.DSN(streamDSN)
+	o := InitOptions{AdminDSN: w.admin}
+	plan, err := InitPlan(testContext(t), w.cfg, o)
+	if err != nil || len(plan) != 4 || plan[1] != "grant role "+app+" what it needs" {
+		t.Errorf("plan %q, %v", plan, err)
+	}
+	if _, err := Init(testContext(t), w.cfg, o); err != nil {
+		t.Fatal(err)
+	}
+	runAndDeliver(t, w)
+}
+
+// What --print-sql prints is enough for init and run under exactly the two logins that it names.
+func TestLeastPrivilege(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, appDSN := w.newRole()
+	_, streamDSN := w.newRole()
+	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(appDSN), config.DSN(streamDSN)
+	text, err := InitSQL(testContext(t), w.cfg, InitOptions{AdminDSN: w.admin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.exec("revoke create on schema public from public", text)
+	result, err := Init(testContext(t), w.cfg, InitOptions{})
+	if err != nil || result.PublicationCreated || !result.SlotCreated || len(result.Migrations) != 0 {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	runAndDeliver(t, w)
+}
+
+// runAndDeliver runs the connector until an event has been delivered and recorded, and drains it.
+func runAndDeliver(t *testing.T, w *world) {
+	t.Helper()
+	var stdout lockedBuffer
+	parts := Parts{
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Health: &monitoring.Health{}, Stdout: &stdout,
+		Metrics: monitoring.NewMetrics(w.cfg.Metrics.Prefix, monitoring.NewRegistry()),
+	}
+	c, err := Build(w.cfg, parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(testContext(t))
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('Order', '1', 'created', '{}')")
+	deadline := time.After(20 * time.Second)
+	for tick := time.NewTicker(20 * time.Millisecond); w.text("select count(*)::text from outbox_delivery_log where status = 'delivered'") != "1"; {
+		select {
+		case <-tick.C:
+		case err := <-ended:
+			t.Fatalf("it ended: %v", err)
+		case <-deadline:
+			t.Fatalf("nothing was delivered within 20 s; stdout %q", stdout.String())
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(stdout.String(), `"created"`) {
+		t.Errorf("stdout: %s", stdout.String())
+	}
+	if got := w.text("select status from event_outbox_status"); got != "delivered" {
+		t.Errorf("the view says %s", got)
+	}
+	if got := w.text("select (confirmed_lsn > prefix_lsn)::text from outbox_checkpoints"); got == "" {
+		t.Error("no checkpoint")
+	}
+}
+
+// lockedBuffer is a buffer that a sink writes while the test reads.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
