@@ -95,7 +95,7 @@ func TestTemplateMistakes(t *testing.T) {
 	t.Parallel()
 	const fields = "an event has id, aggregate_type, aggregate_id, event_type, event_version, tenant_id, correlation_id, causation_id"
 	for _, test := range []struct{ template, want string }{
-		{"a.{aggregate_type}", `template "a.{aggregate_type}": unknown field "aggregate_type"; ` + fields},
+		{"a.{kind}", `template "a.{kind}": unknown field "kind"; ` + fields},
 		{"{payload}", `template "{payload}": unknown field "payload"; ` + fields},
 		{"{}", `template "{}": unknown field ""; ` + fields},
 		{"{{id}}", `template "{{id}}": unknown field "{id"; ` + fields},
