@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -34,6 +35,9 @@ type wire interface {
 
 // writeTimeout bounds the send of a status message: 39 bytes do not fit only when the server has stopped reading.
 const writeTimeout = 10 * time.Second
+
+// keepAlive is pgconn's own: its dialer is replaced.
+const keepAlive = 5 * time.Minute
 
 // socket is a connection that can be read without blocking. crypto/tls reads through it, so that an encrypted stream
 // is drained like a plain one: a read that would block is a time-out to it, which it survives.
@@ -72,12 +76,7 @@ func newSocket(c net.Conn) (*socket, error) {
 
 // While the reader sleeps, every segment that arrives would still wake the Go runtime's poller: a third of the time of
 // sender and reader both. A high SO_RCVLOWAT keeps the kernel from telling; reads that do not block are untouched by it.
-const (
-	quietBytes = 1 << 20 // the kernel takes what the receive buffer allows
-	// loopbackBuffer is SO_RCVBUF of a connection within the machine. A sender whose window is full only appends to its
-	// own queue, which costs it a third of sending; the kernel's own choice of some megabytes is never full.
-	loopbackBuffer = 32 << 10
-)
+const quietBytes = 1 << 20 // the kernel takes what the receive buffer allows
 
 // setQuiet keeps the poller from being woken, or not. Where the option cannot be set all is as before, only slower.
 func (s *socket) setQuiet(quiet bool) {
@@ -220,9 +219,14 @@ type handover struct {
 }
 
 func (h *handover) install(cfg *pgconn.Config) {
-	dial := cfg.DialFunc
+	dialer := net.Dialer{KeepAlive: keepAlive, Control: func(_, addr string, c syscall.RawConn) error {
+		if to, err := netip.ParseAddrPort(addr); err == nil && to.Addr().IsLoopback() {
+			clampWindow(c) // before it connects, so that the window is never taken back
+		}
+		return nil
+	}}
 	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := dial(ctx, network, addr)
+		c, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
@@ -230,9 +234,6 @@ func (h *handover) install(cfg *pgconn.Config) {
 		if err != nil {
 			_ = c.Close() // of no use
 			return nil, err
-		}
-		if tcp, ok := c.(*net.TCPConn); ok && tcp.RemoteAddr().(*net.TCPAddr).IP.IsLoopback() {
-			_ = tcp.SetReadBuffer(loopbackBuffer) // what is not set costs speed alone
 		}
 		h.sock = s
 		return s, nil
