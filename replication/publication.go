@@ -19,6 +19,10 @@ func publicationSQL(s Source) string {
 		pgx.Identifier{s.Publication}.Sanitize(), s.table())
 }
 
+// leftOut warns of rows that no repair of the publication brings back: PostgreSQL decides when it decodes a row, by the
+// publication as it was when the row was written.
+const leftOut = "; what was written meanwhile is not in the stream: see docs/operations.md#publication"
+
 // CheckPublication finds out whether the publication still publishes every insert into the table, with every column that
 // is needed. What has drifted shows on the stream only by the absence of rows, so it is asked again while streaming; it
 // costs two reads of the catalog.
@@ -47,7 +51,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table uint32, p *pr
 		return nil
 	}
 	if !inserts {
-		p.add(ErrConfig, "publication %q does not publish inserts; alter publication %s set (publish = 'insert')", s.Publication, name)
+		p.add(ErrConfig, "publication %q does not publish inserts; alter publication %s set (publish = 'insert')"+leftOut, s.Publication, name)
 	}
 	if partitioned && !viaRoot {
 		p.add(ErrConfig, "publication %q publishes the rows of %s under the names of its partitions; "+
@@ -63,14 +67,14 @@ func checkPublication(ctx context.Context, db SQL, s Source, table uint32, p *pr
 	case i >= 0:
 		t := tables[i]
 		if t.filter != "" {
-			p.add(ErrConfig, "publication %q leaves out rows of %s by a filter: %s; %s", s.Publication, s.Table, t.filter, remedy)
+			p.add(ErrConfig, "publication %q leaves out rows of %s by a filter: %s; %s"+leftOut, s.Publication, s.Table, t.filter, remedy)
 		}
 		if missing := without(s.columns(), t.columns); t.columns != nil && len(missing) > 0 {
 			p.add(ErrConfig, "publication %q leaves out columns of %s: %s; %s", s.Publication, s.Table, strings.Join(missing, ", "), remedy)
 		}
 	case partitioned && !viaRoot: // said already
 	default:
-		p.add(ErrConfig, "publication %q does not publish table %s; alter publication %s add table %s", s.Publication, s.Table, name, s.table())
+		p.add(ErrConfig, "publication %q does not publish table %s; alter publication %s add table %s"+leftOut, s.Publication, s.Table, name, s.table())
 	}
 	if slices.ContainsFunc(tables, func(t publishedTable) bool { return t.ledger }) {
 		p.add(ErrConfig, "publication %q publishes the ledger's own tables, which sends their rows back to outbox-cdc; %s", s.Publication, remedy)
