@@ -3,6 +3,7 @@ package connector
 import (
 	"encoding/json"
 	"time"
+	"unsafe"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
@@ -18,6 +19,9 @@ type delivery struct {
 	tries    int    // all tries
 	triedAt  time.Time
 }
+
+// deliverySize is what a delivery takes until it is settled, its outcome included. With it max_in_flight_bytes is true.
+const deliverySize = int(unsafe.Sizeof(delivery{}) + unsafe.Sizeof(checkpoint.Outcome{}))
 
 func (d *delivery) position() checkpoint.Position {
 	return checkpoint.Position{LSN: d.LSN, Index: d.Index}

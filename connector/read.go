@@ -40,6 +40,7 @@ type reader struct {
 	tracker *checkpoint.Tracker
 	start   checkpoint.Start
 	lanes   map[int32][]*lane // by processor
+	share   int               // bytes that an event takes beside itself: its deliveries and their outcomes
 	out     chan<- checkpoint.Outcomes
 
 	tx struct {
@@ -116,8 +117,9 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	if pos.Compare(r.start.Prefix) <= 0 {
 		return nil
 	}
-	if r.tracker.Full(m.Size) {
-		if err := r.room(ctx, m.Size); err != nil {
+	size := m.Size + r.share
+	if r.tracker.Full(size) {
+		if err := r.room(ctx, size); err != nil {
 			return err
 		}
 	}
@@ -132,7 +134,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		}
 	}
 	// Added before anybody else hears of it: from here on its LSN cannot be confirmed.
-	entry := r.tracker.Add(pos, len(owed), m.Size, r.tx.committed)
+	entry := r.tracker.Add(pos, len(owed), size, r.tx.committed)
 	if len(owed) == 0 {
 		return nil
 	}

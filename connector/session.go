@@ -161,6 +161,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	}
 	s.reader = &reader{
 		stream: s.stream, tracker: s.tracker, start: start, lanes: byProcessor, out: s.outcomes,
+		share:   len(c.cfg.Sinks) * deliverySize,
 		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
 		router:  router.New(targets),
 	}
