@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
@@ -234,8 +235,8 @@ func TestFenced(t *testing.T) {
 		t.Fatal(err)
 	}
 	old.give(120, Delivered)
-	if err := <-old.ended; !errors.Is(err, ErrFenced) && !ServerStopping(err) {
-		t.Errorf("ended with %v, want ErrFenced or the end of its backend", err)
+	if err := <-old.ended; !errors.Is(err, ErrFenced) {
+		t.Errorf("ended with %v, want ErrFenced", err)
 	}
 	if got := l.query("select count(*)::text from outbox_delivery_log"); got != "1" {
 		t.Errorf("%s rows in the log, want 1", got)
@@ -292,7 +293,8 @@ func TestReconnectedIsEnded(t *testing.T) {
 		t.Fatal("the checkpoint names the old backend")
 	}
 	next := l.record(l.config())
-	if err := r.conn.Ping(context.Background()); !ServerStopping(err) {
+	var ended *pgconn.PgError
+	if err := r.conn.Ping(context.Background()); !errors.As(err, &ended) || ended.Code != "57P01" {
 		t.Errorf("the backend of before lives on: %v", err)
 	}
 	if err := next.end(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // What is still being recorded by the session before is waited for, and then read.
@@ -76,17 +77,42 @@ func TestFailedSettlesNothing(t *testing.T) {
 	}
 }
 
-// Whoever ends the recorder's session wants us gone: most likely a server that is shutting down.
-func TestRecorderLetsGo(t *testing.T) {
+// A recorder whose session was ended comes back: what it holds must not be delivered again.
+func TestRecorderComesBack(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	r := l.record(l.config())
 	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
 	r.give(100, Delivered)
+	r.recorded()
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if got := l.query("select count(*)::text from outbox_delivery_log"); got != "1" {
+		t.Errorf("%s log rows, want 1", got)
+	}
+}
+
+// A server that is shutting down ends the recorder's session and lets nobody in any more: it waits for us to let go.
+func TestRecorderLetsGo(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	cfg := l.config()
+	connect, stopping := cfg.Connect, false
+	cfg.Connect = func(ctx context.Context) (*pgx.Conn, error) {
+		if stopping {
+			return nil, &pgconn.PgError{Code: "57P03", Message: "the database system is shutting down"}
+		}
+		stopping = true
+		return connect(ctx)
+	}
+	r := l.record(cfg)
+	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
+	r.give(100, Delivered)
 	select {
 	case err := <-r.ended:
 		if !ServerStopping(err) {
-			t.Errorf("ended with %v, want 57P01", err)
+			t.Errorf("ended with %v, want 57P03", err)
 		}
 	case <-r.told:
 		t.Error("it came back and went on")

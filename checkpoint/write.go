@@ -169,8 +169,9 @@ func missingPartition(err error) bool {
 	return errors.As(err, &e) && e.Code == "23514" && strings.Contains(e.Routine, "ExecFindPartition")
 }
 
-// ServerStopping says that the server is shutting down, or ended this session on purpose (57P01, 57P02, 57P03).
+// ServerStopping says that the server lets nobody in any more (57P03, cannot_connect_now). The end of a session says
+// less: a person may have ended it, or idle_session_timeout; whoever connects again learns which it was.
 func ServerStopping(err error) bool {
 	var e *pgconn.PgError
-	return errors.As(err, &e) && strings.HasPrefix(e.Code, "57P0")
+	return errors.As(err, &e) && e.Code == "57P03"
 }

@@ -133,7 +133,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		failures++
 		wait := Retry{Initial: 200 * time.Millisecond, Max: 10 * time.Second}.delay(failures)
 		c.cfg.Health.SetOnly("session", false, err.Error())
-		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait)
+		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
 		if pause(ctx, wait) != nil {
 			return nil
 		}

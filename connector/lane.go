@@ -87,7 +87,7 @@ func (l *lane) run(work, deliver context.Context) error {
 			}
 			l.pending = append(l.pending, batch...)
 		case res := <-l.done:
-			if err := l.finish(work, res); err != nil {
+			if err := l.finish(work, deliver, res); err != nil {
 				return err
 			}
 		case seq := <-l.recorded:
@@ -101,8 +101,8 @@ func (l *lane) run(work, deliver context.Context) error {
 
 // start starts a Deliver if it may, and otherwise says when to look again at the latest.
 func (l *lane) start(ctx context.Context, now time.Time) time.Duration {
-	if l.running != nil || l.closing || l.given-l.commit >= maxUnrecorded {
-		return time.Hour // a result, or the recorder, will wake us
+	if l.running != nil || l.closing || l.given-l.commit >= maxUnrecorded || ctx.Err() != nil {
+		return time.Hour // a result, the recorder, or the end of the session will wake us
 	}
 	list := &l.pending
 	if len(l.again) > 0 {
@@ -143,7 +143,7 @@ func (l *lane) deliver(ctx context.Context, batch []sinks.Message) {
 }
 
 // finish gives the outcomes of a Deliver to the recorder and puts what was not accepted at the head of the queue.
-func (l *lane) finish(work context.Context, res result) error {
+func (l *lane) finish(work, deliver context.Context, res result) error {
 	running := l.running
 	l.running = nil
 	defer clear(running) // the queue's array lives on; what was settled must not
@@ -201,7 +201,9 @@ func (l *lane) finish(work context.Context, res result) error {
 	if cause != nil {
 		l.retryAt = res.completed.Add(l.delivery.Retry.delay(tries))
 	}
-	l.state.report(l.number, cause)
+	if deliver.Err() == nil { // else the session has ended it, which says nothing of the sink
+		l.state.report(l.number, cause)
+	}
 	return l.give(work, rows)
 }
 

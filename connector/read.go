@@ -3,9 +3,11 @@ package connector
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -42,6 +44,9 @@ type reader struct {
 	lanes   map[int32][]*lane // by processor
 	share   int               // bytes that an event takes beside itself: its deliveries and their outcomes
 	out     chan<- checkpoint.Outcomes
+	logger  *slog.Logger
+
+	invalidRows prometheus.Counter
 
 	tx struct {
 		open      bool
@@ -176,6 +181,8 @@ func (r *reader) invalid(ctx context.Context, pos checkpoint.Position, m decoder
 		return nil
 	}
 	now := time.Now()
+	r.invalidRows.Inc()
+	r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
 	o := checkpoint.Outcome{
 		Entry: r.tracker.Add(pos, 1, m.Size, r.tx.committed), Position: pos, EventID: m.Event.ID,
 		Status: checkpoint.Dead, StartedAt: now, CompletedAt: now, Error: m.Invalid.Error(),

@@ -3,12 +3,15 @@ package connector
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -33,6 +36,7 @@ func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, out: b.outcomes,
 		lanes: map[int32][]*lane{1: {b.lane}}, router: router.New([]router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}),
+		logger: slog.New(slog.DiscardHandler), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}
 	return b
 }
@@ -122,6 +126,9 @@ func TestReaderInvalidRow(t *testing.T) {
 	check(t, "collected", b.collected(), "a@100/0 b@100/2")
 	if len(b.outcomes) != 1 {
 		t.Fatalf("%d outcomes, want one", len(b.outcomes))
+	}
+	if got := testutil.ToFloat64(b.reader.invalidRows); got != 1 {
+		t.Errorf("%v invalid rows are counted, want 1", got)
 	}
 	rows := (<-b.outcomes).Rows
 	if len(rows) != 1 || rows[0].Status != checkpoint.Dead || rows[0].Processor != 0 || rows[0].Dead == nil || rows[0].Error != "it is no event" {

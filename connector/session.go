@@ -24,7 +24,7 @@ const recordWait = 5 * time.Second
 var (
 	errDrainTimeout    = errors.New("delivery.drain_timeout has passed with messages on the wire: their outcome is unknown, they will be delivered again")
 	errRecordTimeout   = fmt.Errorf("the ledger could not be written for %s", recordWait)
-	errRecorderStopped = errors.New("the server ended the recorder's session")
+	errRecorderStopped = errors.New("the server lets the recorder in no more")
 )
 
 // session is the life of one replication connection.
@@ -164,6 +164,9 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		share:   len(c.cfg.Sinks) * deliverySize,
 		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
 		router:  router.New(targets),
+		logger:  c.cfg.Logger,
+		// Of no sink: the row was no event.
+		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
 	}
 	return nil
 }

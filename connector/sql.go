@@ -24,6 +24,11 @@ func (c *Connector) sqlSettings() map[string]string {
 		// A session of ours that hangs must not hold a lock for ever, nor wait for one for ever.
 		"idle_in_transaction_session_timeout": "2s",
 		"lock_timeout":                        "2s",
+		// A role's own settings would end or refuse what is right.
+		"idle_session_timeout":          "0",
+		"statement_timeout":             "0",
+		"default_transaction_read_only": "off",
+		"default_transaction_isolation": "read committed",
 		// The slot's position is made durable apart from the WAL: without this a crash could keep "confirmed X" and
 		// lose the ledger rows before X.
 		"synchronous_commit": "on",

@@ -91,6 +91,8 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 	switch {
 	case c == nil && slot == nil:
 		return slotAbsent
+	case c == nil && slot.Database != srv.database && slot.Database != "": // somebody else's, who may be away for a while
+		p.add(ErrSlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.Database, srv.database)
 	case c == nil:
 		p.add(ErrSlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
