@@ -295,11 +295,13 @@ func TestLostColumnStops(t *testing.T) {
 	w.event("a", "one")
 	w.eventually(logged, "one:delivered")
 	w.exec("alter table event_outbox rename column payload to body")
-	before := w.query("select pg_current_wal_lsn()")
 	w.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('t', 'a', 'two', '{}')`)
 	r.wantExit(78, "payload")
-	if got := w.query("select (" + confirmed + ") <= '" + before + "'::pg_lsn"); got != "true" {
-		t.Errorf("the slot has moved past a row that could not be decoded")
+	// The slot itself says so: other tests write into the same WAL, and what lies before the row may be confirmed.
+	still := w.query("select count(*) from pg_logical_slot_peek_binary_changes((select slot_name from outbox_checkpoints), null, null, " +
+		"'proto_version', '1', 'publication_names', '" + w.cfg.Source.Publication + "') where get_byte(data, 0) = ascii('I')")
+	if still != "1" {
+		t.Errorf("the slot has moved past a row that could not be decoded: %s rows are left in it, want 1", still)
 	}
 	// The rows in the WAL are as they were; with the column mapped they are read.
 	w.cfg.Source.Columns.Payload = "body"
