@@ -17,8 +17,8 @@
 //	                  ends
 //	keeper (1)        work ends                                  partitions, drift check, heartbeat, lag
 //
-// The only sender closes: the reader closes the lanes' channels; session.run closes the recorder's after the reader
-// and all lanes, its senders, have returned.
+// The only sender closes: session.run, in whose goroutine the reader runs, closes the lanes' channels once it has returned;
+// session.drain the recorder's, after all lanes, its other senders, have returned as well.
 //
 // Three contexts exist. The caller's ends the reading. deliver ends Deliver calls: when the drain takes too long, or at
 // once when the replication connection is lost. work ends everything, after the outcomes of those calls were recorded.

@@ -76,7 +76,7 @@ func (p *pacer) read(now time.Time, n int) {
 	p.start, p.bytes, p.drained, p.stalled = now, 0, false, false
 }
 
-// empty is told that the socket is empty, and says how long to pause now.
+// empty is told that the socket is empty, and says how long to pause now; not at all, where that is not above 0.
 func (p *pacer) empty(now time.Time) time.Duration {
 	p.drained = true
 	if p.fast && now.After(p.noTill) {

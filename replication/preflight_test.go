@@ -436,3 +436,13 @@ func TestRegisterProcessors(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// A slot of another database may be somebody's who is away: nobody is told to drop it.
+func TestSlotOfAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	var p problems
+	judge(Source{Slot: "s"}, server{database: "here"}, &Slot{Plugin: plugin, Database: "there"}, nil, &p)
+	if len(p) != 1 || !strings.Contains(p[0].Text, `belongs to database "there"`) || strings.Contains(p[0].Text, "drop") {
+		t.Errorf("problems %v, want one that names the database and drops nothing", p)
+	}
+}

@@ -87,12 +87,11 @@ func (s *socket) setQuiet(quiet bool) {
 	if quiet {
 		lowat = quietBytes
 	}
-	err := s.raw.Control(func(fd uintptr) {
+	_ = s.raw.Control(func(fd uintptr) { // fails on a closed connection only, as the next read will tell
 		if syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVLOWAT, lowat) == nil {
 			s.quiet = quiet
 		}
 	})
-	s.quiet = s.quiet && err == nil
 }
 
 func (s *socket) Read(p []byte) (int, error) {

@@ -155,7 +155,7 @@ func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResul
 	return l, err
 }
 
-// insertOne writes what bench_insert does. The writers share the machine with what is measured, so the payload comes from
+// insertOne writes what bench_insert does, with ids that cost less. The writers share the machine with what is measured, so the payload comes from
 // outside and nothing is computed in SQL that an application would not compute there.
 const insertOne = `insert into event_outbox (aggregate_type, aggregate_id, event_type, event_version, payload, metadata, max_retries,
 		tenant_id, correlation_id, causation_id)
