@@ -160,7 +160,7 @@ delivery: {batch_size: 7, lanes: 7, max_retries: 7}
 		{"all variables", all, "from-env postgres://localhost/env from_env from_env events from-env [env:9092] 50 2 0 30s false :1"},
 		{"a name in the file", append([]string{"NAME=named"}, all...), "named postgres://localhost/env from_env from_env events from-env [env:9092] 50 2 0 30s false :1"},
 	} {
-		got, _, err := parse("f.yml", []byte(file), c.environ)
+		got, _, err := parse("f.yml", []byte(file), c.environ, Admin{})
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -239,7 +239,7 @@ OUTBOX_WEBHOOK_URL: is not built yet; unset it`},
 			if c.file != "" {
 				file = "f.yml"
 			}
-			_, warnings, err := parse(file, []byte(c.file), c.environ)
+			_, warnings, err := parse(file, []byte(c.file), c.environ, Admin{})
 			if diff := cmp.Diff(c.err, errorText(err)); diff != "" {
 				t.Errorf("error (-want +got):\n%s", diff)
 			}
@@ -272,7 +272,7 @@ func TestTLSWarning(t *testing.T) {
 		"host=localhost,db.internal port=5432,5432 sslmode=prefer":    true,
 		"host=localhost,db.internal port=5432,5432 sslmode=verify-ca": false,
 	} {
-		_, warnings, err := parse("", nil, []string{"OUTBOX_PUBLISHER_TYPE=stdout", "DATABASE_URL=" + dsn})
+		_, warnings, err := parse("", nil, []string{"OUTBOX_PUBLISHER_TYPE=stdout", "DATABASE_URL=" + dsn}, Admin{})
 		if err != nil {
 			t.Errorf("%s: %v", dsn, err)
 		}
@@ -333,7 +333,7 @@ func TestSecretsAreMasked(t *testing.T) {
 func TestExampleAndEffective(t *testing.T) {
 	t.Parallel()
 	environ := []string{"DATABASE_URL=postgres://localhost/shop"}
-	got, warnings, err := parse("example.yml", []byte(Example()), environ)
+	got, warnings, err := parse("example.yml", []byte(Example()), environ, Admin{})
 	if err != nil || len(warnings) > 0 {
 		t.Fatalf("the example: %v, %q", err, warnings)
 	}
@@ -352,7 +352,7 @@ func TestExampleAndEffective(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, _, err := parse("effective.yml", []byte(effective), nil)
+	again, _, err := parse("effective.yml", []byte(effective), nil, Admin{})
 	if err != nil {
 		t.Fatalf("effective does not load: %v\n%s", err, effective)
 	}
@@ -395,7 +395,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte(Example()), "a: {b}")
 	f.Fuzz(func(t *testing.T, data []byte, value string) {
 		environ := []string{"DATABASE_URL=postgres://localhost/shop", "BROKERS=" + value}
-		c, _, err := parse("fuzz.yml", data, environ)
+		c, _, err := parse("fuzz.yml", data, environ, Admin{})
 		if err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
 				t.Error("an error without text")
@@ -406,7 +406,7 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, _, err := parse("effective.yml", []byte(effective), environ)
+		again, _, err := parse("effective.yml", []byte(effective), environ, Admin{})
 		if strings.Contains(effective, mask) {
 			return // secrets do not survive, and need not be valid when masked
 		}
@@ -417,4 +417,20 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("effective is another configuration (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// What makes or takes away things needs neither sinks nor, with a login of its own, the connector's.
+func TestLoadAdmin(t *testing.T) {
+	t.Parallel()
+	got, _, err := LoadAdmin("", nil, Admin{DSN: "postgres://localhost/owned", NoSinks: true})
+	if err != nil || got.Source.DSN != "postgres://localhost/owned" || got.Source.ReplicationDSN != got.Source.DSN {
+		t.Errorf("source %+v, %v", got.Source, err)
+	}
+	got, _, err = LoadAdmin("", []string{"DATABASE_URL=postgres://localhost/shop"}, Admin{DSN: "postgres://localhost/owned", NoSinks: true})
+	if err != nil || got.Source.DSN != "postgres://localhost/shop" {
+		t.Errorf("the owner's login is in the place of the connector's: %+v, %v", got.Source, err)
+	}
+	if _, _, err := Load("", nil); err == nil || !strings.Contains(err.Error(), "source.dsn") || !strings.Contains(err.Error(), "sinks") {
+		t.Errorf("without both: %v", err)
+	}
 }

@@ -74,7 +74,10 @@ func resolve(reference string, lookup func(string) (string, bool)) (string, erro
 func readSecret(path string) (string, error) {
 	b, err := readRegular(path)
 	if err != nil {
-		return "", err
+		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
+			err = pathErr.Err
+		}
+		return "", fmt.Errorf("the file of ${file:%s} cannot be read: %w; correct its path, or let this user read it", path, err)
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
 }

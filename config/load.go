@@ -20,8 +20,21 @@ import (
 // os.Environ gives it, beats the file, and both beat the defaults. What works and will surprise comes back as
 // warnings. The error is an *Error with every mistake; the Config is then of no use.
 func Load(path string, environ []string) (Config, []string, error) {
+	return LoadAdmin(path, environ, Admin{})
+}
+
+// Admin is what a command needs that makes or takes away things, and delivers nothing.
+type Admin struct {
+	// DSN stands in where no source.dsn is written.
+	DSN string
+	// NoSinks lets the configuration be without sinks.
+	NoSinks bool
+}
+
+// LoadAdmin is Load for a command that needs less.
+func LoadAdmin(path string, environ []string, admin Admin) (Config, []string, error) {
 	if path == "" {
-		return parse("", nil, environ)
+		return parse("", nil, environ, admin)
 	}
 	data, err := readRegular(path)
 	if err != nil {
@@ -30,16 +43,19 @@ func Load(path string, environ []string) (Config, []string, error) {
 		}
 		return Config{}, nil, &Error{Mistakes: []Mistake{{File: path, Text: "cannot be read: " + err.Error()}}}
 	}
-	return parse(path, data, environ)
+	return parse(path, data, environ, admin)
 }
 
 // parse is Load on a file's content.
-func parse(file string, data []byte, environ []string) (Config, []string, error) {
+func parse(file string, data []byte, environ []string, admin Admin) (Config, []string, error) {
 	l := &loader{file: file, env: environment(environ), used: map[string]bool{}, origins: map[string]origin{}, config: Default()}
 	l.decodeFile(data)
 	l.applyEnvironment()
+	if l.config.Source.DSN == "" {
+		l.config.Source.DSN = DSN(admin.DSN)
+	}
 	l.complete()
-	v := validator{config: &l.config, mistake: l.invalid, warn: l.warn}
+	v := validator{config: &l.config, noSinks: admin.NoSinks, mistake: l.invalid, warn: l.warn}
 	v.run()
 	if len(l.mistakes) > 0 {
 		slices.SortStableFunc(l.mistakes, compareMistakes)

@@ -16,6 +16,7 @@ import (
 // validator checks values and how they fit together. It changes nothing.
 type validator struct {
 	config  *Config
+	noSinks bool // is no mistake
 	mistake func(path, format string, args ...any)
 	warn    func(format string, args ...any)
 }
@@ -26,7 +27,7 @@ func (v *validator) run() {
 		v.mistake("name", "must be at most 200 characters, without control characters or spaces around")
 	}
 	v.source(&c.Source)
-	if len(c.Sinks) == 0 {
+	if len(c.Sinks) == 0 && !v.noSinks {
 		v.mistake("sinks", "missing; write at least one, or set OUTBOX_PUBLISHER_TYPE")
 	}
 	names := map[string]int{}
@@ -71,7 +72,9 @@ func (v *validator) source(s *Source) {
 	}
 	v.identifier("source.publication", s.Publication)
 	v.identifier("source.ledger_schema", s.LedgerSchema)
-	if !tableName.MatchString(s.Table) || hasControl(s.Table) {
+	if strings.Contains(s.Table, `"`) {
+		v.mistake("source.table", "%s holds quotes; write both names without, in the case that they have in the database", s.Table)
+	} else if !tableName.MatchString(s.Table) || hasControl(s.Table) {
 		v.mistake("source.table", "%q is no table; write it as schema.table, such as public.event_outbox", s.Table)
 	}
 	columns := []struct {

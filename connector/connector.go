@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -74,6 +75,9 @@ type Delivery struct {
 // unreachableFor is how long Run waits for PostgreSQL before the first session.
 const unreachableFor = 30 * time.Second
 
+// maxSessionWait is the longest wait between two sessions.
+const maxSessionWait = 10 * time.Second
+
 // Connector reads one outbox and delivers its events. Make it with New, run it once.
 type Connector struct {
 	cfg  Config
@@ -94,7 +98,7 @@ func New(cfg Config) *Connector { return &Connector{cfg: cfg} }
 // an error is followed by another, from where the slot stands. Run itself ends with an error only for what no
 // further try can mend; such an error has ExitCode() int, as DESIGN.md section 8 lists them.
 func (c *Connector) Run(ctx context.Context) error {
-	pool, err := c.openPool(ctx)
+	pool, err := c.openPool()
 	if err != nil {
 		return err
 	}
@@ -105,6 +109,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	failures := 0
 	for {
 		c.ranThisTime = false
+		began, stood := time.Now(), c.confirmed()
 		err := c.prepare(ctx)
 		if err == nil {
 			err = c.session(ctx)
@@ -114,8 +119,8 @@ func (c *Connector) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return c.stopped(err)
 		}
-		if c.ranThisTime {
-			failures = 0
+		if c.ranThisTime && (c.confirmed() > stood || time.Since(began) > maxSessionWait) {
+			failures = 0 // it did some good
 		}
 		if c.fatal(err) {
 			c.cfg.Health.SetOnly("session", false, err.Error())
@@ -131,13 +136,22 @@ func (c *Connector) Run(ctx context.Context) error {
 			return exitError{69, fmt.Errorf("PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)}
 		}
 		failures++
-		wait := Retry{Initial: 200 * time.Millisecond, Max: 10 * time.Second}.delay(failures)
+		wait := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}.delay(failures)
 		c.cfg.Health.SetOnly("session", false, err.Error())
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
+		c.pool.Reset() // its connections may be as dead as the session's
 		if pause(ctx, wait) != nil {
 			return nil
 		}
 	}
+}
+
+// confirmed is how far the last session has come; 0 before the first.
+func (c *Connector) confirmed() pglogrepl.LSN {
+	if c.tracker == nil {
+		return 0
+	}
+	return c.tracker.Confirmed()
 }
 
 func (c *Connector) prepare(ctx context.Context) error {

@@ -368,7 +368,7 @@ func TestDrift(t *testing.T) {
 	w.eventually(logged, "one:delivered")
 	w.exec("alter publication " + w.cfg.Source.Publication + " set (publish = 'update')")
 	c := New(w.cfg)
-	pool, err := c.openPool(context.Background())
+	pool, err := c.openPool()
 	if err != nil {
 		t.Fatal(err)
 	}

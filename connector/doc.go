@@ -5,7 +5,8 @@
 //	  ▲                          Deliver                    │ one transaction: log, dead letters, checkpoint
 //	  └───────── standby status ◀── Tracker.Confirmed() ◀───┘
 //
-// Goroutines of a session, all started in session.run, which waits for them:
+// Goroutines of a session. session.run starts those that work and waits for them; the two below the line only wait for
+// others, so that the standby status goes on meanwhile:
 //
 //	goroutine         ends when                                  owns
 //	reader (1)        ctx ends, or the stream does               replication connection, decoder, send side of the lanes' channels
@@ -16,6 +17,9 @@
 //	recorder (1)      its channel is closed and empty, or work   the ledger's connection, the settled side of the tracker
 //	                  ends
 //	keeper (1)        work ends                                  partitions, drift check, heartbeat, lag
+//	---
+//	takeOver (1)      the recorder is open, or ctx ends          nothing: it waits for the ledger's lock
+//	drain (1)         lanes and recorder have ended              nothing: it waits for them beside the standby status
 //
 // The only sender closes: session.run, in whose goroutine the reader runs, closes the lanes' channels once it has returned;
 // session.drain the recorder's, after all lanes, its other senders, have returned as well.

@@ -20,7 +20,7 @@ func (w *world) keepFor(d time.Duration) (took time.Duration, err error) {
 		cfg := w.cfg
 		cfg.Health, cfg.Metrics, cfg.Logger = &monitoring.Health{}, monitoring.NewMetrics("", nil), slog.New(slog.DiscardHandler)
 		c := New(cfg)
-		pool, perr := c.openPool(t.Context())
+		pool, perr := c.openPool()
 		if perr != nil {
 			t.Error(perr)
 			return

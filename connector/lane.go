@@ -18,6 +18,9 @@ const (
 	// deliverPace is the least time between two Deliver calls while the stream is fast, unless a whole batch waits:
 	// a thousand small requests cost more than everything else.
 	deliverPace = 3 * time.Millisecond
+	// awayPace is the most that is waited before a destination that is away is asked again: what it costs is one request, and
+	// what it saves is minutes in which everything waits for a destination that is back.
+	awayPace = 10 * time.Second
 )
 
 // lane owns the order of a share of a sink's aggregates. It is an actor: it never sleeps and never blocks on the sink;
@@ -38,10 +41,10 @@ type lane struct {
 	out      chan<- checkpoint.Outcomes // to the recorder
 	recorded chan uint64                // from the recorder: everything up to this Seq is committed
 
-	collect  []*delivery // the reader's: not yet handed over
 	pending  []*delivery // arrived, in order
 	again    []*delivery // delivered before and not accepted: goes first
 	retryAt  time.Time   // when again may be tried
+	away     bool        // the last Deliver reached nobody: one message asks whether that has changed
 	running  []*delivery // what Deliver has; nil when none runs
 	done     chan result
 	started  time.Time
@@ -104,7 +107,10 @@ func (l *lane) start(ctx context.Context, now time.Time) time.Duration {
 	if l.running != nil || l.closing || l.given-l.commit >= maxUnrecorded || ctx.Err() != nil {
 		return time.Hour // a result, the recorder, or the end of the session will wake us
 	}
-	list := &l.pending
+	list, most := &l.pending, l.delivery.BatchSize
+	if l.away {
+		most = 1 // each try of each message is a row in the ledger
+	}
 	if len(l.again) > 0 {
 		if wait := l.retryAt.Sub(now); wait > 0 {
 			return wait
@@ -115,7 +121,7 @@ func (l *lane) start(ctx context.Context, now time.Time) time.Duration {
 			return wait
 		}
 	}
-	n := min(len(*list), l.delivery.BatchSize)
+	n := min(len(*list), most)
 	if n == 0 {
 		return time.Hour
 	}
@@ -197,9 +203,14 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	if len(again) > 0 {
 		l.again = append(again, l.again...)
 	}
+	l.away = delivered == 0 && errors.Is(cause, sinks.ErrUnavailable)
 	l.retryAt = time.Time{} // what stood behind a dead letter goes on at once
 	if cause != nil {
-		l.retryAt = res.completed.Add(l.delivery.Retry.delay(tries))
+		wait := l.delivery.Retry.delay(tries)
+		if l.away {
+			wait = min(wait, awayPace)
+		}
+		l.retryAt = res.completed.Add(wait)
 	}
 	if deliver.Err() == nil { // else the session has ended it, which says nothing of the sink
 		l.state.report(l.number, cause)

@@ -245,9 +245,58 @@ func TestLaneOutage(t *testing.T) {
 		if last.Status != checkpoint.Delivered {
 			t.Errorf("after an outage of a day: %s", last.Status)
 		}
-		if n := len(b.rows); n < 24*60*2/3 || n > 24*60*3 {
-			t.Errorf("%d tries in a day, want about one a minute", n)
+		if n := len(b.rows); n < 24*60*6 || n > 24*60*6*2 {
+			t.Errorf("%d tries in a day, want one every ten seconds or a little more", n)
 		}
+	})
+}
+
+// While the destination is away one message asks for all: each try of each is a row in the ledger.
+func TestLaneAsksWithOneMessage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		away := fmt.Errorf("dial: %w", sinks.ErrUnavailable)
+		b := newLaneBench(t, func(_ context.Context, n int, batch []sinks.Message) []error {
+			if n <= 2 {
+				return fail(batch, map[string]error{"a1": away, "b1": away, "c1": away})
+			}
+			return nil
+		})
+		b.run()
+		b.arrive("a1", "b1", "c1", "d1")
+		time.Sleep(time.Minute)
+		b.stop()
+		ids := ""
+		for _, c := range b.calls {
+			ids += fmt.Sprint(c.ids)
+		}
+		check(t, "calls", ids, "[a1 b1 c1][a1][a1][b1 c1][d1]")
+		check(t, "outcomes", b.gotRows(),
+			"a1:failed#1 b1:failed#1 c1:failed#1 a1:failed#2 a1:delivered#3 b1:delivered#2 c1:delivered#2 d1:delivered#1 ")
+	})
+}
+
+// Once the session has ended its deliveries a lane starts no more, and what ended says nothing of the sink.
+func TestLaneAfterTheEndOfDeliveries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(ctx context.Context, _ int, batch []sinks.Message) []error {
+			<-ctx.Done()
+			return fail(batch, map[string]error{"a1": fmt.Errorf("%w: %w", ctx.Err(), sinks.ErrUnavailable)})
+		})
+		var health monitoring.Health
+		b.state = newSinkState("s", &health, slog.New(slog.DiscardHandler))
+		deliver, end := context.WithCancel(b.work)
+		go func() { b.stopped <- b.lane.run(b.work, deliver) }()
+		b.arrive("a1", "b1")
+		time.Sleep(time.Second)
+		end()
+		time.Sleep(time.Hour)
+		check(t, "calls", b.gotCalls(), "[a1 b1]@0s ")
+		if report := health.Report(); !report.Ready {
+			t.Errorf("the sink is blamed: %+v", report)
+		}
+		b.stop()
 	})
 }
 

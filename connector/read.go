@@ -33,6 +33,12 @@ const (
 	idleLastWait = 30 * time.Second
 )
 
+// inlet is the reader's side of a lane.
+type inlet struct {
+	lane      chan<- []*delivery
+	collected []*delivery // not yet handed over
+}
+
 // reader is the main loop: it decodes the stream, adds each event to the tracker, and only then hands its deliveries
 // to the lanes. It runs in the session's own goroutine, which owns the replication connection.
 type reader struct {
@@ -41,8 +47,8 @@ type reader struct {
 	router  *router.Router
 	tracker *checkpoint.Tracker
 	start   checkpoint.Start
-	lanes   map[int32][]*lane // by processor
-	share   int               // bytes that an event takes beside itself: its deliveries and their outcomes
+	lanes   map[int32][]*inlet // by processor
+	share   int                // bytes that an event takes beside itself: its deliveries and their outcomes
 	out     chan<- checkpoint.Outcomes
 	logger  *slog.Logger
 
@@ -155,8 +161,8 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		}
 		d.hash, d.entry = hash, entry
 		lanes := r.lanes[t.Processor]
-		l := lanes[router.Lane(hash, len(lanes))]
-		l.collect = append(l.collect, d)
+		in := lanes[router.Lane(hash, len(lanes))]
+		in.collected = append(in.collected, d)
 		r.collected++
 	}
 	if r.collected >= handOver {
@@ -211,15 +217,15 @@ func (r *reader) flush(ctx context.Context) error {
 	}
 	r.collected = 0
 	for _, lanes := range r.lanes {
-		for _, l := range lanes {
-			if len(l.collect) == 0 {
+		for _, in := range lanes {
+			n := len(in.collected)
+			if n == 0 {
 				continue
 			}
-			n := len(l.collect)
-			if err := send(ctx, r.stream, l.in, l.collect); err != nil {
+			if err := send(ctx, r.stream, in.lane, in.collected); err != nil {
 				return err
 			}
-			l.collect = make([]*delivery, 0, n) // the lane owns the other one now
+			in.collected = make([]*delivery, 0, n) // the lane owns the other one now
 		}
 	}
 	return nil

@@ -23,7 +23,7 @@ import (
 type readerBench struct {
 	*reader
 	t        *testing.T
-	lane     *lane
+	inlet    *inlet
 	outcomes chan checkpoint.Outcomes
 }
 
@@ -32,10 +32,10 @@ func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &readerBench{t: t, lane: newLane(lane{}), outcomes: make(chan checkpoint.Outcomes, 10)}
+	b := &readerBench{t: t, inlet: &inlet{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10)}
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, out: b.outcomes,
-		lanes: map[int32][]*lane{1: {b.lane}}, router: router.New([]router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}),
+		lanes: map[int32][]*inlet{1: {b.inlet}}, router: router.New([]router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}),
 		logger: slog.New(slog.DiscardHandler), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}
 	return b
@@ -65,7 +65,7 @@ func (b *readerBench) transaction(commit, end pglogrepl.LSN, inserts ...string) 
 // collected are the deliveries for the lane.
 func (b *readerBench) collected() string {
 	var s []string
-	for _, d := range b.lane.collect {
+	for _, d := range b.inlet.collected {
 		s = append(s, fmt.Sprintf("%s@%d/%d", d.Event.ID, d.LSN, d.Index))
 	}
 	return strings.Join(s, " ")
@@ -89,7 +89,7 @@ func TestReaderConfirmsTheEndOfTheCommitRecord(t *testing.T) {
 	if got := b.tracker.Settled().LSN; got != 0 {
 		t.Errorf("%d may be confirmed before the event is settled", got)
 	}
-	b.tracker.Settle([]uint64{b.lane.collect[0].entry})
+	b.tracker.Settle([]uint64{b.inlet.collected[0].entry})
 	if got := b.tracker.Settled().LSN; got != 130 {
 		t.Errorf("%d may be confirmed, want 130", got)
 	}
@@ -134,7 +134,7 @@ func TestReaderInvalidRow(t *testing.T) {
 	if len(rows) != 1 || rows[0].Status != checkpoint.Dead || rows[0].Processor != 0 || rows[0].Dead == nil || rows[0].Error != "it is no event" {
 		t.Errorf("outcome %+v, want a dead letter of processor 0", rows)
 	}
-	b.tracker.Settle([]uint64{b.lane.collect[0].entry, b.lane.collect[1].entry})
+	b.tracker.Settle([]uint64{b.inlet.collected[0].entry, b.inlet.collected[1].entry})
 	if m := b.tracker.Settled(); m.LSN != 0 || m.Prefix != (checkpoint.Position{LSN: 100}) {
 		t.Errorf("%s is settled and %s may be confirmed before the dead letter is recorded", m.Prefix, m.LSN)
 	}

@@ -139,7 +139,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	total := len(c.cfg.Sinks) * d.Lanes
 	// Room for all that lanes may have unrecorded, so that a lane never waits for the recorder.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
-	byProcessor := map[int32][]*lane{}
+	byProcessor := map[int32][]*inlet{}
 	var targets []router.Sink
 	for _, sc := range c.cfg.Sinks {
 		sink, err := sc.Open()
@@ -155,7 +155,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 				metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger, out: s.outcomes,
 			})
 			s.lanes = append(s.lanes, l)
-			byProcessor[id] = append(byProcessor[id], l)
+			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in})
 		}
 		targets = append(targets, router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key})
 	}

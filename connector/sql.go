@@ -35,7 +35,7 @@ func (c *Connector) sqlSettings() map[string]string {
 	}
 }
 
-func (c *Connector) openPool(context.Context) (*pgxpool.Pool, error) {
+func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(c.cfg.Source.DSN)
 	if err != nil {
 		return nil, exitError{78, fmt.Errorf("source.dsn: %w", err)}

@@ -102,8 +102,8 @@ func TestInsert(t *testing.T) {
 		},
 		{
 			"empty texts",
-			[]string{"", "", "", "", "-3", "", "", "infinity", "0", "", "", ""},
-			outbox.Event{EventVersion: -3, Payload: []byte{}, Metadata: []byte{}, MaxRetries: new(0)},
+			[]string{"1", "", "", "", "-3", "", "", "infinity", "0", "", "", ""},
+			outbox.Event{ID: "1", EventVersion: -3, Payload: []byte{}, Metadata: []byte{}, MaxRetries: new(0)},
 		},
 	} {
 		m := decodeRow(t, d, test.row...)
@@ -187,6 +187,7 @@ func TestInvalidRows(t *testing.T) {
 		want    *outbox.Event
 	}{
 		{"no id", row(map[field]string{id: null}), "id is null", whole(func(e *outbox.Event) { e.ID = "" })},
+		{"empty id", row(map[field]string{id: ""}), "id is empty", whole(func(e *outbox.Event) { e.ID = "" })},
 		{
 			"nothing", row(map[field]string{id: null, aggregateType: null, aggregateID: null, eventType: null}),
 			"id is null; aggregate_type is null; aggregate_id is null; event_type is null",
@@ -266,7 +267,7 @@ func TestSchemaDrift(t *testing.T) {
 			"time as text", DefaultColumns(), drift("created_at", column{"created_at", pgtype.DateOID}),
 			`column "created_at" (created_at) is of type date, it must be timestamptz or timestamp`,
 		},
-		{"all lost", DefaultColumns(), relationMessage(testOID), `column "causation_id" (causation_id) is missing; it has no columns`},
+		{"all lost", DefaultColumns(), relationMessage(testOID), `column "causation_id" (causation_id) is missing; it has no columns; where it has none, write "" for event_version, metadata, `},
 		{
 			"unmapped",
 			Columns{},
@@ -287,7 +288,7 @@ func TestSchemaDrift(t *testing.T) {
 			t.Errorf("%s: got %v, want an *Error of 'R'", test.name, err)
 			continue
 		}
-		for _, want := range []string{"the schema of public.event_outbox drifted: ", test.want, "; undo the change, or map source.columns"} {
+		for _, want := range []string{"the schema of public.event_outbox drifted: ", test.want, "; correct source.columns if the table is so now, else undo the change"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%s:\n got %v\nwant %s", test.name, err, want)
 			}

@@ -142,6 +142,9 @@ func (d *Decoder) validate(v *values) (int, error) {
 			invalid = append(invalid, needs[f].name+" is null")
 		}
 	}
+	if v[id] != nil && len(v[id]) == 0 { // a column of the user's own; the ledger could not tell it from none
+		invalid = append(invalid, "id is empty")
+	}
 	size := d.size(v)
 	if size > d.maxEventBytes {
 		invalid = append(invalid, fmt.Sprintf("the event takes %d bytes, more than the %d of max_event_bytes", size, d.maxEventBytes))

@@ -46,6 +46,7 @@ var (
 var needs = [fieldCount]struct {
 	name     string
 	always   bool // also where the configuration names no column
+	optional bool // a table may be without it, if the configuration says so
 	types    []uint32
 	userType bool // a type that PostgreSQL does not bring along is good as well
 }{
@@ -53,14 +54,14 @@ var needs = [fieldCount]struct {
 	aggregateType: {name: "aggregate_type", always: true, types: nameTypes, userType: true},
 	aggregateID:   {name: "aggregate_id", always: true, types: nameTypes, userType: true},
 	eventType:     {name: "event_type", types: nameTypes, userType: true},
-	eventVersion:  {name: "event_version", types: intTypes},
+	eventVersion:  {name: "event_version", optional: true, types: intTypes},
 	payload:       {name: "payload", always: true, types: append(slices.Clone(jsonTypes), pgtype.ByteaOID)},
-	metadata:      {name: "metadata", types: jsonTypes},
-	createdAt:     {name: "created_at", types: timeTypes},
-	maxRetries:    {name: "max_retries", types: intTypes},
-	tenantID:      {name: "tenant_id", types: nameTypes, userType: true},
-	correlationID: {name: "correlation_id", types: nameTypes, userType: true},
-	causationID:   {name: "causation_id", types: nameTypes, userType: true},
+	metadata:      {name: "metadata", optional: true, types: jsonTypes},
+	createdAt:     {name: "created_at", optional: true, types: timeTypes},
+	maxRetries:    {name: "max_retries", optional: true, types: intTypes},
+	tenantID:      {name: "tenant_id", optional: true, types: nameTypes, userType: true},
+	correlationID: {name: "correlation_id", optional: true, types: nameTypes, userType: true},
+	causationID:   {name: "causation_id", optional: true, types: nameTypes, userType: true},
 }
 
 func (c *Columns) names() [fieldCount]string {
@@ -113,8 +114,8 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 	d.outbox = nil // with a relation that is not understood no row is
 	rel, err := d.table.Columns.find(columns)
 	if err != nil {
-		return Message{}, fmt.Errorf("the schema of %s.%s drifted: %w; undo the change, or map source.columns to what the table has now",
-			schema, name, err)
+		return Message{}, fmt.Errorf("the schema of %s.%s drifted: %w; correct source.columns if the table is so now, "+
+			"else undo the change until the rows that were written then are delivered", schema, name, err)
 	}
 	d.outbox = rel
 	d.spans = make([]span, len(columns))
@@ -124,7 +125,7 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 // find looks for the event's fields in columns. Its error names all that are lost or unusable.
 func (c *Columns) find(columns []column) (*relation, error) {
 	rel := &relation{}
-	var lost []string
+	var lost, optional []string
 	missing := false
 	for f, name := range c.names() {
 		rel.column[f] = -1
@@ -138,6 +139,9 @@ func (c *Columns) find(columns []column) (*relation, error) {
 		at := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
 		if at < 0 {
 			lost = append(lost, fmt.Sprintf("column %q (%s) is missing", name, need.name))
+			if need.optional {
+				optional = append(optional, need.name)
+			}
 			missing = true
 			continue
 		}
@@ -153,6 +157,9 @@ func (c *Columns) find(columns []column) (*relation, error) {
 	}
 	if missing {
 		lost = append(lost, "it has "+list(columns))
+	}
+	if optional != nil {
+		lost = append(lost, `where it has none, write "" for `+strings.Join(optional, ", "))
 	}
 	if lost != nil {
 		return nil, errors.New(strings.Join(lost, "; "))

@@ -61,7 +61,7 @@ func Serve(ctx context.Context, addr string, handler http.Handler) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
-		return fmt.Errorf("listen for http: %w", err)
+		return fmt.Errorf("listen for http: %w; set http.listen, or OUTBOX_LISTEN, to an address that is free", err)
 	}
 	return serve(ctx, l, handler)
 }

@@ -73,6 +73,13 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 }
 
 func mayDrop(ctx context.Context, db SQL, s Source, slot *Slot, c *Checkpoint) error {
+	var database string
+	if err := db.QueryRow(ctx, "select current_database()").Scan(&database); err != nil {
+		return err
+	}
+	if slot.Database != "" && slot.Database != database { // a physical one has none
+		return problem(ErrSlotLost, "replication slot %q belongs to database %q, this is %q; correct source.slot or source.dsn", s.Slot, slot.Database, database)
+	}
 	if c == nil || slot.Plugin != plugin {
 		return problem(ErrSlotLost, `replication slot %q was not made by "outbox-cdc init"; `+
 			"whoever made it may drop it: select pg_drop_replication_slot('%s')", s.Slot, s.Slot)

@@ -55,7 +55,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table uint32, p *pr
 	}
 	if partitioned && !viaRoot {
 		p.add(ErrConfig, "publication %q publishes the rows of %s under the names of its partitions; "+
-			"alter publication %s set (publish_via_partition_root = true)", s.Publication, s.Table, name)
+			"alter publication %s set (publish_via_partition_root = true)"+leftOut, s.Publication, s.Table, name)
 	}
 	tables, err := publishedTables(ctx, db, s)
 	if err != nil {

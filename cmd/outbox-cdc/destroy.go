@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/service"
 )
 
@@ -29,7 +30,8 @@ A slot that an instance streams from is refused: stop that first.`,
 			if err := output.check(); err != nil {
 				return err
 			}
-			cfg, err := loadConfig(cmd, path, environ)
+			owner := adminDSN(admin, environ)
+			cfg, err := loadConfig(cmd, path, environ, config.Admin{DSN: owner, NoSinks: true})
 			if err != nil {
 				return err
 			}
@@ -42,7 +44,7 @@ A slot that an instance streams from is refused: stop that first.`,
 					return err
 				}
 			}
-			result, err := service.Destroy(cmd.Context(), cfg, service.DestroyOptions{AdminDSN: adminDSN(admin, environ), Ledger: ledger})
+			result, err := service.Destroy(cmd.Context(), cfg, service.DestroyOptions{AdminDSN: owner, Ledger: ledger})
 			if err != nil {
 				return err
 			}

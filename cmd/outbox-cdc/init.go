@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/service"
 )
@@ -46,12 +47,13 @@ leaves those rows undelivered.`,
 			if dryRun && printSQL {
 				return usageError{errors.New("--dry-run and --print-sql exclude each other")}
 			}
-			cfg, err := loadConfig(cmd, path, environ)
+			owner := adminDSN(admin, environ)
+			cfg, err := loadConfig(cmd, path, environ, config.Admin{DSN: owner, NoSinks: dryRun || printSQL})
 			if err != nil {
 				return err
 			}
 			o := service.InitOptions{
-				AdminDSN: adminDSN(admin, environ), SkipBacklog: backlog == "none", Timeout: timeout,
+				AdminDSN: owner, SkipBacklog: backlog == "none", Timeout: timeout,
 				Waiting: func(blockers []replication.Blocker) {
 					for _, b := range blockers {
 						fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the end of %s\n", b)

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
 func newValidateCommand(environ []string) *cobra.Command {
@@ -15,7 +17,7 @@ func newValidateCommand(environ []string) *cobra.Command {
 		Long:  "Check the configuration, and name every mistake with its line and key. It connects to nothing.",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd, path, environ)
+			c, err := loadConfig(cmd, path, environ, config.Admin{})
 			if err != nil {
 				return err
 			}

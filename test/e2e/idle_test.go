@@ -10,7 +10,7 @@ import (
 // checkpoint is written now and then, not all the time.
 func TestIdleOutboxInABusyDatabase(t *testing.T) {
 	t.Parallel()
-	pg := ownPostgres(t, nil) // on a shared one the WAL of others would count
+	pg := ownPostgres(t, map[string]string{"autovacuum": "off"}) // the WAL of others would count, and so would that of its workers
 	w := newWorld(t, worldOptions{pg: pg})
 	c := w.connector()
 	c.start()
