@@ -35,7 +35,7 @@ lint: ## run golangci-lint, which is built on first use
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 
 test-matrix: ## test against the other versions of PostgreSQL: VERSIONS (14 16 17 18)
-	for version in $(VERSIONS); do OUTBOX_TEST_PG_VERSION=$$version $(MAKE) test || exit 1; done
+	x=0; for version in $(VERSIONS); do OUTBOX_TEST_PG_VERSION=$$version $(MAKE) test || x=1; done; exit $$x
 
 test-containers: ## test against servers in containers, OUTBOX_TEST_POSTGRES_IMAGE and OUTBOX_TEST_KAFKA_IMAGE
 	$(GO_TEST) -tags containers -count=1 -timeout 15m $$(go list ./... | grep -v '/test/e2e$$')

@@ -32,12 +32,13 @@ const (
 	ready    = "ready"
 )
 
-// readSlot gives nil where there is no such slot. The row is read as JSON for what only newer servers have.
+// readSlot gives nil where there is no such slot. The row is read as JSON for what only newer servers have; PostgreSQL 16
+// shows a slot whose WAL was removed as conflicting as well.
 func readSlot(ctx context.Context, db SQL, name string) (*Slot, error) {
 	var s Slot
 	err := db.QueryRow(ctx, `select coalesce(plugin, ''), coalesce(database, ''), temporary, coalesce(active_pid, 0),
 			coalesce(j ->> 'invalidation_reason',
-				case when j ->> 'conflicting' = 'true' then 'conflict with recovery' when wal_status = 'lost' then 'wal_status=lost' end, ''),
+				case when wal_status = 'lost' then 'wal_status=lost' when j ->> 'conflicting' = 'true' then 'conflicting' end, ''),
 			coalesce(confirmed_flush_lsn, '0/0')
 		from pg_replication_slots s, to_jsonb(s) as j where slot_name = $1`, name).
 		Scan(&s.Plugin, &s.Database, &s.Temporary, &s.ActivePID, &s.Lost, &s.ConfirmedFlush)
@@ -122,7 +123,7 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 		p.add(ErrSlotLost, `replication slot %q is temporary and ends with its session; set source.slot to another name, `+
 			`or drop it and run "outbox-cdc resync"`, s.Slot)
 	case slot.Lost != "":
-		p.add(ErrSlotLost, `replication slot %q was invalidated (%s): the server has removed WAL that it still needed; `+
+		p.add(ErrSlotLost, `replication slot %q was invalidated (%s): WAL that it needs may be gone; `+
 			`run "outbox-cdc resync", which makes it anew and finds what was not delivered`, s.Slot, slot.Lost)
 	}
 	return slotReady
