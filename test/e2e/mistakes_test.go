@@ -244,7 +244,7 @@ func TestSlotLostWhileStreaming(t *testing.T) {
 	}
 	w.exec("checkpoint")
 	c.exits(20*time.Second, 70)
-	c.says(w.slot, "lost", "resync")
+	c.says(w.slot, "was invalidated", "resync")
 	c.refuses(70, w.slot, "resync")
 	if status := ask[string](w, "select wal_status from pg_replication_slots where slot_name = $1", w.slot); status != "lost" {
 		t.Errorf("wal_status is %s: somebody has replaced the slot", status)
