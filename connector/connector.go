@@ -23,9 +23,11 @@ import (
 // Config is a connector. It was validated by whoever made it; all fields are required unless they say otherwise.
 type Config struct {
 	// Name of the connector, under which its sinks are known in outbox_processors.
-	Name     string
-	Source   Source
-	Sinks    []Sink
+	Name   string
+	Source Source
+	Sinks  []Sink
+	// Routes are tried in their order, the first that fits an event is taken; none: every event goes to every sink.
+	Routes   []Route
 	Delivery Delivery
 	Metrics  *monitoring.Metrics
 	Health   *monitoring.Health
@@ -53,8 +55,18 @@ type Sink struct {
 	// Description is kept in outbox_processors for people. It holds no secrets.
 	Description json.RawMessage
 	Topic, Key  router.Template
+	// OneTry: what is not accepted at the first try is discarded.
+	OneTry bool
 	// Open makes the sink; the connector closes it at the end of the session.
 	Open func() (sinks.Sink, error)
+}
+
+// Route sends the events that it matches to sinks, under their names; Topic and Key of a sink are its own unless the
+// route has some.
+type Route struct {
+	Match      router.Match
+	Sinks      []string
+	Topic, Key *router.Template
 }
 
 // Delivery says how events are delivered.

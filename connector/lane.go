@@ -31,6 +31,7 @@ type lane struct {
 	name     string // of the sink
 	id       int32  // of the sink's processor
 	number   int
+	oneTry   bool // what is not accepted at once is discarded
 	delivery Delivery
 	state    *sinkState
 	metrics  monitoring.SinkMetrics
@@ -158,7 +159,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	}
 	rows := make([]checkpoint.Outcome, 0, len(running))
 	var again []*delivery
-	var cause error
+	var cause, refusal error // what is to be tried again, and what was not accepted at all
 	tries := 0
 	for i, d := range running {
 		var err error
@@ -186,8 +187,12 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 			l.metrics.Dead.Inc()
 			l.logger.Error("dead letter", "sink", l.name, "lane", l.number, "event_id", d.Event.ID,
 				"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
+		case checkpoint.Discarded:
+			l.metrics.Discarded.Inc()
+			refusal = err
 		case checkpoint.Failed:
 			l.metrics.Failed.Inc()
+			refusal = err
 			again = append(again, d)
 			cause, tries = err, max(tries, d.tries)
 		}
@@ -213,7 +218,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 		l.retryAt = res.completed.Add(wait)
 	}
 	if deliver.Err() == nil { // else the session has ended it, which says nothing of the sink
-		l.state.report(l.number, cause)
+		l.state.report(l.number, refusal)
 	}
 	return l.give(work, rows)
 }
@@ -231,6 +236,8 @@ func (l *lane) judge(d *delivery, err error, started time.Time) checkpoint.Statu
 	switch {
 	case err == nil:
 		return checkpoint.Delivered
+	case l.oneTry:
+		return checkpoint.Discarded
 	case errors.Is(err, sinks.ErrPermanent):
 		d.attempts++
 		return checkpoint.Dead

@@ -52,7 +52,7 @@ type reader struct {
 	out     chan<- checkpoint.Outcomes
 	logger  *slog.Logger
 
-	invalidRows prometheus.Counter
+	invalidRows, unrouted prometheus.Counter
 
 	tx struct {
 		open      bool
@@ -138,6 +138,9 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		return r.invalid(ctx, pos, m)
 	}
 	r.targets = r.router.Route(m.Event, r.targets[:0])
+	if len(r.targets) == 0 {
+		return r.discard(ctx, pos, m)
+	}
 	owed := r.targets[:0]
 	for _, t := range r.targets {
 		if !r.settled(t.Processor, pos) {
@@ -182,18 +185,32 @@ func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
 
 // invalid makes a row that is no event a dead letter of processor 0.
 func (r *reader) invalid(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
+	if !r.settled(0, pos) {
+		r.invalidRows.Inc()
+		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
+	}
+	return r.nobodys(ctx, pos, m, checkpoint.Outcome{
+		Status: checkpoint.Dead, Error: m.Invalid.Error(), Dead: &checkpoint.DeadLetter{Event: eventJSON(m.Event), Payload: m.Event.Payload},
+	})
+}
+
+// discard writes down that no route wants the event.
+func (r *reader) discard(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
+	if !r.settled(0, pos) {
+		r.unrouted.Inc()
+	}
+	return r.nobodys(ctx, pos, m, checkpoint.Outcome{Status: checkpoint.Discarded, Error: "no route"})
+}
+
+// nobodys gives the recorder the outcome of an event that goes to no sink, as one of processor 0.
+func (r *reader) nobodys(ctx context.Context, pos checkpoint.Position, m decoder.Message, o checkpoint.Outcome) error {
 	if r.settled(0, pos) {
 		r.tracker.Add(pos, 0, m.Size, r.tx.committed)
 		return nil
 	}
 	now := time.Now()
-	r.invalidRows.Inc()
-	r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
-	o := checkpoint.Outcome{
-		Entry: r.tracker.Add(pos, 1, m.Size, r.tx.committed), Position: pos, EventID: m.Event.ID,
-		Status: checkpoint.Dead, StartedAt: now, CompletedAt: now, Error: m.Invalid.Error(),
-		Dead: &checkpoint.DeadLetter{Event: eventJSON(m.Event), Payload: m.Event.Payload},
-	}
+	o.Position, o.EventID, o.StartedAt, o.CompletedAt = pos, m.Event.ID, now, now
+	o.Entry = r.tracker.Add(pos, 1, m.Size, r.tx.committed)
 	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }
 

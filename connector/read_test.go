@@ -35,7 +35,7 @@ func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
 	b := &readerBench{t: t, inlet: &inlet{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10)}
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, out: b.outcomes,
-		lanes: map[int32][]*inlet{1: {b.inlet}}, router: router.New([]router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}),
+		lanes: map[int32][]*inlet{1: {b.inlet}}, router: router.New([]router.Route{{Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
 		logger: slog.New(slog.DiscardHandler), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}
 	return b

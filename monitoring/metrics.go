@@ -40,7 +40,7 @@ func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
 	return &Metrics{
 		EventsProcessed: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "events_processed_total",
-			Help: "Outcomes of deliveries: delivered, failed (one try, to be tried again) or dead (given up).",
+			Help: "Outcomes of deliveries: delivered, failed (one try, to be tried again), dead (given up) or discarded (by no route, or by a sink that is tried once).",
 		}, []string{"sink", "status"}),
 		EventDuration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    prefix + "event_processing_duration_seconds",
@@ -69,8 +69,8 @@ var durationBuckets = []float64{
 
 // SinkMetrics are the children of one sink, looked up once so that the path of an event does no hashing of labels.
 type SinkMetrics struct {
-	Delivered, Failed, Dead prometheus.Counter
-	Duration                prometheus.Observer
+	Delivered, Failed, Dead, Discarded prometheus.Counter
+	Duration                           prometheus.Observer
 }
 
 // Sink gives the children of the sink called name. They exist, at 0, from then on: a rate over a counter that appears
@@ -80,6 +80,7 @@ func (m *Metrics) Sink(name string) SinkMetrics {
 		Delivered: m.EventsProcessed.WithLabelValues(name, "delivered"),
 		Failed:    m.EventsProcessed.WithLabelValues(name, "failed"),
 		Dead:      m.EventsProcessed.WithLabelValues(name, "dead"),
+		Discarded: m.EventsProcessed.WithLabelValues(name, "discarded"),
 		Duration:  m.EventDuration.WithLabelValues(name),
 	}
 }

@@ -25,8 +25,13 @@ type Target struct {
 	Key       string
 }
 
-// Router sends every event to every sink. It is for one goroutine.
+// Router sends an event along the first route that it fits. It is for one goroutine.
 type Router struct {
+	routes []route
+}
+
+type route struct {
+	match Match
 	sinks []sink
 }
 
@@ -35,20 +40,31 @@ type sink struct {
 	topic, key expansion
 }
 
-// New makes a router for these sinks; targets come in their order.
-func New(sinks []Sink) *Router {
-	r := &Router{sinks: make([]sink, len(sinks))}
-	for i, s := range sinks {
-		r.sinks[i] = sink{processor: s.Processor, topic: newExpansion(s.Topic), key: newExpansion(s.Key)}
+// New makes a router. The targets of a route come in the order of its sinks.
+func New(routes []Route) *Router {
+	r := &Router{routes: make([]route, len(routes))}
+	for i, from := range routes {
+		to := &r.routes[i]
+		to.match = from.Match
+		for _, s := range from.Sinks {
+			to.sinks = append(to.sinks, sink{processor: s.Processor, topic: newExpansion(s.Topic), key: newExpansion(s.Key)})
+		}
 	}
 	return r
 }
 
-// Route appends the targets of e to into, which is returned.
+// Route appends the targets of e to into, which is returned. What fits no route has none.
 func (r *Router) Route(e *outbox.Event, into []Target) []Target {
-	for i := range r.sinks {
-		s := &r.sinks[i]
-		into = append(into, Target{Processor: s.processor, Topic: s.topic.expand(e), Key: s.key.expand(e)})
+	for i := range r.routes {
+		if !r.routes[i].match.Fits(e) {
+			continue
+		}
+		sinks := r.routes[i].sinks
+		for j := range sinks {
+			s := &sinks[j]
+			into = append(into, Target{Processor: s.processor, Topic: s.topic.expand(e), Key: s.key.expand(e)})
+		}
+		break
 	}
 	return into
 }

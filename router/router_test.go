@@ -120,10 +120,10 @@ func mustParse(t testing.TB, s string) Template {
 
 func TestRoute(t *testing.T) {
 	t.Parallel()
-	r := New([]Sink{
+	r := New([]Route{{Sinks: []Sink{
 		{Processor: 7, Topic: mustParse(t, "outbox.event.{aggregate_type}"), Key: mustParse(t, "{aggregate_id}")},
 		{Processor: 9, Topic: mustParse(t, "{event_type}.{event_type}"), Key: mustParse(t, "")},
-	})
+	}}})
 	into := []Target{{Processor: 1}}
 	other := &outbox.Event{AggregateType: "user", AggregateID: "1", EventType: "left"}
 	for range 2 { // the second time from memory
@@ -143,28 +143,28 @@ func TestRoute(t *testing.T) {
 
 func TestExpansionsAreBounded(t *testing.T) {
 	t.Parallel()
-	r := New([]Sink{{Topic: mustParse(t, "t.{event_type}")}})
+	r := New([]Route{{Sinks: []Sink{{Topic: mustParse(t, "t.{event_type}")}}}})
 	for i := range 3 * maxExpansions {
 		e := &outbox.Event{EventType: strconv.Itoa(i)}
 		if got := r.Route(e, nil); got[0].Topic != "t."+e.EventType {
 			t.Fatalf("topic %q for event type %s", got[0].Topic, e.EventType)
 		}
 	}
-	if n := len(r.sinks[0].topic.known); n > maxExpansions {
+	if n := len(r.routes[0].sinks[0].topic.known); n > maxExpansions {
 		t.Errorf("%d expansions kept, want %d at most", n, maxExpansions)
 	}
-	clear(r.sinks[0].topic.known)
+	clear(r.routes[0].sinks[0].topic.known)
 	r.Route(&outbox.Event{EventType: strings.Repeat("x", maxExpansionSize)}, nil)
-	if n := len(r.sinks[0].topic.known); n != 0 {
+	if n := len(r.routes[0].sinks[0].topic.known); n != 0 {
 		t.Errorf("%d expansions kept, want none that is long", n)
 	}
 }
 
 func TestNoAllocation(t *testing.T) {
-	r := New([]Sink{
+	r := New([]Route{{Sinks: []Sink{
 		{Topic: mustParse(t, "outbox.event.{aggregate_type}"), Key: mustParse(t, "{aggregate_id}")},
 		{Topic: mustParse(t, "events"), Key: mustParse(t, "{event_version}")},
-	})
+	}}})
 	targets := r.Route(event, nil)
 	long := strings.Repeat("x", 1000)
 	if n := testing.AllocsPerRun(100, func() {
@@ -176,7 +176,7 @@ func TestNoAllocation(t *testing.T) {
 }
 
 func BenchmarkRoute(b *testing.B) {
-	r := New([]Sink{{Topic: mustParse(b, "outbox.event.{aggregate_type}"), Key: mustParse(b, "{aggregate_id}")}})
+	r := New([]Route{{Sinks: []Sink{{Topic: mustParse(b, "outbox.event.{aggregate_type}"), Key: mustParse(b, "{aggregate_id}")}}}})
 	var targets []Target
 	b.ReportAllocs()
 	for b.Loop() {
