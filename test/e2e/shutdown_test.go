@@ -55,8 +55,9 @@ func TestServerRestartsCleanly(t *testing.T) {
 	c.start()
 	c.ready("leader")
 	for range 3 {
+		before := w.delivered()
 		w.insert(50)
-		w.deliveredAtLeast(20*time.Second, w.delivered()+1)
+		w.deliveredAtLeast(20*time.Second, before+1)
 		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 		defer cancel()
 		if err := pg.Stop(ctx, servers.Fast); err != nil {
