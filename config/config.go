@@ -3,17 +3,7 @@
 // translates a Config into what each of them takes.
 package config
 
-import (
-	"fmt"
-	"io"
-	"time"
-)
-
-// The kinds of sink that Sink.Type may name.
-const (
-	SinkKafka  = "kafka"
-	SinkStdout = "stdout"
-)
+import "time"
 
 // ParkNever is the value of Delivery.ParkAfter that keeps an undelivered event in its lane and lets the slot wait.
 const ParkNever = "never"
@@ -21,9 +11,11 @@ const ParkNever = "never"
 // Config is the whole configuration of one connector.
 type Config struct {
 	// Name is the connector's name in the ledger: SERVICE_NAME by default, else the slot's name.
-	Name     string   `yaml:"name"`
-	Source   Source   `yaml:"source"`
-	Sinks    []Sink   `yaml:"sinks"`
+	Name   string `yaml:"name"`
+	Source Source `yaml:"source"`
+	Sinks  []Sink `yaml:"sinks"`
+	// Routes: the first that matches an event is taken. Without any, every event goes to every sink.
+	Routes   []Route  `yaml:"routes"`
 	Delivery Delivery `yaml:"delivery"`
 	Metrics  Metrics  `yaml:"metrics"`
 	HTTP     HTTP     `yaml:"http"`
@@ -61,59 +53,6 @@ type Columns struct {
 	TenantID      string `yaml:"tenant_id"`
 	CorrelationID string `yaml:"correlation_id"`
 	CausationID   string `yaml:"causation_id"`
-}
-
-// Sink is one destination.
-type Sink struct {
-	// Name is how the ledger, metrics and commands know the sink; its type by default.
-	Name string `yaml:"name"`
-	Type string `yaml:"type"`
-	// Topic and Key are templates over the event's fields, as outbox.event.{aggregate_type}.
-	Topic string `yaml:"topic"`
-	Key   string `yaml:"key"`
-	// Kafka has what only a sink of type kafka has, and is nil for every other.
-	Kafka *Kafka `yaml:",inline"`
-}
-
-// Kafka is what a sink of type kafka needs besides.
-type Kafka struct {
-	Brokers  []string `yaml:"brokers,flow"`
-	ClientID string   `yaml:"client_id"`
-	// Compression is none, gzip, snappy, lz4 or zstd.
-	Compression string `yaml:"compression"`
-	// Timestamp of a record is the time of the commit ("commit") or the event's own ("created_at").
-	Timestamp string `yaml:"timestamp"`
-	TLS       TLS    `yaml:"tls"`
-	SASL      SASL   `yaml:"sasl"`
-}
-
-// Format prints k as a value would be. A pointer inside of another value it would print with no regard to the methods
-// of its fields, the password's among them.
-func (k *Kafka) Format(f fmt.State, _ rune) {
-	if k == nil {
-		_, _ = io.WriteString(f, "<nil>")
-		return
-	}
-	_, _ = fmt.Fprintf(f, "%+v", *k)
-}
-
-// TLS is how brokers are reached.
-type TLS struct {
-	Enabled bool `yaml:"enabled"`
-	// CAFile replaces the system's certificate authorities.
-	CAFile string `yaml:"ca_file"`
-	// CertFile and KeyFile are the client's own certificate.
-	CertFile           string `yaml:"cert_file"`
-	KeyFile            string `yaml:"key_file"`
-	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
-}
-
-// SASL is how the client says who it is; an empty Mechanism means that it does not.
-type SASL struct {
-	// Mechanism is plain, scram-sha-256 or scram-sha-512.
-	Mechanism string `yaml:"mechanism"`
-	Username  string `yaml:"username"`
-	Password  Secret `yaml:"password"`
 }
 
 // Delivery is how events reach the sinks.
@@ -187,13 +126,4 @@ func Default() Config {
 		Metrics: Metrics{Enabled: true, Prefix: "pyairtable_outbox_"},
 		HTTP:    HTTP{Listen: "127.0.0.1:9640"},
 	}
-}
-
-// defaultSink is a sink of a type before file and environment: complete but for what only its owner knows.
-func defaultSink(typ string) Sink {
-	s := Sink{Name: typ, Type: typ, Topic: "outbox.event.{aggregate_type}", Key: "{aggregate_id}"}
-	if typ == SinkKafka {
-		s.Kafka = &Kafka{ClientID: "outbox-cdc", Compression: "none", Timestamp: "commit"}
-	}
-	return s
 }

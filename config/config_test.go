@@ -75,6 +75,7 @@ func TestGoodFile(t *testing.T) {
 			Name: "events", Type: "kafka", Topic: "cost.{event_type}", Key: "{aggregate_id}",
 			Kafka: &Kafka{
 				Brokers: []string{"a:9092", "b:9092"}, ClientID: "outbox-cdc", Compression: "zstd", Timestamp: "created_at",
+				Formats: []string{"debezium"}, HeaderEncoding: "plain",
 				TLS:  TLS{Enabled: true, CAFile: "/etc/ca.pem"},
 				SASL: SASL{Mechanism: "scram-sha-512", Username: "outbox", Password: "p: {ss}"},
 			},
@@ -192,18 +193,15 @@ DATABASE_URL: source.dsn: is no connection string that PostgreSQL understands: w
 OUTBOX_SLOT: source.slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _
 OUTBOX_WORKER_COUNT: delivery.lanes: 0 is not between 1 and 256
 OUTBOX_LISTEN: http.listen: "here" is no address to listen on; write 127.0.0.1:9640, or :9640 for all interfaces`},
-		{name: "not built", environ: []string{
-			dsn, "OUTBOX_PUBLISHER_TYPE=webhook", "OUTBOX_WEBHOOK_URL=https://a", "OUTBOX_WEBHOOK_SECRET=canary", "OUTBOX_REDIS_URL=redis://a",
-			"OUTBOX_REDIS_STREAM=a", "OUTBOX_EVENT_BUS_URL=http://a", "OUTBOX_COMPOSITE_STRATEGY=all", "OUTBOX_COMPOSITE_MEMBERS=a", "OUTBOX_RETENTION_DAYS=7",
-		}, err: `OUTBOX_PUBLISHER_TYPE: sinks: webhook is not built yet; write kafka or stdout
-OUTBOX_COMPOSITE_MEMBERS: is not built yet; unset it
-OUTBOX_COMPOSITE_STRATEGY: is not built yet; unset it
-OUTBOX_EVENT_BUS_URL: is not built yet; unset it
-OUTBOX_REDIS_STREAM: is not built yet; unset it
-OUTBOX_REDIS_URL: is not built yet; unset it
-OUTBOX_RETENTION_DAYS: is not built yet; unset it
-OUTBOX_WEBHOOK_SECRET: is not built yet; unset it
-OUTBOX_WEBHOOK_URL: is not built yet; unset it`},
+		{name: "not built", environ: []string{dsn, "OUTBOX_PUBLISHER_TYPE=stdout", "OUTBOX_RETENTION_DAYS=7"}, err: "OUTBOX_RETENTION_DAYS: is not built yet; unset it"},
+		{
+			name: "composite", environ: []string{
+				dsn, "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_STRATEGY=some", "OUTBOX_COMPOSITE_MEMBERS=kafka, redis_streams",
+			},
+			err: `OUTBOX_PUBLISHER_TYPE: sinks[1].brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS
+OUTBOX_COMPOSITE_STRATEGY: sinks[0].strategy: "some" is unknown; write all, any, primary
+OUTBOX_COMPOSITE_MEMBERS: sinks[0].members[1]: "redis_streams" is no sink; these are: composite, kafka`,
+		},
 		{
 			name: "another type than the file's", file: "sinks: [{type: stdout}]", environ: []string{dsn, "OUTBOX_PUBLISHER_TYPE=kafka"},
 			err: "OUTBOX_PUBLISHER_TYPE: sinks: kafka contradicts the sinks at f.yml:1; unset the variable, or remove them",
@@ -432,5 +430,29 @@ func TestLoadAdmin(t *testing.T) {
 	}
 	if _, _, err := Load("", nil); err == nil || !strings.Contains(err.Error(), "source.dsn") || !strings.Contains(err.Error(), "sinks") {
 		t.Errorf("without both: %v", err)
+	}
+}
+
+// Every type of sink from the environment alone.
+func TestSinksFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	got, warnings, err := Load("", []string{
+		"DATABASE_URL=postgres://localhost/shop", "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_STRATEGY=primary",
+		"OUTBOX_COMPOSITE_MEMBERS=kafka,redis_stream,webhook,event_bus", "OUTBOX_KAFKA_BROKERS=localhost:9092", "OUTBOX_REDIS_URL=rediss://u:canary@localhost",
+		"OUTBOX_REDIS_STREAM=pyairtable:events", "OUTBOX_WEBHOOK_URL=https://h/?token=canary", "OUTBOX_WEBHOOK_SECRET=canary,canary", "OUTBOX_EVENT_BUS_URL=nats://canary@localhost",
+	})
+	if err != nil || warnings != nil {
+		t.Fatalf("%v, warnings %q", err, warnings)
+	}
+	if n := len(got.Sinks); n != 5 || got.Sinks[2].Topic != "pyairtable:events" || string(got.Sinks[3].Webhook.Secrets[0]) != "canary,canary" ||
+		!got.Sinks[2].Redis.TLS.Enabled || got.Sinks[0].Composite.Strategy != StrategyPrimary || got.Sinks[4].Topic != "outbox.event.{aggregate_type}.{event_type}" {
+		t.Errorf("%d sinks: %+v", n, got.Sinks)
+	}
+	effective, err := Effective(got)
+	if err != nil || strings.Contains(effective, "canary") || !strings.Contains(effective, "url: rediss://***@localhost\n") {
+		t.Errorf("%v:\n%s", err, effective)
+	}
+	if text := fmt.Sprintf("%v %+v %#v", got, got, got.Sinks[3].Webhook.Secrets[0]); strings.Contains(text, "canary") {
+		t.Errorf("a secret is told: %s", text)
 	}
 }

@@ -16,16 +16,13 @@ import (
 // notBuilt are the keys of the design that have no code yet. They are refused by that name: a file that asks for
 // retention and gets none would be worse than an error. Indexes are written as [].
 var notBuilt = []string{
-	"routes", "breaker", "retention", "http.token",
+	"breaker", "retention", "http.token",
 	"source.order_by", "source.on_slot_loss",
 	"delivery.give_up_after", "delivery.on_dead_letter",
 	"sinks[].backlog", "sinks[].renamed_from", "sinks[].abandoned", "sinks[].exactly_once",
 }
 
-var (
-	sinkTypes         = []string{SinkKafka, SinkStdout}
-	sinkTypesNotBuilt = []string{"redis_stream", "webhook", "event_bus", "composite"}
-)
+var sinkTypes = []string{SinkKafka, SinkRedis, SinkWebhook, SinkEventBus, SinkComposite, SinkStdout}
 
 var index = regexp.MustCompile(`\[\d+\]`)
 
@@ -44,13 +41,21 @@ func (l *loader) decode(n *yaml.Node, path string, v reflect.Value) {
 	case v.Type() == reflect.TypeFor[[]Sink]():
 		l.decodeSinks(n, path, v)
 	case v.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
-		list := make([]string, len(n.Content))
+		if len(n.Content) == 0 { // no list is none
+			v.SetZero()
+			return
+		}
+		list := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
 		for i, item := range n.Content {
 			sub := fmt.Sprintf("%s[%d]", path, i)
 			l.origins[sub] = origin{line: item.Line}
-			l.decode(item, sub, reflect.ValueOf(&list[i]).Elem())
+			l.decode(item, sub, list.Index(i))
 		}
-		v.Set(reflect.ValueOf(list))
+		v.Set(list)
+	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct:
+		l.mistake(path, "must be a list, not %s", kindName(n))
+	case v.Kind() == reflect.Map:
+		l.decodeMap(n, path, v)
 	case n.Kind != yaml.ScalarNode:
 		l.mistake(path, "must be one value, not %s", kindName(n))
 	default:
@@ -88,6 +93,33 @@ func (l *loader) decodeStruct(n *yaml.Node, path string, v reflect.Value) {
 			l.mistake(sub, "unknown key; known here: %s", strings.Join(names, ", "))
 		}
 	}
+}
+
+// decodeMap reads names of the user's own with their values.
+func (l *loader) decodeMap(n *yaml.Node, path string, v reflect.Value) {
+	if n.Kind != yaml.MappingNode {
+		l.mistake(path, "must hold keys, not %s", kindName(n))
+		return
+	}
+	if len(n.Content) == 0 {
+		v.SetZero()
+		return
+	}
+	m := reflect.MakeMap(v.Type())
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		sub := path + "." + key.Value
+		l.origins[sub] = origin{line: key.Line}
+		name := reflect.ValueOf(key.Value)
+		if key.Kind != yaml.ScalarNode || m.MapIndex(name).IsValid() {
+			l.mistake(sub, "stands here for the second time, or is no name")
+			continue
+		}
+		item := reflect.New(v.Type().Elem()).Elem()
+		l.decode(value, sub, item)
+		m.SetMapIndex(name, item)
+	}
+	v.Set(m)
 }
 
 // fieldsOf gives the fields of a struct by the names of their keys, those of a set inline pointer among them.
@@ -142,14 +174,11 @@ func (l *loader) decodeSinks(n *yaml.Node, path string, v reflect.Value) {
 }
 
 func wrongSinkType(typ string) string {
-	built := strings.Join(sinkTypes, " or ")
-	switch {
-	case typ == "":
-		return "missing; write " + built
-	case slices.Contains(sinkTypesNotBuilt, typ):
-		return typ + " is not built yet; write " + built
+	known := strings.Join(sinkTypes, ", ")
+	if typ == "" {
+		return "missing; write one of " + known
 	}
-	return fmt.Sprintf("%q is no type of sink; write %s", typ, built)
+	return fmt.Sprintf("%q is no type of sink; write one of %s", typ, known)
 }
 
 // sinkType finds the type of a sink, and its line, before the sink is decoded.
@@ -217,12 +246,16 @@ func setScalar(v reflect.Value, text string) error {
 		}
 		v.SetBool(b)
 	case reflect.Slice:
-		// One value is a list with commas, so that a variable can hold one.
-		list := strings.Split(text, ",")
-		for i := range list {
-			list[i] = strings.TrimSpace(list[i])
+		// One value is a list with commas, so that a variable can hold one; but a secret may hold a comma.
+		texts := []string{text}
+		if v.Type() != reflect.TypeFor[[]Secret]() {
+			texts = strings.Split(text, ",")
 		}
-		v.Set(reflect.ValueOf(list))
+		list := reflect.MakeSlice(v.Type(), len(texts), len(texts))
+		for i, text := range texts {
+			list.Index(i).SetString(strings.TrimSpace(text))
+		}
+		v.Set(list)
 	default:
 		panic(fmt.Sprintf("config: no scalar of type %s", v.Type()))
 	}

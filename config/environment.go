@@ -24,12 +24,19 @@ var variables = []struct{ name, path string }{
 var sinkVariables = []struct{ name, typ, key string }{
 	{"OUTBOX_KAFKA_BROKERS", SinkKafka, "brokers"},
 	{"OUTBOX_KAFKA_TOPIC", SinkKafka, "topic"},
+	{"OUTBOX_REDIS_URL", SinkRedis, "url"},
+	{"OUTBOX_REDIS_STREAM", SinkRedis, "topic"},
+	{"OUTBOX_WEBHOOK_URL", SinkWebhook, "url"},
+	{"OUTBOX_WEBHOOK_SECRET", SinkWebhook, "secret"},
+	{"OUTBOX_EVENT_BUS_URL", SinkEventBus, "url"},
+	{"OUTBOX_COMPOSITE_STRATEGY", SinkComposite, "strategy"},
+	{"OUTBOX_COMPOSITE_MEMBERS", SinkComposite, "members"},
 }
 
 const publisherType = "OUTBOX_PUBLISHER_TYPE"
 
 var (
-	variablesNotBuilt = regexp.MustCompile(`^OUTBOX_(WEBHOOK_.*|REDIS_.*|EVENT_BUS_URL|COMPOSITE_.*|RETENTION_DAYS)$`)
+	variablesNotBuilt = regexp.MustCompile(`^OUTBOX_RETENTION_DAYS$`)
 	// Kubernetes describes every service by such variables; one named outbox is not a mistake.
 	serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)$`)
 	// otherCommands read these themselves.
@@ -104,6 +111,19 @@ func (l *loader) applyPublisherType(typ string) {
 	case !inFile:
 		l.config.Sinks = []Sink{defaultSink(typ)}
 		l.origins["sinks"] = origin{variable: publisherType}
+		if typ == SinkComposite {
+			l.addMembers()
+		}
+	}
+}
+
+// addMembers makes the sinks of a composite that comes from the environment: one of each type that it names.
+func (l *loader) addMembers() {
+	for name := range strings.SplitSeq(l.env["OUTBOX_COMPOSITE_MEMBERS"], ",") {
+		name = strings.TrimSpace(name)
+		if slices.Contains(sinkTypes, name) && name != SinkComposite { // what is none is reported with the members
+			l.config.Sinks = append(l.config.Sinks, defaultSink(name))
+		}
 	}
 }
 

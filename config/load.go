@@ -173,6 +173,18 @@ func (l *loader) complete() {
 	if c.Source.LedgerSchema == "" {
 		c.Source.LedgerSchema, _, _ = strings.Cut(c.Source.Table, ".")
 	}
+	for i := range c.Sinks { // a scheme says it as well
+		s := &c.Sinks[i]
+		switch {
+		case s.Redis != nil:
+			s.Redis.TLS.Enabled = s.Redis.TLS.Enabled || strings.HasPrefix(string(s.Redis.URL), "rediss:")
+		case s.Webhook != nil:
+			s.Webhook.TLS.Enabled = s.Webhook.TLS.Enabled || strings.HasPrefix(string(s.Webhook.URL), "https:")
+		case s.EventBus != nil:
+			u := string(s.EventBus.URL)
+			s.EventBus.TLS.Enabled = s.EventBus.TLS.Enabled || strings.HasPrefix(u, "tls:") || strings.HasPrefix(u, "wss:")
+		}
+	}
 }
 
 // Mistake is one thing that is wrong with a configuration.

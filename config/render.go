@@ -40,3 +40,40 @@ func escape(n *yaml.Node) {
 		escape(c)
 	}
 }
+
+// MarshalYAML writes the keys that every sink has and those of its type as one mapping.
+func (s Sink) MarshalYAML() (any, error) {
+	common := map[bool]any{
+		false: struct {
+			Name, Type, Topic, Key string
+		}{s.Name, s.Type, s.Topic, s.Key},
+		true: struct {
+			Name, Type string
+		}{s.Name, s.Type},
+	}[s.Composite != nil]
+	var out yaml.Node
+	if err := out.Encode(common); err != nil {
+		return nil, err
+	}
+	var own any
+	switch {
+	case s.Kafka != nil:
+		own = *s.Kafka
+	case s.Redis != nil:
+		own = *s.Redis
+	case s.Webhook != nil:
+		own = *s.Webhook
+	case s.EventBus != nil:
+		own = *s.EventBus
+	case s.Composite != nil:
+		own = *s.Composite
+	default:
+		return &out, nil
+	}
+	var n yaml.Node
+	if err := n.Encode(own); err != nil {
+		return nil, err
+	}
+	out.Content = append(out.Content, n.Content...)
+	return &out, nil
+}

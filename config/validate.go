@@ -2,7 +2,6 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"regexp"
 	"slices"
@@ -30,17 +29,8 @@ func (v *validator) run() {
 	if len(c.Sinks) == 0 && !v.noSinks {
 		v.mistake("sinks", "missing; write at least one, or set OUTBOX_PUBLISHER_TYPE")
 	}
-	names := map[string]int{}
-	for i := range c.Sinks {
-		path := fmt.Sprintf("sinks[%d]", i)
-		s := &c.Sinks[i]
-		if first, taken := names[s.Name]; taken && s.Type != "" {
-			v.mistake(path+".name", "%q is the name of sinks[%d] already; the ledger knows a sink by its name", s.Name, first)
-		} else {
-			names[s.Name] = i
-		}
-		v.sink(path, s)
-	}
+	v.sinks(c.Sinks)
+	v.routes(c)
 	v.delivery(&c.Delivery)
 	if !metricPrefix.MatchString(c.Metrics.Prefix) {
 		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
@@ -125,73 +115,6 @@ func (v *validator) dsn(path string, d DSN) {
 	}
 }
 
-func (v *validator) sink(path string, s *Sink) {
-	if !slices.Contains(sinkTypes, s.Type) {
-		v.mistake(path+".type", "%s", wrongSinkType(s.Type))
-		return
-	}
-	if !sinkName.MatchString(s.Name) {
-		v.mistake(path+".name", "%q is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit", s.Name)
-	}
-	v.template(path+".topic", s.Topic)
-	v.template(path+".key", s.Key)
-	if s.Type == SinkKafka {
-		v.kafka(path, s)
-	}
-}
-
-func (v *validator) kafka(path string, s *Sink) {
-	k := s.Kafka
-	if k == nil || len(k.Brokers) == 0 {
-		v.mistake(path+".brokers", "missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
-		return
-	}
-	for i, b := range k.Brokers {
-		if !isHostPort(b, 1) {
-			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%q is no broker; write host:9092", b)
-		}
-	}
-	if literal := field.ReplaceAllString(s.Topic, ""); !topicLiteral.MatchString(literal) {
-		v.mistake(path+".topic", "%q is no name for a topic: at most 249 letters, digits, ., _ and - beside the fields", s.Topic)
-	}
-	v.oneOf(path+".compression", k.Compression, "none", "gzip", "snappy", "lz4", "zstd")
-	v.oneOf(path+".timestamp", k.Timestamp, "commit", "created_at")
-	v.tls(path+".tls", &k.TLS)
-	v.sasl(path+".sasl", &k.SASL)
-	remote := slices.ContainsFunc(k.Brokers, func(b string) bool { host, _, _ := net.SplitHostPort(b); return !isLocal(host) })
-	if k.SASL.Mechanism == "plain" && !k.TLS.Enabled && remote {
-		v.warn("%s.sasl: plain sends the password in clear without tls", path)
-	}
-}
-
-func (v *validator) tls(path string, t *TLS) {
-	if !t.Enabled && *t != (TLS{}) {
-		v.mistake(path, "has settings and is not enabled; write enabled: true, or remove them")
-	}
-	if (t.CertFile == "") != (t.KeyFile == "") {
-		v.mistake(path, "cert_file and key_file belong together")
-	}
-	if t.InsecureSkipVerify {
-		v.warn("%s.insecure_skip_verify: anybody on the way can pose as the broker", path)
-	}
-}
-
-func (v *validator) sasl(path string, s *SASL) {
-	if s.Mechanism == "" {
-		if *s != (SASL{}) {
-			v.mistake(path+".mechanism", "missing; write plain, scram-sha-256 or scram-sha-512")
-		}
-		return
-	}
-	v.oneOf(path+".mechanism", s.Mechanism, "plain", "scram-sha-256", "scram-sha-512")
-	if s.Username == "" {
-		v.mistake(path+".username", "missing")
-	}
-	if s.Password == "" {
-		v.mistake(path+".password", "missing")
-	}
-}
-
 func (v *validator) delivery(d *Delivery) {
 	v.between("delivery.batch_size", d.BatchSize, 1, 10_000)
 	v.between("delivery.lanes", d.Lanes, 1, 256)
@@ -216,30 +139,6 @@ func (v *validator) delivery(d *Delivery) {
 	}
 	v.size("delivery.max_in_flight_bytes", d.MaxInFlightBytes, MiB, 64*GiB)
 	v.size("delivery.max_event_bytes", d.MaxEventBytes, KiB, GiB)
-}
-
-// templateFields are the fields of an event that a topic or key may hold; router expands them.
-var templateFields = []string{
-	"id", "aggregate_type", "aggregate_id", "event_type", "event_version", "tenant_id", "correlation_id", "causation_id",
-}
-
-var (
-	field        = regexp.MustCompile(`\{[^{}]*\}`)
-	topicLiteral = regexp.MustCompile(`^[a-zA-Z0-9._-]{0,249}$`)
-)
-
-func (v *validator) template(path, s string) {
-	if s == "" {
-		v.mistake(path, "must not be empty")
-	}
-	for _, f := range field.FindAllString(s, -1) {
-		if name := f[1 : len(f)-1]; !slices.Contains(templateFields, name) {
-			v.mistake(path, "%s is no field of an event; these are: %s", f, strings.Join(templateFields, ", "))
-		}
-	}
-	if strings.ContainsAny(field.ReplaceAllString(s, ""), "{}") {
-		v.mistake(path, "%q has a brace without its other", s)
-	}
 }
 
 func (v *validator) between(path string, n, least, most int) {

@@ -103,6 +103,43 @@ func (d DSN) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 // LogValue masks the passwords in logs.
 func (d DSN) LogValue() slog.Value { return slog.StringValue(d.String()) }
 
+// URL is an address that may hold credentials. It prints without them; string(u) reveals it.
+type URL string
+
+// String hides user, password and the values of the query. What it cannot tell apart it masks as a whole.
+func (u URL) String() string {
+	if u == "" {
+		return ""
+	}
+	parsed, err := url.Parse(string(u))
+	// As in maskURL: a password that spills over shows by its @.
+	if err != nil || parsed.Host == "" || strings.Contains(parsed.Host+parsed.Path+parsed.RawQuery+parsed.Fragment, "@") {
+		return mask
+	}
+	user, query := "", ""
+	if parsed.User != nil { // for some servers the user alone is a token
+		user = mask + "@"
+	}
+	if parsed.RawQuery != "" {
+		pairs := strings.Split(parsed.RawQuery, "&")
+		for i, pair := range pairs {
+			key, _, _ := strings.Cut(pair, "=")
+			pairs[i] = key + "=" + mask
+		}
+		query = "?" + strings.Join(pairs, "&")
+	}
+	return parsed.Scheme + "://" + user + parsed.Host + parsed.EscapedPath() + query
+}
+
+// Format masks for every verb.
+func (u URL) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, u.String()) }
+
+// MarshalText masks in YAML and JSON.
+func (u URL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
+
+// LogValue masks in logs.
+func (u URL) LogValue() slog.Value { return slog.StringValue(u.String()) }
+
 // Bytes is a size, written as 64KiB, 32MiB or 1GiB; a bare number counts bytes.
 type Bytes int64
 

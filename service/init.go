@@ -194,11 +194,11 @@ func grant(ctx context.Context, cfg config.Config, setup replication.SetupConfig
 // registerSinks makes the sinks known. What was in the outbox before them is owed to those of a first start.
 func registerSinks(ctx context.Context, cfg config.Config, setup replication.SetupConfig, fromStart bool) error {
 	var processors []replication.Processor
-	for i, sc := range cfg.Sinks {
-		s, err := buildSink(sc, Parts{})
-		if err != nil {
-			return fmt.Errorf("sinks[%d] (%s): %w", i, sc.Name, err)
-		}
+	sinks, err := buildSinks(cfg, Parts{})
+	if err != nil {
+		return err
+	}
+	for _, s := range sinks {
 		processors = append(processors, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, FromStart: fromStart})
 	}
 	return replication.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {

@@ -1,0 +1,184 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"time"
+)
+
+// The kinds of sink that Sink.Type may name.
+const (
+	SinkKafka     = "kafka"
+	SinkRedis     = "redis_stream"
+	SinkWebhook   = "webhook"
+	SinkEventBus  = "event_bus"
+	SinkComposite = "composite"
+	SinkStdout    = "stdout"
+)
+
+// The strategies of a composite.
+const (
+	StrategyAll     = "all"     // each member gets every event
+	StrategyAny     = "any"     // the first member that accepts
+	StrategyPrimary = "primary" // the first as usual, each other one try
+)
+
+// Sink is one destination.
+type Sink struct {
+	// Name is how the ledger, metrics and commands know the sink; its type by default.
+	Name string `yaml:"name"`
+	Type string `yaml:"type"`
+	// Topic and Key are templates over the event's fields, as outbox.event.{aggregate_type}: a topic of Kafka, a stream of
+	// Redis, a subject of NATS.
+	Topic string `yaml:"topic"`
+	Key   string `yaml:"key"`
+	// Of these the one of the sink's type is set.
+	Kafka     *Kafka     `yaml:",inline"`
+	Redis     *Redis     `yaml:",inline"`
+	Webhook   *Webhook   `yaml:",inline"`
+	EventBus  *EventBus  `yaml:",inline"`
+	Composite *Composite `yaml:",inline"`
+}
+
+// Route sends the events that it matches to sinks.
+type Route struct {
+	Match Match    `yaml:"match"`
+	Sinks []string `yaml:"sinks,flow"`
+	// Topic and Key, where they are set, are used instead of the sinks' own.
+	Topic string `yaml:"topic"`
+	Key   string `yaml:"key"`
+}
+
+// Match holds patterns, in which * stands for any characters and ? for one. Each list that is not empty must hold one that
+// fits.
+type Match struct {
+	AggregateType []string `yaml:"aggregate_type,flow"`
+	EventType     []string `yaml:"event_type,flow"`
+	TenantID      []string `yaml:"tenant_id,flow"`
+}
+
+// Kafka is what a sink of type kafka needs besides.
+type Kafka struct {
+	Brokers  []string `yaml:"brokers,flow"`
+	ClientID string   `yaml:"client_id"`
+	// Compression is none, gzip, snappy, lz4 or zstd.
+	Compression string `yaml:"compression"`
+	// Timestamp of a record is the time of the commit ("commit") or the event's own ("created_at").
+	Timestamp string `yaml:"timestamp"`
+	// Formats are debezium, cloudevents, or both.
+	Formats []string `yaml:"format,flow"`
+	// Source of CloudEvents.
+	Source string `yaml:"source"`
+	// Placement of columns, in Debezium's syntax.
+	Placement string `yaml:"placement"`
+	// HeaderEncoding is plain or json.
+	HeaderEncoding string `yaml:"header_encoding"`
+	// HeadersFromMetadata are keys of the metadata that become headers.
+	HeadersFromMetadata []string `yaml:"headers_from_metadata,flow"`
+	// TombstoneOnEmptyPayload sends an empty payload as null.
+	TombstoneOnEmptyPayload bool `yaml:"tombstone_on_empty_payload"`
+	// LSNHeader adds the position as header outbox_lsn.
+	LSNHeader bool `yaml:"lsn_header"`
+	TLS       TLS  `yaml:"tls"`
+	SASL      SASL `yaml:"sasl"`
+}
+
+// Format prints k as a value would be. A pointer inside of another value it would print with no regard to the methods
+// of its fields, the password's among them.
+func (k *Kafka) Format(f fmt.State, _ rune) {
+	if k == nil {
+		_, _ = io.WriteString(f, "<nil>")
+		return
+	}
+	_, _ = fmt.Fprintf(f, "%+v", *k)
+}
+
+// TLS is how brokers are reached.
+type TLS struct {
+	Enabled bool `yaml:"enabled"`
+	// CAFile replaces the system's certificate authorities.
+	CAFile string `yaml:"ca_file"`
+	// CertFile and KeyFile are the client's own certificate.
+	CertFile           string `yaml:"cert_file"`
+	KeyFile            string `yaml:"key_file"`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
+}
+
+// SASL is how the client says who it is; an empty Mechanism means that it does not.
+type SASL struct {
+	// Mechanism is plain, scram-sha-256 or scram-sha-512.
+	Mechanism string `yaml:"mechanism"`
+	Username  string `yaml:"username"`
+	Password  Secret `yaml:"password"`
+}
+
+// Redis is what a sink of type redis_stream needs besides.
+type Redis struct {
+	// URL is redis:// or rediss://, which is TLS.
+	URL URL `yaml:"url"`
+	// Addresses are further nodes of a cluster, or the Sentinels where Master is set; host:port.
+	Addresses []string `yaml:"addresses,flow"`
+	// Master is the name by which Sentinels know the server.
+	Master   string `yaml:"master"`
+	Username string `yaml:"username"`
+	Password Secret `yaml:"password"`
+	// MaxLen, MinIDAge trim a stream, approximately: to so many entries, or to those of so long. 0 keeps all.
+	MaxLen   int           `yaml:"max_len"`
+	MinIDAge time.Duration `yaml:"min_id_age"`
+	TLS      TLS           `yaml:"tls"`
+}
+
+// Webhook is what a sink of type webhook needs besides.
+type Webhook struct {
+	URL URL `yaml:"url"`
+	// Secrets sign, each for itself: two while they are rotated.
+	Secrets []Secret          `yaml:"secret,flow"`
+	Headers map[string]Secret `yaml:"headers"`
+	// Body is raw, envelope, cloudevents or cloudevents-structured.
+	Body   string `yaml:"body"`
+	Source string `yaml:"source"`
+	// AllowHosts are internal hosts that may be reached all the same.
+	AllowHosts  []string `yaml:"allow_hosts,flow"`
+	Connections int      `yaml:"connections"`
+	// Rate is the most events a second; 0 is no limit.
+	Rate int `yaml:"rate"`
+	TLS  TLS `yaml:"tls"`
+}
+
+// EventBus is what a sink of type event_bus needs besides: NATS JetStream.
+type EventBus struct {
+	URL URL `yaml:"url"`
+	// CredentialsFile, NKeyFile: how the client says who it is, where the URL does not.
+	CredentialsFile string `yaml:"credentials_file"`
+	NKeyFile        string `yaml:"nkey_file"`
+	Source          string `yaml:"source"`
+	TLS             TLS    `yaml:"tls"`
+}
+
+// Composite is a sink made of others.
+type Composite struct {
+	Strategy string   `yaml:"strategy"`
+	Members  []string `yaml:"members,flow"`
+}
+
+const defaultTopic = "outbox.event.{aggregate_type}"
+
+// defaultSink is a sink of a type before file and environment: complete but for what only its owner knows.
+func defaultSink(typ string) Sink {
+	s := Sink{Name: typ, Type: typ, Topic: defaultTopic, Key: "{aggregate_id}"}
+	switch typ {
+	case SinkKafka:
+		s.Kafka = &Kafka{ClientID: "outbox-cdc", Compression: "none", Timestamp: "commit", Formats: []string{"debezium"}, HeaderEncoding: "plain"}
+	case SinkRedis:
+		s.Redis = &Redis{}
+	case SinkWebhook:
+		s.Webhook = &Webhook{Body: "raw", Connections: 16}
+	case SinkEventBus:
+		s.Topic += ".{event_type}"
+		s.EventBus = &EventBus{}
+	case SinkComposite:
+		s.Topic, s.Key = "", ""
+		s.Composite = &Composite{Strategy: StrategyAll}
+	}
+	return s
+}

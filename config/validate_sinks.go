@@ -1,0 +1,294 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+func (v *validator) sink(path string, s *Sink) {
+	if !slices.Contains(sinkTypes, s.Type) {
+		v.mistake(path+".type", "%s", wrongSinkType(s.Type))
+		return
+	}
+	if !sinkName.MatchString(s.Name) {
+		v.mistake(path+".name", "%q is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit", s.Name)
+	}
+	if s.Type == SinkComposite {
+		if s.Topic != "" || s.Key != "" {
+			v.mistake(path, "a composite has neither topic nor key; its members have their own")
+		}
+		return
+	}
+	v.template(path+".topic", s.Topic)
+	v.template(path+".key", s.Key)
+	switch s.Type {
+	case SinkKafka:
+		v.kafka(path, s)
+	case SinkRedis:
+		v.redis(path, s.Redis)
+	case SinkWebhook:
+		v.webhook(path, s.Webhook)
+	case SinkEventBus:
+		v.eventBus(path, s.EventBus)
+	}
+}
+
+func (v *validator) kafka(path string, s *Sink) {
+	k := s.Kafka
+	if k == nil || len(k.Brokers) == 0 {
+		v.mistake(path+".brokers", "missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
+		return
+	}
+	for i, b := range k.Brokers {
+		if !isHostPort(b, 1) {
+			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%q is no broker; write host:9092", b)
+		}
+	}
+	if literal := field.ReplaceAllString(s.Topic, ""); !topicLiteral.MatchString(literal) {
+		v.mistake(path+".topic", "%q is no name for a topic: at most 249 letters, digits, ., _ and - beside the fields", s.Topic)
+	}
+	v.oneOf(path+".compression", k.Compression, "none", "gzip", "snappy", "lz4", "zstd")
+	v.oneOf(path+".timestamp", k.Timestamp, "commit", "created_at")
+	v.oneOf(path+".header_encoding", k.HeaderEncoding, "plain", "json")
+	if len(k.Formats) == 0 {
+		v.mistake(path+".format", "missing; write debezium, cloudevents or both")
+	}
+	for i, format := range k.Formats {
+		v.oneOf(fmt.Sprintf("%s.format[%d]", path, i), format, "debezium", "cloudevents")
+	}
+	v.cloudEventSource(path+".source", k.Source)
+	v.tls(path+".tls", &k.TLS)
+	v.sasl(path+".sasl", &k.SASL)
+	remote := slices.ContainsFunc(k.Brokers, func(b string) bool { host, _, _ := net.SplitHostPort(b); return !isLocal(host) })
+	if k.SASL.Mechanism == "plain" && !k.TLS.Enabled && remote {
+		v.warn("%s.sasl: plain sends the password in clear without tls", path)
+	}
+}
+
+func (v *validator) tls(path string, t *TLS) {
+	if !t.Enabled && *t != (TLS{}) {
+		v.mistake(path, "has settings and is not enabled; write enabled: true, or remove them")
+	}
+	if (t.CertFile == "") != (t.KeyFile == "") {
+		v.mistake(path, "cert_file and key_file belong together")
+	}
+	if t.InsecureSkipVerify {
+		v.warn("%s.insecure_skip_verify: anybody on the way can pose as the server", path)
+	}
+}
+
+func (v *validator) sasl(path string, s *SASL) {
+	if s.Mechanism == "" {
+		if *s != (SASL{}) {
+			v.mistake(path+".mechanism", "missing; write plain, scram-sha-256 or scram-sha-512")
+		}
+		return
+	}
+	v.oneOf(path+".mechanism", s.Mechanism, "plain", "scram-sha-256", "scram-sha-512")
+	if s.Username == "" {
+		v.mistake(path+".username", "missing")
+	}
+	if s.Password == "" {
+		v.mistake(path+".password", "missing")
+	}
+}
+
+func (v *validator) redis(path string, r *Redis) {
+	switch {
+	case r.URL == "" && len(r.Addresses) == 0:
+		v.mistake(path+".url", "missing; write redis://host:6379, or set OUTBOX_REDIS_URL")
+	case r.URL != "":
+		v.url(path+".url", r.URL, &r.TLS, "redis", "rediss")
+	}
+	for i, a := range r.Addresses {
+		if !isHostPort(a, 1) {
+			v.mistake(fmt.Sprintf("%s.addresses[%d]", path, i), "%q is no address; write host:6379", a)
+		}
+	}
+	if r.Master != "" && len(r.Addresses) == 0 {
+		v.mistake(path+".addresses", "missing; write those of the Sentinels that know the master")
+	}
+	if r.Username != "" && r.Password == "" {
+		v.mistake(path+".password", "missing")
+	}
+	if r.MaxLen < 0 || r.MinIDAge < 0 {
+		v.mistake(path, "max_len and min_id_age cannot be negative; 0 keeps all")
+	}
+	if r.MaxLen > 0 && r.MinIDAge > 0 {
+		v.mistake(path, "max_len and min_id_age exclude each other")
+	}
+	v.tls(path+".tls", &r.TLS)
+}
+
+func (v *validator) webhook(path string, w *Webhook) {
+	if w.URL == "" {
+		v.mistake(path+".url", "missing; write https://host/path, or set OUTBOX_WEBHOOK_URL")
+	} else if u := v.url(path+".url", w.URL, &w.TLS, "https", "http"); u != nil && u.Scheme == "http" && !slices.Contains(w.AllowHosts, u.Hostname()) {
+		v.mistake(path+".url", "http sends events and signatures in clear; write https, or name the host in allow_hosts")
+	}
+	for i, s := range w.Secrets {
+		if s == "" {
+			v.mistake(fmt.Sprintf("%s.secret[%d]", path, i), "is empty")
+		}
+	}
+	if len(w.Secrets) == 0 {
+		v.warn("%s.secret is missing: receivers cannot tell our events from others'", path)
+	}
+	v.oneOf(path+".body", w.Body, "raw", "envelope", "cloudevents", "cloudevents-structured")
+	v.between(path+".connections", w.Connections, 1, 1000)
+	v.between(path+".rate", w.Rate, 0, 1_000_000)
+	v.cloudEventSource(path+".source", w.Source)
+	v.tls(path+".tls", &w.TLS)
+}
+
+func (v *validator) eventBus(path string, e *EventBus) {
+	if e.URL == "" {
+		v.mistake(path+".url", "missing; write nats://host:4222, or set OUTBOX_EVENT_BUS_URL")
+	} else {
+		v.url(path+".url", e.URL, &e.TLS, "nats", "tls", "ws", "wss")
+	}
+	if e.CredentialsFile != "" && e.NKeyFile != "" {
+		v.mistake(path, "credentials_file and nkey_file exclude each other")
+	}
+	v.cloudEventSource(path+".source", e.Source)
+	v.tls(path+".tls", &e.TLS)
+}
+
+// url reads an address. Of what is wrong with it nothing is quoted: it may be a password.
+func (v *validator) url(path string, address URL, t *TLS, schemes ...string) *url.URL {
+	u, err := url.Parse(string(address))
+	if err != nil || u.Host == "" || strings.Contains(u.Host+u.Path+u.RawQuery+u.Fragment, "@") {
+		v.mistake(path, "is no URL; write %s://host, other characters than letters and digits of a password as %%XX", schemes[0])
+		return nil
+	}
+	if !slices.Contains(schemes, u.Scheme) {
+		v.mistake(path, "has the scheme %q; write %s", u.Scheme, strings.Join(schemes, ", "))
+		return nil
+	}
+	encrypted := t.Enabled || slices.Contains([]string{"rediss", "https", "tls", "wss"}, u.Scheme)
+	if _, password := u.User.Password(); (password || u.User != nil) && !encrypted && !isLocal(u.Hostname()) {
+		v.warn("%s: user and password cross the network in clear", path)
+	}
+	return u
+}
+
+// cloudEventSource is empty for the default.
+func (v *validator) cloudEventSource(path, s string) {
+	if _, err := url.Parse(strings.ReplaceAll(s, "{aggregate_type}", "x")); err != nil || strings.ContainsAny(strings.ReplaceAll(s, "{aggregate_type}", ""), "{} ") {
+		v.mistake(path, "%q is no URI; write such as /outbox/shop/{aggregate_type}, which is the only field here", s)
+	}
+}
+
+// sinks checks each, and how they fit together.
+func (v *validator) sinks(sinks []Sink) {
+	names := map[string]int{}
+	for i := range sinks {
+		path := fmt.Sprintf("sinks[%d]", i)
+		s := &sinks[i]
+		if first, taken := names[s.Name]; taken && s.Type != "" {
+			v.mistake(path+".name", "%q is the name of sinks[%d] already; the ledger knows a sink by its name", s.Name, first)
+		} else {
+			names[s.Name] = i
+		}
+		v.sink(path, s)
+	}
+	memberOf := map[string]int{}
+	for i, s := range sinks {
+		if s.Composite == nil {
+			continue
+		}
+		path := fmt.Sprintf("sinks[%d]", i)
+		v.oneOf(path+".strategy", s.Composite.Strategy, StrategyAll, StrategyAny, StrategyPrimary)
+		if len(s.Composite.Members) < 2 {
+			v.mistake(path+".members", "names fewer than two sinks; write members: [a, b], or set OUTBOX_COMPOSITE_MEMBERS")
+		}
+		for j, name := range s.Composite.Members {
+			at := fmt.Sprintf("%s.members[%d]", path, j)
+			member, known := names[name]
+			first, taken := memberOf[name]
+			switch {
+			case !known:
+				v.mistake(at, "%q is no sink; these are: %s", name, strings.Join(sortedKeys(names), ", "))
+			case sinks[member].Composite != nil:
+				v.mistake(at, "%q is a composite itself; name its members", name)
+			case taken:
+				v.mistake(at, "%q is a member of sinks[%d] already", name, first)
+			default:
+				memberOf[name] = i
+			}
+		}
+	}
+}
+
+func (v *validator) routes(c *Config) {
+	byName := map[string]*Sink{}
+	inside := map[string]string{}
+	for i := range c.Sinks {
+		s := &c.Sinks[i]
+		byName[s.Name] = s
+		if s.Composite != nil {
+			for _, m := range s.Composite.Members {
+				inside[m] = s.Name
+			}
+		}
+	}
+	for i, r := range c.Routes {
+		path := fmt.Sprintf("routes[%d]", i)
+		if len(r.Sinks) == 0 {
+			v.warn("%s names no sinks: what it matches is discarded", path)
+		}
+		seen := map[string]bool{}
+		for j, name := range r.Sinks {
+			at := fmt.Sprintf("%s.sinks[%d]", path, j)
+			s := byName[name]
+			switch {
+			case s == nil:
+				v.mistake(at, "%q is no sink; these are: %s", name, strings.Join(sortedKeys(byName), ", "))
+			case inside[name] != "":
+				v.mistake(at, "%q is a member of %q; name that", name, inside[name])
+			case seen[name]:
+				v.mistake(at, "%q stands here twice", name)
+			case s.Composite != nil && s.Composite.Strategy == StrategyAny && (r.Topic != "" || r.Key != ""):
+				v.mistake(at, "the members of %q have topics and keys of their own; remove topic and key of this route", name)
+			}
+			seen[name] = true
+		}
+		if r.Topic != "" {
+			v.template(path+".topic", r.Topic)
+		}
+		if r.Key != "" {
+			v.template(path+".key", r.Key)
+		}
+		if i < len(c.Routes)-1 && len(r.Match.AggregateType)+len(r.Match.EventType)+len(r.Match.TenantID) == 0 {
+			v.mistake(path+".match", "matches every event, so that no route behind it is ever taken; move it to the end")
+		}
+	}
+}
+
+// templateFields are the fields of an event that a topic or key may hold; router expands them.
+var templateFields = []string{
+	"id", "aggregate_type", "aggregate_id", "event_type", "event_version", "tenant_id", "correlation_id", "causation_id",
+}
+
+var (
+	field        = regexp.MustCompile(`\{[^{}]*\}`)
+	topicLiteral = regexp.MustCompile(`^[a-zA-Z0-9._-]{0,249}$`)
+)
+
+func (v *validator) template(path, s string) {
+	if s == "" {
+		v.mistake(path, "must not be empty")
+	}
+	for _, f := range field.FindAllString(s, -1) {
+		if name := f[1 : len(f)-1]; !slices.Contains(templateFields, name) {
+			v.mistake(path, "%s is no field of an event; these are: %s", f, strings.Join(templateFields, ", "))
+		}
+	}
+	if strings.ContainsAny(field.ReplaceAllString(s, ""), "{}") {
+		v.mistake(path, "%q has a brace without its other", s)
+	}
+}
