@@ -22,8 +22,42 @@ type Config struct {
 	SASL     SASL
 	// Compression is none (the default), gzip, snappy, lz4 or zstd.
 	Compression string
-	// Timestamp of a record is the time of the commit ("commit", the default) or the event's own ("created_at").
+	// Timestamp of a record is the time of the commit ("commit", the default) or the event's own ("created_at"):
+	// Debezium's table.field.event.timestamp.
 	Timestamp string
+
+	// Formats say which headers a record has: debezium (the default), those of Debezium's outbox router; cloudevents,
+	// the attributes of a CloudEvent in binary mode, with the prefix ce_ and a content-type always; or both. Key,
+	// value, content-type, traceparent and tracestate are the same with each.
+	// (github.com/cloudevents/spec, cloudevents/bindings/kafka-protocol-binding.md)
+	Formats []string
+	// Source of CloudEvents, a URI reference in which {aggregate_type} stands for the event's. Format cloudevents needs
+	// it, and nothing else looks at it.
+	Source string
+	// Placement, of format debezium, says which columns become headers beside the id, in the syntax of Debezium's
+	// table.fields.additional.placement, see ParsePlacement. A column that is NULL has no header, where Debezium sends
+	// one of value null. Empty stands for
+	// event_type:header:eventType,event_version:header:eventVersion,tenant_id:header:tenantId,correlation_id:header:correlationId,causation_id:header:causationId
+	// and "id:header" for the id alone, as Debezium has it by default.
+	Placement string
+	// Columns translates the names in Placement that are those of the user's table into ours: {"type": "event_type"}.
+	Columns map[string]string
+	// HeaderEncoding, of format debezium, is plain (the default), as Kafka Connect sends headers with
+	// SimpleHeaderConverter or StringConverter, or json, as Debezium Server does by default (debezium.format.header):
+	// strings are in quotes. It is that of id, placed columns, outbox_lsn and headers from the metadata; content-type,
+	// traceparent, tracestate and ce_* are never quoted.
+	HeaderEncoding string
+	// HeadersFromMetadata are keys of the metadata, at its top level, that become headers of their names: strings as
+	// their text, other values as JSON; null and what is not there, none. traceparent and tracestate need not be among
+	// them.
+	HeadersFromMetadata []string
+	// TombstoneOnEmptyPayload sends a payload that is empty, or white space only, as the value null: Debezium's
+	// route.tombstone.on.empty.payload. A payload that is NULL is null anyway.
+	TombstoneOnEmptyPayload bool
+	// LSNHeader adds a header outbox_lsn, the event's position as ce_sequence has it: LSN of the commit and number in
+	// the transaction, in fixed width, so that it orders as a text. Debezium has nothing like it.
+	LSNHeader bool
+
 	// MaxMessageBytes: a record that is larger with key and headers is permanently refused without a try, as brokers
 	// cut the connection on a request of more than socket.request.max.bytes (100 MiB). Which sizes a topic takes is
 	// for its broker to say. 0 means 99 MiB.
@@ -60,9 +94,6 @@ const (
 	retryPause      = 100 * time.Millisecond
 
 	defaultMaxMessageBytes = 99 << 20
-
-	timestampCommit    = "commit"
-	timestampCreatedAt = "created_at"
 )
 
 var codecs = map[string]kgo.CompressionCodec{

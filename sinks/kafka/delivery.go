@@ -20,7 +20,8 @@ type delivery struct {
 	p       *producer
 	batch   []sinks.Message
 	records []record
-	errs    []error // nil while nothing has failed
+	headers []header // of the records
+	errs    []error  // nil while nothing has failed
 
 	wave  []*partition
 	bytes int
@@ -61,9 +62,8 @@ func (d *delivery) begin(p *producer, batch []sinks.Message) {
 		d.records = make([]record, len(batch))
 	}
 	d.records = d.records[:len(batch)]
-	createdAt := p.sink.config.Timestamp == timestampCreatedAt
 	for i := range batch {
-		d.records[i].begin(&batch[i], createdAt)
+		d.headers = d.records[i].begin(&batch[i], &p.sink.layout, d.headers)
 	}
 	if d.taken == nil {
 		d.taken = make(map[uint64]*partition)
@@ -73,6 +73,8 @@ func (d *delivery) begin(p *producer, batch []sinks.Message) {
 // end lets go of the batch.
 func (d *delivery) end() {
 	clear(d.records)
+	clear(d.headers)
+	d.headers = d.headers[:0]
 	clear(d.failed)
 	d.batch, d.errs = nil, nil
 	d.p.forget()

@@ -27,5 +27,6 @@
 //	   └──── settle: accepted, failed (and what stands behind), or smaller batches
 //
 // Files: sink.go what lanes share; delivery.go one Deliver; producer.go a client, its producer id and sending;
-// metadata.go topics; record.go and batch.go bytes; verdict.go answers; away.go what is known to be away.
+// metadata.go topics; layout.go and placement.go headers; record.go and batch.go bytes; verdict.go answers; away.go what
+// is known to be away.
 package kafka

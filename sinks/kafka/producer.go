@@ -44,6 +44,7 @@ func newProducer(s *Sink) (*producer, error) {
 	}
 	return &producer{
 		sink: s, client: client, id: -1, topics: make(map[string]*topic), encoder: encoder{compressor: s.compressor},
+		key: kgo.Record{Key: []byte{}}, // an empty key has a partition of its own, as in Java; nil has none
 	}, nil
 }
 

@@ -29,6 +29,8 @@ func TestApacheKafka(t *testing.T) {
 	t.Run("small topic", func(t *testing.T) { smallTopic(t, broker.Brokers()) })
 	t.Run("compacted topic", func(t *testing.T) { compactedTopic(t, broker.Brokers()) })
 	t.Run("sequence numbers", func(t *testing.T) { sequenceNumbers(t, broker.Brokers()) })
+	t.Run("CloudEvents", func(t *testing.T) { cloudEvents(t, broker.Brokers()) })
+	t.Run("partitions of the console producer", func(t *testing.T) { consolePartitions(t, broker) })
 	t.Run("killed and paused", func(t *testing.T) { killedAndPaused(t, broker) }) // last
 }
 

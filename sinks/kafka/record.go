@@ -1,9 +1,6 @@
 package kafka
 
 import (
-	"bytes"
-	"encoding/json"
-	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kbin"
@@ -20,85 +17,49 @@ type record struct {
 	length    int32 // on the wire, without the length itself
 	delta     int32 // its number in the partition's batch
 	timestamp int64 // milliseconds
-	// From the metadata, empty mostly.
-	contentType, traceParent, traceState string
+	headers   []header
+	tombstone bool // the value is null, whatever the payload is
 }
 
-// begin prepares r for msg.
-func (r *record) begin(msg *sinks.Message, createdAt bool) {
+type header struct{ name, value string }
+
+// begin prepares r for msg. Its headers are put into room behind what is there.
+func (r *record) begin(msg *sinks.Message, l *layout, room []header) []header {
 	*r = record{msg: msg}
 	at := msg.CommitTime
-	if createdAt || at.IsZero() {
-		at = msg.Event.CreatedAt
+	if e := msg.Event; at.IsZero() || l.createdAt && !e.CreatedAt.IsZero() { // where it is NULL, Debezium's is that of the change
+		at = e.CreatedAt
 	}
 	if at.IsZero() {
 		at = time.Now()
 	}
 	r.timestamp = at.UnixMilli()
-	r.contentType, r.traceParent, r.traceState = fromMetadata(msg.Event.Metadata)
+	r.tombstone = l.tombstone && isBlank(msg.Event.Payload)
+	from := len(room)
+	room = l.appendHeaders(room, msg)
+	r.headers = room[from:len(room):len(room)]
+	return room
 }
 
-// fromMetadata takes out what becomes a header. Parsing costs more than all the rest of a record, so it is done only
-// where one of the names occurs; even looking for both is a twentieth of a record, so first for what they share.
-func fromMetadata(metadata json.RawMessage) (contentType, traceParent, traceState string) {
-	if !bytes.Contains(metadata, []byte("ent")) ||
-		!bytes.Contains(metadata, []byte(`"content_type"`)) && !bytes.Contains(metadata, []byte(`"traceparent"`)) {
-		return "", "", ""
+// value is the payload, or nil: a tombstone.
+func (r *record) value() []byte {
+	if r.tombstone {
+		return nil
 	}
-	var m map[string]json.RawMessage
-	if json.Unmarshal(metadata, &m) != nil {
-		return "", "", "" // a mapped column may hold anything
-	}
-	text := func(name string) (s string) {
-		_ = json.Unmarshal(m[name], &s) // of another type: no header
-		return s
-	}
-	return text("content_type"), text("traceparent"), text("tracestate")
-}
-
-type header struct{ name, value string }
-
-// headers are those of Debezium's outbox router, in the order of the columns. What is empty was NULL, and is left out.
-func (r *record) headers(room *[9]header) []header {
-	e := r.msg.Event
-	h := append(room[:0], header{"id", e.ID})
-	if e.EventType != "" {
-		h = append(h, header{"eventType", e.EventType})
-	}
-	h = append(h, header{"eventVersion", strconv.Itoa(max(e.EventVersion, 1))})
-	if e.TenantID != "" {
-		h = append(h, header{"tenantId", e.TenantID})
-	}
-	if e.CorrelationID != "" {
-		h = append(h, header{"correlationId", e.CorrelationID})
-	}
-	if e.CausationID != "" {
-		h = append(h, header{"causationId", e.CausationID})
-	}
-	if r.contentType != "" {
-		h = append(h, header{"content-type", r.contentType})
-	}
-	if r.traceParent != "" {
-		h = append(h, header{"traceparent", r.traceParent})
-		if r.traceState != "" {
-			h = append(h, header{"tracestate", r.traceState})
-		}
-	}
-	return h
+	return r.msg.Event.Payload
 }
 
 // measure computes r.length for its place in a batch. size is what r takes in all.
 func (r *record) measure(baseTimestamp int64, delta int32) (size int) {
-	var room [9]header
 	r.delta = delta
-	headers := r.headers(&room)
+	value := r.value()
 	n := 1 + // attributes
 		kbin.VarlongLen(r.timestamp-baseTimestamp) +
 		kbin.VarintLen(delta) +
 		bytesLen(len(r.msg.Key), r.msg.Key == "") +
-		bytesLen(len(r.msg.Event.Payload), r.msg.Event.Payload == nil) +
-		kbin.VarintLen(int32(len(headers)))
-	for _, h := range headers {
+		bytesLen(len(value), value == nil) +
+		kbin.VarintLen(int32(len(r.headers)))
+	for _, h := range r.headers {
 		n += bytesLen(len(h.name), false) + bytesLen(len(h.value), false)
 	}
 	r.length = int32(n)
@@ -114,7 +75,6 @@ func bytesLen(n int, null bool) int {
 
 // append writes r as it was measured. An empty key is none; the payload's bytes are not looked at.
 func (r *record) append(dst []byte, baseTimestamp int64) []byte {
-	var room [9]header
 	dst = kbin.AppendVarint(dst, r.length)
 	dst = append(dst, 0)
 	dst = kbin.AppendVarlong(dst, r.timestamp-baseTimestamp)
@@ -124,10 +84,9 @@ func (r *record) append(dst []byte, baseTimestamp int64) []byte {
 	} else {
 		dst = kbin.AppendVarintString(dst, r.msg.Key)
 	}
-	dst = kbin.AppendVarintBytes(dst, r.msg.Event.Payload) // nil: a tombstone
-	headers := r.headers(&room)
-	dst = kbin.AppendVarint(dst, int32(len(headers)))
-	for _, h := range headers {
+	dst = kbin.AppendVarintBytes(dst, r.value())
+	dst = kbin.AppendVarint(dst, int32(len(r.headers)))
+	for _, h := range r.headers {
 		dst = kbin.AppendVarintString(dst, h.name)
 		dst = kbin.AppendVarintString(dst, h.value)
 	}

@@ -32,6 +32,7 @@ var errResting = errors.New("it has just timed out, and is not tried again yet")
 type Sink struct {
 	config      Config
 	options     []kgo.Opt
+	layout      layout
 	compressor  kgo.Compressor
 	partitioner kgo.Partitioner
 	away        away
@@ -51,10 +52,9 @@ func New(c Config) (*Sink, error) {
 	if c.MaxMessageBytes < 0 {
 		return nil, fmt.Errorf("max message bytes %d is negative", c.MaxMessageBytes)
 	}
-	switch c.Timestamp {
-	case "", timestampCommit, timestampCreatedAt:
-	default:
-		return nil, fmt.Errorf("timestamp %q is none of commit and created_at", c.Timestamp)
+	layout, err := c.layout()
+	if err != nil {
+		return nil, err
 	}
 	codec, ok := codecs[c.Compression]
 	if !ok {
@@ -69,7 +69,7 @@ func New(c Config) (*Sink, error) {
 		return nil, err
 	}
 	return &Sink{
-		config: c, options: options, compressor: compressor, patience: patience, rest: rest,
+		config: c, options: options, layout: layout, compressor: compressor, patience: patience, rest: rest,
 		partitioner: kgo.StickyKeyPartitioner(nil), // nil: murmur2, as in Java
 	}, nil
 }

@@ -1,0 +1,255 @@
+package kafka
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
+)
+
+const (
+	formatDebezium    = "debezium"
+	formatCloudEvents = "cloudevents"
+
+	timestampCommit    = "commit"
+	timestampCreatedAt = "created_at"
+
+	encodingPlain = "plain"
+	encodingJSON  = "json"
+
+	headerID          = "id"
+	headerContentType = "content-type"
+	headerTraceParent = "traceparent"
+	headerTraceState  = "tracestate"
+	headerLSN         = "outbox_lsn"
+
+	// cePrefix is that of the Kafka binding, which also says: values in UTF-8, not percent-encoded.
+	cePrefix = "ce_"
+)
+
+// layout is what the configuration makes of records. It is not changed once it is made.
+type layout struct {
+	createdAt    bool // the timestamp
+	tombstone    bool
+	debezium     bool
+	json         bool
+	placed       []placedColumn // behind the id
+	fromMetadata []string
+	lsn          bool
+	cloudEvents  bool
+	events       format.CloudEvents
+	names        map[string]string // of attributes: those of their headers
+}
+
+type placedColumn struct {
+	column column
+	header string
+}
+
+// layout checks the options of formats, and tells all mistakes.
+func (c *Config) layout() (l layout, err error) {
+	var errs []error
+	mistake := func(text string, args ...any) { errs = append(errs, fmt.Errorf(text, args...)) }
+	switch c.Timestamp {
+	case "", timestampCommit:
+	case timestampCreatedAt:
+		l.createdAt = true
+	default:
+		mistake("timestamp %q is none of commit and created_at", c.Timestamp)
+	}
+	l.debezium = len(c.Formats) == 0
+	for _, f := range c.Formats {
+		is := map[string]*bool{formatDebezium: &l.debezium, formatCloudEvents: &l.cloudEvents}[f]
+		switch {
+		case is == nil:
+			mistake("format %q is none of debezium and cloudevents", f)
+		case *is:
+			mistake("format %q is there twice", f)
+		default:
+			*is = true
+		}
+	}
+	switch c.HeaderEncoding {
+	case "", encodingPlain:
+	case encodingJSON:
+		l.json = true
+	default:
+		mistake("header encoding %q is none of plain and json", c.HeaderEncoding)
+	}
+	if l.cloudEvents {
+		l.events = format.CloudEvents{Source: c.Source}
+		if err := l.events.Validate(); err != nil {
+			mistake("%w", err)
+		}
+		l.names = headerNames()
+	}
+	l.tombstone, l.lsn = c.TombstoneOnEmptyPayload, c.LSNHeader
+	placed, err := ParsePlacement(c.Placement, c.Columns)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 && !l.debezium && (c.Placement != "" || l.json) {
+		mistake("placement and header encoding are of format %q; add it", formatDebezium)
+	}
+	if c.Placement == "" && l.debezium {
+		placed, _ = ParsePlacement(defaultPlacement, nil)
+	}
+	if err := l.setHeaders(placed, c.HeadersFromMetadata); err != nil {
+		errs = append(errs, err)
+	}
+	return l, errors.Join(errs...)
+}
+
+// setHeaders sees to it that no two headers have one name.
+func (l *layout) setHeaders(placed []Placed, fromMetadata []string) error {
+	var errs []error
+	taken := map[string]bool{headerContentType: true, headerTraceParent: true, headerTraceState: true, headerID: l.debezium, headerLSN: l.lsn}
+	take := func(option, name string) {
+		if name == "" || taken[name] || l.cloudEvents && strings.HasPrefix(name, cePrefix) {
+			errs = append(errs, fmt.Errorf("%s: %q is the name of another header, or none", option, name))
+		}
+		taken[name] = true
+	}
+	for _, p := range placed {
+		if p.Column == columnNames[columnID] && p.Header == headerID {
+			continue // it is there anyway
+		}
+		take("placement", p.Header)
+		l.placed = append(l.placed, placedColumn{column(slices.Index(columnNames, p.Column)), p.Header})
+	}
+	for _, name := range fromMetadata {
+		if name == headerTraceParent || name == headerTraceState {
+			continue // they are there anyway
+		}
+		take("headers from metadata", name)
+		l.fromMetadata = append(l.fromMetadata, name)
+	}
+	return errors.Join(errs...)
+}
+
+// headerNames saves to put them together for each record.
+func headerNames() map[string]string {
+	full := &sinks.Message{Event: &outbox.Event{
+		ID: "x", AggregateType: "x", AggregateID: "x", EventType: "x", TenantID: "x", CorrelationID: "x", CausationID: "x", CreatedAt: time.Now(),
+	}}
+	names := make(map[string]string)
+	for name := range (format.CloudEvents{Source: "x"}).Attributes(full, format.Context{TraceParent: "x", TraceState: "x"}) {
+		names[name] = cePrefix + name
+	}
+	return names
+}
+
+// appendHeaders gives m's headers: the id and the placed columns, as Debezium's outbox router has them, what its
+// metadata says to all transports, the chosen keys of it, its position, and the attributes of a CloudEvent. What is
+// empty was NULL, and is left out.
+func (l *layout) appendHeaders(h []header, m *sinks.Message) []header {
+	e := m.Event
+	c := format.ContextOf(e.Metadata)
+	if l.debezium {
+		h = append(h, header{headerID, l.encode(e.ID)})
+		for _, p := range l.placed {
+			value := p.column.of(e)
+			if value == "" {
+				continue
+			}
+			if p.column != columnEventVersion { // a number is JSON as it is
+				value = l.encode(value)
+			}
+			h = append(h, header{p.header, value})
+		}
+	}
+	if l.cloudEvents {
+		h = append(h, header{headerContentType, l.events.ContentType(c)})
+	} else if c.ContentType != "" {
+		h = append(h, header{headerContentType, c.ContentType})
+	}
+	if c.TraceParent != "" {
+		h = append(h, header{headerTraceParent, c.TraceParent})
+		if c.TraceState != "" {
+			h = append(h, header{headerTraceState, c.TraceState})
+		}
+	}
+	if l.fromMetadata != nil {
+		h = l.appendMetadata(h, e.Metadata)
+	}
+	if l.lsn {
+		h = append(h, header{headerLSN, l.encode(format.Sequence(m))})
+	}
+	if l.cloudEvents {
+		for name, value := range l.events.Attributes(m, c) {
+			h = append(h, header{l.names[name], value})
+		}
+	}
+	return h
+}
+
+// appendMetadata gives the chosen keys that are there: a string's text, any other value as the JSON that it is.
+func (l *layout) appendMetadata(h []header, metadata json.RawMessage) []header {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(metadata, &m) != nil {
+		return h // a mapped column may hold anything
+	}
+	for _, name := range l.fromMetadata {
+		raw := m[name]
+		switch {
+		case raw == nil || string(raw) == "null":
+		case raw[0] == '"':
+			var text string
+			_ = json.Unmarshal(raw, &text) // it was valid as a whole
+			if text != "" {
+				h = append(h, header{name, l.encode(text)})
+			}
+		default:
+			h = append(h, header{name, string(raw)})
+		}
+	}
+	return h
+}
+
+// encode is the header encoding of a text.
+func (l *layout) encode(s string) string {
+	if !l.json {
+		return s
+	}
+	return quote(s)
+}
+
+// quote makes a JSON string as Jackson does, Debezium's library: it escapes quotes, backslashes and control characters,
+// and nothing else.
+func quote(s string) string {
+	const digits = "0123456789ABCDEF"
+	out := append(make([]byte, 0, len(s)+2), '"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			out = append(out, '\\', byte(r))
+		case r == '\b':
+			out = append(out, `\b`...)
+		case r == '\t':
+			out = append(out, `\t`...)
+		case r == '\n':
+			out = append(out, `\n`...)
+		case r == '\f':
+			out = append(out, `\f`...)
+		case r == '\r':
+			out = append(out, `\r`...)
+		case r < ' ':
+			out = append(out, '\\', 'u', '0', '0', digits[r>>4], digits[r&15])
+		default:
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return string(append(out, '"'))
+}
+
+// isBlank tells whether Debezium takes a payload for empty: there is none, or Java's trim leaves none.
+func isBlank(payload []byte) bool {
+	return !slices.ContainsFunc(payload, func(b byte) bool { return b > ' ' })
+}

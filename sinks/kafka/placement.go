@@ -1,0 +1,119 @@
+package kafka
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
+)
+
+// Placed is a column that becomes a header.
+type Placed struct {
+	Column string // our name of it
+	Header string
+}
+
+// defaultPlacement are the columns that Debezium's documentation and its users place, under the names they give them.
+const defaultPlacement = "event_type:header:eventType,event_version:header:eventVersion,tenant_id:header:tenantId," +
+	"correlation_id:header:correlationId,causation_id:header:causationId"
+
+// columnNames are the columns that may be placed.
+var columnNames = []string{
+	"id", "aggregate_type", "aggregate_id", "event_type", "event_version", "tenant_id", "correlation_id", "causation_id", "created_at",
+}
+
+// column is an index of columnNames.
+type column int
+
+const (
+	columnID column = iota
+	columnAggregateType
+	columnAggregateID
+	columnEventType
+	columnEventVersion
+	columnTenantID
+	columnCorrelationID
+	columnCausationID
+	columnCreatedAt
+)
+
+// of is the column's value as a text; empty is NULL.
+func (c column) of(e *outbox.Event) string {
+	switch c {
+	case columnID:
+		return e.ID
+	case columnAggregateType:
+		return e.AggregateType
+	case columnAggregateID:
+		return e.AggregateID
+	case columnEventType:
+		return e.EventType
+	case columnEventVersion:
+		return strconv.Itoa(max(e.EventVersion, 1))
+	case columnTenantID:
+		return e.TenantID
+	case columnCorrelationID:
+		return e.CorrelationID
+	case columnCausationID:
+		return e.CausationID
+	default:
+		return format.Time(e.CreatedAt)
+	}
+}
+
+// ParsePlacement reads Debezium's table.fields.additional.placement: entries column:place or column:place:alias, with
+// commas between them; without an alias the header has the column's name. Columns have our names, or those of the
+// user's table, which columns translates into ours (it may be nil). An empty text is no placement.
+//
+// The place must be header: where Debezium knows envelope and partition, the error says why we do not. It tells all
+// mistakes. (Syntax: EventRouterConfigDefinition of debezium-core; spaces around the parts are allowed here.)
+func ParsePlacement(text string, columns map[string]string) ([]Placed, error) {
+	if strings.TrimSpace(text) == "" {
+		return nil, nil
+	}
+	var placed []Placed
+	var errs []error
+	for entry := range strings.SplitSeq(text, ",") {
+		p, err := parsePlaced(entry, columns)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("placement %q: %w", strings.TrimSpace(entry), err))
+			continue
+		}
+		placed = append(placed, p)
+	}
+	return placed, errors.Join(errs...)
+}
+
+func parsePlaced(entry string, columns map[string]string) (p Placed, err error) {
+	parts := strings.Split(entry, ":")
+	for i := range parts {
+		parts[i] = strings.TrimSpace(parts[i])
+	}
+	if len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "") {
+		return p, errors.New("want column:header or column:header:alias")
+	}
+	switch strings.ToLower(parts[1]) {
+	case "header":
+	case "envelope":
+		return p, errors.New("the value is the payload, byte for byte, without an envelope; place the column as a header")
+	case "partition":
+		return p, errors.New("the key chooses the partition, or the events of an aggregate would not stay in order; leave it out, and set the sink's key")
+	default:
+		return p, fmt.Errorf("%q is no place; write header", parts[1])
+	}
+	p = Placed{Column: parts[0], Header: parts[len(parts)-1]}
+	if len(parts) == 2 {
+		p.Header = parts[0]
+	}
+	if ours, ok := columns[p.Column]; ok {
+		p.Column = ours
+	}
+	if !slices.Contains(columnNames, p.Column) {
+		return p, fmt.Errorf("%q is none of the columns %s", p.Column, strings.Join(columnNames, ", "))
+	}
+	return p, nil
+}
