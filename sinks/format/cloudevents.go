@@ -96,8 +96,9 @@ func Time(t time.Time) string {
 }
 
 // JSON is the message in structured mode, content type application/cloudevents+json. A payload that is JSON, in content
-// and by its content type, stands in it byte for byte; another one as data_base64. (That is what a type such as
-// application/vnd.shop+json becomes, too: SDKs differ in what they take for JSON, and all read data_base64.)
+// and by its content type, stands in it byte for byte; another one as data_base64. (So
+// does one of type application/vnd.shop+json or APPLICATION/JSON: SDKs differ in what they take for JSON, and all read
+// data_base64.)
 func (ce CloudEvents) JSON(m *sinks.Message, c Context) []byte {
 	out := []byte{'{'}
 	put := func(name string, value any) {
@@ -128,7 +129,7 @@ func (ce CloudEvents) JSON(m *sinks.Message, c Context) []byte {
 func isJSON(contentType string) bool {
 	media, _, _ := strings.Cut(contentType, ";")
 	media = strings.TrimSpace(media)
-	return strings.EqualFold(media, "application/json") || strings.EqualFold(media, "text/json")
+	return media == "application/json" || media == "text/json"
 }
 
 // HeaderValue encodes an attribute for the headers of HTTP and NATS, as the specification's bindings say: every
