@@ -1,0 +1,156 @@
+package publisher
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
+)
+
+// custom is a publisher as a user writes one.
+type custom struct {
+	mu      sync.Mutex
+	got     []sinktest.Received
+	answers func(context.Context, *outbox.OutboxEntry) error
+	closed  bool
+}
+
+func (c *custom) GetName() string { return "custom_publisher" }
+
+func (c *custom) Close() error {
+	c.closed = true
+	return nil
+}
+
+func (c *custom) Publish(ctx context.Context, e *outbox.OutboxEntry) error {
+	if c.answers != nil {
+		if err := c.answers(ctx, e); err != nil {
+			return err
+		}
+	}
+	columns := map[string]string{}
+	for name, value := range map[string]string{"tenant_id": e.TenantID, "correlation_id": e.CorrelationID, "causation_id": e.CausationID} {
+		if value != "" {
+			columns[name] = value
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.got = append(c.got, sinktest.Received{ID: e.ID, Payload: bytes.Clone(e.Payload), Columns: columns})
+	return nil
+}
+
+func (c *custom) received() []sinktest.Received {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.got)
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	sinktest.Run(t, func(testing.TB) *sinktest.Harness {
+		c := &custom{answers: func(_ context.Context, e *outbox.OutboxEntry) error {
+			switch e.EventType {
+			case "refuse":
+				return errors.New("500")
+			case "never":
+				return sinks.ErrPermanent
+			}
+			return nil
+		}}
+		return &sinktest.Harness{
+			Sink: New(c), Received: c.received, Topic: "none",
+			Refuse: func(m *sinks.Message) { m.Event.EventType = "refuse" }, Permanent: func(m *sinks.Message) { m.Event.EventType = "never" },
+		}
+	})
+}
+
+func message(aggregate, id string) sinks.Message {
+	return sinks.Message{Event: &outbox.Event{ID: id, AggregateType: "t", AggregateID: aggregate}, Attempt: 1}
+}
+
+// A Publish that does not end in time is not overtaken: its aggregate waits until it has, others go on.
+func TestPublishOutlivesItsDeliver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := &custom{answers: func(_ context.Context, e *outbox.OutboxEntry) error {
+			if e.ID == "a1" {
+				time.Sleep(time.Minute) // and does not look at ctx
+			}
+			return nil
+		}}
+		s := New(c)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		errs := s.Deliver(ctx, []sinks.Message{message("b", "b1"), message("a", "a1"), message("a", "a2")})
+		if len(errs) != 3 || errs[0] != nil || !errors.Is(errs[1], sinks.ErrUnavailable) || !errors.Is(errs[2], sinks.ErrNotAttempted) {
+			t.Fatalf("%v", errs)
+		}
+		errs = s.Deliver(t.Context(), []sinks.Message{message("a", "a2"), message("c", "c1")})
+		if len(errs) != 2 || !errors.Is(errs[0], sinks.ErrUnavailable) || errs[1] != nil {
+			t.Errorf("while it runs: %v", errs)
+		}
+		time.Sleep(time.Minute)
+		if errs := s.Deliver(t.Context(), []sinks.Message{message("a", "a2")}); errs != nil {
+			t.Errorf("after it: %v", errs)
+		}
+		var ids []string
+		for _, r := range c.received() {
+			ids = append(ids, r.ID)
+		}
+		if got := strings.Join(ids, " "); got != "b1 c1 a1 a2" {
+			t.Errorf("published %s", got)
+		}
+	})
+}
+
+func TestPanicIsARefusal(t *testing.T) {
+	t.Parallel()
+	s := New(&custom{answers: func(context.Context, *outbox.OutboxEntry) error { panic("canary") }})
+	errs := s.Deliver(t.Context(), []sinks.Message{message("a", "a1")})
+	if len(errs) != 1 || errs[0] == nil || strings.Contains(errs[0].Error(), "canary") || errors.Is(errs[0], sinks.ErrUnavailable) {
+		t.Errorf("%v", errs)
+	}
+}
+
+func TestEntry(t *testing.T) {
+	t.Parallel()
+	created := time.Date(2026, 11, 24, 1, 2, 3, 0, time.UTC)
+	e := &outbox.Event{
+		ID: "1", AggregateType: "order", AggregateID: "42", EventType: "paid", EventVersion: 2, Payload: []byte(`{"a": 1}`),
+		Metadata: []byte(`{"n": 12345678901234567890, "s": "x"}`), CreatedAt: created, TenantID: "acme", CorrelationID: "c1", CausationID: "c0",
+	}
+	want := &outbox.OutboxEntry{
+		ID: "1", AggregateType: "order", AggregateID: "42", EventType: "paid", EventVersion: 2, Payload: json.RawMessage(`{"a": 1}`),
+		Metadata: map[string]any{"n": json.Number("12345678901234567890"), "s": "x"}, CreatedAt: created,
+		TenantID: "acme", CorrelationID: "c1", CausationID: "c0", RetryCount: 3,
+	}
+	if diff := cmp.Diff(want, entryOf(&sinks.Message{Event: e, Attempt: 4})); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for _, metadata := range []string{"", "[1]", "text", "null"} {
+		if got := entryOf(&sinks.Message{Event: &outbox.Event{Metadata: []byte(metadata)}}); got.Metadata != nil || got.RetryCount != 0 {
+			t.Errorf("metadata %q: %v", metadata, got.Metadata)
+		}
+	}
+}
+
+func TestClose(t *testing.T) {
+	t.Parallel()
+	c := &custom{}
+	if err := New(c).Close(); err != nil || !c.closed {
+		t.Errorf("closed %t: %v", c.closed, err)
+	}
+}
