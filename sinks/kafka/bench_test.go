@@ -63,6 +63,53 @@ func startFakeProcess(b *testing.B) (brokers []string) {
 	return strings.Fields(line)
 }
 
+// BenchmarkRecord measures an event's way into a batch alone.
+func BenchmarkRecord(b *testing.B) {
+	batch := benchmarkBatch(500)
+	for name, c := range map[string]Config{
+		"debezium": {}, "both": {Formats: []string{formatDebezium, formatCloudEvents}, Source: "/outbox/shop/{aggregate_type}"},
+	} {
+		b.Run(name, func(b *testing.B) {
+			l, err := c.layout()
+			if err != nil {
+				b.Fatal(err)
+			}
+			records, room, out := make([]record, len(batch)), []header(nil), []byte(nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				room, out = encodeAll(&l, batch, records, room, out)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(batch)), "ns/event")
+		})
+	}
+}
+
+func encodeAll(l *layout, batch []sinks.Message, records []record, room []header, out []byte) ([]header, []byte) {
+	room, out = room[:0], out[:0]
+	for i := range records {
+		room = records[i].begin(&batch[i], l, room)
+	}
+	for i := range records {
+		records[i].measure(records[0].timestamp, int32(i))
+		out = records[i].append(out, records[0].timestamp)
+	}
+	return room, out
+}
+
+// TestRecordsCostNoAllocation without options. It runs alone, as it counts them.
+func TestRecordsCostNoAllocation(t *testing.T) {
+	l, err := (&Config{}).layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := benchmarkBatch(100)
+	records := make([]record, len(batch))
+	room, out := encodeAll(&l, batch, records, nil, nil)
+	if n := testing.AllocsPerRun(20, func() { room, out = encodeAll(&l, batch, records, room, out) }); n != 0 {
+		t.Errorf("%g allocations for %d records", n, len(batch))
+	}
+}
+
 // BenchmarkDeliver measures what an event of 490 incompressible bytes with all headers costs in CPU time of this
 // process, and what it costs with franz-go's own producer.
 func BenchmarkDeliver(b *testing.B) {
@@ -71,6 +118,18 @@ func BenchmarkDeliver(b *testing.B) {
 		batch := benchmarkBatch(n)
 		b.Run(fmt.Sprint("batch ", n), func(b *testing.B) {
 			s, err := New(Config{Brokers: brokers})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			measure(b, n, func() {
+				if errs := s.Deliver(b.Context(), batch); errs != nil {
+					b.Fatal(errs)
+				}
+			})
+		})
+		b.Run(fmt.Sprint("batch ", n, ", cloudevents"), func(b *testing.B) {
+			s, err := New(Config{Brokers: brokers, Formats: []string{formatDebezium, formatCloudEvents}, Source: "/outbox/shop/{aggregate_type}"})
 			if err != nil {
 				b.Fatal(err)
 			}
