@@ -1,0 +1,328 @@
+package redisstream
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// link is what one Deliver at a time uses: a client of its own, so that its connections can be closed under it, and the
+// buffers.
+type link struct {
+	sink     *Sink
+	delivery delivery
+	clients  *clients // nil: none yet
+	broken   bool     // the clients are given up when Deliver ends
+	nodes    []*node
+}
+
+// clients are those of one link until something breaks: then they are closed, and others made, which look for the
+// master anew, read the map of the cluster anew, and say anew who they are.
+type clients struct {
+	main redis.UniversalClient
+
+	mu     sync.Mutex
+	closed bool
+	direct map[string]*redis.Client // to nodes that the map does not name yet
+}
+
+func (c *clients) close() {
+	c.mu.Lock()
+	c.closed = true
+	direct := c.direct
+	c.mu.Unlock()
+	_ = c.main.Close() // it may be closed already
+	for _, d := range direct {
+		_ = d.Close()
+	}
+}
+
+// to is a client for one node of a cluster.
+func (c *clients) to(address string, options redis.Options) *redis.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	client := c.direct[address]
+	if client == nil {
+		options.Addr = address
+		client = redis.NewClient(&options)
+		if c.closed { // Deliver's time is over
+			_ = client.Close()
+			return client
+		}
+		if c.direct == nil {
+			c.direct = make(map[string]*redis.Client)
+		}
+		c.direct[address] = client
+	}
+	return client
+}
+
+// hold makes the clients, unless they are there, and closes them when ctx ends: that ends at once what waits for an
+// answer. (A deadline would do so by itself, a cancellation would not.) The function is called when nothing does any
+// more.
+func (l *link) hold(ctx context.Context) (release func()) {
+	if l.clients == nil {
+		l.clients = &clients{main: l.sink.open()}
+	}
+	held, closed := l.clients, make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		held.close()
+	})
+	return func() {
+		if !stop() {
+			l.broken = true
+			l.sink.closing.Go(func() { <-closed })
+		}
+		if l.broken {
+			l.giveUp()
+		}
+	}
+}
+
+// giveUp closes the clients. Nobody waits for that but the sink's Close: a client that looks for its master does not let
+// go at once.
+func (l *link) giveUp() {
+	if l.clients == nil {
+		return
+	}
+	l.sink.closing.Go(l.clients.close)
+	l.clients, l.broken = nil, false
+	for _, n := range l.nodes {
+		n.client, n.transacts = nil, false
+	}
+}
+
+// cluster tells whether streams lie on several nodes.
+func (l *link) cluster() bool {
+	_, ok := l.clients.main.(*redis.ClusterClient)
+	return ok
+}
+
+// node is a server, and the pipeline that goes to it in this wave.
+type node struct {
+	client    *redis.Client
+	name      string // for away
+	transacts bool   // the user may use MULTI and EXEC
+
+	streams  []*stream
+	commands []*command
+	used     int // of commands, in this wave
+	most     int // of commands, in any wave of this Deliver
+	execs    []*redis.RawCmd
+	pipeline []redis.Cmder
+}
+
+// send sends a wave, to all nodes at a time, and gives each of its streams an answer.
+func (l *link) send(ctx context.Context, d *delivery) {
+	for _, n := range l.nodes {
+		n.streams = n.streams[:0]
+	}
+	for _, s := range d.wave {
+		client, name, err := l.find(ctx, s)
+		if err != nil {
+			s.answer = judgeError(ctx, err, false)
+			s.answer.unknown = false
+			if s.answer.timedOut {
+				l.sink.away.set(name, time.Now().Add(l.sink.rest))
+			}
+			continue
+		}
+		n := l.node(client, name)
+		n.streams = append(n.streams, s)
+	}
+	var others sync.WaitGroup
+	first := true
+	var own *node
+	for _, n := range l.nodes {
+		switch {
+		case len(n.streams) == 0:
+		case first:
+			first, own = false, n
+		default:
+			others.Go(func() { n.send(ctx, l.sink, d) })
+		}
+	}
+	if own != nil {
+		own.send(ctx, l.sink, d)
+	}
+	others.Wait()
+}
+
+// find gives the server that has a stream.
+func (l *link) find(ctx context.Context, s *stream) (client *redis.Client, name string, err error) {
+	switch main := l.clients.main.(type) {
+	case *redis.Client: // one server, or the master behind Sentinel
+		return main, "", nil
+	case *redis.ClusterClient:
+		if s.moved != "" {
+			return l.clients.to(s.moved, *l.sink.options), s.moved, nil
+		}
+		if err := l.sink.away.resting(""); err != nil {
+			return nil, "", err
+		}
+		client, err := main.MasterForKey(ctx, s.name)
+		if err != nil {
+			return nil, "", err
+		}
+		return client, client.Options().Addr, nil
+	}
+	return nil, "", fmt.Errorf("unexpected client %T", l.clients.main)
+}
+
+func (l *link) node(client *redis.Client, name string) *node {
+	var free *node
+	for _, n := range l.nodes {
+		if n.client == client {
+			return n
+		}
+		if n.client == nil {
+			free = n
+		}
+	}
+	if free == nil {
+		free = &node{}
+		l.nodes = append(l.nodes, free)
+	}
+	free.client, free.name = client, name
+	return free
+}
+
+// forget lets go of a batch, and of buffers that were for an uncommonly large one.
+func (l *link) forget() {
+	const keptCommands = 4096
+	for _, n := range l.nodes {
+		clear(n.streams)
+		clear(n.execs)
+		clear(n.pipeline)
+		n.streams, n.execs, n.pipeline = n.streams[:0], n.execs[:0], n.pipeline[:0]
+		for _, c := range n.commands[:n.most] {
+			c.release()
+		}
+		n.used, n.most = 0, 0
+		if len(n.commands) > keptCommands {
+			n.commands, n.pipeline = nil, nil
+		}
+	}
+}
+
+// next is a command to be used in this wave.
+func (n *node) next() *command {
+	if n.used == len(n.commands) {
+		n.commands = append(n.commands, newCommand())
+	}
+	c := n.commands[n.used]
+	n.used++
+	n.most = max(n.most, n.used)
+	c.reset()
+	return c
+}
+
+// control is MULTI or ASKING.
+func (n *node) control(word string) *command {
+	c := n.next()
+	c.args = append(c.args[:0], word)
+	return c
+}
+
+// send sends the transactions of n.streams in one pipeline, and judges the replies.
+func (n *node) send(ctx context.Context, s *Sink, d *delivery) {
+	if a := n.ready(ctx, s); !a.executed {
+		for _, stream := range n.streams {
+			stream.answer = a
+		}
+		return
+	}
+	n.used, n.execs, n.pipeline = 0, n.execs[:0], n.pipeline[:0]
+	sent := n.streams[:0]
+	for _, stream := range n.streams {
+		if stream.alone {
+			if err := n.tooLong(ctx, &d.entries[stream.members[0]]); err != nil {
+				stream.answer = answer{err: err, tooLarge: true}
+				continue
+			}
+		}
+		sent = append(sent, stream)
+		if stream.asking {
+			n.pipeline = append(n.pipeline, n.control("ASKING"))
+		}
+		n.pipeline = append(n.pipeline, n.control("MULTI"))
+		for _, i := range stream.members {
+			c := n.next()
+			c.add(&d.entries[i], &d.trimming)
+			n.pipeline = append(n.pipeline, c)
+		}
+		exec := redis.NewRawCmd(ctx, "EXEC")
+		n.execs, n.pipeline = append(n.execs, exec), append(n.pipeline, exec)
+	}
+	broke := n.exchange(ctx, n.pipeline)
+	at := 0
+	for i, stream := range sent {
+		if stream.asking {
+			at++
+		}
+		end := at + 1 + len(stream.members)
+		stream.answer = judge(ctx, n.commands[at], n.commands[at+1:end], n.execs[i], broke)
+		at = end
+		n.tell(s, &stream.answer)
+	}
+}
+
+func (n *node) exchange(ctx context.Context, commands []redis.Cmder) error {
+	if len(commands) == 0 {
+		return nil
+	}
+	pipe := n.client.Pipeline()
+	_ = pipe.BatchProcess(ctx, commands...) // it only takes them
+	_, err := pipe.Exec(ctx)
+	return err
+}
+
+// ready tells whether n may be sent to: it has not just timed out, and the user may use MULTI. Where that is refused, and
+// the entries were sent behind it, each would be added by itself, and once more with every try.
+func (n *node) ready(ctx context.Context, s *Sink) answer {
+	if err := s.away.resting(n.name); err != nil {
+		return answer{err: err}
+	}
+	if n.transacts {
+		return answer{executed: true}
+	}
+	n.used = 0
+	multi, exec := n.control("MULTI"), redis.NewRawCmd(ctx, "EXEC")
+	broke := n.exchange(ctx, []redis.Cmder{multi, exec})
+	a := judge(ctx, multi, nil, exec, broke)
+	n.transacts = a.executed && a.each == nil && !a.broken
+	if !n.transacts {
+		a.executed, a.unknown, a.broken = false, false, true // no entry was sent
+		if a.err == nil {
+			a.err = firstRefusal(multi, nil)
+		}
+	}
+	n.tell(s, &a)
+	return a
+}
+
+// tell remembers a time-out.
+func (n *node) tell(s *Sink, a *answer) {
+	if a.timedOut {
+		s.away.set(n.name, time.Now().Add(s.rest))
+	}
+}
+
+// tooLong asks the server how long a field may be, where e has one that not every server takes: it would hang up, which
+// looks like any failure. A user who may not ask is left to MaxMessageBytes.
+func (n *node) tooLong(ctx context.Context, e *entry) error {
+	const setting = "proto-max-bulk-len"
+	values, err := n.client.ConfigGet(ctx, setting).Result()
+	if err != nil {
+		return nil //nolint:nilerr // see above; a connection that broke shows in the pipeline
+	}
+	if most, err := strconv.Atoi(values[setting]); err == nil && e.large > most {
+		return fmt.Errorf("a field of %d bytes, and %s is %d", e.large, setting, most)
+	}
+	return nil
+}
