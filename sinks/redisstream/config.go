@@ -60,7 +60,7 @@ const (
 	defaultMaxMessageBytes = 500 << 20 // below proto-max-bulk-len's default, 512 MiB
 )
 
-// openers make a client for one lane: a *redis.Client, or a *redis.ClusterClient.
+// opener makes the client of one lane: a *redis.Client, or a *redis.ClusterClient.
 type opener func() redis.UniversalClient
 
 // opener checks the configuration. Errors quote nothing of the URL, which may hold a password.

@@ -150,14 +150,14 @@ func TestReadOnly(t *testing.T) {
 		t.Fatal(errs)
 	}
 	host, port, _ := strings.Cut(master.Addr(), ":")
-	if err := client.SlaveOf(t.Context(), host, port).Err(); err != nil {
+	if err := client.ReplicaOf(t.Context(), host, port).Err(); err != nil {
 		t.Fatal(err)
 	}
 	expectAway(t, deliver(t, s, second...), len(second), "READONLY")
 	if s.free[0].clients != nil {
 		t.Error("the connection to a replica is kept")
 	}
-	if err := client.SlaveOf(t.Context(), "NO", "ONE").Err(); err != nil {
+	if err := client.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
 	deliverUntil(t, s, second)

@@ -50,7 +50,7 @@ func refusalOf(line []byte) refusal {
 	return refusal(strings.TrimRight(text, "\r\n"))
 }
 
-// away are the codes that tell of the destination and not of the message: a person or time mends them. WRONGTYPE is
+// awayCodes are those that tell of the destination and not of the message: a person or time mends them. WRONGTYPE is
 // one: the key of the stream holds something else, which is no property of any event, befalls all of the stream, and
 // goes away when the key does, like a Kafka topic that we have no right to.
 var awayCodes = []string{
@@ -113,8 +113,10 @@ func judge(ctx context.Context, multi *command, adds []*command, exec *redis.Raw
 		if err == nil {
 			err = errors.New("no answer")
 		}
-		if first != "" { // said before it hung up: nothing was executed
-			return refused(first)
+		if first != "" { // said before it hung up: nothing was executed, unless it was not in a transaction
+			a := refused(first)
+			a.broken, a.unknown = true, multi.answered() && multi.reply[0] == '-'
+			return a
 		}
 		return judgeError(ctx, err, multi.answered())
 	}
@@ -183,6 +185,7 @@ func loose(multi refusal, adds []*command) answer {
 	for i, add := range adds {
 		switch {
 		case !add.answered():
+			return answer{err: errors.New("no answer to XADD"), unknown: true, broken: true}
 		case add.reply[0] == '-':
 			a.each[i] = refusalOf(add.reply)
 		default:
