@@ -369,6 +369,25 @@ func TestLaneDeadline(t *testing.T) {
 	})
 }
 
+// A sink of one try keeps nothing for later: what it does not accept is discarded, whatever the reason, and the rest goes on.
+func TestLaneOneTry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			return fail(batch, map[string]error{
+				"a1": fmt.Errorf("dial: %w", sinks.ErrUnavailable), "b1": errRefused, "c1": fmt.Errorf("too large: %w", sinks.ErrPermanent),
+			})
+		})
+		b.oneTry = true
+		b.run()
+		b.arrive("a1", "b1", "c1", "a2")
+		time.Sleep(time.Millisecond)
+		check(t, "calls", b.gotCalls(), "[a1 b1 c1]@0s [a2]@0s ")
+		b.stop()
+		check(t, "outcomes", b.gotRows(), "a1:discarded#1 b1:discarded#1 c1:discarded#1 a2:delivered#1 ")
+	})
+}
+
 func TestLaneCountsResults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -35,13 +35,14 @@ func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
 	b := &readerBench{t: t, inlet: &inlet{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10)}
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, out: b.outcomes,
-		lanes: map[int32][]*inlet{1: {b.inlet}}, router: router.New([]router.Route{{Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
-		logger: slog.New(slog.DiscardHandler), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}),
+		lanes: map[int32][]*inlet{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
+		logger: slog.New(slog.DiscardHandler), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}
 	return b
 }
 
-// transaction is one with these inserts: events by their ids, "" for a row of another table, "!" for no valid event.
+// transaction is one with these inserts: events by their ids, "" for a row of another table, "!" for no valid event, "?…" for one
+// that no route wants.
 func (b *readerBench) transaction(commit, end pglogrepl.LSN, inserts ...string) {
 	b.t.Helper()
 	messages := []decoder.Message{{Kind: decoder.KindBegin, LSN: commit}}
@@ -49,6 +50,9 @@ func (b *readerBench) transaction(commit, end pglogrepl.LSN, inserts ...string) 
 		m := decoder.Message{Kind: decoder.KindInsert, Size: 10}
 		if id != "" {
 			m.Event = &outbox.Event{ID: id, AggregateType: "t", AggregateID: "a"}
+		}
+		if strings.HasPrefix(id, "?") {
+			m.Event.TenantID = "nobody's"
 		}
 		if id == "!" {
 			m.Invalid = errors.New("it is no event")
@@ -137,6 +141,31 @@ func TestReaderInvalidRow(t *testing.T) {
 	b.tracker.Settle([]uint64{b.inlet.collected[0].entry, b.inlet.collected[1].entry})
 	if m := b.tracker.Settled(); m.LSN != 0 || m.Prefix != (checkpoint.Position{LSN: 100}) {
 		t.Errorf("%s is settled and %s may be confirmed before the dead letter is recorded", m.Prefix, m.LSN)
+	}
+	b.tracker.Settle([]uint64{rows[0].Entry})
+	if got := b.tracker.Settled().LSN; got != 130 {
+		t.Errorf("%d may be confirmed, want 130", got)
+	}
+}
+
+// What no route wants is owed until its discarded row is written, once.
+func TestReaderDiscards(t *testing.T) {
+	t.Parallel()
+	b := newReaderBench(t, checkpoint.Start{Settled: map[checkpoint.Key]struct{}{
+		{Processor: 0, Position: checkpoint.Position{LSN: 100, Index: 1}}: {},
+	}})
+	b.transaction(100, 130, "?one", "?two", "a")
+	check(t, "collected", b.collected(), "a@100/2")
+	if len(b.outcomes) != 1 || testutil.ToFloat64(b.reader.unrouted) != 1 {
+		t.Fatalf("%d outcomes, %v counted, want the one that is not settled", len(b.outcomes), testutil.ToFloat64(b.reader.unrouted))
+	}
+	rows := (<-b.outcomes).Rows
+	if len(rows) != 1 || rows[0].Status != checkpoint.Discarded || rows[0].Processor != 0 || rows[0].EventID != "?one" || rows[0].Dead != nil {
+		t.Errorf("outcome %+v, want a discarded one of processor 0", rows)
+	}
+	b.tracker.Settle([]uint64{b.inlet.collected[0].entry})
+	if m := b.tracker.Settled(); m.LSN != 0 {
+		t.Errorf("%s may be confirmed before the row is written", m.LSN)
 	}
 	b.tracker.Settle([]uint64{rows[0].Entry})
 	if got := b.tracker.Settled().LSN; got != 130 {

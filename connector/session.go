@@ -140,7 +140,6 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	// Room for all that lanes may have unrecorded, so that a lane never waits for the recorder.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
 	byProcessor := map[int32][]*inlet{}
-	targets := map[string]router.Sink{} // by name
 	for _, sc := range c.cfg.Sinks {
 		sink, err := sc.Open()
 		if err != nil {
@@ -157,45 +156,18 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 			s.lanes = append(s.lanes, l)
 			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in})
 		}
-		targets[sc.Name] = router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
 	}
 	s.reader = &reader{
 		stream: s.stream, tracker: s.tracker, start: start, lanes: byProcessor, out: s.outcomes,
 		share:   len(c.cfg.Sinks) * deliverySize,
 		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
-		router:  router.New(c.routes(targets)),
+		router:  router.New(c.cfg.RouterRoutes(ids)),
 		logger:  c.cfg.Logger,
 		// Of no sink: the row was no event, or no route wants it.
 		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
 		unrouted:    c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "discarded"),
 	}
 	return nil
-}
-
-// routes gives the router its sinks.
-func (c *Connector) routes(targets map[string]router.Sink) []router.Route {
-	if len(c.cfg.Routes) == 0 {
-		var all router.Route
-		for _, s := range c.cfg.Sinks {
-			all.Sinks = append(all.Sinks, targets[s.Name])
-		}
-		return []router.Route{all}
-	}
-	routes := make([]router.Route, len(c.cfg.Routes))
-	for i, r := range c.cfg.Routes {
-		routes[i].Match = r.Match
-		for _, name := range r.Sinks {
-			t := targets[name]
-			if r.Topic != nil {
-				t.Topic = *r.Topic
-			}
-			if r.Key != nil {
-				t.Key = *r.Key
-			}
-			routes[i].Sinks = append(routes[i].Sinks, t)
-		}
-	}
-	return routes
 }
 
 // run starts all goroutines of the session and waits for them: reading, then draining, then the last status.

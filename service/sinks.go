@@ -1,11 +1,16 @@
 package service
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/url"
 	"os"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
@@ -13,23 +18,32 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 	"github.com/pyairtable-compose/outbox-cdc/sinks/composite"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/eventbus"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 	"github.com/pyairtable-compose/outbox-cdc/sinks/kafka"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/redisstream"
 	"github.com/pyairtable-compose/outbox-cdc/sinks/stdout"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/webhook"
 )
 
 // buildSinks makes the connector's sinks of the configured ones: all but the composites, which are routing, and the
 // members of an "any", which are one sink together.
 func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
+	b := newSinkBuilder(cfg, p)
 	built := map[string]connector.Sink{}
+	var errs []error
 	for i, sc := range cfg.Sinks {
 		if sc.Composite != nil {
 			continue
 		}
-		s, err := buildSink(sc, p)
+		s, err := b.build(sc)
 		if err != nil {
-			return nil, fmt.Errorf("sinks[%d] (%s): %w", i, sc.Name, err)
+			errs = append(errs, fmt.Errorf("sinks[%d] (%s): %w", i, sc.Name, err))
 		}
 		built[sc.Name] = s
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
 	}
 	for _, sc := range cfg.Sinks {
 		switch c := sc.Composite; {
@@ -124,7 +138,29 @@ func buildRoutes(cfg config.Config) ([]connector.Route, error) {
 	return out, nil
 }
 
-func buildSink(sc config.Sink, p Parts) (connector.Sink, error) {
+// sinkBuilder knows what all sinks share.
+type sinkBuilder struct {
+	parts   Parts
+	source  string            // of CloudEvents, where none is configured
+	columns map[string]string // our names of the columns by the user's
+}
+
+func newSinkBuilder(cfg config.Config, p Parts) sinkBuilder {
+	database := "postgres"
+	if c, err := pgx.ParseConfig(string(cfg.Source.DSN)); err == nil && c.Database != "" {
+		database = c.Database
+	}
+	c := cfg.Source.Columns
+	b := sinkBuilder{parts: p, source: "/outbox/" + url.PathEscape(database) + "/{aggregate_type}", columns: map[string]string{
+		c.ID: "id", c.AggregateType: "aggregate_type", c.AggregateID: "aggregate_id", c.EventType: "event_type", c.EventVersion: "event_version",
+		c.TenantID: "tenant_id", c.CorrelationID: "correlation_id", c.CausationID: "causation_id", c.CreatedAt: "created_at",
+	}}
+	delete(b.columns, "") // of those that the table does not have
+	return b
+}
+
+// build makes one sink. What its package finds wrong with the configuration shows here already, not in the first session.
+func (b sinkBuilder) build(sc config.Sink) (connector.Sink, error) {
 	s := connector.Sink{Name: sc.Name, Type: sc.Type}
 	var err error
 	if s.Topic, err = router.ParseTemplate(sc.Topic); err != nil {
@@ -136,23 +172,97 @@ func buildSink(sc config.Sink, p Parts) (connector.Sink, error) {
 	description := map[string]any{"topic": sc.Topic, "key": sc.Key} // no secrets
 	switch sc.Type {
 	case config.SinkKafka:
-		k := sc.Kafka
-		description["brokers"] = k.Brokers
-		kc := kafka.Config{
-			Brokers: k.Brokers, ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: p.Logger,
-			SASL: kafka.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: string(k.SASL.Password)},
-		}
-		if kc.TLS, err = tlsConfig(k.TLS); err != nil {
-			return s, fmt.Errorf("tls: %w", err)
-		}
-		s.Open = func() (sinks.Sink, error) { return kafka.New(kc) }
+		description["brokers"], description["format"] = sc.Kafka.Brokers, sc.Kafka.Formats
+		s.Open, err = b.kafka(sc.Kafka)
+	case config.SinkRedis:
+		description["url"], description["addresses"] = sc.Redis.URL.String(), sc.Redis.Addresses
+		s.Open, err = b.redis(sc.Redis)
+	case config.SinkWebhook:
+		description["url"], description["body"] = sc.Webhook.URL.String(), sc.Webhook.Body
+		s.Open, err = b.webhook(sc.Webhook)
+	case config.SinkEventBus:
+		description["url"] = sc.EventBus.URL.String()
+		s.Open, err = b.eventBus(sc.EventBus)
 	case config.SinkStdout:
-		s.Open = func() (sinks.Sink, error) { return stdout.New(p.Stdout), nil }
+		s.Open = func() (sinks.Sink, error) { return stdout.New(b.parts.Stdout), nil }
 	default:
-		return s, fmt.Errorf("type %q is not built", sc.Type)
+		err = fmt.Errorf("type %q is not built", sc.Type)
+	}
+	if err != nil {
+		return s, err
 	}
 	s.Description, err = json.Marshal(description)
 	return s, err
+}
+
+type opener func() (sinks.Sink, error)
+
+func (b sinkBuilder) kafka(k *config.Kafka) (opener, error) {
+	c := kafka.Config{
+		Brokers: k.Brokers, ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.parts.Logger,
+		SASL:    kafka.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: string(k.SASL.Password)},
+		Formats: k.Formats, Source: cmp.Or(k.Source, b.source), Placement: k.Placement, Columns: b.columns, HeaderEncoding: k.HeaderEncoding,
+		HeadersFromMetadata: k.HeadersFromMetadata, TombstoneOnEmptyPayload: k.TombstoneOnEmptyPayload, LSNHeader: k.LSNHeader,
+	}
+	var err error
+	if c.TLS, err = tlsConfig(k.TLS); err != nil {
+		return nil, err
+	}
+	open := func() (sinks.Sink, error) { return kafka.New(c) }
+	return open, check(open)
+}
+
+func (b sinkBuilder) redis(r *config.Redis) (opener, error) {
+	c := redisstream.Config{
+		URL: string(r.URL), Addresses: r.Addresses, Master: r.Master, Username: r.Username, Password: string(r.Password),
+		ClientName: "outbox-cdc", MaxLen: int64(r.MaxLen), MinIDAge: r.MinIDAge,
+	}
+	var err error
+	if c.TLS, err = tlsConfig(r.TLS); err != nil {
+		return nil, err
+	}
+	open := func() (sinks.Sink, error) { return redisstream.New(c) }
+	return open, check(open)
+}
+
+func (b sinkBuilder) webhook(w *config.Webhook) (opener, error) {
+	c := webhook.Config{
+		URL: string(w.URL), Headers: map[string]string{}, Body: w.Body, Source: cmp.Or(w.Source, b.source), AllowHosts: w.AllowHosts,
+		Connections: w.Connections, Rate: float64(w.Rate),
+	}
+	for _, s := range w.Secrets {
+		c.Secrets = append(c.Secrets, string(s))
+	}
+	for name, value := range w.Headers {
+		c.Headers[name] = string(value)
+	}
+	var err error
+	if c.TLS, err = tlsConfig(w.TLS); err != nil {
+		return nil, err
+	}
+	open := func() (sinks.Sink, error) { return webhook.New(c) }
+	return open, check(open)
+}
+
+func (b sinkBuilder) eventBus(e *config.EventBus) (opener, error) {
+	c := eventbus.Config{
+		URL: string(e.URL), Name: "outbox-cdc", CredentialsFile: e.CredentialsFile, NKeySeedFile: e.NKeyFile,
+		CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source)},
+	}
+	var err error
+	if c.TLS, err = tlsConfig(e.TLS); err != nil {
+		return nil, err
+	}
+	return func() (sinks.Sink, error) { return eventbus.New(c) }, nil
+}
+
+// check finds what New refuses. Only sinks whose New connects to nothing are checked so.
+func check(open opener) error {
+	s, err := open()
+	if err != nil {
+		return exitError{78, err}
+	}
+	return s.Close()
 }
 
 // tlsConfig is nil where TLS is off. Certificates are verified unless the configuration says otherwise in so many words.

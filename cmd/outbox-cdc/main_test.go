@@ -123,3 +123,30 @@ func TestExitCode(t *testing.T) {
 		}
 	}
 }
+
+func TestRouteTest(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "outbox.yaml")
+	text := `
+sinks:
+  - {name: events, type: kafka, brokers: [localhost:9092]}
+  - {name: log, type: stdout}
+  - {name: either, type: composite, strategy: any, members: [events, log]}
+routes: [{match: {tenant_id: [acme]}, sinks: [either]}]
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := command(t, nil, "route", "test", "--config", file, "--tenant-id", "acme", "--aggregate-type", "order", "--aggregate-id", "42")
+	want := "either (composite)\n  or events (kafka) topic outbox.event.order key \"42\"\n  or log (stdout) topic outbox.event.order key \"42\"\n"
+	if got.code != 0 || got.stdout != want {
+		t.Errorf("code %d, stdout %q, stderr %q, want %q", got.code, got.stdout, got.stderr, want)
+	}
+	got = command(t, nil, "route", "test", "--config", file, "--tenant-id", "other", "-o", "json")
+	if got.code != 0 || got.stdout != "{\n  \"targets\": []\n}\n" {
+		t.Errorf("code %d, stdout %q, stderr %q", got.code, got.stdout, got.stderr)
+	}
+	if got = command(t, nil, "route", "tset"); got.code != 2 || !strings.Contains(got.stderr, "did you mean test?") {
+		t.Errorf("code %d, stderr %q", got.code, got.stderr)
+	}
+}

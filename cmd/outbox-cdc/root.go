@@ -37,6 +37,7 @@ privilege is missing, 78 the configuration (or the database's) is invalid.`,
 		newDestroyCommand(environ),
 		newDemoCommand(),
 		newValidateCommand(environ),
+		newRouteCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 	)

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/service"
 )
 
 func newValidateCommand(environ []string) *cobra.Command {
@@ -19,6 +20,9 @@ func newValidateCommand(environ []string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := loadConfig(cmd, path, environ, config.Admin{})
 			if err != nil {
+				return err
+			}
+			if _, err := service.Build(c, service.Parts{}); err != nil {
 				return err
 			}
 			names := make([]string, len(c.Sinks))

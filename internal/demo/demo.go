@@ -1,5 +1,5 @@
 // Package demo shows outbox-cdc at work on a machine that has nothing but Go: a PostgreSQL that it finds or downloads, a
-// Kafka fake within the process, a small shop that writes events, a consumer that prints them, and between them the
+// Kafka fake, a Redis and a receiver of webhooks within the process, a small shop that writes events, a consumer that prints them, and between them the
 // ordinary connector with an ordinary configuration. It measures nothing that test/bench does not measure better.
 package demo
 
@@ -47,6 +47,7 @@ type demo struct {
 	Options
 	postgres *servers.Postgres
 	broker   *broker
+	others   *others      // destinations beside Kafka
 	conn     *pgx.Conn    // the shop's
 	config   string       // the configuration's path
 	http     string       // the connector's address
@@ -100,6 +101,10 @@ func (d *demo) prepare(ctx context.Context) error {
 		return fmt.Errorf("start the demo broker: %w", err)
 	}
 	d.say("Kafka: in-process demo broker (kfake) at %s; topics are made when they are first used", d.broker.addr)
+	if d.others, err = startOthers(ctx); err != nil {
+		return fmt.Errorf("start Redis and the receiver of webhooks: %w", err)
+	}
+	d.say("Redis: in-process (miniredis) at %s; webhooks: a receiver at %s, which checks their signatures", d.others.redis.Addr(), d.others.url)
 	if err := d.openShop(ctx); err != nil {
 		return fmt.Errorf("open the shop: %w", err)
 	}
@@ -127,9 +132,17 @@ sinks:
     type: kafka
     brokers: [%q]
     topic: outbox.event.{aggregate_type}
+  - name: stream
+    type: redis_stream
+    url: redis://%s
+  - name: partner
+    type: webhook
+    url: %s
+    secret: %s
+    allow_hosts: [127.0.0.1]
 http:
   listen: %s
-`, d.dsn(), d.broker.addr, d.http)
+`, d.dsn(), d.broker.addr, d.others.redis.Addr(), d.others.url, d.others.secret, d.http)
 }
 
 func (d *demo) dsn() string { return d.postgres.DSN(database) }
@@ -260,6 +273,9 @@ func (d *demo) close(work context.Context) error {
 	}
 	if d.broker != nil {
 		d.broker.close()
+	}
+	if d.others != nil {
+		d.others.close(ctx)
 	}
 	if d.postgres != nil {
 		_ = d.postgres.Stop(ctx, servers.Fast) // whatever does not stop in time is stopped by Close

@@ -23,6 +23,9 @@ type summary struct {
 	Repeated     int     `json:"repeated"`
 	Misordered   int     `json:"misordered"` // behind a later one of their aggregate
 	Unrecorded   int     `json:"unrecorded"` // without a row in the ledger that says delivered
+	Redis        int     `json:"redis"`      // arrived there
+	Webhooks     int     `json:"webhooks"`   // arrived, with a valid signature
+	Unsigned     int     `json:"unsigned"`   // webhooks without one
 	RolledBack   int     `json:"rolled_back"`
 	Phantoms     int     `json:"phantoms"` // rolled back, and arrived
 	// Milliseconds from the commit's time, which is taken before it waits for the disk, to the consumer.
@@ -45,7 +48,14 @@ func (d *demo) settle(work context.Context) ([]string, error) {
 	defer tick.Stop()
 	timeout := time.NewTimer(settleTimeout)
 	defer timeout.Stop()
-	for d.arrivals.missing(owed) > 0 {
+	for {
+		redis, webhooks, err := d.others.arrived(owed)
+		if err != nil {
+			return nil, err
+		}
+		if d.arrivals.missing(owed) == 0 && redis == len(owed) && webhooks == len(owed) {
+			return owed, nil
+		}
 		select {
 		case <-tick.C:
 		case <-timeout.C:
@@ -54,17 +64,17 @@ func (d *demo) settle(work context.Context) ([]string, error) {
 			return nil, context.Cause(work)
 		}
 	}
-	return owed, nil
 }
 
 // report compares outbox, ledger and what the consumer saw. The connector has ended.
 func (d *demo) report(work context.Context, s *shop, owed []string, took time.Duration) error {
 	sum := summary{Seconds: took.Seconds(), Transactions: s.transactions, Committed: len(owed), RolledBack: len(s.rolledBack)}
 	// The ledger knows the order of the commits.
-	rows, err := d.conn.Query(work, `select e.id::text, e.aggregate_type, e.aggregate_id, l.event_id is not null
+	rows, err := d.conn.Query(work, `select e.id::text, e.aggregate_type, e.aggregate_id, count(distinct l.processor_id) = $2
 		from event_outbox e left join outbox_delivery_log l on l.event_id = e.id and l.status = 'delivered'
 		where e.id = any($1::uuid[])
-		order by l.commit_lsn, l.tx_index`, owed)
+		group by e.id, l.commit_lsn, l.tx_index
+		order by l.commit_lsn, l.tx_index`, owed, d.sinks())
 	if err != nil {
 		return err
 	}
@@ -107,6 +117,15 @@ func (d *demo) report(work context.Context, s *shop, owed []string, took time.Du
 		}
 	}
 	sum.Own, sum.Repeated = a.own, a.repeated
+	if d.others != nil {
+		if sum.Redis, sum.Webhooks, err = d.others.arrived(owed); err != nil {
+			return err
+		}
+		d.others.mu.Lock()
+		sum.Unsigned = d.others.unsigned
+		d.others.mu.Unlock()
+		sum.Missing += 2*len(owed) - sum.Redis - sum.Webhooks
+	}
 	if len(a.latencies) > 0 {
 		slices.Sort(a.latencies)
 		sum.P50, sum.P99, sum.Max = quantile(a.latencies, 0.5), quantile(a.latencies, 0.99), a.latencies[len(a.latencies)-1]
@@ -115,6 +134,14 @@ func (d *demo) report(work context.Context, s *shop, owed []string, took time.Du
 		return fmt.Errorf("print the summary: %w", err)
 	}
 	return sum.verdict()
+}
+
+// sinks is how many there are.
+func (d *demo) sinks() int {
+	if d.others == nil {
+		return 1
+	}
+	return 3
 }
 
 // quantile of sorted values, of which there is at least one.
@@ -131,6 +158,7 @@ func (d *demo) print(s summary) error {
 	if s.verdict() == nil {
 		b.WriteString(": none missing, none twice, in order per aggregate, all in the ledger")
 	}
+	fmt.Fprintf(&b, "\nalso in Redis: %d; as webhooks with a valid signature: %d", s.Redis, s.Webhooks)
 	fmt.Fprintf(&b, "\nrolled back: %d events, of which %d arrived\n", s.RolledBack, s.Phantoms)
 	if s.Arrived > 0 {
 		fmt.Fprintf(&b, "latency: p50 %d ms, p99 %d ms, max %d ms, from PostgreSQL's time of the commit (before it waits for the disk) to "+
@@ -152,6 +180,7 @@ func (s summary) verdict() error {
 		{s.Misordered, "out of order"},
 		{s.Unrecorded, "not in the ledger"},
 		{s.Phantoms, "delivered although rolled back"},
+		{s.Unsigned, "sent without a valid signature"},
 	} {
 		if count.n > 0 {
 			wrong = append(wrong, fmt.Sprintf("%d %s", count.n, count.what))

@@ -43,11 +43,7 @@ func (w *world) verify(x expectation) {
 	}
 	for _, sink := range w.sinks {
 		name := sink["name"].(string)
-		if sink["type"] == "stdout" {
-			e.deliveries[name] = w.printed()
-		} else {
-			e.deliveries[name] = w.log.read()
-		}
+		e.deliveries[name] = w.received(sink["type"].(string))
 	}
 	problems, summary := check(e)
 	w.t.Log(summary)

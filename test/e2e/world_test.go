@@ -32,10 +32,14 @@ type world struct {
 	// What the configuration says. A test changes them before it makes a connector.
 	source, delivery map[string]any
 	sinks            []map[string]any
+	routes           []map[string]any
 	batchSize, lanes int
 
 	connectors []*connector
 	log        *kafkaLog
+	hook       *hook
+	nats       *servers.NATS
+	redis      *servers.Redis
 	sampler    *sampler
 	snapshots  []snapshot
 }
@@ -77,11 +81,7 @@ func newWorld(t testing.TB, o worldOptions) *world {
 	}
 	for _, typ := range o.sinks {
 		sink := map[string]any{"name": typ, "type": typ, "topic": w.topics.prefix + ".{aggregate_type}"}
-		if typ == "kafka" {
-			sink["brokers"] = w.kafka.Brokers()
-			w.createTopics()
-			w.log = newKafkaLog(t, w.kafka.Brokers(), w.topics.names())
-		}
+		w.destination(typ, sink)
 		w.sinks = append(w.sinks, sink)
 	}
 	if !o.bare {
@@ -105,7 +105,7 @@ func (w *world) init() {
 func (w *world) writeConfig(c *connector) {
 	w.t.Helper()
 	text, err := yaml.Marshal(map[string]any{
-		"name": w.slot, "source": w.source, "sinks": w.sinks, "delivery": w.delivery, "http": map[string]any{"listen": c.listen},
+		"name": w.slot, "source": w.source, "sinks": w.sinks, "routes": w.routes, "delivery": w.delivery, "http": map[string]any{"listen": c.listen},
 	})
 	if err != nil {
 		w.t.Fatal(err)

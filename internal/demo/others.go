@@ -1,0 +1,119 @@
+package demo
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+// others are the destinations beside Kafka, within the process: a Redis, and a receiver of webhooks that checks signatures.
+type others struct {
+	redis  *miniredis.Miniredis
+	secret string // of the webhooks
+	hook   *http.Server
+	url    string
+
+	mu       sync.Mutex
+	hooked   map[string]bool // ids of what had a valid signature
+	unsigned int
+}
+
+func startOthers(ctx context.Context) (*others, error) {
+	o := &others{hooked: map[string]bool{}}
+	var err error
+	if o.redis, err = miniredis.Run(); err != nil {
+		return nil, err
+	}
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // never fails
+	o.secret = "whsec_" + base64.StdEncoding.EncodeToString(key)
+	verifier, err := standardwebhooks.NewWebhook(o.secret)
+	if err != nil {
+		o.close(ctx)
+		return nil, err
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		o.close(ctx)
+		return nil, err
+	}
+	o.url = "http://" + l.Addr().String() + "/events"
+	o.hook = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the sender has gone
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if err := verifier.Verify(body, r.Header); err != nil {
+			o.unsigned++
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		o.hooked[r.Header.Get("webhook-id")] = true
+		w.WriteHeader(http.StatusNoContent)
+	})}
+	go func() {
+		if err := o.hook.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return // then nothing arrives any more, which the summary tells
+		}
+	}()
+	return o, nil
+}
+
+// ids are those of the entries in all of Redis's streams.
+func (o *others) ids() (map[string]bool, error) {
+	found := map[string]bool{}
+	for _, stream := range o.redis.Keys() {
+		entries, err := o.redis.Stream(stream)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			for i := 0; i+1 < len(e.Values); i += 2 {
+				if e.Values[i] == "id" {
+					found[e.Values[i+1]] = true
+				}
+			}
+		}
+	}
+	return found, nil
+}
+
+// arrived counts which of the ids are in Redis, and which the receiver was sent.
+func (o *others) arrived(ids []string) (redis, webhooks int, err error) {
+	inRedis, err := o.ids()
+	if err != nil {
+		return 0, 0, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, id := range ids {
+		if inRedis[id] {
+			redis++
+		}
+		if o.hooked[id] {
+			webhooks++
+		}
+	}
+	return redis, webhooks, nil
+}
+
+// close ends both; who still sends is cut off.
+func (o *others) close(ctx context.Context) {
+	o.redis.Close()
+	if o.hook != nil {
+		if o.hook.Shutdown(ctx) != nil {
+			_ = o.hook.Close()
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package service
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+)
+
+func loadFile(t *testing.T, text string) config.Config {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "outbox.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, _, err := config.Load(path, []string{"DATABASE_URL=postgres://localhost/shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+const allSinks = `
+sinks:
+  - {name: events, type: kafka, brokers: [localhost:9092]}
+  - {name: stream, type: redis_stream, url: "redis://localhost"}
+  - {name: hook, type: webhook, url: "https://h.example/hooks", secret: abc}
+  - {name: bus, type: event_bus, url: "nats://localhost"}
+  - {name: log, type: stdout}
+`
+
+// What a composite becomes, and where events go.
+func TestRouteOf(t *testing.T) {
+	t.Parallel()
+	event := outbox.Event{ID: "1", AggregateType: "order", AggregateID: "42", EventType: "order.paid", TenantID: "acme"}
+	kafka := Target{Sink: "events", Type: "kafka", Topic: "outbox.event.order", Key: "42"}
+	stream := Target{Sink: "stream", Type: "redis_stream", Topic: "outbox.event.order", Key: "42"}
+	hook := Target{Sink: "hook", Type: "webhook", Topic: "outbox.event.order", Key: "42"}
+	bus := Target{Sink: "bus", Type: "event_bus", Topic: "outbox.event.order.order.paid", Key: "42"}
+	log := Target{Sink: "log", Type: "stdout", Topic: "outbox.event.order", Key: "42"}
+	once := func(t Target) Target { t.OneTry = true; return t }
+	for name, test := range map[string]struct {
+		file string
+		want []Target
+	}{
+		"no routes": {allSinks, []Target{kafka, stream, hook, bus, log}},
+		"the first that fits": {allSinks + `
+routes:
+  - {match: {event_type: ["payment.*"]}, sinks: [log]}
+  - {match: {event_type: ["order.*"], tenant_id: [acme]}, sinks: [hook, events], topic: "t.{tenant_id}", key: "{id}"}
+  - {sinks: [bus]}
+`, []Target{
+			{Sink: "hook", Type: "webhook", Topic: "t.acme", Key: "1"}, {Sink: "events", Type: "kafka", Topic: "t.acme", Key: "1"},
+		}},
+		"nobody's": {allSinks + "routes: [{match: {tenant_id: [other]}, sinks: [log]}]\n", []Target{}},
+		"all":      {allSinks + "  - {name: both, type: composite, members: [events, log]}\nroutes: [{sinks: [both, bus]}]\n", []Target{kafka, log, bus}},
+		"primary": {
+			allSinks + "  - {name: both, type: composite, strategy: primary, members: [hook, stream, log]}\nroutes: [{sinks: [both]}]\n",
+			[]Target{hook, once(stream), once(log)},
+		},
+		"any": {
+			allSinks + "  - {name: either, type: composite, strategy: any, members: [bus, stream]}\n",
+			[]Target{kafka, hook, log, {Sink: "either", Type: "composite", Members: []Target{bus, stream}}},
+		},
+	} {
+		got, err := RouteOf(loadFile(t, test.file), &event)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", name, diff)
+		}
+	}
+}
+
+// What only a sink's package can find wrong shows when the connector is built, with the exit code of a configuration.
+func TestBuildFindsMistakes(t *testing.T) {
+	t.Parallel()
+	for want, sink := range map[string]string{
+		"sinks[0] (k)": "{name: k, type: kafka, brokers: [a:1], placement: \"type:nowhere\"}",
+		"sinks[0] (w)": "{name: w, type: webhook, url: \"https://h\", secret: \"whsec_%%%\"}",
+		"sinks[0] (r)": "{name: r, type: redis_stream, url: \"redis://h/not-a-number\"}",
+	} {
+		_, err := Build(loadFile(t, "sinks: ["+sink+"]\n"), Parts{})
+		wantExit(t, err, 78, want)
+		if err != nil && strings.Contains(err.Error(), "%%%") {
+			t.Errorf("a secret is told: %v", err)
+		}
+	}
+}

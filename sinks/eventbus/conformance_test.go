@@ -1,0 +1,68 @@
+//go:build unfinished
+
+package eventbus
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
+)
+
+// TestConformance runs the suite against a real server. Nothing that an event can do makes JetStream refuse it once and
+// not for ever: that rule of the suite is skipped.
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	n := startServer(t, servers.NATSOptions{SyncInterval: "1m", Config: "max_payload: 8MB"})
+	t.Logf("NATS %s at %s", n.Version(), n.URL())
+	poison := func(size int) func(m *sinks.Message) {
+		return func(m *sinks.Message) { m.Event.Payload = []byte(strings.Repeat("poison", size/6)) }
+	}
+	for name, c := range map[string]struct {
+		stream     jetstream.StreamConfig
+		maxPayload int
+		permanent  func(m *sinks.Message)
+	}{
+		"more than the server takes": {permanent: poison(9 << 20)},
+		"more than the stream takes": {jetstream.StreamConfig{MaxMsgSize: 100_000}, 90_000, poison(200_000)},
+		"illegal subject":            {permanent: func(m *sinks.Message) { m.Topic += ".*" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sinktest.Run(t, func(t testing.TB) *sinktest.Harness {
+				proxy := newProxy(t, n)
+				stream := newStream(t, n.URL(), c.stream)
+				return &sinktest.Harness{
+					Sink: newSink(t, Config{URL: "nats://" + proxy.Addr()}), Topic: stream.subject, MaxPayload: c.maxPayload,
+					Received: stream.received, Away: goAway(proxy), Hang: hang(proxy), Permanent: c.permanent,
+				}
+			})
+		})
+	}
+}
+
+func (s *stream) received() (all []sinktest.Received) {
+	s.t.Helper()
+	for _, m := range s.messages() {
+		r := sinktest.Received{ID: m.Header.Get(headerID), Payload: m.Data, Columns: make(map[string]string)}
+		switch hasType := m.Header.Get(headerContentType) != ""; {
+		case !hasType && len(m.Data) == 0:
+			r.Payload = nil
+		case hasType && m.Data == nil:
+			r.Payload = []byte{}
+		}
+		for name, column := range map[string]string{
+			"tenantid": "tenant_id", "correlationid": "correlation_id", "causationid": "causation_id",
+		} {
+			if values := m.Header[attributePrefix+name]; len(values) > 0 {
+				r.Columns[column] = values[0]
+			}
+		}
+		all = append(all, r)
+	}
+	return all
+}

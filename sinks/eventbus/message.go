@@ -1,0 +1,94 @@
+package eventbus
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
+)
+
+const (
+	// maxSubject is below what a server takes in a line with the reply subject (max_control_line, 4 KB): it ends the
+	// connection of a client that sends more.
+	maxSubject = 2048
+
+	headerID             = "Nats-Msg-Id"
+	headerExpectedStream = "Nats-Expected-Stream"
+	headerContentType    = "content-type"
+	headerTraceParent    = "traceparent"
+	headerTraceState     = "tracestate"
+	attributePrefix      = "ce-"
+)
+
+// checkSubject tells why subject cannot be published to. It may be made of an event's columns, so it must not lead to
+// the server's own subjects either, through which streams are deleted.
+func checkSubject(subject string) error {
+	first, _, _ := strings.Cut(subject, ".")
+	switch {
+	case subject == "":
+		return errors.New("the subject is empty")
+	case len(subject) > maxSubject:
+		return fmt.Errorf("the subject has %d bytes, at most %d are sent", len(subject), maxSubject)
+	case subject[0] == '.' || subject[len(subject)-1] == '.' || strings.Contains(subject, ".."):
+		return fmt.Errorf("subject %q has an empty token", subject)
+	case strings.ContainsFunc(subject, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '*' || r == '>' }):
+		return fmt.Errorf("subject %q has a space, a control character, * or >", subject)
+	case first[0] == '$' || first == "_INBOX":
+		return fmt.Errorf("subject %q is one of the server's own", subject)
+	}
+	return nil
+}
+
+// headers are, beside Nats-Msg-Id, the attributes of CloudEvents in binary mode as its binding to NATS has them. An event
+// without a payload has no content type: that is how it differs from one whose payload is empty.
+func (s *Sink) headers(m *sinks.Message) nats.Header {
+	const most = 20
+	h := make(nats.Header, most)
+	values := make([]string, 0, most) // one allocation for all of them
+	set := func(name, value string) {
+		values = append(values, value)
+		h[name] = values[len(values)-1 : len(values) : len(values)]
+	}
+	// Encoded like an attribute: the client turns line breaks into spaces, and two ids must not become one.
+	set(headerID, format.HeaderValue(m.Event.ID))
+	if s.stream != "" {
+		set(headerExpectedStream, s.stream)
+	}
+	c := format.ContextOf(m.Event.Metadata)
+	for name, value := range s.cloudEvents.Attributes(m, c) {
+		set(attributePrefix+name, format.HeaderValue(value))
+	}
+	if t := s.cloudEvents.ContentType(c); m.Event.Payload != nil && isPlain(t) {
+		set(headerContentType, t)
+	} else if m.Event.Payload != nil {
+		set(headerContentType, format.CloudEvents{}.ContentType(format.Context{}))
+	}
+	if c.TraceParent != "" && isPlain(c.TraceParent) {
+		set(headerTraceParent, c.TraceParent)
+		if c.TraceState != "" && isPlain(c.TraceState) {
+			set(headerTraceState, c.TraceState)
+		}
+	}
+	return h
+}
+
+// isPlain tells whether a header of its own standard, which is not encoded, holds printable ASCII only. Metadata may hold
+// anything.
+func isPlain(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// size is what the server compares with its max_payload: headers and body.
+func size(m *nats.Msg) int {
+	n := len("NATS/1.0\r\n\r\n") + len(m.Data)
+	for name, values := range m.Header {
+		for _, v := range values {
+			n += len(name) + len(": \r\n") + len(v)
+		}
+	}
+	return n
+}

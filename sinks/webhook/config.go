@@ -1,0 +1,259 @@
+package webhook
+
+import (
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config says where the receiver is and what it is sent. Only URL is needed.
+type Config struct {
+	// URL of the receiver. Where a message's topic is a URL, which a route has expanded from a template, that is used
+	// instead; its scheme, host and port must be these.
+	URL string
+	// Secrets sign each request, every one of them: while one is being replaced, there are two. One that begins with
+	// whsec_ is base64 of 24 to 64 bytes, as Standard Webhooks has them; of any other its text is the key. None: no
+	// signature.
+	Secrets []string
+	// Headers are sent with every request. Their values are secret.
+	Headers map[string]string
+	// Body is the payload as it is ("raw", the default), with the event's columns as CloudEvents headers
+	// ("cloudevents"), or within JSON: {"type","timestamp","data"} ("envelope") or a CloudEvent
+	// ("cloudevents-structured").
+	Body string
+	// Source is the attribute of CloudEvents, which need it; {aggregate_type} in it stands for the event's.
+	Source string
+	// AllowHosts may have internal addresses and be spoken to without TLS: names or addresses, with a port or for all.
+	AllowHosts []string
+	// TLS holds own roots and client certificates; nil: the system's roots.
+	TLS *tls.Config
+	// Connections is how many requests are under way at most, of all lanes together. 0 means 16.
+	Connections int
+	// Rate is how many requests are begun a second at most; 0: no limit.
+	Rate float64
+	// MaxRetryAfter caps the pause that a receiver may ask for. 0 means a minute.
+	MaxRetryAfter time.Duration
+}
+
+// String hides secrets, the headers' values, and what of the URL may be one: all but the host.
+func (c Config) String() string {
+	host := "an unsound URL"
+	if u, err := url.Parse(c.URL); err == nil {
+		host = u.Scheme + "://" + u.Host
+	}
+	return fmt.Sprintf("webhook to %s, body %s, %d secrets, headers %v",
+		host, c.bodyName(), len(c.Secrets), slices.Sorted(maps.Keys(c.Headers)))
+}
+
+// GoString hides them from %#v.
+func (c Config) GoString() string { return c.String() }
+
+// LogValue hides them from logs.
+func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+const (
+	bodyRaw                   = "raw"
+	bodyEnvelope              = "envelope"
+	bodyCloudEvents           = "cloudevents"
+	bodyCloudEventsStructured = "cloudevents-structured"
+
+	defaultConnections   = 16
+	defaultMaxRetryAfter = time.Minute
+
+	dialTimeout = 5 * time.Second // TLS included
+	// idleTimeout is below what most load balancers and servers allow (Node's 5 s is not): a connection that both sides
+	// give up at the same time costs a repeated request.
+	idleTimeout = 30 * time.Second
+
+	secretPrefix = "whsec_"
+)
+
+func (c *Config) bodyName() string {
+	if c.Body == "" {
+		return bodyRaw
+	}
+	return c.Body
+}
+
+// taken are headers that are not the configuration's to set: what the sink or net/http says in them must be true.
+var taken = map[string]bool{
+	"Webhook-Id": true, "Webhook-Timestamp": true, "Webhook-Signature": true, "Idempotency-Key": true,
+	"X-Outbox-Attempt": true, "Content-Type": true, "Content-Length": true, "Traceparent": true, "Tracestate": true,
+	"Host": true, "Connection": true, "Keep-Alive": true, "Proxy-Connection": true, "Te": true, "Trailer": true,
+	"Transfer-Encoding": true, "Upgrade": true, "Expect": true,
+}
+
+// settings are what a Config says, once it has been found to say something sound.
+type settings struct {
+	url           *url.URL
+	allowed       bool // its host is
+	keys          [][]byte
+	headers       http.Header
+	connections   int
+	maxRetryAfter time.Duration
+}
+
+// check returns all mistakes, each with the name of its field.
+func (c *Config) check() (settings, error) {
+	var mistakes []error
+	bad := func(format string, args ...any) { mistakes = append(mistakes, fmt.Errorf(format, args...)) }
+	s := settings{
+		headers: make(http.Header), connections: c.Connections, maxRetryAfter: c.MaxRetryAfter,
+	}
+	if err := s.setURL(c); err != nil {
+		mistakes = append(mistakes, err)
+	}
+	for i, secret := range c.Secrets {
+		key, err := keyOf(secret)
+		if err != nil {
+			bad("secrets[%d]: %w", i, err)
+		}
+		s.keys = append(s.keys, key)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
+		canonical := http.CanonicalHeaderKey(name)
+		switch {
+		case !isToken(name):
+			bad("headers: %q is no name of a header", name)
+		case taken[canonical] || strings.HasPrefix(canonical, "Ce-"):
+			bad("headers: %s is set by the sink itself", name)
+		case s.headers[canonical] != nil:
+			bad("headers: %s is there twice", canonical)
+		case !isHeaderValue(c.Headers[name]):
+			bad("headers: the value of %s has a line end or another control character", name)
+		}
+		s.headers[canonical] = []string{c.Headers[name]}
+	}
+	switch c.bodyName() {
+	case bodyRaw, bodyEnvelope:
+	case bodyCloudEvents, bodyCloudEventsStructured:
+		if c.Source == "" {
+			bad("source: CloudEvents need one, such as /outbox/{aggregate_type}")
+		}
+	default:
+		bad("body: %q is none of raw, envelope, cloudevents and cloudevents-structured", c.Body)
+	}
+	switch {
+	case c.Connections < 0:
+		bad("connections: %d is negative", c.Connections)
+	case c.Connections == 0:
+		s.connections = defaultConnections
+	}
+	if c.Rate < 0 || math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0) {
+		bad("rate: %v is no number of events a second", c.Rate)
+	}
+	switch {
+	case c.MaxRetryAfter < 0:
+		bad("max_retry_after: %s is negative", c.MaxRetryAfter)
+	case c.MaxRetryAfter == 0:
+		s.maxRetryAfter = defaultMaxRetryAfter
+	}
+	return s, errors.Join(mistakes...)
+}
+
+// setURL does not quote the URL, which may hold a credential.
+func (s *settings) setURL(c *Config) error {
+	for i, entry := range c.AllowHosts {
+		if entry == "" || strings.ContainsAny(entry, "/@?#* ") {
+			return fmt.Errorf("allow_hosts[%d]: %q is no host, nor host:port", i, entry)
+		}
+	}
+	u, err := url.Parse(c.URL)
+	switch {
+	case c.URL == "":
+		return errors.New("url: missing")
+	case err != nil:
+		return errors.New("url: cannot be parsed")
+	case u.Scheme != "https" && u.Scheme != "http":
+		return errors.New("url: its scheme must be https or http")
+	case u.Hostname() == "":
+		return errors.New("url: it has no host")
+	case u.User != nil:
+		return errors.New("url: it holds a user or a password; use headers (Authorization) instead")
+	}
+	u.Fragment, u.RawFragment = "", ""
+	u.Host = strings.ToLower(u.Host)
+	s.url, s.allowed = u, isAllowed(u, c.AllowHosts)
+	if s.allowed {
+		return nil
+	}
+	if u.Scheme != "https" {
+		return fmt.Errorf("url: http is for hosts of allow_hosts only; use https, or add %s there", u.Hostname())
+	}
+	if addr, err := netip.ParseAddr(u.Hostname()); err == nil && isInternal(addr) {
+		return fmt.Errorf("url: %s is an internal address; add it to allow_hosts if it is meant", addr)
+	}
+	return nil
+}
+
+// isToken tells whether name may be one of a header (RFC 9110, 5.6.2).
+func isToken(name string) bool {
+	for _, c := range []byte(name) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// isHeaderValue tells whether net/http sends text as a header's value.
+func isHeaderValue(text string) bool {
+	for _, c := range []byte(text) {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+func isAllowed(u *url.URL, hosts []string) bool {
+	for _, entry := range hosts {
+		host, port, err := net.SplitHostPort(entry)
+		if err != nil { // without a port
+			host, port = strings.Trim(entry, "[]"), ""
+		}
+		if strings.EqualFold(host, u.Hostname()) && (port == "" || port == portOf(u)) {
+			return true
+		}
+	}
+	return false
+}
+
+func portOf(u *url.URL) string {
+	switch port := u.Port(); {
+	case port != "":
+		return port
+	case u.Scheme == "http":
+		return "80"
+	}
+	return "443"
+}
+
+func keyOf(secret string) ([]byte, error) {
+	encoded, isStandard := strings.CutPrefix(secret, secretPrefix)
+	if !isStandard {
+		if secret == "" {
+			return nil, errors.New("is empty")
+		}
+		return []byte(secret), nil
+	}
+	key, err := base64.StdEncoding.DecodeString(encoded)
+	switch {
+	case err != nil:
+		return nil, errors.New("what follows whsec_ is not base64") // the decoder's error tells where, and nothing else
+	case len(key) < 24 || len(key) > 64:
+		return nil, fmt.Errorf("whsec_ is followed by %d bytes, and Standard Webhooks asks for 24 to 64", len(key))
+	}
+	return key, nil
+}

@@ -1,0 +1,191 @@
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
+)
+
+// maxHeader is how many bytes a header's value may have that comes from an event: servers take 8 KB of all of them.
+const maxHeader = 8 << 10
+
+// slot is what one request at a time needs, and the next one again.
+type slot struct {
+	macs    []hash.Hash // one a key: computing the key's part once is half of a short body's signature
+	scratch []byte
+}
+
+func newSlot(keys [][]byte) *slot {
+	s := new(slot)
+	for _, key := range keys {
+		s.macs = append(s.macs, hmac.New(sha256.New, key))
+	}
+	return s
+}
+
+// signature is that of Standard Webhooks, by every key.
+func (s *slot) signature(id, timestamp string, body []byte) string {
+	var all strings.Builder
+	for i, mac := range s.macs {
+		s.scratch = append(append(append(append(s.scratch[:0], id...), '.'), timestamp...), '.')
+		mac.Reset()
+		mac.Write(s.scratch)
+		mac.Write(body)
+		s.scratch = mac.Sum(s.scratch[:0])
+		if i > 0 {
+			all.WriteByte(' ')
+		}
+		all.WriteString("v1,")
+		all.WriteString(base64.StdEncoding.EncodeToString(s.scratch))
+	}
+	return all.String()
+}
+
+// headers are those of one request. A value that comes from an event and cannot be one of a header makes err.
+type headers struct {
+	http.Header
+	values []string // backs the header's slices of one
+	err    error
+}
+
+func (h *headers) set(name, value string) {
+	if h.err == nil && (!isHeaderValue(value) || len(value) > maxHeader) {
+		h.err = fmt.Errorf("%w: what would be its header %s has a line end or another control character, or more than %d bytes",
+			sinks.ErrPermanent, name, maxHeader)
+	}
+	h.values = append(h.values, value)
+	n := len(h.values)
+	h.Header[name] = h.values[n-1 : n : n]
+}
+
+// request is that of one try of a message, without its time and its signature. Nothing in it is the event's that its
+// owner may change, and its URL is the sink's or its own.
+func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, body []byte, err error) {
+	e := m.Event
+	switch {
+	case e.ID == "" || strings.Trim(e.ID, " \t") != e.ID:
+		return nil, nil, fmt.Errorf("%w: its id is empty, or begins or ends with a space, which headers do not keep", sinks.ErrPermanent)
+	case len(s.keys) > 0 && strings.Contains(e.ID, "."):
+		return nil, nil, fmt.Errorf("%w: its id has a dot, which would make the signature ambiguous", sinks.ErrPermanent)
+	}
+	to, err := s.target(m.Topic)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := format.ContextOf(e.Metadata)
+	h := headers{Header: make(http.Header, 32), values: make([]string, 0, 24)}
+	h.set("webhook-id", e.ID)
+	h.set("Idempotency-Key", e.ID) // in this spelling net/http knows it
+	h.set("X-Outbox-Attempt", strconv.Itoa(max(m.Attempt, 1)))
+	if c.TraceParent != "" {
+		h.set("traceparent", c.TraceParent)
+	}
+	if c.TraceState != "" {
+		h.set("tracestate", c.TraceState)
+	}
+	contentType := s.cloudEvents.ContentType(c)
+	switch s.body {
+	case bodyEnvelope:
+		contentType, body = "application/json", envelope(m)
+	case bodyCloudEventsStructured:
+		contentType, body = "application/cloudevents+json", s.cloudEvents.JSON(m, c)
+	case bodyCloudEvents:
+		for name, value := range s.cloudEvents.Attributes(m, c) {
+			h.set("ce-"+name, format.HeaderValue(value))
+		}
+		fallthrough
+	default:
+		body = bytes.Clone(e.Payload)
+		if e.Payload == nil { // no data, which is not the same as empty data
+			contentType = ""
+		}
+	}
+	if contentType != "" {
+		h.set("Content-Type", contentType)
+	}
+	if h.err != nil {
+		return nil, nil, h.err
+	}
+	for name, values := range s.headers {
+		h.Header[name] = values
+	}
+	r = s.base.WithContext(ctx)
+	r.URL, r.Header = to, h.Header
+	setBody(r, body)
+	return r, body, nil
+}
+
+// sign adds what is of this moment.
+func (s *slot) sign(r *http.Request, id string, body []byte, now time.Time) {
+	timestamp := strconv.FormatInt(now.Unix(), 10)
+	r.Header["webhook-timestamp"] = []string{timestamp}
+	if len(s.macs) > 0 {
+		r.Header["webhook-signature"] = []string{s.signature(id, timestamp, body)}
+	}
+}
+
+var errSentTwice = errors.New("sent twice")
+
+// setBody lets net/http send it once more on another connection. It would do so for every idle connection that turns
+// out to be closed, and a receiver that dies of a message would get it that often.
+func setBody(r *http.Request, body []byte) {
+	r.ContentLength = int64(len(body))
+	if len(body) == 0 {
+		r.Body = http.NoBody // a length of 0 with another body means that the length is not known
+	} else {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	again := false
+	r.GetBody = func() (io.ReadCloser, error) {
+		if again {
+			return nil, errSentTwice
+		}
+		again = true
+		if len(body) == 0 {
+			return http.NoBody, nil
+		}
+		return io.NopCloser(bytes.NewReader(body)), nil
+	}
+}
+
+// envelope is the body that Standard Webhooks recommends. A payload that is JSON stands in it byte for byte, another
+// one as data_base64, as in CloudEvents.
+func envelope(m *sinks.Message) []byte {
+	e := m.Event
+	at := e.CreatedAt
+	if at.IsZero() {
+		at = m.CommitTime
+	}
+	text := func(dst []byte, v any) []byte {
+		t, err := json.Marshal(v)
+		if err != nil {
+			panic("texts and bytes are always JSON: " + err.Error())
+		}
+		return append(dst, t...)
+	}
+	out := make([]byte, 0, len(e.Payload)+len(e.EventType)+100)
+	out = text(append(out, `{"type":`...), e.EventType)
+	out = text(append(out, `,"timestamp":`...), at.UTC().Format(time.RFC3339Nano))
+	switch {
+	case e.Payload == nil:
+	case json.Valid(e.Payload):
+		out = append(append(out, `,"data":`...), e.Payload...)
+	default:
+		out = text(append(out, `,"data_base64":`...), e.Payload)
+	}
+	return append(out, '}')
+}

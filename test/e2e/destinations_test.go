@@ -1,0 +1,219 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/redis/go-redis/v9"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+// destination starts what a sink of a type delivers to, where it is not shared, and says so in the sink's configuration.
+func (w *world) destination(typ string, sink map[string]any) {
+	w.t.Helper()
+	ctx := context.Background()
+	var err error
+	switch typ {
+	case "kafka":
+		sink["brokers"] = w.kafka.Brokers()
+		w.createTopics()
+		w.log = newKafkaLog(w.t, w.kafka.Brokers(), w.topics.names())
+	case "webhook":
+		w.hook = newHook(w.t, w.topics)
+		sink["url"], sink["allow_hosts"] = w.hook.server.URL+"/events", []string{"127.0.0.1"}
+		sink["secret"], sink["body"] = []string{hookSecret, "whsec_" + strings.Repeat("b2xk", 10)}, "cloudevents"
+	case "event_bus":
+		if w.nats, err = servers.StartNATS(ctx, servers.NATSOptions{}); err != nil {
+			w.t.Fatal(err)
+		}
+		w.t.Cleanup(func() { closes(w.t, w.nats) })
+		sink["url"] = w.nats.URL()
+		w.createStream()
+	case "redis_stream":
+		// Each command is on the disk before it is answered: what was accepted must outlive a kill.
+		if w.redis, err = servers.StartRedis(ctx, servers.RedisOptions{Settings: map[string]string{"appendonly": "yes", "appendfsync": "always"}}); err != nil {
+			w.t.Fatal(err)
+		}
+		w.t.Cleanup(func() { closes(w.t, w.redis) })
+		sink["url"] = w.redis.URL()
+	}
+}
+
+func closes(t testing.TB, c io.Closer) {
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// received is all that the destination of a type has, in its order.
+func (w *world) received(typ string) []delivery {
+	w.t.Helper()
+	switch typ {
+	case "stdout":
+		return w.printed()
+	case "webhook":
+		return w.hook.received()
+	case "event_bus":
+		return w.streamed()
+	case "redis_stream":
+		return w.added()
+	}
+	return w.log.read()
+}
+
+const hookSecret = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+// hook is a receiver of webhooks that checks signatures and keeps what it was sent.
+type hook struct {
+	server *httptest.Server
+	status atomicStatus
+
+	mu  sync.Mutex
+	got []delivery
+}
+
+// atomicStatus is what a hook answers; 0 is 204.
+type atomicStatus struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (s *atomicStatus) set(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.n = n
+}
+
+func (s *atomicStatus) get() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.n
+}
+
+func newHook(t testing.TB, names topics) *hook {
+	t.Helper()
+	verifier, err := standardwebhooks.NewWebhook(hookSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hook{}
+	h.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the sender was killed
+		}
+		if err := verifier.Verify(body, r.Header); err != nil {
+			t.Errorf("webhook: %v", err)
+			rw.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if n := h.status.get(); n != 0 {
+			rw.WriteHeader(n)
+			return
+		}
+		h.mu.Lock()
+		h.got = append(h.got, delivery{
+			id: r.Header.Get("webhook-id"), topic: names.of(r.Header.Get("ce-aggregatetype")), key: r.Header.Get("ce-subject"),
+			payload: string(body), place: "hook",
+		})
+		h.mu.Unlock()
+		rw.WriteHeader(http.StatusNoContent)
+	}))
+	t.Cleanup(h.server.Close)
+	return h
+}
+
+func (h *hook) received() []delivery {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.got)
+}
+
+// jetStream connects to the world's NATS server.
+func (w *world) jetStream() jetstream.JetStream {
+	w.t.Helper()
+	conn, err := nats.Connect(w.nats.URL())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return js
+}
+
+func (w *world) createStream() {
+	w.t.Helper()
+	_, err := w.jetStream().CreateStream(w.t.Context(), jetstream.StreamConfig{
+		Name: "events", Subjects: []string{w.topics.prefix + ".>"}, Storage: jetstream.FileStorage,
+		Duplicates: time.Millisecond * 100, // so short that repetitions show
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// streamed reads the whole stream.
+func (w *world) streamed() (all []delivery) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	stream, err := w.jetStream().Stream(ctx, "events")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+		m, err := stream.GetMsg(ctx, seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		all = append(all, delivery{
+			id: m.Header.Get("Nats-Msg-Id"), topic: m.Subject, key: m.Header.Get("ce-subject"), payload: string(m.Data), place: "stream",
+		})
+	}
+	return all
+}
+
+// added reads the streams in Redis.
+func (w *world) added() (all []delivery) {
+	w.t.Helper()
+	options, err := redis.ParseURL(w.redis.URL())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	client := redis.NewClient(options)
+	defer client.Close()
+	for _, name := range w.topics.names() {
+		entries, err := client.XRange(w.t.Context(), name, "-", "+").Result()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, e := range entries {
+			text := func(field string) string { return fmt.Sprint(e.Values[field]) }
+			all = append(all, delivery{id: text("id"), topic: name, key: text("aggregate_id"), payload: text("payload"), place: name})
+		}
+	}
+	return all
+}
