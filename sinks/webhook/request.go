@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -87,7 +88,11 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 		return nil, nil, err
 	}
 	c := format.ContextOf(e.Metadata)
-	h := headers{Header: make(http.Header, 32), values: make([]string, 0, 24)}
+	room := 6 // a map with room for what it never gets is the dearest part of a request
+	if s.body == bodyCloudEvents {
+		room += 15
+	}
+	h := headers{Header: make(http.Header, room+len(s.headers)+2), values: make([]string, 0, room)}
 	h.set("webhook-id", e.ID)
 	h.set("Idempotency-Key", e.ID) // in this spelling net/http knows it
 	h.set("X-Outbox-Attempt", strconv.Itoa(max(m.Attempt, 1)))
@@ -120,9 +125,7 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 	if h.err != nil {
 		return nil, nil, h.err
 	}
-	for name, values := range s.headers {
-		h.Header[name] = values
-	}
+	maps.Copy(h.Header, s.headers)
 	r = s.base.WithContext(ctx)
 	r.URL, r.Header = to, h.Header
 	setBody(r, body)
@@ -141,23 +144,21 @@ func (s *slot) sign(r *http.Request, id string, body []byte, now time.Time) {
 var errSentTwice = errors.New("sent twice")
 
 // setBody lets net/http send it once more on another connection. It would do so for every idle connection that turns
-// out to be closed, and a receiver that dies of a message would get it that often.
+// out to be closed, and a receiver that dies of a message would get it that often; without a body nothing can be done
+// about that.
 func setBody(r *http.Request, body []byte) {
-	r.ContentLength = int64(len(body))
 	if len(body) == 0 {
-		r.Body = http.NoBody // a length of 0 with another body means that the length is not known
-	} else {
-		r.Body = io.NopCloser(bytes.NewReader(body))
+		r.Body = http.NoBody // any other of length 0 would count as of unknown length
+		return
 	}
+	r.ContentLength = int64(len(body))
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	again := false
 	r.GetBody = func() (io.ReadCloser, error) {
 		if again {
 			return nil, errSentTwice
 		}
 		again = true
-		if len(body) == 0 {
-			return http.NoBody, nil
-		}
 		return io.NopCloser(bytes.NewReader(body)), nil
 	}
 }
