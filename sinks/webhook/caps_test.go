@@ -1,0 +1,160 @@
+package webhook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// TestConnectionsAreCapped: four lanes use all connections that there may be, and no more.
+func TestConnectionsAreCapped(t *testing.T) {
+	t.Parallel()
+	const connections, lanes = 3, 4
+	var open, mostOpen, under, most atomic.Int32
+	highest := func(of *atomic.Int32, n int32) {
+		for old := of.Load(); n > old && !of.CompareAndSwap(old, n); old = of.Load() {
+		}
+	}
+	full := make(chan struct{}) // once as many requests were under way as may be
+	var fullOnce sync.Once
+	rec := newReceiver(func(_ *answer, r *http.Request, _ got) {
+		n := under.Add(1)
+		defer under.Add(-1)
+		highest(&most, n)
+		if n == connections {
+			fullOnce.Do(func() { close(full) })
+		}
+		select {
+		case <-full:
+		case <-r.Context().Done():
+		}
+	})
+	rec.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			highest(&mostOpen, open.Add(1))
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
+	rec.Start()
+	t.Cleanup(rec.Close)
+	s := newSink(t, Config{URL: rec.URL, Connections: connections})
+	var wg sync.WaitGroup
+	for lane := range lanes {
+		var words []string
+		for i := range 60 {
+			words = append(words, fmt.Sprintf("lane%d-%d/%d", lane, i%20, i))
+		}
+		wg.Go(func() { expectErrors(t, deliver(t, s, batchOf(words...))) })
+	}
+	wg.Wait()
+	if most.Load() != connections || mostOpen.Load() != connections || len(rec.requests()) != 60*lanes {
+		t.Errorf("%d requests at a time, %d connections, %d requests", most.Load(), mostOpen.Load(), len(rec.requests()))
+	}
+}
+
+// TestRateIsCapped: what is beyond the first burst takes its time.
+func TestRateIsCapped(t *testing.T) {
+	t.Parallel()
+	rec := startReceiver(t, nil)
+	s := newSink(t, Config{URL: rec.URL, Rate: 60}) // bursts of 3
+	began := time.Now()
+	expectErrors(t, deliver(t, s, batchOf("a/1", "b/1", "c/1", "d/1", "e/1", "f/1", "g/1", "h/1", "i/1")))
+	if took := time.Since(began); took < 6*time.Second/60 {
+		t.Errorf("9 requests at 60/s took %s", took)
+	}
+}
+
+// TestRateLeavesNoTurn: what cannot have its turn in time is not waited for.
+func TestRateLeavesNoTurn(t *testing.T) {
+	t.Parallel()
+	rec := startReceiver(t, nil)
+	s := newSink(t, Config{URL: rec.URL, Rate: 0.01})
+	errs := deliver(t, s, batchOf("a/1", "a/2", "a/3"))
+	expectErrors(t, errs, nil, sinks.ErrUnavailable, sinks.ErrNotAttempted)
+	if len(errs) == 3 && !errors.Is(errs[1], errNoTurn) {
+		t.Error(errs[1])
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	expectErrors(t, s.Deliver(ctx, batchOf("b/1")), sinks.ErrUnavailable)
+	if got := rec.ids(); got != "a/1" {
+		t.Errorf("received %q", got)
+	}
+}
+
+// TestLittleTimeLeft: nothing is begun that would be cut off, as far as the last answer tells.
+func TestLittleTimeLeft(t *testing.T) {
+	t.Parallel()
+	s := newSink(t, Config{URL: "http://127.0.0.1:1"})
+	batch := batchOf("a/1")
+	d := newDelivery(s, batch)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	for took, want := range map[time.Duration]error{0: nil, 30 * time.Minute: nil, 2 * time.Hour: sinks.ErrUnavailable} {
+		d.took.Store(int64(took))
+		if err := d.mayBegin(ctx, &batch[0]); !isOf(err, want) {
+			t.Errorf("answers take %s: %v", took, err)
+		}
+	}
+}
+
+// TestAggregatesGoSideBySide: one that waits for its answer keeps none but its own waiting.
+func TestAggregatesGoSideBySide(t *testing.T) {
+	t.Parallel()
+	others := make(chan struct{}, 3)
+	rec := startReceiver(t, func(_ *answer, r *http.Request, g got) {
+		if g.id() != "a/1" {
+			others <- struct{}{}
+			return
+		}
+		for range cap(others) {
+			select {
+			case <-others:
+			case <-r.Context().Done():
+			}
+		}
+	})
+	s := newSink(t, Config{URL: rec.URL, Connections: 2})
+	expectErrors(t, deliver(t, s, batchOf("a/1", "b/1", "b/2", "c/1")))
+}
+
+// TestNothingIsLeft runs alone: it counts goroutines.
+func TestNothingIsLeft(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	hang := make(chan struct{})
+	rec := newReceiver(func(_ *answer, r *http.Request, g got) {
+		if g.id() == "hang/1" {
+			select {
+			case <-hang:
+			case <-r.Context().Done():
+			}
+		}
+	})
+	rec.Start()
+	s, err := New(Config{URL: rec.URL, AllowHosts: []string{"127.0.0.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectErrors(t, deliver(t, s, batchOf("a/1", "b/1", "c/1")))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	expectErrors(t, s.Deliver(ctx, batchOf("hang/1", "hang/2")), sinks.ErrUnavailable, sinks.ErrNotAttempted)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	close(hang)
+	rec.Close()
+	goleak.VerifyNone(t, before)
+}
