@@ -91,6 +91,26 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestRequestOwnsItsBody: net/http may still be writing it when a Deliver whose time is up has returned.
+func TestRequestOwnsItsBody(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{bodyRaw, bodyEnvelope, bodyCloudEvents, bodyCloudEventsStructured} {
+		s := newSink(t, Config{URL: "https://partner.example/", Body: body, Source: "/outbox"})
+		m := message("a", "1")
+		_, sent, err := s.request(t.Context(), &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := bytes.Clone(sent)
+		for i := range m.Event.Payload {
+			m.Event.Payload[i] = '#'
+		}
+		if !bytes.Equal(sent, want) {
+			t.Errorf("%s: the body is the event's", body)
+		}
+	}
+}
+
 // TestSpecificationVector is the one of Standard Webhooks.
 func TestSpecificationVector(t *testing.T) {
 	t.Parallel()
@@ -126,7 +146,10 @@ func TestSignatures(t *testing.T) {
 	}
 	for _, body := range []string{bodyRaw, bodyEnvelope, bodyCloudEvents, bodyCloudEventsStructured} {
 		rec := startReceiver(t, nil)
-		s := newSink(t, Config{URL: rec.URL, Body: body, Source: "/outbox", Secrets: []string{standardSecret, nextSecret, "a plain secret"}})
+		s := newSink(t, Config{
+			URL: rec.URL, Body: body, Source: "/outbox", Secrets: []string{standardSecret, nextSecret, "a plain secret"},
+			Connections: 1, // which signs them all
+		})
 		batch := batchOf("a/1", "a/2", "b/1")
 		batch[1].Event.Payload = nil
 		batch[2].Event.Payload = bytes.Repeat([]byte{0xff}, 100_000)
