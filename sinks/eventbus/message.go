@@ -53,8 +53,11 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	// Encoded like an attribute: the client turns line breaks into spaces, and two ids must not become one.
-	set(headerID, format.HeaderValue(m.Event.ID))
+	if id := m.Event.ID; isPlain(id) && strings.TrimSpace(id) == id {
+		set(headerID, id)
+	} else { // the client turns line breaks into spaces, and two ids must not become one
+		set(headerID, format.HeaderValue(id))
+	}
 	if s.stream != "" {
 		set(headerExpectedStream, s.stream)
 	}
