@@ -60,8 +60,8 @@ func TestSinkMetricsExistBeforeTheFirstEvent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n != 4 {
-		t.Errorf("series = %d, want 4: three outcomes and one duration", n)
+	if n != 5 {
+		t.Errorf("series = %d, want 5: four outcomes and one duration", n)
 	}
 }
 
