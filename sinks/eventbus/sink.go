@@ -56,6 +56,9 @@ func New(c Config) (*Sink, error) {
 	if err := c.checkURL(); err != nil {
 		return nil, err
 	}
+	if err := c.CloudEvents.Validate(); err != nil {
+		return nil, err
+	}
 	prefix := c.InboxPrefix
 	if prefix == "" {
 		prefix = "_INBOX"
