@@ -95,7 +95,7 @@ func (d *delivery) run(ctx context.Context) []error {
 			d.end(ctx)
 			return d.errs
 		}
-		if d.inAir == 0 {
+		if d.inAir == 0 && len(d.ready) == 0 {
 			return d.errs
 		}
 		select {
@@ -111,7 +111,8 @@ func (d *delivery) run(ctx context.Context) []error {
 	}
 }
 
-// send puts on the wire what is ready, as far as there is room. It returns false when ctx ended meanwhile.
+// send puts on the wire what is ready, as far as there is room. It returns false when ctx ended meanwhile. What is still
+// ready when it returns true has something on the wire before it, or the connection is lost.
 func (d *delivery) send(ctx context.Context) bool {
 	for len(d.ready) > 0 {
 		i := d.ready[0]

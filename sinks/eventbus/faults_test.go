@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
 // TestKilledAndRestarted: a lane goes on while the server is killed, paused and stopped; nothing is lost, nothing is
@@ -179,8 +181,8 @@ func TestStreamsThatRefuse(t *testing.T) {
 		stream := newStream(t, n.URL(), jetstream.StreamConfig{MaxMsgSize: 2000})
 		s := newSink(t, Config{URL: n.URL()})
 		batch := messages(stream.subject, 6, 6)
-		batch[1].Event.Payload = make([]byte, 3000)                 // says the stream
-		batch[3].Event.Payload = make([]byte, 1<<20)                // says the server (max_payload, 1 MB)
+		batch[1].Event.Payload = make([]byte, 3000)                  // says the stream
+		batch[3].Event.Payload = make([]byte, 1<<20)                 // says the server (max_payload, 1 MB)
 		batch[5].Event.TenantID = strings.Repeat("tenant", 70<<10/6) // the headers' limit is 64 KB
 		for i, err := range s.Deliver(short(t), batch) {
 			if wrong := i%2 == 1; wrong != errors.Is(err, sinks.ErrPermanent) || !wrong && err != nil {
@@ -360,6 +362,66 @@ func TestServerThatIsAway(t *testing.T) {
 		back()
 		eventually(t, name, func() error { return errors.Join(s.Deliver(short(t), batch)...) })
 	}
+}
+
+// TestConnectionThatIsSilent is lost when pings are not answered: from then on Deliver fails at once. Until then it ends
+// with its deadline, also where so much is on the way that the client's writes block.
+func TestConnectionThatIsSilent(t *testing.T) {
+	t.Parallel()
+	n := startServer(t, servers.NATSOptions{SyncInterval: "1m"})
+	stream := newStream(t, n.URL(), jetstream.StreamConfig{})
+	proxy := newProxy(t, n)
+	s := newSink(t, Config{URL: "nats://" + proxy.Addr()})
+	s.options = append(s.options, nats.PingInterval(500*time.Millisecond))
+	s.rest = time.Millisecond
+	var batch []sinks.Message
+	for i := range 40 {
+		batch = append(batch, message(stream.subject, fmt.Sprint("o-", i), fmt.Sprint(i), 900_000))
+	}
+	if errs := s.Deliver(short(t), batch[:1]); errs != nil {
+		t.Fatal(errs)
+	}
+	back := hang(proxy)()
+	eventually(t, "it is known to be away", func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		began := time.Now()
+		errs := s.Deliver(ctx, batch)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+		expectAll(t, errs, len(batch), sinks.ErrUnavailable)
+		if !strings.Contains(errs[0].Error(), "not connected") {
+			return errs[0]
+		}
+		return nil
+	})
+	back()
+	eventually(t, "it is back", func() error { return errors.Join(s.Deliver(short(t), batch)...) })
+}
+
+// TestLostWithAFullQueue: what is not even queued when the connection is lost is not accepted.
+func TestLostWithAFullQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{URL: "nats://a", CloudEvents: format.CloudEvents{Source: "/test"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.begin.Do(func() {}) // nobody takes from the queue
+		s.queue = make(chan frame, 1)
+		s.session = &session{maxPayload: 1000, lost: make(chan struct{})}
+		close(s.tried)
+		for range 2 { // with one in the queue, and with none
+			batch := messages("a", 3, 3)
+			errs := make(chan []error)
+			go func() { errs <- s.Deliver(context.Background(), batch) }()
+			synctest.Wait()
+			s.disconnected(errors.New("reset"))
+			expectAll(t, <-errs, len(batch), sinks.ErrUnavailable)
+			s.session = &session{maxPayload: 1000, lost: make(chan struct{})}
+		}
+	})
 }
 
 // TestClientThatGaveUp is replaced: nats.go takes an error that it does not know as final.

@@ -27,7 +27,16 @@ const (
 // checkSubject tells why subject cannot be published to. It may be made of an event's columns, so it must not lead to
 // the server's own subjects either, through which streams are deleted.
 func checkSubject(subject string) error {
-	first, _, _ := strings.Cut(subject, ".")
+	if err := checkTokens(subject); err != nil {
+		return err
+	}
+	if first, _, _ := strings.Cut(subject, "."); first[0] == '$' || first == "_INBOX" {
+		return fmt.Errorf("subject %q is one of the server's own", subject)
+	}
+	return nil
+}
+
+func checkTokens(subject string) error {
 	switch {
 	case subject == "":
 		return errors.New("the subject is empty")
@@ -37,8 +46,6 @@ func checkSubject(subject string) error {
 		return fmt.Errorf("subject %q has an empty token", subject)
 	case strings.ContainsFunc(subject, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '*' || r == '>' }):
 		return fmt.Errorf("subject %q has a space, a control character, * or >", subject)
-	case first[0] == '$' || first == "_INBOX":
-		return fmt.Errorf("subject %q is one of the server's own", subject)
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func New(c Config) (*Sink, error) {
 	prefix := c.InboxPrefix
 	if prefix == "" {
 		prefix = "_INBOX"
-	} else if err := checkSubject(prefix); err != nil && prefix != "_INBOX" {
+	} else if err := checkTokens(prefix); err != nil {
 		return nil, fmt.Errorf("inbox prefix: %w", err)
 	}
 	options, err := c.options()
