@@ -1,8 +1,7 @@
 package router
 
 import (
-	"strings"
-
+	"github.com/pyairtable-compose/outbox-cdc/internal/glob"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
@@ -25,46 +24,9 @@ func (m *Match) Fits(e *outbox.Event) bool {
 
 func fitsAny(patterns []string, s string) bool {
 	for _, p := range patterns {
-		if fits(p, s) {
+		if glob.Match(p, s) {
 			return true
 		}
 	}
 	return len(patterns) == 0
-}
-
-// fits goes back to the last * only, as what an earlier one took can always be left to it: the time is that of the
-// lengths' product at worst.
-func fits(pattern, s string) bool {
-	star, from := -1, 0
-	p, at := 0, 0
-	for at < len(s) {
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			star, from = p, at
-			p++
-		case p < len(pattern) && (pattern[p] == s[at] || pattern[p] == '?'):
-			if pattern[p] == '?' {
-				at += runeLen(s[at:])
-			} else {
-				at++
-			}
-			p++
-		case star >= 0:
-			from += runeLen(s[from:])
-			p, at = star+1, from
-		default:
-			return false
-		}
-	}
-	return strings.Trim(pattern[p:], "*") == ""
-}
-
-// runeLen is the length of the first character of s.
-func runeLen(s string) int {
-	for i := range s {
-		if i > 0 {
-			return i
-		}
-	}
-	return len(s)
 }

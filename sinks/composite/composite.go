@@ -93,13 +93,12 @@ func hopeful(before, now error) error {
 // behind keeps the contract's words: the first of an aggregate that was not accepted says why, those behind it were not
 // attempted.
 func behind(batch []sinks.Message, errs []error) []error {
-	type aggregate struct{ typ, id string }
-	failed := map[aggregate]bool{}
+	failed := map[sinks.Aggregate]bool{}
 	for i, err := range errs {
 		if err == nil {
 			continue
 		}
-		a := aggregate{batch[i].Event.AggregateType, batch[i].Event.AggregateID}
+		a := batch[i].Aggregate()
 		if failed[a] {
 			errs[i] = sinks.ErrNotAttempted
 		}

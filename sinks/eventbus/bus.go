@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
-	"strings"
 	"sync"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/glob"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -38,12 +37,12 @@ type Bus struct {
 
 	mu            sync.Mutex
 	subscriptions []*subscription // replaced, never changed
-	busy          map[aggregate]bool
+	busy          map[sinks.Aggregate]bool
 	abandoned     int // of busy: their Deliver has returned
 }
 
 type subscription struct {
-	fits    *regexp.Regexp
+	pattern string
 	handler Handler
 }
 
@@ -58,7 +57,7 @@ func NewBus(concurrency int) *Bus {
 	if concurrency <= 0 {
 		concurrency = defaultConcurrency
 	}
-	return &Bus{places: make(chan struct{}, concurrency), busy: make(map[aggregate]bool)}
+	return &Bus{places: make(chan struct{}, concurrency), busy: make(map[sinks.Aggregate]bool)}
 }
 
 // Subscribe calls handler for every event whose type fits pattern, in which * stands for any characters, dots as well,
@@ -66,7 +65,7 @@ func NewBus(concurrency int) *Bus {
 // handlers too, and holds for messages whose handling begins afterwards. cancel ends it likewise: a call that is under
 // way goes on.
 func (b *Bus) Subscribe(pattern string, handler func(ctx context.Context, m *sinks.Message) error) (cancel func()) {
-	s := &subscription{fits: compile(pattern), handler: handler}
+	s := &subscription{pattern: pattern, handler: handler}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.subscriptions = append(slices.Clone(b.subscriptions), s)
@@ -77,18 +76,12 @@ func (b *Bus) Subscribe(pattern string, handler func(ctx context.Context, m *sin
 	}
 }
 
-// compile: a quoted text is always a pattern.
-func compile(pattern string) *regexp.Regexp {
-	quoted := strings.NewReplacer(`\*`, `.*`, `\?`, `.`).Replace(regexp.QuoteMeta(pattern))
-	return regexp.MustCompile(`(?s)\A` + quoted + `\z`)
-}
-
 func (b *Bus) fitting(eventType string) (handlers []Handler) {
 	b.mu.Lock()
 	all := b.subscriptions
 	b.mu.Unlock()
 	for _, s := range all {
-		if s.fits.MatchString(eventType) {
+		if glob.Match(s.pattern, eventType) {
 			handlers = append(handlers, s.handler)
 		}
 	}
@@ -107,11 +100,11 @@ func (b *Bus) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		return nil
 	}
 	d := busDelivery{
-		bus: b, batch: batch, open: make(map[aggregate]*chain),
+		bus: b, batch: batch, open: make(map[sinks.Aggregate]*chain),
 		results: make(chan result, len(batch)), // no chain ever waits for us
 	}
 	for i := range batch {
-		a := aggregate{batch[i].Event.AggregateType, batch[i].Event.AggregateID}
+		a := batch[i].Aggregate()
 		c := d.open[a]
 		if c == nil {
 			c = &chain{bus: b, aggregate: a, results: d.results}
@@ -127,8 +120,8 @@ func (b *Bus) Deliver(ctx context.Context, batch []sinks.Message) []error {
 type busDelivery struct {
 	bus     *Bus
 	batch   []sinks.Message
-	open    map[aggregate]*chain // not all of their outcomes are known
-	waiting []*chain             // not begun
+	open    map[sinks.Aggregate]*chain // not all of their outcomes are known
+	waiting []*chain                   // not begun
 	results chan result
 	errs    []error // nil while nothing has failed
 }
@@ -175,8 +168,7 @@ func (d *busDelivery) begin(ctx context.Context) {
 }
 
 func (d *busDelivery) settle(r result) {
-	e := d.batch[r.index].Event
-	c := d.open[aggregate{e.AggregateType, e.AggregateID}]
+	c := d.open[d.batch[r.index].Aggregate()]
 	c.known++
 	switch {
 	case r.err != nil:
@@ -236,7 +228,7 @@ func (b *Bus) isAway() bool {
 	return b.abandoned == cap(b.places)
 }
 
-func (b *Bus) take(a aggregate) bool {
+func (b *Bus) take(a sinks.Aggregate) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.busy[a] {

@@ -36,8 +36,6 @@ type delivery struct {
 	over    atomic.Bool // Deliver has returned
 }
 
-type aggregate struct{ typ, id string }
-
 var (
 	errResting      = errors.New("its stream has just not answered, and is not tried again yet")
 	errNoConnection = errors.New("no server was reached yet")
@@ -52,9 +50,9 @@ func newDelivery(s *Sink, batch []sinks.Message) *delivery {
 		answers: make(chan answer, 2*len(batch)),
 		denied:  make(chan string, 16),
 	}
-	last := make(map[aggregate]int32, len(batch))
+	last := make(map[sinks.Aggregate]int32, len(batch))
 	for i := range batch {
-		a := aggregate{batch[i].Event.AggregateType, batch[i].Event.AggregateID}
+		a := batch[i].Aggregate()
 		if before, ok := last[a]; ok {
 			d.next[before] = int32(i)
 		} else {

@@ -13,7 +13,7 @@ import (
 // chain is what a Deliver has for one aggregate.
 type chain struct {
 	bus       *Bus
-	aggregate aggregate
+	aggregate sinks.Aggregate
 	indexes   []int            // in the batch
 	messages  []*sinks.Message // copies
 	results   chan<- result

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
@@ -28,15 +27,7 @@ type delivery struct {
 	// taken tells where the messages of an aggregate go in this wave; nil: they wait for the next. It is known by a
 	// hash only: two aggregates that share one wait for each other, which does no harm.
 	taken  map[uint64]*partition
-	failed map[aggregate]struct{} // a message of it was not accepted
-}
-
-type aggregate struct{ typ, id string }
-
-var seed = maphash.MakeSeed()
-
-func (a aggregate) hash() uint64 {
-	return maphash.String(seed, a.typ)*31 + maphash.String(seed, a.id)
+	failed map[sinks.Aggregate]struct{} // a message of it was not accepted
 }
 
 func (d *delivery) run(ctx context.Context, p *producer, batch []sinks.Message) []error {
@@ -91,12 +82,12 @@ func (d *delivery) plan() bool {
 		if r.settled {
 			continue
 		}
-		agg := aggregate{r.msg.Event.AggregateType, r.msg.Event.AggregateID}
+		agg := r.msg.Aggregate()
 		if _, failed := d.failed[agg]; failed {
 			d.fail(i, sinks.ErrNotAttempted)
 			continue
 		}
-		hash := agg.hash()
+		hash := agg.Hash()
 		to, taken := d.taken[hash]
 		size, err := d.locate(r)
 		switch {
@@ -182,8 +173,7 @@ func (d *delivery) settle() {
 func (d *delivery) failBatch(p *partition) {
 	err := p.answer.failure(p)
 	for i := p.first; i >= 0; i = d.records[i].next {
-		e := d.records[i].msg.Event
-		_, behind := d.failed[aggregate{e.AggregateType, e.AggregateID}]
+		_, behind := d.failed[d.records[i].msg.Aggregate()]
 		if behind && !p.answer.unknown {
 			d.fail(int(i), sinks.ErrNotAttempted)
 		} else {
@@ -197,10 +187,9 @@ func (d *delivery) fail(i int, err error) {
 		d.errs = make([]error, len(d.batch))
 	}
 	if d.failed == nil {
-		d.failed = make(map[aggregate]struct{})
+		d.failed = make(map[sinks.Aggregate]struct{})
 	}
-	e := d.records[i].msg.Event
-	d.failed[aggregate{e.AggregateType, e.AggregateID}] = struct{}{}
+	d.failed[d.records[i].msg.Aggregate()] = struct{}{}
 	d.errs[i] = err
 	d.records[i].settled = true
 }

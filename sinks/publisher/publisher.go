@@ -26,25 +26,19 @@ type Sink struct {
 	to Publisher
 
 	mu      sync.Mutex
-	running map[aggregate]struct{} // whose Publish has outlived its Deliver
-}
-
-type aggregate struct{ typ, id string }
-
-func aggregateOf(m *sinks.Message) aggregate {
-	return aggregate{m.Event.AggregateType, m.Event.AggregateID}
+	running map[sinks.Aggregate]struct{} // whose Publish has outlived its Deliver
 }
 
 // New makes a sink of to.
-func New(to Publisher) *Sink { return &Sink{to: to, running: map[aggregate]struct{}{}} }
+func New(to Publisher) *Sink { return &Sink{to: to, running: map[sinks.Aggregate]struct{}{}} }
 
 // Deliver publishes the messages of batch one after the other. A Publish that does not end with ctx is left to itself; until
 // it has ended its aggregate is unavailable, as what follows must not overtake it.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	errs := make([]error, len(batch))
-	failed := map[aggregate]bool{}
+	failed := map[sinks.Aggregate]bool{}
 	for i := range batch {
-		a := aggregateOf(&batch[i])
+		a := batch[i].Aggregate()
 		if failed[a] {
 			errs[i] = sinks.ErrNotAttempted
 			continue
@@ -59,7 +53,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return errs
 }
 
-func (s *Sink) one(ctx context.Context, a aggregate, m *sinks.Message) error {
+func (s *Sink) one(ctx context.Context, a sinks.Aggregate, m *sinks.Message) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", sinks.ErrUnavailable, context.Cause(ctx))
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +29,7 @@ type delivery struct {
 	// taken tells where the messages of an aggregate go in this wave; nil: they wait for the next. It is known by a
 	// hash only: two aggregates that share one wait for each other, which does no harm.
 	taken    map[uint64]*stream
-	failed   map[aggregate]struct{} // a message of it was not accepted
+	failed   map[sinks.Aggregate]struct{} // a message of it was not accepted
 	trimming trimming
 }
 
@@ -53,14 +52,6 @@ const (
 	maxHops       = 3
 	maxStreamName = 1024
 )
-
-type aggregate struct{ typ, id string }
-
-var seed = maphash.MakeSeed()
-
-func (a aggregate) hash() uint64 {
-	return maphash.String(seed, a.typ)*31 + maphash.String(seed, a.id)
-}
 
 func (d *delivery) run(ctx context.Context, l *link, batch []sinks.Message) []error {
 	d.begin(l, batch)
@@ -93,7 +84,7 @@ func (d *delivery) begin(l *link, batch []sinks.Message) {
 		d.entries[i].begin(&batch[i])
 	}
 	if d.taken == nil {
-		d.taken, d.streams, d.failed = make(map[uint64]*stream), make(map[string]*stream), make(map[aggregate]struct{})
+		d.taken, d.streams, d.failed = make(map[uint64]*stream), make(map[string]*stream), make(map[sinks.Aggregate]struct{})
 	}
 	switch c := &l.sink.config; {
 	case c.MaxLen > 0:
@@ -127,7 +118,7 @@ func (d *delivery) plan() bool {
 			d.fail(i, sinks.ErrNotAttempted)
 			continue
 		}
-		hash := e.aggregate().hash()
+		hash := e.msg.Aggregate().Hash()
 		to, taken := d.taken[hash]
 		err := d.locate(e)
 		switch {
@@ -142,15 +133,11 @@ func (d *delivery) plan() bool {
 	return len(d.wave) > 0
 }
 
-func (e *entry) aggregate() aggregate {
-	return aggregate{e.msg.Event.AggregateType, e.msg.Event.AggregateID}
-}
-
 func (d *delivery) hasFailed(e *entry) bool {
 	if len(d.failed) == 0 {
 		return false
 	}
-	_, failed := d.failed[e.aggregate()]
+	_, failed := d.failed[e.msg.Aggregate()]
 	return failed
 }
 
@@ -273,7 +260,7 @@ func (d *delivery) fail(i int, err error) {
 	if d.errs == nil {
 		d.errs = make([]error, len(d.batch))
 	}
-	d.failed[d.entries[i].aggregate()] = struct{}{}
+	d.failed[d.entries[i].msg.Aggregate()] = struct{}{}
 	d.errs[i] = err
 	d.entries[i].settled = true
 }

@@ -44,14 +44,11 @@ type delivery struct {
 	paths map[string]error // topics that have been found to be away
 }
 
-type aggregate struct{ kind, id string }
-
 func newDelivery(s *Sink, batch []sinks.Message) *delivery {
 	d := &delivery{sink: s, batch: batch, errs: make([]error, len(batch)), behind: make([]int32, len(batch))}
-	last := make(map[aggregate]int32, len(batch))
+	last := make(map[sinks.Aggregate]int32, len(batch))
 	for i := range batch {
-		e, n := batch[i].Event, int32(i)
-		a := aggregate{e.AggregateType, e.AggregateID}
+		a, n := batch[i].Aggregate(), int32(i)
 		if before, known := last[a]; known {
 			d.behind[before] = n
 		} else {
