@@ -2,19 +2,16 @@ package replication
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/testcert"
 )
 
 // pipe gives a netWire and the other end of its connection, plain or encrypted.
@@ -41,7 +38,7 @@ func pipe(t *testing.T, encrypted bool) (*netWire, net.Conn) {
 	if !encrypted {
 		return &netWire{top: s, sock: s}, far
 	}
-	server := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}})
+	server := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{testcert.SelfSigned(t).TLS}})
 	client := tls.Client(s, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test's own certificate
 	shaken := make(chan error, 1)
 	go func() { shaken <- server.Handshake() }()
@@ -49,20 +46,6 @@ func pipe(t *testing.T, encrypted bool) (*netWire, net.Conn) {
 		t.Fatal(err)
 	}
 	return &netWire{top: client, sock: s}, server
-}
-
-func selfSigned(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 func forPlainAndTLS(t *testing.T, f func(t *testing.T, w *netWire, far net.Conn)) {

@@ -2,17 +2,11 @@ package eventbus
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +19,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/internal/testcert"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
@@ -171,9 +166,10 @@ func TestCredentialsFile(t *testing.T) {
 
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	certificate, key, roots := selfSigned(t)
+	cert := testcert.SelfSigned(t)
+	roots := cert.Roots
 	n := startServer(t, servers.NATSOptions{Config: fmt.Sprintf("tls { cert_file: %q, key_file: %q }",
-		seedFile(t, "cert.pem", certificate), seedFile(t, "key.pem", key))})
+		seedFile(t, "cert.pem", cert.CertPEM), seedFile(t, "key.pem", cert.KeyPEM))})
 	stream := newStream(t, n.URL(), jetstream.StreamConfig{}, nats.Secure(&tls.Config{RootCAs: roots}))
 	url := "tls://" + n.Addr()
 	expectAccess(t, Config{URL: url, TLS: &tls.Config{RootCAs: roots}}, stream.subject, true)
@@ -185,31 +181,6 @@ func TestTLS(t *testing.T) {
 	other := newStream(t, plain.URL(), jetstream.StreamConfig{})
 	expectAccess(t, Config{URL: plain.URL(), TLS: &tls.Config{RootCAs: roots}}, other.subject, false)
 	expectAccess(t, Config{URL: "tls://" + plain.Addr()}, other.subject, false)
-}
-
-func selfSigned(t *testing.T) (certificate, private []byte, roots *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	private, err = x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots = x509.NewCertPool()
-	roots.AppendCertsFromPEM(certificate)
-	return certificate, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), roots
 }
 
 func TestConfig(t *testing.T) {

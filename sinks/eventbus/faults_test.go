@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
 // TestKilledAndRestarted: a lane goes on while the server is killed, paused and stopped; nothing is lost, nothing is
@@ -57,16 +58,7 @@ func TestKilledAndRestarted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		var again []sinks.Message
-		for i, err := range errs {
-			if err != nil {
-				again = append(again, rest[i])
-			}
-			if err != nil && !errors.Is(err, sinks.ErrUnavailable) && !errors.Is(err, sinks.ErrNotAttempted) {
-				t.Errorf("event %s: %v", rest[i].Event.ID, err)
-			}
-		}
-		rest = slices.Concat(again, rest[count:])
+		rest = slices.Concat(sinktest.NotAccepted(t, rest[:count], errs), rest[count:])
 		if time.Now().After(deadline) {
 			t.Fatalf("%d events are left: %v", len(rest), errors.Join(errs...))
 		}

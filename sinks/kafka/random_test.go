@@ -1,8 +1,6 @@
 package kafka
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -16,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
 // TestRandomFaults puts lanes that try again in place through faults of every kind, and looks at what the topics hold:
@@ -40,74 +39,16 @@ func TestRandomFaults(t *testing.T) {
 					aggregate := fmt.Sprintf("lane %d, %d", lane, r.IntN(12))
 					all[lane] = append(all[lane], message(topics[r.IntN(2)], aggregate, fmt.Sprintf("%d-%d", lane, i), r.IntN(600)))
 				}
-				lanes.Go(func() { copies[lane] = w.lane(r, all[lane]) })
+				lanes.Go(func() { copies[lane] = sinktest.RandomLane(t, w.sink, r, all[lane], kerr.UnknownServerError) })
 			}
 			lanes.Wait()
 			close(over)
 			world.Wait()
 
-			records := append(ids(consume(t, w.brokers, topics[0])), ids(consume(t, w.brokers, topics[1]))...)
-			got := make(map[string]int)
-			first := make(map[string][]string) // by aggregate and topic
-			at := make(map[string]string)
-			for lane := range all {
-				for _, m := range all[lane] {
-					at[m.Event.ID] = m.Event.AggregateID + " " + m.Topic
-				}
-			}
-			for _, id := range records {
-				if got[id]++; got[id] == 1 {
-					first[at[id]] = append(first[at[id]], id)
-				}
-			}
-			want := make(map[string][]string)
-			for lane := range all {
-				for _, m := range all[lane] {
-					id := m.Event.ID
-					want[at[id]] = append(want[at[id]], id)
-					if most := copies[lane][id]; got[id] < 1 || got[id] > most {
-						t.Errorf("message %s is there %d times, want 1 to %d", id, got[id], most)
-					}
-				}
-			}
-			for a, ids := range want {
-				if !slices.Equal(ids, first[a]) {
-					t.Errorf("aggregate %s: want %v, got %v", a, ids, first[a])
-				}
-			}
+			arrived := slices.Concat(ids(consume(t, w.brokers, topics[0])), ids(consume(t, w.brokers, topics[1])))
+			sinktest.CheckLanes(t, all, copies, arrived)
 		})
 	}
-}
-
-// lane delivers all, in batches, and what was not accepted again. It returns how many copies there may be of each.
-func (w *world) lane(r *rand.Rand, all []sinks.Message) map[string]int {
-	copies := make(map[string]int)
-	deadline := time.Now().Add(time.Minute)
-	for len(all) > 0 {
-		n := min(1+r.IntN(60), len(all))
-		ctx, cancel := context.WithTimeout(w.Context(), time.Duration(50+r.IntN(400))*time.Millisecond)
-		errs := w.sink.Deliver(ctx, all[:n])
-		cancel()
-		var again []sinks.Message
-		for i, m := range all[:n] {
-			switch {
-			case errs == nil || errs[i] == nil:
-				copies[m.Event.ID]++
-				continue
-			case errors.Is(errs[i], sinks.ErrUnavailable):
-				copies[m.Event.ID]++ // may have been accepted
-			case !errors.Is(errs[i], sinks.ErrNotAttempted) && !errors.Is(errs[i], kerr.UnknownServerError):
-				w.Errorf("message %s: %v", m.Event.ID, errs[i])
-			}
-			again = append(again, m)
-		}
-		if again != nil && time.Now().After(deadline) {
-			w.Errorf("%d messages are not accepted: %v", len(all), errors.Join(errs...))
-			return copies
-		}
-		all = slices.Concat(again, all[n:])
-	}
-	return copies
 }
 
 // harass does something nasty to the cluster again and again.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
 // TestApacheKafka runs the suite, and what a fake might take more lightly, against a real broker.
@@ -154,16 +155,7 @@ func killedAndPaused(t *testing.T, broker *servers.Kafka) {
 		if took := time.Since(began); took > 4*time.Second {
 			t.Errorf("round %d took %v", rounds, took)
 		}
-		var again []sinks.Message
-		for i, err := range errs {
-			if err != nil {
-				again = append(again, rest[i])
-			}
-			if err != nil && !errors.Is(err, sinks.ErrUnavailable) && !errors.Is(err, sinks.ErrNotAttempted) {
-				t.Errorf("event %s: %v", rest[i].Event.ID, err)
-			}
-		}
-		rest = slices.Concat(again, rest[n:])
+		rest = slices.Concat(sinktest.NotAccepted(t, rest[:n], errs), rest[n:])
 		if len(troubles) > 0 && rounds%4 == 3 {
 			if err := troubles[0](); err != nil {
 				t.Fatal(err)

@@ -3,16 +3,12 @@ package kafka
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/testcert"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -162,13 +159,13 @@ func expectAccess(t *testing.T, s *Sink, good bool) {
 
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	certificate, roots := selfSigned(t)
-	fake := startFake(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{certificate}}), kfake.SeedTopics(1, "t"))
+	cert := testcert.SelfSigned(t)
+	fake := startFake(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{cert.TLS}}), kfake.SeedTopics(1, "t"))
 	for name, c := range map[string]struct {
 		config *tls.Config
 		good   bool
 	}{
-		"trusted":     {&tls.Config{RootCAs: roots}, true},
+		"trusted":     {&tls.Config{RootCAs: cert.Roots}, true},
 		"not trusted": {&tls.Config{RootCAs: x509.NewCertPool()}, false},
 		"in clear":    {nil, false},
 	} {
@@ -178,30 +175,6 @@ func TestTLS(t *testing.T) {
 			expectAccess(t, s, c.good)
 		})
 	}
-}
-
-func selfSigned(t *testing.T) (tls.Certificate, *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, DNSNames: []string{"localhost"},
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(leaf)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, roots
 }
 
 // TestNothingIsLeft of a sink that was closed, not even when a Deliver had to give up. It runs alone, as it counts

@@ -1,17 +1,11 @@
 package redisstream
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/internal/testcert"
 )
 
 func TestConfigMistakes(t *testing.T) {
@@ -148,7 +143,12 @@ func TestRightToMultiIsLost(t *testing.T) {
 
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	certificate, roots := selfSigned(t)
+	cert := testcert.SelfSigned(t)
+	roots := cert.Roots
+	certificate := filepath.Join(t.TempDir(), "server.pem")
+	if err := os.WriteFile(certificate, slices.Concat(cert.CertPEM, cert.KeyPEM), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	port, err := servers.FreePort()
 	if err != nil {
 		t.Fatal(err)
@@ -178,35 +178,4 @@ func TestTLS(t *testing.T) {
 			expectAway(t, errs, 1, "")
 		}
 	}
-}
-
-// selfSigned gives a file with certificate and key, and what trusts it.
-func selfSigned(t *testing.T) (file string, roots *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	roots = x509.NewCertPool()
-	roots.AppendCertsFromPEM(certificate)
-	file = filepath.Join(t.TempDir(), "server.pem")
-	text := append(certificate, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file, roots
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
 // world is a server behind a proxy, and a sink.
@@ -48,70 +49,16 @@ func TestRandomFaults(t *testing.T) {
 					aggregate := fmt.Sprintf("lane %d, %d", lane, r.IntN(12))
 					all[lane] = append(all[lane], message(topics[r.IntN(2)], aggregate, fmt.Sprintf("%d-%d", lane, i), r.IntN(6000)))
 				}
-				lanes.Go(func() { copies[lane] = w.lane(r, all[lane]) })
+				lanes.Go(func() { copies[lane] = sinktest.RandomLane(t, w.sink, r, all[lane]) })
 			}
 			lanes.Wait()
 			close(over)
 			world.Wait()
 
-			at := make(map[string]string) // what is ordered: an aggregate in a stream
-			want := make(map[string][]string)
-			for _, m := range slices.Concat(all...) {
-				at[m.Event.ID] = m.Event.AggregateID + " " + m.Topic
-				want[at[m.Event.ID]] = append(want[at[m.Event.ID]], m.Event.ID)
-			}
-			got := make(map[string]int)
-			first := make(map[string][]string)
-			for _, id := range append(ids(t, w.client, topics[0]), ids(t, w.client, topics[1])...) {
-				if got[id]++; got[id] == 1 {
-					first[at[id]] = append(first[at[id]], id)
-				}
-			}
-			for lane := range all {
-				for _, m := range all[lane] {
-					if id := m.Event.ID; got[id] < 1 || got[id] > copies[lane][id] {
-						t.Errorf("message %s is there %d times, want 1 to %d", id, got[id], copies[lane][id])
-					}
-				}
-			}
-			for a, ids := range want {
-				if !slices.Equal(ids, first[a]) {
-					t.Errorf("aggregate %s: want %v, got %v", a, ids, first[a])
-				}
-			}
+			arrived := slices.Concat(ids(t, w.client, topics[0]), ids(t, w.client, topics[1]))
+			sinktest.CheckLanes(t, all, copies, arrived)
 		})
 	}
-}
-
-// lane delivers all, in batches, and what was not accepted again. It returns how many copies there may be of each.
-func (w *world) lane(r *rand.Rand, all []sinks.Message) map[string]int {
-	copies := make(map[string]int)
-	deadline := time.Now().Add(time.Minute)
-	for len(all) > 0 {
-		n := min(1+r.IntN(60), len(all))
-		ctx, cancel := context.WithTimeout(w.Context(), time.Duration(50+r.IntN(400))*time.Millisecond)
-		errs := w.sink.Deliver(ctx, all[:n])
-		cancel()
-		var again []sinks.Message
-		for i, m := range all[:n] {
-			switch {
-			case errs == nil || errs[i] == nil:
-				copies[m.Event.ID]++
-				continue
-			case errors.Is(errs[i], sinks.ErrUnavailable):
-				copies[m.Event.ID]++ // may have been accepted
-			case !errors.Is(errs[i], sinks.ErrNotAttempted):
-				w.Errorf("message %s: %v", m.Event.ID, errs[i])
-			}
-			again = append(again, m)
-		}
-		if again != nil && time.Now().After(deadline) {
-			w.Errorf("%d messages are not accepted: %v", len(all), errors.Join(errs...))
-			return copies
-		}
-		all = slices.Concat(again, all[n:])
-	}
-	return copies
 }
 
 // harass does something nasty to the server again and again.
@@ -189,16 +136,7 @@ func TestKilledAndPaused(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		errs := s.Deliver(ctx, rest[:n])
 		cancel()
-		var again []sinks.Message
-		for i, err := range errs {
-			if err != nil {
-				again = append(again, rest[i])
-			}
-			if err != nil && !errors.Is(err, sinks.ErrUnavailable) && !errors.Is(err, sinks.ErrNotAttempted) {
-				t.Errorf("event %s: %v", rest[i].Event.ID, err)
-			}
-		}
-		rest = slices.Concat(again, rest[n:])
+		rest = slices.Concat(sinktest.NotAccepted(t, rest[:n], errs), rest[n:])
 		if len(troubles) > 0 && rounds%4 == 3 {
 			if err := troubles[0](); err != nil {
 				t.Fatal(err)

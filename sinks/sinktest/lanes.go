@@ -1,0 +1,86 @@
+package sinktest
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// RandomLane delivers all, in batches and within deadlines of random size, and what was not accepted again, as a lane does,
+// while the destination may be troubled. It returns how many copies there may be of each message at most, by event id.
+// An error of no class is a failure of the test unless it is one of allowed.
+func RandomLane(t testing.TB, s sinks.Sink, r *rand.Rand, all []sinks.Message, allowed ...error) map[string]int {
+	copies := make(map[string]int)
+	deadline := time.Now().Add(time.Minute)
+	for len(all) > 0 {
+		n := min(1+r.IntN(60), len(all))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(50+r.IntN(400))*time.Millisecond)
+		errs := s.Deliver(ctx, all[:n])
+		cancel()
+		for i, m := range all[:n] {
+			if errs == nil || errs[i] == nil || errors.Is(errs[i], sinks.ErrUnavailable) { // may have been accepted
+				copies[m.Event.ID]++
+			}
+		}
+		again := NotAccepted(t, all[:n], errs, allowed...)
+		if again != nil && time.Now().After(deadline) {
+			t.Errorf("%d messages are not accepted: %v", len(all), errors.Join(errs...))
+			return copies
+		}
+		all = slices.Concat(again, all[n:])
+	}
+	return copies
+}
+
+// NotAccepted is what of batch is to be delivered again. An error that is neither of a destination that is away, nor of a
+// message behind one that was not accepted, nor one of allowed, is a failure of the test.
+func NotAccepted(t testing.TB, batch []sinks.Message, errs []error, allowed ...error) (again []sinks.Message) {
+	t.Helper()
+	allowed = append(allowed, sinks.ErrUnavailable, sinks.ErrNotAttempted)
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		if !slices.ContainsFunc(allowed, func(class error) bool { return errors.Is(err, class) }) {
+			t.Errorf("message %s: %v", batch[i].Event.ID, err)
+		}
+		again = append(again, batch[i])
+	}
+	return again
+}
+
+// CheckLanes compares what lanes delivered with the ids that arrived, those of each topic in its order: each at least once
+// and at most as often as copies, which is of the same lane, says; and first copies in the order of each aggregate and topic.
+func CheckLanes(t testing.TB, lanes [][]sinks.Message, copies []map[string]int, arrived []string) {
+	t.Helper()
+	at := make(map[string]string) // what is ordered: an aggregate in a topic
+	want := make(map[string][]string)
+	for _, m := range slices.Concat(lanes...) {
+		at[m.Event.ID] = m.Event.AggregateID + " " + m.Topic
+		want[at[m.Event.ID]] = append(want[at[m.Event.ID]], m.Event.ID)
+	}
+	got := make(map[string]int)
+	first := make(map[string][]string)
+	for _, id := range arrived {
+		if got[id]++; got[id] == 1 {
+			first[at[id]] = append(first[at[id]], id)
+		}
+	}
+	for lane, messages := range lanes {
+		for _, m := range messages {
+			if id := m.Event.ID; got[id] < 1 || got[id] > copies[lane][id] {
+				t.Errorf("message %s is there %d times, want 1 to %d", id, got[id], copies[lane][id])
+			}
+		}
+	}
+	for a, ids := range want {
+		if !slices.Equal(ids, first[a]) {
+			t.Errorf("aggregate %s: want %v, got %v", a, ids, first[a])
+		}
+	}
+}
