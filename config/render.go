@@ -43,14 +43,11 @@ func escape(n *yaml.Node) {
 
 // MarshalYAML writes the keys that every sink has and those of its type as one mapping.
 func (s Sink) MarshalYAML() (any, error) {
-	common := map[bool]any{
-		false: struct {
-			Name, Type, Topic, Key string
-		}{s.Name, s.Type, s.Topic, s.Key},
-		true: struct {
-			Name, Type string
-		}{s.Name, s.Type},
-	}[s.Composite != nil]
+	common := struct {
+		Name, Type string
+		Topic      string `yaml:"topic,omitempty"` // a composite has none
+		Key        string `yaml:"key,omitempty"`
+	}{s.Name, s.Type, s.Topic, s.Key}
 	var out yaml.Node
 	if err := out.Encode(common); err != nil {
 		return nil, err

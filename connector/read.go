@@ -135,11 +135,11 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		}
 	}
 	if m.Invalid != nil {
-		return r.invalid(ctx, pos, m)
+		return r.nobodys(ctx, pos, m)
 	}
 	r.targets = r.router.Route(m.Event, r.targets[:0])
 	if len(r.targets) == 0 {
-		return r.discard(ctx, pos, m)
+		return r.nobodys(ctx, pos, m)
 	}
 	owed := r.targets[:0]
 	for _, t := range r.targets {
@@ -183,34 +183,26 @@ func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
 	return ok
 }
 
-// invalid makes a row that is no event a dead letter of processor 0.
-func (r *reader) invalid(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
-	if !r.settled(0, pos) {
-		r.invalidRows.Inc()
-		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
-	}
-	return r.nobodys(ctx, pos, m, checkpoint.Outcome{
-		Status: checkpoint.Dead, Error: m.Invalid.Error(), Dead: &checkpoint.DeadLetter{Event: eventJSON(m.Event), Payload: m.Event.Payload},
-	})
-}
-
-// discard writes down that no route wants the event.
-func (r *reader) discard(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
-	if !r.settled(0, pos) {
-		r.unrouted.Inc()
-	}
-	return r.nobodys(ctx, pos, m, checkpoint.Outcome{Status: checkpoint.Discarded, Error: "no route"})
-}
-
-// nobodys gives the recorder the outcome of an event that goes to no sink, as one of processor 0.
-func (r *reader) nobodys(ctx context.Context, pos checkpoint.Position, m decoder.Message, o checkpoint.Outcome) error {
+// nobodys writes down an event that goes to no sink, as one of processor 0: a row that is no event, or one that no route
+// wants.
+func (r *reader) nobodys(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
 	if r.settled(0, pos) {
 		r.tracker.Add(pos, 0, m.Size, r.tx.committed)
 		return nil
 	}
 	now := time.Now()
-	o.Position, o.EventID, o.StartedAt, o.CompletedAt = pos, m.Event.ID, now, now
-	o.Entry = r.tracker.Add(pos, 1, m.Size, r.tx.committed)
+	o := checkpoint.Outcome{
+		Entry: r.tracker.Add(pos, 1, m.Size, r.tx.committed), Position: pos, EventID: m.Event.ID,
+		StartedAt: now, CompletedAt: now, Status: checkpoint.Discarded, Error: "no route",
+	}
+	if m.Invalid == nil {
+		r.unrouted.Inc()
+	} else {
+		r.invalidRows.Inc()
+		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
+		o.Status, o.Error = checkpoint.Dead, m.Invalid.Error()
+		o.Dead = &checkpoint.DeadLetter{Event: eventJSON(m.Event), Payload: m.Event.Payload}
+	}
 	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }
 

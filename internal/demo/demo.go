@@ -1,6 +1,7 @@
-// Package demo shows outbox-cdc at work on a machine that has nothing but Go: a PostgreSQL that it finds or downloads, a
-// Kafka fake, a Redis and a receiver of webhooks within the process, a small shop that writes events, a consumer that prints them, and between them the
-// ordinary connector with an ordinary configuration. It measures nothing that test/bench does not measure better.
+// Package demo shows outbox-cdc at work on a machine that has nothing but Go: a PostgreSQL that it finds or downloads; a
+// Kafka fake, a Redis and a receiver of webhooks within the process; a small shop that writes events, a consumer that
+// prints them, and between them the ordinary connector with an ordinary configuration. It measures nothing that
+// test/bench does not measure better.
 package demo
 
 import (

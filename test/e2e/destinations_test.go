@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,28 +80,10 @@ const hookSecret = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 // hook is a receiver of webhooks that checks signatures and keeps what it was sent.
 type hook struct {
 	server *httptest.Server
-	status atomicStatus
+	status atomic.Int64 // what it answers; 0 is 204
 
 	mu  sync.Mutex
 	got []delivery
-}
-
-// atomicStatus is what a hook answers; 0 is 204.
-type atomicStatus struct {
-	mu sync.Mutex
-	n  int
-}
-
-func (s *atomicStatus) set(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.n = n
-}
-
-func (s *atomicStatus) get() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.n
 }
 
 func newHook(t testing.TB, names topics) *hook {
@@ -120,8 +103,8 @@ func newHook(t testing.TB, names topics) *hook {
 			rw.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		if n := h.status.get(); n != 0 {
-			rw.WriteHeader(n)
+		if n := h.status.Load(); n != 0 {
+			rw.WriteHeader(int(n))
 			return
 		}
 		h.mu.Lock()

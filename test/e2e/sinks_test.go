@@ -48,9 +48,9 @@ func (w *world) crashDestination(typ string) {
 	var err error
 	switch typ {
 	case "webhook":
-		w.hook.status.set(http.StatusServiceUnavailable)
+		w.hook.status.Store(http.StatusServiceUnavailable)
 		passes(w.t, 100*time.Millisecond)
-		w.hook.status.set(0)
+		w.hook.status.Store(0)
 	case "event_bus":
 		if err = w.nats.Kill(); err == nil {
 			err = w.nats.Start(ctx)
@@ -109,7 +109,7 @@ func TestCompositeAny(t *testing.T) {
 	if n := len(w.received("webhook")); n != 20 {
 		t.Errorf("the first member got %d events, want 20", n)
 	}
-	w.hook.status.set(http.StatusServiceUnavailable)
+	w.hook.status.Store(http.StatusServiceUnavailable)
 	w.insert(20)
 	w.deliveredAtLeast(20*time.Second, 40)
 	if hook, kafka := len(w.received("webhook")), len(w.received("kafka")); hook != 20 || kafka != 20 {
@@ -129,7 +129,7 @@ func TestCompositePrimary(t *testing.T) {
 	c.ready("leader")
 	w.insert(20)
 	w.deliveredAtLeast(20*time.Second, 40)
-	w.hook.status.set(http.StatusServiceUnavailable)
+	w.hook.status.Store(http.StatusServiceUnavailable)
 	w.insert(20)
 	truth := w.truth()
 	w.passed(20*time.Second, truth[len(truth)-1].commitEnd)
