@@ -82,6 +82,9 @@ func (a *Any) try(ctx context.Context, n int, batch []sinks.Message) []error {
 // with one that may take it next time it is not refused for good. before is nil at the first member.
 func hopeful(before, now error) error {
 	switch {
+	case errors.Is(before, sinks.ErrNotAttempted) && errors.Is(now, sinks.ErrPermanent):
+		// A member before was not asked. The next try asks it first, as what stood before the message is gone then.
+		return fmt.Errorf("%v, and not every member was asked", now) //nolint:errorlint // its class is not the message's
 	case before == nil, errors.Is(before, sinks.ErrNotAttempted):
 		return now
 	case errors.Is(before, sinks.ErrUnavailable), errors.Is(now, sinks.ErrPermanent), errors.Is(now, sinks.ErrNotAttempted):

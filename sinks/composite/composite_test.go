@@ -92,6 +92,7 @@ func TestAny(t *testing.T) {
 		{"and the other way round", map[string]error{"a1": errRefused}, map[string]error{"a1": errAway}, "b1; ", "away, not attempted, ok"},
 		{"refused beats permanent", map[string]error{"a1": errPermanent}, map[string]error{"a1": errRefused}, "b1; ", "refused, not attempted, ok"},
 		{"permanent where all say so", map[string]error{"a1": errPermanent}, map[string]error{"a1": errPermanent}, "b1; ", "permanent, not attempted, ok"},
+		{"not permanent where one was not asked", map[string]error{"a1": errRefused}, map[string]error{"a2": errPermanent}, "b1; a1", "ok, refused, ok"},
 		{"one behind fails elsewhere", map[string]error{"a1": errAway}, map[string]error{"a2": errRefused}, "b1; a1", "ok, refused, ok"},
 	} {
 		first, second := &fake{name: "first", errs: test.first}, &fake{name: "second", errs: test.second}

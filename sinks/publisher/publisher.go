@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -14,8 +15,9 @@ import (
 
 // Publisher publishes one event. Publish returns nil once the destination has durably accepted it. Another error uses up a
 // retry, unless it wraps sinks.ErrUnavailable (the destination is away) or sinks.ErrPermanent (this event will never be
-// accepted). It returns soon after ctx has ended. It is called by several lanes at once, but never for one aggregate twice
-// at the same time, and for each aggregate in the order of commits.
+// accepted). Errors are logged and kept in the ledger: they hold no payload and no credential. It returns soon after ctx has
+// ended. It is called by several lanes at once, but never for one aggregate twice at the same time, and for each aggregate
+// in the order of commits. The entry is its own.
 type Publisher interface {
 	Publish(ctx context.Context, entry *outbox.OutboxEntry) error
 	GetName() string
@@ -66,11 +68,14 @@ func (s *Sink) one(ctx context.Context, a sinks.Aggregate, m *sinks.Message) err
 	done := make(chan error, 1)
 	entry := entryOf(m)
 	go func() {
-		err := s.publish(ctx, entry)
-		s.mu.Lock() // both or none of it is seen below
-		defer s.mu.Unlock()
-		done <- err
-		delete(s.running, a)
+		err := fmt.Errorf("%s ended its goroutine (runtime.Goexit)", s.to.GetName()) // unless it is overwritten
+		defer func() {
+			s.mu.Lock() // both or none of it is seen below
+			defer s.mu.Unlock()
+			done <- err
+			delete(s.running, a)
+		}()
+		err = s.publish(ctx, entry)
 	}()
 	select {
 	case err := <-done:
@@ -96,16 +101,38 @@ func (s *Sink) publish(ctx context.Context, entry *outbox.OutboxEntry) (err erro
 		}
 	}()
 	if err := s.to.Publish(ctx, entry); err != nil {
-		return fmt.Errorf("%s: %w", s.to.GetName(), err)
+		return publishError{s.to.GetName(), err}
 	}
 	return nil
 }
+
+// publishError is of one class at most, whatever it wraps; sinks.ErrNotAttempted is not the Publisher's to use.
+type publishError struct {
+	name string
+	err  error
+}
+
+func (e publishError) Error() string { return e.name + ": " + e.err.Error() }
+
+// Is tells classes apart.
+func (e publishError) Is(target error) bool {
+	switch target {
+	case sinks.ErrNotAttempted:
+		return false
+	case sinks.ErrUnavailable:
+		return errors.Is(e.err, target) && !errors.Is(e.err, sinks.ErrPermanent)
+	}
+	return errors.Is(e.err, target)
+}
+
+// As finds what the Publisher returned.
+func (e publishError) As(target any) bool { return errors.As(e.err, target) }
 
 func entryOf(m *sinks.Message) *outbox.OutboxEntry {
 	e := m.Event
 	entry := &outbox.OutboxEntry{
 		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType, EventVersion: e.EventVersion,
-		Payload: json.RawMessage(e.Payload), CreatedAt: e.CreatedAt,
+		Payload: bytes.Clone(e.Payload), CreatedAt: e.CreatedAt,
 		TenantID: e.TenantID, CorrelationID: e.CorrelationID, CausationID: e.CausationID, RetryCount: max(m.Attempt-1, 0),
 	}
 	dec := json.NewDecoder(bytes.NewReader(e.Metadata))

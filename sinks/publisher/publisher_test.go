@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -122,6 +124,71 @@ func TestPanicIsARefusal(t *testing.T) {
 	errs := s.Deliver(t.Context(), []sinks.Message{message("a", "a1")})
 	if len(errs) != 1 || errs[0] == nil || strings.Contains(errs[0].Error(), "canary") || errors.Is(errs[0], sinks.ErrUnavailable) {
 		t.Errorf("%v", errs)
+	}
+}
+
+// Ending its goroutine (t.FailNow of a test does) is a refusal too, and keeps nobody waiting.
+func TestGoexitIsARefusal(t *testing.T) {
+	t.Parallel()
+	s := New(&custom{answers: func(_ context.Context, e *outbox.OutboxEntry) error {
+		if e.ID == "a1" {
+			runtime.Goexit()
+		}
+		return nil
+	}})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	errs := s.Deliver(ctx, []sinks.Message{message("a", "a1"), message("b", "b1")})
+	if len(errs) != 2 || errs[0] == nil || errors.Is(errs[0], sinks.ErrUnavailable) || errs[1] != nil {
+		t.Fatalf("%v", errs)
+	}
+	if errs := s.Deliver(ctx, []sinks.Message{message("a", "a2")}); errs != nil {
+		t.Errorf("its aggregate: %v", errs)
+	}
+}
+
+// What a Publisher returns is of one class, whatever it wraps, and never sinks.ErrNotAttempted: that would be tried again
+// for ever, without a word in the ledger.
+func TestErrorsAreOfOneClass(t *testing.T) {
+	t.Parallel()
+	special := &net.DNSError{Err: "special"}
+	for _, test := range []struct {
+		err  error
+		want error // nil: refused
+	}{
+		{special, nil},
+		{sinks.ErrNotAttempted, nil},
+		{errors.Join(special, sinks.ErrNotAttempted, sinks.ErrUnavailable), sinks.ErrUnavailable},
+		{errors.Join(sinks.ErrUnavailable, sinks.ErrPermanent), sinks.ErrPermanent},
+	} {
+		s := New(&custom{answers: func(context.Context, *outbox.OutboxEntry) error { return test.err }})
+		errs := s.Deliver(t.Context(), []sinks.Message{message("a", "a1")})
+		if len(errs) != 1 || errs[0] == nil {
+			t.Fatalf("%v: %v", test.err, errs)
+		}
+		for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
+			if errors.Is(errs[0], class) != errors.Is(test.want, class) {
+				t.Errorf("%v: %v", test.err, errs[0])
+			}
+		}
+		var dns *net.DNSError
+		if errors.As(test.err, &dns) && !errors.As(errs[0], &dns) {
+			t.Errorf("%v: what it wraps is gone", test.err)
+		}
+	}
+}
+
+// An entry is the Publisher's own: it may change it, and keep it when its time is over.
+func TestEntryIsACopy(t *testing.T) {
+	t.Parallel()
+	m := message("a", "a1")
+	m.Event.Payload = []byte("payload")
+	s := New(&custom{answers: func(_ context.Context, e *outbox.OutboxEntry) error {
+		e.Payload[0] = '#'
+		return nil
+	}})
+	if errs := s.Deliver(t.Context(), []sinks.Message{m}); errs != nil || string(m.Event.Payload) != "payload" {
+		t.Errorf("%v, payload %s", errs, m.Event.Payload)
 	}
 }
 
