@@ -68,26 +68,23 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 	if s.stream != "" {
 		set(headerExpectedStream, s.stream)
 	}
-	c := format.ContextOf(m.Event.Metadata)
+	c := format.ContextOf(m.Event.Metadata).Plain()
 	for name, value := range s.cloudEvents.Attributes(m, c) {
 		set(attributePrefix+name, format.HeaderValue(value))
 	}
-	if t := s.cloudEvents.ContentType(c); m.Event.Payload != nil && isPlain(t) {
-		set(headerContentType, t)
-	} else if m.Event.Payload != nil {
-		set(headerContentType, format.CloudEvents{}.ContentType(format.Context{}))
+	if m.Event.Payload != nil {
+		set(headerContentType, s.cloudEvents.ContentType(c))
 	}
-	if c.TraceParent != "" && isPlain(c.TraceParent) {
+	if c.TraceParent != "" {
 		set(headerTraceParent, c.TraceParent)
-		if c.TraceState != "" && isPlain(c.TraceState) {
-			set(headerTraceState, c.TraceState)
-		}
+	}
+	if c.TraceState != "" {
+		set(headerTraceState, c.TraceState)
 	}
 	return h
 }
 
-// isPlain tells whether a header of its own standard, which is not encoded, holds printable ASCII only. Metadata may hold
-// anything.
+// isPlain tells whether s, as a header that is not encoded, is what its readers have: printable ASCII only.
 func isPlain(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }

@@ -5,6 +5,7 @@ package format
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 )
 
 // Context is what an event's metadata says to every transport; what is empty it does not say.
@@ -12,6 +13,28 @@ type Context struct {
 	ContentType string // key content_type
 	TraceParent string // keys traceparent and tracestate of W3C Trace Context, as the event's writer had them
 	TraceState  string
+}
+
+// maxPlain is how many bytes a header has room for that is no part of the event: servers take 8 KB of all of them.
+const maxPlain = 2 << 10
+
+// Plain is what of it the headers of HTTP and NATS can hold: printable ASCII, and not too much. Metadata may hold anything,
+// and none of it is a reason not to deliver an event.
+func (c Context) Plain() Context {
+	if !isPlain(c.ContentType) {
+		c.ContentType = ""
+	}
+	if !isPlain(c.TraceParent) {
+		c.TraceParent, c.TraceState = "", ""
+	}
+	if !isPlain(c.TraceState) {
+		c.TraceState = ""
+	}
+	return c
+}
+
+func isPlain(s string) bool {
+	return len(s) <= maxPlain && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // ContextOf takes it out of the metadata. Parsing costs more than all the rest of a record, so it is done only where one

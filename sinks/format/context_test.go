@@ -3,6 +3,7 @@ package format
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,6 +38,23 @@ func TestContextOf(t *testing.T) {
 	} {
 		if diff := cmp.Diff(want, ContextOf(json.RawMessage(metadata))); diff != "" {
 			t.Errorf("%s: %s", metadata, diff)
+		}
+	}
+}
+
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", maxPlain+1)
+	for _, test := range []struct{ all, plain Context }{
+		{Context{}, Context{}},
+		{Context{`a/b; c="d"`, "00-01", "a=1, b=2"}, Context{`a/b; c="d"`, "00-01", "a=1, b=2"}},
+		{Context{"a/b\r\nX: 1", "00-01", "\x00"}, Context{"", "00-01", ""}},
+		{Context{"a/b", "é", "a=1"}, Context{"a/b", "", ""}},
+		{Context{long, long, "a=1"}, Context{}},
+		{Context{long[1:], long[1:], long}, Context{long[1:], long[1:], ""}},
+	} {
+		if got := test.all.Plain(); got != test.plain {
+			t.Errorf("%.80q: want %.80q, got %.80q", test.all, test.plain, got)
 		}
 	}
 }

@@ -41,7 +41,7 @@ type delivery struct {
 	stop context.CancelCauseFunc
 
 	mu    sync.Mutex
-	paths map[string]error // topics that have been found to be away
+	paths map[string]error // URLs that have been found to be away, by Sink.path
 }
 
 func newDelivery(s *Sink, batch []sinks.Message) *delivery {
@@ -146,7 +146,7 @@ func (d *delivery) mayBegin(begin context.Context, m *sinks.Message) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.paths[m.Topic]
+	return d.paths[d.sink.path(m.Topic)]
 }
 
 func cannotBegin(begin context.Context) error {
@@ -172,7 +172,7 @@ func (d *delivery) learn(v verdict, m *sinks.Message) {
 		if d.paths == nil {
 			d.paths = make(map[string]error)
 		}
-		d.paths[m.Topic] = v.err
+		d.paths[d.sink.path(m.Topic)] = v.err
 	case everything:
 		d.stop(v.err)
 	}

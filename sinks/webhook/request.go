@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
@@ -87,7 +89,7 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 	if err != nil {
 		return nil, nil, err
 	}
-	c := format.ContextOf(e.Metadata)
+	c := format.ContextOf(e.Metadata).Plain()
 	room := 6 // a map with room for what it never gets is the dearest part of a request
 	if s.body == bodyCloudEvents {
 		room += 15
@@ -167,10 +169,6 @@ func setBody(r *http.Request, body []byte) {
 // one as data_base64, as in CloudEvents.
 func envelope(m *sinks.Message) []byte {
 	e := m.Event
-	at := e.CreatedAt
-	if at.IsZero() {
-		at = m.CommitTime
-	}
 	text := func(dst []byte, v any) []byte {
 		t, err := json.Marshal(v)
 		if err != nil {
@@ -180,10 +178,10 @@ func envelope(m *sinks.Message) []byte {
 	}
 	out := make([]byte, 0, len(e.Payload)+len(e.EventType)+100)
 	out = text(append(out, `{"type":`...), e.EventType)
-	out = text(append(out, `,"timestamp":`...), at.UTC().Format(time.RFC3339Nano))
+	out = text(append(out, `,"timestamp":`...), cmp.Or(format.Time(e.CreatedAt), format.Time(m.CommitTime)))
 	switch {
 	case e.Payload == nil:
-	case json.Valid(e.Payload):
+	case json.Valid(e.Payload) && utf8.Valid(e.Payload):
 		out = append(append(out, `,"data":`...), e.Payload...)
 	default:
 		out = text(append(out, `,"data_base64":`...), e.Payload)

@@ -20,6 +20,9 @@ import (
 // longer is closed.
 const maxAnswer = 64 << 10
 
+// maxAnswerTime is for the body, behind the headers.
+const maxAnswerTime = time.Second
+
 // Sink posts to one receiver, which need not be up when it is made.
 type Sink struct {
 	settings
@@ -95,8 +98,10 @@ func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
 		return judgeError(ctx, err)
 	}
 	// The status has decided. What goes wrong with the body costs a connection. That of 101 never ends, not even with ctx.
-	if answer.StatusCode != http.StatusSwitchingProtocols {
+	if answer.StatusCode != http.StatusSwitchingProtocols && answer.Body != http.NoBody {
+		late := time.AfterFunc(maxAnswerTime, func() { _ = answer.Body.Close() }) // the connection, under the read
 		_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
+		late.Stop()
 	}
 	_ = answer.Body.Close()
 	now := time.Now()
@@ -107,6 +112,14 @@ func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
 		})
 	}
 	return judge(answer.StatusCode)
+}
+
+// path is what of a topic makes a difference: one that is no URL leads to the sink's own.
+func (s *Sink) path(topic string) string {
+	if !isURL(topic) {
+		return ""
+	}
+	return topic
 }
 
 // target is where a message goes.
