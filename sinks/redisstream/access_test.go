@@ -91,7 +91,7 @@ func TestRights(t *testing.T) {
 		if password == "" {
 			password = "canary"
 		}
-		s, stream := newSink(t, Config{URL: server.URL(), Username: user, Password: password}), newStream()
+		s, stream := newSink(t, Config{URL: server.URL(), Username: user, Password: password, ClientName: "outbox-cdc"}), newStream()
 		for range 2 {
 			errs := deliver(t, s, messages(stream, 10, 3)...)
 			if c.want == "" {
@@ -109,6 +109,15 @@ func TestRights(t *testing.T) {
 			}
 		}
 	}
+	t.Run("cluster", func(t *testing.T) {
+		server := startRedis(t, servers.RedisOptions{Cluster: true, Settings: map[string]string{
+			"user": "outbox on >canary ~outbox.* +multi +exec +xadd +cluster +asking",
+		}})
+		s := newSink(t, Config{Addresses: []string{server.Addr()}, Username: "outbox", Password: "canary", ClientName: "outbox-cdc"})
+		if errs := deliver(t, s, messages("outbox.s", 10, 3)...); errs != nil {
+			t.Error(errs)
+		}
+	})
 	t.Run("no password", func(t *testing.T) {
 		expectAway(t, deliver(t, newSink(t, Config{URL: server.URL()}), messages("outbox.s", 10, 3)...), 10, "NOAUTH")
 	})

@@ -1,6 +1,7 @@
 package redisstream
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ type Config struct {
 	// Username and Password, where they are set, come before those of the URL. Sentinels are told neither.
 	Username string
 	Password string
-	// ClientName is what CLIENT LIST shows; no spaces.
+	// ClientName is what CLIENT LIST shows, if the user has the right to CLIENT SETNAME; no spaces.
 	ClientName string
 	// TLS is used as it is, Sentinels included; nil leaves it to the URL. Without a ServerName, certificates are verified
 	// against the host that is dialed.
@@ -120,7 +121,6 @@ func (c *Config) options() (*redis.Options, error) {
 	}
 	o := &redis.Options{
 		Addr: from.Addr, Username: from.Username, Password: from.Password, DB: from.DB, TLSConfig: from.TLSConfig,
-		ClientName: c.ClientName,
 		// Nothing is tried again: what is not accepted comes back from the lane.
 		MaxRetries: -1, DialerRetries: 1,
 		DialTimeout: dialTimeout, ReadTimeout: maxWait, WriteTimeout: maxWait, ContextTimeoutEnabled: true,
@@ -129,6 +129,13 @@ func (c *Config) options() (*redis.Options, error) {
 		// After that many failed dials the pool would begin to dial by itself; a client with one is given up before.
 		PoolSize: 4, PipelinePoolSize: -1, ConnMaxIdleTime: idleTimeout,
 		Protocol: 2, DisableIdentity: true,
+	}
+	if c.ClientName != "" {
+		// Not as an option: go-redis would take the user for one without access who may not CLIENT SETNAME.
+		o.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
+			_ = conn.ClientSetName(ctx, c.ClientName).Err() // a connection that broke shows in what comes next
+			return nil
+		}
 	}
 	if c.Username != "" {
 		o.Username = c.Username
@@ -144,7 +151,7 @@ func (c *Config) options() (*redis.Options, error) {
 
 func clusterOptions(o *redis.Options, addresses []string) *redis.ClusterOptions {
 	return &redis.ClusterOptions{
-		Addrs: addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig, ClientName: o.ClientName,
+		Addrs: addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig, OnConnect: o.OnConnect,
 		MaxRedirects: -1, MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries,
 		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 		ReadBufferSize: o.ReadBufferSize, WriteBufferSize: o.WriteBufferSize,
@@ -156,7 +163,7 @@ func clusterOptions(o *redis.Options, addresses []string) *redis.ClusterOptions 
 func failoverOptions(o *redis.Options, master string, sentinels []string) *redis.FailoverOptions {
 	return &redis.FailoverOptions{
 		MasterName: master, SentinelAddrs: sentinels,
-		Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLSConfig, ClientName: o.ClientName,
+		Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLSConfig, OnConnect: o.OnConnect,
 		MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries,
 		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 		ReadBufferSize: o.ReadBufferSize, WriteBufferSize: o.WriteBufferSize,

@@ -66,7 +66,7 @@ var awayTexts = []string{
 // remedies are for whoever reads the error.
 var remedies = map[string]string{
 	"WRONGTYPE": "the key holds something else; delete or rename it, or give the sink another topic",
-	"NOPERM":    "the user needs +multi +exec +xadd and the key pattern of the streams",
+	"NOPERM":    "the user needs +multi +exec +xadd, +select for a database, +cluster and +asking in a cluster, and the key pattern of the streams",
 	"NOAUTH":    "set username and password",
 	"MOVED":     "the server is part of a cluster; set addresses",
 	"OOM":       "raise maxmemory, or trim the streams with max_len or min_id_age",
