@@ -70,29 +70,45 @@ func (l *loader) decodeStruct(n *yaml.Node, path string, v reflect.Value) {
 	}
 	names, fields := fieldsOf(v)
 	seen := map[string]bool{}
+	unknown := "unknown key; known here: " + strings.Join(names, ", ")
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
-		name := key.Value
-		if key.Kind != yaml.ScalarNode || !variableName.MatchString(name) {
-			name = strconv.Quote(name)
-		}
+		name := keyName(key)
 		sub := strings.TrimPrefix(path+"."+name, ".")
 		field, known := fields[name]
-		if seen[name] {
+		if seen[key.Value] {
 			l.mistakes = append(l.mistakes, Mistake{File: l.file, Line: key.Line, Path: sub, Text: "stands here for the second time"})
 			continue
 		}
-		seen[name] = true
+		seen[key.Value] = true
 		l.origins[sub] = origin{line: key.Line}
 		switch {
+		case l.options.NoDSN && isDSN(sub):
 		case known:
 			l.decode(value, sub, field)
 		case slices.Contains(notBuilt, index.ReplaceAllString(sub, "[]")):
 			l.mistake(sub, "is not built yet; remove it")
+		case strings.Contains(key.Value, ":"):
+			l.mistake(sub, "is no key; put a space behind its colon")
 		default:
-			l.mistake(sub, "unknown key; known here: %s", strings.Join(names, ", "))
+			l.mistake(sub, "%s", unknown)
 		}
 	}
+}
+
+var beginOfName = regexp.MustCompile(`^[A-Za-z0-9_<-]{0,40}`)
+
+// keyName is a key as a path tells it. Of one that is no name only the beginning: with a colon that lacks its space it
+// holds the value as well.
+func keyName(key *yaml.Node) string {
+	begin := beginOfName.FindString(key.Value)
+	switch {
+	case key.Kind != yaml.ScalarNode || begin != key.Value:
+		return strconv.Quote(begin + "…")
+	case !variableName.MatchString(begin):
+		return strconv.Quote(begin)
+	}
+	return begin
 }
 
 // decodeMap reads names of the user's own with their values.
@@ -108,7 +124,7 @@ func (l *loader) decodeMap(n *yaml.Node, path string, v reflect.Value) {
 	m := reflect.MakeMap(v.Type())
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
-		sub := path + "." + key.Value
+		sub := path + "." + keyName(key)
 		l.origins[sub] = origin{line: key.Line}
 		name := reflect.ValueOf(key.Value)
 		if key.Kind != yaml.ScalarNode || m.MapIndex(name).IsValid() {
@@ -199,7 +215,7 @@ func (l *loader) decodeScalar(n *yaml.Node, path string, v reflect.Value) {
 	switch n.ShortTag() {
 	case "!!str", "!!int", "!!float", "!!bool", "!!timestamp", "!!merge":
 	default:
-		l.mistake(path, "has the tag %s, which means nothing here", n.ShortTag())
+		l.mistake(path, "has a tag, which means nothing here; a value that begins with ! needs quotes")
 		return
 	}
 	text, err := expand(n.Value, l.lookup)

@@ -58,6 +58,9 @@ func (l *loader) applyEnvironment() {
 	known := slices.Clone(otherCommands)
 	for _, v := range variables {
 		known = append(known, v.name)
+		if l.options.NoDSN && isDSN(v.path) {
+			continue
+		}
 		l.setVariable(v.name, v.path, l.field(v.path))
 	}
 	known = append(known, publisherType)

@@ -20,21 +20,26 @@ import (
 // os.Environ gives it, beats the file, and both beat the defaults. What works and will surprise comes back as
 // warnings. The error is an *Error with every mistake; the Config is then of no use.
 func Load(path string, environ []string) (Config, []string, error) {
-	return LoadAdmin(path, environ, Admin{})
+	return LoadWith(path, environ, Options{})
 }
 
-// Admin is what a command needs that makes or takes away things, and delivers nothing.
-type Admin struct {
+// Options say what a command needs less, or looks at more closely.
+type Options struct {
 	// DSN stands in where no source.dsn is written.
 	DSN string
+	// NoDSN leaves out source.dsn and source.replication_dsn, whatever is written there.
+	NoDSN bool
 	// NoSinks lets the configuration be without sinks.
 	NoSinks bool
+	// CheckSink says what a sink's own package has against c.Sinks[i], by keys of the sink such as tls.ca_file. It is
+	// called for sinks that this package has found mistakes in, too, so that all come at once. It may be nil.
+	CheckSink func(c Config, i int) []Mistake
 }
 
-// LoadAdmin is Load for a command that needs less.
-func LoadAdmin(path string, environ []string, admin Admin) (Config, []string, error) {
+// LoadWith is Load with options.
+func LoadWith(path string, environ []string, o Options) (Config, []string, error) {
 	if path == "" {
-		return parse("", nil, environ, admin)
+		return parse("", nil, environ, o)
 	}
 	data, err := readRegular(path)
 	if err != nil {
@@ -43,20 +48,25 @@ func LoadAdmin(path string, environ []string, admin Admin) (Config, []string, er
 		}
 		return Config{}, nil, &Error{Mistakes: []Mistake{{File: path, Text: "cannot be read: " + err.Error()}}}
 	}
-	return parse(path, data, environ, admin)
+	return parse(path, data, environ, o)
 }
 
 // parse is Load on a file's content.
-func parse(file string, data []byte, environ []string, admin Admin) (Config, []string, error) {
-	l := &loader{file: file, env: environment(environ), used: map[string]bool{}, origins: map[string]origin{}, config: Default()}
+func parse(file string, data []byte, environ []string, o Options) (Config, []string, error) {
+	l := &loader{
+		file: file, env: environment(environ), options: o, used: map[string]bool{}, origins: map[string]origin{}, config: Default(),
+	}
 	l.decodeFile(data)
 	l.applyEnvironment()
 	if l.config.Source.DSN == "" {
-		l.config.Source.DSN = DSN(admin.DSN)
+		l.config.Source.DSN = DSN(o.DSN)
 	}
 	l.complete()
-	v := validator{config: &l.config, noSinks: admin.NoSinks, mistake: l.invalid, warn: l.warn}
+	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, mistake: l.invalid, warn: l.warn}
 	v.run()
+	if o.CheckSink != nil {
+		l.checkSinks()
+	}
 	if len(l.mistakes) > 0 {
 		slices.SortStableFunc(l.mistakes, compareMistakes)
 		return Config{}, l.warnings, &Error{Mistakes: l.mistakes}
@@ -68,6 +78,7 @@ func parse(file string, data []byte, environ []string, admin Admin) (Config, []s
 type loader struct {
 	file     string
 	env      map[string]string
+	options  Options
 	used     map[string]bool // variables that the file refers to
 	config   Config
 	origins  map[string]origin // by path
@@ -122,6 +133,29 @@ func (l *loader) invalid(path, format string, args ...any) {
 	l.mistake(path, format, args...)
 }
 
+// checkSinks asks the sinks' packages. What they say of a sink as a whole counts only where nothing was wrong before: it
+// may be the same thing in other words.
+func (l *loader) checkSinks() {
+	for i, s := range l.config.Sinks {
+		if !slices.Contains(sinkTypes, s.Type) {
+			continue
+		}
+		path := fmt.Sprintf("sinks[%d]", i)
+		sound := !slices.ContainsFunc(l.mistakes, func(m Mistake) bool { return strings.HasPrefix(m.Path, path) })
+		for _, m := range l.options.CheckSink(l.config, i) {
+			switch {
+			case m.Path != "":
+				l.invalid(path+"."+m.Path, "%s", m.Text)
+			case sound:
+				l.invalid(path, "%s", m.Text)
+			}
+		}
+	}
+}
+
+// isDSN tells the keys that Options.NoDSN leaves out.
+func isDSN(path string) bool { return path == "source.dsn" || path == "source.replication_dsn" }
+
 // parent of a.b[1].c is a.b[1], then a.b, a and "".
 func parent(path string) string {
 	return path[:max(strings.LastIndexAny(path, ".["), 0)]
@@ -148,7 +182,11 @@ func (l *loader) decodeFile(data []byte) {
 		}
 		line, _ := strconv.Atoi(found[1]) // 0, no line, where the parser names none
 		l.origins[""] = origin{line: line}
-		l.mistake("", "is no YAML: %s", strings.TrimPrefix(err.Error(), found[0]))
+		cause := strings.TrimPrefix(err.Error(), found[0])
+		if strings.HasPrefix(cause, "unknown anchor") { // whose name may be the password that somebody forgot to quote
+			cause = "unknown anchor; a value that begins with * needs quotes"
+		}
+		l.mistake("", "is no YAML: %s", cause)
 		return
 	}
 	root := doc.Content[0]
@@ -181,8 +219,9 @@ func (l *loader) complete() {
 		case s.Webhook != nil:
 			s.Webhook.TLS.Enabled = s.Webhook.TLS.Enabled || strings.HasPrefix(string(s.Webhook.URL), "https:")
 		case s.EventBus != nil:
-			u := string(s.EventBus.URL)
-			s.EventBus.TLS.Enabled = s.EventBus.TLS.Enabled || strings.HasPrefix(u, "tls:") || strings.HasPrefix(u, "wss:")
+			for _, u := range s.EventBus.URL.list() {
+				s.EventBus.TLS.Enabled = s.EventBus.TLS.Enabled || strings.HasPrefix(string(u), "tls:")
+			}
 		}
 	}
 }

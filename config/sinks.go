@@ -79,8 +79,10 @@ type Kafka struct {
 	TombstoneOnEmptyPayload bool `yaml:"tombstone_on_empty_payload"`
 	// LSNHeader adds the position as header outbox_lsn.
 	LSNHeader bool `yaml:"lsn_header"`
-	TLS       TLS  `yaml:"tls"`
-	SASL      SASL `yaml:"sasl"`
+	// MaxMessageBytes: a larger record becomes a dead letter without a try.
+	MaxMessageBytes Bytes `yaml:"max_message_bytes"`
+	TLS             TLS   `yaml:"tls"`
+	SASL            SASL  `yaml:"sasl"`
 }
 
 // Format prints k as a value would be. A pointer inside of another value it would print with no regard to the methods
@@ -93,7 +95,7 @@ func (k *Kafka) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "%+v", *k)
 }
 
-// TLS is how brokers are reached.
+// TLS is how a destination is reached.
 type TLS struct {
 	Enabled bool `yaml:"enabled"`
 	// CAFile replaces the system's certificate authorities.
@@ -122,10 +124,14 @@ type Redis struct {
 	Master   string `yaml:"master"`
 	Username string `yaml:"username"`
 	Password Secret `yaml:"password"`
+	// ClientName is what CLIENT LIST shows.
+	ClientName string `yaml:"client_name"`
 	// MaxLen, MinIDAge trim a stream, approximately: to so many entries, or to those of so long. 0 keeps all.
 	MaxLen   int           `yaml:"max_len"`
 	MinIDAge time.Duration `yaml:"min_id_age"`
-	TLS      TLS           `yaml:"tls"`
+	// MaxMessageBytes: a larger message becomes a dead letter without a try.
+	MaxMessageBytes Bytes `yaml:"max_message_bytes"`
+	TLS             TLS   `yaml:"tls"`
 }
 
 // Webhook is what a sink of type webhook needs besides.
@@ -142,17 +148,26 @@ type Webhook struct {
 	Connections int      `yaml:"connections"`
 	// Rate is the most events a second; 0 is no limit.
 	Rate int `yaml:"rate"`
-	TLS  TLS `yaml:"tls"`
+	// MaxRetryAfter caps the pause that a receiver may ask for.
+	MaxRetryAfter time.Duration `yaml:"max_retry_after"`
+	TLS           TLS           `yaml:"tls"`
 }
 
 // EventBus is what a sink of type event_bus needs besides: NATS JetStream.
 type EventBus struct {
+	// URL is nats:// or tls://; several, separated by commas, are servers of one cluster.
 	URL URL `yaml:"url"`
+	// ClientName is what the server's monitoring calls the connection.
+	ClientName string `yaml:"client_name"`
 	// CredentialsFile, NKeyFile: how the client says who it is, where the URL does not.
 	CredentialsFile string `yaml:"credentials_file"`
 	NKeyFile        string `yaml:"nkey_file"`
-	Source          string `yaml:"source"`
-	TLS             TLS    `yaml:"tls"`
+	// Stream, where it is set, is the only one that may take events.
+	Stream string `yaml:"stream"`
+	// InboxPrefix is where acknowledgements are sent, for users who may not subscribe to _INBOX.
+	InboxPrefix string `yaml:"inbox_prefix"`
+	Source      string `yaml:"source"`
+	TLS         TLS    `yaml:"tls"`
 }
 
 // Composite is a sink made of others.
@@ -161,21 +176,27 @@ type Composite struct {
 	Members  []string `yaml:"members,flow"`
 }
 
-const defaultTopic = "outbox.event.{aggregate_type}"
+const (
+	defaultTopic = "outbox.event.{aggregate_type}"
+	clientName   = "outbox-cdc"
+)
 
 // defaultSink is a sink of a type before file and environment: complete but for what only its owner knows.
 func defaultSink(typ string) Sink {
 	s := Sink{Name: typ, Type: typ, Topic: defaultTopic, Key: "{aggregate_id}"}
 	switch typ {
 	case SinkKafka:
-		s.Kafka = &Kafka{ClientID: "outbox-cdc", Compression: "none", Timestamp: "commit", Formats: []string{"debezium"}, HeaderEncoding: "plain"}
+		s.Kafka = &Kafka{
+			ClientID: clientName, Compression: "none", Timestamp: "commit", Formats: []string{"debezium"}, HeaderEncoding: "plain",
+			MaxMessageBytes: 99 * MiB,
+		}
 	case SinkRedis:
-		s.Redis = &Redis{}
+		s.Redis = &Redis{ClientName: clientName, MaxMessageBytes: 500 * MiB}
 	case SinkWebhook:
-		s.Webhook = &Webhook{Body: "raw", Connections: 16}
+		s.Webhook = &Webhook{Body: "raw", Connections: 16, MaxRetryAfter: time.Minute}
 	case SinkEventBus:
 		s.Topic += ".{event_type}"
-		s.EventBus = &EventBus{}
+		s.EventBus = &EventBus{ClientName: clientName}
 	case SinkComposite:
 		s.Topic, s.Key = "", ""
 		s.Composite = &Composite{Strategy: StrategyAll}

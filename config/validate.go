@@ -15,7 +15,8 @@ import (
 // validator checks values and how they fit together. It changes nothing.
 type validator struct {
 	config  *Config
-	noSinks bool // is no mistake
+	noDSN   bool // is no mistake
+	noSinks bool // is none either
 	mistake func(path, format string, args ...any)
 	warn    func(format string, args ...any)
 }
@@ -48,9 +49,11 @@ var (
 )
 
 func (v *validator) source(s *Source) {
-	if s.DSN == "" {
+	switch {
+	case v.noDSN:
+	case s.DSN == "":
 		v.mistake("source.dsn", "missing; write it, or set DATABASE_URL")
-	} else {
+	default:
 		v.dsn("source.dsn", s.DSN)
 	}
 	if s.ReplicationDSN != s.DSN {

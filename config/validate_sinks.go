@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 func (v *validator) sink(path string, s *Sink) {
@@ -61,6 +62,7 @@ func (v *validator) kafka(path string, s *Sink) {
 		v.oneOf(fmt.Sprintf("%s.format[%d]", path, i), format, "debezium", "cloudevents")
 	}
 	v.cloudEventSource(path+".source", k.Source)
+	v.size(path+".max_message_bytes", k.MaxMessageBytes, KiB, GiB)
 	v.tls(path+".tls", &k.TLS)
 	v.sasl(path+".sasl", &k.SASL)
 	remote := slices.ContainsFunc(k.Brokers, func(b string) bool { host, _, _ := net.SplitHostPort(b); return !isLocal(host) })
@@ -121,6 +123,10 @@ func (v *validator) redis(path string, r *Redis) {
 	if r.MaxLen > 0 && r.MinIDAge > 0 {
 		v.mistake(path, "max_len and min_id_age exclude each other")
 	}
+	if strings.ContainsFunc(r.ClientName, func(c rune) bool { return c <= ' ' || c > '~' }) {
+		v.mistake(path+".client_name", "%q has a character that Redis does not take there: spaces, control characters, others than ASCII", r.ClientName)
+	}
+	v.size(path+".max_message_bytes", r.MaxMessageBytes, KiB, GiB)
 	v.tls(path+".tls", &r.TLS)
 }
 
@@ -138,9 +144,15 @@ func (v *validator) webhook(path string, w *Webhook) {
 	if len(w.Secrets) == 0 {
 		v.warn("%s.secret is missing: receivers cannot tell our events from others'", path)
 	}
+	for _, name := range sortedKeys(w.Headers) { // one that is none may hold the value as well
+		if begin := headerName.FindString(name); begin != name {
+			v.mistake(path+".headers", "%q is no name of a header; write {Name: value}", begin+"…")
+		}
+	}
 	v.oneOf(path+".body", w.Body, "raw", "envelope", "cloudevents", "cloudevents-structured")
 	v.between(path+".connections", w.Connections, 1, 1000)
 	v.between(path+".rate", w.Rate, 0, 1_000_000)
+	v.lasts(path+".max_retry_after", w.MaxRetryAfter, time.Second, 24*time.Hour)
 	v.cloudEventSource(path+".source", w.Source)
 	v.tls(path+".tls", &w.TLS)
 }
@@ -148,8 +160,9 @@ func (v *validator) webhook(path string, w *Webhook) {
 func (v *validator) eventBus(path string, e *EventBus) {
 	if e.URL == "" {
 		v.mistake(path+".url", "missing; write nats://host:4222, or set OUTBOX_EVENT_BUS_URL")
-	} else {
-		v.url(path+".url", e.URL, &e.TLS, "nats", "tls", "ws", "wss")
+	}
+	for _, u := range e.URL.list() {
+		v.url(path+".url", u, &e.TLS, "nats", "tls")
 	}
 	if e.CredentialsFile != "" && e.NKeyFile != "" {
 		v.mistake(path, "credentials_file and nkey_file exclude each other")
@@ -169,7 +182,7 @@ func (v *validator) url(path string, address URL, t *TLS, schemes ...string) *ur
 		v.mistake(path, "has the scheme %q; write %s", u.Scheme, strings.Join(schemes, ", "))
 		return nil
 	}
-	encrypted := t.Enabled || slices.Contains([]string{"rediss", "https", "tls", "wss"}, u.Scheme)
+	encrypted := t.Enabled || slices.Contains([]string{"rediss", "https", "tls"}, u.Scheme)
 	if _, password := u.User.Password(); (password || u.User != nil) && !encrypted && !isLocal(u.Hostname()) {
 		v.warn("%s: user and password cross the network in clear", path)
 	}
@@ -276,6 +289,7 @@ var templateFields = []string{
 
 var (
 	field        = regexp.MustCompile(`\{[^{}]*\}`)
+	headerName   = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{0,60}")
 	topicLiteral = regexp.MustCompile(`^[a-zA-Z0-9._-]{0,249}$`)
 )
 

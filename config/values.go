@@ -103,14 +103,35 @@ func (d DSN) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 // LogValue masks the passwords in logs.
 func (d DSN) LogValue() slog.Value { return slog.StringValue(d.String()) }
 
-// URL is an address that may hold credentials. It prints without them; string(u) reveals it.
+// URL is an address, or several with commas between them, that may hold credentials. It prints without them; string(u)
+// reveals it.
 type URL string
 
-// String hides user, password and the values of the query. What it cannot tell apart it masks as a whole.
-func (u URL) String() string {
+// list are its addresses. A comma that does not begin another one belongs to the one before.
+func (u URL) list() (all []URL) {
 	if u == "" {
-		return ""
+		return nil
 	}
+	for part := range strings.SplitSeq(string(u), ",") {
+		if !strings.Contains(part, "://") {
+			return []URL{u}
+		}
+		all = append(all, URL(strings.TrimSpace(part)))
+	}
+	return all
+}
+
+// String hides user, password, the values of the query, and the path of http and https, as for many receivers that is
+// the secret. What it cannot tell apart it masks as a whole.
+func (u URL) String() string {
+	var texts []string
+	for _, one := range u.list() {
+		texts = append(texts, one.masked())
+	}
+	return strings.Join(texts, ",")
+}
+
+func (u URL) masked() string {
 	parsed, err := url.Parse(string(u))
 	// As in maskURL: a password that spills over shows by its @.
 	if err != nil || parsed.Host == "" || strings.Contains(parsed.Host+parsed.Path+parsed.RawQuery+parsed.Fragment, "@") {
@@ -128,7 +149,11 @@ func (u URL) String() string {
 		}
 		query = "?" + strings.Join(pairs, "&")
 	}
-	return parsed.Scheme + "://" + user + parsed.Host + parsed.EscapedPath() + query
+	path := parsed.EscapedPath()
+	if strings.HasPrefix(parsed.Scheme, "http") && len(path) > 1 {
+		path = "/" + mask
+	}
+	return parsed.Scheme + "://" + user + parsed.Host + path + query
 }
 
 // Format masks for every verb.

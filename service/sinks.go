@@ -2,13 +2,10 @@ package service
 
 import (
 	"cmp"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/url"
-	"os"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -31,19 +28,20 @@ import (
 func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
 	b := newSinkBuilder(cfg, p)
 	built := map[string]connector.Sink{}
-	var errs []error
+	var all []config.Mistake
 	for i, sc := range cfg.Sinks {
 		if sc.Composite != nil {
 			continue
 		}
-		s, err := b.build(sc)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("sinks[%d] (%s): %w", i, sc.Name, err))
+		s, mistakes := b.build(sc)
+		for _, m := range mistakes {
+			m.Path = strings.TrimSuffix(fmt.Sprintf("sinks[%d].%s", i, m.Path), ".")
+			all = append(all, m)
 		}
 		built[sc.Name] = s
 	}
-	if errs != nil {
-		return nil, errors.Join(errs...)
+	if all != nil {
+		return nil, &config.Error{Mistakes: all}
 	}
 	for _, sc := range cfg.Sinks {
 		switch c := sc.Composite; {
@@ -160,75 +158,75 @@ func newSinkBuilder(cfg config.Config, p Parts) sinkBuilder {
 }
 
 // build makes one sink. What its package finds wrong with the configuration shows here already, not in the first session.
-func (b sinkBuilder) build(sc config.Sink) (connector.Sink, error) {
+// It connects to nothing.
+func (b sinkBuilder) build(sc config.Sink) (connector.Sink, []config.Mistake) {
 	s := connector.Sink{Name: sc.Name, Type: sc.Type}
-	var err error
-	if s.Topic, err = router.ParseTemplate(sc.Topic); err != nil {
-		return s, fmt.Errorf("topic: %w", err)
-	}
-	if s.Key, err = router.ParseTemplate(sc.Key); err != nil {
-		return s, fmt.Errorf("key: %w", err)
+	var mistakes []config.Mistake
+	for _, t := range []struct {
+		key, text string
+		into      *router.Template
+	}{{"topic", sc.Topic, &s.Topic}, {"key", sc.Key, &s.Key}} {
+		var err error
+		if *t.into, err = router.ParseTemplate(t.text); err != nil {
+			mistakes = append(mistakes, config.Mistake{Path: t.key, Text: err.Error()})
+		}
 	}
 	description := map[string]any{"topic": sc.Topic, "key": sc.Key} // no secrets
+	var wrong []config.Mistake
 	switch sc.Type {
 	case config.SinkKafka:
 		description["brokers"], description["format"] = sc.Kafka.Brokers, sc.Kafka.Formats
-		s.Open, err = b.kafka(sc.Kafka)
+		s.Open, wrong = b.kafka(sc.Kafka)
 	case config.SinkRedis:
 		description["url"], description["addresses"] = sc.Redis.URL.String(), sc.Redis.Addresses
-		s.Open, err = b.redis(sc.Redis)
+		s.Open, wrong = b.redis(sc.Redis)
 	case config.SinkWebhook:
 		description["url"], description["body"] = sc.Webhook.URL.String(), sc.Webhook.Body
-		s.Open, err = b.webhook(sc.Webhook)
+		s.Open, wrong = b.webhook(sc.Webhook)
 	case config.SinkEventBus:
 		description["url"] = sc.EventBus.URL.String()
-		s.Open, err = b.eventBus(sc.EventBus)
+		s.Open, wrong = b.eventBus(sc.EventBus)
 	case config.SinkStdout:
 		s.Open = func() (sinks.Sink, error) { return stdout.New(b.parts.Stdout), nil }
 	default:
-		err = fmt.Errorf("type %q is not built", sc.Type)
+		return s, []config.Mistake{{Path: "type", Text: fmt.Sprintf("%q is not built", sc.Type)}}
 	}
-	if err != nil {
-		return s, err
+	wrong = append(wrong, check(s.Open)...)
+	var err error
+	if s.Description, err = json.Marshal(description); err != nil {
+		wrong = append(wrong, config.Mistake{Text: err.Error()})
 	}
-	s.Description, err = json.Marshal(description)
-	return s, err
+	return s, append(mistakes, wrong...)
 }
 
 type opener func() (sinks.Sink, error)
 
-func (b sinkBuilder) kafka(k *config.Kafka) (opener, error) {
+func (b sinkBuilder) kafka(k *config.Kafka) (opener, []config.Mistake) {
+	t, mistakes := tlsConfig(k.TLS)
 	c := kafka.Config{
-		Brokers: k.Brokers, ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.parts.Logger,
+		Brokers: k.Brokers, ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.parts.Logger, TLS: t,
 		SASL:    kafka.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: string(k.SASL.Password)},
 		Formats: k.Formats, Source: cmp.Or(k.Source, b.source), Placement: k.Placement, Columns: b.columns, HeaderEncoding: k.HeaderEncoding,
 		HeadersFromMetadata: k.HeadersFromMetadata, TombstoneOnEmptyPayload: k.TombstoneOnEmptyPayload, LSNHeader: k.LSNHeader,
+		MaxMessageBytes: int(k.MaxMessageBytes),
 	}
-	var err error
-	if c.TLS, err = tlsConfig(k.TLS); err != nil {
-		return nil, err
-	}
-	open := func() (sinks.Sink, error) { return kafka.New(c) }
-	return open, check(open)
+	return func() (sinks.Sink, error) { return kafka.New(c) }, mistakes
 }
 
-func (b sinkBuilder) redis(r *config.Redis) (opener, error) {
+func (b sinkBuilder) redis(r *config.Redis) (opener, []config.Mistake) {
+	t, mistakes := tlsConfig(r.TLS)
 	c := redisstream.Config{
 		URL: string(r.URL), Addresses: r.Addresses, Master: r.Master, Username: r.Username, Password: string(r.Password),
-		ClientName: "outbox-cdc", MaxLen: int64(r.MaxLen), MinIDAge: r.MinIDAge,
+		ClientName: r.ClientName, TLS: t, MaxLen: int64(r.MaxLen), MinIDAge: r.MinIDAge, MaxMessageBytes: int(r.MaxMessageBytes),
 	}
-	var err error
-	if c.TLS, err = tlsConfig(r.TLS); err != nil {
-		return nil, err
-	}
-	open := func() (sinks.Sink, error) { return redisstream.New(c) }
-	return open, check(open)
+	return func() (sinks.Sink, error) { return redisstream.New(c) }, mistakes
 }
 
-func (b sinkBuilder) webhook(w *config.Webhook) (opener, error) {
+func (b sinkBuilder) webhook(w *config.Webhook) (opener, []config.Mistake) {
+	t, mistakes := tlsConfig(w.TLS)
 	c := webhook.Config{
 		URL: string(w.URL), Headers: map[string]string{}, Body: w.Body, Source: cmp.Or(w.Source, b.source), AllowHosts: w.AllowHosts,
-		Connections: w.Connections, Rate: float64(w.Rate),
+		TLS: t, Connections: w.Connections, Rate: float64(w.Rate), MaxRetryAfter: w.MaxRetryAfter,
 	}
 	for _, s := range w.Secrets {
 		c.Secrets = append(c.Secrets, string(s))
@@ -236,57 +234,14 @@ func (b sinkBuilder) webhook(w *config.Webhook) (opener, error) {
 	for name, value := range w.Headers {
 		c.Headers[name] = string(value)
 	}
-	var err error
-	if c.TLS, err = tlsConfig(w.TLS); err != nil {
-		return nil, err
-	}
-	open := func() (sinks.Sink, error) { return webhook.New(c) }
-	return open, check(open)
+	return func() (sinks.Sink, error) { return webhook.New(c) }, mistakes
 }
 
-func (b sinkBuilder) eventBus(e *config.EventBus) (opener, error) {
+func (b sinkBuilder) eventBus(e *config.EventBus) (opener, []config.Mistake) {
+	t, mistakes := tlsConfig(e.TLS)
 	c := eventbus.Config{
-		URL: string(e.URL), Name: "outbox-cdc", CredentialsFile: e.CredentialsFile, NKeySeedFile: e.NKeyFile,
-		CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source)},
+		URL: string(e.URL), Name: e.ClientName, CredentialsFile: e.CredentialsFile, NKeySeedFile: e.NKeyFile, TLS: t,
+		Stream: e.Stream, InboxPrefix: e.InboxPrefix, CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source)},
 	}
-	var err error
-	if c.TLS, err = tlsConfig(e.TLS); err != nil {
-		return nil, err
-	}
-	return func() (sinks.Sink, error) { return eventbus.New(c) }, nil
-}
-
-// check finds what New refuses. Only sinks whose New connects to nothing are checked so.
-func check(open opener) error {
-	s, err := open()
-	if err != nil {
-		return exitError{78, err}
-	}
-	return s.Close()
-}
-
-// tlsConfig is nil where TLS is off. Certificates are verified unless the configuration says otherwise in so many words.
-func tlsConfig(c config.TLS) (*tls.Config, error) {
-	if !c.Enabled {
-		return nil, nil
-	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: c.InsecureSkipVerify} //nolint:gosec // asked for by name
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file %s holds no certificate", c.CAFile)
-		}
-	}
-	if c.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if err != nil {
-			return nil, err
-		}
-		t.Certificates = []tls.Certificate{pair}
-	}
-	return t, nil
+	return func() (sinks.Sink, error) { return eventbus.New(c) }, mistakes
 }

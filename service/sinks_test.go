@@ -83,9 +83,9 @@ routes:
 func TestBuildFindsMistakes(t *testing.T) {
 	t.Parallel()
 	for want, sink := range map[string]string{
-		"sinks[0] (k)": "{name: k, type: kafka, brokers: [a:1], placement: \"type:nowhere\"}",
-		"sinks[0] (w)": "{name: w, type: webhook, url: \"https://h\", secret: \"whsec_%%%\"}",
-		"sinks[0] (r)": "{name: r, type: redis_stream, url: \"redis://h/not-a-number\"}",
+		"sinks[0].placement": "{name: k, type: kafka, brokers: [a:1], placement: \"type:nowhere\"}",
+		"sinks[0].secret[0]": "{name: w, type: webhook, url: \"https://h\", secret: \"whsec_%%%\"}",
+		"sinks[0].url":       "{name: r, type: redis_stream, url: \"redis://h/not-a-number\"}",
 	} {
 		_, err := Build(loadFile(t, "sinks: ["+sink+"]\n"), Parts{})
 		wantExit(t, err, 78, want)

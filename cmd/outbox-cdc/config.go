@@ -35,7 +35,7 @@ func newConfigEffectiveCommand(environ []string) *cobra.Command {
 		Short: "Print what file, environment and defaults come to, secrets masked",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd, path, environ, config.Admin{})
+			c, err := loadConfig(cmd, path, environ, config.Options{})
 			if err != nil {
 				return err
 			}
@@ -60,8 +60,8 @@ func configFlag(cmd *cobra.Command, path *string) {
 }
 
 // loadConfig loads the configuration and writes its warnings to stderr.
-func loadConfig(cmd *cobra.Command, path string, environ []string, admin config.Admin) (config.Config, error) {
-	c, warnings, err := config.LoadAdmin(path, environ, admin)
+func loadConfig(cmd *cobra.Command, path string, environ []string, o config.Options) (config.Config, error) {
+	c, warnings, err := config.LoadWith(path, environ, o)
 	for _, w := range warnings {
 		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 	}

@@ -31,7 +31,7 @@ A slot that an instance streams from is refused: stop that first.`,
 				return err
 			}
 			owner := adminDSN(admin, environ)
-			cfg, err := loadConfig(cmd, path, environ, config.Admin{DSN: owner, NoSinks: true})
+			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, NoSinks: true})
 			if err != nil {
 				return err
 			}

@@ -48,7 +48,7 @@ leaves those rows undelivered.`,
 				return usageError{errors.New("--dry-run and --print-sql exclude each other")}
 			}
 			owner := adminDSN(admin, environ)
-			cfg, err := loadConfig(cmd, path, environ, config.Admin{DSN: owner, NoSinks: dryRun || printSQL})
+			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, NoSinks: dryRun || printSQL, CheckSink: service.CheckSink})
 			if err != nil {
 				return err
 			}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
@@ -56,6 +58,81 @@ func TestInvalidConfiguration(t *testing.T) {
 		got := command(t, []string{"DATABASE_URL=postgres://localhost/shop"}, append(strings.Fields(line), "--config", file)...)
 		if got.code != 78 || got.stdout != "" || !strings.HasPrefix(got.stderr, file+":2: source.slots: unknown key") {
 			t.Errorf("%s: code %d, stdout %q, stderr %q", line, got.code, got.stdout, got.stderr)
+		}
+	}
+}
+
+// Whatever is wrong with sinks is told at once, each mistake with its line and key.
+func TestEveryMistakeOfSinksAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "outbox.yaml")
+	text := `source: {dsn: "postgres://localhost/shop"}
+sinks:
+  - name: events
+    type: kafka
+    brokers: [localhost]
+    topic: "{aggregate}"
+    placement: "type:envelope, id:header"
+    headers_from_metadata: [a, a]
+    tls: {enabled: true, ca_file: DIR/nowhere.pem, cert_file: DIR/outbox.yaml, key_file: DIR/outbox.yaml}
+  - name: stream
+    type: redis_stream
+    url: http://localhost:6379
+  - name: hook
+    type: webhook
+    url: "https://u:canary@h.example"
+    secret: ["${file:DIR/nowhere}", whsec_canary]
+    headers: {Webhook-Id: "1"}
+  - name: internal
+    type: webhook
+    url: https://10.0.0.1/
+    secret: s
+  - name: bus
+    type: event_bus
+    url: "nats://u:can/ary@h"
+  - {name: subject, type: event_bus, url: "nats://h", inbox_prefix: "a b"}
+  - {name: seed, type: event_bus, url: "nats://h", nkey_file: DIR/outbox.yaml}
+  - name: both
+    type: composite
+    strategy: some
+    members: [events, nobody]
+  - name: cluster
+    type: redis_stream
+    url: redis://localhost/3
+    addresses: [localhost:1]
+routes:
+  - match: {event_type: [a]}
+    sinks: [stream, elsewhere]
+`
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(text, "DIR", dir)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+DIR/outbox.yaml:5: sinks[0].brokers[0]: "localhost" is no broker; write host:9092
+DIR/outbox.yaml:6: sinks[0].topic: {aggregate} is no field of an event; these are: id, aggregate_type, aggregate_id, event_type, event_version, tenant_id, correlation_id, causation_id
+DIR/outbox.yaml:7: sinks[0].placement: placement "type:envelope": the value is the payload, byte for byte, without an envelope; place the column as a header
+DIR/outbox.yaml:8: sinks[0].headers_from_metadata: "a" is the name of another header, or none
+DIR/outbox.yaml:9: sinks[0].tls.ca_file: DIR/nowhere.pem cannot be read: no such file or directory
+DIR/outbox.yaml:9: sinks[0].tls.cert_file: tls: failed to find any PEM data in certificate input
+DIR/outbox.yaml:12: sinks[1].url: has the scheme "http"; write redis, rediss
+DIR/outbox.yaml:15: sinks[2].url: it holds a user or a password; use headers (Authorization) instead
+DIR/outbox.yaml:16: sinks[2].secret[0]: the file of ${file:DIR/nowhere} cannot be read: no such file or directory; correct its path, or let this user read it
+DIR/outbox.yaml:16: sinks[2].secret[1]: what follows whsec_ is not base64
+DIR/outbox.yaml:17: sinks[2].headers: Webhook-Id is set by the sink itself
+DIR/outbox.yaml:20: sinks[3].url: 10.0.0.1 is an internal address; add it to allow_hosts if it is meant
+DIR/outbox.yaml:24: sinks[4].url: is no URL; write nats://host, other characters than letters and digits of a password as %XX
+DIR/outbox.yaml:25: sinks[5].inbox_prefix: subject "a b" has a space, a control character, * or >
+DIR/outbox.yaml:26: sinks[6].nkey_file: nkeys: no nkey seed found
+DIR/outbox.yaml:29: sinks[7].strategy: "some" is unknown; write all, any, primary
+DIR/outbox.yaml:30: sinks[7].members[1]: "nobody" is no sink; these are: both, bus, cluster, events, hook, internal, seed, stream, subject
+DIR/outbox.yaml:31: sinks[8]: a cluster has database 0 only
+DIR/outbox.yaml:37: routes[0].sinks[1]: "elsewhere" is no sink; these are: both, bus, cluster, events, hook, internal, seed, stream, subject
+`
+	for _, line := range []string{"run", "validate", "init", "route test"} {
+		got := command(t, nil, append(strings.Fields(line), "--config", file)...)
+		if diff := cmp.Diff(strings.TrimSpace(want), strings.TrimSpace(strings.ReplaceAll(got.stderr, dir, "DIR"))); got.code != 78 || diff != "" {
+			t.Errorf("%s: code %d, stderr (-want +got):\n%s", line, got.code, diff)
 		}
 	}
 }

@@ -35,7 +35,7 @@ Columns that are not given are empty.`,
 			if err := output.check(); err != nil {
 				return err
 			}
-			cfg, err := loadConfig(cmd, path, environ, config.Admin{DSN: "postgres://localhost/postgres"})
+			cfg, err := loadConfig(cmd, path, environ, config.Options{NoDSN: true, CheckSink: service.CheckSink})
 			if err != nil {
 				return err
 			}

@@ -28,7 +28,7 @@ Another instance with the same slot stands by, ready, and takes over. A sink tha
 			if err != nil {
 				return err
 			}
-			c, warnings, err := config.Load(path, environ)
+			c, warnings, err := config.LoadWith(path, environ, config.Options{CheckSink: service.CheckSink})
 			if err != nil {
 				return err
 			}

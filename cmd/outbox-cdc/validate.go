@@ -18,7 +18,7 @@ func newValidateCommand(environ []string) *cobra.Command {
 		Long:  "Check the configuration, and name every mistake with its line and key. It connects to nothing.",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd, path, environ, config.Admin{})
+			c, err := loadConfig(cmd, path, environ, config.Options{CheckSink: service.CheckSink})
 			if err != nil {
 				return err
 			}

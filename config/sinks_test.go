@@ -1,0 +1,100 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Without a DSN nothing is asked of it, not even that its variable is set.
+func TestNoDSN(t *testing.T) {
+	t.Parallel()
+	const file = "source: {dsn: '${NOWHERE}', replication_dsn: '%', slot: orders}\nsinks: [{type: stdout}]\n"
+	got, _, err := parse("f.yml", []byte(file), []string{"DATABASE_URL=%"}, Options{NoDSN: true})
+	if err != nil || got.Source.DSN != "" || got.Source.ReplicationDSN != "" || got.Source.Slot != "orders" {
+		t.Errorf("source %+v, %v", got.Source, err)
+	}
+	if _, _, err := parse("f.yml", []byte(file), nil, Options{}); err == nil {
+		t.Error("no mistake")
+	}
+}
+
+// What sinks' packages find has its line, comes with the rest, and says nothing twice.
+func TestCheckSink(t *testing.T) {
+	t.Parallel()
+	const file = `source: {dsn: "postgres://localhost/shop"}
+sinks:
+  - name: a
+    type: webhook
+    url: "ftp://h"
+    secret: [x, y]
+  - name: b
+    type: stdout
+  - {name: c, type: composite, members: [a, b]}
+  - {name: d, type: other}
+`
+	asked := 0
+	_, _, err := parse("f.yml", []byte(file), nil, Options{CheckSink: func(c Config, i int) []Mistake {
+		asked++
+		return []Mistake{{Path: "url", Text: "is wrong"}, {Path: "secret[1]", Text: "is weak in " + c.Sinks[i].Name}, {Text: "is not to be"}}
+	}})
+	want := `f.yml:5: sinks[0].url: has the scheme "ftp"; write https, http
+f.yml:6: sinks[0].secret[1]: is weak in a
+f.yml:7: sinks[1].url: is wrong
+f.yml:7: sinks[1].secret[1]: is weak in b
+f.yml:7: sinks[1]: is not to be
+f.yml:9: sinks[2].url: is wrong
+f.yml:9: sinks[2].secret[1]: is weak in c
+f.yml:9: sinks[2]: is not to be
+f.yml:10: sinks[3].type: "other" is no type of sink; write one of kafka, redis_stream, webhook, event_bus, composite, stdout`
+	if diff := cmp.Diff(want, errorText(err)); diff != "" {
+		t.Errorf("error (-want +got):\n%s", diff)
+	}
+	if asked != 3 {
+		t.Errorf("asked %d times, want 3", asked)
+	}
+}
+
+func TestURLIsMasked(t *testing.T) {
+	t.Parallel()
+	for u, want := range map[URL]string{
+		"":                                     "",
+		"redis://u:canary@h:1/3?x=canary&y":    "redis://***@h:1/3?x=***&y=***",
+		"https://hooks.example/T0/canary":      "https://hooks.example/***",
+		"https://hooks.example/":               "https://hooks.example/",
+		"nats://canary@a:1,tls://u:canary@b:2": "nats://***@a:1,tls://***@b:2",
+		"nats://u:can,ary@a:1":                 "nats://***@a:1",
+		"nats://u:can/ary@a:1":                 "***",
+		"canary":                               "***",
+	} {
+		if got := u.String(); got != want {
+			t.Errorf("%q prints as %q, want %q", string(u), got, want)
+		}
+	}
+}
+
+// Every type of sink from the environment alone.
+func TestSinksFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	got, warnings, err := Load("", []string{
+		"DATABASE_URL=postgres://localhost/shop", "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_STRATEGY=primary",
+		"OUTBOX_COMPOSITE_MEMBERS=kafka,redis_stream,webhook,event_bus", "OUTBOX_KAFKA_BROKERS=localhost:9092", "OUTBOX_REDIS_URL=rediss://u:canary@localhost",
+		"OUTBOX_REDIS_STREAM=pyairtable:events", "OUTBOX_WEBHOOK_URL=https://h/?token=canary", "OUTBOX_WEBHOOK_SECRET=canary,canary", "OUTBOX_EVENT_BUS_URL=nats://canary@localhost",
+	})
+	if err != nil || warnings != nil {
+		t.Fatalf("%v, warnings %q", err, warnings)
+	}
+	if n := len(got.Sinks); n != 5 || got.Sinks[2].Topic != "pyairtable:events" || string(got.Sinks[3].Webhook.Secrets[0]) != "canary,canary" ||
+		!got.Sinks[2].Redis.TLS.Enabled || got.Sinks[0].Composite.Strategy != StrategyPrimary || got.Sinks[4].Topic != "outbox.event.{aggregate_type}.{event_type}" {
+		t.Errorf("%d sinks: %+v", n, got.Sinks)
+	}
+	effective, err := Effective(got)
+	if err != nil || strings.Contains(effective, "canary") || !strings.Contains(effective, "url: rediss://***@localhost\n") {
+		t.Errorf("%v:\n%s", err, effective)
+	}
+	if text := fmt.Sprintf("%v %+v %#v", got, got, got.Sinks[3].Webhook.Secrets[0]); strings.Contains(text, "canary") {
+		t.Errorf("a secret is told: %s", text)
+	}
+}
