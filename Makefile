@@ -6,6 +6,7 @@
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
 VERSIONS ?= 14 16 17 18
+SINKS    ?= kafka
 
 GO_TEST := go test -race -shuffle=on
 
@@ -41,8 +42,8 @@ test-containers: ## test against servers in containers, OUTBOX_TEST_POSTGRES_IMA
 	$(GO_TEST) -tags containers -count=1 -timeout 15m $$(go list ./... | grep -v '/test/e2e$$')
 	$(GO_TEST) -tags containers -count=1 -timeout 25m $(E2E)
 
-bench: ## measure throughput and latency beside pg_recvlogical, on a machine that does nothing else
-	go run ./test/bench
+bench: ## measure beside pg_recvlogical, on a machine that does nothing else; SINKS='kafka redis_stream webhook event_bus', ONLY=latency
+	go run ./test/bench -sink '$(SINKS)' -only '$(ONLY)'
 
 bench-memory: ## measure memory with much unread WAL and with one huge transaction
 	go run ./test/bench -only memory

@@ -55,7 +55,7 @@ func TestChoose(t *testing.T) {
 	t.Parallel()
 	result := throughputResult{Rounds: make([]round, 4)}
 	for i, others := range []float64{0.2, 0.01, 0.3, 0.02} {
-		result.Rounds[i] = round{Ratio: float64(i), Yardstick: yardstickRun{Others: others}}
+		result.Rounds[i] = round{Connectors: []connectorRun{{Ratio: float64(i)}}, Yardstick: yardstickRun{Others: others}}
 	}
 	result.choose(3)
 	for i, want := range []bool{true, true, false, true} {
@@ -63,7 +63,7 @@ func TestChoose(t *testing.T) {
 			t.Errorf("round %d counts: %v", i, got)
 		}
 	}
-	if got := result.median(func(r round) float64 { return r.Ratio }); got != 1 {
+	if got := result.median(func(r round) float64 { return r.Connectors[0].Ratio }); got != 1 {
 		t.Errorf("median %v, want 1", got)
 	}
 }
@@ -99,7 +99,20 @@ func TestParseOptions(t *testing.T) {
 	if o, err := parseOptions([]string{"-rows", "10,1", "-events", "100"}); err != nil || len(o.rows) != 2 || o.rows[0] != 10 {
 		t.Errorf("%+v, %v", o, err)
 	}
-	for _, bad := range [][]string{{"-rounds", "0"}, {"-events", "150"}, {"-sink", "redis"}, {"-o", "xml"}, {"-only", "speed"}, {"-rows", "x"}, {"what"}} {
+	if o, err := parseOptions([]string{"-sink", "webhook kafka,redis_stream", "-events", "300"}); err != nil || len(o.sinks) != 3 || o.rounds != 3 || o.events != 300 {
+		t.Errorf("%+v, %v", o, err)
+	}
+	for _, bad := range [][]string{
+		{"-rounds", "0"},
+		{"-events", "150"},
+		{"-sink", "redis"},
+		{"-sink", "kafka,kafka"},
+		{"-sink", "kafka,webhook", "-only", "memory"},
+		{"-o", "xml"},
+		{"-only", "speed"},
+		{"-rows", "x"},
+		{"what"},
+	} {
 		if _, err := parseOptions(bad); err == nil {
 			t.Errorf("%q: no error", bad)
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -21,7 +22,11 @@ const (
 	topic = "outbox.event.order"
 	// A real number of partitions: each produce request is split among them.
 	partitions = 8
+	aggregates = 5000
 )
+
+// aggregateOf is that of event n.
+func aggregateOf(n int) string { return "order-" + strconv.Itoa(n%aggregates) }
 
 // Every column is filled. The payload is about 500 bytes that do not compress, apart from being text; its first key tells
 // the checker which event it is. 5,000 aggregates share the events in turn, so writers whose number divides 5,000 and
@@ -90,12 +95,7 @@ func (b *bench) newDatabase(ctx context.Context, name string, connectors ...stri
 
 // initialise lets the product make tables, publication, slot and checkpoint.
 func (d *database) initialise(ctx context.Context, connector string) error {
-	text := fmt.Sprintf(`name: %[1]s
-source: {dsn: "%[2]s", slot: %[1]s, publication: %[3]s}
-sinks: [{name: events, type: kafka, brokers: ["%[4]s"]}]
-http: {listen: ""}
-`, connector, d.postgres.DSN(d.name), publication, d.broker)
-	if err := os.WriteFile(d.config(connector), []byte(text), 0o600); err != nil {
+	if err := d.configure(connector, "type: stdout"); err != nil { // the destination is not there yet
 		return err
 	}
 	out, err := exec.CommandContext(ctx, d.cli, "init", "--config", d.config(connector)).CombinedOutput()
@@ -103,6 +103,16 @@ http: {listen: ""}
 		return fmt.Errorf("init: %w\n%s", err, out)
 	}
 	return nil
+}
+
+// configure writes a connector's configuration.
+func (d *database) configure(connector, sink string) error {
+	text := fmt.Sprintf(`name: %[1]s
+source: {dsn: "%[2]s", slot: %[1]s, publication: %[3]s}
+sinks: [{name: events, %[4]s}]
+http: {listen: ""}
+`, connector, d.postgres.DSN(d.name), publication, sink)
+	return os.WriteFile(d.config(connector), []byte(text), 0o600)
 }
 
 func (d *database) config(connector string) string {

@@ -27,6 +27,7 @@ const (
 )
 
 type latencyResult struct {
+	Sink   string  `json:"sink"`
 	Events int     `json:"events"`
 	Rate   float64 `json:"transactions_per_second"` // reached
 	// From the commit to the acceptance, by PostgreSQL's clock, in milliseconds. The commit's time is taken before it
@@ -44,29 +45,33 @@ type latencyResult struct {
 	Counts     counts  `json:"counts"`
 }
 
-// latency is measured again, at most twice, while others use too much of the machine; the quietest counts.
-func (b *bench) latency(ctx context.Context) (best latencyResult, err error) {
+// latency is measured of each sink in turn, and again, at most twice, while others use too much of the machine; the
+// quietest counts.
+func (b *bench) latency(ctx context.Context) ([]latencyResult, error) {
 	note("latency: %d one-row transactions a second for %d s", rate, loadSeconds)
+	best := make([]latencyResult, len(b.sinks))
 	for i := range 3 {
-		l, err := b.latencyOnce(ctx)
-		if err != nil {
-			return best, err
-		}
-		note("  p50 %.2f ms, p99 %.2f ms, others used %.1f %%", l.P50, l.P99, 100*l.Others)
-		if i == 0 || l.Others < best.Others {
-			l.Counts = l.Counts.add(best.Counts)
-			best = l
-		} else {
-			best.Counts = best.Counts.add(l.Counts)
-		}
-		if best.Quiet = best.Others < b.others; best.Quiet {
-			break
+		for s, sink := range b.sinks {
+			if best[s].Quiet {
+				continue
+			}
+			l, err := b.latencyOnce(ctx, sink)
+			if err != nil {
+				return best, fmt.Errorf("%s: %w", sink, err)
+			}
+			note("  %s: p50 %.2f ms, p99 %.2f ms, others used %.1f %%", sink, l.P50, l.P99, 100*l.Others)
+			all := l.Counts.add(best[s].Counts)
+			if i == 0 || l.Others < best[s].Others {
+				best[s] = l
+			}
+			best[s].Counts, best[s].Quiet = all, best[s].Others < b.others
 		}
 	}
 	return best, nil
 }
 
-func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResult, err error) {
+func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l latencyResult, err error) {
+	l.Sink, l.Events = sink, rate*loadSeconds
 	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("it takes too long"))
 	defer cancel()
 	d, err := b.newDatabase(ctx, "latency", "ours")
@@ -74,11 +79,14 @@ func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResul
 		return l, err
 	}
 	defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx))) }()
-	fake, err := b.startFake(ctx)
+	to, err := b.start(ctx, sink, warmUp+l.Events)
 	if err != nil {
 		return l, err
 	}
-	defer fake.kill()
+	defer to.kill()
+	if err := d.configure("ours", to.sink()); err != nil {
+		return l, err
+	}
 	conns := make([]*pgx.Conn, writers)
 	for i := range conns {
 		if conns[i], err = pgx.Connect(ctx, b.postgres.DSN(d.name)); err != nil {
@@ -101,7 +109,7 @@ func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResul
 	if _, err := load(ctx, conns, 1, warmUp); err != nil {
 		return l, err
 	}
-	then, err := p.used(c, fake)
+	then, err := p.used(c, to)
 	if err != nil {
 		return l, err
 	}
@@ -109,7 +117,6 @@ func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResul
 	if err != nil {
 		return l, err
 	}
-	l.Events = rate * loadSeconds
 	waits, err := load(ctx, conns, warmUp+1, warmUp+l.Events)
 	if err != nil {
 		return l, err
@@ -131,7 +138,7 @@ func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResul
 			return l, fmt.Errorf("%d events are in the ledger: %w\n%s", recorded, err, c.log())
 		}
 	}
-	now, err := p.used(c, fake)
+	now, err := p.used(c, to)
 	if err != nil {
 		return l, err
 	}
@@ -151,7 +158,7 @@ func (b *bench) latencyOnce(ctx context.Context, args ...string) (l latencyResul
 	if err := d.conn.QueryRow(ctx, ask, warmUp).Scan(&l.P50, &l.P99, &l.Max); err != nil {
 		return l, fmt.Errorf("read the latencies: %w", err)
 	}
-	l.Counts, err = d.check(ctx, warmUp+l.Events)
+	l.Counts, err = d.check(ctx, to)
 	return l, err
 }
 

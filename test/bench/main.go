@@ -4,11 +4,13 @@
 // root of the repository, on a machine that does nothing else:
 //
 //	go run ./test/bench                   # throughput and latency
+//	go run ./test/bench -sink kafka,redis_stream,webhook,event_bus
 //	go run ./test/bench -only memory
 //	go run ./test/bench -profile DIR      # one run of each kind, with a CPU profile of the connector; -only as well
 //
-// It starts a PostgreSQL (fsync on, defaults otherwise) and, anew for each run, a Kafka fake in a process of its own. All
-// figures are of one machine and one hour: only their ratios carry over to others.
+// It starts a PostgreSQL (fsync on, defaults otherwise) and, anew for each run, what the sink delivers to, in a process of
+// its own: a Kafka fake, a Redis, a NATS server, or a receiver of webhooks that answers after a millisecond. Several sinks
+// take turns within each round. All figures are of one machine and one hour: only their ratios carry over to others.
 package main
 
 import (
@@ -23,10 +25,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
+	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
@@ -34,7 +38,7 @@ type options struct {
 	rounds, events int
 	rows           []int
 	only           string
-	sink           string
+	sinks          []string
 	output         string
 	results        string
 	profile        string
@@ -53,9 +57,9 @@ const (
 func parseOptions(args []string) (options, error) {
 	o := options{rows: []int{100, 1}}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.IntVar(&o.rounds, "rounds", 5, "rounds that count, of pg_recvlogical and outbox-cdc each")
-	flags.IntVar(&o.events, "events", 200_000, "events of the backlog; the memory part also reads ten and five times as many")
-	flags.Func("rows", "rows per transaction, as a list (default 100,1)", func(s string) error {
+	flags.IntVar(&o.rounds, "rounds", 5, "rounds that count, of pg_recvlogical and outbox-cdc each; 3 with several sinks")
+	flags.IntVar(&o.events, "events", 200_000, "events of the backlog, 100000 with several sinks; the memory part also reads ten and five times as many")
+	flags.Func("rows", "rows per transaction, as a list (default 100,1; 100 with several sinks)", func(s string) error {
 		o.rows = nil
 		for field := range strings.SplitSeq(s, ",") {
 			n, err := strconv.Atoi(field)
@@ -67,7 +71,15 @@ func parseOptions(args []string) (options, error) {
 		return nil
 	})
 	flags.StringVar(&o.only, "only", "", "throughput, latency or memory (default throughput and latency)")
-	flags.StringVar(&o.sink, "sink", "kafka", "the sink to deliver to: kafka")
+	flags.Func("sink", "the sinks to deliver to, as a list: kafka, redis_stream, webhook, event_bus (default kafka)", func(s string) error {
+		o.sinks = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+		for i, sink := range o.sinks {
+			if !isSink(sink) || slices.Contains(o.sinks[:i], sink) {
+				return fmt.Errorf("%q is none of kafka, redis_stream, webhook, event_bus, or is there twice", sink)
+			}
+		}
+		return nil
+	})
 	flags.StringVar(&o.output, "o", "table", "what to print: table or json")
 	flags.StringVar(&o.results, "results", "bin/bench.json", "the `file` into which the results go as JSON")
 	flags.StringVar(&o.profile, "profile", "", "measure nothing, but write CPU profiles of the connector into this `directory`")
@@ -76,6 +88,12 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
 	if err := flags.Parse(args); err != nil {
 		return o, err
+	}
+	if len(o.sinks) == 0 {
+		o.sinks = []string{config.SinkKafka}
+	}
+	if len(o.sinks) > 1 {
+		o.shorten(flags)
 	}
 	var errs []error
 	if flags.NArg() > 0 {
@@ -89,8 +107,8 @@ func parseOptions(args []string) (options, error) {
 			errs = append(errs, fmt.Errorf("-events must be a multiple of %d, and at least two transactions", rows))
 		}
 	}
-	if o.sink != "kafka" {
-		errs = append(errs, fmt.Errorf("-sink %q is not built, only kafka", o.sink))
+	if o.only == memory && len(o.sinks) > 1 {
+		errs = append(errs, errors.New("memory is measured with one -sink"))
 	}
 	if o.output != "table" && o.output != "json" {
 		errs = append(errs, fmt.Errorf("-o %q is neither table nor json", o.output))
@@ -103,6 +121,21 @@ func parseOptions(args []string) (options, error) {
 	return o, errors.Join(errs...)
 }
 
+// shorten sets other defaults: several sinks, of which some are ten times slower than others, take minutes.
+func (o *options) shorten(flags *flag.FlagSet) {
+	given := map[string]bool{}
+	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	if !given["rounds"] {
+		o.rounds = 3
+	}
+	if !given["events"] {
+		o.events = 100_000
+	}
+	if !given["rows"] {
+		o.rows = []int{100}
+	}
+}
+
 // bench is what all parts share.
 type bench struct {
 	options
@@ -111,10 +144,16 @@ type bench struct {
 	cli       string // the product
 	connector string // what is measured: the product, or the same with a profiler
 	fake      string // the Kafka fake's
-	broker    string // where the fake listens, each time
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == receiverCommand {
+		if err := runReceiver(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	// The pacer of the latency part blocks a thread, for which the Go runtime counts it as running.
@@ -143,15 +182,12 @@ func run(ctx context.Context, o options) (err error) {
 	if err := b.build(ctx); err != nil {
 		return err
 	}
-	if b.broker, err = freeAddress(); err != nil {
-		return err
-	}
 	b.postgres, err = servers.StartPostgres(ctx, servers.PostgresOptions{Version: o.version, Dir: o.dir, Settings: map[string]string{
 		"shared_buffers":         "256MB",
 		"max_wal_size":           "64GB", // no checkpoint but those between the runs
 		"checkpoint_timeout":     "1h",
 		"track_commit_timestamp": "on", // latency counts from the commit
-		"max_replication_slots":  strconv.Itoa(2*b.attempts() + 8),
+		"max_replication_slots":  strconv.Itoa((1+len(b.sinks))*b.attempts() + 8),
 	}})
 	if err != nil {
 		return err
@@ -187,7 +223,7 @@ func (b *bench) measure(ctx context.Context) (results, error) {
 		if err != nil {
 			return r, fmt.Errorf("latency: %w", err)
 		}
-		r.Latency = &l
+		r.Latency = l
 	}
 	if b.only == memory {
 		m, err := b.memory(ctx)
@@ -223,13 +259,7 @@ func goBuild(ctx context.Context, path, pkg string) *exec.Cmd {
 	return cmd
 }
 
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-	if err != nil {
-		return "", err
-	}
-	return listener.Addr().String(), listener.Close()
-}
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
 // note tells who watches how far it is.
 func note(format string, args ...any) {

@@ -64,7 +64,7 @@ func (b *bench) peaks(ctx context.Context, name string, events, rows, runs int) 
 		if _, err := d.conn.Exec(ctx, "checkpoint"); err != nil {
 			return nil, err
 		}
-		r, err := d.runConnector(ctx, connector, bl)
+		r, err := d.runConnector(ctx, b.sinks[0], connector, bl)
 		if err != nil {
 			return nil, err
 		}

@@ -11,29 +11,42 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
 // What must be reached, on two cores with nothing else to do.
 const (
-	mostConnectorCPU = 5.0 // µs an event
-	mostMemory       = 128 << 20
-	mostMemoryRatio  = 1.25
-	mostP50          = 2.0 // ms
-	mostP99          = 6.0
+	mostMemory      = 128 << 20
+	mostMemoryRatio = 1.25
 )
 
-// leastRatio is that of pg_recvlogical's time to ours, by rows per transaction.
-var leastRatio = map[int]float64{100: 0.6, 1: 1.3}
+// bounds of a sink; 0: none.
+type bounds struct {
+	ratio    map[int]float64 // of pg_recvlogical's time to ours, at least, by rows per transaction
+	ofKafka  float64         // its rate to that of Kafka, at least
+	rate     float64         // events a second, at least
+	cpu      float64         // µs an event of the connector, at most
+	p50, p99 float64         // ms, at most
+}
+
+var boundsOf = map[string]bounds{
+	config.SinkKafka:    {ratio: map[int]float64{100: 0.6, 1: 1.3}, cpu: 5, p50: 2, p99: 6},
+	config.SinkRedis:    {ofKafka: 0.6, p99: 8},
+	config.SinkWebhook:  {rate: 5000},
+	config.SinkEventBus: {p99: 8},
+}
 
 type results struct {
 	Machine    machine            `json:"machine"`
 	Versions   versions           `json:"versions"`
 	Command    []string           `json:"command"`
 	Throughput []throughputResult `json:"throughput,omitempty"`
-	Latency    *latencyResult     `json:"latency,omitempty"`
+	Latency    []latencyResult    `json:"latency,omitempty"`
 	Memory     *memoryResult      `json:"memory,omitempty"`
 }
 
@@ -55,11 +68,13 @@ func (b *bench) versions(ctx context.Context) versions {
 func (r results) counts() (c counts) {
 	for _, t := range r.Throughput {
 		for _, round := range t.Rounds {
-			c = c.add(round.Connector.Counts)
+			for _, run := range round.Connectors {
+				c = c.add(run.Counts)
+			}
 		}
 	}
-	if r.Latency != nil {
-		c = c.add(r.Latency.Counts)
+	for _, l := range r.Latency {
+		c = c.add(l.Counts)
 	}
 	if r.Memory != nil {
 		for _, run := range append(r.Memory.Normal, r.Memory.Unread, r.Memory.Transaction) {
@@ -110,8 +125,11 @@ func (r results) table(w io.Writer) {
 	for _, t := range r.Throughput {
 		t.table(w)
 	}
-	if r.Latency != nil {
-		r.Latency.table(w)
+	if len(r.Latency) > 1 {
+		compareLatencies(w, r.Latency)
+	}
+	for _, l := range r.Latency {
+		l.table(w)
 	}
 	if r.Memory != nil {
 		r.Memory.table(w)
@@ -122,13 +140,51 @@ func (r results) table(w io.Writer) {
 
 func (t throughputResult) table(w io.Writer) {
 	fmt.Fprintf(w, "\n%d events of %d bytes of payload, %d a transaction\n", t.Events, t.PayloadBytes, t.Rows)
-	columns(w, t.roundsTable)
-	columns(w, t.cpuTable)
-	peak := mebibytes(t.median(func(r round) float64 { return float64(r.Connector.PeakMemory) }))
-	fmt.Fprintf(w, "peak memory %.1f MiB %s\n", peak, atMost(peak, mebibytes(mostMemory), "%.0f"))
+	if len(t.Rounds) == 0 {
+		return
+	}
+	if len(t.Rounds[0].Connectors) > 1 {
+		columns(w, t.compare)
+	}
+	for i, c := range t.Rounds[0].Connectors {
+		if len(t.Rounds[0].Connectors) > 1 {
+			fmt.Fprintf(w, "\n%s\n", c.Sink)
+		}
+		columns(w, func(w io.Writer) { t.roundsTable(w, i) })
+		columns(w, func(w io.Writer) { t.cpuTable(w, i) })
+		peak := mebibytes(t.median(func(r round) float64 { return float64(r.Connectors[i].PeakMemory) }))
+		fmt.Fprintf(w, "peak memory %.1f MiB %s\n", peak, atMost(peak, mebibytes(mostMemory), "%.0f"))
+	}
 }
 
-func (t throughputResult) roundsTable(w io.Writer) {
+func (t throughputResult) seconds(sink int) float64 {
+	return t.median(func(r round) float64 { return r.Connectors[sink].Seconds })
+}
+
+// compare puts the sinks beside each other. A ratio is the median of those within a round.
+func (t throughputResult) compare(w io.Writer) {
+	sinks := t.Rounds[0].Connectors
+	fmt.Fprint(w, "medians\tevents/s\tof pg_recvlogical\t")
+	for _, c := range sinks {
+		fmt.Fprintf(w, "of %s\t", c.Sink)
+	}
+	fmt.Fprintln(w)
+	for i, c := range sinks {
+		rate := float64(t.Events) / t.seconds(i)
+		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t", c.Sink, rate, t.median(func(r round) float64 { return r.Connectors[i].Ratio }))
+		remark := []string{atLeast(rate, boundsOf[c.Sink].rate, "%.0f/s")}
+		for j, other := range sinks {
+			ratio := t.median(func(r round) float64 { return r.Connectors[j].Seconds / r.Connectors[i].Seconds })
+			fmt.Fprintf(w, "%.2f\t", ratio)
+			if other.Sink == config.SinkKafka && t.Rows == 100 {
+				remark = append(remark, atLeast(ratio, boundsOf[c.Sink].ofKafka, "%.1f of kafka"))
+			}
+		}
+		fmt.Fprintln(w, " ", strings.Join(remark, ""))
+	}
+}
+
+func (t throughputResult) roundsTable(w io.Writer, sink int) {
 	line := func(name string, theirs, ours, ratio float64, others, remark string) {
 		fmt.Fprintf(w, "%s\t%.2f s\t%.0f\t%.2f s\t%.0f\t%.2f\t%s\t  %s\n", name, theirs, float64(t.Events)/theirs, ours, float64(t.Events)/ours,
 			ratio, others, remark)
@@ -142,25 +198,27 @@ func (t throughputResult) roundsTable(w io.Writer) {
 		case !r.Quiet:
 			remark = "noisy"
 		}
-		line(strconv.Itoa(i+1), r.Yardstick.Seconds, r.Connector.Seconds, r.Ratio, fmt.Sprintf("%.1f %%", 100*r.others()), remark)
+		line(strconv.Itoa(i+1), r.Yardstick.Seconds, r.Connectors[sink].Seconds, r.Connectors[sink].Ratio, fmt.Sprintf("%.1f %%", 100*r.others()), remark)
 	}
-	ratio := t.median(func(r round) float64 { return r.Ratio })
-	line("median", t.median(func(r round) float64 { return r.Yardstick.Seconds }), t.median(func(r round) float64 { return r.Connector.Seconds }),
-		ratio, "", atLeast(ratio, leastRatio[t.Rows]))
+	ratio := t.median(func(r round) float64 { return r.Connectors[sink].Ratio })
+	least := boundsOf[t.Rounds[0].Connectors[sink].Sink].ratio[t.Rows]
+	line("median", t.median(func(r round) float64 { return r.Yardstick.Seconds }), t.seconds(sink), ratio, "", atLeast(ratio, least, "%.1f"))
 }
 
-func (t throughputResult) cpuTable(w io.Writer) {
+func (t throughputResult) cpuTable(w io.Writer, sink int) {
 	// The medians of one process may be of different rounds.
 	median := func(run func(round) cpu) cpu {
 		of := func(part func(cpu) float64) float64 { return t.median(func(r round) float64 { return part(run(r)) }) }
 		return cpu{
 			of(func(c cpu) float64 { return c.Reader }), of(func(c cpu) float64 { return c.Walsender }),
-			of(func(c cpu) float64 { return c.Recorder }), of(func(c cpu) float64 { return c.Fake }),
+			of(func(c cpu) float64 { return c.Recorder }), of(func(c cpu) float64 { return c.Destination }),
 		}
 	}
-	ours, theirs := median(func(r round) cpu { return r.Connector.CPU }), median(func(r round) cpu { return r.Yardstick.CPU })
-	fmt.Fprintln(w, "CPU, µs an event\treader\twalsender\trecorder's backend\tKafka fake\t")
-	fmt.Fprintf(w, "outbox-cdc\t%.2f\t%.2f\t%.2f\t%.2f\t  %s\n", ours.Reader, ours.Walsender, ours.Recorder, ours.Fake, atMost(ours.Reader, mostConnectorCPU, "%.0f"))
+	ours, theirs := median(func(r round) cpu { return r.Connectors[sink].CPU }), median(func(r round) cpu { return r.Yardstick.CPU })
+	name := t.Rounds[0].Connectors[sink].Sink
+	fmt.Fprintf(w, "CPU, µs an event\treader\twalsender\trecorder's backend\t%s\t\n", destinationOf(name))
+	fmt.Fprintf(w, "outbox-cdc\t%.2f\t%.2f\t%.2f\t%.2f\t  %s\n", ours.Reader, ours.Walsender, ours.Recorder, ours.Destination,
+		atMost(ours.Reader, boundsOf[name].cpu, "%.0f"))
 	fmt.Fprintf(w, "pg_recvlogical\t%.2f\t%.2f\t\t\t\n", theirs.Reader, theirs.Walsender)
 }
 
@@ -175,12 +233,30 @@ func (t throughputResult) median(of func(round) float64) float64 {
 	return median(values)
 }
 
+// compareLatencies puts the sinks beside each other.
+func compareLatencies(w io.Writer, all []latencyResult) {
+	fmt.Fprintln(w, "\nCommit to acceptance, ms")
+	kafka := slices.IndexFunc(all, func(l latencyResult) bool { return l.Sink == config.SinkKafka })
+	columns(w, func(w io.Writer) {
+		fmt.Fprintln(w, "\tp50\tp99\tp99 of kafka\tinsert p50\tinsert p99\tothers\t")
+		for _, l := range all {
+			ratio := ""
+			if kafka >= 0 {
+				ratio = fmt.Sprintf("%.2f", l.P99/all[kafka].P99)
+			}
+			fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%s\t%.2f\t%.2f\t%.1f %%\t  %s\n", l.Sink, l.P50, l.P99, ratio, l.InsertP50, l.InsertP99, 100*l.Others,
+				atMost(l.P99, boundsOf[l.Sink].p99, "%.0f"))
+		}
+	})
+}
+
 func (l latencyResult) table(w io.Writer) {
-	fmt.Fprintf(w, "\nCommit to acceptance at %.0f one-row transactions a second, %d events\n", l.Rate, l.Events)
-	fmt.Fprintf(w, "p50 %.2f ms %s, p99 %.2f ms %s, slowest %.1f ms\n", l.P50, atMost(l.P50, mostP50, "%.0f"), l.P99, atMost(l.P99, mostP99, "%.0f"), l.Max)
+	most := boundsOf[l.Sink]
+	fmt.Fprintf(w, "\nCommit to acceptance by %s at %.0f one-row transactions a second, %d events\n", l.Sink, l.Rate, l.Events)
+	fmt.Fprintf(w, "p50 %.2f ms %s, p99 %.2f ms %s, slowest %.1f ms\n", l.P50, atMost(l.P50, most.p50, "%.0f"), l.P99, atMost(l.P99, most.p99, "%.0f"), l.Max)
 	fmt.Fprintf(w, "an insert with its commit took p50 %.2f ms, p99 %.2f ms\n", l.InsertP50, l.InsertP99)
-	fmt.Fprintf(w, "CPU, µs an event: outbox-cdc %.0f, walsender %.0f, recorder's backend %.0f, Kafka fake %.0f\n",
-		l.CPU.Reader, l.CPU.Walsender, l.CPU.Recorder, l.CPU.Fake)
+	fmt.Fprintf(w, "CPU, µs an event: outbox-cdc %.0f, walsender %.0f, recorder's backend %.0f, %s %.0f\n",
+		l.CPU.Reader, l.CPU.Walsender, l.CPU.Recorder, destinationOf(l.Sink), l.CPU.Destination)
 	remark := ""
 	if !l.Quiet {
 		remark = ": noisy"
@@ -211,20 +287,22 @@ func (m memoryResult) table(w io.Writer) {
 
 func mebibytes(bytes float64) float64 { return bytes / (1 << 20) }
 
-// atLeast and atMost say what a figure must reach, and whether it does.
-func atLeast(value, bound float64) string {
-	switch {
-	case bound == 0:
-		return ""
-	case value >= bound:
-		return fmt.Sprintf("(≥ %.1f: reached)", bound)
-	}
-	return fmt.Sprintf("(≥ %.1f: MISSED)", bound)
+// atLeast and atMost say what a figure must reach, and whether it does. A bound of 0 is none.
+func atLeast(value, bound float64, format string) string {
+	return verdict("≥", bound, format, value >= bound)
 }
 
 func atMost(value, bound float64, format string) string {
-	if value <= bound {
-		return fmt.Sprintf("(≤ "+format+": reached)", bound)
+	return verdict("≤", bound, format, value <= bound)
+}
+
+func verdict(sign string, bound float64, format string, reached bool) string {
+	word := "MISSED"
+	switch {
+	case bound == 0:
+		return ""
+	case reached:
+		word = "reached"
 	}
-	return fmt.Sprintf("(≤ "+format+": MISSED)", bound)
+	return fmt.Sprintf("(%s "+format+": %s)", sign, bound, word)
 }

@@ -21,7 +21,9 @@ type yardstickRun struct {
 
 // connectorRun is outbox-cdc delivering and recording a backlog.
 type connectorRun struct {
+	Sink       string  `json:"sink"`
 	Seconds    float64 `json:"seconds"`
+	Ratio      float64 `json:"ratio"` // of pg_recvlogical's time in the same round to this one
 	CPU        cpu     `json:"cpu_us_per_event"`
 	PeakMemory int64   `json:"peak_memory_bytes"`
 	Others     float64 `json:"others"`
@@ -30,10 +32,10 @@ type connectorRun struct {
 
 // cpu is what an event costs each process, in microseconds.
 type cpu struct {
-	Reader    float64 `json:"reader"` // the connector, or pg_recvlogical
-	Walsender float64 `json:"walsender"`
-	Recorder  float64 `json:"recorder,omitempty"` // its backend
-	Fake      float64 `json:"fake,omitempty"`
+	Reader      float64 `json:"reader"` // the connector, or pg_recvlogical
+	Walsender   float64 `json:"walsender"`
+	Recorder    float64 `json:"recorder,omitempty"` // its backend
+	Destination float64 `json:"destination,omitempty"`
 }
 
 func perEvent(d time.Duration, events int) float64 {
@@ -99,14 +101,18 @@ func (d *database) watchWalsender(ctx context.Context, slot string, done <-chan 
 
 // runConnector takes the time from the connector's start until the ledger's checkpoint is beyond the backlog. It leaves an
 // empty ledger: a ledger belongs to one connector, and the rows of this run stand at the positions of the next.
-func (d *database) runConnector(ctx context.Context, name string, bl backlog, args ...string) (r connectorRun, err error) {
+func (d *database) runConnector(ctx context.Context, sink, name string, bl backlog, args ...string) (r connectorRun, err error) {
+	r.Sink = sink
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout(bl.events), errors.New("the connector takes too long"))
 	defer cancel()
-	fake, err := d.startFake(ctx)
+	to, err := d.start(ctx, sink, bl.events)
 	if err != nil {
 		return r, err
 	}
-	defer fake.kill()
+	defer to.kill()
+	if err := d.configure(name, to.sink()); err != nil {
+		return r, err
+	}
 	p := progress{database: d, name: name}
 	if err := p.ask(ctx); err != nil { // prepares the query, too
 		return r, err
@@ -115,8 +121,8 @@ func (d *database) runConnector(ctx context.Context, name string, bl backlog, ar
 	if err != nil {
 		return r, err
 	}
-	var idle used // all but the fake start with the run
-	if idle[3], err = cpuTime(fake.pid()); err != nil {
+	var idle used // all but the destination start with the run
+	if idle[3], err = cpuTime(to.pid()); err != nil {
 		return r, err
 	}
 	c, err := startChild(filepath.Join(d.dir, "connector.log"), d.connector, append([]string{"run", "--config", d.config(name)}, args...)...)
@@ -128,7 +134,7 @@ func (d *database) runConnector(ctx context.Context, name string, bl backlog, ar
 		return r, err
 	}
 	r.Seconds = time.Since(c.started).Seconds()
-	total, err := p.used(c, fake)
+	total, err := p.used(c, to)
 	if err != nil {
 		return r, err
 	}
@@ -143,7 +149,7 @@ func (d *database) runConnector(ctx context.Context, name string, bl backlog, ar
 	if err := c.stop(ctx); err != nil {
 		return r, err
 	}
-	r.Counts, err = d.check(ctx, bl.events)
+	r.Counts, err = d.check(ctx, to)
 	return r, err
 }
 
@@ -187,7 +193,7 @@ func (p *progress) await(ctx context.Context, c *child, done func() bool) error 
 	}
 }
 
-// used is the CPU time that the connector, its walsender, its recorder's backend and the fake have used.
+// used is the CPU time that the connector, its walsender, its recorder's backend and the destination have used.
 type used [4]time.Duration
 
 func (u used) perEvent(events int) cpu {
@@ -201,11 +207,11 @@ func (u used) since(then used) used {
 	return u
 }
 
-func (p *progress) used(c, fake *child) (u used, err error) {
+func (p *progress) used(c *child, to destination) (u used, err error) {
 	if p.recorder == nil || p.walsender == nil {
 		return u, errors.New("the connector has lost its session")
 	}
-	for i, pid := range []int{c.pid(), *p.walsender, *p.recorder, fake.pid()} {
+	for i, pid := range []int{c.pid(), *p.walsender, *p.recorder, to.pid()} {
 		if u[i], err = cpuTime(pid); err != nil {
 			return u, err
 		}
@@ -213,9 +219,9 @@ func (p *progress) used(c, fake *child) (u used, err error) {
 	return u, nil
 }
 
-// check compares topic and ledger with what was written, and empties the ledger.
-func (d *database) check(ctx context.Context, events int) (counts, error) {
-	c, err := d.checkTopic(ctx, events)
+// check compares destination and ledger with what was written, and empties the ledger.
+func (d *database) check(ctx context.Context, to destination) (counts, error) {
+	c, err := to.check(ctx)
 	if err != nil {
 		return c, err
 	}

@@ -22,21 +22,30 @@ type throughputResult struct {
 	Rounds       []round `json:"rounds"`
 }
 
-// round is both, one right after the other on the same backlog.
+// round is one run of each, one right after the other on the same backlog.
 type round struct {
-	Yardstick yardstickRun `json:"pg_recvlogical"`
-	Connector connectorRun `json:"outbox_cdc"`
-	Ratio     float64      `json:"ratio"`
-	Quiet     bool         `json:"quiet"`  // others used little
-	Counts    bool         `json:"counts"` // for the medians
+	Yardstick  yardstickRun   `json:"pg_recvlogical"`
+	Connectors []connectorRun `json:"outbox_cdc"` // in the order of the sinks
+	Quiet      bool           `json:"quiet"`      // others used little
+	Counts     bool           `json:"counts"`     // for the medians
 }
 
-func (r round) others() float64 { return max(r.Yardstick.Others, r.Connector.Others) }
+func (r round) others() float64 {
+	most := r.Yardstick.Others
+	for _, c := range r.Connectors {
+		most = max(most, c.Others)
+	}
+	return most
+}
 
 // throughput runs rounds on one backlog. All slots are made before it is written: a slot's walsender begins to read where
 // the slot was made.
 func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, err error) {
-	ours, theirs := names("ours", b.attempts()), names("theirs", b.attempts())
+	theirs := names("theirs", b.attempts())
+	var ours []string
+	for _, sink := range b.sinks {
+		ours = append(ours, names(sink, b.attempts())...)
+	}
 	d, err := b.newDatabase(ctx, fmt.Sprintf("rows_%d", rows), ours...)
 	if err != nil {
 		return t, err
@@ -53,11 +62,11 @@ func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, e
 	}
 	t = throughputResult{Events: b.events, Rows: rows, PayloadBytes: bl.payloadBytes}
 	quiet := 0
-	for i := range ours {
+	for i := range b.attempts() {
 		if quiet == b.rounds {
 			break
 		}
-		r, err := d.round(ctx, theirs[i], ours[i], bl)
+		r, err := d.round(ctx, i+1, bl)
 		if err != nil {
 			return t, fmt.Errorf("round %d: %w", i+1, err)
 		}
@@ -65,8 +74,10 @@ func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, e
 			quiet++
 		}
 		t.Rounds = append(t.Rounds, r)
-		note("  round %d: pg_recvlogical %.2f s, outbox-cdc %.2f s, ratio %.2f, others used %.1f %%",
-			i+1, r.Yardstick.Seconds, r.Connector.Seconds, r.Ratio, 100*r.others())
+		note("  round %d: pg_recvlogical %.2f s, others used %.1f %%", i+1, r.Yardstick.Seconds, 100*r.others())
+		for _, c := range r.Connectors {
+			note("    %s: outbox-cdc %.2f s, ratio %.2f", c.Sink, c.Seconds, c.Ratio)
+		}
 	}
 	t.choose(b.rounds)
 	return t, nil
@@ -84,28 +95,35 @@ func (t *throughputResult) choose(rounds int) {
 	}
 }
 
+// names are those of the slots of one kind, by round.
 func names(prefix string, n int) []string {
 	all := make([]string, n)
 	for i := range all {
-		all[i] = fmt.Sprintf("%s_%d", prefix, i+1)
+		all[i] = name(prefix, i+1)
 	}
 	return all
 }
 
-func (d *database) round(ctx context.Context, theirs, ours string, bl backlog) (r round, err error) {
+func name(prefix string, round int) string { return fmt.Sprintf("%s_%d", prefix, round) }
+
+func (d *database) round(ctx context.Context, n int, bl backlog) (r round, err error) {
 	if err := d.settle(ctx); err != nil {
 		return r, err
 	}
-	if r.Yardstick, err = d.runYardstick(ctx, theirs, bl); err != nil {
+	if r.Yardstick, err = d.runYardstick(ctx, name("theirs", n), bl); err != nil {
 		return r, err
 	}
-	if err := d.settle(ctx); err != nil {
-		return r, err
+	for _, sink := range d.sinks {
+		if err := d.settle(ctx); err != nil {
+			return r, err
+		}
+		c, err := d.runConnector(ctx, sink, name(sink, n), bl)
+		if err != nil {
+			return r, fmt.Errorf("%s: %w", sink, err)
+		}
+		c.Ratio = r.Yardstick.Seconds / c.Seconds
+		r.Connectors = append(r.Connectors, c)
 	}
-	if r.Connector, err = d.runConnector(ctx, ours, bl); err != nil {
-		return r, err
-	}
-	r.Ratio = r.Yardstick.Seconds / r.Connector.Seconds
 	return r, nil
 }
 
@@ -114,25 +132,27 @@ func (b *bench) profiles(ctx context.Context) error {
 	if err := os.MkdirAll(b.profile, 0o755); err != nil {
 		return err
 	}
-	if b.only == "" || b.only == throughput {
-		for _, rows := range b.rows {
-			if err := b.profileOne(ctx, rows); err != nil {
-				return fmt.Errorf("profile at %d rows a transaction: %w", rows, err)
+	for _, sink := range b.sinks {
+		if b.only == "" || b.only == throughput {
+			for _, rows := range b.rows {
+				if err := b.profileOne(ctx, sink, rows); err != nil {
+					return fmt.Errorf("profile of %s at %d rows a transaction: %w", sink, rows, err)
+				}
 			}
 		}
-	}
-	if b.only == "" || b.only == latency {
-		path := filepath.Join(b.profile, "latency.pprof")
-		l, err := b.latencyOnce(ctx, "--profile", path)
-		if err != nil {
-			return fmt.Errorf("profile of the latency: %w", err)
+		if b.only == "" || b.only == latency {
+			path := filepath.Join(b.profile, sink+"-latency.pprof")
+			l, err := b.latencyOnce(ctx, sink, "--profile", path)
+			if err != nil {
+				return fmt.Errorf("profile of the latency of %s: %w", sink, err)
+			}
+			note("%s: p50 %.2f ms, %.1f µs an event; go tool pprof -top %s", sink, l.P50, l.CPU, path)
 		}
-		note("p50 %.2f ms, %v µs an event; go tool pprof -top %s", l.P50, l.CPU, path)
 	}
 	return nil
 }
 
-func (b *bench) profileOne(ctx context.Context, rows int) (err error) {
+func (b *bench) profileOne(ctx context.Context, sink string, rows int) (err error) {
 	d, err := b.newDatabase(ctx, fmt.Sprintf("rows_%d", rows), "ours")
 	if err != nil {
 		return err
@@ -145,11 +165,11 @@ func (b *bench) profileOne(ctx context.Context, rows int) (err error) {
 	if err := d.settle(ctx); err != nil {
 		return err
 	}
-	path := filepath.Join(b.profile, fmt.Sprintf("rows-%d.pprof", rows))
-	r, err := d.runConnector(ctx, "ours", bl, "--profile", path)
+	path := filepath.Join(b.profile, fmt.Sprintf("%s-rows-%d.pprof", sink, rows))
+	r, err := d.runConnector(ctx, sink, "ours", bl, "--profile", path)
 	if err != nil {
 		return err
 	}
-	note("%.0f events/s, %v µs an event; go tool pprof -top %s", float64(b.events)/r.Seconds, r.CPU, path)
+	note("%s: %.0f events/s, %.1f µs an event; go tool pprof -top %s", sink, float64(b.events)/r.Seconds, r.CPU, path)
 	return nil
 }

@@ -1,0 +1,74 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+// kafkaFake keeps its records in memory.
+type kafkaFake struct {
+	*child
+	broker string
+	events int
+}
+
+// startKafka starts an empty Kafka fake with our topic.
+func (b *bench) startKafka(ctx context.Context, events int) (destination, error) {
+	port, err := servers.FreePort()
+	if err != nil {
+		return nil, err
+	}
+	fake, err := startChild(filepath.Join(b.dir, "kafkafake.log"), b.fake,
+		"-port", strconv.Itoa(port), "-partitions", strconv.Itoa(partitions), "-topics", topic)
+	if err != nil {
+		return nil, err
+	}
+	k := kafkaFake{child: fake, broker: loopback(port), events: events}
+	return k, fake.awaitListening(ctx, k.broker)
+}
+
+func (k kafkaFake) sink() string { return fmt.Sprintf("type: kafka, brokers: [%q]", k.broker) }
+
+// check reads the topic from its beginning.
+func (k kafkaFake) check(ctx context.Context) (counts, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("the topic cannot be read to its end"))
+	defer cancel()
+	client, err := kgo.NewClient(kgo.SeedBrokers(k.broker), kgo.ConsumeTopics(topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		return counts{}, err
+	}
+	defer client.Close()
+	ends, err := kadm.NewClient(client).ListEndOffsets(ctx, topic)
+	if err := errors.Join(err, ends.Error()); err != nil {
+		return counts{}, fmt.Errorf("ask how much is in the topic: %w", err)
+	}
+	var left int64
+	ends.Each(func(o kadm.ListedOffset) { left += o.Offset })
+
+	t := newTally(k.events)
+	for left > 0 {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			return counts{}, fmt.Errorf("read the topic: %w", err)
+		}
+		for record := range fetches.RecordsAll() {
+			left--
+			if err := t.add(string(record.Key), record.Value); err != nil {
+				return counts{}, err
+			}
+		}
+	}
+	return t.counts(), nil
+}
