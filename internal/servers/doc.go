@@ -1,8 +1,9 @@
-// Package servers starts real servers, PostgreSQL and Apache Kafka, for tests, benchmarks and the demo, and puts a
-// TCP proxy in front of them to inject faults. It finds or downloads what it starts, runs it as a child that cannot
-// outlive this process, listens on 127.0.0.1 only, and leaves nothing behind but the download cache.
+// Package servers starts real servers for tests, benchmarks and the demo: PostgreSQL, Apache Kafka, Redis (alone, as a
+// cluster, with a Sentinel) and NATS with JetStream; and puts a TCP proxy in front of them to inject faults. It finds,
+// downloads or builds what it starts, runs it as a child that cannot outlive this process, listens on 127.0.0.1 only, and
+// leaves nothing behind but the download cache.
 //
 // It knows nothing of this project: no migrations, no testing.T. Package pgtest is what tests use.
 //
-// With the build tag "containers" the same functions start the same servers in containers.
+// With the build tag "containers" PostgreSQL and Kafka are started in containers, by the same functions.
 package servers
