@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,7 +25,8 @@ import (
 // connector is one instance of "outbox-cdc run", which may be started and ended many times.
 type connector struct {
 	t      testing.TB
-	config string // file
+	config string   // file
+	env    []string // says it all, instead of the file, where it is set
 	listen string
 	dir    string // of what it printed
 	runs   []*process
@@ -67,8 +69,11 @@ func (c *connector) start(args ...string) {
 		c.t.Fatal("the connector runs already")
 	}
 	n := len(c.runs)
+	if c.env == nil {
+		args = append([]string{"--config", c.config}, args...)
+	}
 	p := &process{
-		cmd:    exec.Command(shared.binary, append([]string{"run", "--config", c.config}, args...)...),
+		cmd:    exec.Command(shared.binary, append([]string{"run"}, args...)...),
 		stdout: filepath.Join(c.dir, fmt.Sprintf("stdout-%03d", n)),
 		stderr: filepath.Join(c.dir, fmt.Sprintf("stderr-%03d", n)),
 		done:   make(chan struct{}),
@@ -84,7 +89,7 @@ func (c *connector) start(args ...string) {
 	}
 	defer stderr.Close()
 	p.cmd.Stdout, p.cmd.Stderr = stdout, stderr
-	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.dir}
+	p.cmd.Env = append(slices.Clone(c.env), "PATH="+os.Getenv("PATH"), "HOME="+c.dir)
 	p.cmd.SysProcAttr = dieWithUs()
 	started := make(chan error)
 	go func() {

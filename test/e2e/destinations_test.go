@@ -164,7 +164,7 @@ func (w *world) streamed() (all []delivery) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+	for seq := max(info.State.FirstSeq, 1); seq <= info.State.LastSeq; seq++ {
 		m, err := stream.GetMsg(ctx, seq)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue
