@@ -2,29 +2,34 @@ package e2e
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
 	"maps"
+	"math/big"
+	"net"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
-	"github.com/pyairtable-compose/outbox-cdc/internal/testcert"
 )
 
 // encrypted is a destination that speaks TLS to clients with the right certificate, and asks for a password besides. It
 // is looked at through a plain port where it has one.
 type encrypted struct {
 	*world
-	server, client         testcert.Certificate
-	serverCert, serverKey  string // files
-	clientCert, clientKey  string
+	server, client         certificate
 	password, passwordFile string
 }
 
@@ -38,9 +43,8 @@ func TestTLS(t *testing.T) {
 		t.Run(typ, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, worldOptions{sinks: []string{}, bare: true})
-			e := &encrypted{world: w, server: testcert.SelfSigned(t), client: testcert.SelfSigned(t), password: "p: {ass}"}
-			e.serverCert, e.serverKey = e.file("server.pem", e.server.CertPEM), e.file("server.key", e.server.KeyPEM)
-			e.clientCert, e.clientKey = e.file("client.pem", e.client.CertPEM), e.file("client.key", e.client.KeyPEM)
+			e := &encrypted{world: w, password: "p: {ass}"}
+			e.server, e.client = e.certificate("server"), e.certificate("client")
 			e.passwordFile = "${file:" + e.file("password", []byte(e.password+"\n")) + "}"
 			sink := map[string]any{"name": typ, "type": typ, "topic": w.topics.prefix + ".{aggregate_type}"}
 			maps.Copy(sink, serve(e))
@@ -54,8 +58,8 @@ func TestTLS(t *testing.T) {
 				cause string // of being away; none: it delivers
 			}{
 				{map[string]any{"enabled": true}, "certificate signed by unknown authority"},
-				{map[string]any{"enabled": true, "ca_file": e.serverCert}, "tls"}, // it wants ours; who is told so, and who just hung up on, differs
-				{map[string]any{"enabled": true, "ca_file": e.serverCert, "cert_file": e.clientCert, "key_file": e.clientKey}, ""},
+				{map[string]any{"enabled": true, "ca_file": e.server.cert}, "tls"}, // it wants ours; who is told so, and who just hung up on, differs
+				{map[string]any{"enabled": true, "ca_file": e.server.cert, "cert_file": e.client.cert, "key_file": e.client.key}, ""},
 			} {
 				sink["tls"] = stage.tls
 				w.writeConfig(c)
@@ -75,6 +79,41 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// certificate is one for this machine, signed by itself.
+type certificate struct {
+	tls             tls.Certificate
+	certPEM, keyPEM []byte
+	cert, key       string // files of these
+}
+
+func (e *encrypted) certificate(name string) certificate {
+	e.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, // Java wants a subject
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	c := certificate{
+		tls:     tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key},
+		certPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		keyPEM:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+	}
+	c.cert, c.key = e.file(name+".pem", c.certPEM), e.file(name+".key", c.keyPEM)
+	return c
+}
+
 func (e *encrypted) file(name string, content []byte) string {
 	e.t.Helper()
 	path := filepath.Join(e.t.TempDir(), name)
@@ -90,7 +129,7 @@ func (e *encrypted) serveRedis() map[string]any {
 		e.t.Fatal(err)
 	}
 	e.redis, err = servers.StartRedis(context.Background(), servers.RedisOptions{Settings: map[string]string{
-		"tls-port": fmt.Sprint(port), "tls-cert-file": e.serverCert, "tls-key-file": e.serverKey, "tls-ca-cert-file": e.clientCert,
+		"tls-port": fmt.Sprint(port), "tls-cert-file": e.server.cert, "tls-key-file": e.server.key, "tls-ca-cert-file": e.client.cert,
 		"user": `outbox on ">` + e.password + `" ~* +multi +exec +xadd`,
 	}})
 	if err != nil {
@@ -107,7 +146,7 @@ func (e *encrypted) serveNATS() map[string]any {
 		allow_non_tls: true
 		authorization { users: [{user: outbox, password: secret}, {user: test, password: x}] }
 		no_auth_user: test
-	`, e.serverCert, e.serverKey, e.clientCert)})
+	`, e.server.cert, e.server.key, e.client.cert)})
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -119,9 +158,9 @@ func (e *encrypted) serveNATS() map[string]any {
 func (e *encrypted) serveHook() map[string]any {
 	e.hook = newHook(e.t, e.topics)
 	clients := x509.NewCertPool()
-	clients.AppendCertsFromPEM(e.client.CertPEM)
+	clients.AppendCertsFromPEM(e.client.certPEM)
 	server := httptest.NewUnstartedServer(e.hook.server.Config.Handler)
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{e.server.TLS}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{e.server.tls}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	e.t.Cleanup(server.Close)
@@ -132,13 +171,13 @@ func (e *encrypted) serveHook() map[string]any {
 }
 
 func (e *encrypted) serveKafka() map[string]any {
-	pem := func(text []byte) string { return strings.ReplaceAll(string(text), "\n", `\n`) }
+	line := func(text []byte) string { return strings.ReplaceAll(string(text), "\n", `\n`) }
 	settings := map[string]string{
 		"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:SASL_SSL",
 	}
 	for name, value := range map[string]string{
-		"ssl.keystore.type": "PEM", "ssl.keystore.certificate.chain": pem(e.server.CertPEM), "ssl.keystore.key": pem(e.server.KeyPEM),
-		"ssl.truststore.type": "PEM", "ssl.truststore.certificates": pem(e.client.CertPEM), "ssl.client.auth": "required",
+		"ssl.keystore.type": "PEM", "ssl.keystore.certificate.chain": line(e.server.certPEM), "ssl.keystore.key": line(e.server.keyPEM),
+		"ssl.truststore.type": "PEM", "ssl.truststore.certificates": line(e.client.certPEM), "ssl.client.auth": "required",
 		"sasl.enabled.mechanisms": "PLAIN",
 		"plain.sasl.jaas.config":  `org.apache.kafka.common.security.plain.PlainLoginModule required user_outbox="` + e.password + `";`,
 	} {
