@@ -91,6 +91,21 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+// What an event says takes one segment of a path or one value of a query, and no more.
+func TestTemplateThatIsAURL(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ template, want string }{
+		{"https://h.example/{tenant_id}/x?t={tenant_id}#f", "https://h.example/A-z0._~%2F..%3Fq%23%26%25%20%C3%A9%0A/x?t=A-z0._~%2F..%3Fq%23%26%25%20%C3%A9%0A#f"},
+		{"http://{tenant_id}", "http://A-z0._~%2F..%3Fq%23%26%25%20%C3%A9%0A"},
+		{"x-https://{tenant_id}", "x-https://A-z0._~/..?q#&% é\n"},
+	} {
+		parsed := mustParse(t, test.template)
+		if got := parsed.Expand(&outbox.Event{TenantID: "A-z0._~/..?q#&% é\n"}); got != test.want {
+			t.Errorf("%q = %q, want %q", test.template, got, test.want)
+		}
+	}
+}
+
 func TestTemplateMistakes(t *testing.T) {
 	t.Parallel()
 	const fields = "an event has id, aggregate_type, aggregate_id, event_type, event_version, tenant_id, correlation_id, causation_id"

@@ -72,14 +72,16 @@ type part struct {
 }
 
 // Template is a text with fields of the event in braces, such as outbox.event.{aggregate_type}. The zero Template
-// expands to nothing.
+// expands to nothing. In one that is a URL (of a webhook) the fields' values are escaped: whoever writes an event chooses
+// no more of the URL than the place of the field.
 type Template struct {
 	parts []part
+	isURL bool
 }
 
 // ParseTemplate reads s. Its errors name the field that no event has.
 func ParseTemplate(s string) (Template, error) {
-	var t Template
+	t := Template{isURL: strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://")}
 	for rest := s; rest != ""; {
 		at := strings.IndexAny(rest, "{}")
 		if at < 0 {
@@ -111,21 +113,38 @@ func (t *Template) Expand(e *outbox.Event) string {
 	case 0:
 		return ""
 	case 1:
-		return t.parts[0].expand(e)
+		return t.expand(0, e)
 	}
 	var room [128]byte
 	b := room[:0]
 	for i := range t.parts {
-		b = append(b, t.parts[i].expand(e)...)
+		b = append(b, t.expand(i, e)...)
 	}
 	return string(b)
 }
 
-func (p *part) expand(e *outbox.Event) string {
-	if p.field == literal {
+func (t *Template) expand(i int, e *outbox.Event) string {
+	p := &t.parts[i]
+	switch {
+	case p.field == literal:
 		return p.text
+	case t.isURL:
+		return escape(p.field.of(e))
 	}
 	return p.field.of(e)
+}
+
+// escape makes s one segment of a path, or one value of a query: all but RFC 3986's unreserved characters as %XX.
+func escape(s string) string {
+	var out strings.Builder
+	for _, c := range []byte(s) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0 {
+			out.WriteByte(c)
+		} else {
+			fmt.Fprintf(&out, "%%%02X", c)
+		}
+	}
+	return out.String()
 }
 
 // onlyField is the field that alone makes the difference between two expansions.

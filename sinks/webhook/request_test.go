@@ -252,20 +252,22 @@ func TestEnvelopeIsJSON(t *testing.T) {
 func TestHostileValues(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(m *sinks.Message){
-		"id with CR LF":         func(m *sinks.Message) { m.Event.ID = "1\r\nX: " + canary },
-		"id with NUL":           func(m *sinks.Message) { m.Event.ID = "1\x00" + canary },
-		"id with a dot":         func(m *sinks.Message) { m.Event.ID = "1." + canary },
-		"id with spaces":        func(m *sinks.Message) { m.Event.ID = canary + " " },
-		"no id":                 func(m *sinks.Message) { m.Event.ID = "" },
-		"long id":               func(m *sinks.Message) { m.Event.ID = strings.Repeat(canary, 2000) },
-		"long tenant":           func(m *sinks.Message) { m.Event.TenantID = strings.Repeat(canary, 2000) },
-		"URL of another host":   func(m *sinks.Message) { m.Topic = "http://canary.example/" },
-		"URL of another port":   func(m *sinks.Message) { m.Topic = "http://127.0.0.1:1/canary" },
-		"URL of another scheme": func(m *sinks.Message) { m.Topic = "https" + strings.TrimPrefix(m.Topic, "http") },
-		"URL with a user":       func(m *sinks.Message) { m.Topic = strings.Replace(m.Topic, "://", "://canary@", 1) },
-		"host as a user":        func(m *sinks.Message) { m.Topic += "@canary.example/" },
-		"URL with a line end":   func(m *sinks.Message) { m.Topic += "/canary\n" },
-		"URL with a bad escape": func(m *sinks.Message) { m.Topic += "/canary%zz" },
+		"id with CR LF":            func(m *sinks.Message) { m.Event.ID = "1\r\nX: " + canary },
+		"id with NUL":              func(m *sinks.Message) { m.Event.ID = "1\x00" + canary },
+		"id with a dot":            func(m *sinks.Message) { m.Event.ID = "1." + canary },
+		"id with spaces":           func(m *sinks.Message) { m.Event.ID = canary + " " },
+		"no id":                    func(m *sinks.Message) { m.Event.ID = "" },
+		"long id":                  func(m *sinks.Message) { m.Event.ID = strings.Repeat(canary, 2000) },
+		"long tenant":              func(m *sinks.Message) { m.Event.TenantID = strings.Repeat(canary, 2000) },
+		"URL of another host":      func(m *sinks.Message) { m.Topic = "http://canary.example/" },
+		"URL of another port":      func(m *sinks.Message) { m.Topic = "http://127.0.0.1:1/canary" },
+		"URL of another scheme":    func(m *sinks.Message) { m.Topic = "https" + strings.TrimPrefix(m.Topic, "http") },
+		"URL with a user":          func(m *sinks.Message) { m.Topic = strings.Replace(m.Topic, "://", "://canary@", 1) },
+		"host as a user":           func(m *sinks.Message) { m.Topic += "@canary.example/" },
+		"URL that goes up":         func(m *sinks.Message) { m.Topic += "/a/../canary" },
+		"URL that goes up, hidden": func(m *sinks.Message) { m.Topic += "/a%2F%2e%2E" },
+		"URL with a line end":      func(m *sinks.Message) { m.Topic += "/canary\n" },
+		"URL with a bad escape":    func(m *sinks.Message) { m.Topic += "/canary%zz" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

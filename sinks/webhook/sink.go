@@ -134,6 +134,11 @@ func (s *Sink) target(topic string) (*url.URL, error) {
 	if u.Scheme != s.url.Scheme || !isSameHost(u, s.url) || u.User != nil {
 		return nil, fmt.Errorf("%w: the URL of its route is of another host than the sink's, or has a user", sinks.ErrPermanent)
 	}
+	for segment := range strings.SplitSeq(u.Path, "/") { // unescaped: some servers look at it so
+		if segment == "." || segment == ".." { // an event's tenant, say, may not be the way to another's
+			return nil, fmt.Errorf("%w: the URL of its route has a segment . or ..", sinks.ErrPermanent)
+		}
+	}
 	u.Fragment, u.RawFragment = "", ""
 	u.Host = s.url.Host
 	return u, nil
