@@ -38,12 +38,23 @@ func (d *delivery) run(ctx context.Context, p *producer, batch []sinks.Message) 
 		p.send(ctx, d.wave, d.records)
 		d.settle()
 	}
+	d.failRest(ctx)
+	return d.errs
+}
+
+// failRest fails what ctx has left no time for.
+func (d *delivery) failRest(ctx context.Context) {
 	for i := range d.records {
-		if !d.records[i].settled {
+		r := &d.records[i]
+		if r.settled {
+			continue
+		}
+		if _, failed := d.failed[r.msg.Aggregate()]; failed {
+			d.fail(i, sinks.ErrNotAttempted)
+		} else {
 			d.fail(i, fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, context.Cause(ctx)))
 		}
 	}
-	return d.errs
 }
 
 func (d *delivery) begin(p *producer, batch []sinks.Message) {

@@ -283,6 +283,23 @@ func TestAggregateInTwoTopics(t *testing.T) {
 	}
 }
 
+// TestNoTimeLeft: what no wave was made of is not sent, and what stands behind a failure not attempted.
+func TestNoTimeLeft(t *testing.T) {
+	t.Parallel()
+	batch := []sinks.Message{message("t", "a", "a1", 10), message("t", "a", "a2", 10), message("t", "b", "b1", 10), message("t", "b", "b2", 10)}
+	d := &delivery{batch: batch, records: make([]record, len(batch))}
+	for i := range batch {
+		d.records[i].msg = &batch[i]
+	}
+	d.fail(0, sinks.ErrPermanent)
+	d.failRest(t.Context())
+	for i, want := range []error{sinks.ErrPermanent, sinks.ErrNotAttempted, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
+		if !errors.Is(d.errs[i], want) {
+			t.Errorf("message %d: want %v, got %v", i, want, d.errs[i])
+		}
+	}
+}
+
 // TestTopicAppears: an unknown topic is unavailable at once, and no more once it was created.
 func TestTopicAppears(t *testing.T) {
 	t.Parallel()

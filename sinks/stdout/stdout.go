@@ -133,7 +133,7 @@ func newLine(m *sinks.Message) *line {
 		l.PayloadBase64 = e.Payload
 	}
 	switch {
-	case json.Valid(e.Metadata):
+	case json.Valid(e.Metadata) && utf8.Valid(e.Metadata):
 		l.Metadata = e.Metadata
 	case len(e.Metadata) > 0: // a mapped column may hold anything
 		l.Metadata, _ = json.Marshal(string(e.Metadata)) // a string always can

@@ -124,9 +124,10 @@ func TestLine(t *testing.T) {
 	bytesOnly := sinks.Message{Event: &outbox.Event{
 		ID: "2", AggregateType: "Order", AggregateID: "o-1", EventType: "e", Payload: []byte{0xff, 0}, Metadata: []byte("no JSON\n"),
 	}}
+	noText := sinks.Message{Event: &outbox.Event{ID: "\xff", AggregateType: "Order", AggregateID: "o-1", Metadata: []byte("{\"a\":\"\xff\"}")}}
 	null := sinks.Message{Event: &outbox.Event{ID: "3", AggregateType: "Order", AggregateID: "o-1", EventType: "e"}}
 	var out bytes.Buffer
-	if errs := New(&out).Deliver(t.Context(), []sinks.Message{full, bytesOnly, null}); errs != nil {
+	if errs := New(&out).Deliver(t.Context(), []sinks.Message{full, bytesOnly, noText, null}); errs != nil {
 		t.Fatal(errs)
 	}
 	want := `{"id":"0190f5a0-0000-7000-8000-000000000001","aggregate_type":"Order","aggregate_id":"o-1","event_type":"OrderPlaced",` +
@@ -135,6 +136,7 @@ func TestLine(t *testing.T) {
 		`"topic":"outbox.event.Order","key":"o-1"}` + "\n" +
 		`{"id":"2","aggregate_type":"Order","aggregate_id":"o-1","event_type":"e","event_version":1,"payload_base64":"/wA=",` +
 		`"metadata":"no JSON\n"}` + "\n" +
+		`{"id":"\ufffd","aggregate_type":"Order","aggregate_id":"o-1","event_version":1,"metadata":"{\"a\":\"\ufffd\"}"}` + "\n" +
 		`{"id":"3","aggregate_type":"Order","aggregate_id":"o-1","event_type":"e","event_version":1}` + "\n"
 	if diff := cmp.Diff(strings.SplitAfter(want, "\n"), strings.SplitAfter(out.String(), "\n")); diff != "" {
 		t.Error(diff)
