@@ -136,7 +136,7 @@ func (s *Sink) target(topic string) (*url.URL, error) {
 	}
 	for segment := range strings.SplitSeq(u.Path, "/") { // unescaped: some servers look at it so
 		if segment == "." || segment == ".." { // an event's tenant, say, may not be the way to another's
-			return nil, fmt.Errorf("%w: the URL of its route has a segment . or ..", sinks.ErrPermanent)
+			return nil, fmt.Errorf("%w: the URL of its route goes up (it has a segment . or .. in it)", sinks.ErrPermanent)
 		}
 	}
 	u.Fragment, u.RawFragment = "", ""
