@@ -30,6 +30,9 @@ func copyRows(b []byte, batches []Outcomes, epoch int32, uuidIDs bool, clock tim
 		rows := batches[i].Rows
 		for j := range rows {
 			o := &rows[j]
+			if o.Status == Parked {
+				continue
+			}
 			n++
 			b = binary.BigEndian.AppendUint16(b, 11)
 			var err error

@@ -2,7 +2,7 @@ package checkpoint
 
 import "time"
 
-// Status is what became of a delivery, as it stands in outbox_delivery_log.
+// Status is what became of a delivery. All but Parked stand in outbox_delivery_log.
 type Status uint8
 
 const (
@@ -14,36 +14,58 @@ const (
 	Dead
 	// Discarded: nobody wanted it.
 	Discarded
+	// Parked: kept in outbox_parked without a try. It has no row in the log.
+	Parked
 )
 
-var statusNames = [...]string{"delivered", "failed", "dead", "discarded"}
+var statusNames = [...]string{"delivered", "failed", "dead", "discarded", "parked"}
 
 func (s Status) String() string { return statusNames[s] }
 
-// Outcome is what became of one try of one delivery: a row of the log.
+// RowChange is what an outcome does to the delivery's row in outbox_parked.
+type RowChange uint8
+
+const (
+	// RowNone: there is none, and none is made.
+	RowNone RowChange = iota
+	// RowInsert parks the delivery: it has no row yet.
+	RowInsert
+	// RowUpdate changes the row that is there; where a person has taken it away meanwhile, nothing.
+	RowUpdate
+	// RowDelete takes the row away, if it is still there.
+	RowDelete
+)
+
+// Outcome is what became of one try of one delivery, or that it was parked without one.
 type Outcome struct {
-	// Entry is the number that Tracker.Add gave to the event. An outcome that is not Failed settles one delivery of it.
+	// Entry is the number that Tracker.Add gave to the event, of which Settles says that one delivery is settled.
 	Entry     uint64
+	Settles   bool
+	Row       RowChange
+	Status    Status
 	Processor int32
 	Position  Position
 	EventID   string
 	Attempt   int
-	Status    Status
 	// StartedAt and CompletedAt are by this process's clock; the recorder writes them by PostgreSQL's.
 	StartedAt   time.Time
 	CompletedAt time.Time
 	Error       string
-	// Dead is set where Status is Dead.
-	Dead *DeadLetter
+	// Parked is set where Row is RowInsert or RowUpdate.
+	Parked *ParkedRow
 }
 
-// DeadLetter is what a dead delivery keeps of its event, by value: a row of outbox_parked.
-type DeadLetter struct {
+// ParkedRow is what is kept of a delivery in outbox_parked beside what its outcome says. Times are by this process's clock.
+type ParkedRow struct {
 	AggregateHash int64
-	Attempts      int
-	Tries         int
-	TriedAt       time.Time
-	// Event is the event without its payload, as JSON.
+	Attempts      int       // tries that were refused
+	Tries         int       // all tries
+	TriedAt       time.Time // the first; zero: untried
+	// NextAttempt is when it may be tried again, or zero: untried, or dead and passed over. Blocks stands for "never": it is
+	// dead, and holds its aggregate.
+	NextAttempt time.Time
+	Blocks      bool
+	// Event is the event without its payload, as JSON. Neither is needed for RowUpdate.
 	Event   []byte
 	Payload []byte
 }
@@ -51,8 +73,16 @@ type DeadLetter struct {
 // Outcomes are given to the recorder together and recorded in one transaction, in the order in which they are given.
 type Outcomes struct {
 	Rows []Outcome
+	// Urgent: somebody waits for them to be committed.
+	Urgent bool
 	// Seq is sent on Recorded once these are committed. Recorded holds one value; a newer one replaces it, so that
 	// the recorder never waits for its reader. The recorder is the only sender.
 	Seq      uint64
 	Recorded chan uint64
+}
+
+// Batch is what one transaction of the recorder commits.
+type Batch struct {
+	Outcomes []Outcomes
+	Mark     Mark
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // maxBatchRows bounds the rows of one transaction: beyond some thousand, COPY gets no cheaper a row.
@@ -21,13 +19,16 @@ const (
 	calmPace = 10 * time.Millisecond
 )
 
-// RecorderConfig is what a Recorder needs. All of it is required.
-type RecorderConfig struct {
-	// Connect opens the recorder's own connection, with the ledger's search_path, a lock_timeout and
-	// synchronous_commit = on: without it a crash could keep the slot's position and lose the rows before it.
-	Connect func(context.Context) (*pgx.Conn, error)
-	Slot    string
-	Owner   string // who we are, for people who look at the checkpoint
+// Ledger is where batches are committed: PostgreSQL's tables, or a test's memory.
+type Ledger interface {
+	// Commit writes a batch in one transaction. After an error, whose outcome may be unknown, it is called again with the
+	// same batch and finds out first whether that went through.
+	Commit(ctx context.Context, b Batch) error
+	Close()
+}
+
+// Pace is how the recorder is run. All of it is required.
+type Pace struct {
 	// Fast says that the stream is fast enough for pacing.
 	Fast func() bool
 	// State is told of a change between working (nil) and failing, and why. It is called by the recorder's goroutine.
@@ -37,79 +38,34 @@ type RecorderConfig struct {
 
 // Recorder writes outcomes and the checkpoint to the ledger, a batch a transaction, and publishes the new prefix to
 // the tracker after the COMMIT. It tries again until its context ends: nothing else can be done with outcomes.
-//
-// A COMMIT whose answer is lost may have gone through or not. The checkpoint's batch_seq, which every transaction
-// raises by one, tells after reconnecting.
 type Recorder struct {
-	cfg     RecorderConfig
-	conn    *pgx.Conn
+	ledger  Ledger
+	cfg     Pace
 	tracker *Tracker
-	epoch   int32
-	seq     int64 // batch_seq of the last batch that is known to be committed
-	uuidIDs bool
-	clock   time.Duration // PostgreSQL's clock minus ours
-	buf     []byte
 	entries []uint64
-	ready   bool // the connection knows our statements
 }
 
-// OpenRecorder connects, takes the ledger over by raising the epoch, and reads what is settled. The caller must hold
-// the slot: START_REPLICATION has succeeded. Close the recorder when Run is not called.
-func OpenRecorder(ctx context.Context, cfg RecorderConfig) (*Recorder, Start, error) {
-	r := &Recorder{cfg: cfg}
-	if err := r.connect(ctx); err != nil {
-		return nil, Start{}, err
-	}
-	start, err := r.open(ctx)
-	if err != nil {
-		r.Close()
-		return nil, Start{}, err
-	}
-	return r, start, nil
-}
+// NewRecorder makes a recorder over a ledger, which it owns from then on. Close it when Run is not called.
+func NewRecorder(ledger Ledger, cfg Pace) *Recorder { return &Recorder{ledger: ledger, cfg: cfg} }
 
-// Close ends the connection.
-func (r *Recorder) Close() {
-	if r.conn == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = r.conn.Close(ctx) // there is nothing to lose: what matters was committed
-	r.conn = nil
-}
-
-func (r *Recorder) connect(ctx context.Context) error {
-	conn, err := r.cfg.Connect(ctx)
-	if err != nil {
-		return fmt.Errorf("connect: %w", err)
-	}
-	r.Close()
-	r.conn, r.ready = conn, false
-	err = conn.QueryRow(ctx, `select atttypid = 'uuid'::regtype from pg_attribute
-		where attrelid = 'outbox_delivery_log'::regclass and attname = 'event_id'`).Scan(&r.uuidIDs)
-	if err != nil {
-		return fmt.Errorf("look at the ledger: %w", err)
-	}
-	return r.measureClock(ctx)
-}
+// Close ends what the ledger holds open.
+func (r *Recorder) Close() { r.ledger.Close() }
 
 // Run records until in is closed and empty, or ctx ends. It ends with an error when the session cannot go on: another
 // one has taken over, or the server is shutting down.
 func (r *Recorder) Run(ctx context.Context, tracker *Tracker, in <-chan Outcomes) error {
 	defer r.Close()
 	r.tracker = tracker
-	var batch []Outcomes
+	var b collected
 	var last time.Time
 	for {
-		batch = batch[:0]
-		rows := 0
+		b = collected{batch: b.batch[:0]}
 		select {
 		case o, ok := <-in:
 			if !ok {
 				return r.finish(ctx)
 			}
-			batch, rows = append(batch, o), len(o.Rows)
+			b.add(o)
 		case <-tracker.Progress():
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -118,20 +74,52 @@ func (r *Recorder) Run(ctx context.Context, tracker *Tracker, in <-chan Outcomes
 		if r.cfg.Fast() {
 			pace = fastPace
 		}
-		wait(ctx, pace-time.Since(last))
+		b.collect(in, pace-time.Since(last))
 		last = time.Now()
-		for more := true; more && rows < maxBatchRows; {
+		if err := r.record(ctx, b.batch); err != nil {
+			return err
+		}
+	}
+}
+
+// collected is what a batch is made of.
+type collected struct {
+	batch  []Outcomes
+	rows   int
+	urgent bool
+	ended  bool // the channel is closed, which is seen again by whoever reads it next
+}
+
+func (c *collected) add(o Outcomes) {
+	c.batch = append(c.batch, o)
+	c.rows += len(o.Rows)
+	c.urgent = c.urgent || o.Urgent
+}
+
+// collect takes what comes within this time, unless somebody waits, and then what is there.
+func (c *collected) collect(in <-chan Outcomes, within time.Duration) {
+	if within > 0 {
+		t := time.NewTimer(within)
+		defer t.Stop()
+		for waiting := true; waiting && !c.urgent && !c.ended && c.rows < maxBatchRows; {
 			select {
 			case o, ok := <-in:
-				if more = ok; ok { // a closed channel is seen again above
-					batch, rows = append(batch, o), rows+len(o.Rows)
+				if c.ended = !ok; ok {
+					c.add(o)
 				}
-			default:
-				more = false
+			case <-t.C:
+				waiting = false
 			}
 		}
-		if err := r.record(ctx, batch); err != nil {
-			return err
+	}
+	for !c.ended && c.rows < maxBatchRows {
+		select {
+		case o, ok := <-in:
+			if c.ended = !ok; ok {
+				c.add(o)
+			}
+		default:
+			return
 		}
 	}
 }
@@ -142,22 +130,23 @@ func (r *Recorder) finish(ctx context.Context) error { return r.record(ctx, nil)
 // record commits one batch, however often it has to be tried, and publishes what that settles.
 func (r *Recorder) record(ctx context.Context, batch []Outcomes) error {
 	r.entries = r.entries[:0]
+	rows := 0
 	for i := range batch {
+		rows += len(batch[i].Rows)
 		for j := range batch[i].Rows {
-			if o := &batch[i].Rows[j]; o.Status != Failed {
+			if o := &batch[i].Rows[j]; o.Settles {
 				r.entries = append(r.entries, o.Entry)
 			}
 		}
 	}
 	r.tracker.Settle(r.entries)
 	mark := r.tracker.Settled()
-	if len(batch) == 0 && mark.LSN <= r.tracker.Confirmed() {
-		return nil
+	if rows > 0 || mark.LSN > r.tracker.Confirmed() {
+		if err := r.commitBatch(ctx, Batch{batch, mark}); err != nil {
+			return err
+		}
+		r.tracker.Publish(mark)
 	}
-	if err := r.commitBatch(ctx, batch, mark); err != nil {
-		return err
-	}
-	r.tracker.Publish(mark)
 	for i := range batch {
 		tell(batch[i].Recorded, batch[i].Seq)
 	}
@@ -183,12 +172,11 @@ func tell(c chan uint64, seq uint64) {
 }
 
 // commitBatch tries until the batch is committed, ctx ends, or the session cannot go on.
-func (r *Recorder) commitBatch(ctx context.Context, batch []Outcomes, mark Mark) error {
+func (r *Recorder) commitBatch(ctx context.Context, b Batch) error {
 	delay := 50 * time.Millisecond
 	for failed := false; ; failed = true {
-		err := r.attempt(ctx, batch, mark)
+		err := r.ledger.Commit(ctx, b)
 		if err == nil {
-			r.seq++
 			if failed {
 				r.cfg.State(nil)
 				r.cfg.Logger.Info("recorder works again")

@@ -54,13 +54,21 @@ func (l *ledger) query(sql string) string {
 	return *s
 }
 
-func (l *ledger) config() RecorderConfig {
-	return RecorderConfig{
-		Slot: slot, Owner: "test", Fast: func() bool { return false }, State: func(error) {},
-		Logger: slog.New(slog.DiscardHandler),
-		Connect: func(ctx context.Context) (*pgx.Conn, error) {
-			return l.connect(ctx, nil)
+// config is all that a recorder over a ledger needs.
+type config struct {
+	LedgerConfig
+	Pace
+}
+
+func (l *ledger) config() config {
+	return config{
+		LedgerConfig{
+			Slot: slot, Owner: "test",
+			Connect: func(ctx context.Context) (*pgx.Conn, error) {
+				return l.connect(ctx, nil)
+			},
 		},
+		Pace{Fast: func() bool { return false }, State: func(error) {}, Logger: slog.New(slog.DiscardHandler)},
 	}
 }
 
@@ -94,9 +102,9 @@ type recording struct {
 	seq   uint64
 }
 
-func (l *ledger) record(cfg RecorderConfig) *recording {
+func (l *ledger) record(cfg config) *recording {
 	l.t.Helper()
-	r, start, err := OpenRecorder(context.Background(), cfg)
+	opened, start, err := OpenLedger(context.Background(), cfg.LedgerConfig)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -106,6 +114,7 @@ func (l *ledger) record(cfg RecorderConfig) *recording {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.t.Cleanup(cancel)
+	r := NewRecorder(opened, cfg.Pace)
 	go func() { rec.ended <- r.Run(ctx, rec.Tracker, rec.in) }()
 	return rec
 }
@@ -126,7 +135,7 @@ func (r *recording) give(lsn pglogrepl.LSN, statuses ...Status) {
 	var rows []Outcome
 	for i, s := range statuses {
 		o := Outcome{
-			Entry: e, Processor: int32(i + 1), Position: pos(lsn, 0), EventID: eventID(int(lsn)), Attempt: 1, Status: s,
+			Entry: e, Processor: int32(i + 1), Position: pos(lsn, 0), EventID: eventID(int(lsn)), Attempt: 1, Status: s, Settles: s != Failed,
 			StartedAt: time.Now().Add(-time.Second), CompletedAt: time.Now(),
 		}
 		switch s {
@@ -134,7 +143,8 @@ func (r *recording) give(lsn pglogrepl.LSN, statuses ...Status) {
 			o.Error = "bad\x00 \xff text"
 		case Dead:
 			o.Error = "dead"
-			o.Dead = &DeadLetter{AggregateHash: -5, Attempts: 1, Tries: 2, TriedAt: time.Now(), Event: []byte(`{"id": "x"}`), Payload: []byte("\x00payload")}
+			o.Row = RowInsert
+			o.Parked = &ParkedRow{AggregateHash: -5, Attempts: 1, Tries: 2, TriedAt: time.Now(), Event: []byte(`{"id": "x"}`), Payload: []byte("\x00payload")}
 		}
 		rows = append(rows, o)
 	}
@@ -201,6 +211,7 @@ func TestStartReadsWhatIsSettled(t *testing.T) {
 	parkedRow := `insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)
 		values ($1, $2::pg_lsn, $3, gen_random_uuid(), 0, $4, '{}')`
 	l.exec("update outbox_checkpoints set prefix_lsn = '0/70', prefix_index = 2")
+	l.exec("insert into outbox_processors (id, connector, processor_name, processor_type) values (3, 'c', 'three', 'stdout')")
 	l.exec(logRow, 1, "delivered", "0/70", 2, 3) // the prefix itself
 	l.exec(logRow, 1, "delivered", "0/70", 3, 3)
 	l.exec(logRow, 2, "failed", "0/70", 3, 3)
@@ -231,7 +242,7 @@ func TestFenced(t *testing.T) {
 	old := l.record(l.config())
 	old.give(100, Delivered)
 	old.recorded()
-	if _, _, err := OpenRecorder(context.Background(), l.config()); err != nil {
+	if _, _, err := OpenLedger(context.Background(), l.config().LedgerConfig); err != nil {
 		t.Fatal(err)
 	}
 	old.give(120, Delivered)
@@ -255,7 +266,7 @@ func TestFencedWhileAway(t *testing.T) {
 	old.recorded()
 	next := l.record(l.config()) // ends the backend of old
 	successor := l.query("select recorder_pid::text from outbox_checkpoints")
-	r := &Recorder{cfg: l.config(), epoch: next.start.Epoch - 1}
+	r := &postgres{cfg: l.config().LedgerConfig, epoch: next.start.Epoch - 1}
 	defer r.Close()
 	if err := r.connect(context.Background()); err != nil {
 		t.Fatal(err)
@@ -280,7 +291,7 @@ func TestReconnectedIsEnded(t *testing.T) {
 	old := l.record(l.config())
 	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
 	first := l.query("select recorder_pid::text from outbox_checkpoints")
-	r := &Recorder{cfg: l.config(), epoch: old.start.Epoch}
+	r := &postgres{cfg: l.config().LedgerConfig, epoch: old.start.Epoch}
 	defer r.Close()
 	if err := r.connect(context.Background()); err != nil {
 		t.Fatal(err)
@@ -306,7 +317,7 @@ func TestNotReady(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	l.exec("update outbox_checkpoints set state = 'building'")
-	if _, _, err := OpenRecorder(context.Background(), l.config()); !errors.Is(err, ErrNotReady) {
+	if _, _, err := OpenLedger(context.Background(), l.config().LedgerConfig); !errors.Is(err, ErrNotReady) {
 		t.Errorf("got %v, want ErrNotReady", err)
 	}
 }

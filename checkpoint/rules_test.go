@@ -31,13 +31,13 @@ func TestStartWaitsForThePredecessor(t *testing.T) {
 	}
 	done := make(chan opened, 1)
 	go func() {
-		r, start, err := OpenRecorder(context.Background(), cfg)
+		r, start, err := OpenLedger(context.Background(), cfg.LedgerConfig)
 		if err == nil {
 			r.Close()
 		}
 		done <- opened{start, err}
 	}()
-	l.waitsFor("select exists (select from pg_locks where not granted and pid in (select pid from pg_stat_activity where datname = current_database()))")
+	l.waitsFor("select exists (select from pg_locks where not granted and pg_backend_pid() = any (pg_blocking_pids(pid)))")
 	l.exec("commit")
 	o := <-done
 	if o.err != nil {

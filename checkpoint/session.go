@@ -38,22 +38,22 @@ type Start struct {
 // open takes the ledger over: it ends the backend of the recorder before it, raises the epoch, commits that, and only
 // then reads what is settled, so that no session before this one can still add to it. It must be called after
 // START_REPLICATION has succeeded: the slot is the lock.
-func (r *Recorder) open(ctx context.Context) (Start, error) {
+func (l *postgres) open(ctx context.Context) (Start, error) {
 	var s Start
-	if err := r.endPredecessor(ctx); err != nil {
+	if err := l.endPredecessor(ctx); err != nil {
 		return s, err
 	}
 	// The row lock waits for a predecessor's transaction that is still at work; it commits before us or never.
-	err := r.conn.QueryRow(ctx, `update outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
+	err := l.conn.QueryRow(ctx, `update outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
 		recorder_started = `+backendStart+`, updated_at = clock_timestamp()
-		where slot_name = $1 and state = 'ready' returning epoch, batch_seq`, r.cfg.Slot, r.cfg.Owner).Scan(&r.epoch, &r.seq)
+		where slot_name = $1 and state = 'ready' returning epoch, batch_seq`, l.cfg.Slot, l.cfg.Owner).Scan(&l.epoch, &l.seq)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return s, fmt.Errorf("slot %q: %w", r.cfg.Slot, ErrNotReady)
+		return s, fmt.Errorf("slot %q: %w", l.cfg.Slot, ErrNotReady)
 	} else if err != nil {
 		return s, fmt.Errorf("raise epoch: %w", err)
 	}
-	err = pgx.BeginTxFunc(ctx, r.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if err := readCheckpoint(ctx, tx, r.cfg.Slot, &s); err != nil {
+	err = pgx.BeginTxFunc(ctx, l.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := readCheckpoint(ctx, tx, l.cfg.Slot, &s); err != nil {
 			return err
 		}
 		return readSettled(ctx, tx, &s)
@@ -61,7 +61,7 @@ func (r *Recorder) open(ctx context.Context) (Start, error) {
 	if err != nil {
 		return s, fmt.Errorf("read checkpoint: %w", err)
 	}
-	if s.Epoch != r.epoch {
+	if s.Epoch != l.epoch {
 		return s, ErrFenced
 	}
 	return s, nil
@@ -72,10 +72,10 @@ const backendStart = "(select backend_start from pg_stat_activity where pid = pg
 // endPredecessor ends the backend that recorded before us, which may hang in a COPY whose client is frozen and hold
 // the checkpoint's row. Its start time must match as well: pids are used again. Once we have an epoch, only a backend
 // of that epoch is ours to end: a session that was taken over must not end its successor's.
-func (r *Recorder) endPredecessor(ctx context.Context) error {
-	_, err := r.conn.Exec(ctx, `select pg_terminate_backend(a.pid) from outbox_checkpoints c
+func (l *postgres) endPredecessor(ctx context.Context) error {
+	_, err := l.conn.Exec(ctx, `select pg_terminate_backend(a.pid) from outbox_checkpoints c
 		join pg_stat_activity a on a.pid = c.recorder_pid and a.backend_start = c.recorder_started
-		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`, r.cfg.Slot, r.epoch)
+		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`, l.cfg.Slot, l.epoch)
 	if err != nil {
 		return fmt.Errorf("end the recorder before: %w", err)
 	}
@@ -91,8 +91,10 @@ func readCheckpoint(ctx context.Context, tx pgx.Tx, slot string, s *Start) error
 // readSettled reads by position, never by event id: what is settled of streamed positions (index ≥ 0) beyond the
 // prefix, of an epoch since this slot was made. It is never more than was in flight. A failed try settles nothing.
 func readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
-	rows, err := tx.Query(ctx, `select processor_id, commit_lsn, tx_index from outbox_parked
-		where tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)
+	// A processor at a time: the table may hold millions of rows, and its key begins so.
+	rows, err := tx.Query(ctx, `select p.* from (select id from outbox_processors union all select 0) processor,
+			lateral (select processor_id, commit_lsn, tx_index from outbox_parked
+				where processor_id = processor.id and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)) p
 		union all
 		select processor_id, commit_lsn, tx_index from outbox_delivery_log
 		where commit_lsn >= $1 and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)
@@ -111,13 +113,13 @@ func readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
 }
 
 // measureClock sets how far PostgreSQL's clock is ahead of ours, so that the log's times are PostgreSQL's.
-func (r *Recorder) measureClock(ctx context.Context) error {
+func (l *postgres) measureClock(ctx context.Context) error {
 	var theirs time.Time
 	before := time.Now()
-	if err := r.conn.QueryRow(ctx, "select clock_timestamp()").Scan(&theirs); err != nil {
+	if err := l.conn.QueryRow(ctx, "select clock_timestamp()").Scan(&theirs); err != nil {
 		return fmt.Errorf("ask the server's clock: %w", err)
 	}
 	after := time.Now()
-	r.clock = theirs.Sub(before.Add(after.Sub(before) / 2))
+	l.clock = theirs.Sub(before.Add(after.Sub(before) / 2))
 	return nil
 }

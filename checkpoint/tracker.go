@@ -225,6 +225,13 @@ func (t *Tracker) Confirmed() pglogrepl.LSN {
 	return t.confirmed
 }
 
+// Head is the number of the oldest event in flight, or of the next one.
+func (t *Tracker) Head() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.head
+}
+
 // InFlight is the number of events added and not yet in the prefix.
 func (t *Tracker) InFlight() int {
 	t.mu.Lock()

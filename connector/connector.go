@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -29,6 +30,7 @@ type Config struct {
 	// Routes are tried in their order, the first that fits an event is taken; none: every event goes to every sink.
 	Routes   []Route
 	Delivery Delivery
+	Breaker  Breaker
 	Metrics  *monitoring.Metrics
 	Health   *monitoring.Health
 	Logger   *slog.Logger
@@ -55,6 +57,8 @@ type Sink struct {
 	// Description is kept in outbox_processors for people. It holds no secrets.
 	Description json.RawMessage
 	Topic, Key  router.Template
+	// MaxRetries is Delivery's where it is nil.
+	MaxRetries *int
 	// OneTry: what is not accepted at the first try is discarded.
 	OneTry bool
 	// Open makes the sink; the connector closes it at the end of the session.
@@ -77,12 +81,21 @@ type Delivery struct {
 	DrainTimeout time.Duration
 	MaxRetries   int
 	Retry        Retry
+	// ParkAfter is how long a sink may make the others wait before its arrivals are parked. 0: nothing is ever parked, and
+	// what is not accepted is tried again in place, while the slot waits.
+	ParkAfter time.Duration
+	// GiveUpAfter is how long a delivery is tried; 0: for ever.
+	GiveUpAfter time.Duration
+	// Block: a dead letter holds its aggregate until a person acts.
+	Block bool
 	// What may be read and not settled: events, and bytes of them.
 	MaxInFlight      int
 	MaxInFlightBytes int
 	// A larger event becomes a dead letter without its payload.
 	MaxEventBytes int
 }
+
+func (d *Delivery) never() bool { return d.ParkAfter == 0 }
 
 // unreachableFor is how long Run waits for PostgreSQL before the first session.
 const unreachableFor = 30 * time.Second
@@ -95,8 +108,9 @@ type Connector struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	table       uint32              // oid of the outbox, as preflight found it
-	tracker     *checkpoint.Tracker // of the running session, or of the last
+	sinks       map[string]*sinkLife // by name
+	table       uint32               // oid of the outbox, as preflight found it
+	tracker     *checkpoint.Tracker  // of the running session, or of the last
 	prepared    bool
 	ran         bool // a session has streamed,
 	ranThisTime bool // and so did the last one
@@ -105,6 +119,24 @@ type Connector struct {
 
 // New makes a connector. It connects to nothing.
 func New(cfg Config) *Connector { return &Connector{cfg: cfg} }
+
+// sinkLife is what outlives a session of a sink.
+type sinkLife struct {
+	breaker *breaker
+	paused  atomic.Bool
+	state   *sinkState
+}
+
+func (c *Connector) makeSinks() {
+	c.sinks = map[string]*sinkLife{}
+	for _, s := range c.cfg.Sinks {
+		never := c.cfg.Delivery.never()
+		state := newSinkState(s.Name, never || s.OneTry, c.cfg.Health, c.cfg.Metrics.Sink(s.Name), c.cfg.Logger)
+		life := &sinkLife{state: state}
+		life.breaker = newBreaker(s.Name, c.cfg.Breaker, never, c.cfg.Logger, state.breakerIs)
+		c.sinks[s.Name] = life
+	}
+}
 
 // Run delivers until ctx ends and what is on the wire has been recorded: then its error is nil. A session that ends with
 // an error is followed by another, from where the slot stands. Run itself ends with an error only for what no
@@ -116,6 +148,12 @@ func (c *Connector) Run(ctx context.Context) error {
 	}
 	defer pool.Close()
 	c.pool = pool
+	c.makeSinks()
+	defer func() {
+		for _, s := range c.sinks {
+			s.breaker.close()
+		}
+	}()
 	c.cfg.Health.SetOnly("session", false, "starting")
 	started := time.Now()
 	failures := 0

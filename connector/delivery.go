@@ -1,12 +1,10 @@
 package connector
 
 import (
-	"encoding/json"
 	"time"
 	"unsafe"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
-	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -18,6 +16,7 @@ type delivery struct {
 	attempts int    // tries that were refused
 	tries    int    // all tries
 	triedAt  time.Time
+	row      bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled
 }
 
 // deliverySize is what a delivery takes until it is settled, its outcome included. With it max_in_flight_bytes is true.
@@ -27,44 +26,28 @@ func (d *delivery) position() checkpoint.Position {
 	return checkpoint.Position{LSN: d.LSN, Index: d.Index}
 }
 
-// deadLetter keeps of the event all that a person needs to look at it and to send it again.
-func (d *delivery) deadLetter() *checkpoint.DeadLetter {
-	return &checkpoint.DeadLetter{
-		AggregateHash: d.hash, Attempts: d.attempts, Tries: d.tries, TriedAt: d.triedAt,
-		Event: eventJSON(d.Event), Payload: d.Event.Payload,
+// outcome of the delivery, and what it does to its row in outbox_parked. A try that failed and is followed by another one in
+// the lane's hands (inPlace) settles nothing.
+func (d *delivery) outcome(processor int32, status checkpoint.Status, inPlace bool) checkpoint.Outcome {
+	o := checkpoint.Outcome{
+		Entry: d.entry, Processor: processor, Position: d.position(), EventID: d.Event.ID, Status: status, Attempt: d.tries,
 	}
-}
-
-// eventJSON is an event without its payload, as outbox_parked keeps it.
-func eventJSON(e *outbox.Event) []byte {
-	row := struct {
-		ID            string          `json:"id,omitempty"`
-		AggregateType string          `json:"aggregate_type,omitempty"`
-		AggregateID   string          `json:"aggregate_id,omitempty"`
-		EventType     string          `json:"event_type,omitempty"`
-		EventVersion  int             `json:"event_version,omitempty"`
-		Metadata      json.RawMessage `json:"metadata,omitempty"`
-		CreatedAt     *time.Time      `json:"created_at,omitempty"`
-		MaxRetries    *int            `json:"max_retries,omitempty"`
-		TenantID      string          `json:"tenant_id,omitempty"`
-		CorrelationID string          `json:"correlation_id,omitempty"`
-		CausationID   string          `json:"causation_id,omitempty"`
-	}{
-		e.ID, e.AggregateType, e.AggregateID, e.EventType, e.EventVersion, e.Metadata, nil, e.MaxRetries,
-		e.TenantID, e.CorrelationID, e.CausationID,
+	if inPlace {
+		return o
 	}
-	if y := e.CreatedAt.Year(); y > 0 && y < 10000 && !e.CreatedAt.IsZero() { // what JSON can hold
-		row.CreatedAt = &e.CreatedAt
-	}
-	if !json.Valid(row.Metadata) { // a mapped text column may hold anything
-		row.Metadata = nil
-		if len(e.Metadata) > 0 {
-			row.Metadata, _ = json.Marshal(string(e.Metadata)) // a string never fails
+	o.Settles = !d.row
+	switch status {
+	case checkpoint.Delivered, checkpoint.Discarded:
+		if d.row {
+			o.Row = checkpoint.RowDelete
 		}
+	default:
+		o.Parked = &checkpoint.ParkedRow{AggregateHash: d.hash, Attempts: d.attempts, Tries: d.tries, TriedAt: d.triedAt}
+		if o.Row = checkpoint.RowUpdate; !d.row {
+			o.Row = checkpoint.RowInsert
+			o.Parked.Event, o.Parked.Payload = eventJSON(d.Event, d.CommitTime), d.Event.Payload
+		}
+		d.row = true
 	}
-	b, err := json.Marshal(row)
-	if err != nil {
-		panic("an event's columns are always JSON: " + err.Error())
-	}
-	return b
+	return o
 }

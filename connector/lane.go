@@ -2,9 +2,10 @@ package connector
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -18,43 +19,81 @@ const (
 	// deliverPace is the least time between two Deliver calls while the stream is fast, unless a whole batch waits:
 	// a thousand small requests cost more than everything else.
 	deliverPace = 3 * time.Millisecond
-	// awayPace is the most that is waited before a destination that is away is asked again: what it costs is one request, and
-	// what it saves is minutes in which everything waits for a destination that is back.
-	awayPace = 10 * time.Second
 )
 
-// lane owns the order of a share of a sink's aggregates. It is an actor: it never sleeps and never blocks on the sink;
-// Deliver runs beside it, one at a time. What was not accepted is tried again in place, before anything later, so the
-// order of an aggregate is the order of one queue.
-type lane struct {
+// target is a sink as its lanes share it.
+type target struct {
 	sink     sinks.Sink
-	name     string // of the sink
-	id       int32  // of the sink's processor
-	number   int
-	oneTry   bool // what is not accepted at once is discarded
+	name     string
+	id       int32 // of its processor
+	oneTry   bool  // what is not accepted at once is discarded
 	delivery Delivery
+	breaker  *breaker
+	paused   *atomic.Bool // by a person
 	state    *sinkState
 	metrics  monitoring.SinkMetrics
-	fast     func() bool
+	fast     func() bool // the stream is
 	logger   *slog.Logger
+}
+
+// inPlace: what is not accepted stays in the lane's hands.
+func (t *target) inPlace() bool { return t.oneTry || t.delivery.never() }
+
+// lane owns the order of a share of a sink's aggregates. It is an actor: it never sleeps and never blocks on the sink;
+// Deliver, and a read of its rows in outbox_parked, run beside it, one at a time.
+//
+// It is live, and delivers what arrives: live.go. Or it catches up, and delivers what was parked: catchup.go. What becomes of
+// a Deliver is in finish.go. Order rests on two rules: what is settled of an aggregate is always a prefix of it; and what
+// was not accepted holds its aggregate until the table was read again.
+type lane struct {
+	*target
+	number  int
+	table   table
+	maxHeld int // aggregates in memory
 
 	in       chan []*delivery           // from the reader, which closes it
 	out      chan<- checkpoint.Outcomes // to the recorder
 	recorded chan uint64                // from the recorder: everything up to this Seq is committed
+	asked    chan struct{}              // somebody has something to say: asks
+	asks     atomic.Uint32
 
-	pending  []*delivery // arrived, in order
-	again    []*delivery // delivered before and not accepted: goes first
-	retryAt  time.Time   // when again may be tried
-	away     bool        // the last Deliver reached nobody: one message asks whether that has changed
-	running  []*delivery // what Deliver has; nil when none runs
-	done     chan result
-	started  time.Time
-	batch    []sinks.Message // reused: Deliver does not keep it
-	noAnswer error           // why a Deliver ends that takes too long
-	given    uint64          // Seq of the last outcomes
-	commit   uint64          // Seq of the last that are committed
+	pending []*delivery // arrived, in order
+	again   []*delivery // in place: delivered before and not accepted; goes first
+	retryAt time.Time   // when again may be tried
+	away    bool        // in place: the last Deliver reached nobody; one message asks whether that has changed
+	wire    *wire       // the running Deliver
+	done    chan result
+	started time.Time
+	batch   []sinks.Message // reused: Deliver does not keep it
+	nils    []error
+
+	live      bool
+	held      map[int64]struct{} // live: aggregates behind whose first row arrivals are parked
+	heldUntil time.Time          // live: when the first of these is due
+	catchUpAt time.Time          // live: not before
+	catching
+
+	given      uint64               // Seq of the last outcomes
+	commit     uint64               // Seq of the last that are committed
+	outcomes   uint64               // Seq of the last that a Deliver had
+	unrecorded []uint64             // Seq of Deliver calls whose outcomes are not committed
+	parks      []checkpoint.Outcome // to be given at the end of the step
+
 	closing  bool
+	next     time.Time // when to look again
 	timer    *time.Timer
+	noAnswer error // why a Deliver ends that takes too long
+
+	// What others see.
+	idle   atomic.Bool   // it has nothing to do
+	shown  int           // of held, in the metric
+	oldest atomic.Uint64 // the first entry that waits for this sink, +1; 0: none
+}
+
+// wire is a Deliver that runs.
+type wire struct {
+	messages []*delivery
+	call     call
 }
 
 type result struct {
@@ -62,27 +101,67 @@ type result struct {
 	started, completed time.Time
 }
 
-func newLane(l lane) *lane {
+func newLane(t *target, number int, rows table, out chan<- checkpoint.Outcomes) *lane {
+	l := &lane{target: t, number: number, table: rows, maxHeld: maxHeld, out: out}
 	// The reader hands over up to handOver deliveries a time; two more slots let it go on while the lane is at work.
 	l.in = make(chan []*delivery, 2)
 	l.recorded = make(chan uint64, 1)
+	l.asked = make(chan struct{}, 1)
 	l.done = make(chan result, 1) // Deliver's goroutine never waits for the lane
+	l.read = make(chan readResult, 1)
+	l.held, l.left = map[int64]struct{}{}, map[int64]struct{}{}
 	l.noAnswer = fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
-	return &l
+	// Every session starts with the table, arrivals waiting.
+	l.waiting, l.from = true, before
+	return l
+}
+
+// What a lane can be asked for.
+const (
+	askPark uint32 = 1 << iota // from now on arrivals are parked: the breaker is open, or the sink too slow
+	askLook                    // somebody has changed rows
+)
+
+// ask wakes the lane. Safe for all goroutines.
+func (l *lane) ask(what uint32) {
+	l.asks.Or(what)
+	select {
+	case l.asked <- struct{}{}:
+	default:
+	}
 }
 
 // run ends when in is closed and nothing is on the wire any more, or with work. What was not delivered then is
-// delivered by the next session: the slot has not moved past it. deliver is the context of Deliver calls.
+// delivered by the next session: the slot has not moved past it, or it is parked. deliver is the context of Deliver calls.
 func (l *lane) run(work, deliver context.Context) error {
+	reading, endRead := context.WithCancel(work)
+	var reads sync.WaitGroup
+	defer reads.Wait()
+	defer endRead()
+	l.startRead = func(q question) {
+		reads.Go(func() {
+			a, err := l.table.read(reading, q)
+			l.read <- readResult{a, err}
+		})
+	}
 	l.timer = time.NewTimer(time.Hour)
 	defer l.timer.Stop()
+	l.lookAt = time.Now().Add(lookEvery)
 	in := l.in
 	for {
-		wake := l.start(deliver, time.Now())
-		if l.closing && l.running == nil {
+		now := time.Now()
+		l.next = now.Add(time.Hour)
+		if !l.closing && deliver.Err() == nil {
+			l.step(deliver, now)
+		}
+		if err := l.give(work, &l.parks, false); err != nil {
+			return err
+		}
+		if l.closing && l.wire == nil {
 			return nil
 		}
-		l.timer.Reset(wake)
+		l.show()
+		l.timer.Reset(max(0, l.next.Sub(now)))
 		select {
 		case batch, ok := <-in:
 			if !ok {
@@ -94,8 +173,11 @@ func (l *lane) run(work, deliver context.Context) error {
 			if err := l.finish(work, deliver, res); err != nil {
 				return err
 			}
+		case res := <-l.read:
+			l.onRead(res, time.Now())
 		case seq := <-l.recorded:
-			l.commit = seq
+			l.onRecorded(seq)
+		case <-l.asked:
 		case <-l.timer.C:
 		case <-work.Done():
 			return context.Cause(work)
@@ -103,41 +185,57 @@ func (l *lane) run(work, deliver context.Context) error {
 	}
 }
 
-// start starts a Deliver if it may, and otherwise says when to look again at the latest.
-func (l *lane) start(ctx context.Context, now time.Time) time.Duration {
-	if l.running != nil || l.closing || l.given-l.commit >= maxUnrecorded || ctx.Err() != nil {
-		return time.Hour // a result, the recorder, or the end of the session will wake us
+// step does what can be done now.
+func (l *lane) step(deliver context.Context, now time.Time) {
+	asks := l.asks.Swap(0)
+	l.look = l.look || asks&askLook != 0 || !now.Before(l.lookAt)
+	if !now.Before(l.lookAt) {
+		l.lookAt = now.Add(lookEvery)
 	}
-	list, most := &l.pending, l.delivery.BatchSize
-	if l.away {
-		most = 1 // each try of each message is a row in the ledger
+	l.wakeAt(l.lookAt)
+	if asks&askPark != 0 && !l.inPlace() {
+		l.parkArrivals()
 	}
-	if len(l.again) > 0 {
-		if wait := l.retryAt.Sub(now); wait > 0 {
-			return wait
-		}
-		list = &l.again
-	} else if len(l.pending) < l.delivery.BatchSize && l.fast() {
-		if wait := l.started.Add(deliverPace).Sub(now); wait > 0 && len(l.pending) > 0 {
-			return wait
-		}
+	if l.live && l.shouldCatchUp(now) {
+		l.catchUp()
 	}
-	n := min(len(*list), most)
-	if n == 0 {
-		return time.Hour
+	if l.live {
+		l.stepLive(deliver, now)
+	} else {
+		l.stepCatchingUp(deliver, now)
 	}
-	l.running = (*list)[:n:n]
-	if *list = (*list)[n:]; len(*list) == 0 {
-		*list = nil
+}
+
+func (l *lane) wakeAt(t time.Time) {
+	if t.Before(l.next) {
+		l.next = t
 	}
+}
+
+// mayDeliver says whether a Deliver may start, as far as the lane itself knows.
+func (l *lane) mayDeliver() bool {
+	return l.wire == nil && len(l.unrecorded) < maxUnrecorded && !l.paused.Load()
+}
+
+// permitted asks the breaker as well.
+func (l *lane) permitted(now time.Time) permission {
+	p := l.breaker.may(l.number, now)
+	if !p.ok && p.wait > 0 {
+		l.wakeAt(now.Add(p.wait))
+	}
+	return p
+}
+
+// start starts a Deliver of this batch, which the breaker permits by c.
+func (l *lane) start(ctx context.Context, now time.Time, batch []*delivery, c call) {
+	l.wire = &wire{batch, c}
 	l.batch = l.batch[:0]
-	for _, d := range l.running {
+	for _, d := range batch {
 		d.Attempt = d.tries + 1
 		l.batch = append(l.batch, d.Message)
 	}
 	l.started = now
 	go l.deliver(ctx, l.batch)
-	return time.Hour
 }
 
 func (l *lane) deliver(ctx context.Context, batch []sinks.Message) {
@@ -149,118 +247,53 @@ func (l *lane) deliver(ctx context.Context, batch []sinks.Message) {
 	l.done <- res
 }
 
-// finish gives the outcomes of a Deliver to the recorder and puts what was not accepted at the head of the queue.
-func (l *lane) finish(work, deliver context.Context, res result) error {
-	running := l.running
-	l.running = nil
-	defer clear(running) // the queue's array lives on; what was settled must not
-	if res.errs != nil && len(res.errs) != len(running) {
-		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(running))
-	}
-	rows := make([]checkpoint.Outcome, 0, len(running))
-	var again []*delivery
-	var cause, refusal error // what is to be tried again, and what was not accepted at all
-	tries := 0
-	for i, d := range running {
-		var err error
-		if res.errs != nil {
-			err = res.errs[i]
-		}
-		if errors.Is(err, sinks.ErrNotAttempted) {
-			again = append(again, d)
-			continue
-		}
-		o := checkpoint.Outcome{
-			Entry: d.entry, Processor: l.id, Position: d.position(), EventID: d.Event.ID,
-			StartedAt: res.started, CompletedAt: res.completed,
-		}
-		o.Status = l.judge(d, err, res.started)
-		o.Attempt = d.tries
-		if err != nil {
-			o.Error = err.Error()
-		}
-		switch o.Status {
-		case checkpoint.Delivered:
-			l.metrics.Duration.Observe(max(0, res.completed.Sub(d.CommitTime).Seconds()))
-		case checkpoint.Dead:
-			o.Dead = d.deadLetter()
-			l.metrics.Dead.Inc()
-			l.logger.Error("dead letter", "sink", l.name, "lane", l.number, "event_id", d.Event.ID,
-				"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
-		case checkpoint.Discarded:
-			l.metrics.Discarded.Inc()
-			refusal = err
-		case checkpoint.Failed:
-			l.metrics.Failed.Inc()
-			refusal = err
-			again = append(again, d)
-			cause, tries = err, max(tries, d.tries)
-		}
-		rows = append(rows, o)
-	}
-	delivered := len(rows)
-	for i := range rows {
-		if rows[i].Status != checkpoint.Delivered {
-			delivered--
-		}
-	}
-	l.metrics.Delivered.Add(float64(delivered))
-	if len(again) > 0 {
-		l.again = append(again, l.again...)
-	}
-	l.away = delivered == 0 && errors.Is(cause, sinks.ErrUnavailable)
-	l.retryAt = time.Time{} // what stood behind a dead letter goes on at once
-	if cause != nil {
-		wait := l.delivery.Retry.delay(tries)
-		if l.away {
-			wait = min(wait, awayPace)
-		}
-		l.retryAt = res.completed.Add(wait)
-	}
-	if deliver.Err() == nil { // else the session has ended it, which says nothing of the sink
-		l.state.report(l.number, refusal)
-	}
-	return l.give(work, rows)
+// park keeps a delivery in outbox_parked, untried.
+func (l *lane) park(d *delivery) {
+	l.parks = append(l.parks, d.outcome(l.id, checkpoint.Parked, false))
 }
 
-// judge counts the try and says what it came to.
-func (l *lane) judge(d *delivery, err error, started time.Time) checkpoint.Status {
-	d.tries++
-	if d.triedAt.IsZero() {
-		d.triedAt = started
-	}
-	maxRetries := l.delivery.MaxRetries
-	if d.Event.MaxRetries != nil {
-		maxRetries = *d.Event.MaxRetries
-	}
-	switch {
-	case err == nil:
-		return checkpoint.Delivered
-	case l.oneTry:
-		return checkpoint.Discarded
-	case errors.Is(err, sinks.ErrPermanent):
-		d.attempts++
-		return checkpoint.Dead
-	case errors.Is(err, sinks.ErrUnavailable):
-		return checkpoint.Failed // an outage is no fault of the message
-	}
-	d.attempts++
-	if d.attempts > maxRetries {
-		return checkpoint.Dead
-	}
-	return checkpoint.Failed
-}
-
-// give hands outcomes to the recorder. The channel has room for all that lanes may have unrecorded.
-func (l *lane) give(work context.Context, rows []checkpoint.Outcome) error {
-	if len(rows) == 0 {
+// give hands outcomes to the recorder, and forgets them.
+func (l *lane) give(work context.Context, rows *[]checkpoint.Outcome, urgent bool) error {
+	if len(*rows) == 0 && !urgent {
 		return nil
 	}
-	l.given++
+	if len(*rows) > 0 {
+		l.given++
+	}
+	o := checkpoint.Outcomes{Rows: *rows, Urgent: urgent, Seq: l.given, Recorded: l.recorded}
+	*rows = nil
 	select {
-	case l.out <- checkpoint.Outcomes{Rows: rows, Seq: l.given, Recorded: l.recorded}:
+	case l.out <- o:
 		return nil
 	case <-work.Done():
 		return context.Cause(work)
 	}
+}
+
+func (l *lane) onRecorded(seq uint64) {
+	l.commit = seq
+	for len(l.unrecorded) > 0 && l.unrecorded[0] <= seq {
+		l.unrecorded = l.unrecorded[1:]
+	}
+}
+
+// show tells others how the lane stands.
+func (l *lane) show() {
+	var oldest uint64
+	first := func(list []*delivery) {
+		if len(list) > 0 && !list[0].row && (oldest == 0 || list[0].entry+1 < oldest) {
+			oldest = list[0].entry + 1
+		}
+	}
+	first(l.pending)
+	first(l.again)
+	if l.wire != nil {
+		first(l.wire.messages)
+	}
+	l.oldest.Store(oldest)
+	if n := len(l.held); n != l.shown {
+		l.metrics.Held.Add(float64(n - l.shown))
+		l.shown = n
+	}
+	l.idle.Store(l.wire == nil && len(l.pending) == 0 && len(l.again) == 0 && len(l.rows) == 0)
 }

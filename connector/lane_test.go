@@ -7,9 +7,12 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sony/gobreaker/v2"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -23,8 +26,8 @@ type fakeSink func(ctx context.Context, batch []sinks.Message) []error
 func (f fakeSink) Deliver(ctx context.Context, batch []sinks.Message) []error { return f(ctx, batch) }
 func (f fakeSink) Close() error                                               { return nil }
 
-// call is one Deliver, as a test saw it.
-type call struct {
+// delivered is one Deliver, as a test saw it.
+type delivered struct {
 	at  time.Duration
 	ids []string
 }
@@ -32,6 +35,8 @@ type call struct {
 // laneBench runs one lane in a bubble, with a recorder that commits at once unless it is held.
 type laneBench struct {
 	*lane
+	arrived  int64
+	ledger   *memLedger
 	t        *testing.T
 	start    time.Time
 	outcomes chan checkpoint.Outcomes
@@ -40,7 +45,7 @@ type laneBench struct {
 	stopped  chan error
 
 	mu    sync.Mutex
-	calls []call
+	calls []delivered
 	rows  []checkpoint.Outcome
 	held  bool
 }
@@ -50,7 +55,7 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 	b.work, b.end = context.WithCancel(t.Context())
 	sink := fakeSink(func(ctx context.Context, batch []sinks.Message) []error {
 		b.mu.Lock()
-		c := call{at: time.Since(b.start)}
+		c := delivered{at: time.Since(b.start)}
 		for _, m := range batch {
 			c.ids = append(c.ids, m.Event.ID)
 		}
@@ -60,13 +65,18 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 		return answer(ctx, n, batch)
 	})
 	logger := slog.New(slog.DiscardHandler)
-	b.lane = newLane(lane{
-		sink: sink, name: "s", id: 1, out: b.outcomes, logger: logger, fast: func() bool { return false },
-		metrics: monitoring.NewMetrics("", nil).Sink("s"), state: newSinkState("s", &monitoring.Health{}, logger),
+	metrics := monitoring.NewMetrics("", nil).Sink("s")
+	b.ledger = &memLedger{}
+	to := &target{
+		sink: sink, name: "s", id: 1, logger: logger, fast: func() bool { return false }, metrics: metrics, paused: new(atomic.Bool),
+		state:   newSinkState("s", true, &monitoring.Health{}, metrics, logger),
+		breaker: newBreaker("s", Breaker{ResetTimeout: time.Minute}, true, logger, func(gobreaker.State) {}),
 		delivery: Delivery{
 			BatchSize: 3, Timeout: 30 * time.Second, MaxRetries: 2, Retry: Retry{Initial: time.Second, Max: time.Minute},
 		},
-	})
+	}
+	b.lane = newLane(to, 0, b.ledger.table(1, 0, 1), b.outcomes)
+	b.breaker.attach([]*lane{b.lane})
 	return b
 }
 
@@ -75,10 +85,15 @@ func (b *laneBench) run() {
 	go func() {
 		for o := range b.outcomes {
 			b.mu.Lock()
-			b.rows = append(b.rows, o.Rows...)
+			for _, r := range o.Rows {
+				if r.Status != checkpoint.Parked {
+					b.rows = append(b.rows, r)
+				}
+			}
+			b.ledger.apply(o.Rows)
 			held := b.held
 			b.mu.Unlock()
-			if !held {
+			if !held && o.Recorded != nil {
 				o.Recorded <- o.Seq
 			}
 		}
@@ -101,7 +116,9 @@ func (b *laneBench) arrive(ids ...string) {
 	var ds []*delivery
 	for i, id := range ids {
 		d := &delivery{entry: uint64(i)}
-		d.Message = sinks.Message{Event: &outbox.Event{ID: id, AggregateType: "t", AggregateID: id[:1], EventType: "e"}, Key: id[:1], LSN: 1, Index: int64(i)}
+		d.hash = int64(id[0])
+		d.Message = sinks.Message{Event: &outbox.Event{ID: id, AggregateType: "t", AggregateID: id[:1], EventType: "e"}, Key: id[:1], LSN: 1, Index: b.arrived}
+		b.arrived++
 		ds = append(ds, d)
 	}
 	b.in <- ds
@@ -198,11 +215,8 @@ func TestLaneDeadLetters(t *testing.T) {
 		b.stop()
 		check(t, "outcomes", b.gotRows(), "a1:dead#1 a2:delivered#1 b1:failed#1 b1:failed#2 b1:dead#3 b2:delivered#1 ")
 		for _, r := range b.rows {
-			if (r.Status == checkpoint.Dead) != (r.Dead != nil) {
-				t.Errorf("%s: dead letter %v", r.EventID, r.Dead)
-			}
-			if r.Dead != nil && (r.Dead.Tries != r.Attempt || string(r.Dead.Event) == "") {
-				t.Errorf("%s: dead letter %+v", r.EventID, r.Dead)
+			if dead := r.Parked; r.Status == checkpoint.Dead && (r.Row != checkpoint.RowInsert || dead.Tries != r.Attempt || string(dead.Event) == "") {
+				t.Errorf("%s: dead letter %+v", r.EventID, dead)
 			}
 		}
 	})
@@ -285,7 +299,8 @@ func TestLaneAfterTheEndOfDeliveries(t *testing.T) {
 			return fail(batch, map[string]error{"a1": fmt.Errorf("%w: %w", ctx.Err(), sinks.ErrUnavailable)})
 		})
 		var health monitoring.Health
-		b.state = newSinkState("s", &health, slog.New(slog.DiscardHandler))
+		b.state = newSinkState("s", true, &health, b.metrics, slog.New(slog.DiscardHandler))
+		b.state.begin()
 		deliver, end := context.WithCancel(b.work)
 		go func() { b.stopped <- b.lane.run(b.work, deliver) }()
 		b.arrive("a1", "b1")

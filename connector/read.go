@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -36,6 +37,7 @@ const (
 // inlet is the reader's side of a lane.
 type inlet struct {
 	lane      chan<- []*delivery
+	processor int32
 	collected []*delivery // not yet handed over
 }
 
@@ -50,6 +52,7 @@ type reader struct {
 	lanes   map[int32][]*inlet // by processor
 	share   int                // bytes that an event takes beside itself: its deliveries and their outcomes
 	out     chan<- checkpoint.Outcomes
+	waits   atomic.Int32 // what it waits for; see slowRule
 	logger  *slog.Logger
 
 	invalidRows, unrouted prometheus.Counter
@@ -192,7 +195,7 @@ func (r *reader) nobodys(ctx context.Context, pos checkpoint.Position, m decoder
 	}
 	now := time.Now()
 	o := checkpoint.Outcome{
-		Entry: r.tracker.Add(pos, 1, m.Size, r.tx.committed), Position: pos, EventID: m.Event.ID,
+		Entry: r.tracker.Add(pos, 1, m.Size, r.tx.committed), Settles: true, Position: pos, EventID: m.Event.ID,
 		StartedAt: now, CompletedAt: now, Status: checkpoint.Discarded, Error: "no route",
 	}
 	if m.Invalid == nil {
@@ -201,7 +204,8 @@ func (r *reader) nobodys(ctx context.Context, pos checkpoint.Position, m decoder
 		r.invalidRows.Inc()
 		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
 		o.Status, o.Error = checkpoint.Dead, m.Invalid.Error()
-		o.Dead = &checkpoint.DeadLetter{Event: eventJSON(m.Event), Payload: m.Event.Payload}
+		o.Row = checkpoint.RowInsert
+		o.Parked = &checkpoint.ParkedRow{Event: eventJSON(m.Event, r.tx.committed), Payload: m.Event.Payload}
 	}
 	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }
@@ -211,6 +215,8 @@ func (r *reader) room(ctx context.Context, size int) error {
 	if err := r.flush(ctx); err != nil { // what we hold may be what it waits for
 		return err
 	}
+	r.waits.Store(waitsForRing)
+	defer r.waits.Store(waitsForNobody)
 	for r.tracker.Full(size) {
 		if _, err := waitFor(ctx, r.stream, r.tracker.Room()); err != nil {
 			return err
@@ -231,12 +237,14 @@ func (r *reader) flush(ctx context.Context) error {
 			if n == 0 {
 				continue
 			}
+			r.waits.Store(in.processor)
 			if err := send(ctx, r.stream, in.lane, in.collected); err != nil {
 				return err
 			}
 			in.collected = make([]*delivery, 0, n) // the lane owns the other one now
 		}
 	}
+	r.waits.Store(waitsForNobody)
 	return nil
 }
 

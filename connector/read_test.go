@@ -135,7 +135,7 @@ func TestReaderInvalidRow(t *testing.T) {
 		t.Errorf("%v invalid rows are counted, want 1", got)
 	}
 	rows := (<-b.outcomes).Rows
-	if len(rows) != 1 || rows[0].Status != checkpoint.Dead || rows[0].Processor != 0 || rows[0].Dead == nil || rows[0].Error != "it is no event" {
+	if len(rows) != 1 || rows[0].Status != checkpoint.Dead || rows[0].Processor != 0 || rows[0].Parked == nil || rows[0].Error != "it is no event" {
 		t.Errorf("outcome %+v, want a dead letter of processor 0", rows)
 	}
 	b.tracker.Settle([]uint64{b.inlet.collected[0].entry, b.inlet.collected[1].entry})
@@ -160,7 +160,7 @@ func TestReaderDiscards(t *testing.T) {
 		t.Fatalf("%d outcomes, %v counted, want the one that is not settled", len(b.outcomes), testutil.ToFloat64(b.reader.unrouted))
 	}
 	rows := (<-b.outcomes).Rows
-	if len(rows) != 1 || rows[0].Status != checkpoint.Discarded || rows[0].Processor != 0 || rows[0].EventID != "?one" || rows[0].Dead != nil {
+	if len(rows) != 1 || rows[0].Status != checkpoint.Discarded || rows[0].Processor != 0 || rows[0].EventID != "?one" || rows[0].Parked != nil {
 		t.Errorf("outcome %+v, want a discarded one of processor 0", rows)
 	}
 	b.tracker.Settle([]uint64{b.inlet.collected[0].entry})

@@ -179,7 +179,7 @@ func TestTheLedgerWaitsForTheDisk(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.exec("do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$")
-	conn, err := (&Connector{cfg: w.cfg}).recorderConfig(nil).Connect(t.Context())
+	conn, err := (&Connector{cfg: w.cfg}).connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ type session struct {
 	recorder *checkpoint.Recorder
 	reader   *reader
 	lanes    []*lane
+	bySink   map[int32][]*lane
 	sinks    []sinks.Sink
 	outcomes chan checkpoint.Outcomes
 }
@@ -84,7 +85,10 @@ func (s *session) takeOver(ctx context.Context) (checkpoint.Start, error) {
 	defer wg.Wait()
 	wg.Go(func() {
 		var o opened
-		s.recorder, o.start, o.err = checkpoint.OpenRecorder(ctx, s.c.recorderConfig(s.stream.Fast))
+		var ledger checkpoint.Ledger
+		if ledger, o.start, o.err = checkpoint.OpenLedger(ctx, s.c.ledgerConfig()); o.err == nil {
+			s.recorder = checkpoint.NewRecorder(ledger, s.c.pace(s.stream.Fast))
+		}
 		done <- o
 	})
 	o, err := waitFor(ctx, s.stream, done)
@@ -139,7 +143,12 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	total := len(c.cfg.Sinks) * d.Lanes
 	// Room for all that lanes may have unrecorded, so that a lane never waits for the recorder.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
+	if err := c.reviseParked(ctx, ids); err != nil {
+		return err
+	}
+	routes := c.cfg.RouterRoutes(ids)
 	byProcessor := map[int32][]*inlet{}
+	s.bySink = map[int32][]*lane{}
 	for _, sc := range c.cfg.Sinks {
 		sink, err := sc.Open()
 		if err != nil {
@@ -147,21 +156,35 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		}
 		s.sinks = append(s.sinks, sink)
 		id := ids[sc.Name]
-		state := newSinkState(sc.Name, c.cfg.Health, c.cfg.Logger)
-		for i := range d.Lanes {
-			l := newLane(lane{
-				sink: sink, name: sc.Name, id: id, number: i, delivery: d, state: state,
-				oneTry: sc.OneTry, metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger, out: s.outcomes,
-			})
-			s.lanes = append(s.lanes, l)
-			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in})
+		life := c.sinks[sc.Name]
+		life.state.begin()
+		t := &target{
+			sink: sink, name: sc.Name, id: id, oneTry: sc.OneTry, delivery: d, breaker: life.breaker, paused: &life.paused, state: life.state,
+			metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 		}
+		if sc.MaxRetries != nil {
+			t.delivery.MaxRetries = *sc.MaxRetries
+		}
+		own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
+		for i := range d.Lanes {
+			rows := &parkedTable{pool: c.pool, processor: id, lane: i, lanes: d.Lanes, address: addressOf(router.New(routes), own)}
+			l := newLane(t, i, rows, s.outcomes)
+			s.bySink[id] = append(s.bySink[id], l)
+			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in, processor: id})
+		}
+		s.lanes = append(s.lanes, s.bySink[id]...)
+		t.metrics.CatchingUp.Set(float64(d.Lanes))
+		t.metrics.Held.Set(0)
+		life.breaker.attach(s.bySink[id])
+	}
+	if err := c.readPauses(ctx, c.pool, s); err != nil {
+		return err
 	}
 	s.reader = &reader{
 		stream: s.stream, tracker: s.tracker, start: start, lanes: byProcessor, out: s.outcomes,
 		share:   len(c.cfg.Sinks) * deliverySize,
 		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
-		router:  router.New(c.cfg.RouterRoutes(ids)),
+		router:  router.New(routes),
 		logger:  c.cfg.Logger,
 		// Of no sink: the row was no event, or no route wants it.
 		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
@@ -188,6 +211,11 @@ func (s *session) run(ctx context.Context) error {
 	defer endWork(nil)
 
 	var lanes, recorder, keeper errgroup.Group
+	if !c.cfg.Delivery.never() && len(s.bySink) > 1 {
+		slow := newSlowRule(s.tracker, &s.reader.waits, s.bySink, c.cfg.Delivery.ParkAfter)
+		keeper.Go(func() error { slow.run(reading); return nil })
+	}
+	keeper.Go(func() error { c.listen(reading, s); return nil })
 	for _, l := range s.lanes {
 		lanes.Go(func() error {
 			err := l.run(work, deliver)

@@ -1,46 +1,150 @@
 package connector
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
 
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// sinkState tells people whether a sink takes what it is given: once for all of its lanes.
+// sinkState tells people how a sink does: once for all of its lanes. Its lanes, its breaker and the keeper call it.
 type sinkState struct {
-	name   string
-	health *monitoring.Health
-	logger *slog.Logger
+	name    string
+	inPlace bool // what fails waits in its lane: every failure holds something back
+	health  *monitoring.Health
+	metrics monitoring.SinkMetrics
+	logger  *slog.Logger
 
 	mu      sync.Mutex
 	failing map[int]struct{} // lanes whose last batch was not accepted
+	cause   error            // the last failure
+	breaker gobreaker.State
+	since   time.Time // of breaker
+	paused  bool
+	owed    owed
+	unread  error // why the parked rows cannot be read
 }
 
-func newSinkState(name string, health *monitoring.Health, logger *slog.Logger) *sinkState {
-	health.Set("sink:"+name, true, "")
-	return &sinkState{name: name, health: health, logger: logger, failing: map[int]struct{}{}}
+// owed is what a sink has in outbox_parked.
+type owed struct {
+	parked, dead int64
+	oldest       time.Duration // of the parked ones
 }
 
-// report tells how the last batch of a lane went.
-func (s *sinkState) report(lane int, err error) {
+func newSinkState(name string, inPlace bool, health *monitoring.Health, metrics monitoring.SinkMetrics, logger *slog.Logger) *sinkState {
+	return &sinkState{name: name, inPlace: inPlace, health: health, metrics: metrics, logger: logger, failing: map[int]struct{}{}}
+}
+
+// begin is called for each new session.
+func (s *sinkState) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.failing)
+	s.unread = nil
+	s.show()
+}
+
+// report tells how the last batch of a lane went: err is its last failure. While single messages are refused and the rest is
+// parked, nobody is held back.
+func (s *sinkState) report(lane, accepted int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was := len(s.failing) > 0
-	if err == nil {
+	if err == nil || !s.inPlace && (accepted > 0 || !errors.Is(err, sinks.ErrUnavailable)) {
 		if !was {
 			return
 		}
 		delete(s.failing, lane)
 		if len(s.failing) == 0 {
-			s.health.Set("sink:"+s.name, true, "")
 			s.logger.Info("sink accepts again", "sink", s.name)
+			s.show()
 		}
 		return
 	}
-	s.failing[lane] = struct{}{}
-	s.health.Set("sink:"+s.name, false, err.Error())
+	s.failing[lane], s.cause = struct{}{}, err
+	s.show()
 	if !was {
-		s.logger.Warn("sink does not accept; trying again, in order", "sink", s.name, "lane", lane, "err", err)
+		s.logger.Warn("sink does not accept; trying again", "sink", s.name, "lane", lane, "err", err)
 	}
+}
+
+// breakerIs is called by the breaker at each change.
+func (s *sinkState) breakerIs(state gobreaker.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state == gobreaker.StateOpen && s.breaker != gobreaker.StateHalfOpen {
+		s.since = time.Now() // a probe that failed does not begin it anew
+	}
+	s.breaker = state
+	s.metrics.Breaker.Set(map[gobreaker.State]float64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[state])
+	s.show()
+}
+
+func (s *sinkState) isPaused(paused bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.paused != paused {
+		s.logger.Info(map[bool]string{true: "sink paused", false: "sink resumed"}[paused], "sink", s.name)
+	}
+	s.paused = paused
+	s.show()
+}
+
+// owes tells what waits for the sink.
+func (s *sinkState) owes(o owed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.owed = o
+	s.metrics.Parked.Set(float64(o.parked))
+	s.metrics.DeadLetters.Set(float64(o.dead))
+	s.metrics.OldestParked.Set(o.oldest.Seconds())
+	s.show()
+}
+
+// read tells how a read of the parked rows went.
+func (s *sinkState) read(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if (err == nil) == (s.unread == nil) {
+		return
+	}
+	if s.unread = err; err != nil {
+		s.logger.Warn("parked rows cannot be read; trying again", "sink", s.name, "err", err)
+	}
+	s.show()
+}
+
+// show puts it into one sentence.
+func (s *sinkState) show() {
+	ok, text := true, ""
+	switch {
+	case s.unread != nil:
+		ok, text = false, s.unread.Error()
+	case s.breaker != gobreaker.StateClosed:
+		ok, text = false, fmt.Sprintf("left alone since %s (breaker %s): %v", s.since.UTC().Format(time.RFC3339), s.breaker, s.cause)
+	case len(s.failing) > 0:
+		ok, text = false, s.cause.Error()
+	case s.paused:
+		text = "paused by a person; outbox-cdc resume goes on"
+	}
+	if s.owed.parked > 0 {
+		text += sep(text) + fmt.Sprintf("%d parked, the oldest %s ago", s.owed.parked, s.owed.oldest.Round(time.Second))
+	}
+	if s.owed.dead > 0 {
+		text += sep(text) + fmt.Sprintf("%d dead", s.owed.dead)
+	}
+	s.health.Set("sink:"+s.name, ok, text)
+}
+
+func sep(text string) string {
+	if text == "" {
+		return ""
+	}
+	return "; "
 }

@@ -42,7 +42,7 @@ func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	}
 	maps.Copy(cfg.ConnConfig.RuntimeParams, c.sqlSettings())
 	cfg.MinConns = 0
-	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-1)) // the recorder has its own
+	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-2)) // recorder and LISTEN have their own
 	// The pool outlives the context that would end its connections in mid-drain.
 	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
 	if err != nil {
@@ -51,18 +51,26 @@ func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
+func (c *Connector) ledgerConfig() checkpoint.LedgerConfig {
 	host, _ := os.Hostname() // for people only
-	return checkpoint.RecorderConfig{
-		Slot: c.cfg.Source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Fast: fast, Logger: c.cfg.Logger,
-		Connect: func(ctx context.Context) (*pgx.Conn, error) {
-			cfg, err := pgx.ParseConfig(c.cfg.Source.DSN)
-			if err != nil {
-				return nil, err
-			}
-			maps.Copy(cfg.RuntimeParams, c.sqlSettings())
-			return pgx.ConnectConfig(ctx, cfg)
-		},
+	return checkpoint.LedgerConfig{
+		Slot: c.cfg.Source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Connect: c.connect,
+	}
+}
+
+// connect opens a connection of its own, outside of the pool.
+func (c *Connector) connect(ctx context.Context) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(c.cfg.Source.DSN)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(cfg.RuntimeParams, c.sqlSettings())
+	return pgx.ConnectConfig(ctx, cfg)
+}
+
+func (c *Connector) pace(fast func() bool) checkpoint.Pace {
+	return checkpoint.Pace{
+		Fast: fast, Logger: c.cfg.Logger,
 		State: func(err error) { c.cfg.Health.Set("recorder", err == nil, errText(err)) },
 	}
 }

@@ -17,6 +17,14 @@ type Metrics struct {
 	EventsProcessed *prometheus.CounterVec
 	// EventDuration is the time from commit (PostgreSQL's clock) to the sink's acceptance, by {sink}.
 	EventDuration *prometheus.HistogramVec
+	// Of outbox_parked by {sink}, as last counted: rows parked and dead, and the age of the oldest parked one.
+	Parked, DeadLetters, OldestParked *prometheus.GaugeVec
+	// HeldAggregates is the number of aggregates by {sink} that a live lane holds behind a failure.
+	HeldAggregates *prometheus.GaugeVec
+	// CatchingUp is the number of lanes by {sink} that deliver from outbox_parked.
+	CatchingUp *prometheus.GaugeVec
+	// BreakerState by {sink}: 0 closed, 1 half open, 2 open.
+	BreakerState *prometheus.GaugeVec
 	// SlotLagBytes is the WAL between the server's insert position and what the slot has confirmed.
 	SlotLagBytes prometheus.Gauge
 	// SlotLagSeconds is now less the commit time of the last transaction settled; 0 when nothing unsettled or
@@ -37,6 +45,9 @@ func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return auto.NewGauge(prometheus.GaugeOpts{Name: prefix + name, Help: help})
 	}
+	bySink := func(name, help string) *prometheus.GaugeVec {
+		return auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + name, Help: help}, []string{"sink"})
+	}
 	return &Metrics{
 		EventsProcessed: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "events_processed_total",
@@ -51,6 +62,12 @@ func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
 			NativeHistogramMaxBucketNumber:  100,
 			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"sink"}),
+		Parked:         bySink("parked_events", "Deliveries that wait in outbox_parked."),
+		DeadLetters:    bySink("dead_letters", "Dead letters in outbox_parked, kept for a person."),
+		OldestParked:   bySink("oldest_parked_age_seconds", "Age of the oldest delivery that waits in outbox_parked; 0 without one."),
+		HeldAggregates: bySink("held_aggregates", "Aggregates held behind a delivery that failed."),
+		CatchingUp:     bySink("lanes_catching_up", "Lanes that deliver from outbox_parked; the others are live."),
+		BreakerState:   bySink("circuit_breaker_state", "0 closed, 1 half open, 2 open."),
 		SlotLagBytes:   gauge("slot_lag_bytes", "Bytes of WAL that the replication slot has not confirmed."),
 		SlotLagSeconds: gauge("slot_lag_seconds", "Age of the last transaction settled; 0 when nothing is known to wait."),
 		InFlight:       gauge("in_flight", "Events read from the WAL and not yet settled."),
@@ -71,6 +88,8 @@ var durationBuckets = []float64{
 type SinkMetrics struct {
 	Delivered, Failed, Dead, Discarded prometheus.Counter
 	Duration                           prometheus.Observer
+
+	Parked, DeadLetters, OldestParked, Held, CatchingUp, Breaker prometheus.Gauge
 }
 
 // Sink gives the children of the sink called name. They exist, at 0, from then on: a rate over a counter that appears
@@ -82,6 +101,13 @@ func (m *Metrics) Sink(name string) SinkMetrics {
 		Dead:      m.EventsProcessed.WithLabelValues(name, "dead"),
 		Discarded: m.EventsProcessed.WithLabelValues(name, "discarded"),
 		Duration:  m.EventDuration.WithLabelValues(name),
+
+		Parked:       m.Parked.WithLabelValues(name),
+		DeadLetters:  m.DeadLetters.WithLabelValues(name),
+		OldestParked: m.OldestParked.WithLabelValues(name),
+		Held:         m.HeldAggregates.WithLabelValues(name),
+		CatchingUp:   m.CatchingUp.WithLabelValues(name),
+		Breaker:      m.BreakerState.WithLabelValues(name),
 	}
 }
 

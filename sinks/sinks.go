@@ -5,6 +5,7 @@ package sinks
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -63,3 +64,21 @@ var (
 	// ErrNotAttempted marks a message that stands behind one of its aggregate that was not accepted.
 	ErrNotAttempted = errors.New("not attempted")
 )
+
+// After says of err that the destination asked not to be tried again before d has passed. Its class stays.
+func After(d time.Duration, err error) error { return afterError{err, d} }
+
+// RetryAfter is what After says of err; 0 if nothing.
+func RetryAfter(err error) time.Duration {
+	after, _ := errors.AsType[afterError](err)
+	return after.wait
+}
+
+type afterError struct {
+	error
+	wait time.Duration
+}
+
+func (e afterError) Error() string { return fmt.Sprintf("%s (try again after %s)", e.error.Error(), e.wait) }
+
+func (e afterError) Unwrap() error { return e.error }

@@ -1,0 +1,71 @@
+package checkpoint
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// parking gives the recorder one outcome about the row of each LSN, all in one transaction of it.
+func (r *recording) parking(entry uint64, outcomes ...Outcome) {
+	for i := range outcomes {
+		o := &outcomes[i]
+		o.Entry, o.Processor, o.EventID, o.Attempt = entry, 1, eventID(int(o.Position.LSN)), 1
+		o.StartedAt, o.CompletedAt = time.Now(), time.Now()
+		if o.Parked != nil && o.Row == RowInsert {
+			o.Parked.Event, o.Parked.Payload = fmt.Appendf(nil, `{"n":%d}`, o.Position.LSN), []byte("p")
+		}
+	}
+	r.seq++
+	r.in <- Outcomes{Rows: outcomes, Seq: r.seq, Recorded: r.told, Urgent: true}
+	r.recorded()
+}
+
+// A row is inserted, changed and taken away; what happens to one within a transaction comes to one change.
+func TestParkedRows(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	r := l.record(l.config())
+	r.Begin()
+	e := r.Add(pos(100, 0), 100, 10, time.Now())
+	r.Tracker.Commit(100, 108, 0, true)
+	insert := func(lsn int) Outcome {
+		return Outcome{Status: Parked, Settles: true, Row: RowInsert, Position: pos(100, int64(lsn)), Parked: &ParkedRow{}}
+	}
+	update := func(lsn int, s Status, row ParkedRow) Outcome {
+		return Outcome{Status: s, Row: RowUpdate, Position: pos(100, int64(lsn)), Error: "why", Parked: &row}
+	}
+	remove := func(lsn int) Outcome {
+		return Outcome{Status: Delivered, Row: RowDelete, Position: pos(100, int64(lsn))}
+	}
+	rows := func(want string) {
+		t.Helper()
+		got := l.query(`select string_agg(concat_ws(' ', tx_index, status, attempts, tries, case when next_attempt_at = 'infinity' then 'blocks'
+			when next_attempt_at is null then 'null' else round(extract(epoch from next_attempt_at - clock_timestamp()) / 60)::text end,
+			coalesce(error_message, '-'), convert_from(payload, 'UTF8')), '; ' order by tx_index) from outbox_parked`)
+		if got != want {
+			t.Errorf("parked rows\n got %s\nwant %s", got, want)
+		}
+	}
+	due := time.Now().Add(10 * time.Minute)
+	r.parking(e, insert(1), insert(2), insert(3), insert(4), insert(5))
+	rows("1 parked 0 0 null - p; 2 parked 0 0 null - p; 3 parked 0 0 null - p; 4 parked 0 0 null - p; 5 parked 0 0 null - p")
+	r.parking(e, remove(1), update(2, Failed, ParkedRow{Attempts: 1, Tries: 2, TriedAt: time.Now(), NextAttempt: due}),
+		update(3, Dead, ParkedRow{Attempts: 4, Tries: 4, Blocks: true}), update(4, Dead, ParkedRow{Attempts: 4, Tries: 4}))
+	rows("2 parked 1 2 10 why p; 3 dead 4 4 blocks why p; 4 dead 4 4 null why p; 5 parked 0 0 null - p")
+	// Within one transaction.
+	r.parking(e, insert(6), remove(6), insert(7), update(7, Failed, ParkedRow{Tries: 1, NextAttempt: due}),
+		update(2, Failed, ParkedRow{Tries: 3, NextAttempt: due}), remove(2), remove(5))
+	rows("3 dead 4 4 blocks why p; 4 dead 4 4 null why p; 7 parked 0 1 10 why p")
+	// A person was there first: nothing comes back, nothing is undone.
+	l.exec("delete from outbox_parked where tx_index = 4")
+	r.parking(e, update(3, Failed, ParkedRow{Tries: 9, NextAttempt: due}), update(4, Failed, ParkedRow{Tries: 9, NextAttempt: due}), remove(4))
+	rows("3 dead 4 4 blocks why p; 7 parked 0 1 10 why p")
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.query("select string_agg(tx_index || ' ' || status, ', ' order by tx_index, status) from outbox_delivery_log"); got !=
+		"1 delivered, 2 delivered, 2 failed, 2 failed, 3 dead, 3 failed, 4 dead, 4 delivered, 4 failed, 5 delivered, 6 delivered, 7 failed" {
+		t.Errorf("log %s", got)
+	}
+}

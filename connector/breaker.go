@@ -1,0 +1,262 @@
+package connector
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+// brokenAfter is of how many aggregates in a row a message must have died, and nothing accepted between, for the receiver to
+// be taken for broken: it must not turn healthy events into dead letters.
+const brokenAfter = 5
+
+// turnStep is how long each lane leaves the first probe to the one before it.
+const turnStep = 100 * time.Millisecond
+
+// Breaker says when a sink is left alone.
+type Breaker struct {
+	Enabled bool
+	// MaxFailures is the number of Deliver calls in a row that found the destination away.
+	MaxFailures int
+	// ResetTimeout is how long it is left alone before one message asks whether it is back.
+	ResetTimeout time.Duration
+}
+
+// breaker judges a sink's destination, never a message. It outlives sessions. The state machine is gobreaker's; what counts as
+// a failure is ours. Lanes call it from their own goroutines; it wakes them through their asks.
+type breaker struct {
+	name   string
+	cfg    Breaker
+	never  bool // park_after: never
+	logger *slog.Logger
+	tell   func(gobreaker.State)
+
+	mu      sync.Mutex
+	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
+	trip    bool               // the next failure opens
+	broken  bool               // opened by deaths: only an acceptance closes it
+	failed  int                // calls in a row that found the destination away and had nothing accepted
+	deaths  map[int64]struct{} // hashes of aggregates whose message died since the last acceptance
+	lanes   []*lane            // of the running session
+	last    int                // the lane that probed last
+	half    time.Time          // since when it is half open
+	probing func(err error)    // the probe on the wire
+	timer   *time.Timer
+}
+
+var (
+	errAway          = errors.New("the destination is away")
+	errNothingLearnt = errors.New("nothing was learnt of the destination")
+)
+
+func newBreaker(name string, cfg Breaker, never bool, logger *slog.Logger, tell func(gobreaker.State)) *breaker {
+	b := &breaker{name: name, cfg: cfg, never: never, logger: logger, tell: tell, deaths: map[int64]struct{}{}}
+	b.machine = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name: name, MaxRequests: 1, Timeout: cfg.ResetTimeout,
+		ReadyToTrip:   func(gobreaker.Counts) bool { return b.trip },
+		IsExcluded:    func(err error) bool { return errors.Is(err, errNothingLearnt) },
+		OnStateChange: func(_ string, _, to gobreaker.State) { tell(to) },
+	})
+	tell(gobreaker.StateClosed)
+	return b
+}
+
+// attach gives it the lanes of a new session.
+func (b *breaker) attach(lanes []*lane) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lanes = lanes
+	if b.probing != nil { // the session before ended without its answer
+		b.probing(errNothingLearnt)
+		b.probing = nil
+	}
+}
+
+// close ends its timer.
+func (b *breaker) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lanes = nil
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+}
+
+func (b *breaker) state() gobreaker.State { return b.machine.State() }
+
+// permission to start a Deliver.
+type permission struct {
+	ok    bool
+	probe bool          // with one message only
+	wait  time.Duration // not ok: ask again then; 0: it wakes
+}
+
+// may says whether this lane may start a Deliver now.
+func (b *breaker) may(lane int, now time.Time) permission {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch b.state() {
+	case gobreaker.StateClosed:
+		return permission{ok: true}
+	case gobreaker.StateHalfOpen:
+		if b.probing != nil || len(b.lanes) == 0 {
+			return permission{}
+		}
+		// Lanes take turns: one whose messages are never answered must not keep the others out.
+		n := len(b.lanes)
+		turn := ((lane-b.last-1)%n + n) % n
+		if wait := b.half.Add(time.Duration(turn) * min(turnStep, b.cfg.ResetTimeout/time.Duration(2*n))).Sub(now); wait > 0 {
+			return permission{wait: wait}
+		}
+		return permission{ok: true, probe: true}
+	}
+	return permission{}
+}
+
+// call is a Deliver that the breaker knows of.
+type call struct {
+	done  func(error)
+	probe bool
+}
+
+// begin claims a Deliver, after may; it fails where another lane was faster. Each call that was begun is judged or cancelled.
+func (b *breaker) begin(lane int) (call, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	probe := b.state() == gobreaker.StateHalfOpen
+	done, err := b.machine.Allow()
+	if err != nil {
+		return call{}, false
+	}
+	if probe {
+		b.probing, b.last = done, lane
+	}
+	return call{done, probe}, true
+}
+
+// cancel takes a claim back that came to nothing.
+func (b *breaker) cancel(c call) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c.done(errNothingLearnt)
+	if c.probe {
+		b.probing = nil
+		b.half = time.Now() // the turn goes on
+		b.wake()
+	}
+}
+
+// verdict collects what the messages of one call say of the destination. Its maker holds the breaker's lock until judge.
+type verdict struct {
+	b                        *breaker
+	accepted, away, answered int
+	news                     bool // a message that was never tried before: old failures repeated say nothing new
+}
+
+// look begins the judgement of one call.
+func (b *breaker) look(v verdict) verdict {
+	b.mu.Lock()
+	v.b = b
+	v.news = v.news || b.never
+	if v.accepted > 0 {
+		b.failed = 0
+		clear(b.deaths)
+	}
+	return v
+}
+
+// brokenNow: the receiver is taken for broken, so that its refusals use no attempt; also in the middle of a call.
+func (v *verdict) brokenNow() bool {
+	b := v.b
+	return b.broken && b.state() != gobreaker.StateClosed || b.cfg.Enabled && len(b.deaths) >= brokenAfter
+}
+
+func (v *verdict) died(hash int64) {
+	b := v.b
+	if v.accepted == 0 && b.cfg.Enabled && !b.never && b.state() == gobreaker.StateClosed {
+		b.deaths[hash] = struct{}{}
+	}
+}
+
+// closed says whether the breaker is closed.
+func (v *verdict) closed() bool { return v.b.state() == gobreaker.StateClosed }
+
+// judge ends the judgement. ended: the call was ended by the end of the session, which says nothing of the destination.
+func (v *verdict) judge(c call, ended bool) {
+	b := v.b
+	defer b.mu.Unlock()
+	if c.probe {
+		b.probing = nil
+		switch {
+		case v.accepted > 0 || v.answered > 0 && !b.broken:
+			c.done(nil)
+			b.closed()
+		case ended:
+			c.done(errNothingLearnt)
+		default:
+			c.done(errAway)
+			b.opened()
+		}
+		return
+	}
+	if b.state() != gobreaker.StateClosed || !b.cfg.Enabled || ended && v.accepted == 0 {
+		c.done(errNothingLearnt)
+		return
+	}
+	if v.accepted == 0 && v.answered > 0 {
+		b.failed = 0
+	} else if v.accepted == 0 && v.away > 0 && v.news {
+		b.failed++
+	}
+	broken := len(b.deaths) >= brokenAfter
+	if b.failed < b.cfg.MaxFailures && !broken {
+		c.done(nil)
+		return
+	}
+	b.broken = b.broken || broken
+	b.trip = true
+	c.done(errAway)
+	b.trip = false
+	if b.state() == gobreaker.StateOpen { // else c began before the last change
+		b.opened()
+	}
+}
+
+// opened tells the lanes, and wakes them when it is half open.
+func (b *breaker) opened() {
+	why := "away"
+	if b.broken {
+		why = "broken"
+	}
+	b.logger.Warn("breaker open: the sink is left alone", "sink", b.name, "because", why, "for", b.cfg.ResetTimeout.String())
+	if !b.never {
+		for _, l := range b.lanes {
+			l.ask(askPark)
+		}
+	}
+	// gobreaker is half open after its time-out, not at it.
+	b.timer = time.AfterFunc(b.cfg.ResetTimeout+time.Microsecond, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.state() == gobreaker.StateHalfOpen {
+			b.half = time.Now()
+			b.wake()
+		}
+	})
+}
+
+func (b *breaker) closed() {
+	b.broken, b.failed = false, 0
+	clear(b.deaths)
+	b.logger.Info("breaker closed: the sink answers again", "sink", b.name)
+	b.wake()
+}
+
+func (b *breaker) wake() {
+	for _, l := range b.lanes {
+		l.ask(0)
+	}
+}

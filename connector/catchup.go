@@ -1,0 +1,226 @@
+package connector
+
+import (
+	"context"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+)
+
+const (
+	// readPace is how often a lane reads that holds too many aggregates to be live.
+	readPace = time.Second
+	// readRetry is how long a lane waits after a read that failed.
+	readRetry = 500 * time.Millisecond
+	// maxPassed is how many hashes a pass leaves out before it begins anew.
+	maxPassed = 1000
+)
+
+// catching is the state of a lane that catches up. The table is the truth; nothing of it is kept in memory.
+type catching struct {
+	waiting   bool               // arrivals wait; else they are parked
+	rows      []*delivery        // read, to be delivered
+	left      map[int64]struct{} // aggregates that failed since the read: what stands behind is left in the table
+	reading   bool
+	asking    question // of the read that runs
+	whole     bool     // the read that runs began a pass, and arrivals waited when it began
+	read      chan readResult
+	startRead func(question)
+	readAt    time.Time // not before
+	look      bool      // somebody changed rows
+	lookAt    time.Time
+	urged     uint64 // Seq that the recorder was told to hurry with
+
+	prev, from checkpoint.Position // a pass: fresh rows up to from are behind it; those before prev were asked for
+	passed     map[int64]struct{}  // hashes of which it left rows behind
+}
+
+type readResult struct {
+	answer
+	err error
+}
+
+// catchUp: the table first; arrivals wait.
+func (l *lane) catchUp() {
+	l.live, l.waiting, l.readAt = false, true, time.Time{}
+	clear(l.held)
+	l.metrics.CatchingUp.Inc()
+}
+
+// parkArrivals: from now on arrivals are parked. What is on the wire is parked first, so that what is settled of an
+// aggregate is always a prefix of it; its outcome then settles the row.
+func (l *lane) parkArrivals() {
+	if l.live {
+		l.catchUp()
+	}
+	if l.wire != nil && !l.oneTry {
+		for _, d := range l.wire.messages {
+			if !d.row {
+				l.park(d)
+			}
+		}
+	}
+	l.waiting, l.rows = false, nil
+}
+
+// stepCatchingUp parks arrivals unless they wait, delivers what was read, and then reads again.
+func (l *lane) stepCatchingUp(ctx context.Context, now time.Time) {
+	paused := l.paused.Load()
+	if paused && l.waiting {
+		l.parkArrivals()
+	}
+	if !l.waiting {
+		l.parkPending(now)
+	}
+	if paused || l.wire != nil || l.reading {
+		return
+	}
+	if len(l.again) > 0 { // what is in flight first
+		l.stepLive(ctx, now)
+		return
+	}
+	if len(l.rows) > 0 {
+		l.deliverRows(ctx, now)
+		return
+	}
+	l.readRows(now)
+}
+
+func (l *lane) parkPending(now time.Time) {
+	if l.oneTry {
+		l.discardPending(now)
+		return
+	}
+	for _, d := range l.pending {
+		l.park(d)
+	}
+	l.pending = nil
+}
+
+// deliverRows delivers rows; what stands behind a failure of its aggregate is left in the table.
+func (l *lane) deliverRows(ctx context.Context, now time.Time) {
+	if !l.mayDeliver() {
+		return
+	}
+	p := l.permitted(now)
+	if !p.ok {
+		return
+	}
+	most := l.delivery.BatchSize
+	if p.probe {
+		most = 1
+	}
+	l.deliverSome(ctx, now, &l.rows, most, func(d *delivery) bool {
+		_, left := l.left[d.hash]
+		return left
+	})
+}
+
+// readRows reads when all outcomes of this lane are committed; if arrivals wait, all that it ever gave: a parked row of an
+// aggregate must be seen before its next arrival is let through.
+func (l *lane) readRows(now time.Time) {
+	barrier := l.outcomes
+	if l.waiting {
+		barrier = l.given
+	}
+	if len(l.parks) > 0 && l.waiting {
+		l.wakeAt(now) // given at the end of this step
+		return
+	}
+	if l.commit < barrier {
+		l.hurry(barrier)
+		return
+	}
+	if now.Before(l.readAt) && !l.look {
+		l.wakeAt(l.readAt)
+		return
+	}
+	p := l.permitted(now)
+	if !p.ok {
+		return
+	}
+	if l.look || p.probe || len(l.passed) > maxPassed {
+		l.from = before
+	}
+	if l.from == before {
+		l.prev, l.passed = before, nil
+	}
+	l.asking = question{Prev: l.prev, From: l.from, Passed: l.passed, Batch: l.delivery.BatchSize, Probe: p.probe}
+	l.whole = l.from == before && l.waiting
+	l.look, l.reading = false, true
+	l.lookAt = now.Add(lookEvery)
+	l.startRead(l.asking)
+}
+
+// hurry tells the recorder, once, that this lane waits for what it has given.
+func (l *lane) hurry(seq uint64) {
+	if l.urged >= seq {
+		return
+	}
+	l.urged = seq
+	select {
+	case l.out <- checkpoint.Outcomes{Urgent: true}:
+	default: // it has enough to do
+	}
+}
+
+// onRead decides, by what a read found, how the lane goes on.
+func (l *lane) onRead(res readResult, now time.Time) {
+	l.reading = false
+	l.state.read(res.err)
+	if res.err != nil {
+		l.readAt, l.look = now.Add(readRetry), false
+		l.from = before
+		return
+	}
+	if l.passed == nil {
+		l.passed = map[int64]struct{}{}
+	}
+	for _, h := range res.Left {
+		l.passed[h] = struct{}{}
+	}
+	l.prev, l.from = l.asking.From, before
+	if res.More {
+		l.from = res.Fresh[len(res.Fresh)-1].position()
+	}
+	clear(l.left)
+	l.rows = append(append(l.rows[:0:0], res.Fresh...), res.Due...)
+	// Arrivals may have stopped waiting while the read was under way.
+	whole := l.whole && l.waiting
+	switch {
+	case res.More || len(res.Fresh) > l.delivery.BatchSize || l.asking.Probe && len(l.rows) > 0:
+		l.waiting = false // too many are left, or their number is not known: arrivals are parked meanwhile
+	case len(l.rows) > 0 && l.waiting:
+		l.waiting = false // they waited for one Deliver; the slow rule and the breaker know nothing of a lane that waits
+	case len(l.rows) > 0 || !whole:
+		l.waiting = true // the last ones: read again when all is committed
+	case len(res.Heads) > l.maxHeld:
+		l.waiting = false
+		l.readAt = now.Add(readPace)
+	default:
+		l.goLive(res.Heads, now)
+	}
+}
+
+func (l *lane) goLive(heads map[int64]time.Time, now time.Time) {
+	l.live, l.waiting = true, false
+	l.metrics.CatchingUp.Dec()
+	clear(l.held)
+	l.heldUntil = time.Time{}
+	for h, due := range heads {
+		l.hold(h, due)
+	}
+	l.catchUpAt = now.Add(catchUpPace)
+}
+
+// hold: nothing of this aggregate is let through before the table was read again, which is due then.
+func (l *lane) hold(hash int64, due time.Time) {
+	l.left[hash] = struct{}{}
+	if !l.live {
+		return
+	}
+	if len(l.held) == 0 || due.Before(l.heldUntil) {
+		l.heldUntil = due
+	}
+	l.held[hash] = struct{}{}
+}

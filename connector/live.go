@@ -1,0 +1,125 @@
+package connector
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// lookEvery is how often a live lane looks at the table even when nobody said that it changed.
+	lookEvery = 30 * time.Second
+	// catchUpPace is the least time between two times of catching up.
+	catchUpPace = 250 * time.Millisecond
+	// awayPace is the most that is waited before a destination that is away is asked again: what it costs is one request, and
+	// what it saves is minutes in which everything waits for a destination that is back.
+	awayPace = 10 * time.Second
+)
+
+// shouldCatchUp says that a live lane has to look at the table: rows were changed, one is due, or it holds too many.
+func (l *lane) shouldCatchUp(now time.Time) bool {
+	if len(l.again) > 0 {
+		return false // what is in flight goes first
+	}
+	if l.paused.Load() {
+		return true
+	}
+	due := len(l.held) > 0 && !now.Before(l.heldUntil)
+	if !l.look && !due && len(l.held) <= l.maxHeld {
+		if len(l.held) > 0 {
+			l.wakeAt(l.heldUntil)
+		}
+		return false
+	}
+	if now.Before(l.catchUpAt) {
+		l.wakeAt(l.catchUpAt)
+		return false
+	}
+	return true
+}
+
+// stepLive delivers arrivals. Those of a held aggregate are parked behind it.
+func (l *lane) stepLive(ctx context.Context, now time.Time) {
+	if !l.mayDeliver() {
+		return
+	}
+	if len(l.again) > 0 {
+		l.deliverAgain(ctx, now)
+		return
+	}
+	if len(l.pending) == 0 {
+		return
+	}
+	if len(l.pending) < l.delivery.BatchSize && l.fast() {
+		if at := l.started.Add(deliverPace); now.Before(at) {
+			l.wakeAt(at)
+			return
+		}
+	}
+	p := l.permitted(now)
+	if !p.ok {
+		if l.oneTry {
+			l.discardPending(now)
+		}
+		return
+	}
+	most := l.delivery.BatchSize
+	if p.probe || l.away && l.inPlace() {
+		most = 1 // each try of each message is a row in the ledger
+	}
+	l.deliverSome(ctx, now, &l.pending, most, l.behindHeld)
+}
+
+// behindHeld parks an arrival that stands behind a failure of its aggregate.
+func (l *lane) behindHeld(d *delivery) bool {
+	if len(l.held) == 0 && len(l.left) == 0 {
+		return false
+	}
+	_, held := l.held[d.hash]
+	_, left := l.left[d.hash]
+	if held || left {
+		l.park(d)
+	}
+	return held || left
+}
+
+// deliverAgain tries again, in place, what was not accepted.
+func (l *lane) deliverAgain(ctx context.Context, now time.Time) {
+	if now.Before(l.retryAt) {
+		l.wakeAt(l.retryAt)
+		return
+	}
+	p := l.permitted(now)
+	if !p.ok {
+		return
+	}
+	most := l.delivery.BatchSize
+	if p.probe || l.away {
+		most = 1
+	}
+	l.deliverSome(ctx, now, &l.again, most, l.behindHeld)
+}
+
+// deliverSome takes the first messages off a list, but for those that leave says have gone elsewhere, and starts their Deliver.
+func (l *lane) deliverSome(ctx context.Context, now time.Time, list *[]*delivery, most int, leave func(*delivery) bool) {
+	c, ok := l.breaker.begin(l.number)
+	if !ok {
+		return
+	}
+	batch := (*list)[:0:0]
+	n := 0
+	for ; n < len(*list) && len(batch) < most; n++ {
+		if d := (*list)[n]; !leave(d) {
+			batch = append(batch, d)
+		}
+	}
+	clear((*list)[:n]) // the list's array lives on; what was settled must not
+	if *list = (*list)[n:]; len(*list) == 0 {
+		*list = nil
+	}
+	if len(batch) == 0 {
+		l.breaker.cancel(c)
+		l.wakeAt(now)
+		return
+	}
+	l.start(ctx, now, batch, c)
+}

@@ -1,0 +1,155 @@
+package connector
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// memLedger is outbox_parked in memory: what the recorder's SQL does to it, and what a lane's SQL reads of it, in the plainest
+// words.
+type memLedger struct {
+	mu   sync.Mutex
+	rows []*memRow // in position order
+}
+
+type memRow struct {
+	processor int32
+	pos       checkpoint.Position
+	id        string
+	dead      bool
+	attempts  int
+	tries     int
+	triedAt   time.Time
+	due       time.Time // zero: null
+	hash      int64
+	event     []byte
+	payload   []byte
+}
+
+// forever is infinity.
+var forever = time.Unix(1<<40, 0)
+
+func (l *memLedger) find(processor int32, pos checkpoint.Position) (int, bool) {
+	return slices.BinarySearchFunc(l.rows, memRow{processor: processor, pos: pos}, func(r *memRow, want memRow) int {
+		if c := r.pos.Compare(want.pos); c != 0 {
+			return c
+		}
+		return int(r.processor - want.processor)
+	})
+}
+
+// apply makes the changes that these outcomes ask for. It panics where one inserts a row that is there.
+func (l *memLedger) apply(outcomes []checkpoint.Outcome) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, o := range outcomes {
+		i, found := l.find(o.Processor, o.Position)
+		switch o.Row {
+		case checkpoint.RowInsert:
+			if found {
+				panic("a row is inserted twice: " + o.Position.String())
+			}
+			l.rows = slices.Insert(l.rows, i, &memRow{
+				processor: o.Processor, pos: o.Position, id: o.EventID, hash: o.Parked.AggregateHash, event: o.Parked.Event, payload: o.Parked.Payload,
+			})
+			l.rows[i].change(o)
+		case checkpoint.RowUpdate:
+			if found && !l.rows[i].dead {
+				l.rows[i].change(o)
+			}
+		case checkpoint.RowDelete:
+			if found {
+				l.rows = slices.Delete(l.rows, i, i+1)
+			}
+		case checkpoint.RowNone:
+		}
+	}
+}
+
+func (r *memRow) change(o checkpoint.Outcome) {
+	p := o.Parked
+	r.dead, r.attempts, r.tries, r.triedAt, r.due = o.Status == checkpoint.Dead, p.Attempts, p.Tries, p.TriedAt, p.NextAttempt
+	if p.Blocks {
+		r.due = forever
+	}
+}
+
+// memTable is a lane's share of it.
+type memTable struct {
+	*memLedger
+	processor   int32
+	lane, lanes int
+	limit       int    // rows of one read
+	delay       func() // before and after the snapshot
+}
+
+func (l *memLedger) table(processor int32, lane, lanes int) *memTable {
+	return &memTable{l, processor, lane, lanes, maxFresh, func() {}}
+}
+
+func (t *memTable) read(_ context.Context, q question) (answer, error) {
+	t.delay()
+	defer t.delay()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := answer{Heads: map[int64]time.Time{}}
+	passed := map[int64]struct{}{}
+	for h := range q.Passed {
+		passed[h] = struct{}{}
+	}
+	var mine []*memRow
+	for _, r := range t.rows {
+		if r.processor != t.processor || router.Lane(r.hash, t.lanes) != t.lane {
+			continue
+		}
+		mine = append(mine, r)
+		if r.pos.Compare(q.Prev) > 0 && r.pos.Compare(q.From) <= 0 && (!r.dead || !r.due.IsZero()) {
+			passed[r.hash] = struct{}{}
+			a.Left = append(a.Left, r.hash)
+		}
+	}
+	var due []*memRow
+	for _, r := range mine {
+		_, behind := a.Heads[r.hash]
+		_, left := passed[r.hash]
+		switch {
+		case behind:
+		case !r.due.IsZero():
+			a.Heads[r.hash] = r.due
+			if !r.dead && !r.due.After(time.Now()) {
+				due = append(due, r)
+			}
+		case !r.dead && r.pos.Compare(q.From) > 0 && !left && len(a.Fresh) < t.limit:
+			a.Fresh = append(a.Fresh, r.delivery())
+		}
+	}
+	slices.SortStableFunc(due, func(a, b *memRow) int { return a.due.Compare(b.due) })
+	for _, r := range due[:min(len(due), q.Batch)] {
+		a.Due = append(a.Due, r.delivery())
+	}
+	a.More = len(a.Fresh) == t.limit
+	if q.Probe {
+		a.More = false
+		a.Fresh = a.Fresh[:min(1, len(a.Fresh))]
+		a.Due = a.Due[:min(1-len(a.Fresh), len(a.Due))]
+	}
+	return a, nil
+}
+
+func (r *memRow) delivery() *delivery {
+	e, committed, err := eventOf(r.event, r.payload)
+	if err != nil {
+		panic(err)
+	}
+	e.ID = r.id
+	return &delivery{
+		Message: sinks.Message{Event: e, Key: e.AggregateID, LSN: r.pos.LSN, Index: r.pos.Index, CommitTime: committed},
+		hash:    r.hash, attempts: r.attempts, tries: r.tries, triedAt: r.triedAt, row: true,
+	}
+}

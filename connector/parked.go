@@ -1,0 +1,316 @@
+package connector
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+)
+
+const (
+	// What one read takes of untried rows at most.
+	maxFresh      = 5000
+	maxFreshBytes = 4 << 20
+	// maxHeld is how many aggregates a lane keeps in memory as held.
+	maxHeld = 10_000
+)
+
+// before is the position before all others.
+var before = checkpoint.Position{LSN: 0, Index: -1 << 63}
+
+// question is what a lane asks of its rows in outbox_parked.
+type question struct {
+	// A pass of fresh rows goes on behind From, where the last read ended that began behind Prev, and leaves out the hashes of
+	// Passed. A new one begins with From = before.
+	Prev, From checkpoint.Position
+	Passed     map[int64]struct{}
+	Batch      int  // due rows at most
+	Probe      bool // one row
+}
+
+// answer is what there is, in one snapshot.
+type answer struct {
+	// Fresh are the rows that were never tried and stand behind no tried one of their hash, in position order.
+	Fresh []*delivery
+	// More says that there may be further ones behind the last of Fresh.
+	More bool
+	// Due is the first tried row of each hash, if its time has come; longest due first.
+	Due []*delivery
+	// Heads has the first tried row of every hash, with its time; maxHeld+1 of them at most.
+	Heads map[int64]time.Time
+	// Left are the hashes of which rows are left between Prev and From.
+	Left []int64
+}
+
+// table is where a lane reads its rows of outbox_parked. For one goroutine at a time.
+type table interface {
+	read(ctx context.Context, q question) (answer, error)
+}
+
+// parkedTable is a lane's share of outbox_parked.
+type parkedTable struct {
+	pool      *pgxpool.Pool
+	processor int32
+	lane      int
+	lanes     int
+	address   func(*outbox.Event) (topic, key string)
+}
+
+// Without statistics, which a queue never has at the right time, the planner sorts a million rows. What is left to it is
+// the key in order, with a probe a row into the partial index of the heads (shared/reference/postgres.md 1.15).
+const planParked = `set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off;
+	set local enable_material = off; set local jit = off; set local max_parallel_workers_per_gather = 0;
+	set local plan_cache_mode = force_custom_plan; set local enable_sort = off`
+
+const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, tried_at, event, payload`
+
+const readFresh = `select ` + parkedColumns + `, total from (
+		select *, count(*) over () as total, sum(octet_length(coalesce(payload, ''))) over (rows unbounded preceding) - octet_length(coalesce(payload, '')) as bytes from (
+			select commit_lsn, tx_index, event_id, agg_hash, attempts, tries, tried_at, event, payload from outbox_parked p
+			where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
+				and abs(agg_hash % $4) = $5 and agg_hash <> all ($6)
+				and not exists (select from outbox_parked h where h.processor_id = p.processor_id and h.agg_hash = p.agg_hash
+					and (h.commit_lsn, h.tx_index) < (p.commit_lsn, p.tx_index) and h.next_attempt_at is not null)
+			order by commit_lsn, tx_index limit $7) f) g
+	where bytes < $8`
+
+const readHeads = `select distinct on (agg_hash) agg_hash, extract(epoch from next_attempt_at)::float8, extract(epoch from clock_timestamp())::float8
+	from outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
+	order by agg_hash, commit_lsn, tx_index limit $4`
+
+const readDue = `with heads as materialized (select distinct on (agg_hash) commit_lsn, tx_index, next_attempt_at
+		from outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
+		order by agg_hash, commit_lsn, tx_index),
+	due as materialized (select commit_lsn, tx_index, next_attempt_at from heads
+		where next_attempt_at <= clock_timestamp() order by next_attempt_at, commit_lsn, tx_index limit $4)
+	select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_hash, p.attempts, p.tries, p.tried_at, p.event, p.payload
+	from due join outbox_parked p on p.processor_id = $1 and p.commit_lsn = due.commit_lsn and p.tx_index = due.tx_index
+	where p.status = 'parked' order by due.next_attempt_at, p.commit_lsn, p.tx_index`
+
+const readLeft = `select distinct agg_hash from outbox_parked where processor_id = $1 and abs(agg_hash % $2) = $3
+	and (commit_lsn, tx_index) > ($4, $5) and (commit_lsn, tx_index) <= ($6, $7) and (status = 'parked' or next_attempt_at is not null)`
+
+func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
+	var a answer
+	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	err := pgx.BeginTxFunc(ctx, t.pool, options, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, planParked); err != nil {
+			return err
+		}
+		if err := t.readLeft(ctx, tx, q, &a); err != nil {
+			return err
+		}
+		limit, due := maxFresh, q.Batch
+		if q.Probe {
+			limit, due = 1, 1
+		}
+		b := &pgx.Batch{}
+		b.Queue(readFresh, t.processor, q.From.LSN, q.From.Index, t.lanes, t.lane, passed(q, a), limit, maxFreshBytes).
+			Query(func(rows pgx.Rows) error { return t.scanFresh(rows, limit, &a) })
+		b.Queue("set local enable_sort = on")
+		b.Queue(readHeads, t.processor, t.lanes, t.lane, maxHeld+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &a) })
+		b.Queue(readDue, t.processor, t.lanes, t.lane, due).Query(func(rows pgx.Rows) error { return t.scanDue(rows, &a) })
+		return tx.SendBatch(ctx, b).Close()
+	})
+	if err != nil {
+		return answer{}, fmt.Errorf("read outbox_parked: %w", err)
+	}
+	if q.Probe {
+		a.More = false
+		if len(a.Fresh) > 0 {
+			a.Due = nil
+		}
+	}
+	return a, nil
+}
+
+func (t *parkedTable) readLeft(ctx context.Context, tx pgx.Tx, q question, a *answer) error {
+	if q.From == before {
+		return nil
+	}
+	rows, err := tx.Query(ctx, readLeft, t.processor, t.lanes, t.lane, q.Prev.LSN, q.Prev.Index, q.From.LSN, q.From.Index)
+	if err != nil {
+		return err
+	}
+	a.Left, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+	return err
+}
+
+func passed(q question, a answer) []int64 {
+	hashes := slices.Clone(a.Left)
+	for h := range q.Passed {
+		hashes = append(hashes, h)
+	}
+	if hashes == nil {
+		hashes = []int64{}
+	}
+	return hashes
+}
+
+func (t *parkedTable) scanFresh(rows pgx.Rows, limit int, a *answer) error {
+	total := 0
+	for rows.Next() {
+		d, err := t.scan(rows, &total)
+		if err != nil {
+			return err
+		}
+		a.Fresh = append(a.Fresh, d)
+	}
+	a.More = len(a.Fresh) > 0 && (total == limit || len(a.Fresh) < total)
+	return rows.Err()
+}
+
+func (t *parkedTable) scanDue(rows pgx.Rows, a *answer) error {
+	for rows.Next() {
+		d, err := t.scan(rows)
+		if err != nil {
+			return err
+		}
+		a.Due = append(a.Due, d)
+	}
+	return rows.Err()
+}
+
+// scanHeads turns times by PostgreSQL's clock into ours.
+func scanHeads(rows pgx.Rows, a *answer) error {
+	a.Heads = map[int64]time.Time{}
+	var hash int64
+	var due, theirs float64
+	read := time.Now()
+	_, err := pgx.ForEachRow(rows, []any{&hash, &due, &theirs}, func() error {
+		in := min(due-theirs, 1<<30) // infinity: dead, and holding its aggregate
+		a.Heads[hash] = read.Add(time.Duration(in * float64(time.Second)))
+		return nil
+	})
+	return err
+}
+
+// scan makes a delivery of a row. What it is worth now, topic and key, is by the configuration of now.
+func (t *parkedTable) scan(rows pgx.Rows, more ...any) (*delivery, error) {
+	d := &delivery{row: true}
+	var lsn pglogrepl.LSN
+	var id *string
+	var tried pgtype.Timestamptz
+	var event, payload []byte
+	into := append([]any{&lsn, &d.Index, &id, &d.hash, &d.attempts, &d.tries, &tried, &event, &payload}, more...)
+	if err := rows.Scan(into...); err != nil {
+		return nil, err
+	}
+	e, committed, err := eventOf(event, payload)
+	if err != nil {
+		return nil, fmt.Errorf("parked row at %s/%d of processor %d: %w", lsn, d.Index, t.processor, err)
+	}
+	if id != nil {
+		e.ID = *id
+	}
+	d.Event, d.LSN, d.CommitTime, d.triedAt = e, lsn, committed, tried.Time
+	d.Topic, d.Key = t.address(e)
+	return d, nil
+}
+
+// addressOf gives an event's topic and key at a sink: the route's that leads there, else the sink's own.
+func addressOf(r *router.Router, own router.Sink) func(*outbox.Event) (string, string) {
+	var targets []router.Target
+	return func(e *outbox.Event) (string, string) {
+		targets = r.Route(e, targets[:0])
+		for _, t := range targets {
+			if t.Processor == own.Processor {
+				return t.Topic, t.Key
+			}
+		}
+		return own.Topic.Expand(e), own.Key.Expand(e)
+	}
+}
+
+// storedEvent is an event without its payload, as outbox_parked keeps it.
+type storedEvent struct {
+	ID            string     `json:"id,omitempty"`
+	AggregateType string     `json:"aggregate_type,omitempty"`
+	AggregateID   string     `json:"aggregate_id,omitempty"`
+	EventType     string     `json:"event_type,omitempty"`
+	EventVersion  int        `json:"event_version,omitempty"`
+	CreatedAt     *time.Time `json:"created_at,omitempty"`
+	CommittedAt   *time.Time `json:"committed_at,omitempty"`
+	MaxRetries    *int       `json:"max_retries,omitempty"`
+	TenantID      string     `json:"tenant_id,omitempty"`
+	CorrelationID string     `json:"correlation_id,omitempty"`
+	CausationID   string     `json:"causation_id,omitempty"`
+	// MetadataText is metadata that is no JSON: a mapped text column may hold anything.
+	MetadataText *string `json:"metadata_text,omitempty"`
+	// Metadata comes last and is written as it is: encoding/json would take its spaces away.
+	Metadata json.RawMessage `json:"metadata,omitempty"`
+}
+
+// eventJSON is an event as outbox_parked keeps it.
+func eventJSON(e *outbox.Event, committed time.Time) []byte {
+	s := storedEvent{
+		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType, EventVersion: e.EventVersion,
+		CreatedAt: storable(e.CreatedAt), CommittedAt: storable(committed), MaxRetries: e.MaxRetries,
+		TenantID: e.TenantID, CorrelationID: e.CorrelationID, CausationID: e.CausationID,
+	}
+	raw := len(e.Metadata) > 0 && json.Valid(e.Metadata) && !padded(e.Metadata)
+	if len(e.Metadata) > 0 && !raw {
+		text := string(e.Metadata)
+		s.MetadataText = &text
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic("an event's columns are always JSON: " + err.Error())
+	}
+	if !raw {
+		return b
+	}
+	b = b[:len(b)-1]
+	if len(b) > 1 {
+		b = append(b, ',')
+	}
+	b = append(b, `"metadata":`...)
+	return append(append(b, e.Metadata...), '}')
+}
+
+// padded: JSON with spaces around it, which a field of JSON does not keep.
+func padded(b []byte) bool {
+	return b[0] <= ' ' || b[len(b)-1] <= ' '
+}
+
+// storable is what JSON can hold of a time.
+func storable(t time.Time) *time.Time {
+	if y := t.Year(); t.IsZero() || y <= 0 || y >= 10000 {
+		return nil
+	}
+	return &t
+}
+
+// eventOf is the event that eventJSON has stored.
+func eventOf(stored, payload []byte) (*outbox.Event, time.Time, error) {
+	var s storedEvent
+	if err := json.Unmarshal(stored, &s); err != nil {
+		return nil, time.Time{}, fmt.Errorf("decode the event: %w", err)
+	}
+	e := &outbox.Event{
+		ID: s.ID, AggregateType: s.AggregateType, AggregateID: s.AggregateID, EventType: s.EventType, EventVersion: s.EventVersion,
+		Payload: payload, Metadata: s.Metadata, MaxRetries: s.MaxRetries,
+		TenantID: s.TenantID, CorrelationID: s.CorrelationID, CausationID: s.CausationID,
+	}
+	if s.MetadataText != nil {
+		e.Metadata = json.RawMessage(*s.MetadataText)
+	}
+	if s.CreatedAt != nil {
+		e.CreatedAt = *s.CreatedAt
+	}
+	var committed time.Time
+	if s.CommittedAt != nil {
+		committed = *s.CommittedAt
+	}
+	return e, committed, nil
+}
