@@ -8,6 +8,12 @@ import "time"
 // ParkNever is the value of Delivery.ParkAfter that keeps an undelivered event in its lane and lets the slot wait.
 const ParkNever = "never"
 
+// What a dead letter does to its aggregate.
+const (
+	DeadContinue = "continue" // what comes behind it goes on
+	DeadBlock    = "block"    // and waits until a person acts
+)
+
 // Config is the whole configuration of one connector.
 type Config struct {
 	// Name is the connector's name in the ledger: SERVICE_NAME by default, else the slot's name.
@@ -17,8 +23,12 @@ type Config struct {
 	// Routes: the first that matches an event is taken. Without any, every event goes to every sink.
 	Routes   []Route  `yaml:"routes"`
 	Delivery Delivery `yaml:"delivery"`
+	Breaker  Breaker  `yaml:"breaker"`
 	Metrics  Metrics  `yaml:"metrics"`
 	HTTP     HTTP     `yaml:"http"`
+
+	// Abandoned are the names of sinks whose parked events nobody wants any more.
+	Abandoned []string `yaml:"-"`
 }
 
 // Source is the outbox and how it is read.
@@ -69,13 +79,35 @@ type Delivery struct {
 	// MaxRetries after the first attempt, where the event does not say itself.
 	MaxRetries int   `yaml:"max_retries"`
 	Retry      Retry `yaml:"retry"`
-	// ParkAfter is ParkNever.
+	// ParkAfter is how long a sink may make others wait before its events are parked, or ParkNever.
 	ParkAfter string `yaml:"park_after"`
+	// GiveUpAfter: an event that was first tried longer ago dies of its next failure; 0: never.
+	GiveUpAfter time.Duration `yaml:"give_up_after"`
+	// OnDeadLetter is DeadContinue or DeadBlock.
+	OnDeadLetter string `yaml:"on_dead_letter"`
 	// MaxInFlight, MaxInFlightBytes: the most events, and bytes of events, read and not settled.
 	MaxInFlight      int   `yaml:"max_in_flight"`
 	MaxInFlightBytes Bytes `yaml:"max_in_flight_bytes"`
 	// MaxEventBytes: a larger event becomes a dead letter without its payload.
 	MaxEventBytes Bytes `yaml:"max_event_bytes"`
+}
+
+// Park is ParkAfter as a duration; 0 is ParkNever.
+func (d *Delivery) Park() time.Duration {
+	after, err := parseDuration(d.ParkAfter)
+	if err != nil {
+		return 0
+	}
+	return after
+}
+
+// Breaker says when a sink is left alone.
+type Breaker struct {
+	Enabled bool `yaml:"enabled"`
+	// MaxFailures is the number of batches in a row that found the destination away.
+	MaxFailures int `yaml:"max_failures"`
+	// ResetTimeout is how long it is left alone before one event asks whether it is back.
+	ResetTimeout time.Duration `yaml:"reset_timeout"`
 }
 
 // Retry is the exponential backoff between two attempts.
@@ -118,11 +150,13 @@ func Default() Config {
 			DrainTimeout:     25 * time.Second,
 			MaxRetries:       3,
 			Retry:            Retry{Initial: time.Second, Max: 5 * time.Minute},
-			ParkAfter:        ParkNever,
+			ParkAfter:        "10s",
+			OnDeadLetter:     DeadContinue,
 			MaxInFlight:      32_768,
 			MaxInFlightBytes: 32 * MiB,
 			MaxEventBytes:    64 * MiB,
 		},
+		Breaker: Breaker{Enabled: true, MaxFailures: 5, ResetTimeout: time.Minute},
 		Metrics: Metrics{Enabled: true, Prefix: "pyairtable_outbox_"},
 		HTTP:    HTTP{Listen: "127.0.0.1:9640"},
 	}

@@ -16,10 +16,9 @@ import (
 // notBuilt are the keys of the design that have no code yet. They are refused by that name: a file that asks for
 // retention and gets none would be worse than an error. Indexes are written as [].
 var notBuilt = []string{
-	"breaker", "retention", "http.token",
+	"retention", "http.token",
 	"source.order_by", "source.on_slot_loss",
-	"delivery.give_up_after", "delivery.on_dead_letter",
-	"sinks[].backlog", "sinks[].renamed_from", "sinks[].abandoned", "sinks[].exactly_once",
+	"sinks[].backlog", "sinks[].exactly_once",
 }
 
 var sinkTypes = []string{SinkKafka, SinkRedis, SinkWebhook, SinkEventBus, SinkComposite, SinkStdout}
@@ -152,7 +151,9 @@ func fieldsOf(v reflect.Value) (names []string, fields map[string]reflect.Value)
 			}
 			continue
 		}
-		names, fields[name] = append(names, name), v.Field(i)
+		if name != "-" { // no key
+			names, fields[name] = append(names, name), v.Field(i)
+		}
 	}
 	return names, fields
 }
@@ -179,6 +180,8 @@ func (l *loader) decodeSinks(n *yaml.Node, path string, v reflect.Value) {
 			l.mistake(sub+".type", "%v", err)
 		case item.Kind != yaml.MappingNode:
 			l.mistake(sub, "must hold keys, not %s", kindName(item))
+		case typ == "" && isAbandoned(item): // of which nothing but its name matters
+			l.decode(item, sub, reflect.ValueOf(&list[i]).Elem())
 		case slices.Contains(sinkTypes, typ):
 			list[i] = defaultSink(typ)
 			l.decode(item, sub, reflect.ValueOf(&list[i]).Elem())
@@ -187,6 +190,17 @@ func (l *loader) decodeSinks(n *yaml.Node, path string, v reflect.Value) {
 		}
 	}
 	v.Set(reflect.ValueOf(list))
+}
+
+// isAbandoned says so of a sink before it is decoded.
+func isAbandoned(sink *yaml.Node) bool {
+	for i := 0; i+1 < len(sink.Content); i += 2 {
+		if sink.Content[i].Value == "abandoned" {
+			abandoned, _ := strconv.ParseBool(sink.Content[i+1].Value) // what is no bool, decode refuses
+			return abandoned
+		}
+	}
+	return false
 }
 
 func wrongSinkType(typ string) string {
@@ -237,6 +251,10 @@ func (l *loader) decodeScalar(n *yaml.Node, path string, v reflect.Value) {
 // setScalar parses text as the type of v asks.
 func setScalar(v reflect.Value, text string) error {
 	switch v.Interface().(type) {
+	case *int:
+		n := new(int)
+		v.Set(reflect.ValueOf(n))
+		return setScalar(reflect.ValueOf(n).Elem(), text)
 	case time.Duration:
 		d, err := parseDuration(text)
 		v.SetInt(int64(d))

@@ -71,6 +71,12 @@ func parse(file string, data []byte, environ []string, o Options) (Config, []str
 		slices.SortStableFunc(l.mistakes, compareMistakes)
 		return Config{}, l.warnings, &Error{Mistakes: l.mistakes}
 	}
+	for _, s := range l.config.Sinks {
+		if s.Abandoned {
+			l.config.Abandoned = append(l.config.Abandoned, s.Name)
+		}
+	}
+	l.config.Sinks = slices.DeleteFunc(l.config.Sinks, func(s Sink) bool { return s.Abandoned })
 	return l.config, l.warnings, nil
 }
 
@@ -137,7 +143,7 @@ func (l *loader) invalid(path, format string, args ...any) {
 // may be the same thing in other words.
 func (l *loader) checkSinks() {
 	for i, s := range l.config.Sinks {
-		if !slices.Contains(sinkTypes, s.Type) {
+		if !slices.Contains(sinkTypes, s.Type) || s.Abandoned {
 			continue
 		}
 		path := fmt.Sprintf("sinks[%d]", i)

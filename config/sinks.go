@@ -32,6 +32,12 @@ type Sink struct {
 	// Redis, a subject of NATS.
 	Topic string `yaml:"topic"`
 	Key   string `yaml:"key"`
+	// MaxRetries is delivery.max_retries where it is nil.
+	MaxRetries *int `yaml:"max_retries"`
+	// RenamedFrom is the sink's name of before: what is parked under it goes on under the new one.
+	RenamedFrom string `yaml:"renamed_from"`
+	// Abandoned: it is no sink any more, and nobody wants what is parked for it.
+	Abandoned bool `yaml:"abandoned"`
 	// Of these the one of the sink's type is set.
 	Kafka     *Kafka     `yaml:",inline"`
 	Redis     *Redis     `yaml:",inline"`

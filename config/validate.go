@@ -27,12 +27,14 @@ func (v *validator) run() {
 		v.mistake("name", "must be at most 200 characters, without control characters or spaces around")
 	}
 	v.source(&c.Source)
-	if len(c.Sinks) == 0 && !v.noSinks {
+	if !slices.ContainsFunc(c.Sinks, func(s Sink) bool { return !s.Abandoned }) && !v.noSinks {
 		v.mistake("sinks", "missing; write at least one, or set OUTBOX_PUBLISHER_TYPE")
 	}
 	v.sinks(c.Sinks)
 	v.routes(c)
 	v.delivery(&c.Delivery)
+	v.between("breaker.max_failures", c.Breaker.MaxFailures, 1, 1_000_000)
+	v.lasts("breaker.reset_timeout", c.Breaker.ResetTimeout, 10*time.Millisecond, 24*time.Hour)
 	if !metricPrefix.MatchString(c.Metrics.Prefix) {
 		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
 	}
@@ -130,12 +132,14 @@ func (v *validator) delivery(d *Delivery) {
 		v.mistake("delivery.retry", "initial (%v) is longer than max (%v); delays grow from the one to the other", d.Retry.Initial, d.Retry.Max)
 	}
 	if d.ParkAfter != ParkNever {
-		if _, err := parseDuration(d.ParkAfter); err == nil {
-			v.mistake("delivery.park_after", "%s is not built yet; write never", d.ParkAfter)
+		if after, err := parseDuration(d.ParkAfter); err != nil {
+			v.mistake("delivery.park_after", "%q %v; or write never", d.ParkAfter, err)
 		} else {
-			v.mistake("delivery.park_after", "%q is unknown; write never", d.ParkAfter)
+			v.lasts("delivery.park_after", after, 100*time.Millisecond, time.Hour)
 		}
 	}
+	v.lasts("delivery.give_up_after", d.GiveUpAfter, 0, 10*365*24*time.Hour)
+	v.oneOf("delivery.on_dead_letter", d.OnDeadLetter, DeadContinue, DeadBlock)
 	v.between("delivery.max_in_flight", d.MaxInFlight, 1, 1<<20)
 	if d.MaxInFlight < d.BatchSize {
 		v.mistake("delivery.max_in_flight", "%d is less than batch_size (%d): no batch could ever be full", d.MaxInFlight, d.BatchSize)

@@ -24,6 +24,9 @@ func (v *validator) sink(path string, s *Sink) {
 		}
 		return
 	}
+	if s.MaxRetries != nil {
+		v.between(path+".max_retries", *s.MaxRetries, 0, 1_000_000)
+	}
 	v.template(path+".topic", s.Topic)
 	v.template(path+".key", s.Key)
 	switch s.Type {
@@ -202,6 +205,10 @@ func (v *validator) sinks(sinks []Sink) {
 	for i := range sinks {
 		path := fmt.Sprintf("sinks[%d]", i)
 		s := &sinks[i]
+		if s.Abandoned {
+			v.abandoned(path, s)
+			continue
+		}
 		if first, taken := names[s.Name]; taken && s.Type != "" {
 			v.mistake(path+".name", "%q is the name of sinks[%d] already; the ledger knows a sink by its name", s.Name, first)
 		} else {
@@ -209,6 +216,7 @@ func (v *validator) sinks(sinks []Sink) {
 		}
 		v.sink(path, s)
 	}
+	v.renames(sinks, names)
 	memberOf := map[string]int{}
 	for i, s := range sinks {
 		if s.Composite == nil {
@@ -237,11 +245,42 @@ func (v *validator) sinks(sinks []Sink) {
 	}
 }
 
+// abandoned is all that such a sink can be wrong about.
+func (v *validator) abandoned(path string, s *Sink) {
+	if !sinkName.MatchString(s.Name) {
+		v.mistake(path+".name", "%q is no name for a sink; write the one that it had", s.Name)
+	}
+	if s.RenamedFrom != "" {
+		v.mistake(path+".renamed_from", "a sink is renamed or abandoned, not both")
+	}
+}
+
+// renames: a name leads to one sink, and none that is still in use.
+func (v *validator) renames(sinks []Sink, names map[string]int) {
+	from := map[string]int{}
+	for i := range sinks {
+		old := sinks[i].RenamedFrom
+		if old == "" {
+			continue
+		}
+		path := fmt.Sprintf("sinks[%d].renamed_from", i)
+		if other, used := names[old]; used {
+			v.mistake(path, "%q is the name of sinks[%d]: its parked events are its own", old, other)
+		} else if first, taken := from[old]; taken {
+			v.mistake(path, "%q became sinks[%d] already", old, first)
+		}
+		from[old] = i
+	}
+}
+
 func (v *validator) routes(c *Config) {
 	byName := map[string]*Sink{}
 	inside := map[string]string{}
 	for i := range c.Sinks {
 		s := &c.Sinks[i]
+		if s.Abandoned {
+			continue
+		}
 		byName[s.Name] = s
 		if s.Composite != nil {
 			for _, m := range s.Composite.Members {

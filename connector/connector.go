@@ -27,6 +27,8 @@ type Config struct {
 	Name   string
 	Source Source
 	Sinks  []Sink
+	// Abandoned are sinks of before whose parked events nobody wants.
+	Abandoned []string
 	// Routes are tried in their order, the first that fits an event is taken; none: every event goes to every sink.
 	Routes   []Route
 	Delivery Delivery
@@ -57,6 +59,8 @@ type Sink struct {
 	// Description is kept in outbox_processors for people. It holds no secrets.
 	Description json.RawMessage
 	Topic, Key  router.Template
+	// RenamedFrom is the name under which it was known before, or empty.
+	RenamedFrom string
 	// MaxRetries is Delivery's where it is nil.
 	MaxRetries *int
 	// OneTry: what is not accepted at the first try is discarded.

@@ -2,7 +2,10 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -38,10 +41,29 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 	return replication.CheckPublication(ctx, c.pool, c.source(), c.table)
 }
 
+// registerProcessors gives the ids of the sinks by name. It refuses to start while parked events would be forgotten.
 func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, error) {
 	var ps []replication.Processor
+	known := slices.Clone(c.cfg.Abandoned)
 	for _, s := range c.cfg.Sinks {
-		ps = append(ps, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description})
+		ps = append(ps, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom})
+		known = append(known, s.Name)
 	}
-	return replication.RegisterProcessors(ctx, c.pool, c.cfg.Name, ps)
+	ids, err := replication.RegisterProcessors(ctx, c.pool, c.cfg.Name, ps)
+	if err != nil {
+		return nil, err
+	}
+	orphans, err := replication.Orphans(ctx, c.pool, c.cfg.Name, known)
+	if err != nil {
+		return nil, err
+	}
+	var forgotten []error
+	for _, name := range slices.Sorted(maps.Keys(orphans)) {
+		forgotten = append(forgotten, fmt.Errorf("sink %q is no longer configured and has %d parked events; write renamed_from: %s at the sink that "+
+			"takes its place, or {name: %s, abandoned: true} if nobody wants them", name, orphans[name], name, name))
+	}
+	if forgotten != nil {
+		return nil, exitError{78, errors.Join(forgotten...)}
+	}
+	return ids, nil
 }

@@ -14,6 +14,8 @@ type Processor struct {
 	Type string
 	// Configuration is for people. It holds no secrets.
 	Configuration json.RawMessage
+	// RenamedFrom is the name that it had before, or empty. Where that one is known, and the new one is not, it is renamed.
+	RenamedFrom string
 	// FromStart: what the outbox holds from before the sink was first known is owed to it as well.
 	FromStart bool
 }
@@ -50,6 +52,13 @@ func registerProcessor(ctx context.Context, tx pgx.Tx, connector string, p Proce
 	if configuration == nil {
 		configuration = json.RawMessage("{}")
 	}
+	if p.RenamedFrom != "" {
+		_, err := tx.Exec(ctx, `update outbox_processors set processor_name = $3 where connector = $1 and processor_name = $2
+			and not exists (select from outbox_processors where connector = $1 and processor_name = $3)`, connector, p.RenamedFrom, p.Name)
+		if err != nil {
+			return 0, err
+		}
+	}
 	// Asked for first: an insert that meets a conflict uses up an id.
 	_, err := tx.Exec(ctx, `insert into outbox_processors (connector, processor_name, processor_type, configuration, since)
 		select $1, $2, $3, $4::jsonb, case when $5 then '-infinity' else now() end
@@ -67,4 +76,19 @@ func registerProcessor(ctx context.Context, tx pgx.Tx, connector string, p Proce
 	var id int32
 	err = tx.QueryRow(ctx, "select id from outbox_processors where connector = $1 and processor_name = $2", connector, p.Name).Scan(&id)
 	return id, err
+}
+
+// Orphans names the sinks of a connector that are not among these and still have parked events, with their number.
+func Orphans(ctx context.Context, db SQL, connector string, known []string) (map[string]int64, error) {
+	rows, err := db.Query(ctx, `select p.processor_name, (select count(*) from outbox_parked where processor_id = p.id and status = 'parked')
+		from outbox_processors p where p.connector = $1 and p.processor_name <> all ($2)
+			and exists (select from outbox_parked where processor_id = p.id and status = 'parked')`, connector, known)
+	if err != nil {
+		return nil, fmt.Errorf("look for parked events of sinks that are gone: %w", err)
+	}
+	orphans := map[string]int64{}
+	var name string
+	var n int64
+	_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error { orphans[name] = n; return nil })
+	return orphans, err
 }

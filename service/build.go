@@ -27,7 +27,7 @@ type Parts struct {
 func Build(cfg config.Config, p Parts) (*connector.Connector, error) {
 	d := cfg.Delivery
 	c := connector.Config{
-		Name: cfg.Name,
+		Name: cfg.Name, Abandoned: cfg.Abandoned,
 		Source: connector.Source{
 			DSN: string(cfg.Source.DSN), ReplicationDSN: string(cfg.Source.ReplicationDSN),
 			MaxConnections: cfg.Source.MaxConnections,
@@ -37,9 +37,11 @@ func Build(cfg config.Config, p Parts) (*connector.Connector, error) {
 		},
 		Delivery: connector.Delivery{
 			BatchSize: d.BatchSize, Lanes: d.Lanes, Timeout: d.Timeout, DrainTimeout: d.DrainTimeout, MaxRetries: d.MaxRetries,
+			ParkAfter: d.Park(), GiveUpAfter: d.GiveUpAfter, Block: d.OnDeadLetter == config.DeadBlock,
 			Retry:       connector.Retry{Initial: d.Retry.Initial, Max: d.Retry.Max},
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},
+		Breaker: connector.Breaker(cfg.Breaker),
 		Metrics: p.Metrics, Health: p.Health, Logger: p.Logger, Prepare: p.Prepare,
 	}
 	sinks, err := buildSinks(cfg, p)

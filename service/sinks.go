@@ -38,6 +38,7 @@ func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
 			m.Path = strings.TrimSuffix(fmt.Sprintf("sinks[%d].%s", i, m.Path), ".")
 			all = append(all, m)
 		}
+		s.MaxRetries, s.RenamedFrom = sc.MaxRetries, sc.RenamedFrom
 		built[sc.Name] = s
 	}
 	if all != nil {
@@ -54,6 +55,7 @@ func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
 			for _, name := range c.Members {
 				delete(built, name)
 			}
+			one.MaxRetries, one.RenamedFrom = sc.MaxRetries, sc.RenamedFrom
 			built[sc.Name] = one
 		case c.Strategy == config.StrategyPrimary:
 			for _, name := range c.Members[1:] {
