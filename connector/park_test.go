@@ -1,0 +1,232 @@
+package connector
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// parking is a world in which what is not accepted is parked.
+func parking(t *testing.T) *world {
+	w := newWorld(t)
+	w.cfg.Delivery.ParkAfter = 2 * time.Second
+	w.cfg.Delivery.MaxRetries = 1
+	w.cfg.Breaker = Breaker{Enabled: true, MaxFailures: 3, ResetTimeout: 300 * time.Millisecond}
+	return w
+}
+
+// answers makes the sink answer by event type.
+func (w *world) answers(errs func(eventType string) error) {
+	w.sink(func(_ context.Context, batch []sinks.Message) []error {
+		out := make([]error, len(batch))
+		behind := map[string]bool{}
+		for i, m := range batch {
+			if behind[m.Key] {
+				out[i] = sinks.ErrNotAttempted
+			} else if out[i] = errs(m.Event.EventType); out[i] != nil {
+				behind[m.Key] = true
+			}
+		}
+		return out
+	})
+}
+
+const parkedNow = "select coalesce(string_agg(concat_ws(':', event ->> 'event_type', status, attempts, tries), ' ' order by commit_lsn, tx_index), '') from outbox_parked"
+
+// A sink that is away holds nobody up: what is for it is parked, the slot moves, and once it is back all comes in order.
+func TestSinkAwayIsParked(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	var away atomic.Bool
+	away.Store(true)
+	w.answers(func(string) error {
+		if away.Load() {
+			return fmt.Errorf("dial: %w", sinks.ErrUnavailable)
+		}
+		return nil
+	})
+	r := w.run()
+	want := ""
+	for i := range 100 {
+		name := fmt.Sprintf("a%02d", i)
+		w.event("a", name)
+		want += name + " "
+	}
+	w.eventually("select count(*) from outbox_parked", "100")
+	w.eventually("select ("+confirmed+") >= (select max(commit_lsn) from outbox_parked)", "true")
+	r.stop()
+	r = w.run()
+	w.event("a", "last")
+	w.eventually("select count(*) from outbox_parked", "101")
+	if got := w.query("select sum(attempts) from outbox_parked"); got != "0" {
+		t.Errorf("%s attempts were used up by an outage", got)
+	}
+	away.Store(false)
+	w.eventually("select count(*) from outbox_parked", "0")
+	if got := w.received(); got != want+"last" {
+		t.Errorf("received %s", got)
+	}
+	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "101")
+	r.stop()
+}
+
+// Single messages that are refused hold their aggregate only; dead, they let it go on.
+func TestRefusedHoldsItsAggregate(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	w.answers(func(eventType string) error {
+		if eventType == "poison" {
+			return errRefused
+		}
+		return nil
+	})
+	w.cfg.Delivery.Retry = Retry{Initial: 500 * time.Millisecond, Max: time.Second}
+	r := w.run()
+	w.event("a", "poison")
+	w.event("a", "a2")
+	w.event("b", "b1")
+	w.eventually(parkedNow, "poison:parked:1:1 a2:parked:0:0")
+	if got := w.received(); got != "b1" {
+		t.Errorf("received %s, want b1 alone", got)
+	}
+	w.eventually(parkedNow, "poison:dead:2:2")
+	w.event("a", "a3")
+	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "3")
+	if got := w.received(); got != "b1 a2 a3" {
+		t.Errorf("received %s", got)
+	}
+	r.stop()
+}
+
+// A dead letter that blocks holds its aggregate until a person acts, over restarts as well.
+func TestDeadLetterBlocks(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	w.cfg.Delivery.Block = true
+	w.cfg.Delivery.MaxRetries = 0
+	var mended atomic.Bool
+	w.answers(func(eventType string) error {
+		if eventType == "poison" && !mended.Load() {
+			return fmt.Errorf("too large: %w", sinks.ErrPermanent)
+		}
+		return nil
+	})
+	r := w.run()
+	w.event("a", "poison")
+	w.event("a", "a2")
+	w.event("b", "b1")
+	w.eventually(parkedNow, "poison:dead:1:1 a2:parked:0:0")
+	r.stop()
+	r = w.run()
+	w.event("a", "a3")
+	w.eventually(parkedNow, "poison:dead:1:1 a2:parked:0:0 a3:parked:0:0")
+	mended.Store(true)
+	w.exec("update outbox_parked set status = 'parked', attempts = 0, tries = 0, next_attempt_at = now() where status = 'dead'")
+	w.exec("select pg_notify($1, 'public:' || (select id from outbox_processors))", Changed)
+	w.eventually("select count(*) from outbox_parked", "0")
+	if got := w.received(); got != "b1 poison a2 a3" {
+		t.Errorf("received %s", got)
+	}
+	r.stop()
+}
+
+// A sink that a person has paused gets nothing, and what is for it waits in the table.
+func TestPaused(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	r := w.run()
+	w.event("a", "one")
+	w.eventually(logged, "one:delivered")
+	change := func(active bool) {
+		w.exec("update outbox_processors set is_active = $1", active)
+		w.exec("select pg_notify($1, 'public:' || (select id from outbox_processors))", Changed)
+	}
+	change(false)
+	w.waitFor("paused", func() bool { return r.health.Report().Components["sink:s"].Detail != "" })
+	w.event("a", "two")
+	w.eventually(parkedNow, "two:parked:0:0")
+	r.stop()
+	r = w.run()
+	w.event("a", "three")
+	w.eventually(parkedNow, "two:parked:0:0 three:parked:0:0")
+	change(true)
+	w.eventually("select count(*) from outbox_parked", "0")
+	r.stop()
+	if got := w.received(); got != "one two three" {
+		t.Errorf("received %s", got)
+	}
+}
+
+// Five aggregates dead in a row, and nothing accepted between: the receiver is broken, and the rest waits until it is mended.
+func TestBrokenReceiver(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	w.cfg.Delivery.BatchSize = 1
+	var mended atomic.Bool
+	w.answers(func(string) error {
+		if !mended.Load() {
+			return fmt.Errorf("400: %w", sinks.ErrPermanent)
+		}
+		return nil
+	})
+	w.cfg.Delivery.Lanes = 1
+	r := w.run()
+	for i := range 30 {
+		w.event(fmt.Sprint("a", i), fmt.Sprint("e", i))
+	}
+	w.eventually("select count(*) filter (where status = 'dead') || ' ' || count(*) filter (where status = 'parked') from outbox_parked", "5 25")
+	mended.Store(true)
+	w.eventually("select count(*) from outbox_parked where status = 'parked'", "0")
+	w.eventually("select count(*) from outbox_parked where status = 'dead'", "5")
+	r.stop()
+}
+
+// Parked events of a sink that is gone are not forgotten: the start is refused until the file says what is to become of them.
+func TestOrphans(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	var away atomic.Bool
+	away.Store(true)
+	w.answers(func(string) error {
+		if away.Load() {
+			return sinks.ErrUnavailable
+		}
+		return nil
+	})
+	r := w.run()
+	w.event("a", "one")
+	w.eventually("select count(*) from outbox_parked", "1")
+	r.stop()
+	w.cfg.Sinks[0].Name = "t"
+	w.run().wantExit(78, "renamed_from")
+	w.cfg.Abandoned = []string{"s"}
+	r = w.run()
+	w.event("a", "two")
+	w.eventually("select count(*) from outbox_parked", "2")
+	r.stop()
+	w.exec("delete from outbox_parked where event ->> 'event_type' = 'two'")
+	w.exec("delete from outbox_processors where processor_name = 't'")
+	w.cfg.Abandoned, w.cfg.Sinks[0].RenamedFrom = nil, "s"
+	away.Store(false)
+	r = w.run()
+	w.eventually("select count(*) from outbox_parked", "0")
+	r.stop()
+	if got := w.received(); got != "one" {
+		t.Errorf("received %s", got)
+	}
+}
+
+// waitFor waits until a condition holds.
+func (w *world) waitFor(what string, is func() bool) {
+	w.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("not %s for 20 s", what)
+		}
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+}
