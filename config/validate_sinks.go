@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -49,7 +50,7 @@ func (v *validator) kafka(path string, s *Sink) {
 	}
 	for i, b := range k.Brokers {
 		if !isHostPort(b, 1) {
-			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%q is no broker; write host:9092", b)
+			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%s is no broker; write host:9092", quoted(b))
 		}
 	}
 	if literal := field.ReplaceAllString(s.Topic, ""); !topicLiteral.MatchString(literal) {
@@ -111,7 +112,7 @@ func (v *validator) redis(path string, r *Redis) {
 	}
 	for i, a := range r.Addresses {
 		if !isHostPort(a, 1) {
-			v.mistake(fmt.Sprintf("%s.addresses[%d]", path, i), "%q is no address; write host:6379", a)
+			v.mistake(fmt.Sprintf("%s.addresses[%d]", path, i), "%s is no address; write host:6379", quoted(a))
 		}
 	}
 	if r.Master != "" && len(r.Addresses) == 0 {
@@ -190,6 +191,14 @@ func (v *validator) url(path string, address URL, t *TLS, schemes ...string) *ur
 		v.warn("%s: user and password cross the network in clear", path)
 	}
 	return u
+}
+
+// quoted is an address as a mistake tells it: what stands before an @ may be a password.
+func quoted(address string) string {
+	if at := strings.LastIndexByte(address, '@'); at >= 0 {
+		address = mask + address[at:]
+	}
+	return strconv.Quote(address)
 }
 
 // cloudEventSource is empty for the default.
