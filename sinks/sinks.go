@@ -5,7 +5,6 @@ package sinks
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -78,7 +77,5 @@ type afterError struct {
 	error
 	wait time.Duration
 }
-
-func (e afterError) Error() string { return fmt.Sprintf("%s (try again after %s)", e.error.Error(), e.wait) }
 
 func (e afterError) Unwrap() error { return e.error }

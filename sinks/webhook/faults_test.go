@@ -148,8 +148,12 @@ func TestRetryAfter(t *testing.T) {
 				}
 			})
 			s := newSink(t, Config{URL: rec.URL, MaxRetryAfter: time.Minute})
-			if errs := deliver(t, s, batchOf("a/1")); len(errs) != 1 || errs[0] == nil {
+			errs := deliver(t, s, batchOf("a/1"))
+			if len(errs) != 1 || errs[0] == nil {
 				t.Fatalf("got %v", errs)
+			}
+			if after := sinks.RetryAfter(errs[0]); (after > 0) != c.kept || after > time.Minute {
+				t.Errorf("the message is told to wait %s", after)
 			}
 			pause := s.pause.Load()
 			if (pause != nil) != c.kept {

@@ -84,8 +84,10 @@ func (s *Sink) Close() error {
 
 // paused returns the error of a request that is not sent because the receiver has asked for a pause.
 func (s *Sink) paused() error {
-	if p := s.pause.Load(); p != nil && time.Now().Before(p.until) {
-		return p.err
+	if p := s.pause.Load(); p != nil {
+		if wait := time.Until(p.until); wait > 0 {
+			return sinks.After(wait, p.err)
+		}
 	}
 	return nil
 }
@@ -104,14 +106,16 @@ func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
 		late.Stop()
 	}
 	_ = answer.Body.Close()
+	v := judge(answer.StatusCode)
 	now := time.Now()
 	if wait := min(retryAfter(answer, now), s.maxRetryAfter); wait > 0 {
 		s.pause.Store(&pause{
 			until: now.Add(wait),
 			err:   fmt.Errorf("%w: status %d asked for a pause of %s", sinks.ErrUnavailable, answer.StatusCode, wait),
 		})
+		v.err = sinks.After(wait, v.err)
 	}
-	return judge(answer.StatusCode)
+	return v
 }
 
 // path is what of a topic makes a difference: one that is no URL leads to the sink's own.
