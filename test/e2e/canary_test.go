@@ -30,7 +30,7 @@ func canary(name string) string { return canaryWord + "-" + name }
 
 // canaryShapes are the ways in which it may show: as it is, as bytes, in hexadecimal, and in base64 wherever it begins.
 func canaryShapes() []string {
-	shapes := []string{canaryWord, fmt.Sprintf("%x", canaryWord), strings.Trim(fmt.Sprint([]byte(canaryWord)), "[]")}
+	shapes := []string{canaryWord, fmt.Sprintf("%x", canaryWord), strings.Trim(fmt.Sprint([]byte(canaryWord)), "[]")} //nolint:staticcheck // its numbers are meant
 	for before := range 3 {
 		text := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", before) + canaryWord))
 		shapes = append(shapes, text[(before*8+5)/6:(before+len(canaryWord))*8/6])
