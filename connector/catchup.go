@@ -88,7 +88,7 @@ func (l *lane) stepCatchingUp(ctx context.Context, now time.Time) {
 
 func (l *lane) parkPending(now time.Time) {
 	if l.oneTry {
-		l.discardPending(now)
+		l.discardAll(now)
 		return
 	}
 	for _, d := range l.pending {

@@ -181,13 +181,15 @@ func (f *finishing) delay(d *delivery, err error, inPlace bool) time.Duration {
 	return wait
 }
 
-// discardPending gives up what has arrived for a sink that is tried once, and is not asked now.
-func (l *lane) discardPending(now time.Time) {
-	for _, d := range l.pending {
-		o := d.outcome(l.id, checkpoint.Discarded, false)
-		o.StartedAt, o.CompletedAt, o.Error = now, now, "the sink is away or paused"
-		l.parks = append(l.parks, o)
+// discardAll gives up what has arrived for a sink that is tried once, and is not asked now.
+func (l *lane) discardAll(now time.Time) {
+	for _, list := range []*[]*delivery{&l.again, &l.pending} {
+		for _, d := range *list {
+			o := d.outcome(l.id, checkpoint.Discarded, false)
+			o.StartedAt, o.CompletedAt, o.Error = now, now, "the sink is away or paused"
+			l.parks = append(l.parks, o)
+		}
+		l.metrics.Discarded.Add(float64(len(*list)))
+		*list = nil
 	}
-	l.metrics.Discarded.Add(float64(len(l.pending)))
-	l.pending = nil
 }

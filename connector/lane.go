@@ -220,7 +220,11 @@ func (l *lane) mayDeliver() bool {
 // permitted asks the breaker as well.
 func (l *lane) permitted(now time.Time) permission {
 	p := l.breaker.may(l.number, now)
-	if !p.ok && p.wait > 0 {
+	switch {
+	case p.ok:
+	case l.oneTry:
+		l.discardAll(now)
+	case p.wait > 0:
 		l.wakeAt(now.Add(p.wait))
 	}
 	return p

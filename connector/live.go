@@ -57,9 +57,6 @@ func (l *lane) stepLive(ctx context.Context, now time.Time) {
 	}
 	p := l.permitted(now)
 	if !p.ok {
-		if l.oneTry {
-			l.discardPending(now)
-		}
 		return
 	}
 	most := l.delivery.BatchSize

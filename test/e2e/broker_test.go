@@ -13,7 +13,7 @@ func TestKafkaAway(t *testing.T) {
 	k := ownKafka(t)
 
 	t.Run("killed", func(t *testing.T) {
-		w := newWorld(t, worldOptions{kafka: k})
+		w := newWorld(t, worldOptions{kafka: k, never: true})
 		c := w.connector()
 		c.start()
 		c.ready("leader")
@@ -42,7 +42,7 @@ func TestKafkaAway(t *testing.T) {
 	// Longer than the 15 s after which the server drops a reader that it hears nothing of, and with the window full, so
 	// that the reader has stopped to read.
 	t.Run("stalled", func(t *testing.T) {
-		w := newWorld(t, worldOptions{kafka: k, delivery: map[string]any{"timeout": "4s", "max_in_flight": 100}})
+		w := newWorld(t, worldOptions{kafka: k, never: true, delivery: map[string]any{"timeout": "4s", "max_in_flight": 100}})
 		c := w.connector()
 		c.start()
 		c.ready("leader")

@@ -35,7 +35,8 @@ type outcome struct {
 // sample is where slot and checkpoint stood, the slot asked first.
 type sample struct{ slot, checkpoint pglogrepl.LSN }
 
-// snapshot is what the ledger held at some time: so many terminal rows of commits before the slot's position.
+// snapshot is what the ledger held at some time: so many deliveries settled, parked ones among them, of commits before the
+// slot's position.
 type snapshot struct {
 	confirmed pglogrepl.LSN
 	settled   int

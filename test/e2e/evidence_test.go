@@ -33,6 +33,12 @@ func (w *world) verify(x expectation) {
 		w.t.Fatal("nothing was committed, so nothing was tested")
 	}
 	w.passed(time.Minute, truth[len(truth)-1].commitEnd)
+	eventually(w.t, time.Minute, "nothing parked", func() error {
+		if n := w.parked(); n > 0 {
+			return fmt.Errorf("%d deliveries are", n)
+		}
+		return nil
+	})
 	samples := append(w.sampler.stop(), sample{
 		slot:       w.confirmed(),
 		checkpoint: ask[pglogrepl.LSN](w, "select confirmed_lsn from outbox_checkpoints where slot_name = $1", w.slot),
@@ -170,8 +176,15 @@ func (w *world) printed() []delivery {
 func (w *world) snapshot() {
 	w.t.Helper()
 	s := snapshot{confirmed: w.confirmed()}
-	s.settled = ask[int](w, "select count(*) from outbox_delivery_log where status <> 'failed' and commit_lsn < $1", s.confirmed)
+	s.settled = ask[int](w, `select (select count(*) from outbox_delivery_log where status <> 'failed' and commit_lsn < $1)
+		+ (select count(*) from outbox_parked where status = 'parked' and commit_lsn < $1)`, s.confirmed)
 	w.snapshots = append(w.snapshots, s)
+}
+
+// parked is the number of deliveries that wait in the table.
+func (w *world) parked() int {
+	w.t.Helper()
+	return ask[int](w, "select count(*) from outbox_parked where status = 'parked'")
 }
 
 // topics are those of one test.

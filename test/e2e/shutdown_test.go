@@ -14,7 +14,7 @@ import (
 func TestServerStopsWhileKafkaIsDown(t *testing.T) {
 	t.Parallel()
 	pg, k := ownPostgres(t, nil), ownKafka(t)
-	w := newWorld(t, worldOptions{pg: pg, kafka: k})
+	w := newWorld(t, worldOptions{pg: pg, kafka: k, never: true})
 	c := w.connector()
 	c.start()
 	c.ready("leader")

@@ -30,10 +30,10 @@ type world struct {
 	publication string
 	topics      topics
 	// What the configuration says. A test changes them before it makes a connector.
-	source, delivery map[string]any
-	sinks            []map[string]any
-	routes           []map[string]any
-	batchSize, lanes int
+	source, delivery, breaker map[string]any
+	sinks                     []map[string]any
+	routes                    []map[string]any
+	batchSize, lanes          int
 
 	connectors []*connector
 	log        *kafkaLog
@@ -51,6 +51,7 @@ type worldOptions struct {
 	kafka    *servers.Kafka
 	sinks    []string // types, kafka by default; a sink is named after its type
 	delivery map[string]any
+	never    bool // park_after: the slot waits for the sinks
 	// bare leaves out init and the oracle: the test wants to see something fail.
 	bare bool
 }
@@ -75,6 +76,10 @@ func newWorld(t testing.TB, o worldOptions) *world {
 	w.createDatabase()
 	w.source = map[string]any{"dsn": w.dsn, "slot": w.slot, "publication": w.publication}
 	w.delivery = map[string]any{"batch_size": w.batchSize, "lanes": w.lanes, "retry": map[string]any{"initial": "100ms", "max": "500ms"}}
+	w.breaker = map[string]any{"reset_timeout": "1s"} // of a minute nobody waits for the end
+	if o.never {
+		w.delivery["park_after"] = "never"
+	}
 	maps.Copy(w.delivery, o.delivery)
 	if o.sinks == nil {
 		o.sinks = []string{"kafka"}
@@ -105,7 +110,7 @@ func (w *world) init() {
 func (w *world) writeConfig(c *connector) {
 	w.t.Helper()
 	text, err := yaml.Marshal(map[string]any{
-		"name": w.slot, "source": w.source, "sinks": w.sinks, "routes": w.routes, "delivery": w.delivery, "http": map[string]any{"listen": c.listen},
+		"name": w.slot, "source": w.source, "sinks": w.sinks, "routes": w.routes, "delivery": w.delivery, "breaker": w.breaker, "http": map[string]any{"listen": c.listen},
 	})
 	if err != nil {
 		w.t.Fatal(err)
