@@ -1,7 +1,6 @@
 package connector
 
 import (
-	"context"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -64,7 +63,7 @@ func (l *lane) parkArrivals() {
 }
 
 // stepCatchingUp parks arrivals unless they wait, delivers what was read, and then reads again.
-func (l *lane) stepCatchingUp(ctx context.Context, now time.Time) {
+func (l *lane) stepCatchingUp(now time.Time) {
 	paused := l.paused.Load()
 	if paused && l.waiting {
 		l.parkArrivals()
@@ -76,11 +75,11 @@ func (l *lane) stepCatchingUp(ctx context.Context, now time.Time) {
 		return
 	}
 	if len(l.again) > 0 { // what is in flight first
-		l.stepLive(ctx, now)
+		l.stepLive(now)
 		return
 	}
 	if len(l.rows) > 0 {
-		l.deliverRows(ctx, now)
+		l.deliverRows(now)
 		return
 	}
 	l.readRows(now)
@@ -98,7 +97,7 @@ func (l *lane) parkPending(now time.Time) {
 }
 
 // deliverRows delivers rows; what stands behind a failure of its aggregate is left in the table.
-func (l *lane) deliverRows(ctx context.Context, now time.Time) {
+func (l *lane) deliverRows(now time.Time) {
 	if !l.mayDeliver() {
 		return
 	}
@@ -110,7 +109,7 @@ func (l *lane) deliverRows(ctx context.Context, now time.Time) {
 	if p.probe {
 		most = 1
 	}
-	l.deliverSome(ctx, now, &l.rows, most, func(d *delivery) bool {
+	l.deliverSome(now, &l.rows, most, func(d *delivery) bool {
 		_, left := l.left[d.hash]
 		return left
 	})

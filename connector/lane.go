@@ -62,6 +62,7 @@ type lane struct {
 	retryAt time.Time   // when again may be tried
 	away    bool        // in place: the last Deliver reached nobody; one message asks whether that has changed
 	wire    *wire       // the running Deliver
+	calls   chan []sinks.Message
 	done    chan result
 	started time.Time
 	batch   []sinks.Message // reused: Deliver does not keep it
@@ -107,6 +108,7 @@ func newLane(t *target, number int, rows table, out chan<- checkpoint.Outcomes) 
 	l.in = make(chan []*delivery, 2)
 	l.recorded = make(chan uint64, 1)
 	l.asked = make(chan struct{}, 1)
+	l.calls = make(chan []sinks.Message, 1)
 	l.done = make(chan result, 1) // Deliver's goroutine never waits for the lane
 	l.read = make(chan readResult, 1)
 	l.held, l.left = map[int64]struct{}{}, map[int64]struct{}{}
@@ -144,6 +146,8 @@ func (l *lane) run(work, deliver context.Context) error {
 			l.read <- readResult{a, err}
 		})
 	}
+	go l.deliver(deliver)
+	defer close(l.calls)
 	l.timer = time.NewTimer(time.Hour)
 	defer l.timer.Stop()
 	l.lookAt = time.Now().Add(lookEvery)
@@ -152,7 +156,7 @@ func (l *lane) run(work, deliver context.Context) error {
 		now := time.Now()
 		l.next = now.Add(time.Hour)
 		if !l.closing && deliver.Err() == nil {
-			l.step(deliver, now)
+			l.step(now)
 		}
 		if err := l.give(work, &l.parks, false); err != nil {
 			return err
@@ -186,7 +190,7 @@ func (l *lane) run(work, deliver context.Context) error {
 }
 
 // step does what can be done now.
-func (l *lane) step(deliver context.Context, now time.Time) {
+func (l *lane) step(now time.Time) {
 	asks := l.asks.Swap(0)
 	l.look = l.look || asks&askLook != 0 || !now.Before(l.lookAt)
 	if !now.Before(l.lookAt) {
@@ -200,9 +204,9 @@ func (l *lane) step(deliver context.Context, now time.Time) {
 		l.catchUp()
 	}
 	if l.live {
-		l.stepLive(deliver, now)
+		l.stepLive(now)
 	} else {
-		l.stepCatchingUp(deliver, now)
+		l.stepCatchingUp(now)
 	}
 }
 
@@ -231,7 +235,7 @@ func (l *lane) permitted(now time.Time) permission {
 }
 
 // start starts a Deliver of this batch, which the breaker permits by c.
-func (l *lane) start(ctx context.Context, now time.Time, batch []*delivery, c call) {
+func (l *lane) start(now time.Time, batch []*delivery, c call) {
 	l.wire = &wire{batch, c}
 	l.batch = l.batch[:0]
 	for _, d := range batch {
@@ -239,16 +243,20 @@ func (l *lane) start(ctx context.Context, now time.Time, batch []*delivery, c ca
 		l.batch = append(l.batch, d.Message)
 	}
 	l.started = now
-	go l.deliver(ctx, l.batch)
+	l.calls <- l.batch
 }
 
-func (l *lane) deliver(ctx context.Context, batch []sinks.Message) {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, l.noAnswer)
-	defer cancel()
-	res := result{started: time.Now()}
-	res.errs = l.sink.Deliver(ctx, batch)
-	res.completed = time.Now()
-	l.done <- res
+// deliver makes the Deliver calls, one by one, until the lane has ended. One goroutine for all of them: a new one would have to
+// grow its stack each time.
+func (l *lane) deliver(ctx context.Context) {
+	for batch := range l.calls {
+		ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, l.noAnswer)
+		res := result{started: time.Now()}
+		res.errs = l.sink.Deliver(ctx, batch)
+		res.completed = time.Now()
+		cancel()
+		l.done <- res
+	}
 }
 
 // park keeps a delivery in outbox_parked, untried.

@@ -1,7 +1,6 @@
 package connector
 
 import (
-	"context"
 	"time"
 )
 
@@ -38,12 +37,12 @@ func (l *lane) shouldCatchUp(now time.Time) bool {
 }
 
 // stepLive delivers arrivals. Those of a held aggregate are parked behind it.
-func (l *lane) stepLive(ctx context.Context, now time.Time) {
+func (l *lane) stepLive(now time.Time) {
 	if !l.mayDeliver() {
 		return
 	}
 	if len(l.again) > 0 {
-		l.deliverAgain(ctx, now)
+		l.deliverAgain(now)
 		return
 	}
 	if len(l.pending) == 0 {
@@ -63,7 +62,7 @@ func (l *lane) stepLive(ctx context.Context, now time.Time) {
 	if p.probe || l.away && l.inPlace() {
 		most = 1 // each try of each message is a row in the ledger
 	}
-	l.deliverSome(ctx, now, &l.pending, most, l.behindHeld)
+	l.deliverSome(now, &l.pending, most, l.behindHeld)
 }
 
 // behindHeld parks an arrival that stands behind a failure of its aggregate.
@@ -80,7 +79,7 @@ func (l *lane) behindHeld(d *delivery) bool {
 }
 
 // deliverAgain tries again, in place, what was not accepted.
-func (l *lane) deliverAgain(ctx context.Context, now time.Time) {
+func (l *lane) deliverAgain(now time.Time) {
 	if now.Before(l.retryAt) {
 		l.wakeAt(l.retryAt)
 		return
@@ -93,11 +92,11 @@ func (l *lane) deliverAgain(ctx context.Context, now time.Time) {
 	if p.probe || l.away {
 		most = 1
 	}
-	l.deliverSome(ctx, now, &l.again, most, l.behindHeld)
+	l.deliverSome(now, &l.again, most, l.behindHeld)
 }
 
 // deliverSome takes the first messages off a list, but for those that leave says have gone elsewhere, and starts their Deliver.
-func (l *lane) deliverSome(ctx context.Context, now time.Time, list *[]*delivery, most int, leave func(*delivery) bool) {
+func (l *lane) deliverSome(now time.Time, list *[]*delivery, most int, leave func(*delivery) bool) {
 	c, ok := l.breaker.begin(l.number)
 	if !ok {
 		return
@@ -118,5 +117,5 @@ func (l *lane) deliverSome(ctx context.Context, now time.Time, list *[]*delivery
 		l.wakeAt(now)
 		return
 	}
-	l.start(ctx, now, batch, c)
+	l.start(now, batch, c)
 }

@@ -220,3 +220,27 @@ func TestEventJSON(t *testing.T) {
 }
 
 func eventID(n int) string { return fmt.Sprintf("0190a5d0-0000-7000-8000-%012x", n) }
+
+// BenchmarkParkedRead reads a chunk out of 1,000,000 rows of 600 bytes and 100,000 aggregates, one lane of four.
+func BenchmarkParkedRead(b *testing.B) {
+	db := pgtest.New(b)
+	conn := db.Conn(b)
+	_, err := conn.Exec(b.Context(), `insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, tries, next_attempt_at, event, payload)
+		select 1, '1/0'::pg_lsn + n, 0, gen_random_uuid(), hashint8extended(n % 100000, 0), 'parked', (n % 250 = 0)::int,
+			case when n % 250 = 0 then now() + interval '1 hour' end, '{}', convert_to(repeat('x', 600), 'UTF8')
+		from generate_series(1, 1000000) n`)
+	if err != nil {
+		b.Fatal(err)
+	}
+	table := newParkedTable(b, db, 1, 4)
+	q := question{Prev: before, From: before, Batch: 500}
+	for b.Loop() {
+		a, err := table.read(b.Context(), q)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if len(a.Fresh) != maxFresh {
+			b.Fatalf("%d rows", len(a.Fresh))
+		}
+	}
+}
