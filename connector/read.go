@@ -34,6 +34,14 @@ const (
 	idleLastWait = 30 * time.Second
 )
 
+// stream is the replication connection as its reader uses it: *replication.Stream, or a test's.
+type stream interface {
+	Buffered() bool
+	Next(ctx context.Context) (replication.Frame, error)
+	Wait() time.Duration
+	Report() error
+}
+
 // inlet is the reader's side of a lane.
 type inlet struct {
 	lane      chan<- []*delivery
@@ -44,7 +52,7 @@ type inlet struct {
 // reader is the main loop: it decodes the stream, adds each event to the tracker, and only then hands its deliveries
 // to the lanes. It runs in the session's own goroutine, which owns the replication connection.
 type reader struct {
-	stream  *replication.Stream
+	stream  stream
 	decoder *decoder.Decoder
 	router  *router.Router
 	tracker *checkpoint.Tracker
@@ -265,7 +273,7 @@ func (r *reader) keepalive(lsn pglogrepl.LSN) {
 }
 
 // send puts v into c. While it waits it goes on reporting to the server.
-func send[T any](ctx context.Context, s *replication.Stream, c chan<- T, v T) error {
+func send[T any](ctx context.Context, s stream, c chan<- T, v T) error {
 	select {
 	case c <- v:
 		return nil
@@ -289,7 +297,7 @@ func send[T any](ctx context.Context, s *replication.Stream, c chan<- T, v T) er
 }
 
 // waitFor takes a value from c. While it waits it goes on reporting to the server.
-func waitFor[T any](ctx context.Context, s *replication.Stream, c <-chan T) (T, error) {
+func waitFor[T any](ctx context.Context, s stream, c <-chan T) (T, error) {
 	for {
 		t := time.NewTimer(s.Wait())
 		select {

@@ -1,0 +1,108 @@
+package connector
+
+import (
+	"fmt"
+)
+
+// owes says what is not done yet; nothing, and the world ends with that.
+func (w *simulation) owes() string {
+	s := w.running()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.unborn > 0:
+		return "transactions of applications"
+	case s == nil || s != w.session:
+		return "no session"
+	case int(s.stream.done.Load()) < len(w.wal):
+		return "the stream"
+	case s.tracker.InFlight() > 0:
+		return fmt.Sprintf("%d events in flight", s.tracker.InFlight())
+	case w.slot.confirmed < w.oursEnd:
+		return fmt.Sprintf("the slot is at %s, not at %s", w.slot.confirmed, w.oursEnd)
+	}
+	w.ledger.parked.mu.Lock()
+	defer w.ledger.parked.mu.Unlock()
+	for i := range w.sinks {
+		stuck := map[int64]bool{} // behind a message that is never answered: kept, not lost
+		for _, r := range w.ledger.parked.rows {
+			if r.processor != processor(i) {
+				continue
+			}
+			e := w.events[r.id]
+			stuck[r.hash] = stuck[r.hash] || e.fates[i].kind >= fateTimeout
+			if (!r.dead || w.cfg.block) && !stuck[r.hash] {
+				return fmt.Sprintf("sink%d has %v parked: dead %t, due %s, tries %d", i, e, r.dead, r.due, r.tries)
+			}
+		}
+		if len(stuck) == 0 && !s.live(i) {
+			return fmt.Sprintf("the lanes of sink%d are not live", i)
+		}
+	}
+	w.over = true
+	return ""
+}
+
+// check compares what was committed with what the sinks accepted and the ledger says.
+func (w *simulation) check() {
+	for _, e := range w.sorted() {
+		if e.pos.LSN == 0 {
+			continue
+		}
+		for i, k := range w.sinks {
+			w.checkEvent(e, k, !w.routed(e, i))
+		}
+		if len(e.sinks) == 0 && w.ledger.last[worldKey{0, e}] != "discarded" {
+			w.bad("no row", "%v, which no route wants", e)
+		}
+	}
+	for _, k := range w.sinks {
+		for _, events := range k.order {
+			w.checkOrder(k, events)
+		}
+	}
+}
+
+func (w *simulation) routed(e *worldEvent, sink int) bool {
+	for _, s := range e.sinks {
+		if s == sink {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *simulation) checkEvent(e *worldEvent, k *worldSink, foreign bool) {
+	a, key := k.of(e), worldKey{processor(k.n), e}
+	i, parked := w.ledger.parked.find(key.processor, e.pos)
+	dead := parked && w.ledger.parked.rows[i].dead
+	switch last := w.ledger.last[key]; {
+	case foreign && (a.count > 0 || last != "" || parked):
+		w.bad("phantom", "%v at sink%d", e, k.n)
+	case foreign || parked && !dead:
+	case a.count == 0 && !dead && last != "discarded":
+		w.bad("lost", "%v was never accepted by sink%d, and is not dead (log %q)", e, k.n, last)
+	case last == "":
+		w.bad("no row", "%v of sink%d has no row in the log", e, k.n)
+	}
+	if a.count > 1+a.unknown {
+		w.bad("duplicate", "%v was accepted %d times by sink%d, with %d tries of unknown outcome", e, a.count, k.n, a.unknown)
+	}
+}
+
+// checkOrder looks at first acceptances. Dead letters that let their aggregate go on, and what a person declared dead or discarded, have
+// lost their place.
+func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
+	var last *worldEvent
+	for _, e := range events {
+		key := worldKey{processor(k.n), e}
+		if !w.cfg.block && w.ledger.dead[key] || w.ledger.displaced[key] || w.ledger.last[key] == "discarded" {
+			continue
+		}
+		if last != nil && e.pos.Compare(last.pos) < 0 {
+			w.bad("order", "sink%d accepted %v after %v", k.n, e, last)
+			continue
+		}
+		last = e
+	}
+}

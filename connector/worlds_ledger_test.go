@@ -1,0 +1,390 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+)
+
+// worldKey is an event at a sink, by its processor.
+type worldKey struct {
+	processor int32
+	event     *worldEvent
+}
+
+// worldLedger is all of the ledger, in a PostgreSQL that may be down. It looks at everything that is written to it. The world's
+// mutex guards it; the parked rows have their own, which is taken second.
+type worldLedger struct {
+	w      *simulation
+	parked memLedger
+
+	epoch     int32
+	seq       int64
+	prefix    checkpoint.Position
+	confirmed pglogrepl.LSN
+	log       []checkpoint.Key // delivered, dead, discarded
+
+	last       map[worldKey]string // status of the last log row
+	settled    map[worldKey]bool
+	dead       map[worldKey]bool // ever
+	displaced  map[worldKey]bool // declared dead by a person, untried perhaps: when it is retried it comes before its predecessors
+	aggregates map[string]*worldAggregate
+	covered    int // transactions of the WAL of which everything is settled, as far as somebody relied on it
+}
+
+// worldAggregate is an aggregate's events at a sink. What is settled of them is a prefix.
+type worldAggregate struct {
+	events          []*worldEvent
+	prefix, settled int
+}
+
+func newWorldLedger(w *simulation) *worldLedger {
+	return &worldLedger{
+		w: w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldKey]string{}, settled: map[worldKey]bool{},
+		dead: map[worldKey]bool{}, displaced: map[worldKey]bool{}, aggregates: map[string]*worldAggregate{},
+	}
+}
+
+// processors are those that e is owed to.
+func processors(e *worldEvent) []int32 {
+	if len(e.sinks) == 0 {
+		return []int32{0}
+	}
+	var ids []int32
+	for _, s := range e.sinks {
+		ids = append(ids, processor(s))
+	}
+	return ids
+}
+
+func (l *worldLedger) aggregate(processor int32, e *worldEvent) *worldAggregate {
+	name := fmt.Sprint(e.aggregate, processor)
+	if l.aggregates[name] == nil {
+		l.aggregates[name] = &worldAggregate{}
+	}
+	return l.aggregates[name]
+}
+
+// owe takes note of an event that is committed.
+func (l *worldLedger) owe(e *worldEvent) {
+	for _, p := range processors(e) {
+		a := l.aggregate(p, e)
+		a.events = append(a.events, e)
+	}
+}
+
+// settle takes note of what is settled, and that is for ever.
+func (l *worldLedger) settle(k worldKey) {
+	if l.settled[k] {
+		return
+	}
+	l.settled[k] = true
+	l.aggregate(k.processor, k.event).settled++
+}
+
+func (l *worldLedger) logRow(k worldKey, status string) {
+	if status == "delivered" && l.last[k] == status {
+		l.w.bad("log", "%v has a second delivered row of processor %d", k.event, k.processor)
+	}
+	l.last[k] = status
+	l.dead[k] = l.dead[k] || status == "dead"
+	l.log = append(l.log, checkpoint.Key{Processor: k.processor, Position: k.event.pos})
+	l.settle(k)
+}
+
+// apply is a transaction of the recorder.
+func (l *worldLedger) apply(b checkpoint.Batch) {
+	w := l.w
+	var rows []checkpoint.Outcome
+	for _, o := range b.Outcomes {
+		rows = append(rows, o.Rows...)
+	}
+	l.seq++
+	w.stats.Commits++
+	w.trace("LEDGER #%d: %d rows, prefix %s, confirmed %s", l.seq, len(rows), b.Mark.Prefix, b.Mark.LSN)
+	for _, o := range rows {
+		l.outcome(o)
+	}
+	l.parked.apply(rows)
+	for _, o := range rows {
+		a := l.aggregate(o.Processor, w.events[o.EventID])
+		for a.prefix < len(a.events) && l.settled[worldKey{o.Processor, a.events[a.prefix]}] {
+			a.prefix++
+		}
+		if o.Processor != 0 && a.prefix < a.settled {
+			w.bad("no prefix", "of aggregate %s at processor %d %d events are settled, but not %v", w.events[o.EventID].aggregate, o.Processor, a.settled, a.events[a.prefix])
+		}
+	}
+	if b.Mark.Prefix.Compare(l.prefix) < 0 || b.Mark.LSN < l.confirmed {
+		w.bad("back", "the checkpoint moves from %s and %s to %s and %s", l.prefix, l.confirmed, b.Mark.Prefix, b.Mark.LSN)
+	}
+	l.prefix, l.confirmed = b.Mark.Prefix, b.Mark.LSN
+	l.cover()
+}
+
+func (l *worldLedger) outcome(o checkpoint.Outcome) {
+	w, e := l.w, l.w.events[o.EventID]
+	k := worldKey{o.Processor, e}
+	w.trace("    processor %d: %v %s, attempt %d, row %d %+v", o.Processor, e, o.Status, o.Attempt, o.Row, due(o))
+	if o.Position != e.pos {
+		w.bad("position", "%v is recorded at %s", e, o.Position)
+	}
+	if o.Row == checkpoint.RowInsert {
+		l.settle(k)
+		w.stats.Parked++
+	}
+	switch o.Status {
+	case checkpoint.Delivered:
+		a := w.sinks[o.Processor-1].of(e)
+		if a.committed = true; a.count == 0 {
+			w.bad("delivered", "%v is recorded as delivered, which processor %d never accepted", e, o.Processor)
+		}
+		l.logRow(k, "delivered")
+	case checkpoint.Dead:
+		w.stats.Dead++
+		l.logRow(k, "dead")
+	case checkpoint.Discarded:
+		l.logRow(k, "discarded")
+	case checkpoint.Failed, checkpoint.Parked:
+	}
+}
+
+func due(o checkpoint.Outcome) string {
+	if o.Parked == nil || o.Parked.NextAttempt.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("due in %.1f s, attempts %d", time.Until(o.Parked.NextAttempt).Seconds(), o.Parked.Attempts)
+}
+
+// cover: everything at or before the prefix, and of each transaction whose commit record lies before what may be confirmed, is settled.
+func (l *worldLedger) cover() {
+	for ; l.covered < len(l.w.wal); l.covered++ {
+		tx := l.w.wal[l.covered]
+		for _, e := range tx.events {
+			if e.pos.Compare(l.prefix) > 0 && tx.commit >= l.confirmed {
+				return
+			}
+			for _, p := range processors(e) {
+				if !l.settled[worldKey{p, e}] {
+					l.w.bad("unsettled", "the checkpoint covers %v (prefix %s, confirmed %s), which is not settled for processor %d", e, l.prefix, l.confirmed, p)
+				}
+			}
+		}
+	}
+}
+
+// confirm is what reaches PostgreSQL of a standby status.
+func (w *simulation) confirm(lsn pglogrepl.LSN) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.pgUp || lsn <= w.slot.confirmed {
+		return
+	}
+	if lsn > w.ledger.confirmed {
+		w.bad("slot", "%s is confirmed, the checkpoint stands at %s", lsn, w.ledger.confirmed)
+	}
+	w.slot.confirmed = lsn
+	w.trace("slot at %s", lsn)
+}
+
+// person changes a dead letter, or declares a parked row dead.
+func (l *worldLedger) person(sink, pick int, retry, kill bool) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.parked.mu.Lock()
+	defer l.parked.mu.Unlock()
+	var rows []*memRow
+	for _, r := range l.parked.rows {
+		if r.processor == processor(sink) && r.dead != kill {
+			rows = append(rows, r)
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	l.w.stats.Persons++
+	r := rows[pick%len(rows)]
+	if !kill {
+		l.act(r, retry)
+		return
+	}
+	e := l.w.events[r.id]
+	l.w.trace("PERSON kills %v of sink%d", e, sink)
+	r.dead, r.due = true, time.Time{}
+	if l.w.cfg.block {
+		r.due = forever
+	}
+	l.displaced[worldKey{r.processor, e}] = true
+	l.logRow(worldKey{r.processor, e}, "dead")
+}
+
+// act retries or discards a dead letter.
+func (l *worldLedger) act(r *memRow, retry bool) {
+	e := l.w.events[r.id]
+	l.w.trace("PERSON: processor %d, dead letter %v: retry %t", r.processor, e, retry)
+	if retry {
+		r.dead, r.attempts, r.tries, r.due = false, 0, 0, time.Now()
+		return
+	}
+	i, _ := l.parked.find(r.processor, r.pos)
+	l.parked.rows = slices.Delete(l.parked.rows, i, i+1)
+	l.logRow(worldKey{r.processor, e}, "discarded")
+}
+
+// settleDead retries each dead letter that can be accepted, and discards the others.
+func (l *worldLedger) settleDead() {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.parked.mu.Lock()
+	defer l.parked.mu.Unlock()
+	for _, r := range slices.Clone(l.parked.rows) {
+		if r.dead {
+			l.act(r, l.w.events[r.id].fates[r.processor-1].kind == fateAccepted)
+		}
+	}
+}
+
+// worldConn is a session's connection to the ledger: checkpoint.Ledger, as ours over SQL behaves.
+type worldConn struct {
+	*worldLedger
+	session int
+	epoch   int32
+	seq     int64
+	broken  bool
+	tries   int
+	killed  *atomic.Bool
+}
+
+var errWorldPG = errors.New("connection refused")
+
+// open raises the epoch and reads what is settled beyond the prefix, in one snapshot.
+func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, checkpoint.Start, error) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.parked.mu.Lock()
+	defer l.parked.mu.Unlock()
+	if !l.w.pgUp {
+		return nil, checkpoint.Start{}, errWorldPG
+	}
+	l.epoch++
+	start := checkpoint.Start{Epoch: l.epoch, Prefix: l.prefix, Confirmed: l.confirmed, Settled: map[checkpoint.Key]struct{}{}}
+	events := map[checkpoint.Position]struct{}{}
+	add := func(k checkpoint.Key) {
+		if k.Position.Compare(l.prefix) > 0 {
+			start.Settled[k] = struct{}{}
+			events[k.Position] = struct{}{}
+		}
+	}
+	for _, r := range l.parked.rows {
+		add(checkpoint.Key{Processor: r.processor, Position: r.pos})
+	}
+	for _, k := range l.log {
+		add(k)
+	}
+	if len(events) > l.w.cfg.ring {
+		l.w.bad("window", "%d events beyond the prefix are settled, of at most %d", len(events), l.w.cfg.ring)
+	}
+	return &worldConn{worldLedger: l, session: session, epoch: l.epoch, seq: l.seq, killed: killed}, start, nil
+}
+
+// Close is checkpoint.Ledger's.
+func (c *worldConn) Close() {}
+
+// Commit takes its time; it may hit a server that is down, and its answer may get lost.
+func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
+	w := c.w
+	w.step()
+	if c.killed.Load() {
+		return context.Cause(ctx)
+	}
+	c.tries++
+	r := w.dice("commit", c.session, c.tries)
+	if c.broken {
+		if !nap(ctx, r.between(unit/5, 3*unit)) {
+			return context.Cause(ctx)
+		}
+		if done, err := c.reconnect(); done || err != nil {
+			return err
+		}
+	}
+	took := r.between(unit/2, 3*unit)
+	switch {
+	case r.p(0.5):
+		took = r.between(time.Millisecond, unit/2)
+	case r.p(w.cfg.slowLedger):
+		took = r.between(unit, 100*unit)
+	}
+	arrives := nap(ctx, took)
+	if !arrives && r.p(0.5) { // ended from our side, too late or not
+		c.broken = true
+		return context.Cause(ctx)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lost := w.faults && r.p(w.cfg.lostCOMMIT)
+	if !w.pgUp || lost && r.p(0.5) {
+		c.broken = true
+		return errWorldPG
+	}
+	if c.epoch != c.worldLedger.epoch || c.seq != c.worldLedger.seq {
+		return checkpoint.ErrFenced
+	}
+	c.apply(b)
+	if lost || !arrives {
+		w.stats.LostCOMMITs++
+		w.trace("the answer to COMMIT #%d is lost", c.worldLedger.seq)
+		c.broken = true
+		return errWorldPG
+	}
+	c.seq++
+	return nil
+}
+
+// reconnect asks whether the last transaction went through.
+func (c *worldConn) reconnect() (done bool, err error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	switch {
+	case !c.w.pgUp:
+		return false, errWorldPG
+	case c.epoch != c.worldLedger.epoch:
+		return false, checkpoint.ErrFenced
+	}
+	c.broken = false
+	done = c.worldLedger.seq > c.seq
+	c.seq = c.worldLedger.seq
+	return done, nil
+}
+
+// worldTable is a lane's share of the parked rows.
+type worldTable struct {
+	*memTable
+	w    *simulation
+	dice dice
+}
+
+func (t *worldTable) read(ctx context.Context, q question) (answer, error) {
+	t.w.step()
+	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
+		return answer{}, context.Cause(ctx)
+	}
+	if !t.w.up() {
+		return answer{}, errWorldPG
+	}
+	a, err := t.memTable.read(ctx, q)
+	t.w.mu.Lock()
+	t.w.stats.Reads++
+	t.w.trace("lane %d of processor %d reads from %s (probe %t): %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, q.Probe, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
+	t.w.mu.Unlock()
+	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
+		return answer{}, context.Cause(ctx)
+	}
+	return a, err
+}

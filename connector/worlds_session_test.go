@@ -1,0 +1,324 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/sony/gobreaker/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+)
+
+// worldSession is a session over the world's PostgreSQL: what session.go builds, runs and ends, without its connections.
+type worldSession struct {
+	w        *simulation
+	n        int
+	killed   atomic.Bool
+	stream   *worldStream
+	tracker  *checkpoint.Tracker
+	recorder *checkpoint.Recorder
+	reader   *reader
+	lanes    []*lane
+	bySink   map[int32][]*lane
+	metrics  []monitoring.SinkMetrics
+	outcomes chan checkpoint.Outcomes
+
+	stopReading, endDeliver, endWork context.CancelCauseFunc
+}
+
+var (
+	errWorldKill   = errors.New("kill -9")
+	errWorldBroken = errors.New("the replication connection is lost")
+)
+
+func (w *simulation) logger() *slog.Logger {
+	if *worldsTrace {
+		return slog.New(slog.NewTextHandler(os.Stdout, nil))
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// sessions makes one session after the other.
+func (w *simulation) sessions(ctx context.Context) {
+	for n := 1; ctx.Err() == nil; n++ {
+		r := w.dice("session", n)
+		if w.up() {
+			w.newSession(ctx, n, r)
+		}
+		nap(ctx, r.between(unit, 60*unit))
+	}
+}
+
+func (w *simulation) newSession(ctx context.Context, n int, r dice) {
+	s := &worldSession{w: w, n: n, bySink: map[int32][]*lane{}}
+	w.mu.Lock()
+	start := w.slot.confirmed // START_REPLICATION 0/0: the slot knows
+	if start > w.ledger.confirmed {
+		w.bad("slot", "it stands at %s, the checkpoint at %s", start, w.ledger.confirmed)
+	}
+	w.mu.Unlock()
+	if !nap(ctx, r.between(unit/5, 3*unit)) {
+		return
+	}
+	conn, from, err := w.ledger.open(n, &s.killed)
+	if err != nil {
+		return
+	}
+	if !nap(ctx, r.between(unit/5, 2*unit)) {
+		return
+	}
+	s.build(conn, from, start, r)
+	w.trace("SESSION %d: slot %s, prefix %s, %d settled beyond, lanes %v", n, start, from.Prefix, len(from.Settled), w.lanes)
+	s.run()
+	s.bury()
+}
+
+// bury takes leave of a session that has ended in whatever way: what it knew and did not record is unknown from here on.
+func (s *worldSession) bury() {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for _, k := range s.w.sinks {
+		for _, a := range k.got {
+			if a.known == s.n && !a.committed {
+				a.unknown++
+			}
+		}
+	}
+	s.w.trace("SESSION %d has ended", s.n)
+}
+
+func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglogrepl.LSN, r dice) {
+	w, c := s.w, &s.w.cfg
+	logger := w.logger()
+	s.tracker = checkpoint.NewTracker(c.ring, 1<<30, from.Prefix, from.Confirmed)
+	s.stream = newWorldStream(w, s.tracker, start, s.n)
+	s.recorder = checkpoint.NewRecorder(conn, checkpoint.Pace{Fast: func() bool { return false }, State: func(error) {}, Logger: logger})
+	delivery := Delivery{
+		BatchSize: c.batch, Timeout: 200 * unit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
+		Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, Block: c.block,
+	}
+	if c.never {
+		delivery.ParkAfter = 0
+	}
+	total := 0
+	for i := range w.sinks {
+		if c.laneChange && r.p(0.4) {
+			w.lanes[i] = 1 + r.IntN(3)
+		}
+		total += w.lanes[i]
+	}
+	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
+	byProcessor := map[int32][]*inlet{}
+	metrics, health := monitoring.NewMetrics("", nil), &monitoring.Health{}
+	for i := range w.sinks {
+		id, name := processor(i), fmt.Sprint("sink", i)
+		m := metrics.Sink(name)
+		state := newSinkState(name, c.never, health, m, logger)
+		if len(w.breakers) <= i {
+			w.breakers = append(w.breakers, newBreaker(name, Breaker{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute},
+				c.never, logger, func(to gobreaker.State) {
+					if to == gobreaker.StateOpen {
+						w.opened.Add(1)
+					}
+				}))
+		}
+		t := &target{
+			sink: &worldClient{w.sinks[i], s}, name: name, id: id, delivery: delivery, breaker: w.breakers[i], paused: w.paused[i],
+			state: state, metrics: m, fast: func() bool { return false }, logger: logger,
+		}
+		for n := range w.lanes[i] {
+			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.dice("table", s.n, i, n)}
+			table.limit = c.readLimit
+			l := newLane(t, n, table, s.outcomes)
+			l.maxHeld = c.maxHeld
+			s.bySink[id] = append(s.bySink[id], l)
+			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in, processor: id})
+		}
+		m.CatchingUp.Set(float64(w.lanes[i]))
+		s.lanes = append(s.lanes, s.bySink[id]...)
+		s.metrics = append(s.metrics, m)
+		w.breakers[i].attach(s.bySink[id])
+	}
+	s.reader = &reader{
+		stream: s.stream, tracker: s.tracker, start: from, lanes: byProcessor, out: s.outcomes,
+		decoder: decoder.New(decoder.Table{OID: worldOID, Columns: worldColumns}, 1<<20), router: worldRouter(c.sinks), logger: logger,
+		invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
+	}
+}
+
+// worldRouter sends an event where its type says: a 1 a sink.
+func worldRouter(sinks int) *router.Router {
+	template, err := router.ParseTemplate("{aggregate_id}")
+	if err != nil {
+		panic(err)
+	}
+	var routes []router.Route
+	for set := 1; set < 1<<sinks; set++ {
+		r := router.Route{Match: router.Match{EventType: []string{fmt.Sprintf("%03b", set)}}}
+		for i := range sinks {
+			if set&(1<<i) != 0 {
+				r.Sinks = append(r.Sinks, router.Sink{Processor: processor(i), Topic: template, Key: template})
+			}
+		}
+		routes = append(routes, r)
+	}
+	return router.New(routes)
+}
+
+// run is session.run.
+func (s *worldSession) run() {
+	var reading, deliver, work context.Context
+	reading, s.stopReading = context.WithCancelCause(context.Background())
+	deliver, s.endDeliver = context.WithCancelCause(context.Background())
+	work, s.endWork = context.WithCancelCause(context.Background())
+	var lanes, recorder, keeper errgroup.Group
+	if !s.w.cfg.never && len(s.bySink) > 1 {
+		slow := newSlowRule(s.tracker, &s.reader.waits, s.bySink, 10*time.Second)
+		keeper.Go(func() error { slow.run(reading); return nil })
+		keeper.Go(func() error { s.watch(reading); return nil })
+	}
+	for _, l := range s.lanes {
+		lanes.Go(s.guarded("lane", func() error { return l.run(work, deliver) }))
+	}
+	recorder.Go(s.guarded("recorder", func() error { return s.recorder.Run(work, s.tracker, s.outcomes) }))
+	s.w.mu.Lock()
+	s.w.session = s
+	s.w.stats.Sessions++
+	s.w.mu.Unlock()
+
+	err := s.guarded("reader", func() error { return s.reader.read(reading) })()
+	s.stopReading(err)
+	for _, l := range s.lanes {
+		close(l.in)
+	}
+	if s.stream.isBroken() {
+		s.endDeliver(errWorldBroken)
+	}
+	timer := time.AfterFunc(25*time.Second, func() { s.endDeliver(errDrainTimeout) })
+	defer timer.Stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = lanes.Wait()
+		close(s.outcomes)
+		t := time.AfterFunc(recordWait, func() { s.endWork(errRecordTimeout) })
+		defer t.Stop()
+		_ = recorder.Wait()
+	}()
+	<-done
+	s.w.mu.Lock()
+	s.w.session = nil
+	s.w.mu.Unlock()
+	s.endDeliver(nil)
+	s.endWork(nil)
+	_ = keeper.Wait()
+	if !s.killed.Load() {
+		s.stream.report()
+	}
+}
+
+// guarded turns the end of a part into that of the session, and a panic into something that went wrong.
+func (s *worldSession) guarded(part string, do func() error) func() error {
+	return func() (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				s.w.bad("panic", "%s: %v", part, p)
+				s.kill("panic")
+			}
+			if err != nil {
+				s.w.trace("%s of session %d ends: %v", part, s.n, err)
+				s.stopReading(err)
+			}
+		}()
+		return do()
+	}
+}
+
+// fail ends the session as an error does. With a broken connection its deliveries end at once.
+func (s *worldSession) fail(why string, broken bool) {
+	s.w.trace("SESSION %d fails: %s", s.n, why)
+	if broken {
+		s.stream.cut()
+		return
+	}
+	s.stopReading(errors.New(why))
+}
+
+// kill is kill -9: nothing that this session does from here on happens.
+func (s *worldSession) kill(why string) {
+	w := s.w
+	w.mu.Lock()
+	if s.killed.Swap(true) {
+		w.mu.Unlock()
+		return
+	}
+	w.trace("SESSION %d dies: %s", s.n, why)
+	w.stats.Kills++
+	for i, k := range w.sinks {
+		lanes := map[int]int{}
+		for e, a := range k.got {
+			if a.known == s.n && !a.committed {
+				lanes[router.Lane(e.hash, w.lanes[i])]++
+			}
+		}
+		for lane, n := range lanes {
+			if n > maxUnrecorded*w.cfg.batch {
+				w.bad("unrecorded", "%d messages of lane %d of sink%d were accepted and are not recorded", n, lane, i)
+			}
+		}
+	}
+	for _, b := range w.breakers {
+		b.close()
+	}
+	w.breakers = nil
+	w.mu.Unlock()
+	s.endWork(errWorldKill)
+	s.endDeliver(errWorldKill)
+	s.stopReading(errWorldKill)
+}
+
+// watch looks for a sink that holds the reader back while another has nothing to do, most of twice park_after.
+func (s *worldSession) watch(ctx context.Context) {
+	look := newSlowRule(s.tracker, &s.reader.waits, s.bySink, 10*time.Second)
+	held := map[int32][]bool{}
+	for nap(ctx, look.interval) {
+		blocks := look.blocks()
+		for id := range s.bySink {
+			h := append(held[id], id == blocks && look.anotherIdle(id))
+			h = h[max(0, len(h)-2*slowTicks):]
+			n := 0
+			for _, is := range h {
+				if is {
+					n++
+				}
+			}
+			if held[id] = h; n > 2*slowTicks*3/4 {
+				s.w.bad("held back", "the reader waited for processor %d in %d of %d ticks while another had nothing to do", id, n, len(h))
+				held[id] = nil
+			}
+		}
+	}
+}
+
+// live says whether all lanes of a sink are, and have nothing to do.
+func (s *worldSession) live(sink int) bool {
+	for _, l := range s.bySink[processor(sink)] {
+		if !l.idle.Load() {
+			return false
+		}
+	}
+	return testutil.ToFloat64(s.metrics[sink].CatchingUp) == 0
+}

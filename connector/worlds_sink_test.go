@@ -1,0 +1,303 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+type worldMode int
+
+const (
+	modeWell worldMode = iota
+	modeDown
+	modeHole // nothing answers
+	modeSlow
+	modeBroken // permanent for everything
+	modeRefuse // refused for everything
+	modeCrawl
+	modeFlaky
+)
+
+var modeNames = []string{"well", "down", "a black hole", "slow", "broken", "refusing", "crawling", "flaky"}
+
+// acceptance is what became of one event at one sink.
+type acceptance struct {
+	count     int
+	known     int  // the session that was told so; 0: none
+	committed bool // the ledger calls it delivered
+	unknown   int  // tries of which nobody knows how they ended: each may be an acceptance
+	refused   int
+}
+
+// worldSink is a destination.
+type worldSink struct {
+	w        *simulation
+	n        int
+	mode     worldMode
+	got      map[*worldEvent]*acceptance
+	order    map[string][]*worldEvent // first acceptances, by aggregate
+	delivers map[string]int           // Deliver calls, by their first message
+}
+
+func newWorldSink(w *simulation, n int) *worldSink {
+	return &worldSink{w: w, n: n, got: map[*worldEvent]*acceptance{}, order: map[string][]*worldEvent{}, delivers: map[string]int{}}
+}
+
+// planModes makes it well and ill by turns.
+func (s *worldSink) planModes() {
+	modes := []worldMode{modeDown, modeHole, modeSlow, modeBroken, modeRefuse, modeCrawl, modeDown, modeHole}
+	if s.w.cfg.flaky {
+		modes = append(modes, modeFlaky, modeFlaky, modeFlaky)
+	}
+	r := s.w.dice("modes", s.n)
+	set := func(m worldMode) bool {
+		s.w.mu.Lock()
+		defer s.w.mu.Unlock()
+		if s.w.faults {
+			s.mode = m
+			s.w.trace("sink%d is %s", s.n, modeNames[m])
+		}
+		return s.w.faults
+	}
+	var ill, well func()
+	ill = func() {
+		if set(modes[r.IntN(len(modes))]) {
+			s.w.after(r.between(20*unit, 1500*unit), well)
+		}
+	}
+	well = func() {
+		if set(modeWell) {
+			s.w.after(r.between(10*unit, 700*unit), ill)
+		}
+	}
+	s.w.after(r.between(10*unit, 700*unit), ill)
+}
+
+// of is its acceptance of e. The world's lock is held.
+func (s *worldSink) of(e *worldEvent) *acceptance {
+	a := s.got[e]
+	if a == nil {
+		a = &acceptance{}
+		s.got[e] = a
+	}
+	return a
+}
+
+func (s *worldSink) accept(events []*worldEvent) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for _, e := range events {
+		a := s.of(e)
+		a.count++
+		s.w.stats.Accepted++
+		if a.count == 1 {
+			s.order[e.aggregate] = append(s.order[e.aggregate], e)
+		} else {
+			s.w.stats.Again++
+		}
+		s.w.trace("sink%d ACCEPTS %v #%d", s.n, e, a.count)
+	}
+}
+
+// worldClient is a session's client of a sink.
+type worldClient struct {
+	*worldSink
+	session *worldSession
+}
+
+func (c *worldClient) Close() error { return nil }
+
+// call is what is to come of a Deliver.
+type worldCall struct {
+	r         dice
+	events    []*worldEvent
+	errs      []error
+	now, late []*worldEvent // accepted while it runs, and after its time-out
+	silent    bool          // no answer before its deadline
+	took      time.Duration
+}
+
+var (
+	errWorldPermanent = fmt.Errorf("400: %w", sinks.ErrPermanent)
+	errWorldAway      = fmt.Errorf("dial: %w", sinks.ErrUnavailable)
+	errWorldTimeout   = fmt.Errorf("no answer: %w", sinks.ErrUnavailable)
+	errWorldRefused   = errors.New("500")
+)
+
+// Deliver is the contract of sinks, at its meanest.
+func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []error {
+	p := c.plan(batch)
+	accepting := p.r.between(0, p.took-1)
+	if !nap(ctx, accepting) {
+		if p.r.p(0.5) { // what is on the wire goes on
+			c.w.after(p.r.between(0, 10*unit), func() { c.accept(p.now) })
+		}
+		return c.cut(p)
+	}
+	c.accept(p.now)
+	switch {
+	case p.silent:
+		<-ctx.Done()
+		if len(p.late) > 0 {
+			c.w.after(p.r.between(0, 400*unit), func() { c.accept(p.late) })
+		}
+	case !nap(ctx, p.took-accepting):
+		return c.cut(p)
+	}
+	return c.answer(p)
+}
+
+// nap sleeps, unless ctx ends before.
+func nap(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// cut: the session ended the call. Nobody knows what was accepted.
+func (c *worldClient) cut(p *worldCall) []error {
+	for i, err := range p.errs {
+		if !errors.Is(err, sinks.ErrNotAttempted) {
+			p.errs[i] = fmt.Errorf("%w: %w", context.Canceled, sinks.ErrUnavailable)
+		}
+	}
+	return c.answer(p)
+}
+
+// answer notes what the session knows from now on; one that was killed learns nothing.
+func (c *worldClient) answer(p *worldCall) []error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	for i, e := range p.events {
+		a := c.of(e)
+		switch err := p.errs[i]; {
+		case err == nil && !c.session.killed.Load():
+			a.known = c.session.n
+		case err == nil || errors.Is(err, errWorldTimeout) || errors.Is(err, context.Canceled):
+			a.unknown++
+		}
+	}
+	c.w.trace("sink%d answers %v: %v", c.n, p.events, p.errs)
+	return p.errs
+}
+
+// plan draws what happens to a batch, and looks whether it should have come at all.
+func (c *worldClient) plan(batch []sinks.Message) *worldCall {
+	w := c.w
+	w.step()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stats.Delivers++
+	if len(batch) == 0 || len(batch) > w.cfg.batch {
+		w.bad("batch", "%d messages", len(batch))
+	}
+	first := batch[0].Event.ID
+	c.delivers[first]++
+	p := &worldCall{r: w.dice("deliver", c.n, first, c.delivers[first]), errs: make([]error, len(batch))}
+	for i := range batch {
+		p.events = append(p.events, c.look(&batch[i]))
+	}
+	w.trace("sink%d is given %v (%s)", c.n, p.events, modeNames[c.mode])
+	p.draw(c)
+	return p
+}
+
+func (c *worldClient) look(m *sinks.Message) *worldEvent {
+	w, e := c.w, c.w.events[m.Event.ID]
+	if at := (checkpoint.Position{LSN: m.LSN, Index: m.Index}); at != e.pos || string(m.Event.Payload) != e.payload() || m.Key != e.aggregate || m.Attempt < 1 {
+		w.bad("changed", "sink%d: %v came as %s, payload %q, key %q, attempt %d", c.n, e, at, m.Event.Payload, m.Key, m.Attempt)
+	}
+	a := c.of(e)
+	switch {
+	case a.committed:
+		w.bad("again", "sink%d: %v, which the ledger calls delivered", c.n, e)
+	case a.known == c.session.n:
+		w.bad("again", "sink%d: %v, which this session knows to be accepted", c.n, e)
+	}
+	return e
+}
+
+func (p *worldCall) draw(c *worldClient) {
+	r, cfg, mode := p.r, &c.w.cfg, c.mode
+	bad, state := map[string]bool{}, map[string]int{} // of an aggregate in a time-out: 0 accepted, 1 accepted late, 2 lost
+	cut := len(p.events)                              // from here on there is no answer
+	if mode == modeHole {
+		cut = 0
+	} else if c.w.faults && r.p(0.01) {
+		cut = r.IntN(cut + 1)
+	}
+	late := r.p(cfg.late)
+	for i, e := range p.events {
+		a, f := c.of(e), e.fates[c.n]
+		switch {
+		case bad[e.aggregate]:
+			p.errs[i] = sinks.ErrNotAttempted
+			continue
+		case i >= cut:
+			p.errs[i], p.silent = errWorldTimeout, true
+			p.unanswered(e, state, late, mode == modeHole, f.kind == fateAccepted || f.kind == fateRefusedTimes && a.refused >= f.times)
+			continue
+		case mode == modeDown:
+			p.errs[i] = errWorldAway
+		case mode == modeFlaky && r.p(0.4):
+			if p.errs[i] = errWorldAway; r.p(0.2) {
+				p.errs[i], p.silent = errWorldTimeout, true
+			}
+		case mode == modeBroken:
+			p.errs[i] = errWorldPermanent
+		case mode == modeRefuse:
+			p.errs[i] = errWorldRefused
+		case f.kind == fateAccepted || f.kind == fateRefusedTimes && a.refused >= f.times:
+			p.now = append(p.now, e)
+			continue
+		default:
+			a.refused++
+			p.errs[i] = map[fateKind]error{
+				fatePermanent: errWorldPermanent, fateRefused: errWorldRefused, fateRefusedTimes: errWorldRefused, fateUnavailable: errWorldAway, fateTimeout: errWorldTimeout,
+			}[f.kind]
+			p.silent = p.silent || f.kind == fateTimeout
+		}
+		bad[e.aggregate] = true
+		if r.p(0.05) {
+			p.errs[i] = sinks.After(r.between(0, 10*time.Minute), p.errs[i])
+		}
+	}
+	p.took = r.between(unit, 8*unit)
+	if r.p(0.5) {
+		p.took = r.between(time.Millisecond, unit)
+	}
+	switch mode {
+	case modeSlow:
+		p.took = r.between(20*unit, 120*unit)
+	case modeCrawl:
+		p.took = r.between(100*unit, 200*unit-1)
+	}
+}
+
+// unanswered: e may have been accepted, now or after a while. After one that is lost nothing of its aggregate is accepted.
+func (p *worldCall) unanswered(e *worldEvent, state map[string]int, late, hole, well bool) {
+	s := state[e.aggregate]
+	if s == 0 && (hole && p.r.p(0.7) || p.r.p(0.5)) {
+		s = 1
+	}
+	if s == 1 && (!late || p.r.p(0.3)) || !well {
+		s = 2
+	}
+	state[e.aggregate] = s
+	switch s {
+	case 0:
+		p.now = append(p.now, e)
+	case 1:
+		p.late = append(p.late, e)
+	}
+}

@@ -1,0 +1,168 @@
+package connector
+
+import (
+	"context"
+	"encoding/binary"
+	"sort"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+)
+
+const worldOID = 16999
+
+var worldColumns = decoder.Columns{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"}
+
+// worldStream is a replication connection to the world's PostgreSQL.
+type worldStream struct {
+	w       *simulation
+	dice    dice
+	tracker *checkpoint.Tracker
+	from    pglogrepl.LSN
+	at      int // transactions of the WAL before this one were sent
+	frames  []replication.Frame
+	sent    pglogrepl.LSN // confirmed
+	broken  chan struct{}
+	isCut   atomic.Bool
+	silence time.Time // the next keepalive
+	told    pglogrepl.LSN
+	done    atomic.Int64 // transactions that were read to their end
+}
+
+func newWorldStream(w *simulation, tracker *checkpoint.Tracker, from pglogrepl.LSN, session int) *worldStream {
+	s := &worldStream{w: w, dice: w.dice("stream", session), tracker: tracker, from: from, broken: make(chan struct{})}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s.at = sort.Search(len(w.wal), func(i int) bool { return w.wal[i].commit >= from })
+	s.done.Store(int64(s.at))
+	s.frames = append(s.frames, replication.Frame{Data: worldRelation()})
+	return s
+}
+
+func (s *worldStream) cut() {
+	if !s.isCut.Swap(true) {
+		close(s.broken)
+	}
+}
+
+func (s *worldStream) isBroken() bool { return s.isCut.Load() }
+
+// Buffered is the stream's.
+func (s *worldStream) Buffered() bool { return len(s.frames) > 0 }
+
+// Wait is the stream's.
+func (s *worldStream) Wait() time.Duration { return s.dice.between(50*time.Millisecond, unit) }
+
+// Report is the stream's.
+func (s *worldStream) Report() error {
+	if s.isCut.Load() {
+		return errWorldBroken
+	}
+	s.report()
+	return nil
+}
+
+// report sends the position, which arrives a little later.
+func (s *worldStream) report() {
+	if lsn := s.tracker.Confirmed(); lsn > s.sent {
+		s.sent = lsn
+		s.w.after(s.dice.between(0, unit), func() { s.w.confirm(lsn) })
+	}
+}
+
+// Next is the stream's.
+func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
+	for len(s.frames) == 0 {
+		s.done.Store(int64(s.at))
+		if err := s.Report(); err != nil {
+			return replication.Frame{}, err
+		}
+		if s.look() {
+			break
+		}
+		t := time.NewTimer(s.Wait())
+		select {
+		case <-s.w.grown:
+		case <-t.C:
+		case <-s.broken:
+		case <-ctx.Done():
+			t.Stop()
+			return replication.Frame{}, context.Cause(ctx)
+		}
+		t.Stop()
+	}
+	if s.dice.p(0.2) && !nap(ctx, s.dice.between(0, unit/5)) {
+		return replication.Frame{}, context.Cause(ctx)
+	}
+	f := s.frames[0]
+	s.frames = s.frames[1:]
+	return f, nil
+}
+
+// look makes frames of what there is: a transaction, or a keepalive after a silence.
+func (s *worldStream) look() bool {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	switch now := time.Now(); {
+	case !s.w.pgUp:
+		return false
+	case s.at < len(s.w.wal):
+		s.transaction(s.w.wal[s.at])
+		s.at++
+		s.silence = now.Add(s.dice.between(unit, 30*unit))
+		return true
+	case now.Before(s.silence):
+		return false
+	default:
+		s.silence = now.Add(s.dice.between(unit, 30*unit))
+		s.frames = append(s.frames, replication.Frame{Keepalive: true, LSN: s.w.end})
+		return true
+	}
+}
+
+func (s *worldStream) transaction(tx *worldTx) {
+	micros := uint64(tx.at.Sub(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).Microseconds())
+	b := binary.BigEndian.AppendUint64([]byte{'B'}, uint64(tx.commit))
+	b = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(b, micros), 1)
+	s.frames = append(s.frames, replication.Frame{Data: b})
+	for _, e := range tx.events {
+		if s.dice.p(0.02) {
+			s.frames = append(s.frames, replication.Frame{Keepalive: true, LSN: tx.commit})
+		}
+		s.frames = append(s.frames, replication.Frame{Data: worldInsert(e)})
+	}
+	b = binary.BigEndian.AppendUint64([]byte{'C', 0}, uint64(tx.commit))
+	b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, uint64(tx.end)), micros)
+	s.frames = append(s.frames, replication.Frame{Data: b})
+}
+
+func worldRelation() []byte {
+	c := worldColumns
+	b := binary.BigEndian.AppendUint32([]byte{'R'}, worldOID)
+	b = append(b, "public\x00event_outbox\x00d\x00\x05"...)
+	for _, name := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload} {
+		b = append(append(append(b, 0), name...), 0)
+		b = binary.BigEndian.AppendUint32(b, pgtype.TextOID)
+		b = binary.BigEndian.AppendUint32(b, 0xffffffff)
+	}
+	return b
+}
+
+func worldInsert(e *worldEvent) []byte {
+	kind := []byte("000")
+	for _, s := range e.sinks {
+		kind[2-s] = '1'
+	}
+	b := binary.BigEndian.AppendUint32([]byte{'I'}, worldOID)
+	b = append(b, 'N', 0, 5)
+	for _, v := range []string{e.id, "t", e.aggregate, string(kind), e.payload()} {
+		b = append(binary.BigEndian.AppendUint32(append(b, 't'), uint32(len(v))), v...)
+	}
+	return b
+}

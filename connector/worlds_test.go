@@ -1,0 +1,195 @@
+package connector
+
+import (
+	"flag"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// The real reader, tracker, lanes, breaker, slow rule and recorder run through random worlds that are unkind to them, by a clock
+// that costs nothing: see shared/model, whose faults and checks these are.
+//
+//	go test ./connector -run '^TestWorlds$' -worlds 10m         as many worlds as fit
+//	go test ./connector -run '^TestWorlds$' -seed 77 -steps     one, step by step
+//	go test ./connector -run '^TestWorlds$' -seed 1000 -seeds 500   these
+//
+// What a world does is drawn from its seed and the name of who draws, never from the order in which goroutines happen to run.
+// The jitter of Retry and the choices of Go's scheduler remain: a seed that failed once may have to be run some times (-count).
+var (
+	worldsFor   = flag.Duration("worlds", 0, "run worlds for this long (default 75s, 5s with -short)")
+	worldsSeed  = flag.Uint64("seed", 0, "the first world")
+	worldsSeeds = flag.Uint64("seeds", 0, "how many worlds")
+	worldsTrace = flag.Bool("steps", false, "print what happens in the worlds")
+)
+
+func TestWorlds(t *testing.T) {
+	t.Parallel()
+	next, count, until := *worldsSeed, *worldsSeeds, time.Now().Add(*worldsFor)
+	switch {
+	case next > 0:
+		count, until = max(count, 1), time.Now().Add(24*time.Hour)
+	case *worldsFor == 0 && testing.Short():
+		until = time.Now().Add(5 * time.Second)
+	case *worldsFor == 0:
+		until = time.Now().Add(75 * time.Second)
+	}
+	if next == 0 {
+		next = uint64(time.Now().Unix()) * 1000 // other worlds each time
+	}
+	if count == 0 {
+		count = 1 << 40
+	}
+	runWorlds(t, next, count, until)
+}
+
+// runWorlds runs worlds side by side, and stops when some have failed.
+func runWorlds(t *testing.T, first, count uint64, until time.Time) {
+	var ran, failed atomic.Int64
+	var total worldStats
+	var mu sync.Mutex
+	var seed atomic.Uint64
+	seed.Store(first)
+	t.Cleanup(func() { t.Logf("%d worlds from seed %d, %d failed: %+v", ran.Load(), first, failed.Load(), total) })
+	for worker := range 2 {
+		t.Run(fmt.Sprint("worker ", worker), func(t *testing.T) {
+			t.Parallel()
+			for {
+				n := seed.Add(1) - 1
+				if n >= first+count || time.Now().After(until) || failed.Load() >= 5 {
+					return
+				}
+				stats, wrong := runWorld(t, n)
+				ran.Add(1)
+				mu.Lock()
+				total.add(stats)
+				mu.Unlock()
+				if len(wrong) > 0 {
+					failed.Add(1)
+					t.Errorf("world -seed %d:\n\t%s", n, strings.Join(wrong, "\n\t"))
+				}
+			}
+		})
+	}
+}
+
+// runWorld runs one world, and says what went wrong in it.
+func runWorld(t *testing.T, seed uint64) (stats worldStats, wrong []string) {
+	// A goroutine that turns without end cannot be stopped from outside.
+	watchdog := time.AfterFunc(3*time.Minute, func() { panic(fmt.Sprintf("world -seed %d: no end of it", seed)) })
+	defer watchdog.Stop()
+	synctest.Test(t, func(*testing.T) {
+		w := newSimulation(seed)
+		w.run()
+		stats, wrong = w.stats, w.wrong
+	})
+	return stats, wrong
+}
+
+// worldConfig is one random world. Sizes are tiny, so that every bound is met often.
+type worldConfig struct {
+	sinks, ring, batch, maxHeld, readLimit, maxRetries, aggregates, transactions int
+
+	block, never, laneChange, pause, persons, bigTransactions, flaky, breaker bool
+
+	crashes, pgCrashes, sessionErrors int
+
+	maxFailures              int
+	poison, late, lostCOMMIT float64
+	hang                     bool // all poison times out
+	giveUpAfter              time.Duration
+	slowLedger               float64 // how many COMMITs take seconds
+}
+
+func newWorldConfig(r dice) worldConfig {
+	c := worldConfig{
+		sinks: 1 + r.IntN(3), ring: 3 + r.IntN(20), batch: 1 + r.IntN(5), maxHeld: 1 + r.IntN(4), maxRetries: r.IntN(4),
+		aggregates: 1 + r.IntN(7), transactions: 40 + r.IntN(160), block: r.p(0.25), never: r.p(0.2), laneChange: r.p(0.5), pause: r.p(0.2),
+		persons: r.p(0.5), bigTransactions: r.p(0.3), flaky: r.p(0.2), breaker: r.p(0.85), maxFailures: 2 + r.IntN(4),
+	}
+	c.readLimit = c.batch + r.IntN(6)
+	if r.p(0.8) {
+		c.crashes, c.pgCrashes, c.sessionErrors = r.IntN(8), r.IntN(3), r.IntN(4)
+	}
+	c.poison = []float64{0, 0.01, 0.05, 0.15}[r.IntN(4)]
+	if r.p(0.5) {
+		c.late = 0.3
+	}
+	if r.p(0.5) {
+		c.lostCOMMIT = 0.05
+	}
+	if r.p(0.2) {
+		c.slowLedger = 0.1
+	}
+	if r.p(0.15) {
+		c.giveUpAfter = r.between(time.Minute, 10*time.Minute)
+	}
+	if r.p(0.1) {
+		c.hang, c.aggregates, c.poison = true, 40, 0.3
+	}
+	return c
+}
+
+// dice are one actor's.
+type dice struct{ *rand.Rand }
+
+// dice of an actor depend on the seed and its name only.
+func (w *simulation) dice(actor ...any) dice {
+	h := fnv.New64a()
+	fmt.Fprint(h, actor...)
+	return dice{rand.New(rand.NewPCG(w.seed, h.Sum64()))}
+}
+
+func (d dice) p(x float64) bool { return d.Float64() < x }
+
+// between is a time between these two. Its odd nanoseconds keep apart what happens in different places.
+func (d dice) between(from, to time.Duration) time.Duration {
+	return from + time.Duration(d.Int64N(int64(to-from)+1))
+}
+
+// worldStats are what happened, so that one sees that it did.
+type worldStats struct {
+	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened int
+}
+
+func (s *worldStats) add(o worldStats) {
+	s.Events += o.Events
+	s.Sessions += o.Sessions
+	s.Kills += o.Kills
+	s.PgCrashes += o.PgCrashes
+	s.Commits += o.Commits
+	s.LostCOMMITs += o.LostCOMMITs
+	s.Reads += o.Reads
+	s.Delivers += o.Delivers
+	s.Accepted += o.Accepted
+	s.Again += o.Again
+	s.Parked += o.Parked
+	s.Dead += o.Dead
+	s.Persons += o.Persons
+	s.Opened += o.Opened
+}
+
+// trace prints what happens, at which time.
+func (w *simulation) trace(format string, args ...any) {
+	if *worldsTrace {
+		fmt.Fprintf(os.Stdout, "%10.3f "+format+"\n", append([]any{time.Since(w.began).Seconds()}, args...)...)
+	}
+}
+
+// bad is called where a check fails.
+func (w *simulation) bad(kind, format string, args ...any) {
+	text := fmt.Sprintf("%.3f %s: ", time.Since(w.began).Seconds(), kind) + fmt.Sprintf(format, args...)
+	w.trace("VIOLATION %s", text)
+	w.wrongMu.Lock()
+	defer w.wrongMu.Unlock()
+	if len(w.wrong) < 10 {
+		w.wrong = append(w.wrong, text)
+	}
+}

@@ -1,0 +1,456 @@
+package connector
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+)
+
+const (
+	// unit is what the model calls a millisecond: its times of 200 units are our time-out of 30 s.
+	unit = 150 * time.Millisecond
+	// maxSteps bounds what a world does: beyond it somebody turns in circles.
+	maxSteps = 400_000
+	// patience is how long after everything has healed something may still be owed.
+	patience = 12 * time.Hour
+)
+
+// fate is how a sink meets one event, when it is well.
+type fate struct {
+	kind  fateKind
+	times int
+}
+
+type fateKind int
+
+const (
+	fateAccepted fateKind = iota
+	fatePermanent
+	fateRefusedTimes // refused so many times, then accepted
+	fateRefused      // for ever
+	fateTimeout      // for ever
+	fateUnavailable  // for ever
+)
+
+type worldEvent struct {
+	n         int
+	id        string
+	aggregate string
+	hash      int64
+	pos       checkpoint.Position
+	sinks     []int // that it is routed to
+	fates     []fate
+	rank      []int // among the events of its aggregate at each sink
+}
+
+func (e *worldEvent) String() string { return fmt.Sprintf("%s(%s,%s)", e.id, e.aggregate, e.pos) }
+
+// payload is not to be touched on the way.
+func (e *worldEvent) payload() string { return fmt.Sprintf(`{"n":  %d}`, e.n) }
+
+type worldTx struct {
+	commit, end pglogrepl.LSN
+	at          time.Time
+	events      []*worldEvent
+}
+
+// simulation is a world: everything outside of the connector: PostgreSQL with its WAL, slot and ledger, the sinks, persons, and bad luck. mu guards it;
+// nobody sleeps holding it.
+type simulation struct {
+	seed    uint64
+	cfg     worldConfig
+	began   time.Time
+	stats   worldStats
+	wrongMu sync.Mutex
+	wrong   []string
+	steps   atomic.Int64
+	opened  atomic.Int64 // breakers
+
+	mu       sync.Mutex
+	events   map[string]*worldEvent
+	wal      []*worldTx
+	end      pglogrepl.LSN // of the WAL
+	oursEnd  pglogrepl.LSN // of the last transaction with events
+	unborn   int           // transactions that are not committed yet
+	grown    chan struct{}
+	pgUp     bool
+	slot     struct{ confirmed, durable pglogrepl.LSN }
+	ledger   *worldLedger
+	sinks    []*worldSink
+	breakers []*breaker // outlive sessions, not crashes
+	paused   []*atomic.Bool
+	lanes    []int
+	session  *worldSession
+	faults   bool // there still are any
+	over     bool
+}
+
+func newSimulation(seed uint64) *simulation {
+	w := &simulation{seed: seed, began: time.Now(), events: map[string]*worldEvent{}, grown: make(chan struct{}, 1), pgUp: true, faults: true}
+	r := w.dice("world")
+	w.cfg = newWorldConfig(r)
+	w.trace("%+v", w.cfg)
+	w.end = 1 << 20
+	w.slot.confirmed, w.slot.durable = w.end, w.end
+	w.ledger = newWorldLedger(w)
+	for i := range w.cfg.sinks {
+		w.sinks = append(w.sinks, newWorldSink(w, i))
+		w.paused = append(w.paused, &atomic.Bool{})
+		w.lanes = append(w.lanes, 1+r.IntN(3))
+	}
+	return w
+}
+
+// processor is the id of a sink. 0 stands for no sink.
+func processor(sink int) int32 { return int32(sink + 1) }
+
+// after does something later, unless the world has ended.
+func (w *simulation) after(d time.Duration, do func()) {
+	time.AfterFunc(d, func() {
+		if w.lives() {
+			do()
+		}
+	})
+}
+
+func (w *simulation) lives() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.over
+}
+
+// step counts what is done. A world that does too much has not healed.
+func (w *simulation) step() {
+	if n := w.steps.Add(1); n == maxSteps {
+		w.bad("livelock", "%d deliveries, commits and reads", n)
+	}
+}
+
+func (w *simulation) run() {
+	end := w.plan()
+	ctx, stop := context.WithCancel(context.Background())
+	sessions := make(chan struct{})
+	go func() {
+		defer close(sessions)
+		w.sessions(ctx)
+	}()
+	time.Sleep(end)
+	w.heal()
+	limit := time.Now().Add(patience)
+	why := w.owes()
+	for ; why != "" && time.Now().Before(limit) && w.steps.Load() < maxSteps; why = w.owes() {
+		time.Sleep(20 * unit)
+		w.unblock()
+	}
+	if why != "" {
+		w.bad("stuck", "%s after everything has healed: %s", patience, why)
+	}
+	w.mu.Lock()
+	w.over = true
+	w.mu.Unlock()
+	w.die("the world ends")
+	stop()
+	<-sessions
+	synctest.Wait() // for calls that nobody waits for
+	w.stats.Opened = int(w.opened.Load())
+	if why == "" {
+		w.check()
+	}
+}
+
+// plan makes business transactions and faults, and says when they end.
+func (w *simulation) plan() time.Duration {
+	r, c := w.dice("plan"), &w.cfg
+	at, gap := time.Duration(0), []time.Duration{3 * unit, 10 * unit, 25 * unit}[r.IntN(3)]
+	for range c.transactions {
+		at += r.between(0, gap)
+		n := 2 + r.IntN(4)
+		switch x := r.Float64(); {
+		case x < 0.12:
+			n = 0
+		case x < 0.5:
+			n = 1
+		case x > 0.95 && c.bigTransactions:
+			n = c.ring + r.IntN(2*c.ring)
+		}
+		took := r.between(0, 10*unit)
+		if r.p(0.1) {
+			took = r.between(0, 300*unit)
+		}
+		tx := &worldTx{}
+		for range n {
+			tx.events = append(tx.events, w.newEvent(r, r.IntN(c.aggregates)))
+		}
+		w.commitAt(at+took, tx, r.p(0.3), r.between(0, 20)) // long ones commit in another order
+	}
+	end := at + 300*unit
+	w.planFaults(end)
+	return end
+}
+
+func (w *simulation) newEvent(r dice, aggregate int) *worldEvent {
+	c := &w.cfg
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e := &worldEvent{n: len(w.events), aggregate: string(rune('A' + aggregate)), rank: make([]int, c.sinks)}
+	e.id = fmt.Sprintf("e%d", e.n)
+	e.hash = router.AggregateHash("t", e.aggregate)
+	w.events[e.id] = e
+	for s := range c.sinks {
+		var f fate
+		if r.p(c.poison) {
+			kinds := []fateKind{fatePermanent, fateRefusedTimes, fateRefused, fatePermanent, fateRefusedTimes, fateRefused, fateTimeout, fateUnavailable}
+			f = fate{kinds[r.IntN(len(kinds))], 1 + r.IntN(3)}
+			switch {
+			case c.never && (c.hang || f.kind >= fateTimeout):
+				f.kind = fateRefused
+			case c.hang:
+				f.kind = fateTimeout
+			}
+		}
+		e.fates = append(e.fates, f)
+		if c.sinks == 1 && !r.p(0.03) || c.sinks > 1 && r.p(0.7) {
+			e.sinks = append(e.sinks, s)
+		}
+	}
+	return e
+}
+
+func (w *simulation) commitAt(at time.Duration, tx *worldTx, adjacent bool, gap time.Duration) {
+	w.mu.Lock()
+	w.unborn++
+	w.mu.Unlock()
+	w.after(at, func() {
+		if w.commit(tx, adjacent, pglogrepl.LSN(gap)) {
+			return
+		}
+		w.mu.Lock()
+		w.unborn--
+		w.mu.Unlock()
+		w.commitAt(10*unit, tx, adjacent, gap) // the application waits for the server
+	})
+}
+
+// commit appends a transaction to the WAL. Mostly something else lies before it; where not, its commit record may begin exactly where
+// the one before ends.
+func (w *simulation) commit(tx *worldTx, adjacent bool, gap pglogrepl.LSN) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.pgUp {
+		return false
+	}
+	w.unborn--
+	w.end += pglogrepl.LSN(len(tx.events))
+	if !adjacent {
+		w.end += gap
+	}
+	tx.commit, tx.at = w.end, time.Now()
+	tx.end = tx.commit + 2 + gap
+	w.end = tx.end
+	for i, e := range tx.events {
+		e.pos = checkpoint.Position{LSN: tx.commit, Index: int64(i)}
+		w.ledger.owe(e)
+	}
+	if len(tx.events) > 0 {
+		w.oursEnd = tx.end
+	}
+	w.stats.Events += len(tx.events)
+	w.wal = append(w.wal, tx)
+	w.trace("COMMIT %s..%s: %v", tx.commit, tx.end, tx.events)
+	w.growth()
+	return true
+}
+
+func (w *simulation) growth() {
+	select {
+	case w.grown <- struct{}{}:
+	default:
+	}
+}
+
+// often does something again and again until the faults end.
+func (w *simulation) often(from, to time.Duration, actor string, do func(r dice)) {
+	r := w.dice(actor)
+	var next func()
+	next = func() {
+		w.mu.Lock()
+		faults := w.faults
+		w.mu.Unlock()
+		if faults {
+			do(r)
+			w.after(r.between(from, to), next)
+		}
+	}
+	w.after(r.between(from, to), next)
+}
+
+func (w *simulation) planFaults(end time.Duration) {
+	c := &w.cfg
+	w.often(unit, 60*unit, "foreign WAL", func(r dice) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.end += pglogrepl.LSN(r.IntN(300_000))
+		w.growth()
+	})
+	w.often(10*unit, 600*unit, "checkpointer", func(dice) { // the slot reaches the disk now and then
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.slot.durable = max(w.slot.durable, w.slot.confirmed)
+	})
+	for _, s := range w.sinks {
+		s.planModes()
+	}
+	r := w.dice("faults")
+	for range c.crashes {
+		w.after(r.between(0, end), func() { w.die("kill -9") })
+	}
+	for i := range c.sessionErrors {
+		broken := i%2 == 0
+		w.after(r.between(0, end), func() { w.fail("an error", broken) })
+	}
+	for range c.pgCrashes {
+		kill, down := r.p(0.3), r.between(5*unit, 500*unit)
+		w.after(r.between(0, end), func() { w.crashPostgres(kill, down) })
+	}
+	if c.persons {
+		w.often(10*unit, 200*unit, "person", w.person)
+	}
+	if c.pause {
+		s, at := r.IntN(c.sinks), r.between(0, end)
+		w.after(at, func() { w.pause(s, true) })
+		w.after(at+r.between(50*unit, 800*unit), func() { w.pause(s, false) })
+	}
+}
+
+func (w *simulation) crashPostgres(kill bool, down time.Duration) {
+	w.mu.Lock()
+	if !w.pgUp {
+		w.mu.Unlock()
+		return
+	}
+	w.trace("POSTGRES crashes, its slot falls from %s to %s", w.slot.confirmed, w.slot.durable)
+	w.stats.PgCrashes++
+	w.pgUp = false
+	w.slot.confirmed = w.slot.durable
+	w.mu.Unlock()
+	if kill {
+		w.die("killed with PostgreSQL")
+	} else {
+		w.fail("PostgreSQL is down", true)
+	}
+	w.after(down, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.pgUp = true
+		w.trace("POSTGRES is up")
+		w.growth()
+	})
+}
+
+func (w *simulation) up() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pgUp
+}
+
+// running is the session, if there is one whose lanes run.
+func (w *simulation) running() *worldSession {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.session
+}
+
+func (w *simulation) die(why string) {
+	if s := w.running(); s != nil {
+		s.kill(why)
+	}
+}
+
+func (w *simulation) fail(why string, broken bool) {
+	if s := w.running(); s != nil {
+		s.fail(why, broken)
+	}
+}
+
+func (w *simulation) pause(sink int, on bool) {
+	w.trace("PERSON pauses sink%d: %t", sink, on)
+	w.paused[sink].Store(on)
+	w.ask(sink, 0)
+}
+
+func (w *simulation) ask(sink int, what uint32) {
+	if s := w.running(); s != nil {
+		for _, l := range s.bySink[processor(sink)] {
+			l.ask(what)
+		}
+	}
+}
+
+// person does something with a dead letter, and now and then with a parked one.
+func (w *simulation) person(r dice) {
+	if !w.up() {
+		return
+	}
+	for s := range w.cfg.sinks {
+		x, kill, told := r.Float64(), r.p(0.1), r.p(0.7)
+		pick := r.IntN(1 << 20)
+		w.ledger.person(s, pick, x < 0.6, kill)
+		if told {
+			w.after(r.between(unit/10, 5*unit), func() { w.ask(s, askLook) })
+		}
+	}
+}
+
+// unblock: under on_dead_letter: block a person has to act before everything is settled.
+func (w *simulation) unblock() {
+	if w.cfg.block {
+		w.ledger.settleDead()
+	}
+}
+
+func (w *simulation) heal() {
+	w.mu.Lock()
+	w.faults, w.pgUp = false, true
+	for _, s := range w.sinks {
+		s.mode = modeWell
+	}
+	w.growth()
+	w.mu.Unlock()
+	w.trace("ALL HAS HEALED")
+	for s := range w.cfg.sinks {
+		w.pause(s, false)
+	}
+	// Healthy events of other aggregates go on arriving, so that poison can be told from an outage.
+	r := w.dice("trickle")
+	var next func()
+	next = func() {
+		e := w.newEvent(r, 60+r.IntN(4))
+		e.fates = make([]fate, w.cfg.sinks)
+		e.sinks = e.sinks[:0]
+		for s := range w.cfg.sinks {
+			e.sinks = append(e.sinks, s)
+		}
+		w.commitAt(0, &worldTx{events: []*worldEvent{e}}, false, 3)
+		w.after(r.between(100*unit, 600*unit), next)
+	}
+	next()
+}
+
+// sorted are all events in the order in which they were made.
+func (w *simulation) sorted() []*worldEvent {
+	var all []*worldEvent
+	for _, e := range w.events {
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b *worldEvent) int { return a.n - b.n })
+	return all
+}
