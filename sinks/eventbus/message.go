@@ -60,11 +60,7 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	if id := m.Event.ID; isPlain(id) && strings.TrimSpace(id) == id {
-		set(headerID, id)
-	} else { // the client turns line breaks into spaces, and two ids must not become one
-		set(headerID, format.HeaderValue(id))
-	}
+	set(headerID, escapeID(m.Event.ID))
 	if s.stream != "" {
 		set(headerExpectedStream, s.stream)
 	}
@@ -84,9 +80,22 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 	return h
 }
 
-// isPlain tells whether s, as a header that is not encoded, is what its readers have: printable ASCII only.
-func isPlain(s string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+// escapeID leaves an id as it is where a header keeps it so. The client turns line breaks into spaces, and two ids must
+// never become one: the stream would drop the second message.
+func escapeID(id string) string {
+	isPlain := func(r rune) bool { return r >= ' ' && r <= '~' && r != '%' }
+	if !strings.ContainsFunc(id, func(r rune) bool { return !isPlain(r) }) && strings.TrimSpace(id) == id {
+		return id
+	}
+	var out strings.Builder
+	for _, b := range []byte(id) {
+		if isPlain(rune(b)) && b != ' ' {
+			out.WriteByte(b)
+		} else {
+			fmt.Fprintf(&out, "%%%02X", b)
+		}
+	}
+	return out.String()
 }
 
 // size is what the server compares with its max_payload: headers and body.

@@ -136,6 +136,26 @@ func checkCloudEvent(t *testing.T, m *jetstream.RawStreamMsg) {
 	}
 }
 
+// TestIDsStayDifferent: two that became one would be a duplicate, and the second message be lost.
+func TestIDsStayDifferent(t *testing.T) {
+	t.Parallel()
+	s := &Sink{}
+	seen := make(map[string]string)
+	for _, id := range []string{
+		"a", "a ", " a", "a b", "a%20b", "a%2520b", "a\nb", "a%0Ab", "a%0ab", "é", "%C3%A9", "\xff", "\xfe", "\ufffd", "%FF", "",
+	} {
+		m := message("s", "a", id, 10)
+		sent := s.headers(&m).Get(headerID)
+		if before, taken := seen[sent]; taken {
+			t.Errorf("%q and %q are both %q", before, id, sent)
+		}
+		if strings.ContainsFunc(sent, func(r rune) bool { return r < ' ' || r > '~' }) || strings.TrimSpace(sent) != sent {
+			t.Errorf("%q is sent as %q", id, sent)
+		}
+		seen[sent] = id
+	}
+}
+
 func TestSubjects(t *testing.T) {
 	t.Parallel()
 	for subject, ok := range map[string]bool{
@@ -186,9 +206,9 @@ func TestVerdicts(t *testing.T) {
 		`{"error":{"code":400,"err_code":10002,"description":"resource limits exceeded for account"}}`:       {sinks.ErrUnavailable, "raise the limits"},
 		`{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"}}`:         {sinks.ErrUnavailable, "in process"},
 		`{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`:   {sinks.ErrUnavailable, "temporarily"},
-		`{"error":{"code":429,"err_code":10167,"description":"too many requests"}}`:                          {sinks.ErrUnavailable, "many"},
-		`{"error":{"code":400,"err_code":10166,"description":"per-message TTL is disabled"}}`:                {nil, "(10166)"},
-		`{"error":{"code":418,"err_code":0,"description":"a teapot"}}`:                                       {nil, "teapot"},
+		`{"error":{"code":429,"err_code":10167,"description":"too many requests"}}`:                          {sinks.ErrUnavailable, "10167"},
+		`{"error":{"code":400,"err_code":10166,"description":"per-message TTL is disabled"}}`:                {nil, "10166"},
+		`{"error":{"code":418,"err_code":0,"description":"a teapot"}}`:                                       {nil, "JetStream error 0"},
 		`{"hello":"world"}`: {sinks.ErrUnavailable, "something else"},
 		`+OK`:               {sinks.ErrUnavailable, "something else"},
 		``:                  {sinks.ErrUnavailable, "something else"},

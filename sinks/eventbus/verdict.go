@@ -78,7 +78,24 @@ func (e *apiError) failure(subject string) error {
 		}
 	}
 	if class == nil {
-		return fmt.Errorf("subject %q: %s (%d)", subject, e.Description, e.ErrCode)
+		return fmt.Errorf("subject %q: %s", subject, e.words())
 	}
-	return fmt.Errorf("%w: subject %q: %s (%d)%s", class, subject, e.Description, e.ErrCode, remedy)
+	return fmt.Errorf("%w: subject %q: %s%s", class, subject, e.words(), remedy)
+}
+
+// known are descriptions that JetStream gives. Whoever else answers may quote the message.
+var known = map[string]bool{
+	"insufficient resources": true, "maximum bytes exceeded": true, "maximum messages exceeded": true,
+	"maximum messages per subject exceeded": true, "message size exceeds maximum allowed": true, "message too large": true,
+	"header size exceeds maximum allowed of 64k": true, "resource limits exceeded for account": true,
+	"expected stream does not match": true, "invalid operation on sealed stream": true, "store failed": true,
+	"duplicate message id is in process": true, "wrong last sequence": true, "stream not found": true, "no suitable peers for placement": true,
+	"JetStream system temporarily unavailable": true, "JetStream not enabled for account": true,
+}
+
+func (e *apiError) words() string {
+	if known[e.Description] {
+		return fmt.Sprintf("%s (%d)", e.Description, e.ErrCode)
+	}
+	return fmt.Sprintf("JetStream error %d", e.ErrCode)
 }

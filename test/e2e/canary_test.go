@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -152,9 +153,10 @@ func (g *cage) serve() {
 		t.Fatal(err)
 	}
 	t.Cleanup(g.posing.Close)
-	// A responder that poses as JetStream. It quotes nothing: the sink hands on what JetStream says, which is its own text.
+	// A responder that poses as JetStream and quotes what it got.
 	_, err = g.posing.Subscribe("refuse.>", func(m *nats.Msg) {
-		_ = m.Respond([]byte(`{"error": {"code": 400, "err_code": 10999, "description": "no"}}`))
+		quoted, _ := json.Marshal(string(m.Data)) // a string never fails
+		_ = m.Respond(fmt.Appendf(nil, `{"error": {"code": 400, "err_code": 10999, "description": %s}}`, quoted))
 	})
 	if err != nil {
 		t.Fatal(err)
