@@ -25,6 +25,8 @@ type KafkaOptions struct {
 	// Proxy puts a proxy in front of a second listener, which advertises the proxy's address: clients that start there
 	// stay there. Those that start at Brokers are not affected. It implies Own.
 	Proxy bool
+	// Join makes it the second broker of this one's cluster, and implies Own. It cannot be run in a container.
+	Join *Kafka
 	// Settings are lines of server.properties, over ours.
 	Settings map[string]string
 	// Dir is where its data directory is made; "" is the system's directory for temporary files.
@@ -36,6 +38,7 @@ type KafkaOptions struct {
 type Kafka struct {
 	instance instance // nil if it is not ours
 	addr     string
+	quorum   string // the address of its controller
 	proxy    *Proxy
 	version  string
 }
@@ -45,7 +48,7 @@ var errNotOurs = errors.New("the broker of OUTBOX_TEST_KAFKA is not ours to stop
 // StartKafka starts a broker, or connects to the one that OUTBOX_TEST_KAFKA=host:port names. It answers requests when
 // this returns.
 func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
-	if addr := os.Getenv("OUTBOX_TEST_KAFKA"); addr != "" && !o.Own && !o.Proxy {
+	if addr := os.Getenv("OUTBOX_TEST_KAFKA"); addr != "" && !o.Own && !o.Proxy && o.Join == nil {
 		k := &Kafka{addr: addr}
 		return k, k.ask(ctx)
 	}
@@ -56,7 +59,10 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 			return nil, err
 		}
 	}
-	k := &Kafka{addr: local(ports[0])}
+	k := &Kafka{addr: local(ports[0]), quorum: local(ports[1])}
+	if o.Join != nil {
+		k.quorum = o.Join.quorum
+	}
 	if o.Proxy {
 		proxy, err := NewProxy(local(ports[2]))
 		if err != nil {
@@ -65,7 +71,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 		k.proxy = proxy
 	}
 	var err error
-	if k.instance, err = launchKafka(ctx, o, ports, k.properties(ports, o.Settings)); err != nil {
+	if k.instance, err = launchKafka(ctx, o, ports, k.properties(ports, o)); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
 	if err := k.Start(ctx); err != nil {
@@ -75,7 +81,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 }
 
 // properties are those of server.properties, without log.dirs.
-func (k *Kafka) properties(ports []int, settings map[string]string) map[string]string {
+func (k *Kafka) properties(ports []int, o KafkaOptions) map[string]string {
 	listeners := fmt.Sprintf("PLAINTEXT://%s:%d,CONTROLLER://127.0.0.1:%d", bindHost, ports[0], ports[1])
 	advertised := "PLAINTEXT://" + k.addr
 	if k.proxy != nil {
@@ -90,7 +96,7 @@ func (k *Kafka) properties(ports []int, settings map[string]string) map[string]s
 		"listener.security.protocol.map":           "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
 		"inter.broker.listener.name":               "PLAINTEXT",
 		"controller.listener.names":                "CONTROLLER",
-		"controller.quorum.bootstrap.servers":      local(ports[1]),
+		"controller.quorum.bootstrap.servers":      k.quorum,
 		"offsets.topic.replication.factor":         "1",
 		"offsets.topic.num.partitions":             "1",
 		"transaction.state.log.replication.factor": "1",
@@ -102,7 +108,11 @@ func (k *Kafka) properties(ports []int, settings map[string]string) map[string]s
 		"broker.session.timeout.ms":    "2500",
 		"broker.heartbeat.interval.ms": "500",
 	}
-	maps.Copy(properties, settings)
+	if o.Join != nil {
+		properties["process.roles"], properties["node.id"] = "broker", "2"
+		properties["listeners"] = fmt.Sprintf("PLAINTEXT://%s:%d", bindHost, ports[0])
+	}
+	maps.Copy(properties, o.Settings)
 	return properties
 }
 

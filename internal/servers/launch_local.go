@@ -103,8 +103,12 @@ func launchKafka(ctx context.Context, o KafkaOptions, _ []int, properties map[st
 	if err := os.WriteFile(file, []byte(formatProperties(properties)), 0o644); err != nil {
 		return nil, joinRemove(err, p)
 	}
+	role := "--standalone"
+	if o.Join != nil {
+		role = "--no-initial-controllers"
+	}
 	format := exec.CommandContext(ctx, java, append(class, "kafka.tools.StorageTool", "format",
-		"--standalone", "-t", kafkaClusterID, "-c", file)...)
+		role, "-t", kafkaClusterID, "-c", file)...)
 	if out, err := format.CombinedOutput(); err != nil {
 		return nil, joinRemove(fmt.Errorf("format the storage of Apache Kafka: %w\n%s", err, out), p)
 	}

@@ -45,6 +45,7 @@ type Proxy struct {
 	stalled [2]bool
 	refuse  bool
 	latency time.Duration
+	rate    [2]int // bytes a second of each connection; 0: no limit
 	hook    Hook
 }
 
@@ -87,6 +88,16 @@ func (p *Proxy) SetHook(hook Hook) { p.set(func() { p.hook = hook }) }
 
 // SetLatency delays every read's bytes by d, and so bounds the throughput as well.
 func (p *Proxy) SetLatency(d time.Duration) { p.set(func() { p.latency = d }) }
+
+// SetRate lets each connection have so many bytes a second in these directions, as a peer does that reads slowly; 0 ends
+// that.
+func (p *Proxy) SetRate(bytesPerSecond int, directions ...Direction) {
+	p.set(func() {
+		for _, dir := range directions {
+			p.rate[dir] = bytesPerSecond
+		}
+	})
+}
 
 // Refuse makes it reset connections that are opened from now on, until Accept.
 func (p *Proxy) Refuse() { p.set(func() { p.refuse = true }) }
@@ -190,9 +201,9 @@ func (p *Proxy) copy(l *link, dir Direction, to, from *net.TCPConn) {
 
 // forward returns nil at an orderly end.
 func (p *Proxy) forward(l *link, dir Direction, to, from *net.TCPConn) error {
-	buffer := make([]byte, 64<<10)
+	buffer := make([]byte, maxPortion)
 	for {
-		n, err := from.Read(buffer)
+		n, err := from.Read(buffer[:p.portion(dir)])
 		if passed := p.pass(l, dir, buffer[:n]); !passed {
 			return errCut
 		}
@@ -208,16 +219,32 @@ func (p *Proxy) forward(l *link, dir Direction, to, from *net.TCPConn) error {
 	}
 }
 
+// maxPortion is how much is read at once.
+const maxPortion = 64 << 10
+
+// portion is how much may be read at once: of a slow connection what it has in a twentieth of a second.
+func (p *Proxy) portion(dir Direction) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rate[dir] == 0 {
+		return maxPortion
+	}
+	return min(max(p.rate[dir]/20, 1), maxPortion)
+}
+
 // pass returns when data may be forwarded, or with false when the connection is to end.
 func (p *Proxy) pass(l *link, dir Direction, data []byte) bool {
 	p.mu.Lock()
-	hook, latency := p.hook, p.latency
+	hook, wait := p.hook, p.latency
+	if rate := p.rate[dir]; rate > 0 {
+		wait += time.Duration(len(data)) * time.Second / time.Duration(rate)
+	}
 	p.mu.Unlock()
 	verdict := Forward
 	if hook != nil && len(data) > 0 {
 		verdict = hook(dir, l.number, data)
 	}
-	time.Sleep(latency)
+	time.Sleep(wait)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if verdict == Cut {

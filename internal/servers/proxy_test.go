@@ -227,3 +227,24 @@ func TestProxyDelays(t *testing.T) {
 		t.Errorf("there and back took %v, want at least 60ms", took)
 	}
 }
+
+func TestProxySlowReader(t *testing.T) {
+	t.Parallel()
+	p := newProxy(t)
+	p.SetRate(20_000, ToServer)
+	conn := dial(t, p)
+	began := time.Now()
+	text := string(bytes.Repeat([]byte("0123456789"), 1000))
+	send(t, conn, text)
+	wantReply(t, conn, text)
+	if took := time.Since(began); took < 450*time.Millisecond {
+		t.Errorf("10,000 bytes took %s at 20,000 a second", took)
+	}
+	p.SetRate(0, ToServer)
+	began = time.Now()
+	send(t, conn, text)
+	wantReply(t, conn, text)
+	if took := time.Since(began); took > 400*time.Millisecond {
+		t.Errorf("10,000 bytes took %s without a limit", took)
+	}
+}

@@ -30,18 +30,21 @@ func (w *world) destination(typ string, sink map[string]any) {
 	switch typ {
 	case "kafka":
 		sink["brokers"] = w.kafka.Brokers()
+		if proxy := w.kafka.Proxy(); w.proxied && proxy != nil {
+			w.proxies[typ], sink["brokers"] = proxy, []string{proxy.Addr()}
+		}
 		w.createTopics()
 		w.log = newKafkaLog(w.t, w.kafka.Brokers(), w.topics.names())
 	case "webhook":
 		w.hook = newHook(w.t, w.topics)
-		sink["url"], sink["allow_hosts"] = w.hook.server.URL+"/events", []string{"127.0.0.1"}
+		sink["url"], sink["allow_hosts"] = "http://"+w.reach(typ, w.hook.server.Listener.Addr().String())+"/events", []string{"127.0.0.1"}
 		sink["secret"], sink["body"] = []string{hookSecret, "whsec_" + strings.Repeat("b2xk", 10)}, "cloudevents"
 	case "event_bus":
 		if w.nats, err = servers.StartNATS(ctx, servers.NATSOptions{}); err != nil {
 			w.t.Fatal(err)
 		}
 		w.t.Cleanup(func() { closes(w.t, w.nats) })
-		sink["url"] = w.nats.URL()
+		sink["url"] = "nats://" + w.reach(typ, w.nats.Addr())
 		w.createStream()
 	case "redis_stream":
 		// Each command is on the disk before it is answered: what was accepted must outlive a kill.
@@ -49,8 +52,23 @@ func (w *world) destination(typ string, sink map[string]any) {
 			w.t.Fatal(err)
 		}
 		w.t.Cleanup(func() { closes(w.t, w.redis) })
-		sink["url"] = w.redis.URL()
+		sink["url"] = "redis://" + w.reach(typ, w.redis.Addr())
 	}
+}
+
+// reach is the address by which a sink reaches a server: through a proxy of its own where the world asks for that.
+func (w *world) reach(typ, address string) string {
+	w.t.Helper()
+	if !w.proxied {
+		return address
+	}
+	proxy, err := servers.NewProxy(address)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { closes(w.t, proxy) })
+	w.proxies[typ] = proxy
+	return proxy.Addr()
 }
 
 func closes(t testing.TB, c io.Closer) {
@@ -81,9 +99,26 @@ const hookSecret = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 type hook struct {
 	server *httptest.Server
 	status atomic.Int64 // what it answers; 0 is 204
+	answer atomic.Pointer[func(id, aggregate string) answer]
 
 	mu  sync.Mutex
 	got []delivery
+}
+
+// answer is how a receiver meets one request.
+type answer struct {
+	status int                // 0 is 204, which keeps what was sent
+	reset  bool               // it is kept, and the connection ends instead of an answer
+	hang   bool               // it is neither kept nor answered
+}
+
+// meet makes the receiver answer so from now on; nil: all is well.
+func (h *hook) meet(how func(id, aggregate string) answer) {
+	if how == nil {
+		h.answer.Store(nil)
+		return
+	}
+	h.answer.Store(&how)
 }
 
 func newHook(t testing.TB, names topics) *hook {
@@ -103,8 +138,16 @@ func newHook(t testing.TB, names topics) *hook {
 			rw.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		if n := h.status.Load(); n != 0 {
-			rw.WriteHeader(int(n))
+		a := answer{status: int(h.status.Load())}
+		if how := h.answer.Load(); how != nil {
+			a = (*how)(r.Header.Get("webhook-id"), r.Header.Get("ce-subject"))
+		}
+		if a.hang {
+			<-r.Context().Done()
+			return
+		}
+		if a.status != 0 {
+			rw.WriteHeader(a.status)
 			return
 		}
 		h.mu.Lock()
@@ -113,6 +156,9 @@ func newHook(t testing.TB, names topics) *hook {
 			payload: string(body), place: "hook",
 		})
 		h.mu.Unlock()
+		if a.reset {
+			panic(http.ErrAbortHandler)
+		}
 		rw.WriteHeader(http.StatusNoContent)
 	}))
 	t.Cleanup(h.server.Close)

@@ -40,6 +40,8 @@ type world struct {
 	hook       *hook
 	nats       *servers.NATS
 	redis      *servers.Redis
+	proxied    bool
+	proxies    map[string]*servers.Proxy // by type of sink
 	sampler    *sampler
 	snapshots  []snapshot
 }
@@ -52,6 +54,7 @@ type worldOptions struct {
 	sinks    []string // types, kafka by default; a sink is named after its type
 	delivery map[string]any
 	never    bool // park_after: the slot waits for the sinks
+	proxied  bool // destinations are reached through proxies, Kafka where its server has one
 	// bare leaves out init and the oracle: the test wants to see something fail.
 	bare bool
 }
@@ -65,6 +68,7 @@ func newWorld(t testing.TB, o worldOptions) *world {
 	w := &world{
 		t: t, pg: o.pg, kafka: o.kafka, database: name, slot: name, oracle: name + "_oracle", publication: name,
 		topics: topics{prefix: name}, batchSize: 20, lanes: 4,
+		proxied: o.proxied, proxies: map[string]*servers.Proxy{},
 	}
 	if w.pg == nil {
 		w.pg = s.pg
