@@ -198,6 +198,7 @@ func (v *verdict) judge(c call, ended bool) {
 			c.done(errNothingLearnt)
 		default:
 			c.done(errAway)
+			b.logger.Debug("breaker open again: the sink is still away", "sink", b.name)
 			b.opened()
 		}
 		return
@@ -220,18 +221,19 @@ func (v *verdict) judge(c call, ended bool) {
 	b.trip = true
 	c.done(errAway)
 	b.trip = false
-	if b.state() == gobreaker.StateOpen { // else c began before the last change
-		b.opened()
+	if b.state() != gobreaker.StateOpen { // c began before the last change
+		return
 	}
-}
-
-// opened tells the lanes, and wakes them when it is half open.
-func (b *breaker) opened() {
 	why := "away"
 	if b.broken {
 		why = "broken"
 	}
 	b.logger.Warn("breaker open: the sink is left alone", "sink", b.name, "because", why, "for", b.cfg.ResetTimeout.String())
+	b.opened()
+}
+
+// opened tells the lanes, and wakes them when it is half open.
+func (b *breaker) opened() {
 	if !b.never {
 		for _, l := range b.lanes {
 			l.ask(askPark)

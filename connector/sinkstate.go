@@ -82,6 +82,9 @@ func (s *sinkState) breakerIs(state gobreaker.State) {
 		s.since = time.Now() // a probe that failed does not begin it anew
 	}
 	s.breaker = state
+	if state == gobreaker.StateClosed {
+		clear(s.failing)
+	}
 	s.metrics.Breaker.Set(map[gobreaker.State]float64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[state])
 	s.show()
 }

@@ -35,11 +35,15 @@ path is printed. So is a command that inserts an event of your own.
 
 The latency of a line is from PostgreSQL's time of the commit, before it waits for the disk, to the consumer of Kafka.
 
+With --chaos a sink goes away now and then. What the connector makes of it, breaker, parking and catching up, is told in
+lines with ~~ in front.
+
 Everything listens on 127.0.0.1, at free ports: several demos can run at once. SIGINT (Ctrl-C) or SIGTERM ends it: what
 was committed arrives, everything is compared, and nothing is left but the download cache. A second signal skips the
 waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
 		Example: `  outbox-cdc demo
   outbox-cdc demo --rate 100 --duration 10s
+  outbox-cdc demo --chaos
   outbox-cdc demo --rate 0 -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -82,6 +86,7 @@ waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
 	}
 	flags := cmd.Flags()
 	flags.IntVar(&o.Rate, "rate", 5, "events a second that the shop writes; 0: only yours")
+	flags.BoolVar(&o.Chaos, "chaos", false, "break Redis and the receiver of webhooks now and then, and say what becomes of it")
 	flags.DurationVar(&o.Duration, "duration", 0, "how long; 0: until told to end")
 	flags.StringVar(&o.PGVersion, "pg-version", "", "major `version` of PostgreSQL, 14 to 18 (default any)")
 	flags.StringVar(&o.PGBin, "pg-bin", "", "`directory` of PostgreSQL's programs (default: found, else downloaded)")

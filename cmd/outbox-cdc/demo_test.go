@@ -117,6 +117,24 @@ func testDemo(t *testing.T, psql bool) {
 	d.nothingLeft(t, addr)
 }
 
+// A sink goes away, its events are parked, and once it is back they arrive: the summary finds nothing missing.
+func TestDemoChaos(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t, true, "demo", "--rate", "20", "--chaos")
+	for _, said := range []string{
+		`^~~ chaos: Redis goes away$`, `^~~ stream: parked: `, `^~~ stream: left alone since .*breaker open`, `^~~ chaos: Redis is back$`,
+		`^~~ stream: caught up, `,
+	} {
+		d.await(t, said)
+	}
+	d.signal(t, syscall.SIGTERM)
+	d.await(t, `none missing, none twice, in order per aggregate, all in the ledger$`)
+	if code := d.wait(t); code != 0 {
+		t.Errorf("exit code %d\n%s", code, d.stderr.String())
+	}
+	d.nothingLeft(t, "")
+}
+
 func TestDemoForPrograms(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t, true, "demo", "--rate", "100", "--duration", "1s", "-o", "json")

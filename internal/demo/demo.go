@@ -26,6 +26,7 @@ type Options struct {
 	Duration time.Duration // 0: until told to end
 	// PGVersion is PostgreSQL's major version, any by default; PGBin the directory of its programs, found by default.
 	PGVersion, PGBin string
+	Chaos            bool      // a sink breaks now and then
 	JSON             bool      // events and summary as JSON
 	Out              io.Writer // gets events and summary
 	Info             io.Writer // gets everything that is said beside; may be Out
@@ -124,7 +125,7 @@ func (d *demo) prepare(ctx context.Context) error {
 
 // configuration has what an ordinary one has, and leaves everything else at its default.
 func (d *demo) configuration() string {
-	return fmt.Sprintf(`# Made by outbox-cdc demo. "outbox-cdc config example" explains every key.
+	text := fmt.Sprintf(`# Made by outbox-cdc demo. "outbox-cdc config example" explains every key.
 name: demo
 source:
   dsn: %q
@@ -144,6 +145,10 @@ sinks:
 http:
   listen: %s
 `, d.dsn(), d.broker.addr, d.others.redis.Addr(), d.others.url, d.others.secret, d.http)
+	if d.Chaos {
+		text += chaosConfiguration
+	}
+	return text
 }
 
 func (d *demo) dsn() string { return d.postgres.DSN(database) }
@@ -173,7 +178,13 @@ func (d *demo) perform(ctx, work context.Context) error {
 		defer timer.Stop()
 	}
 	shop := newShop(d.conn)
+	mended := func() error { return nil }
+	if d.Chaos {
+		chaos := startPart(work, end, d.chaos)
+		mended = func() error { return chaos.stop(work) }
+	}
 	err := shop.open(performing, work, d.Rate, &d.arrivals)
+	err = errors.Join(err, mended())
 	d.say("\nstopping; a second signal does it without waiting")
 	var owed []string
 	if err == nil && !connector.over() && !consumer.over() {

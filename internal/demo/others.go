@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -20,6 +21,7 @@ type others struct {
 	secret string // of the webhooks
 	hook   *http.Server
 	url    string
+	away   atomic.Bool // the receiver answers 503
 
 	mu       sync.Mutex
 	hooked   map[string]bool // ids of what had a valid signature
@@ -47,6 +49,10 @@ func startOthers(ctx context.Context) (*others, error) {
 	}
 	o.url = "http://" + l.Addr().String() + "/events"
 	o.hook = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if o.away.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the sender has gone
