@@ -46,20 +46,29 @@ func (l *lane) catchUp() {
 	l.metrics.CatchingUp.Inc()
 }
 
-// parkArrivals: from now on arrivals are parked. What is on the wire is parked first, so that what is settled of an
-// aggregate is always a prefix of it; its outcome then settles the row.
+// parkArrivals: from now on arrivals are parked. What is on the wire is parked first, and what was to be tried again in place next,
+// so that what is settled of an aggregate is always a prefix of it; the outcome of the wire then settles its rows.
 func (l *lane) parkArrivals() {
 	if l.live {
 		l.catchUp()
 	}
-	if l.wire != nil && !l.oneTry {
-		for _, d := range l.wire.messages {
-			if !d.row {
-				l.park(d)
-			}
+	if !l.oneTry {
+		if l.wire != nil {
+			l.parkAll(l.wire.messages)
 		}
+		l.parkAll(l.again)
+		l.again = nil
 	}
 	l.waiting, l.rows = false, nil
+}
+
+// parkAll parks those that have no row yet.
+func (l *lane) parkAll(list []*delivery) {
+	for _, d := range list {
+		if !d.row {
+			l.park(d)
+		}
+	}
 }
 
 // stepCatchingUp parks arrivals unless they wait, delivers what was read, and then reads again.

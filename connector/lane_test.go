@@ -417,3 +417,33 @@ func TestLaneCountsResults(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// A pause parks what arrives, under park_after: never as well. What the lane holds comes before that: what is settled of an
+// aggregate is always a prefix of it.
+func TestLanePausedParksWhatItHolds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			time.Sleep(time.Second)
+			away := fmt.Errorf("dial: %w", sinks.ErrUnavailable)
+			return fail(batch, map[string]error{"a1": away, "b1": away})
+		})
+		b.run()
+		time.Sleep(time.Second)
+		b.arrive("a1", "b1")
+		time.Sleep(time.Millisecond)
+		b.ask(askLook) // it catches up as soon as it can, while arrivals wait
+		time.Sleep(3 * time.Second) // a1 is on the wire again: it asks for all
+		b.arrive("a2", "b2")
+		b.paused.Store(true)
+		b.ask(0)
+		time.Sleep(time.Minute)
+		b.stop()
+		check(t, "calls", b.gotCalls(), "[a1 b1]@1s [a1]@3s ")
+		ids := ""
+		for _, r := range b.ledger.rows {
+			ids += r.id + " "
+		}
+		check(t, "parked", ids, "a1 b1 a2 b2 ")
+	})
+}
