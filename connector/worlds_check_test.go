@@ -96,7 +96,7 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 	var last *worldEvent
 	for _, e := range events {
 		key := worldKey{processor(k.n), e}
-		if !w.cfg.block && w.ledger.dead[key] || w.ledger.displaced[key] || w.ledger.last[key] == "discarded" {
+		if !w.cfg.block && (w.ledger.dead[key] || w.diedUnrecorded(k.of(e))) || w.ledger.displaced[key] || w.ledger.last[key] == "discarded" {
 			continue
 		}
 		if last != nil && e.pos.Compare(last.pos) < 0 {
@@ -105,4 +105,9 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 		}
 		last = e
 	}
+}
+
+// diedUnrecorded: in place, what stands behind a dead letter goes on at once. A crash may forget that it has died.
+func (w *simulation) diedUnrecorded(a *acceptance) bool {
+	return w.cfg.never && (a.hopeless || a.answered > w.cfg.maxRetries || w.cfg.giveUpAfter > 0)
 }
