@@ -432,7 +432,7 @@ func TestLanePausedParksWhatItHolds(t *testing.T) {
 		time.Sleep(time.Second)
 		b.arrive("a1", "b1")
 		time.Sleep(time.Millisecond)
-		b.ask(askLook) // it catches up as soon as it can, while arrivals wait
+		b.ask(askLook)              // it catches up as soon as it can, while arrivals wait
 		time.Sleep(3 * time.Second) // a1 is on the wire again: it asks for all
 		b.arrive("a2", "b2")
 		b.paused.Store(true)
