@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // The test binary is outbox-cdc where this variable is set, so that a test can send it signals.
@@ -31,7 +33,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asCommand) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	os.Exit(pgtest.Main(m))
 }
 
 func TestDemoUsageErrors(t *testing.T) {

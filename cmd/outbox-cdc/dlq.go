@@ -1,0 +1,183 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+func newDLQCommand(environ []string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "dlq",
+		Short: "Look at dead letters; retry, discard or export them",
+		Long: `A dead letter is an event that a sink has refused too often, or once for good. It is kept, with its payload and the
+error, until a person acts. What belongs to no sink (sink "none") was no valid event: it cannot be retried.`,
+	}
+	asGroup(cmd)
+	cmd.AddCommand(
+		newDLQListCommand(environ),
+		newDLQShowCommand(environ),
+		newDLQChangeCommand(environ, service.Retry),
+		newDLQChangeCommand(environ, service.Discard),
+		newDLQChangeCommand(environ, service.Kill),
+		newDLQExportCommand(environ),
+	)
+	return cmd
+}
+
+// ledgerConfig loads a configuration for a command that talks to the ledger alone.
+func ledgerConfig(cmd *cobra.Command, path string, environ []string) (config.Config, error) {
+	return loadConfig(cmd, path, environ, config.Options{NoSinks: true})
+}
+
+func newDLQListCommand(environ []string) *cobra.Command {
+	var (
+		path   string
+		filter filterFlags
+		page   pageFlags
+		output listFormat
+	)
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List dead letters",
+		Long:  "List dead letters, in order of sink and position, without payloads.",
+		Example: `  outbox-cdc dlq list --config outbox.yaml
+  outbox-cdc dlq list --sink partner --type 'payment.*' --error timeout --since 2d
+  outbox-cdc dlq list --aggregate order/42 -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := check(output.check, page.check); err != nil {
+				return err
+			}
+			f, err := filter.parse(time.Now())
+			if err != nil {
+				return err
+			}
+			cfg, err := ledgerConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			found, err := service.Events(cmd.Context(), cfg, service.EventsQuery{Status: "dead", Filter: f, Limit: page.limit, After: page.after})
+			if err != nil {
+				return err
+			}
+			letters := found.Parked
+			text := "no dead letters\n"
+			if !f.Empty() {
+				text = fmt.Sprintf("no dead letter matches (%s)\n", clean(f.String()))
+			}
+			if len(letters) > 0 {
+				text = deadTable(letters) + nextText(found.Next)
+			}
+			return output.write(cmd.OutOrStdout(), deadLetters{letters, found.Next}, text)
+		},
+	}
+	configFlag(cmd, &path)
+	filter.register(cmd, &path, environ)
+	page.register(cmd)
+	output.register(cmd)
+	return cmd
+}
+
+type deadLetters struct {
+	DeadLetters []*service.Parked `json:"dead_letters"`
+	Next        string            `json:"next,omitempty"`
+}
+
+func newDLQShowCommand(environ []string) *cobra.Command {
+	var (
+		path    string
+		filter  filterFlags
+		limit   int
+		payload bool
+		output  listFormat
+	)
+	cmd := &cobra.Command{
+		Use:   "show [event id]...",
+		Short: "Show all of a dead letter: event, error and the tries that led to it",
+		Example: `  outbox-cdc dlq show 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f
+  outbox-cdc dlq show --sink none --payload --limit 1`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := check(output.check, (&pageFlags{limit: limit}).check); err != nil {
+				return err
+			}
+			filter.filter.IDs = append(filter.filter.IDs, args...)
+			f, err := filter.parse(time.Now())
+			if err != nil {
+				return err
+			}
+			cfg, err := ledgerConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			letters, err := service.ShowDeadLetters(cmd.Context(), cfg, f, payload, limit)
+			if err != nil {
+				return err
+			}
+			var texts []string
+			for i := range letters {
+				text := parkedDetails(&letters[i].Parked)
+				if len(letters[i].Log) > 0 {
+					text += triesTable(letters[i].Log)
+				}
+				texts = append(texts, text)
+			}
+			return output.write(cmd.OutOrStdout(), map[string]any{"dead_letters": letters}, strings.Join(texts, "\n"))
+		},
+	}
+	configFlag(cmd, &path)
+	filter.register(cmd, &path, environ)
+	payloadFlag(cmd, &payload)
+	cmd.Flags().IntVar(&limit, "limit", 20, "how many, 1 to 10000")
+	output.register(cmd)
+	return cmd
+}
+
+func payloadFlag(cmd *cobra.Command, payload *bool) {
+	cmd.Flags().BoolVar(payload, "payload", false, "show payloads as well; they may be confidential")
+}
+
+func newDLQExportCommand(environ []string) *cobra.Command {
+	var (
+		path    string
+		filter  filterFlags
+		payload bool
+	)
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Write dead letters as lines of JSON",
+		Long: `Write dead letters to standard output, each as a line of JSON. A payload stands in "payload" where it is JSON, else in
+"payload_base64". Nothing is changed.`,
+		Example: `  outbox-cdc dlq export --payload > dead.jsonl
+  outbox-cdc dlq export --sink partner | jq -r .error | sort | uniq -c`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := filter.parse(time.Now())
+			if err != nil {
+				return err
+			}
+			cfg, err := ledgerConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			enc := json.NewEncoder(cmd.OutOrStdout())
+			enc.SetEscapeHTML(false)
+			return service.DeadLetters(cmd.Context(), cfg, f, payload, func(p *service.Parked) (bool, error) {
+				if err := enc.Encode(p); err != nil {
+					return false, fmt.Errorf("write: %w", err)
+				}
+				return true, nil
+			})
+		},
+	}
+	configFlag(cmd, &path)
+	filter.register(cmd, &path, environ)
+	payloadFlag(cmd, &payload)
+	return cmd
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+func newEventsCommand(environ []string) *cobra.Command {
+	cmd := &cobra.Command{Use: "events", Short: "List events by what became of them, or show one"}
+	asGroup(cmd)
+	cmd.AddCommand(newEventsListCommand(environ), newEventsShowCommand(environ))
+	return cmd
+}
+
+func newEventsListCommand(environ []string) *cobra.Command {
+	var (
+		path, status string
+		filter       filterFlags
+		page         pageFlags
+		output       listFormat
+	)
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List events by what became of them",
+		Long: `List events by what became of them.
+
+--status parked: what waits, since when, how often it was refused and tried, and for what it waits: its next attempt, an
+earlier event of its aggregate, a paused sink. dead: what was given up on. Both in order of sink and position.
+failed, discarded: tries from the log, the newest first.
+delivered, pending, or no status: events of the outbox over all sinks, the newest first; of the last hour, unless --since
+or --id says otherwise.`,
+		Example: `  outbox-cdc events list --status parked --sink partner
+  outbox-cdc events list --status failed --since 15m -o json
+  outbox-cdc events list --status pending`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := check(output.check, page.check); err != nil {
+				return err
+			}
+			if status != "" && !slices.Contains(service.EventStatuses, status) {
+				return usageError{fmt.Errorf("no status %q; write %s", status, strings.Join(service.EventStatuses, ", "))}
+			}
+			f, err := filter.parse(time.Now())
+			if err != nil {
+				return err
+			}
+			cfg, err := ledgerConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			found, err := service.Events(cmd.Context(), cfg, service.EventsQuery{Status: status, Filter: f, Limit: page.limit, After: page.after})
+			if err != nil {
+				return err
+			}
+			return output.write(cmd.OutOrStdout(), found, pageText(found, status))
+		},
+	}
+	configFlag(cmd, &path)
+	filter.register(cmd, &path, environ)
+	page.register(cmd)
+	output.register(cmd)
+	cmd.Flags().StringVar(&status, "status", "", strings.Join(service.EventStatuses, ", "))
+	err := cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(service.EventStatuses, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic(err) // the flag was made above
+	}
+	return cmd
+}
+
+func pageText(p service.EventsPage, status string) string {
+	var text string
+	switch {
+	case len(p.Parked) > 0 && status == "dead":
+		text = deadTable(p.Parked)
+	case len(p.Parked) > 0:
+		text = parkedTable(p.Parked)
+	case len(p.Tries) > 0:
+		text = triesTable(p.Tries)
+	case len(p.Events) > 0:
+		text = eventsTable(p.Events)
+	default:
+		return "no events\n"
+	}
+	return text + nextText(p.Next)
+}
+
+func newEventsShowCommand(environ []string) *cobra.Command {
+	var (
+		path    string
+		payload bool
+		output  listFormat
+	)
+	cmd := &cobra.Command{
+		Use:     "show <event id>",
+		Short:   "Show what became of one event: what sinks are owed of it, and every try",
+		Example: "  outbox-cdc events show 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{fmt.Errorf("%s takes the id of one event; see %s --help", cmd.CommandPath(), cmd.CommandPath())}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := output.check(); err != nil {
+				return err
+			}
+			cfg, err := ledgerConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			d, err := service.ShowEvent(cmd.Context(), cfg, args[0], payload)
+			if err != nil {
+				return err
+			}
+			return output.write(cmd.OutOrStdout(), d, eventText(d))
+		},
+	}
+	configFlag(cmd, &path)
+	payloadFlag(cmd, &payload)
+	output.register(cmd)
+	return cmd
+}
+
+func eventText(d service.EventDetails) string {
+	var parts []string
+	if d.Event != nil {
+		parts = append(parts, eventsTable([]service.Event{*d.Event}))
+	}
+	for _, p := range d.Parked {
+		parts = append(parts, parkedDetails(p))
+	}
+	if len(d.Log) > 0 {
+		parts = append(parts, triesTable(d.Log))
+	}
+	return strings.Join(parts, "\n")
+}

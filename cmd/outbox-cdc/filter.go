@@ -1,0 +1,139 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+// filterFlags pick events.
+type filterFlags struct {
+	filter       service.Filter
+	since, until string
+}
+
+func (f *filterFlags) register(cmd *cobra.Command, path *string, environ []string) {
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.filter.Sinks, "sink", nil, "of these `sinks` only; none: what belongs to no sink")
+	flags.StringVar(&f.filter.Type, "type", "", "of this event `type`; * and ? as in routes")
+	flags.StringVar(&f.filter.Aggregate, "aggregate", "", "of this aggregate, `type/id`, or of all of a type")
+	flags.StringVar(&f.filter.Tenant, "tenant", "", "of this `tenant`")
+	flags.StringVar(&f.filter.Error, "error", "", "whose error has this `text` in it, in any case")
+	flags.StringVar(&f.since, "since", "", "parked (or tried, or made) since this `time`: 2006-01-02T15:04:05Z, 2006-01-02 (UTC), or 90m, 3d ago")
+	flags.StringVar(&f.until, "until", "", "and before this `time`")
+	flags.StringSliceVar(&f.filter.IDs, "id", nil, "with these event `ids`")
+	completeSinks(cmd, path, environ)
+}
+
+// parse gives the filter, or a usage error.
+func (f *filterFlags) parse(now time.Time) (service.Filter, error) {
+	var err error
+	if f.filter.Since, err = parseTime("since", f.since, now); err != nil {
+		return service.Filter{}, err
+	}
+	if f.filter.Until, err = parseTime("until", f.until, now); err != nil {
+		return service.Filter{}, err
+	}
+	if !f.filter.Until.IsZero() && !f.filter.Since.Before(f.filter.Until) {
+		return service.Filter{}, usageError{errors.New("--since is not before --until")}
+	}
+	for name, values := range map[string][]string{"sink": f.filter.Sinks, "id": f.filter.IDs} {
+		for _, v := range values {
+			if strings.TrimSpace(v) == "" {
+				return service.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
+			}
+		}
+	}
+	return f.filter, nil
+}
+
+// parseTime is a time, or how long ago it was.
+func parseTime(flag, text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t, nil
+		}
+	}
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 36500 {
+			return now.AddDate(0, 0, -n), nil
+		}
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	return time.Time{}, usageError{fmt.Errorf("--%s %q is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d", flag, text)}
+}
+
+// completeSinks makes the shell complete --sink from the configuration.
+func completeSinks(cmd *cobra.Command, path *string, environ []string) {
+	if err := cmd.RegisterFlagCompletionFunc("sink", sinkNames(path, environ)); err != nil {
+		panic(err) // the flag was made before
+	}
+}
+
+func sinkNames(path *string, environ []string) cobra.CompletionFunc {
+	return func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		cfg, _, err := config.LoadWith(*path, environ, config.Options{NoDSN: true, NoSinks: true})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var names []cobra.Completion
+		for _, s := range cfg.Sinks {
+			names = append(names, s.Name)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// listFormat is -o where something is listed.
+type listFormat struct{ outputFormat }
+
+func (f *listFormat) register(cmd *cobra.Command) {
+	cmd.Flags().StringVarP((*string)(&f.outputFormat), "output", "o", "table", "table or json")
+}
+
+func (f *listFormat) check() error {
+	if f.outputFormat != "table" && f.outputFormat != "json" {
+		return usageError{fmt.Errorf("no output format %q; write table or json", string(f.outputFormat))}
+	}
+	return nil
+}
+
+// pageFlags are --limit and --after.
+type pageFlags struct {
+	limit int
+	after string
+}
+
+func (f *pageFlags) register(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&f.limit, "limit", 50, "how many, 1 to 10000")
+	cmd.Flags().StringVar(&f.after, "after", "", "go on `where` the list before has ended")
+}
+
+func (f *pageFlags) check() error {
+	if f.limit < 1 || f.limit > 10_000 {
+		return usageError{fmt.Errorf("--limit %d is not within 1 and 10000", f.limit)}
+	}
+	return nil
+}
+
+// check runs checks of flags until one finds a mistake.
+func check(checks ...func() error) error {
+	for _, c := range checks {
+		if err := c(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+func newPauseCommand(environ []string) *cobra.Command {
+	return pauseCommand(environ, "pause", "Deliver nothing to a sink until it is resumed", `Deliver nothing to a sink from now on: its events are parked, in order. It stays so beyond the end of the process, until
+"resume". A connector that runs is told at once; what is on the wire is finished. Other sinks, and the slot, go on.`, service.Pause)
+}
+
+func newResumeCommand(environ []string) *cobra.Command {
+	return pauseCommand(environ, "resume", "Deliver to a sink that was paused", `Deliver to a sink that was paused again: first what was parked meanwhile, in order. A connector that runs is told at once.`, service.Resume)
+}
+
+func pauseCommand(environ []string, name, short, long string, set func(context.Context, config.Config, []string) ([]service.Paused, error)) *cobra.Command {
+	var (
+		path   string
+		output outputFormat
+	)
+	cmd := &cobra.Command{
+		Use:               name + " <sink>...",
+		Short:             short,
+		Long:              long,
+		Example:           "  outbox-cdc " + name + " partner --config outbox.yaml",
+		ValidArgsFunction: sinkNames(&path, environ),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError{fmt.Errorf("say which sink to %s; see %s --help", name, cmd.CommandPath())}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := output.check(); err != nil {
+				return err
+			}
+			cfg, err := ledgerConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			result, err := set(cmd.Context(), cfg, args)
+			if err != nil {
+				return err
+			}
+			return output.write(cmd.OutOrStdout(), map[string]any{"sinks": result}, pausedText(result))
+		},
+	}
+	configFlag(cmd, &path)
+	output.register(cmd)
+	return cmd
+}
+
+func pausedText(result []service.Paused) string {
+	var b strings.Builder
+	for _, p := range result {
+		state := "is delivered to"
+		if p.Paused {
+			state = "is paused"
+		}
+		already := ""
+		if !p.Changed {
+			already = ", as it was before"
+		}
+		fmt.Fprintf(&b, "%s %s%s; %d parked\n", p.Sink, state, already, p.Waiting)
+	}
+	return b.String()
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+// tableText lines columns up.
+func tableText(head string, rows [][]string) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, strings.Join(strings.Fields(head), "\t"))
+	for _, row := range rows {
+		for i := range row {
+			if row[i] = clean(row[i]); row[i] == "" {
+				row[i] = "-"
+			}
+		}
+		fmt.Fprintln(w, strings.Join(row, "\t"))
+	}
+	_ = w.Flush() // into memory
+	return b.String()
+}
+
+// clean takes out what a terminal would obey: errors hold what a receiver has answered, and events what anybody wrote.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			if unicode.IsSpace(r) {
+				return ' '
+			}
+			return '�'
+		}
+		return r
+	}, s)
+}
+
+func shorten(s string, longest int) string {
+	if r := []rune(s); len(r) > longest {
+		return string(r[:longest-1]) + "…"
+	}
+	return s
+}
+
+const errorWidth = 60
+
+func timeText(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02 15:04:05")
+}
+
+func aggregateText(typ, id string) string {
+	if typ == "" && id == "" {
+		return ""
+	}
+	return typ + "/" + id
+}
+
+func nextText(next string) string {
+	if next == "" {
+		return ""
+	}
+	return "more: --after " + next + "\n"
+}
+
+// deadTable lists dead letters.
+func deadTable(letters []*service.Parked) string {
+	var rows [][]string
+	for _, p := range letters {
+		e := p.Event
+		rows = append(rows, []string{
+			e.ID, p.Sink, e.EventType, aggregateText(e.AggregateType, e.AggregateID), timeText(&p.ParkedAt),
+			fmt.Sprintf("%d/%d", p.Attempts, p.Tries), shorten(p.Error, errorWidth),
+		})
+	}
+	return tableText("EVENT SINK TYPE AGGREGATE PARKED ATTEMPTS/TRIES ERROR", rows)
+}
+
+// parkedTable lists what waits.
+func parkedTable(parked []*service.Parked) string {
+	var rows [][]string
+	for _, p := range parked {
+		e := p.Event
+		rows = append(rows, []string{
+			e.ID, p.Sink, e.EventType, aggregateText(e.AggregateType, e.AggregateID), timeText(&p.ParkedAt),
+			fmt.Sprintf("%d/%d", p.Attempts, p.Tries), timeText(p.NextAttempt), p.Waits, shorten(p.Error, errorWidth),
+		})
+	}
+	return tableText("EVENT SINK TYPE AGGREGATE PARKED ATTEMPTS/TRIES NEXT WAITS-FOR ERROR", rows)
+}
+
+func triesTable(tries []service.Try) string {
+	var rows [][]string
+	for _, t := range tries {
+		duration := ""
+		if t.DurationMS != nil {
+			duration = fmt.Sprintf("%.0f ms", *t.DurationMS)
+		}
+		rows = append(rows, []string{t.EventID, t.Sink, t.Status, fmt.Sprint(t.Attempt), timeText(&t.CompletedAt), duration, shorten(t.Error, errorWidth)})
+	}
+	return tableText("EVENT SINK STATUS TRY AT TOOK ERROR", rows)
+}
+
+func eventsTable(events []service.Event) string {
+	var rows [][]string
+	for _, e := range events {
+		rows = append(rows, []string{
+			e.ID, e.EventType, aggregateText(e.AggregateType, e.AggregateID), timeText(&e.CreatedAt), e.Status, timeText(e.ProcessedAt),
+			fmt.Sprint(e.Retries), shorten(e.Error, errorWidth),
+		})
+	}
+	return tableText("EVENT TYPE AGGREGATE CREATED STATUS PROCESSED RETRIES ERROR", rows)
+}
+
+// details are lines of a name and a value; empty values are left out.
+type details struct{ strings.Builder }
+
+func (d *details) line(name, value string) {
+	if value != "" {
+		fmt.Fprintf(d, "%-16s%s\n", name+":", clean(value))
+	}
+}
+
+// parkedDetails shows all of one row.
+func parkedDetails(p *service.Parked) string {
+	var d details
+	e := p.Event
+	d.line("event", e.ID)
+	d.line("sink", p.Sink)
+	d.line("status", p.Status)
+	d.line("waits for", p.Waits)
+	d.line("error", p.Error)
+	d.line("attempts", fmt.Sprintf("%d refused, of %d tries", p.Attempts, p.Tries))
+	d.line("parked", timeText(&p.ParkedAt))
+	d.line("first try", timeText(p.FirstTry))
+	d.line("next attempt", timeText(p.NextAttempt))
+	d.line("type", e.EventType)
+	if e.EventVersion != 0 {
+		d.line("version", fmt.Sprint(e.EventVersion))
+	}
+	d.line("aggregate", aggregateText(e.AggregateType, e.AggregateID))
+	d.line("tenant", e.TenantID)
+	d.line("correlation id", e.CorrelationID)
+	d.line("causation id", e.CausationID)
+	d.line("created", timeText(e.CreatedAt))
+	d.line("committed", timeText(e.CommittedAt))
+	d.line("position", p.Position)
+	d.line("metadata", string(e.Metadata))
+	if e.MetadataText != nil {
+		d.line("metadata", *e.MetadataText)
+	}
+	switch {
+	case p.Payload != nil:
+		d.line("payload", string(p.Payload))
+	case p.PayloadBase64 != nil:
+		text, err := json.Marshal(p.PayloadBase64)
+		if err != nil {
+			panic(err) // bytes always are JSON
+		}
+		d.line("payload, base64", strings.Trim(string(text), `"`))
+	}
+	return d.String()
+}

@@ -1,0 +1,185 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/connector"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+)
+
+// NoSink is how processor 0 is called: what stands there belongs to no sink, a row of the outbox that is no valid event, say.
+const NoSink = "none"
+
+// ledger is a person's session with the ledger of a connector.
+type ledger struct {
+	conn    *pgx.Conn
+	cfg     config.Config
+	sinks   []knownSink // of this connector, by id
+	uuidIDs bool
+}
+
+// knownSink is a row of outbox_processors.
+type knownSink struct {
+	id     int32
+	name   string
+	active bool
+}
+
+// A person must neither wait for a lock for ever nor hold one, and a queue's statistics are wrong most of the time: what is
+// asked goes along an index (shared/reference/postgres.md 1.15).
+const personal = `set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; set timezone = 'UTC';
+	set default_transaction_read_only = off; set default_transaction_isolation = 'read committed'; set synchronous_commit = on;
+	set plan_cache_mode = force_custom_plan; set jit = off; set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off;
+	set enable_hashjoin = off; set enable_mergejoin = off; set max_parallel_workers_per_gather = 0`
+
+// withLedger calls f with a session in the ledger's schema. Its error may have ExitCode() int.
+func withLedger(ctx context.Context, cfg config.Config, f func(*ledger) error) error {
+	var fault error // what f says: a server that goes away in the middle is no server that cannot be reached
+	err := replication.WithConn(ctx, string(cfg.Source.DSN), source(cfg), func(conn *pgx.Conn) error {
+		l := &ledger{conn: conn, cfg: cfg}
+		if err := l.open(ctx); err != nil {
+			return err
+		}
+		fault = f(l)
+		return nil
+	})
+	if err != nil {
+		return ledgerError(unreachable(err))
+	}
+	return ledgerError(fault)
+}
+
+func (l *ledger) open(ctx context.Context) error {
+	if _, err := l.conn.Exec(ctx, personal); err != nil {
+		return fmt.Errorf("set up the connection: %w", err)
+	}
+	rows, err := l.conn.Query(ctx, "select id, processor_name, is_active from outbox_processors where connector = $1 order by id", l.cfg.Name)
+	if err == nil {
+		l.sinks, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s knownSink, err error) {
+			err = row.Scan(&s.id, &s.name, &s.active)
+			return s, err
+		})
+	}
+	if err == nil {
+		err = l.conn.QueryRow(ctx, `select atttypid = 'uuid'::regtype from pg_attribute
+			where attrelid = 'outbox_parked'::regclass and attname = 'event_id'`).Scan(&l.uuidIDs)
+	}
+	if err != nil {
+		return fmt.Errorf("look at the ledger: %w", err)
+	}
+	return nil
+}
+
+// ledgerError gives what the database refuses its exit code and its remedy.
+func ledgerError(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
+	}
+	switch pg.Code {
+	case "42P01":
+		return exitError{78, fmt.Errorf("%w; is source.ledger_schema right? outbox-cdc init makes the ledger", err)}
+	case "42501":
+		return exitError{77, fmt.Errorf("%w; let the owner grant it to the login of source.dsn", err)}
+	case "55P03":
+		return fmt.Errorf("another session holds rows of the ledger locked: %w; end its transaction (pg_stat_activity), then try again", err)
+	}
+	return err
+}
+
+// named gives the ids of sinks by name: with no names of all, processor 0 included.
+func (l *ledger) named(names []string) ([]int32, error) {
+	if len(names) == 0 {
+		ids := []int32{0}
+		for _, s := range l.sinks {
+			ids = append(ids, s.id)
+		}
+		return ids, nil
+	}
+	var ids []int32
+	for _, name := range names {
+		i := slices.IndexFunc(l.sinks, func(s knownSink) bool { return s.name == name })
+		switch {
+		case i >= 0:
+			ids = append(ids, l.sinks[i].id)
+		case name == NoSink:
+			ids = append(ids, 0)
+		default:
+			return nil, l.unknown(name)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}
+
+func (l *ledger) unknown(name string) error {
+	if len(l.sinks) == 0 {
+		return fmt.Errorf("no sink %q: connector %q has none yet; its first start, or init, makes them known", name, l.cfg.Name)
+	}
+	var known []string
+	for _, s := range l.sinks {
+		known = append(known, s.name)
+	}
+	return fmt.Errorf("no sink %q; those of connector %q are: %s", name, l.cfg.Name, strings.Join(known, ", "))
+}
+
+// sink is the row of an id; nil for processor 0 and those of other connectors.
+func (l *ledger) sink(id int32) *knownSink {
+	for i := range l.sinks {
+		if l.sinks[i].id == id {
+			return &l.sinks[i]
+		}
+	}
+	return nil
+}
+
+func (l *ledger) name(id int32) string {
+	if s := l.sink(id); s != nil {
+		return s.name
+	}
+	return NoSink
+}
+
+// checkIDs says what is wrong with ids of events, before the database does in its own words.
+func (l *ledger) checkIDs(ids []string) error {
+	for _, id := range ids {
+		if _, err := uuid.Parse(id); l.uuidIDs && err != nil {
+			return fmt.Errorf("%q is no event id: those of this outbox are of type uuid", id)
+		}
+	}
+	return nil
+}
+
+// idType is the type of event ids.
+func (l *ledger) idType() string {
+	if l.uuidIDs {
+		return "uuid"
+	}
+	return "text"
+}
+
+// canonical is an id as the database writes it.
+func (l *ledger) canonical(id string) string {
+	if u, err := uuid.Parse(id); l.uuidIDs && err == nil {
+		return u.String()
+	}
+	return id
+}
+
+// tell wakes the lanes of a sink, when tx commits.
+func (l *ledger) tell(ctx context.Context, tx pgx.Tx, processor int32) error {
+	_, err := tx.Exec(ctx, "select pg_notify($1, $2)", connector.Changed, fmt.Sprintf("%s:%d", l.cfg.Source.LedgerSchema, processor))
+	if err != nil {
+		return fmt.Errorf("notify: %w", err)
+	}
+	return nil
+}
