@@ -56,6 +56,9 @@ func (s *sinkState) report(lane, accepted int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was := len(s.failing) > 0
+	if err != nil {
+		s.cause = err
+	}
 	if err == nil || !s.inPlace && (accepted > 0 || !errors.Is(err, sinks.ErrUnavailable)) {
 		if !was {
 			return
@@ -67,7 +70,7 @@ func (s *sinkState) report(lane, accepted int, err error) {
 		}
 		return
 	}
-	s.failing[lane], s.cause = struct{}{}, err
+	s.failing[lane] = struct{}{}
 	s.show()
 	if !was {
 		s.logger.Warn("sink does not accept; trying again", "sink", s.name, "lane", lane, "err", err)
