@@ -47,11 +47,12 @@ type evidence struct {
 	truth        []event               // in commit order
 	deliveries   map[string][]delivery // by sink, each place in its order
 	ledger       []outcome             // in the order of positions
-	status       map[string]string     // by event id, where it is not delivered: dead, or invalid, which no sink has seen
+	status       map[string]string     // by event id, or sink/event id, where it is not delivered: dead, or invalid, which no sink has seen
 	topics       topics
 	samples      []sample
 	snapshots    []snapshot
 	faults       int
+	resets       int // see expectation
 	batch, lanes int
 }
 
@@ -95,8 +96,10 @@ func (c *checker) sinks() (names []string) {
 	return names
 }
 
-// want is the terminal status that event i should have.
-func (c *checker) want(id string) string { return cmp.Or(c.status[id], "delivered") }
+// want is the terminal status that an event should have at a sink.
+func (c *checker) want(sink, id string) string {
+	return cmp.Or(c.status[sink+"/"+id], c.status[id], "delivered")
+}
 
 // sink checks what one sink got: nothing lost, nothing phantom, order per aggregate of the first delivery, and no more
 // repeated than faults and time-outs explain.
@@ -141,14 +144,14 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 	lost, unexplained := 0, 0
 	for i, n := range times {
 		ev := c.truth[i]
-		delivered := c.want(ev.id) == "delivered"
+		delivered := c.want(name, ev.id) == "delivered"
 		switch {
 		case n == 0 && delivered:
 			if lost++; lost <= 3 {
 				c.wrong("lost: %s never got event %s of %v, commit end %s", name, ev.id, ev.aggregate(), ev.commitEnd)
 			}
 		case n > 0 && !delivered:
-			c.wrong("phantom: %s got event %s, whose status is to be %s", name, ev.id, c.want(ev.id))
+			c.wrong("phantom: %s got event %s, whose status is to be %s", name, ev.id, c.want(name, ev.id))
 		}
 		repeated += max(0, n-1)
 		unexplained += max(0, n-1-failed[ev.id])
@@ -156,7 +159,7 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 	if lost > 3 {
 		c.wrong("lost: %s never got %d events", name, lost)
 	}
-	if most := c.faults * unrecorded * c.batch * c.lanes; unexplained > most {
+	if most := c.faults*unrecorded*c.batch*c.lanes + c.resets; unexplained > most {
 		c.wrong("repeated: %s got %d events again without a time-out, at most %d are explained by %d faults", name, unexplained, most, c.faults)
 	}
 	return repeated
@@ -186,11 +189,16 @@ func (c *checker) complete() {
 	}
 	bad := 0
 	for _, ev := range c.truth {
-		sinks, want := c.sinks(), c.want(ev.id)
-		if want == "invalid" { // no event to any sink, but a dead letter of none
-			sinks, want = []string{""}, "dead"
+		sinks := c.sinks()
+		invalid := c.status[ev.id] == "invalid" // no event to any sink, but a dead letter of none
+		if invalid {
+			sinks = []string{""}
 		}
 		for _, sink := range sinks {
+			want := c.want(sink, ev.id)
+			if invalid {
+				want = "dead"
+			}
 			if got := rows[key{ev.id, sink}]; len(got) != 1 || got[0] != want {
 				if bad++; bad <= 10 {
 					c.wrong("ledger: terminal rows of event %s for %q: %v, want one %s", ev.id, sink, got, want)

@@ -52,6 +52,11 @@ func TestCheckerAcceptsWhatIsRight(t *testing.T) {
 			}
 			e.ledger[2].status, e.ledger[3].status = "dead", "dead"
 		},
+		"a dead letter of one sink": func(e *evidence) {
+			e.status = map[string]string{"kafka/e1": "dead"}
+			e.deliveries["kafka"] = slices.Delete(e.deliveries["kafka"], 1, 2)
+			e.ledger[2].status = "dead"
+		},
 		"no valid event": func(e *evidence) {
 			e.status = map[string]string{"e1": "invalid"}
 			for sink := range e.deliveries {

@@ -22,7 +22,8 @@ import (
 // expectation is what a scenario has to excuse.
 type expectation struct {
 	faults int               // kills and crashes: each may repeat what was not recorded
-	status map[string]string // of events whose terminal status is not delivered, by id
+	resets int               // requests that a receiver has accepted and not answered: a client's library may repeat them by itself
+	status map[string]string // of events whose terminal status is not delivered, by id, or by sink/id
 }
 
 // verify waits for the slot to pass everything, collects the evidence and has it checked.
@@ -45,7 +46,7 @@ func (w *world) verify(x expectation) {
 	})
 	e := evidence{
 		truth: truth, deliveries: map[string][]delivery{}, ledger: w.ledger(), status: x.status, topics: w.topics,
-		samples: samples, snapshots: w.snapshots, faults: x.faults, batch: w.batchSize, lanes: w.lanes,
+		samples: samples, snapshots: w.snapshots, faults: x.faults, resets: x.resets, batch: w.batchSize, lanes: w.lanes,
 	}
 	for _, sink := range w.sinks {
 		if sink["type"] == "composite" { // has neither events nor rows of its own

@@ -90,7 +90,7 @@ func sufferAll(t *testing.T, k *servers.Kafka, steps []step) {
 	c := w.connector()
 	c.start()
 	c.ready("leader")
-	l := w.load(load{writers: 3, aggregates: 40, rate: 60})
+	l := w.load(load{writers: 3, aggregates: 40, rate: 40})
 	w.deliveredAtLeast(30*time.Second, 500)
 	for _, s := range steps {
 		w.suffer(c, s)
@@ -156,31 +156,37 @@ func says(begin, end string) trouble {
 	return trouble{begin: say(begin), end: say(end)}
 }
 
-func (w *world) redisDo(commands ...string) {
+func (w *world) redisDo(command string) {
 	w.t.Helper()
 	client := redis.NewClient(&redis.Options{Addr: w.redis.Addr()})
 	defer client.Close()
-	for _, command := range commands {
-		var args []any
-		for _, word := range strings.Fields(command) {
-			args = append(args, word)
-		}
-		if err := client.Do(w.t.Context(), args...).Err(); err != nil {
-			w.t.Fatalf("Redis: %s: %v", command, err)
-		}
+	var args []any
+	for _, word := range strings.Fields(command) {
+		args = append(args, word)
+	}
+	if err := client.Do(w.t.Context(), args...).Err(); err != nil {
+		w.t.Fatalf("Redis: %s: %v", command, err)
 	}
 }
 
-// wrongType puts something else in the streams' places, rightType puts them back.
+// wrongType puts something else in the streams' places, rightType puts them back; each at once, or what is added between
+// two commands would be lost.
 func wrongType(w *world) {
-	for _, name := range w.topics.names() {
-		w.redisDo("RENAME "+name+" "+name+":away", "SET "+name+" x")
-	}
+	w.eachStream("redis.call('rename', KEYS[1], KEYS[2]) return redis.call('set', KEYS[1], 'x')")
 }
 
 func rightType(w *world) {
+	w.eachStream("return redis.call('rename', KEYS[2], KEYS[1])")
+}
+
+func (w *world) eachStream(script string) {
+	w.t.Helper()
+	client := redis.NewClient(&redis.Options{Addr: w.redis.Addr()})
+	defer client.Close()
 	for _, name := range w.topics.names() {
-		w.redisDo("DEL "+name, "RENAME "+name+":away "+name)
+		if err := client.Eval(w.t.Context(), script, []string{name, name + ":away"}).Err(); err != nil {
+			w.t.Fatalf("Redis: %s: %v", script, err)
+		}
 	}
 }
 

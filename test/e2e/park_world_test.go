@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -74,14 +73,13 @@ func (w *world) statusOf(status func(event) string) map[string]string {
 	return all
 }
 
-// deadIDs are the events that have a dead row.
-func (w *world) deadIDs() map[string]string {
+// deadOf is an expectation of those events that are dead letters of a sink.
+func (w *world) deadOf(sink string) map[string]string {
 	w.t.Helper()
 	all := map[string]string{}
-	for id := range strings.SplitSeq(ask[string](w, "select coalesce(string_agg(event_id::text, ','), '') from outbox_parked where status = 'dead'"), ",") {
-		if id != "" {
-			all[id] = "dead"
-		}
+	for _, id := range ask[[]string](w, `select coalesce(array_agg(k.event_id::text), '{}') from outbox_parked k
+		join outbox_processors p on p.id = k.processor_id where k.status = 'dead' and p.processor_name = $1`, sink) {
+		all[sink+"/"+id] = "dead"
 	}
 	return all
 }
