@@ -1,10 +1,11 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz mutants lint e2e bench bench-memory demo test-matrix test-containers clean
+.PHONY: help build test fuzz worlds mutants lint e2e bench bench-memory demo test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
+DURATION ?= 10m
 VERSIONS ?= 14 16 17 18
 SINKS    ?= kafka
 
@@ -28,6 +29,9 @@ e2e: ## run the end-to-end tests only
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
 	scripts/fuzz $(FUZZTIME)
+
+worlds: ## run the delivery rules through random worlds for DURATION (10m)
+	go test ./connector -run '^TestWorlds$$' -worlds $(DURATION) -count=1 -timeout 0 -v
 
 mutants: ## break each LSN rule on purpose and see a test turn red; ONLY='3-* 9-storm' for some
 	go run ./test/mutants $(ONLY)

@@ -80,7 +80,7 @@ func (w *simulation) checkEvent(e *worldEvent, k *worldSink, foreign bool) {
 	case foreign && (a.count > 0 || last != "" || parked):
 		w.bad("phantom", "%v at sink%d", e, k.n)
 	case foreign || parked && !dead:
-	case a.count == 0 && !dead && last != "discarded":
+	case a.count == 0 && !dead && !w.ledger.discarded[key]:
 		w.bad("lost", "%v was never accepted by sink%d, and is not dead (log %q)", e, k.n, last)
 	case last == "":
 		w.bad("no row", "%v of sink%d has no row in the log", e, k.n)
@@ -96,7 +96,7 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 	var last *worldEvent
 	for _, e := range events {
 		key := worldKey{processor(k.n), e}
-		if !w.cfg.block && (w.ledger.dead[key] || w.diedUnrecorded(k.of(e))) || w.ledger.displaced[key] || w.ledger.last[key] == "discarded" {
+		if !w.cfg.block && (w.ledger.dead[key] || w.diedUnrecorded(e, k.of(e))) || w.ledger.displaced[key] || w.ledger.discarded[key] {
 			continue
 		}
 		if last != nil && e.pos.Compare(last.pos) < 0 {
@@ -108,6 +108,6 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 }
 
 // diedUnrecorded: in place, what stands behind a dead letter goes on at once. A crash may forget that it has died.
-func (w *simulation) diedUnrecorded(a *acceptance) bool {
-	return w.cfg.never && (a.hopeless || a.answered > w.cfg.maxRetries || w.cfg.giveUpAfter > 0)
+func (w *simulation) diedUnrecorded(e *worldEvent, a *acceptance) bool {
+	return w.cfg.never && (a.hopeless || a.answered > w.cfg.maxRetries || a.answered > 0 && e.retries != "" || w.cfg.giveUpAfter > 0)
 }

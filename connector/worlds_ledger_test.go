@@ -34,6 +34,7 @@ type worldLedger struct {
 	last       map[worldKey]string // status of the last log row
 	settled    map[worldKey]bool
 	dead       map[worldKey]bool // ever
+	discarded  map[worldKey]bool // ever: an outcome that was under way may still follow in the log
 	displaced  map[worldKey]bool // declared dead by a person, untried perhaps: when it is retried it comes before its predecessors
 	aggregates map[string]*worldAggregate
 	covered    int // transactions of the WAL of which everything is settled, as far as somebody relied on it
@@ -48,7 +49,7 @@ type worldAggregate struct {
 func newWorldLedger(w *simulation) *worldLedger {
 	return &worldLedger{
 		w: w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldKey]string{}, settled: map[worldKey]bool{},
-		dead: map[worldKey]bool{}, displaced: map[worldKey]bool{}, aggregates: map[string]*worldAggregate{},
+		dead: map[worldKey]bool{}, displaced: map[worldKey]bool{}, discarded: map[worldKey]bool{}, aggregates: map[string]*worldAggregate{},
 	}
 }
 
@@ -95,6 +96,7 @@ func (l *worldLedger) logRow(k worldKey, status string) {
 	}
 	l.last[k] = status
 	l.dead[k] = l.dead[k] || status == "dead"
+	l.discarded[k] = l.discarded[k] || status == "discarded"
 	l.log = append(l.log, checkpoint.Key{Processor: k.processor, Position: k.event.pos})
 	l.settle(k)
 }
@@ -375,7 +377,7 @@ func (t *worldTable) read(ctx context.Context, q question) (answer, error) {
 	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
 		return answer{}, context.Cause(ctx)
 	}
-	if !t.w.up() {
+	if !t.w.up() || t.w.failing() && t.dice.p(0.02) {
 		return answer{}, errWorldPG
 	}
 	a, err := t.memTable.read(ctx, q)

@@ -19,6 +19,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
@@ -27,6 +28,7 @@ type worldSession struct {
 	w        *simulation
 	n        int
 	killed   atomic.Bool
+	stopping atomic.Bool // the server is: nothing can be recorded any more
 	stream   *worldStream
 	tracker  *checkpoint.Tracker
 	recorder *checkpoint.Recorder
@@ -105,7 +107,7 @@ func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglog
 	logger := w.logger()
 	s.tracker = checkpoint.NewTracker(c.ring, 1<<30, from.Prefix, from.Confirmed)
 	s.stream = newWorldStream(w, s.tracker, start, s.n)
-	s.recorder = checkpoint.NewRecorder(conn, checkpoint.Pace{Fast: func() bool { return false }, State: func(error) {}, Logger: logger})
+	s.recorder = checkpoint.NewRecorder(conn, checkpoint.Pace{Fast: func() bool { return c.fast }, State: func(error) {}, Logger: logger})
 	delivery := Delivery{
 		BatchSize: c.batch, Timeout: 200 * unit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
 		Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, Block: c.block,
@@ -126,18 +128,18 @@ func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglog
 	for i := range w.sinks {
 		id, name := processor(i), fmt.Sprint("sink", i)
 		m := metrics.Sink(name)
-		state := newSinkState(name, c.never, health, m, logger)
+		state := newSinkState(name, c.never || w.sinks[i].oneTry, health, m, logger)
 		if len(w.breakers) <= i {
 			w.breakers = append(w.breakers, newBreaker(name, Breaker{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute},
-				c.never, logger, func(to gobreaker.State) {
+				c.never || w.sinks[i].oneTry, logger, func(to gobreaker.State) {
 					if to == gobreaker.StateOpen {
 						w.opened.Add(1)
 					}
 				}))
 		}
 		t := &target{
-			sink: &worldClient{w.sinks[i], s}, name: name, id: id, delivery: delivery, breaker: w.breakers[i], paused: w.paused[i],
-			state: state, metrics: m, fast: func() bool { return false }, logger: logger,
+			sink: &worldClient{w.sinks[i], s}, name: name, id: id, oneTry: w.sinks[i].oneTry, delivery: delivery, breaker: w.breakers[i], paused: w.paused[i],
+			state: state, metrics: m, fast: func() bool { return c.fast }, logger: logger,
 		}
 		for n := range w.lanes[i] {
 			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.dice("table", s.n, i, n)}
@@ -207,6 +209,10 @@ func (s *worldSession) run() {
 	if s.stream.isBroken() {
 		s.endDeliver(errWorldBroken)
 	}
+	if s.stopping.Load() {
+		s.endDeliver(err)
+		s.endWork(err)
+	}
 	timer := time.AfterFunc(25*time.Second, func() { s.endDeliver(errDrainTimeout) })
 	defer timer.Stop()
 	done := make(chan struct{})
@@ -247,14 +253,17 @@ func (s *worldSession) guarded(part string, do func() error) func() error {
 	}
 }
 
-// fail ends the session as an error does. With a broken connection its deliveries end at once.
-func (s *worldSession) fail(why string, broken bool) {
-	s.w.trace("SESSION %d fails: %s", s.n, why)
-	if broken {
+// fail ends the session as an error does.
+func (s *worldSession) fail(why error) {
+	s.w.trace("SESSION %d fails: %v", s.n, why)
+	switch {
+	case errors.Is(why, errWorldBroken):
 		s.stream.cut()
 		return
+	case errors.Is(why, replication.ErrServerStopping):
+		s.stopping.Store(true)
 	}
-	s.stopReading(errors.New(why))
+	s.stopReading(why)
 }
 
 // kill is kill -9: nothing that this session does from here on happens.
@@ -296,7 +305,10 @@ func (s *worldSession) watch(ctx context.Context) {
 	held := map[int32][]bool{}
 	for nap(ctx, look.interval) {
 		blocks := look.blocks()
-		for id := range s.bySink {
+		for id, lanes := range s.bySink {
+			if lanes[0].oneTry {
+				continue // nothing protects others from it
+			}
 			h := append(held[id], id == blocks && look.anotherIdle(id))
 			h = h[max(0, len(h)-2*slowTicks):]
 			n := 0

@@ -17,7 +17,7 @@ import (
 
 const worldOID = 16999
 
-var worldColumns = decoder.Columns{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"}
+var worldColumns = decoder.Columns{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload", MaxRetries: "max_retries"}
 
 // worldStream is a replication connection to the world's PostgreSQL.
 type worldStream struct {
@@ -145,10 +145,14 @@ func (s *worldStream) transaction(tx *worldTx) {
 func worldRelation() []byte {
 	c := worldColumns
 	b := binary.BigEndian.AppendUint32([]byte{'R'}, worldOID)
-	b = append(b, "public\x00event_outbox\x00d\x00\x05"...)
-	for _, name := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload} {
+	b = append(b, "public\x00event_outbox\x00d\x00\x06"...)
+	for _, name := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.MaxRetries} {
 		b = append(append(append(b, 0), name...), 0)
-		b = binary.BigEndian.AppendUint32(b, pgtype.TextOID)
+		oid := uint32(pgtype.TextOID)
+		if name == c.MaxRetries {
+			oid = pgtype.Int4OID
+		}
+		b = binary.BigEndian.AppendUint32(b, oid)
 		b = binary.BigEndian.AppendUint32(b, 0xffffffff)
 	}
 	return b
@@ -160,9 +164,12 @@ func worldInsert(e *worldEvent) []byte {
 		kind[2-s] = '1'
 	}
 	b := binary.BigEndian.AppendUint32([]byte{'I'}, worldOID)
-	b = append(b, 'N', 0, 5)
+	b = append(b, 'N', 0, 6)
 	for _, v := range []string{e.id, "t", e.aggregate, string(kind), e.payload()} {
 		b = append(binary.BigEndian.AppendUint32(append(b, 't'), uint32(len(v))), v...)
 	}
-	return b
+	if e.retries == "" {
+		return append(b, 'n')
+	}
+	return append(binary.BigEndian.AppendUint32(append(b, 't'), uint32(len(e.retries))), e.retries...)
 }

@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
@@ -49,7 +51,8 @@ type worldEvent struct {
 	pos       checkpoint.Position
 	sinks     []int // that it is routed to
 	fates     []fate
-	rank      []int // among the events of its aggregate at each sink
+	retries   string // its own max_retries; empty: null
+	rank      []int  // among the events of its aggregate at each sink
 }
 
 func (e *worldEvent) String() string { return fmt.Sprintf("%s(%s,%s)", e.id, e.aggregate, e.pos) }
@@ -104,6 +107,7 @@ func newSimulation(seed uint64) *simulation {
 	w.ledger = newWorldLedger(w)
 	for i := range w.cfg.sinks {
 		w.sinks = append(w.sinks, newWorldSink(w, i))
+		w.sinks[i].oneTry = i > 0 && r.p(0.05)
 		w.paused = append(w.paused, &atomic.Bool{})
 		w.lanes = append(w.lanes, 1+r.IntN(3))
 	}
@@ -204,6 +208,9 @@ func (w *simulation) newEvent(r dice, aggregate int) *worldEvent {
 	e := &worldEvent{n: len(w.events), aggregate: string(rune('A' + aggregate)), rank: make([]int, c.sinks)}
 	e.id = fmt.Sprintf("e%d", e.n)
 	e.hash = router.AggregateHash("t", e.aggregate)
+	if r.p(0.1) {
+		e.retries = fmt.Sprint(r.IntN(5))
+	}
 	w.events[e.id] = e
 	for s := range c.sinks {
 		var f fate
@@ -282,10 +289,7 @@ func (w *simulation) often(from, to time.Duration, actor string, do func(r dice)
 	r := w.dice(actor)
 	var next func()
 	next = func() {
-		w.mu.Lock()
-		faults := w.faults
-		w.mu.Unlock()
-		if faults {
+		if w.failing() {
 			do(r)
 			w.after(r.between(from, to), next)
 		}
@@ -314,8 +318,8 @@ func (w *simulation) planFaults(end time.Duration) {
 		w.after(r.between(0, end), func() { w.die("kill -9") })
 	}
 	for i := range c.sessionErrors {
-		broken := i%2 == 0
-		w.after(r.between(0, end), func() { w.fail("an error", broken) })
+		why := []error{errors.New("any error"), errWorldBroken, replication.ErrServerStopping}[i%3]
+		w.after(r.between(0, end), func() { w.fail(why) })
 	}
 	for range c.pgCrashes {
 		kill, down := r.p(0.3), r.between(5*unit, 500*unit)
@@ -345,7 +349,7 @@ func (w *simulation) crashPostgres(kill bool, down time.Duration) {
 	if kill {
 		w.die("killed with PostgreSQL")
 	} else {
-		w.fail("PostgreSQL is down", true)
+		w.fail(errWorldBroken)
 	}
 	w.after(down, func() {
 		w.mu.Lock()
@@ -362,6 +366,13 @@ func (w *simulation) up() bool {
 	return w.pgUp
 }
 
+// failing says that there still are faults.
+func (w *simulation) failing() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.faults
+}
+
 // running is the session, if there is one whose lanes run.
 func (w *simulation) running() *worldSession {
 	w.mu.Lock()
@@ -375,9 +386,9 @@ func (w *simulation) die(why string) {
 	}
 }
 
-func (w *simulation) fail(why string, broken bool) {
+func (w *simulation) fail(why error) {
 	if s := w.running(); s != nil {
-		s.fail(why, broken)
+		s.fail(why)
 	}
 }
 
