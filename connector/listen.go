@@ -3,7 +3,6 @@ package connector
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,6 +16,8 @@ const Changed = "outbox_changed"
 const (
 	// countEvery is how often what is owed is counted.
 	countEvery = 30 * time.Second
+	// countPace is the least time between two counts.
+	countPace = 200 * time.Millisecond
 	// listenRetry is how long to wait before LISTEN is tried again.
 	listenRetry = time.Second
 )
@@ -57,11 +58,13 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 		return fmt.Errorf("listen: %w", err)
 	}
 	for {
+		began := time.Now()
 		if err := c.takeStock(ctx, conn, s); err != nil {
 			return err
 		}
 		fine()
-		if err := c.awaitChange(ctx, conn, s); err != nil {
+		// Counting millions of rows must not become all that the server does.
+		if err := c.awaitChange(ctx, conn, s, 20*time.Since(began)); err != nil {
 			return err
 		}
 	}
@@ -75,9 +78,10 @@ type notified interface {
 	WaitForNotification(ctx context.Context) (*pgconn.Notification, error)
 }
 
-// awaitChange returns when something has changed, or it is time to count again.
-func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session) error {
-	until := time.Now().Add(countEvery)
+// awaitChange returns when something has changed, or it is time to count again, but not before rest is over.
+func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session, rest time.Duration) error {
+	now := time.Now()
+	until := now.Add(max(countEvery, rest))
 	for {
 		waiting, cancel := context.WithDeadline(ctx, until)
 		n, err := conn.WaitForNotification(waiting)
@@ -96,7 +100,9 @@ func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session) 
 				l.ask(askLook)
 			}
 			// Many changes may follow each other: they are counted together.
-			until = slices.MinFunc([]time.Time{until, time.Now().Add(200 * time.Millisecond)}, time.Time.Compare)
+			if soon := now.Add(max(countPace, rest)); soon.Before(until) {
+				until = soon
+			}
 		}
 	}
 }

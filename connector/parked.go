@@ -69,7 +69,7 @@ type parkedTable struct {
 // Without statistics, which a queue never has at the right time, the planner sorts a million rows. What is left to it is
 // the key in order, with a probe a row into the partial index of the heads (shared/reference/postgres.md 1.15).
 const planParked = `set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off;
-	set local enable_material = off; set local jit = off; set local max_parallel_workers_per_gather = 0;
+	set local enable_material = off; set local jit = off; set local work_mem = '32MB'; set local max_parallel_workers_per_gather = 0;
 	set local plan_cache_mode = force_custom_plan; set local enable_sort = off`
 
 const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, tried_at, event, payload`
@@ -93,9 +93,12 @@ const readDue = `with heads as materialized (select distinct on (agg_hash) commi
 		order by agg_hash, commit_lsn, tx_index),
 	due as materialized (select commit_lsn, tx_index, next_attempt_at from heads
 		where next_attempt_at <= clock_timestamp() order by next_attempt_at, commit_lsn, tx_index limit $4)
-	select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_hash, p.attempts, p.tries, p.tried_at, p.event, p.payload
-	from due join outbox_parked p on p.processor_id = $1 and p.commit_lsn = due.commit_lsn and p.tx_index = due.tx_index
-	where p.status = 'parked' order by due.next_attempt_at, p.commit_lsn, p.tx_index`
+	select ` + parkedColumns + ` from (
+		select p.*, due.next_attempt_at as due, sum(octet_length(coalesce(p.payload, ''))) over before as bytes
+		from due join outbox_parked p on p.processor_id = $1 and p.commit_lsn = due.commit_lsn and p.tx_index = due.tx_index
+		where p.status = 'parked'
+		window before as (order by due.next_attempt_at, p.commit_lsn, p.tx_index rows between unbounded preceding and 1 preceding)) g
+	where coalesce(bytes, 0) < $5 order by due, commit_lsn, tx_index`
 
 const readLeft = `select distinct agg_hash from outbox_parked where processor_id = $1 and abs(agg_hash % $2) = $3
 	and (commit_lsn, tx_index) > ($4, $5) and (commit_lsn, tx_index) <= ($6, $7) and (status = 'parked' or next_attempt_at is not null)`
@@ -119,8 +122,10 @@ func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
 			Query(func(rows pgx.Rows) error { return t.scanFresh(rows, limit, &a) })
 		b.Queue("set local enable_sort = on")
 		b.Queue(readHeads, t.processor, t.lanes, t.lane, maxHeld+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &a) })
-		b.Queue(readDue, t.processor, t.lanes, t.lane, due).Query(func(rows pgx.Rows) error { return t.scanDue(rows, &a) })
-		return tx.SendBatch(ctx, b).Close()
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
+			return err
+		}
+		return t.readDue(ctx, tx, due, &a)
 	})
 	if err != nil {
 		return answer{}, fmt.Errorf("read outbox_parked: %w", err)
@@ -170,7 +175,21 @@ func (t *parkedTable) scanFresh(rows pgx.Rows, limit int, a *answer) error {
 	return rows.Err()
 }
 
-func (t *parkedTable) scanDue(rows pgx.Rows, a *answer) error {
+// readDue asks for due rows where the heads say that there are some, or are too many to say.
+func (t *parkedTable) readDue(ctx context.Context, tx pgx.Tx, limit int, a *answer) error {
+	now := time.Now()
+	some := len(a.Heads) > maxHeld
+	for _, due := range a.Heads {
+		some = some || !due.After(now)
+	}
+	if !some {
+		return nil
+	}
+	rows, err := tx.Query(ctx, readDue, t.processor, t.lanes, t.lane, limit, maxFreshBytes)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
 	for rows.Next() {
 		d, err := t.scan(rows)
 		if err != nil {

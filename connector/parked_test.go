@@ -167,7 +167,7 @@ func (p *parkedTable) explain(t *testing.T, name, sql string) string {
 	args := map[string][]any{
 		"fresh": {p.processor, before.LSN, before.Index, p.lanes, p.lane, []int64{1, 2}, maxFresh, maxFreshBytes},
 		"heads": {p.processor, p.lanes, p.lane, maxHeld + 1},
-		"due":   {p.processor, p.lanes, p.lane, 500},
+		"due":   {p.processor, p.lanes, p.lane, 500, maxFreshBytes},
 		"left":  {p.processor, p.lanes, p.lane, before.LSN, before.Index, pglogrepl.LSN(1<<32 + 5000), 0},
 	}
 	var lines []string
@@ -242,5 +242,24 @@ func BenchmarkParkedRead(b *testing.B) {
 		if len(a.Fresh) != maxFresh {
 			b.Fatalf("%d rows", len(a.Fresh))
 		}
+	}
+}
+
+// However many large events are parked, one read takes no more than it may.
+func TestParkedReadIsBounded(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	_, err := db.Conn(t).Exec(t.Context(), `insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, tries, next_attempt_at, event, payload)
+		select 1, '1/0'::pg_lsn + n, 0, gen_random_uuid(), n, 'parked', n % 2, case when n % 2 = 1 then now() - interval '1 second' end, '{}',
+			convert_to(repeat('x', 1048576), 'UTF8') from generate_series(1, 40) n`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := newParkedTable(t, db, 0, 1).read(t.Context(), question{Prev: before, From: before, Batch: 500})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a.Fresh) != 4 || !a.More || len(a.Due) != 4 {
+		t.Errorf("%d fresh rows of 1 MiB, more %t, and %d due ones; want 4 of each and more", len(a.Fresh), a.More, len(a.Due))
 	}
 }
