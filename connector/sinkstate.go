@@ -73,7 +73,7 @@ func (s *sinkState) report(lane, accepted int, err error) {
 	s.failing[lane] = struct{}{}
 	s.show()
 	if !was {
-		s.logger.Warn("sink does not accept; trying again", "sink", s.name, "lane", lane, "err", err)
+		s.logger.Warn("sink does not accept", "sink", s.name, "lane", lane, "err", err)
 	}
 }
 

@@ -10,13 +10,14 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	// The first signal asks for a clean end; from then on signals are the system's again, and the second one ends the
-	// process at once.
-	context.AfterFunc(ctx, stop)
+	// The first signal asks for a clean end. A moment later, as some send it to the process and then to its group, signals are
+	// the system's again, and the second one ends the process at once.
+	context.AfterFunc(ctx, func() { time.AfterFunc(100*time.Millisecond, stop) })
 	os.Exit(execute(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
