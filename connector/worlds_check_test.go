@@ -2,6 +2,7 @@ package connector
 
 import (
 	"fmt"
+	"slices"
 )
 
 // owes says what is not done yet; nothing, and the world ends with that.
@@ -50,7 +51,7 @@ func (w *simulation) check() {
 			continue
 		}
 		for i, k := range w.sinks {
-			w.checkEvent(e, k, !w.routed(e, i))
+			w.checkEvent(e, k, !slices.Contains(e.sinks, i))
 		}
 		if len(e.sinks) == 0 && w.ledger.last[worldKey{0, e}] != "discarded" {
 			w.bad("no row", "%v, which no route wants", e)
@@ -61,15 +62,6 @@ func (w *simulation) check() {
 			w.checkOrder(k, events)
 		}
 	}
-}
-
-func (w *simulation) routed(e *worldEvent, sink int) bool {
-	for _, s := range e.sinks {
-		if s == sink {
-			return true
-		}
-	}
-	return false
 }
 
 func (w *simulation) checkEvent(e *worldEvent, k *worldSink, foreign bool) {

@@ -30,8 +30,7 @@ type worldStream struct {
 	sent    pglogrepl.LSN // confirmed
 	broken  chan struct{}
 	isCut   atomic.Bool
-	silence time.Time // the next keepalive
-	told    pglogrepl.LSN
+	silence time.Time    // the next keepalive
 	done    atomic.Int64 // transactions that were read to their end
 }
 
