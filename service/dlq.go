@@ -215,6 +215,12 @@ func (l *ledger) changeAll(ctx context.Context, a Action, o ChangeOptions, keys 
 		chunk = min(chunkRows, max(1, o.Rate/4))
 		limit = rate.NewLimiter(rate.Limit(o.Rate), chunk)
 	}
+	report := func(done int) {
+		if o.Progress != nil {
+			o.Progress(done, len(keys))
+		}
+	}
+	report(0)
 	done := 0
 	for part := range slices.Chunk(keys, chunk) {
 		err := limit.WaitN(ctx, len(part))
@@ -228,9 +234,7 @@ func (l *ledger) changeAll(ctx context.Context, a Action, o ChangeOptions, keys 
 		done += len(part)
 		result.Changed += n
 		result.Meanwhile += len(part) - n
-		if o.Progress != nil {
-			o.Progress(done, len(keys))
-		}
+		report(done)
 	}
 	return nil
 }

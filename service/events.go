@@ -243,7 +243,7 @@ func (l *ledger) eventRows(ctx context.Context, q EventsQuery, f Filter, at time
 
 // EventDetails are all that is known of one event.
 type EventDetails struct {
-	// Event is its row of the outbox; nil where that is gone, or in a table of the user's own.
+	// Event is its row of the outbox; nil where that is gone, or in a table of the user's own, or the login may not read the view.
 	Event *Event `json:"event,omitempty"`
 	// Parked are what sinks are owed of it, or have given up on.
 	Parked []*Parked `json:"parked"`
@@ -278,7 +278,7 @@ func ShowEvent(ctx context.Context, cfg config.Config, id string, payload bool) 
 			return err
 		}
 		if !mapped(cfg) {
-			if d.Event, err = l.event(ctx, id); err != nil {
+			if d.Event, err = l.event(ctx, id); err != nil && sqlState(err) != "42501" {
 				return err
 			}
 		}
@@ -296,8 +296,11 @@ func (l *ledger) event(ctx context.Context, id string) (*Event, error) {
 		return nil, fmt.Errorf("read event_outbox_status: %w", err)
 	}
 	found, err := pgx.CollectRows(rows, scanEvent)
-	if err != nil || len(found) == 0 {
-		return nil, err
+	if err != nil {
+		return nil, fmt.Errorf("read event_outbox_status: %w", err)
+	}
+	if len(found) == 0 {
+		return nil, nil
 	}
 	return &found[0], nil
 }

@@ -88,9 +88,11 @@ func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command
 			if asks {
 				o.Reason = reasonText(action, o.Reason)
 			}
-			o.Progress = progress(cmd.ErrOrStderr())
+			bar := &progress{w: cmd.ErrOrStderr()}
+			o.Progress = bar.show
 			result, err := service.ChangeParked(cmd.Context(), cfg, action, o)
 			if err != nil {
+				bar.clear()
 				return err
 			}
 			return output.write(cmd.OutOrStdout(), result, changeText(result, words.done))
@@ -178,16 +180,25 @@ func isTTY(stream any) bool {
 }
 
 // progress is a bar on a terminal, and nothing elsewhere.
-func progress(w io.Writer) func(done, total int) {
-	if !isTTY(w) {
-		return nil
+type progress struct {
+	w   io.Writer
+	bar *progressbar.ProgressBar
+}
+
+func (p *progress) show(done, total int) {
+	if !isTTY(p.w) {
+		return
 	}
-	var bar *progressbar.ProgressBar
-	return func(done, total int) {
-		if bar == nil {
-			bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(w), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
-				progressbar.OptionSetItsString("rows"), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
-		}
-		_ = bar.Set(done) // a bar that cannot be drawn harms nobody
+	if p.bar == nil {
+		p.bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(p.w), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
+			progressbar.OptionSetItsString("rows"), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
+	}
+	_ = p.bar.Set(done) // a bar that cannot be drawn harms nobody
+}
+
+// clear makes room for an error.
+func (p *progress) clear() {
+	if p.bar != nil {
+		_ = p.bar.Clear()
 	}
 }

@@ -103,8 +103,11 @@ func TestPersonActs(t *testing.T) {
 	run("pause webhook", 0, "webhook is paused; 0 parked")
 	eventually(t, told, "paused", func() error {
 		h, err := c.health()
-		if err != nil || !strings.Contains(h.Components["sink:webhook"].Detail, "paused by a person") {
-			return fmt.Errorf("%v, %v", h.Components["sink:webhook"], err)
+		if err != nil {
+			return err
+		}
+		if detail := h.Components["sink:webhook"].Detail; !strings.Contains(detail, "paused by a person") {
+			return fmt.Errorf("it says %q", detail)
 		}
 		return nil
 	})
