@@ -1,0 +1,205 @@
+package connector
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+// breakerBench plays calls to a breaker of two lanes, at most three failures, a reset of a minute.
+type breakerBench struct {
+	*breaker
+	t     *testing.T
+	lanes []*lane
+	seen  []string
+}
+
+func newBreakerBench(t *testing.T, never bool) *breakerBench {
+	b := &breakerBench{t: t}
+	b.breaker = newBreaker("s", Breaker{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute}, never, slog.New(slog.DiscardHandler),
+		func(s gobreaker.State) { b.seen = append(b.seen, s.String()) })
+	t.Cleanup(b.close)
+	for i := range 2 {
+		b.lanes = append(b.lanes, newLane(&target{}, i, nil, nil))
+	}
+	b.attach(b.lanes)
+	return b
+}
+
+// call is one Deliver of a lane, told in letters: a accepted, u unavailable, r refused, d dies of it, n tried before; each message is of
+// an aggregate of its own. It says whether it was permitted, and gives how many deaths and used attempts there were.
+func (b *breakerBench) call(lane int, letters string) (permitted bool) {
+	p := b.may(lane, time.Now())
+	if !p.ok {
+		return false
+	}
+	c, ok := b.begin(lane)
+	if !ok {
+		return false
+	}
+	v := verdict{news: !strings.Contains(letters, "n")}
+	v.accepted, v.away = strings.Count(letters, "a"), strings.Count(letters, "u")
+	v.answered = strings.Count(letters, "r") + strings.Count(letters, "d")
+	v = b.look(v)
+	for range strings.Count(letters, "d") {
+		if !v.brokenNow() {
+			v.died(time.Now().UnixNano()) // of an aggregate of its own
+		}
+		time.Sleep(1)
+	}
+	v.judge(c, false)
+	return true
+}
+
+func (b *breakerBench) want(state gobreaker.State) {
+	b.t.Helper()
+	if got := b.state(); got != state {
+		b.t.Errorf("%s, want %s", got, state)
+	}
+}
+
+// asked says which lanes were asked to park.
+func (b *breakerBench) asked() int {
+	n := 0
+	for _, l := range b.lanes {
+		if l.asks.Swap(0)&askPark != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// What opens a breaker, and what does not.
+func TestBreakerOpens(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		calls string
+		never bool
+		open  bool
+	}{
+		"away three times in a row":            {calls: "u u u", open: true},
+		"something was accepted between":       {calls: "u u a u u"},
+		"something was answered between":       {calls: "u u r u u"},
+		"accepted beside":                      {calls: "ua ua ua ua"},
+		"old messages say nothing new":         {calls: "nu nu nu nu nu"},
+		"under never every call counts":        {calls: "nu nu nu", never: true, open: true},
+		"refusals say that it is there":        {calls: "r r r r r r"},
+		"five aggregates dead":                 {calls: "d d d d d", open: true},
+		"five aggregates dead within one call": {calls: "dddddd", open: true},
+		"something was accepted among deaths":  {calls: "d d d d a d d d d"},
+		"accepted beside a death":              {calls: "da da da da da da"},
+		"deaths under never":                   {calls: "d d d d d d", never: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newBreakerBench(t, tt.never)
+				calls := strings.Fields(tt.calls)
+				for i, c := range calls {
+					if b.state() != gobreaker.StateClosed {
+						t.Fatalf("it opened before call %d of %q", i, tt.calls)
+					}
+					b.call(i%2, c)
+				}
+				if open := b.state() == gobreaker.StateOpen; open != tt.open {
+					t.Errorf("after %q open is %t", tt.calls, open)
+				}
+				want := 0
+				if tt.open && !tt.never {
+					want = 2
+				}
+				if n := b.asked(); n != want {
+					t.Errorf("%d lanes were asked to park, want %d", n, want)
+				}
+			})
+		})
+	}
+}
+
+// Half open, one message asks; lanes take turns.
+func TestBreakerProbes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakerBench(t, false)
+		for range 3 {
+			b.call(0, "u")
+		}
+		time.Sleep(59 * time.Second)
+		if b.call(0, "a") {
+			t.Error("a call was permitted while open")
+		}
+		time.Sleep(time.Second + turnStep/10)
+		for range 3 {
+			b.want(gobreaker.StateHalfOpen)
+			turn := (b.last + 1) % 2
+			if b.call(1-turn, "a") {
+				t.Errorf("lane %d probed out of turn", 1-turn)
+			}
+			if p := b.may(1-turn, time.Now()); p.wait <= 0 || p.wait > turnStep {
+				t.Errorf("its turn comes in %s", p.wait)
+			}
+			if !b.call(turn, "u") {
+				t.Errorf("lane %d may not probe", turn)
+			}
+			b.want(gobreaker.StateOpen)
+			time.Sleep(time.Minute + turnStep/10)
+		}
+		c, ok := b.begin(1) // out of turn, which may asks after
+		if _, second := b.begin(0); !ok || second || !c.probe {
+			t.Errorf("probes: %t, %t", ok, second)
+		}
+		b.cancel(c)
+		time.Sleep(time.Second)
+		if !b.call(0, "r") { // an answer: it is there
+			t.Error("no probe after one that was cancelled")
+		}
+		b.want(gobreaker.StateClosed)
+	})
+}
+
+// A receiver that was taken for broken has to accept something, and refuses nothing to death meanwhile.
+func TestBreakerBroken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakerBench(t, false)
+		b.call(0, "ddddddd")
+		if n := len(b.deaths); n != brokenAfter {
+			t.Errorf("%d aggregates died, want %d", n, brokenAfter)
+		}
+		for _, probe := range []string{"r", "d", "u"} {
+			time.Sleep(time.Minute + time.Second)
+			b.call((b.last+1)%2, probe)
+			b.want(gobreaker.StateOpen)
+		}
+		time.Sleep(time.Minute + time.Second)
+		b.call((b.last+1)%2, "a")
+		b.want(gobreaker.StateClosed)
+		b.call(0, "d")
+		b.want(gobreaker.StateClosed)
+	})
+}
+
+// A session that ends with a probe on the wire leaves no breaker behind that waits for it.
+func TestBreakerOutlivesSessions(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakerBench(t, false)
+		for range 3 {
+			b.call(0, "u")
+		}
+		time.Sleep(2 * time.Minute)
+		if _, ok := b.begin(0); !ok {
+			t.Fatal("no probe")
+		}
+		b.attach(b.lanes)
+		time.Sleep(time.Second)
+		if !b.call(0, "a") {
+			t.Error("the next session may not probe")
+		}
+		b.want(gobreaker.StateClosed)
+	})
+}
