@@ -8,6 +8,7 @@ FUZZTIME ?= 20s
 DURATION ?= 10m
 VERSIONS ?= 14 16 17 18
 SINKS    ?= kafka
+AWAY     ?= 10m
 
 GO_TEST := go test -race -shuffle=on
 
@@ -51,6 +52,9 @@ bench: ## measure beside pg_recvlogical, on a machine that does nothing else; SI
 
 bench-memory: ## measure memory with much unread WAL and with one huge transaction
 	go run ./test/bench -only memory
+
+soak: ## live through a sink that is away, on a machine that does nothing else; AWAY=2m, ONLY='kafka redis snapshot memory idle refused'
+	go run ./test/soak -away $(AWAY) -only '$(ONLY)'
 
 demo: build ## show events arriving, with nothing installed but Go
 	bin/outbox-cdc demo

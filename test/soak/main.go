@@ -1,0 +1,208 @@
+//go:build linux
+
+// Command soak has outbox-cdc live through what lasts long, and compares it with what it must reach. Run it from the root of
+// the repository, on a machine that does nothing else:
+//
+//	go run ./test/soak                             # the parts one after the other
+//	go run ./test/soak -only kafka -away 2m        # one of: kafka, redis, snapshot, memory, idle, refused
+//
+// kafka, redis: the one sink is away for a while (Kafka falls silent, Redis refuses connections) under a steady load, the other
+// is well. snapshot: redis again, with a session that holds an old snapshot throughout, so that vacuum removes nothing.
+// memory: the peak with a million parked rows beside that with ten thousand. idle: what a connector asks the server whose
+// parked rows are not due. refused: one message in a hundred is refused once, at 2,000 a second.
+//
+// It starts a PostgreSQL (fsync on, checkpoints as by default), a Kafka fake and a Redis. All figures are of one machine and hour.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+type options struct {
+	away, before time.Duration
+	rate         int
+	only         []string
+	reset        time.Duration
+	rows         int
+	version      string
+	dir          string
+	results      string
+}
+
+var parts = []string{"kafka", "redis", "snapshot", "memory", "idle", "refused"}
+
+func parseOptions(args []string) (options, error) {
+	o := options{only: parts}
+	flags := flag.NewFlagSet("soak", flag.ContinueOnError)
+	flags.DurationVar(&o.away, "away", 10*time.Minute, "how long a sink is away")
+	flags.DurationVar(&o.before, "before", 20*time.Second, "how long all is well before; its latencies are what the others are compared with")
+	flags.IntVar(&o.rate, "rate", 1000, "events a second, one a transaction")
+	flags.DurationVar(&o.reset, "reset", 10*time.Second, "breaker.reset_timeout")
+	flags.IntVar(&o.rows, "rows", 1_000_000, "parked rows of the memory part")
+	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
+	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
+	flags.StringVar(&o.results, "results", "bin/soak.json", "the `file` into which the figures go as JSON")
+	flags.Func("only", "parts, as a list (default "+strings.Join(parts, ",")+")", func(s string) error {
+		o.only = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+		for _, part := range o.only {
+			if !slices.Contains(parts, part) {
+				return fmt.Errorf("%q is none of %s", part, strings.Join(parts, ", "))
+			}
+		}
+		if len(o.only) == 0 {
+			o.only = parts
+		}
+		return nil
+	})
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unknown argument %q", flags.Arg(0))
+	}
+	if o.away < 5*time.Second || o.before < 5*time.Second || o.rate < 1 || o.rows < 10_000 {
+		return o, errors.New("-away and -before are at least 5s, -rate is at least 1, -rows at least 10000")
+	}
+	return o, nil
+}
+
+// soak is what all parts share.
+type soak struct {
+	options
+	postgres  *servers.Postgres
+	temporary string // binaries, configurations and logs
+	cli, fake string
+	report    report
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == refuserCommand {
+		if err := runRefuser(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1) // the pacer's thread sleeps by itself, and counts as running
+	o, err := parseOptions(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, cmp.Or(context.Cause(ctx), err))
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	dir, err := os.MkdirTemp("", "outbox-cdc-soak-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	s := &soak{options: o, temporary: dir, cli: filepath.Join(dir, "outbox-cdc"), fake: filepath.Join(dir, "kafkafake")}
+	for path, pkg := range map[string]string{s.cli: "./cmd/outbox-cdc", s.fake: "./internal/servers/cmd/kafkafake"} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+		}
+	}
+	s.postgres, err = servers.StartPostgres(ctx, servers.PostgresOptions{Version: o.version, Dir: o.dir, Settings: map[string]string{
+		"shared_buffers":           "256MB",
+		"track_commit_timestamp":   "on", // latency counts from the commit
+		"shared_preload_libraries": "pg_stat_statements",
+	}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.postgres.Close()) }()
+	for _, part := range o.only {
+		note("%s", part)
+		if err := s.part(ctx, part); err != nil {
+			return fmt.Errorf("%s: %w", part, err)
+		}
+	}
+	return errors.Join(s.report.write(o.results), s.report.failed())
+}
+
+func (s *soak) part(ctx context.Context, name string) error {
+	switch name {
+	case "memory":
+		return s.memory(ctx)
+	case "idle":
+		return s.idle(ctx)
+	case "refused":
+		return s.refused(ctx)
+	}
+	return s.awayPart(ctx, name)
+}
+
+// note tells who watches how far it is.
+func note(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// awaitListening waits until a child takes connections.
+func (c *child) awaitListening(ctx context.Context, addr string) error {
+	dialer := net.Dialer{}
+	for range 500 {
+		conn, err := dialer.DialContext(ctx, "tcp", addr)
+		if err == nil {
+			return conn.Close()
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			c.kill()
+			return err
+		}
+	}
+	c.kill()
+	return fmt.Errorf("%s does not start:\n%s", c.cmd.Path, c.log())
+}
+
+// memoryOf reads a size from /proc/pid/status in bytes: VmRSS, or VmHWM, its peak.
+func memoryOf(pid int, which string) (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, which+":"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no %s", pid, which)
+}
