@@ -107,9 +107,9 @@ type hook struct {
 
 // answer is how a receiver meets one request.
 type answer struct {
-	status int                // 0 is 204, which keeps what was sent
-	reset  bool               // it is kept, and the connection ends instead of an answer
-	hang   bool               // it is neither kept nor answered
+	status int  // 0 is 204, which keeps what was sent
+	reset  bool // it is kept, and the connection ends instead of an answer
+	hang   bool // it is neither kept nor answered
 }
 
 // meet makes the receiver answer so from now on; nil: all is well.

@@ -188,18 +188,14 @@ func TestSlowReceiver(t *testing.T) {
 		w.insertEach("n"+strconv.Itoa(i%8), perSecond/20)
 		<-tick.C
 	}
-	delivered := func(sink string) int {
-		return ask[int](w, `select count(*) from outbox_delivery_log l join outbox_processors p on p.id = l.processor_id
-			where l.status = 'delivered' and p.processor_name = $1`, sink)
-	}
 	eventually(t, 20*time.Second, "all to Kafka", func() error {
-		if n := delivered("kafka"); n < seconds*perSecond {
+		if n := w.deliveredTo("kafka"); n < seconds*perSecond {
 			return fmt.Errorf("%d", n)
 		}
 		return nil
 	})
 	took := time.Since(began)
-	hook := delivered("webhook")
+	hook := w.deliveredTo("webhook")
 	t.Logf("after %.1f s: all to Kafka, %d to the webhook", took.Seconds(), hook)
 	if hook > 2*slow*int(took.Seconds()+1) {
 		t.Errorf("the webhook has got %d: it was not slow", hook)

@@ -29,6 +29,13 @@ func (w *world) ofSink(sink, condition string) int {
 		where p.processor_name = $1 and `+condition, sink)
 }
 
+// deliveredTo is the number of deliveries to a sink that the ledger knows.
+func (w *world) deliveredTo(sink string) int {
+	w.t.Helper()
+	return ask[int](w, `select count(*) from outbox_delivery_log l join outbox_processors p on p.id = l.processor_id
+		where l.status = 'delivered' and p.processor_name = $1`, sink)
+}
+
 // parksAtLeast waits until a sink has so many rows parked.
 func (w *world) parksAtLeast(patience time.Duration, sink string, n int) {
 	w.t.Helper()
