@@ -161,7 +161,7 @@ func (w *world) redisDo(command string) {
 	client := redis.NewClient(&redis.Options{Addr: w.redis.Addr()})
 	defer client.Close()
 	var args []any
-	for _, word := range strings.Fields(command) {
+	for word := range strings.FieldsSeq(command) {
 		args = append(args, word)
 	}
 	if err := client.Do(w.t.Context(), args...).Err(); err != nil {

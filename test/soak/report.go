@@ -27,10 +27,10 @@ func (r *report) add(f figure) {
 	f.OK = f.Kind == "" || f.Kind == "most" && f.Value <= f.Limit || f.Kind == "least" && f.Value >= f.Limit
 	r.figures = append(r.figures, f)
 	must := ""
-	switch {
-	case f.Kind == "most":
+	switch f.Kind {
+	case "most":
 		must = fmt.Sprintf("  (at most %.6g)", f.Limit)
-	case f.Kind == "least":
+	case "least":
 		must = fmt.Sprintf("  (at least %.6g)", f.Limit)
 	}
 	if !f.OK {
