@@ -57,6 +57,9 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 	if _, err := conn.Exec(ctx, "listen "+Changed); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	for _, l := range s.lanes { // what was said before nobody has heard
+		l.ask(askLook)
+	}
 	for {
 		began := time.Now()
 		if err := c.takeStock(ctx, conn, s); err != nil {
