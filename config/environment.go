@@ -28,6 +28,7 @@ var sinkVariables = []struct{ name, typ, key string }{
 	{"OUTBOX_REDIS_STREAM", SinkRedis, "topic"},
 	{"OUTBOX_WEBHOOK_URL", SinkWebhook, "url"},
 	{"OUTBOX_WEBHOOK_SECRET", SinkWebhook, "secret"},
+	{"OUTBOX_WEBHOOK_ALLOW_HOSTS", SinkWebhook, "allow_hosts"},
 	{"OUTBOX_EVENT_BUS_URL", SinkEventBus, "url"},
 	{"OUTBOX_COMPOSITE_STRATEGY", SinkComposite, "strategy"},
 	{"OUTBOX_COMPOSITE_MEMBERS", SinkComposite, "members"},

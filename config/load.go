@@ -18,7 +18,9 @@ import (
 
 // Load makes a Config of the YAML file at path, or of the environment alone where path is empty. The environment, as
 // os.Environ gives it, beats the file, and both beat the defaults. What works and will surprise comes back as
-// warnings. The error is an *Error with every mistake; the Config is then of no use.
+// warnings. The error is an *Error with every mistake; the Config is then of no use. What only the sinks' packages can tell,
+// such as that a certificate's file is missing, is found by LoadWith with service.CheckSink, else by service.Build, which
+// knows no lines.
 func Load(path string, environ []string) (Config, []string, error) {
 	return LoadWith(path, environ, Options{})
 }

@@ -149,7 +149,7 @@ type Webhook struct {
 	// Body is raw, envelope, cloudevents or cloudevents-structured.
 	Body   string `yaml:"body"`
 	Source string `yaml:"source"`
-	// AllowHosts are internal hosts that may be reached all the same.
+	// AllowHosts are internal hosts, host or host:port, that may be reached all the same.
 	AllowHosts  []string `yaml:"allow_hosts,flow"`
 	Connections int      `yaml:"connections"`
 	// Rate is the most events a second; 0 is no limit.

@@ -75,6 +75,57 @@ func TestURLIsMasked(t *testing.T) {
 	}
 }
 
+// Topics that events can be delivered under, and others of which this package says nothing.
+func TestTopicsThatAreGood(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ sink, topic string }{
+		{"type: kafka, brokers: [h:1]", "{tenant_id}"},
+		{"type: kafka, brokers: [h:1]", ".{tenant_id}"},
+		{"type: kafka, brokers: [h:1]", "A-z_0.9"},
+		{"type: redis_stream, url: redis://h", "a b > * .. é {id}"},
+		{"type: event_bus, url: nats://h", "{tenant_id}"},
+		{"type: event_bus, url: nats://h", "{tenant_id}{id}.a-b.é.https://h/"},
+		{"type: event_bus, url: nats://h", "a$.$b._INBOX"},
+		{"type: webhook, url: https://h, secret: s", "a b > * ftp://other/"},
+		{"type: webhook, url: https://h, secret: s", "https://h"},
+		{"type: webhook, url: https://h, secret: s", "https://H:443/{tenant_id}/..{id}/%2F?{aggregate_type}=a&b#c"},
+		{"type: webhook, url: http://h:80, secret: s, allow_hosts: ['H:80']", "http://h/"},
+		{"type: webhook, url: 'http://[::1]:81', secret: s, allow_hosts: ['[::1]:81']", "http://[::1]:81/"},
+		{"type: stdout", "a b > *"},
+	} {
+		file := fmt.Sprintf("sinks: [{name: a, %s}, {name: b, %[1]s, topic: %[2]q}]\nroutes: [{sinks: [a, b], topic: %[2]q}]\n", c.sink, c.topic)
+		if _, _, err := parse("f.yml", []byte(file), []string{"DATABASE_URL=postgres://localhost/shop"}, Options{}); err != nil {
+			t.Errorf("%s with %q: %v", c.sink, c.topic, err)
+		}
+	}
+}
+
+// A webhook within one's own network, and what a list with a mistake in it comes to.
+func TestWebhookFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	environ := []string{
+		"DATABASE_URL=postgres://localhost/shop", "OUTBOX_PUBLISHER_TYPE=webhook", "OUTBOX_WEBHOOK_URL=http://hooks.internal:8080/a", "OUTBOX_WEBHOOK_SECRET=s",
+	}
+	got, warnings, err := Load("", append(environ, "OUTBOX_WEBHOOK_ALLOW_HOSTS=other, hooks.internal:8080"))
+	if err != nil || warnings != nil {
+		t.Fatalf("%v, warnings %q", err, warnings)
+	}
+	if diff := cmp.Diff([]string{"other", "hooks.internal:8080"}, got.Sinks[0].Webhook.AllowHosts); diff != "" {
+		t.Errorf("allow_hosts (-want +got):\n%s", diff)
+	}
+	_, _, err = LoadWith("", append(environ, "OUTBOX_WEBHOOK_ALLOW_HOSTS=hooks.internal:8080,a b"), Options{CheckSink: func(Config, int) []Mistake {
+		return []Mistake{{Path: "allow_hosts[1]", Text: "is no host"}}
+	}})
+	if want := "OUTBOX_WEBHOOK_ALLOW_HOSTS: sinks[0].allow_hosts[1]: is no host"; errorText(err) != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	_, _, err = Load("", environ)
+	want := "OUTBOX_WEBHOOK_URL: sinks[0].url: http sends events and signatures in clear; write https, or name the host in allow_hosts (OUTBOX_WEBHOOK_ALLOW_HOSTS)"
+	if errorText(err) != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+}
+
 // Every type of sink from the environment alone.
 func TestSinksFromTheEnvironment(t *testing.T) {
 	t.Parallel()

@@ -29,6 +29,9 @@ func (v *validator) sink(path string, s *Sink) {
 		v.between(path+".max_retries", *s.MaxRetries, 0, 1_000_000)
 	}
 	v.template(path+".topic", s.Topic)
+	if fault := topicFault(s, s.Topic); fault != "" {
+		v.mistake(path+".topic", "%s", fault)
+	}
 	v.template(path+".key", s.Key)
 	switch s.Type {
 	case SinkKafka:
@@ -52,9 +55,6 @@ func (v *validator) kafka(path string, s *Sink) {
 		if !isHostPort(b, 1) {
 			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%s is no broker; write host:9092", quoted(b))
 		}
-	}
-	if literal := field.ReplaceAllString(s.Topic, ""); !topicLiteral.MatchString(literal) {
-		v.mistake(path+".topic", "%q is no name for a topic: at most 249 letters, digits, ., _ and - beside the fields", s.Topic)
 	}
 	v.oneOf(path+".compression", k.Compression, "none", "gzip", "snappy", "lz4", "zstd")
 	v.oneOf(path+".timestamp", k.Timestamp, "commit", "created_at")
@@ -137,8 +137,13 @@ func (v *validator) redis(path string, r *Redis) {
 func (v *validator) webhook(path string, w *Webhook) {
 	if w.URL == "" {
 		v.mistake(path+".url", "missing; write https://host/path, or set OUTBOX_WEBHOOK_URL")
-	} else if u := v.url(path+".url", w.URL, &w.TLS, "https", "http"); u != nil && u.Scheme == "http" && !slices.Contains(w.AllowHosts, u.Hostname()) {
-		v.mistake(path+".url", "http sends events and signatures in clear; write https, or name the host in allow_hosts")
+	} else if u := v.url(path+".url", w.URL, &w.TLS, "https", "http"); u != nil && u.Scheme == "http" {
+		if !isAllowed(u, w.AllowHosts) {
+			v.mistake(path+".url", "http sends events and signatures in clear; write https, or name the host in allow_hosts (OUTBOX_WEBHOOK_ALLOW_HOSTS)")
+		}
+		if w.TLS != (TLS{}) { // with redis:// and nats:// it does have one: their clients insist on TLS then
+			v.mistake(path+".tls", "has no effect on a url with http, which goes in clear; write https there, or remove tls")
+		}
 	}
 	for i, s := range w.Secrets {
 		if s == "" {
@@ -177,8 +182,8 @@ func (v *validator) eventBus(path string, e *EventBus) {
 
 // url reads an address. Of what is wrong with it nothing is quoted: it may be a password.
 func (v *validator) url(path string, address URL, t *TLS, schemes ...string) *url.URL {
-	u, err := url.Parse(string(address))
-	if err != nil || u.Host == "" || strings.Contains(u.Host+u.Path+u.RawQuery+u.Fragment, "@") {
+	u := parseURL(address)
+	if u == nil {
 		v.mistake(path, "is no URL; write %s://host, other characters than letters and digits of a password as %%XX", schemes[0])
 		return nil
 	}
@@ -189,6 +194,16 @@ func (v *validator) url(path string, address URL, t *TLS, schemes ...string) *ur
 	encrypted := t.Enabled || slices.Contains([]string{"rediss", "https", "tls"}, u.Scheme)
 	if _, password := u.User.Password(); (password || u.User != nil) && !encrypted && !isLocal(u.Hostname()) {
 		v.warn("%s: user and password cross the network in clear", path)
+	}
+	return u
+}
+
+// parseURL is nil for what is no URL. An @ behind the host is what a password looks like that should have been escaped:
+// what seems to be the host is part of it then.
+func parseURL(address URL) *url.URL {
+	u, err := url.Parse(string(address))
+	if err != nil || u.Host == "" || strings.Contains(u.Host+u.Path+u.RawQuery+u.Fragment, "@") {
+		return nil
 	}
 	return u
 }
@@ -320,6 +335,7 @@ func (v *validator) routes(c *Config) {
 		}
 		if r.Topic != "" {
 			v.template(path+".topic", r.Topic)
+			v.routeTopic(path+".topic", &r, byName)
 		}
 		if r.Key != "" {
 			v.template(path+".key", r.Key)
@@ -335,11 +351,7 @@ var templateFields = []string{
 	"id", "aggregate_type", "aggregate_id", "event_type", "event_version", "tenant_id", "correlation_id", "causation_id",
 }
 
-var (
-	field        = regexp.MustCompile(`\{[^{}]*\}`)
-	headerName   = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{0,60}")
-	topicLiteral = regexp.MustCompile(`^[a-zA-Z0-9._-]{0,249}$`)
-)
+var headerName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{0,60}")
 
 func (v *validator) template(path, s string) {
 	if s == "" {
@@ -351,6 +363,6 @@ func (v *validator) template(path, s string) {
 		}
 	}
 	if strings.ContainsAny(field.ReplaceAllString(s, ""), "{}") {
-		v.mistake(path, "%q has a brace without its other", s)
+		v.mistake(path, "%s has a brace without its other", quotedTopic(s))
 	}
 }
