@@ -23,7 +23,8 @@ type Parts struct {
 	Prepare func(context.Context) error
 }
 
-// Build makes the connector that cfg describes. It connects to nothing. cfg was validated by config.Load.
+// Build makes the connector that cfg describes. It connects to nothing. cfg was validated by config.Load; where it was
+// by config.LoadWith with CheckSink, what the sinks' packages have against it was told there, with lines.
 func Build(cfg config.Config, p Parts) (*connector.Connector, error) {
 	d := cfg.Delivery
 	c := connector.Config{

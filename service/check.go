@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/nats-io/nkeys"
+
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
@@ -63,6 +65,34 @@ func mistakeOf(text string) config.Mistake {
 	return config.Mistake{Path: key + m[2], Text: text}
 }
 
+// wrongFile is a mistake about a key that names a file.
+func wrongFile(key string, err error) config.Mistake {
+	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
+		err = fmt.Errorf("%s cannot be read: %w", pathErr.Path, pathErr.Err)
+	}
+	return config.Mistake{Path: key, Text: err.Error()}
+}
+
+// checkCredentials reads a file of NATS credentials as the client does at each connect, and keeps nothing of it: one that
+// is missing, or has no seed to sign with, would keep the sink away for ever.
+func checkCredentials(path string) []config.Mistake {
+	if path == "" {
+		return nil
+	}
+	content, err := os.ReadFile(path)
+	if err == nil {
+		var pair nkeys.KeyPair
+		if pair, err = nkeys.ParseDecoratedNKey(content); err == nil {
+			pair.Wipe()
+		}
+		clear(content)
+	}
+	if err != nil {
+		return []config.Mistake{wrongFile("credentials_file", err)}
+	}
+	return nil
+}
+
 // tlsConfig is nil where TLS is off. Certificates are verified unless the configuration says otherwise in so many words.
 func tlsConfig(c config.TLS) (*tls.Config, []config.Mistake) {
 	if !c.Enabled {
@@ -70,10 +100,7 @@ func tlsConfig(c config.TLS) (*tls.Config, []config.Mistake) {
 	}
 	var mistakes []config.Mistake
 	wrong := func(key string, err error) {
-		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
-			err = fmt.Errorf("%s cannot be read: %w", pathErr.Path, pathErr.Err)
-		}
-		mistakes = append(mistakes, config.Mistake{Path: "tls." + key, Text: err.Error()})
+		mistakes = append(mistakes, wrongFile("tls."+key, err))
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: c.InsecureSkipVerify} //nolint:gosec // asked for by name
 	if c.CAFile != "" {

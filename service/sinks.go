@@ -245,5 +245,5 @@ func (b sinkBuilder) eventBus(e *config.EventBus) (opener, []config.Mistake) {
 		URL: string(e.URL), Name: e.ClientName, CredentialsFile: e.CredentialsFile, NKeySeedFile: e.NKeyFile, TLS: t,
 		Stream: e.Stream, InboxPrefix: e.InboxPrefix, CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source)},
 	}
-	return func() (sinks.Sink, error) { return eventbus.New(c) }, mistakes
+	return func() (sinks.Sink, error) { return eventbus.New(c) }, append(mistakes, checkCredentials(e.CredentialsFile)...)
 }
