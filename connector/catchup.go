@@ -18,6 +18,7 @@ const (
 // catching is the state of a lane that catches up. The table is the truth; nothing of it is kept in memory.
 type catching struct {
 	waiting   bool               // arrivals wait; else they are parked
+	waited    bool               // and have done so for one Deliver
 	rows      []*delivery        // read, to be delivered
 	left      map[int64]struct{} // aggregates that failed since the read: what stands behind is left in the table
 	reading   bool
@@ -41,7 +42,7 @@ type readResult struct {
 
 // catchUp: the table first; arrivals wait.
 func (l *lane) catchUp() {
-	l.live, l.waiting, l.readAt = false, true, time.Time{}
+	l.live, l.waiting, l.waited, l.readAt = false, true, false, time.Time{}
 	clear(l.held)
 	l.metrics.CatchingUp.Inc()
 }
@@ -193,11 +194,14 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	}
 	clear(l.left)
 	l.rows = append(append(l.rows[:0:0], res.Fresh...), res.Due...)
+	l.waited = l.waited && l.waiting
 	// Arrivals may have stopped waiting while the read was under way.
 	whole := l.whole && l.waiting
 	switch {
 	case res.More || len(res.Fresh) > l.delivery.BatchSize || l.asking.Probe && len(l.rows) > 0:
 		l.waiting = false // too many are left, or their number is not known: arrivals are parked meanwhile
+	case len(l.rows) > 0 && l.waiting && !l.waited:
+		l.waited = true // they wait for the Deliver of these: else some would be parked meanwhile, each time anew
 	case len(l.rows) > 0 && l.waiting:
 		l.waiting = false // they waited for one Deliver; the slow rule and the breaker know nothing of a lane that waits
 	case len(l.rows) > 0 || !whole:
