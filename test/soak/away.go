@@ -164,6 +164,7 @@ type watcher struct {
 	confirmed, restart     int64 // bytes behind the server, and behind the yardstick's restart LSN
 	rss                    int64
 	atConfirmed, atRestart time.Time
+	atRSS                  time.Time
 	err                    error
 }
 
@@ -185,7 +186,9 @@ func (d *database) watch(ctx context.Context, c *child) *watcher {
 			if err == nil && restart > w.restart {
 				w.restart, w.atRestart = restart, time.Now()
 			}
-			w.rss = max(w.rss, rss)
+			if rss > w.rss {
+				w.rss, w.atRSS = rss, time.Now()
+			}
 			w.err = err
 			w.mu.Unlock()
 			if pause(ctx, 500*time.Millisecond) != nil {
@@ -326,7 +329,7 @@ func (a *awayRun) tell(ctx context.Context, attempts, written int) error {
 	r.tell(n, "rows parked when it came back", float64(a.owed), "")
 	r.most(n, fmt.Sprintf("slot's confirmed LSN behind the server, at %.0f s", since(a.w.atConfirmed)), mebibytes(a.w.confirmed), "MiB", 64)
 	r.most(n, fmt.Sprintf("its restart LSN behind pg_recvlogical's, at %.0f s", since(a.w.atRestart)), mebibytes(a.w.restart), "MiB", 64)
-	r.most(n, "resident memory", mebibytes(a.w.rss), "MiB", 128)
+	r.most(n, fmt.Sprintf("resident memory, at %.0f s", since(a.w.atRSS)), mebibytes(a.w.rss), "MiB", 128)
 	r.tell(n, "p99 of "+a.other+" before", p99[0], "ms")
 	r.most(n, "p99 of "+a.other+" while "+a.down+" was away", p99[1], "ms", 1.5*p99[0])
 	r.tell(n, "p99 of "+a.other+" while "+a.down+" caught up", p99[2], "ms")

@@ -19,7 +19,7 @@ func (d *database) park(ctx context.Context, sink string, rows int, tried bool) 
 			json_build_object('id', i.id, 'aggregate_type', 'order', 'aggregate_id', 'order-' || n % 5000, 'event_type', 'order.changed',
 				'event_version', 1, 'metadata', json_build_object('source', 'soak')),
 			convert_to('{"seq": ' || n || ', "data": "' || repeat(md5(n::text), 15) || '"}', 'UTF8')
-		from outbox_processors p, generate_series(1, $2::int) n, lateral (select gen_random_uuid() as id, n) i
+		from outbox_processors p, generate_series(1, $2::int) n, lateral (select gen_random_uuid() as id, n as number) i
 		where p.processor_name = $1`, sink, rows, map[bool]int{true: 1}[tried])
 	return err
 }
