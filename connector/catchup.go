@@ -53,20 +53,22 @@ func (l *lane) parkArrivals() {
 	if l.live {
 		l.catchUp()
 	}
-	if !l.oneTry {
-		if l.wire != nil {
-			l.parkAll(l.wire.messages)
-		}
-		l.parkAll(l.again)
-		l.again = nil
+	if l.wire != nil {
+		l.parkAll(l.wire.messages)
 	}
+	l.parkAll(l.again)
+	l.again = nil
 	l.waiting, l.rows = false, nil
 }
 
-// parkAll parks those that have no row yet.
+// parkAll parks those that have no row yet. For a sink that is tried once they are discarded.
 func (l *lane) parkAll(list []*delivery) {
 	for _, d := range list {
-		if !d.row {
+		switch {
+		case d.row || d.given:
+		case l.oneTry:
+			l.discard(d)
+		default:
 			l.park(d)
 		}
 	}
@@ -79,7 +81,8 @@ func (l *lane) stepCatchingUp(now time.Time) {
 		l.parkArrivals()
 	}
 	if !l.waiting {
-		l.parkPending(now)
+		l.parkAll(l.pending)
+		l.pending = nil
 	}
 	if paused || l.wire != nil || l.reading {
 		return
@@ -93,17 +96,6 @@ func (l *lane) stepCatchingUp(now time.Time) {
 		return
 	}
 	l.readRows(now)
-}
-
-func (l *lane) parkPending(now time.Time) {
-	if l.oneTry {
-		l.discardAll(now)
-		return
-	}
-	for _, d := range l.pending {
-		l.park(d)
-	}
-	l.pending = nil
 }
 
 // deliverRows delivers rows; what stands behind a failure of its aggregate is left in the table.

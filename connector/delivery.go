@@ -16,6 +16,7 @@ type delivery struct {
 	attempts int    // tries that were refused
 	tries    int    // all tries
 	triedAt  time.Time
+	given    bool // it was discarded while on the wire: what the sink answers changes nothing
 	row      bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled
 }
 

@@ -46,6 +46,9 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	}
 	err := l.give(work, &f.rows, !l.live && len(l.rows) == 0)
 	l.outcomes = l.given
+	if f.died {
+		l.died = l.given
+	}
 	l.unrecorded = append(l.unrecorded, l.given)
 	return err
 }
@@ -86,9 +89,13 @@ type finishing struct {
 	again   []*delivery   // to be tried again in place,
 	pause   time.Duration // after this
 	cause   error         // the last failure
+	died    bool          // in place
 }
 
 func (f *finishing) message(d *delivery, err error) {
+	if d.given {
+		return
+	}
 	if errors.Is(err, sinks.ErrNotAttempted) {
 		switch {
 		case d.row: // it is left in the table
@@ -123,6 +130,8 @@ func (f *finishing) message(d *delivery, err error) {
 		o.Parked.Blocks = f.delivery.Block
 		if holds {
 			f.hold(d.hash, f.completed)
+		} else {
+			f.died = true
 		}
 	case f.inPlace() && !d.row:
 		f.metrics.Failed.Inc()
@@ -181,15 +190,12 @@ func (f *finishing) delay(d *delivery, err error, inPlace bool) time.Duration {
 	return wait
 }
 
-// discardAll gives up what has arrived for a sink that is tried once, and is not asked now.
-func (l *lane) discardAll(now time.Time) {
-	for _, list := range []*[]*delivery{&l.again, &l.pending} {
-		for _, d := range *list {
-			o := d.outcome(l.id, checkpoint.Discarded, false)
-			o.StartedAt, o.CompletedAt, o.Error = now, now, "the sink is away or paused"
-			l.parks = append(l.parks, o)
-		}
-		l.metrics.Discarded.Add(float64(len(*list)))
-		*list = nil
-	}
+// discard gives up a delivery of a sink that is tried once, and is not asked or not waited for now.
+func (l *lane) discard(d *delivery) {
+	o := d.outcome(l.id, checkpoint.Discarded, false)
+	o.StartedAt = time.Now()
+	o.CompletedAt, o.Error = o.StartedAt, "the sink is away, slow or paused"
+	d.given = true
+	l.parks = append(l.parks, o)
+	l.metrics.Discarded.Inc()
 }

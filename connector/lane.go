@@ -77,6 +77,7 @@ type lane struct {
 	given      uint64               // Seq of the last outcomes
 	commit     uint64               // Seq of the last that are committed
 	outcomes   uint64               // Seq of the last that a Deliver had
+	died       uint64               // Seq of the last in which something died in place
 	unrecorded []uint64             // Seq of Deliver calls whose outcomes are not committed
 	parks      []checkpoint.Outcome // to be given at the end of the step
 
@@ -197,7 +198,7 @@ func (l *lane) step(now time.Time) {
 		l.lookAt = now.Add(lookEvery)
 	}
 	l.wakeAt(l.lookAt)
-	if asks&askPark != 0 && !l.inPlace() {
+	if asks&askPark != 0 {
 		l.parkArrivals()
 	}
 	if l.live && l.shouldCatchUp(now) {
@@ -218,6 +219,10 @@ func (l *lane) wakeAt(t time.Time) {
 
 // mayDeliver says whether a Deliver may start, as far as the lane itself knows.
 func (l *lane) mayDeliver() bool {
+	if l.commit < l.died { // else a crash would forget the death, and try the dead one behind what followed it
+		l.hurry(l.died)
+		return false
+	}
 	return l.wire == nil && len(l.unrecorded) < maxUnrecorded && !l.paused.Load()
 }
 
@@ -227,7 +232,9 @@ func (l *lane) permitted(now time.Time) permission {
 	switch {
 	case p.ok:
 	case l.oneTry:
-		l.discardAll(now)
+		l.parkAll(l.again)
+		l.parkAll(l.pending)
+		l.again, l.pending = nil, nil
 	case p.wait > 0:
 		l.wakeAt(now.Add(p.wait))
 	}
@@ -293,7 +300,7 @@ func (l *lane) onRecorded(seq uint64) {
 func (l *lane) show() {
 	var oldest uint64
 	first := func(list []*delivery) {
-		if len(list) > 0 && !list[0].row && (oldest == 0 || list[0].entry+1 < oldest) {
+		if len(list) > 0 && !list[0].row && !list[0].given && (oldest == 0 || list[0].entry+1 < oldest) {
 			oldest = list[0].entry + 1
 		}
 	}

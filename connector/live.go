@@ -16,11 +16,11 @@ const (
 
 // shouldCatchUp says that a live lane has to look at the table: rows were changed, one is due, or it holds too many.
 func (l *lane) shouldCatchUp(now time.Time) bool {
-	if len(l.again) > 0 {
-		return false // what is in flight goes first
-	}
 	if l.paused.Load() {
 		return true
+	}
+	if len(l.again) > 0 {
+		return false // what is in flight goes first
 	}
 	due := len(l.held) > 0 && !now.Before(l.heldUntil)
 	if !l.look && !due && len(l.held) <= l.maxHeld {

@@ -88,7 +88,7 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 	var last *worldEvent
 	for _, e := range events {
 		key := worldKey{processor(k.n), e}
-		if !w.cfg.block && (w.ledger.dead[key] || w.diedUnrecorded(e, k.of(e))) || w.ledger.displaced[key] || w.ledger.discarded[key] {
+		if !w.cfg.block && w.ledger.dead[key] || w.ledger.displaced[key] || w.ledger.discarded[key] {
 			continue
 		}
 		if last != nil && e.pos.Compare(last.pos) < 0 {
@@ -97,9 +97,4 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 		}
 		last = e
 	}
-}
-
-// diedUnrecorded: in place, what stands behind a dead letter goes on at once. A crash may forget that it has died.
-func (w *simulation) diedUnrecorded(e *worldEvent, a *acceptance) bool {
-	return w.cfg.never && (a.hopeless || a.answered > w.cfg.maxRetries || a.answered > 0 && e.retries != "" || w.cfg.giveUpAfter > 0)
 }

@@ -304,10 +304,7 @@ func (s *worldSession) watch(ctx context.Context) {
 	held := map[int32][]bool{}
 	for nap(ctx, look.interval) {
 		blocks := look.blocks()
-		for id, lanes := range s.bySink {
-			if lanes[0].oneTry {
-				continue // nothing protects others from it
-			}
+		for id := range s.bySink {
 			h := append(held[id], id == blocks && look.anotherIdle(id))
 			h = h[max(0, len(h)-2*slowTicks):]
 			n := 0

@@ -33,8 +33,6 @@ type acceptance struct {
 	committed bool // the ledger calls it delivered
 	unknown   int  // tries of which nobody knows how they ended: each may be an acceptance
 	refused   int
-	answered  int  // refusals of all kinds
-	hopeless  bool // a refusal for ever
 }
 
 // worldSink is a destination.
@@ -189,10 +187,6 @@ func (c *worldClient) answer(p *worldCall) []error {
 			a.known = c.session.n
 		case err == nil || errors.Is(err, errWorldTimeout) || errors.Is(err, context.Canceled):
 			a.unknown++
-		case errors.Is(err, sinks.ErrPermanent):
-			a.hopeless = true
-		case !errors.Is(err, sinks.ErrUnavailable) && !errors.Is(err, sinks.ErrNotAttempted):
-			a.answered++
 		}
 	}
 	c.w.trace("sink%d answers %v: %v", c.n, p.events, p.errs)
