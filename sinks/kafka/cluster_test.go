@@ -32,14 +32,13 @@ func startFake(t testing.TB, opts ...kfake.Opt) *kfake.Cluster {
 	return c
 }
 
-// newSink makes a sink of little patience over a network of its own, which the test may take away.
+// newSink makes a sink over a network of its own, which the test may take away.
 func newSink(t testing.TB, c Config) (*Sink, *network) {
 	t.Helper()
 	s, err := New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.patience, s.rest = 400*time.Millisecond, 400*time.Millisecond
 	n := &network{conns: make(map[*conn]struct{})}
 	if c.TLS == nil {
 		s.options = append(s.options, kgo.Dialer(n.dial))

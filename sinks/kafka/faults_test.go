@@ -32,6 +32,7 @@ func newWorld(t *testing.T, partitions int32, opts ...kfake.Opt) *world {
 	w := &world{T: t, fake: fake, brokers: fake.ListenAddrs()}
 	w.topic = createTopic(t, w.brokers, partitions, nil)
 	w.sink, w.network = newSink(t, Config{Brokers: w.brokers})
+	w.sink.patience, w.sink.rest = 400*time.Millisecond, 400*time.Millisecond // it is spent in most of these tests
 	return w
 }
 
