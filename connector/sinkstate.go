@@ -95,8 +95,11 @@ func (s *sinkState) breakerIs(state gobreaker.State) {
 func (s *sinkState) isPaused(paused bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.paused != paused {
-		s.logger.Info(map[bool]string{true: "sink paused", false: "sink resumed"}[paused], "sink", s.name)
+	switch {
+	case paused && !s.paused:
+		s.logger.Info("sink paused", "sink", s.name)
+	case !paused && s.paused:
+		s.logger.Info("sink resumed", "sink", s.name)
 	}
 	s.paused = paused
 	s.show()
