@@ -3,9 +3,12 @@ package connector
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -203,21 +206,59 @@ func TestOrphans(t *testing.T) {
 	r.stop()
 	w.cfg.Sinks[0].Name = "t"
 	w.run().wantExit(78, "renamed_from")
-	w.cfg.Abandoned = []string{"s"}
+	w.cfg.Sinks[0].RenamedFrom = "s" // as it was told
 	r = w.run()
 	w.event("a", "two")
 	w.eventually("select count(*) from outbox_parked", "2")
 	r.stop()
-	w.exec("delete from outbox_parked where event ->> 'event_type' = 'two'")
-	w.exec("delete from outbox_processors where processor_name = 't'")
-	w.cfg.Abandoned, w.cfg.Sinks[0].RenamedFrom = nil, "s"
+	w.cfg.Sinks[0].Name, w.cfg.Sinks[0].RenamedFrom = "u", ""
+	w.cfg.Abandoned = []string{"t"}
 	away.Store(false)
 	r = w.run()
-	w.eventually("select count(*) from outbox_parked", "0")
+	w.event("a", "three")
+	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "1")
 	r.stop()
-	if got := w.received(); got != "one" {
+	if got := w.received(); got != "three" {
 		t.Errorf("received %s", got)
 	}
+}
+
+// Lanes that wait to hand over what they park, because a person has locked the ledger, do not keep the process from ending.
+func TestStopWhileTheLedgerIsLocked(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	w.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	w.answers(func(string) error { return sinks.ErrUnavailable })
+	r := w.run()
+	for i := range 20 {
+		w.event(fmt.Sprint("a", i), "parked")
+	}
+	w.eventually("select count(*) from outbox_parked", "20")
+	w.waitFor("open", func() bool { return strings.Contains(r.health.Report().Components["sink:s"].Detail, "breaker open") })
+	w.exec("begin")
+	w.exec("lock table outbox_parked in share mode")
+	other, err := pgx.Connect(t.Context(), w.cfg.Source.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(context.Background())
+	for i := range 300 { // more than the recorder's channel holds, each handed over alone
+		_, err := other.Exec(t.Context(), "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', $1, 'late', '{}')", fmt.Sprint(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	r.cancel()
+	select {
+	case err := <-r.ended:
+		if err == nil {
+			t.Error("ended as if all were recorded")
+		}
+	case <-time.After(recordWait + 10*time.Second):
+		t.Error("goes on for as long as the lock")
+	}
+	w.exec("rollback")
 }
 
 // waitFor waits until a condition holds.

@@ -141,7 +141,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	c.tracker = s.tracker
 	s.stream.Track(s.tracker)
 	total := len(c.cfg.Sinks) * d.Lanes
-	// Room for all that lanes may have unrecorded, so that a lane never waits for the recorder.
+	// Room for all the Deliver calls that lanes may have unrecorded. A lane waits for the recorder only with what it parks.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
 	if err := c.reviseParked(ctx, ids); err != nil {
 		return err
@@ -232,6 +232,7 @@ func (s *session) run(ctx context.Context) error {
 		}
 		if err != nil {
 			stopReading(fmt.Errorf("recorder: %w", err))
+			endWork(err) // a lane may wait to hand it outcomes
 		}
 		return err
 	})
@@ -278,6 +279,9 @@ func (s *session) run(ctx context.Context) error {
 // the positions that this settles.
 func (s *session) drain(lanes, recorder *errgroup.Group, endWork context.CancelCauseFunc) {
 	done := make(chan struct{})
+	// A lane may wait for a recorder that does not get on.
+	late := time.AfterFunc(s.c.cfg.Delivery.DrainTimeout+recordWait, func() { endWork(errRecordTimeout) })
+	defer late.Stop()
 	go func() {
 		defer close(done)
 		_ = lanes.Wait() // as above

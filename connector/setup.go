@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/replication"
@@ -49,21 +50,30 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 		ps = append(ps, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom})
 		known = append(known, s.Name)
 	}
-	ids, err := replication.RegisterProcessors(ctx, c.pool, c.cfg.Name, ps)
-	if err != nil {
-		return nil, err
-	}
-	orphans, err := replication.Orphans(ctx, c.pool, c.cfg.Name, known)
-	if err != nil {
-		return nil, err
-	}
-	var forgotten []error
+	var ids map[string]int32
+	// Where the start is refused no sink is registered: one under the new name could not take the old one's place any more.
+	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
+		if ids, err = replication.RegisterProcessors(ctx, tx, c.cfg.Name, ps); err != nil {
+			return err
+		}
+		orphans, err := replication.Orphans(ctx, tx, c.cfg.Name, known)
+		if err != nil {
+			return err
+		}
+		return forgotten(orphans)
+	})
+	return ids, err
+}
+
+// forgotten is the error of a start that would forget parked events.
+func forgotten(orphans map[string]int64) error {
+	var all []error
 	for _, name := range slices.Sorted(maps.Keys(orphans)) {
-		forgotten = append(forgotten, fmt.Errorf("sink %q is no longer configured and has %d parked events; write renamed_from: %s at the sink that "+
+		all = append(all, fmt.Errorf("sink %q is no longer configured and has %d parked events; write renamed_from: %s at the sink that "+
 			"takes its place, or {name: %s, abandoned: true} if nobody wants them", name, orphans[name], name, name))
 	}
-	if forgotten != nil {
-		return nil, exitError{78, errors.Join(forgotten...)}
+	if all == nil {
+		return nil
 	}
-	return ids, nil
+	return exitError{78, errors.Join(all...)}
 }
