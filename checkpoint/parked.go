@@ -14,9 +14,10 @@ import (
 const copyParked = `copy outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, attempts, tries, tried_at,
 	next_attempt_at, parked_at, error_message, event, payload) from stdin (format binary)`
 
-// What a person has declared dead meanwhile stays so.
-const updateParked = `update outbox_parked p set status = c.status, attempts = c.attempts, tries = c.tries, tried_at = c.tried_at,
-		next_attempt_at = c.next_attempt_at, error_message = c.error_message
+// What a person has declared dead meanwhile stays so. The first try's time is written once: turned from one clock into the
+// other and back at each try, it would wander.
+const updateParked = `update outbox_parked p set status = c.status, attempts = c.attempts, tries = c.tries,
+		tried_at = coalesce(p.tried_at, c.tried_at), next_attempt_at = c.next_attempt_at, error_message = c.error_message
 	from unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[], $4::text[], $5::int[], $6::int[], $7::timestamptz[], $8::timestamptz[], $9::text[])
 		c (processor_id, commit_lsn, tx_index, status, attempts, tries, tried_at, next_attempt_at, error_message)
 	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index and p.status = 'parked'`

@@ -53,6 +53,11 @@ func TestParkedRows(t *testing.T) {
 	r.parking(e, remove(1), update(2, Failed, ParkedRow{Attempts: 1, Tries: 2, TriedAt: time.Now(), NextAttempt: due}),
 		update(3, Dead, ParkedRow{Attempts: 4, Tries: 4, Blocks: true}), update(4, Dead, ParkedRow{Attempts: 4, Tries: 4}))
 	rows("2 parked 1 2 10 why p; 3 dead 4 4 blocks why p; 4 dead 4 4 null why p; 5 parked 0 0 null - p")
+	// The first try stays the first, whatever another clock makes of it.
+	r.parking(e, update(2, Failed, ParkedRow{Attempts: 1, Tries: 3, TriedAt: time.Now().Add(time.Hour), NextAttempt: due}))
+	if got := l.query("select (tried_at < clock_timestamp())::text from outbox_parked where tx_index = 2"); got != "true" {
+		t.Error("the time of the first try has moved")
+	}
 	// Within one transaction.
 	r.parking(e, insert(6), remove(6), insert(7), update(7, Failed, ParkedRow{Tries: 1, NextAttempt: due}),
 		update(2, Failed, ParkedRow{Tries: 3, NextAttempt: due}), remove(2), remove(5))
@@ -65,7 +70,7 @@ func TestParkedRows(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := l.query("select string_agg(tx_index || ' ' || status, ', ' order by tx_index, status) from outbox_delivery_log"); got !=
-		"1 delivered, 2 delivered, 2 failed, 2 failed, 3 dead, 3 failed, 4 dead, 4 delivered, 4 failed, 5 delivered, 6 delivered, 7 failed" {
+		"1 delivered, 2 delivered, 2 failed, 2 failed, 2 failed, 3 dead, 3 failed, 4 dead, 4 delivered, 4 failed, 5 delivered, 6 delivered, 7 failed" {
 		t.Errorf("log %s", got)
 	}
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -72,7 +71,8 @@ const planParked = `set local enable_seqscan = off; set local enable_bitmapscan 
 	set local enable_material = off; set local jit = off; set local work_mem = '32MB'; set local max_parallel_workers_per_gather = 0;
 	set local plan_cache_mode = force_custom_plan; set local enable_sort = off`
 
-const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, tried_at, event, payload`
+// The first try by how long ago it was: the server's clock is not ours.
+const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, extract(epoch from clock_timestamp() - tried_at)::float8, event, payload`
 
 const readFresh = `select ` + parkedColumns + `, total from (
 		select *, count(*) over () as total, sum(octet_length(coalesce(payload, ''))) over (rows unbounded preceding) - octet_length(coalesce(payload, '')) as bytes from (
@@ -219,7 +219,7 @@ func (t *parkedTable) scan(rows pgx.Rows, more ...any) (*delivery, error) {
 	d := &delivery{row: true}
 	var lsn pglogrepl.LSN
 	var id *string
-	var tried pgtype.Timestamptz
+	var tried *float64
 	var event, payload []byte
 	into := append([]any{&lsn, &d.Index, &id, &d.hash, &d.attempts, &d.tries, &tried, &event, &payload}, more...)
 	if err := rows.Scan(into...); err != nil {
@@ -232,7 +232,10 @@ func (t *parkedTable) scan(rows pgx.Rows, more ...any) (*delivery, error) {
 	if id != nil {
 		e.ID = *id
 	}
-	d.Event, d.LSN, d.CommitTime, d.triedAt = e, lsn, committed, tried.Time
+	d.Event, d.LSN, d.CommitTime = e, lsn, committed
+	if tried != nil {
+		d.triedAt = time.Now().Add(-time.Duration(*tried * float64(time.Second)))
+	}
 	d.Topic, d.Key = t.address(e)
 	return d, nil
 }
