@@ -43,6 +43,8 @@ func TestUsageErrorsOfTheLedgerCommands(t *testing.T) {
 		"dlq list --since 1h --until 2h": `--since is not before --until`,
 		"dlq show --limit 0":             `--limit 0 is not within 1 and 10000`,
 		"dlq show --sink=,":              `--sink names nothing`,
+		"dlq retry --sink= --type a":     `--sink names nothing`,
+		"dlq list --type=":               `--type names nothing`,
 		"dlq retry":                      `say what to retry, by --id, --sink, --type or another filter, or write --all`,
 		"dlq retry --all --sink a":       `--all and filters exclude each other`,
 		"dlq retry --all --rate -1":      `--rate -1: write rows a second, or 0 for as fast as they go`,

@@ -17,10 +17,12 @@ import (
 type filterFlags struct {
 	filter       service.Filter
 	since, until string
+	cmd          *cobra.Command
 }
 
 func (f *filterFlags) register(cmd *cobra.Command, path *string, environ []string) {
 	flags := cmd.Flags()
+	f.cmd = cmd
 	flags.StringSliceVar(&f.filter.Sinks, "sink", nil, "of these `sinks` only; none: what belongs to no sink")
 	flags.StringVar(&f.filter.Type, "type", "", "of this event `type`; * and ? as in routes")
 	flags.StringVar(&f.filter.Aggregate, "aggregate", "", "of this aggregate, `type/id`, or of all of a type")
@@ -34,6 +36,12 @@ func (f *filterFlags) register(cmd *cobra.Command, path *string, environ []strin
 
 // parse gives the filter, or a usage error.
 func (f *filterFlags) parse(now time.Time) (service.Filter, error) {
+	// A variable of a script that is not set must not make a filter pick all.
+	for _, name := range []string{"sink", "type", "aggregate", "tenant", "error", "since", "until", "id"} {
+		if flag := f.cmd.Flags().Lookup(name); flag.Changed && (flag.Value.String() == "" || flag.Value.String() == "[]") {
+			return service.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
+		}
+	}
 	var err error
 	if f.filter.Since, err = parseTime("since", f.since, now); err != nil {
 		return service.Filter{}, err
