@@ -23,6 +23,7 @@ type catching struct {
 	left      map[int64]struct{} // aggregates that failed since the read: what stands behind is left in the table
 	reading   bool
 	asking    question // of the read that runs
+	probing   bool     // of which one row is delivered, as a probe
 	whole     bool     // the read that runs began a pass, and arrivals waited when it began
 	read      chan readResult
 	startRead func(question)
@@ -146,7 +147,8 @@ func (l *lane) readRows(now time.Time) {
 	if l.from == before {
 		l.prev, l.passed = before, nil
 	}
-	l.asking = question{Prev: l.prev, From: l.from, Passed: l.passed, Batch: l.delivery.BatchSize, Probe: p.probe}
+	l.asking = question{Prev: l.prev, From: l.from, Passed: l.passed, Batch: l.delivery.BatchSize}
+	l.probing = p.probe
 	l.whole = l.from == before && l.waiting
 	l.look, l.reading = false, true
 	l.lookAt = now.Add(lookEvery)
@@ -181,16 +183,20 @@ func (l *lane) onRead(res readResult, now time.Time) {
 		l.passed[h] = struct{}{}
 	}
 	l.prev, l.from = l.asking.From, before
-	if res.More {
-		l.from = res.Fresh[len(res.Fresh)-1].position()
-	}
 	clear(l.left)
-	l.rows = append(append(l.rows[:0:0], res.Fresh...), res.Due...)
+	if l.probing {
+		l.rows = res.probe()
+	} else {
+		l.rows = append(append(l.rows[:0:0], res.Fresh...), res.Due...)
+		if res.More {
+			l.from = res.Fresh[len(res.Fresh)-1].position()
+		}
+	}
 	l.waited = l.waited && l.waiting
 	// Arrivals may have stopped waiting while the read was under way.
 	whole := l.whole && l.waiting
 	switch {
-	case res.More || len(res.Fresh) > l.delivery.BatchSize || l.asking.Probe && len(l.rows) > 0:
+	case res.More || len(res.Fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
 		l.waiting = false // too many are left, or their number is not known: arrivals are parked meanwhile
 	case len(l.rows) > 0 && l.waiting && !l.waited:
 		l.waited = true // they wait for the Deliver of these: else some would be parked meanwhile, each time anew

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,8 @@ const (
 	// deliverPace is the least time between two Deliver calls while the stream is fast, unless a whole batch waits:
 	// a thousand small requests cost more than everything else.
 	deliverPace = 3 * time.Millisecond
+	// parkPortion is how many parked deliveries are given to the recorder together at most.
+	parkPortion = 1000
 )
 
 // target is a sink as its lanes share it.
@@ -159,7 +162,7 @@ func (l *lane) run(work, deliver context.Context) error {
 		if !l.closing && deliver.Err() == nil {
 			l.step(now)
 		}
-		if err := l.give(work, &l.parks, false); err != nil {
+		if err := l.giveParks(work); err != nil {
 			return err
 		}
 		if l.closing && l.wire == nil {
@@ -198,7 +201,7 @@ func (l *lane) step(now time.Time) {
 		l.lookAt = now.Add(lookEvery)
 	}
 	l.wakeAt(l.lookAt)
-	if asks&askPark != 0 {
+	if asks&askPark != 0 || l.hangs(now) {
 		l.parkArrivals()
 	}
 	if l.live && l.shouldCatchUp(now) {
@@ -209,6 +212,16 @@ func (l *lane) step(now time.Time) {
 	} else {
 		l.stepCatchingUp(now)
 	}
+}
+
+// hangs: arrivals have waited for park_after behind a Deliver that is not answered. They must not wait until it is, with the slot.
+func (l *lane) hangs(now time.Time) bool {
+	if l.delivery.never() || l.wire == nil || len(l.pending) == 0 || !l.live && !l.waiting {
+		return false
+	}
+	at := l.started.Add(l.delivery.ParkAfter)
+	l.wakeAt(at)
+	return !now.Before(at)
 }
 
 func (l *lane) wakeAt(t time.Time) {
@@ -269,6 +282,17 @@ func (l *lane) deliver(ctx context.Context) {
 // park keeps a delivery in outbox_parked, untried.
 func (l *lane) park(d *delivery) {
 	l.parks = append(l.parks, d.outcome(l.id, checkpoint.Parked, false))
+}
+
+// giveParks gives what was parked in portions: a window that is parked at once is a lot of memory.
+func (l *lane) giveParks(work context.Context) error {
+	for portion := range slices.Chunk(l.parks, parkPortion) {
+		if err := l.give(work, &portion, false); err != nil {
+			return err
+		}
+	}
+	l.parks = nil
+	return nil
 }
 
 // give hands outcomes to the recorder, and forgets them.

@@ -134,11 +134,6 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 		a.Due = append(a.Due, r.delivery())
 	}
 	a.More = len(a.Fresh) == t.limit
-	if q.Probe {
-		a.More = false
-		a.Fresh = a.Fresh[:min(1, len(a.Fresh))]
-		a.Due = a.Due[:min(1-len(a.Fresh), len(a.Due))]
-	}
 	return a, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 
 const (
 	// What one read takes of untried rows at most.
-	maxFresh      = 5000
+	maxFresh      = 2000
 	maxFreshBytes = 4 << 20
 	// maxHeld is how many aggregates a lane keeps in memory as held.
 	maxHeld = 10_000
@@ -33,8 +34,7 @@ type question struct {
 	// Passed. A new one begins with From = before.
 	Prev, From checkpoint.Position
 	Passed     map[int64]struct{}
-	Batch      int  // due rows at most
-	Probe      bool // one row
+	Batch      int // due rows at most
 }
 
 // answer is what there is, in one snapshot.
@@ -49,6 +49,17 @@ type answer struct {
 	Heads map[int64]time.Time
 	// Left are the hashes of which rows are left between Prev and From.
 	Left []int64
+}
+
+// probe is one row that asks whether the sink is back: the first fresh one of any aggregate, else the one longest due. It is
+// taken at random: many that were never tried and are never answered must not keep the others out.
+func (a *answer) probe() []*delivery {
+	if len(a.Fresh) == 0 {
+		return a.Due[:min(1, len(a.Due))]
+	}
+	hash := a.Fresh[rand.IntN(len(a.Fresh))].hash
+	first := slices.IndexFunc(a.Fresh, func(d *delivery) bool { return d.hash == hash })
+	return a.Fresh[first : first+1 : first+1]
 }
 
 // table is where a lane reads its rows of outbox_parked. For one goroutine at a time.
@@ -113,28 +124,18 @@ func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
 		if err := t.readLeft(ctx, tx, q, &a); err != nil {
 			return err
 		}
-		limit, due := maxFresh, q.Batch
-		if q.Probe {
-			limit, due = 1, 1
-		}
 		b := &pgx.Batch{}
-		b.Queue(readFresh, t.processor, q.From.LSN, q.From.Index, t.lanes, t.lane, passed(q, a), limit, maxFreshBytes).
-			Query(func(rows pgx.Rows) error { return t.scanFresh(rows, limit, &a) })
+		b.Queue(readFresh, t.processor, q.From.LSN, q.From.Index, t.lanes, t.lane, passed(q, a), maxFresh, maxFreshBytes).
+			Query(func(rows pgx.Rows) error { return t.scanFresh(rows, &a) })
 		b.Queue("set local enable_sort = on")
 		b.Queue(readHeads, t.processor, t.lanes, t.lane, maxHeld+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &a) })
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return err
 		}
-		return t.readDue(ctx, tx, due, &a)
+		return t.readDue(ctx, tx, q.Batch, &a)
 	})
 	if err != nil {
 		return answer{}, fmt.Errorf("read outbox_parked: %w", err)
-	}
-	if q.Probe {
-		a.More = false
-		if len(a.Fresh) > 0 {
-			a.Due = nil
-		}
 	}
 	return a, nil
 }
@@ -162,7 +163,7 @@ func passed(q question, a answer) []int64 {
 	return hashes
 }
 
-func (t *parkedTable) scanFresh(rows pgx.Rows, limit int, a *answer) error {
+func (t *parkedTable) scanFresh(rows pgx.Rows, a *answer) error {
 	total := 0
 	for rows.Next() {
 		d, err := t.scan(rows, &total)
@@ -171,7 +172,7 @@ func (t *parkedTable) scanFresh(rows pgx.Rows, limit int, a *answer) error {
 		}
 		a.Fresh = append(a.Fresh, d)
 	}
-	a.More = len(a.Fresh) > 0 && (total == limit || len(a.Fresh) < total)
+	a.More = len(a.Fresh) > 0 && (total == maxFresh || len(a.Fresh) < total)
 	return rows.Err()
 }
 

@@ -84,7 +84,7 @@ func TestParkedTableReads(t *testing.T) {
 		}
 		lanes := 1 + r.IntN(3)
 		lane := r.IntN(lanes)
-		q := question{Prev: before, From: before, Batch: 1 + r.IntN(5), Probe: r.IntN(4) == 0}
+		q := question{Prev: before, From: before, Batch: 1 + r.IntN(5)}
 		if r.IntN(2) == 0 {
 			q.From = checkpoint.Position{LSN: 100 + 8*pglogrepl.LSN(r.IntN(10)), Index: int64(r.IntN(50))}
 			q.Passed = map[int64]struct{}{1_000_000_007: {}}

@@ -384,7 +384,7 @@ func (t *worldTable) read(ctx context.Context, q question) (answer, error) {
 	a, err := t.memTable.read(ctx, q)
 	t.w.mu.Lock()
 	t.w.stats.Reads++
-	t.w.trace("lane %d of processor %d reads from %s (probe %t): %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, q.Probe, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
+	t.w.trace("lane %d of processor %d reads from %s: %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
 	t.w.mu.Unlock()
 	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
 		return answer{}, context.Cause(ctx)
