@@ -201,6 +201,9 @@ func (l *lane) step(now time.Time) {
 		l.lookAt = now.Add(lookEvery)
 	}
 	l.wakeAt(l.lookAt)
+	if asks&askLook != 0 {
+		l.rows = nil // a person may have taken them away
+	}
 	if asks&askPark != 0 || l.hangs(now) {
 		l.parkArrivals()
 	}

@@ -3,13 +3,16 @@ package connector
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/sony/gobreaker/v2"
 
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -220,6 +223,49 @@ func TestOrphans(t *testing.T) {
 	r.stop()
 	if got := w.received(); got != "three" {
 		t.Errorf("received %s", got)
+	}
+}
+
+// The first failure ever opens the breaker: /readyz says why.
+func TestBreakerOpenSaysWhy(t *testing.T) {
+	t.Parallel()
+	health := &monitoring.Health{}
+	s := newSinkState("s", false, health, monitoring.NewMetrics("", nil).Sink("s"), slog.New(slog.DiscardHandler))
+	s.breakerIs(gobreaker.StateOpen)
+	s.report(0, 0, fmt.Errorf("400: %w", sinks.ErrPermanent))
+	if why := health.Report().Components["sink:s"].Detail; !strings.Contains(why, "400") {
+		t.Errorf("it says %q", why)
+	}
+}
+
+// What a person has killed is not delivered, even if a lane has read it before.
+func TestKilledWhileCatchingUp(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	w.cfg.Delivery.Lanes, w.cfg.Delivery.BatchSize = 1, 1
+	var up atomic.Bool
+	w.answers(func(string) error {
+		if !up.Load() {
+			return sinks.ErrUnavailable
+		}
+		time.Sleep(50 * time.Millisecond) // a slow sink
+		return nil
+	})
+	r := w.run()
+	for i := range 60 {
+		w.event(fmt.Sprint("a", i), "e")
+	}
+	w.eventually("select count(*) from outbox_parked", "60")
+	up.Store(true)
+	w.eventually("select count(*) < 55 from outbox_parked", "true")
+	w.exec("update outbox_parked set status = 'dead', next_attempt_at = null")
+	w.exec("select pg_notify($1, 'public:' || (select id from outbox_processors))", Changed)
+	killed := len(strings.Fields(w.received()))
+	w.event("b", "last")
+	w.eventually("select count(*) from outbox_parked where status = 'parked'", "0")
+	r.stop()
+	if n := len(strings.Fields(w.received())) - killed; n > 5 {
+		t.Errorf("%d were delivered after they were killed", n)
 	}
 }
 

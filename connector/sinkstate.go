@@ -61,6 +61,9 @@ func (s *sinkState) report(lane, accepted int, err error) {
 	}
 	if err == nil || !s.inPlace && (accepted > 0 || !errors.Is(err, sinks.ErrUnavailable)) {
 		if !was {
+			if err != nil && s.breaker != gobreaker.StateClosed {
+				s.show() // this may be why
+			}
 			return
 		}
 		delete(s.failing, lane)
