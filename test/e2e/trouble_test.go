@@ -140,7 +140,7 @@ func TestPrivilegeRevoked(t *testing.T) {
 // A topic that does not exist is a destination that is away: red, nothing dead, and delivered once it exists.
 func TestUnknownTopic(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, worldOptions{})
+	w := newWorld(t, worldOptions{never: true})
 	right := w.topics
 	w.topics = topics{prefix: right.prefix + "_late"}
 	w.sinks[0]["topic"] = w.topics.prefix + ".{aggregate_type}"
