@@ -255,8 +255,8 @@ func addressOf(r *router.Router, own router.Sink) func(*outbox.Event) (string, s
 	}
 }
 
-// storedEvent is an event without its payload, as outbox_parked keeps it.
-type storedEvent struct {
+// StoredEvent is an event without its payload, as outbox_parked keeps it.
+type StoredEvent struct {
 	ID            string     `json:"id,omitempty"`
 	AggregateType string     `json:"aggregate_type,omitempty"`
 	AggregateID   string     `json:"aggregate_id,omitempty"`
@@ -276,7 +276,7 @@ type storedEvent struct {
 
 // eventJSON is an event as outbox_parked keeps it.
 func eventJSON(e *outbox.Event, committed time.Time) []byte {
-	s := storedEvent{
+	s := StoredEvent{
 		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType, EventVersion: e.EventVersion,
 		CreatedAt: storable(e.CreatedAt), CommittedAt: storable(committed), MaxRetries: e.MaxRetries,
 		TenantID: e.TenantID, CorrelationID: e.CorrelationID, CausationID: e.CausationID,
@@ -316,7 +316,7 @@ func storable(t time.Time) *time.Time {
 
 // eventOf is the event that eventJSON has stored.
 func eventOf(stored, payload []byte) (*outbox.Event, time.Time, error) {
-	var s storedEvent
+	var s StoredEvent
 	if err := json.Unmarshal(stored, &s); err != nil {
 		return nil, time.Time{}, fmt.Errorf("decode the event: %w", err)
 	}

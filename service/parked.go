@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/internal/glob"
 )
 
@@ -75,22 +76,7 @@ func (f Filter) matches(eventType, aggregateType, aggregateID, tenant string) bo
 }
 
 // StoredEvent is an event as outbox_parked keeps it, without its payload.
-type StoredEvent struct {
-	ID            string     `json:"id,omitempty"`
-	AggregateType string     `json:"aggregate_type,omitempty"`
-	AggregateID   string     `json:"aggregate_id,omitempty"`
-	EventType     string     `json:"event_type,omitempty"`
-	EventVersion  int        `json:"event_version,omitempty"`
-	CreatedAt     *time.Time `json:"created_at,omitempty"`
-	CommittedAt   *time.Time `json:"committed_at,omitempty"`
-	MaxRetries    *int       `json:"max_retries,omitempty"`
-	TenantID      string     `json:"tenant_id,omitempty"`
-	CorrelationID string     `json:"correlation_id,omitempty"`
-	CausationID   string     `json:"causation_id,omitempty"`
-	// MetadataText is metadata that is no JSON.
-	MetadataText *string         `json:"metadata_text,omitempty"`
-	Metadata     json.RawMessage `json:"metadata,omitempty"`
-}
+type StoredEvent = connector.StoredEvent
 
 // Parked is a row of outbox_parked: one event owed to one sink, or given up on.
 type Parked struct {

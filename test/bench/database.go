@@ -14,6 +14,8 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 const (
@@ -134,7 +136,7 @@ func (d *database) close(ctx context.Context) error {
 			return err
 		}
 		if slots > 0 {
-			if err := pause(ctx, 20*time.Millisecond); err != nil {
+			if err := process.Pause(ctx, 20*time.Millisecond); err != nil {
 				return err
 			}
 		}

@@ -4,10 +4,7 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"net"
 	"slices"
-	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
@@ -16,11 +13,11 @@ import (
 type destination interface {
 	// sink is the keys of the sink's configuration that say where it is, in YAML's flow style.
 	sink() string
-	pid() int
+	PID() int
 	// check tells what has arrived, and what has not.
 	check(ctx context.Context) (counts, error)
 	// kill ends the process and removes what it kept.
-	kill()
+	Kill()
 }
 
 // kinds are the sinks that can be measured, and what their destinations are called.
@@ -52,21 +49,4 @@ func (b *bench) start(ctx context.Context, sink string, events int) (destination
 		return b.startNATS(ctx, events)
 	}
 	return b.startKafka(ctx, events)
-}
-
-// awaitListening waits until a child takes connections. If it does not, the child is ended.
-func (c *child) awaitListening(ctx context.Context, addr string) error {
-	dialer := net.Dialer{}
-	for range 500 {
-		conn, err := dialer.DialContext(ctx, "tcp", addr)
-		if err == nil {
-			return conn.Close()
-		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			c.kill()
-			return err
-		}
-	}
-	c.kill()
-	return fmt.Errorf("%s does not start:\n%s", c.cmd.Path, c.log())
 }

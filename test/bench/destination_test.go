@@ -43,7 +43,7 @@ func TestRedisCheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(to.kill)
+	t.Cleanup(to.Kill)
 	r := to.(redisServer)
 	client := redis.NewClient(&redis.Options{Addr: r.Addr()})
 	defer client.Close()
@@ -65,7 +65,7 @@ func TestNATSCheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(to.kill)
+	t.Cleanup(to.Kill)
 	n := to.(natsServer)
 	conn, err := nats.Connect(n.URL())
 	if err != nil {

@@ -14,11 +14,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // kafkaFake keeps its records in memory.
 type kafkaFake struct {
-	*child
+	*process.Child
 	broker string
 	events int
 }
@@ -29,13 +30,13 @@ func (b *bench) startKafka(ctx context.Context, events int) (destination, error)
 	if err != nil {
 		return nil, err
 	}
-	fake, err := startChild(filepath.Join(b.dir, "kafkafake.log"), b.fake,
+	fake, err := process.Start(filepath.Join(b.dir, "kafkafake.log"), b.fake,
 		"-port", strconv.Itoa(port), "-partitions", strconv.Itoa(partitions), "-topics", topic)
 	if err != nil {
 		return nil, err
 	}
-	k := kafkaFake{child: fake, broker: loopback(port), events: events}
-	return k, fake.awaitListening(ctx, k.broker)
+	k := kafkaFake{Child: fake, broker: loopback(port), events: events}
+	return k, fake.AwaitListening(ctx, k.broker)
 }
 
 func (k kafkaFake) sink() string { return fmt.Sprintf("type: kafka, brokers: [%q]", k.broker) }

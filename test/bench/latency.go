@@ -16,6 +16,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 const (
@@ -90,7 +92,7 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 	if err != nil {
 		return l, err
 	}
-	defer to.kill()
+	defer to.Kill()
 	if err := d.configure("ours", to.sink()); err != nil {
 		return l, err
 	}
@@ -104,11 +106,11 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 	if err := d.settle(ctx); err != nil {
 		return l, err
 	}
-	c, err := startChild(filepath.Join(b.dir, "connector.log"), b.connector, append([]string{"run", "--config", d.config("ours")}, args...)...)
+	c, err := process.Start(filepath.Join(b.dir, "connector.log"), b.connector, append([]string{"run", "--config", d.config("ours")}, args...)...)
 	if err != nil {
 		return l, err
 	}
-	defer c.kill()
+	defer c.Kill()
 	p := progress{database: d, name: "ours"}
 	if err := p.await(ctx, c, func() bool { return p.recorder != nil && p.walsender != nil }); err != nil {
 		return l, err
@@ -141,8 +143,8 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 		if err := d.conn.QueryRow(ctx, ask).Scan(&recorded); err != nil {
 			return l, err
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return l, fmt.Errorf("%d events are in the ledger: %w\n%s", recorded, err, c.log())
+		if err := process.Pause(ctx, 50*time.Millisecond); err != nil {
+			return l, fmt.Errorf("%d events are in the ledger: %w\n%s", recorded, err, c.Log())
 		}
 	}
 	now, err := p.used(c, to)
@@ -150,10 +152,10 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 		return l, err
 	}
 	l.CPU = now.since(then).perEvent(l.Events)
-	if l.PeakMemory, err = peakMemory(c.pid()); err != nil {
+	if l.PeakMemory, err = process.Memory(c.PID(), "VmHWM"); err != nil {
 		return l, err
 	}
-	if err := c.stop(ctx); err != nil {
+	if err := c.Stop(ctx); err != nil {
 		return l, err
 	}
 	const ask = `with deliveries as (

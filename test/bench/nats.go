@@ -30,7 +30,7 @@ func (b *bench) startNATS(ctx context.Context, events int) (destination, error) 
 	}
 	n := natsServer{server, events}
 	if err := n.createStream(ctx); err != nil {
-		n.kill()
+		n.Kill()
 		return nil, err
 	}
 	return n, nil
@@ -51,8 +51,8 @@ func (n natsServer) createStream(ctx context.Context) error {
 }
 
 func (n natsServer) sink() string { return fmt.Sprintf("type: event_bus, url: %q", n.URL()) }
-func (n natsServer) pid() int     { return n.Pid() }
-func (n natsServer) kill()        { _ = n.Close() } // what it leaves is removed by the next that starts one
+func (n natsServer) PID() int     { return n.Pid() }
+func (n natsServer) Kill()        { _ = n.Close() } // what it leaves is removed by the next that starts one
 
 // check reads the stream.
 func (n natsServer) check(ctx context.Context) (counts, error) {

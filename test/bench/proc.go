@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // tick is the unit of the times in /proc: USER_HZ is 100 on every architecture that Go supports.
@@ -27,21 +29,6 @@ func cpuTime(pid int) (time.Duration, error) {
 		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
 	}
 	return time.Duration(t.Nano()), nil
-}
-
-// peakMemory is the most resident memory that a process had so far, in bytes.
-func peakMemory(pid int) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-			return kb << 10, err
-		}
-	}
-	return 0, fmt.Errorf("process %d has no VmHWM", pid)
 }
 
 // usage is a moment's reading of who has used the CPU.
@@ -136,7 +123,7 @@ func awaitQuiet(ctx context.Context, share float64) error {
 		if err != nil {
 			return err
 		}
-		if err := pause(ctx, window); err != nil {
+		if err := process.Pause(ctx, window); err != nil {
 			return err
 		}
 		now, err := takeUsage()
@@ -145,15 +132,6 @@ func awaitQuiet(ctx context.Context, share float64) error {
 		}
 	}
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 type machine struct {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 const (
@@ -30,7 +31,7 @@ const (
 
 // receiver is the child that takes webhooks. It counts by itself.
 type receiver struct {
-	*child
+	*process.Child
 	url string
 }
 
@@ -44,11 +45,11 @@ func (b *bench) startReceiver(ctx context.Context, events int) (destination, err
 		return nil, err
 	}
 	addr := loopback(port)
-	c, err := startChild(filepath.Join(b.dir, "receiver.log"), self, receiverCommand, "-listen", addr, "-events", strconv.Itoa(events))
+	c, err := process.Start(filepath.Join(b.dir, "receiver.log"), self, receiverCommand, "-listen", addr, "-events", strconv.Itoa(events))
 	if err != nil {
 		return nil, err
 	}
-	return receiver{child: c, url: "http://" + addr}, c.awaitListening(ctx, addr)
+	return receiver{Child: c, url: "http://" + addr}, c.AwaitListening(ctx, addr)
 }
 
 func (r receiver) sink() string {

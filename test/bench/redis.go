@@ -27,8 +27,8 @@ func (b *bench) startRedis(ctx context.Context, events int) (destination, error)
 }
 
 func (r redisServer) sink() string { return fmt.Sprintf("type: redis_stream, url: %q", r.URL()) }
-func (r redisServer) pid() int     { return r.Pid() }
-func (r redisServer) kill()        { _ = r.Close() } // what it leaves is removed by the next that starts one
+func (r redisServer) PID() int     { return r.Pid() }
+func (r redisServer) Kill()        { _ = r.Close() } // what it leaves is removed by the next that starts one
 
 // check reads the stream.
 func (r redisServer) check(ctx context.Context) (counts, error) {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // yardstickRun is pg_recvlogical reading a backlog into nothing.
@@ -52,24 +54,24 @@ func (d *database) runYardstick(ctx context.Context, slot string, bl backlog) (r
 	if err != nil {
 		return r, err
 	}
-	c, err := startChild(filepath.Join(d.dir, "pg_recvlogical.log"), d.yardstick(), "-d", d.postgres.DSN(d.name), "-S", slot,
+	c, err := process.Start(filepath.Join(d.dir, "pg_recvlogical.log"), d.yardstick(), "-d", d.postgres.DSN(d.name), "-S", slot,
 		"--start", "-f", "/dev/null", "--endpos", bl.end.String(), "--no-loop",
 		// The marker is a message: without messages pg_recvlogical would go on into the ledger's WAL of earlier runs.
 		"-o", "proto_version=1", "-o", "publication_names="+publication, "-o", "messages=true")
 	if err != nil {
 		return r, err
 	}
-	defer c.kill()
-	walsender, err := d.watchWalsender(ctx, slot, c.done)
+	defer c.Kill()
+	walsender, err := d.watchWalsender(ctx, slot, c.Done)
 	if err != nil {
 		return r, err
 	}
-	if err := c.wait(ctx); err != nil {
+	if err := c.Wait(ctx); err != nil {
 		return r, err
 	}
 	after, err := takeUsage()
-	state := c.cmd.ProcessState
-	r.Seconds = c.ended.Sub(c.started).Seconds()
+	state := c.Cmd.ProcessState
+	r.Seconds = c.Ended.Sub(c.Started).Seconds()
 	r.CPU = cpu{Reader: perEvent(state.UserTime()+state.SystemTime(), bl.events), Walsender: perEvent(walsender, bl.events)}
 	r.Others = after.othersSince(before)
 	return r, err
@@ -109,7 +111,7 @@ func (d *database) runConnector(ctx context.Context, sink, name string, bl backl
 	if err != nil {
 		return r, err
 	}
-	defer to.kill()
+	defer to.Kill()
 	if err := d.configure(name, to.sink()); err != nil {
 		return r, err
 	}
@@ -122,18 +124,18 @@ func (d *database) runConnector(ctx context.Context, sink, name string, bl backl
 		return r, err
 	}
 	var idle used // all but the destination start with the run
-	if idle[3], err = cpuTime(to.pid()); err != nil {
+	if idle[3], err = cpuTime(to.PID()); err != nil {
 		return r, err
 	}
-	c, err := startChild(filepath.Join(d.dir, "connector.log"), d.connector, append([]string{"run", "--config", d.config(name)}, args...)...)
+	c, err := process.Start(filepath.Join(d.dir, "connector.log"), d.connector, append([]string{"run", "--config", d.config(name)}, args...)...)
 	if err != nil {
 		return r, err
 	}
-	defer c.kill()
+	defer c.Kill()
 	if err := p.await(ctx, c, func() bool { return p.confirmed > bl.last }); err != nil {
 		return r, err
 	}
-	r.Seconds = time.Since(c.started).Seconds()
+	r.Seconds = time.Since(c.Started).Seconds()
 	total, err := p.used(c, to)
 	if err != nil {
 		return r, err
@@ -142,11 +144,11 @@ func (d *database) runConnector(ctx context.Context, sink, name string, bl backl
 	if err != nil {
 		return r, err
 	}
-	if r.PeakMemory, err = peakMemory(c.pid()); err != nil {
+	if r.PeakMemory, err = process.Memory(c.PID(), "VmHWM"); err != nil {
 		return r, err
 	}
 	r.CPU, r.Others = total.since(idle).perEvent(bl.events), after.othersSince(before)
-	if err := c.stop(ctx); err != nil {
+	if err := c.Stop(ctx); err != nil {
 		return r, err
 	}
 	r.Counts, err = d.check(ctx, to)
@@ -173,7 +175,7 @@ func (p *progress) ask(ctx context.Context) error {
 }
 
 // await asks until done, or until the connector ends, which it must not.
-func (p *progress) await(ctx context.Context, c *child, done func() bool) error {
+func (p *progress) await(ctx context.Context, c *process.Child, done func() bool) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -185,10 +187,10 @@ func (p *progress) await(ctx context.Context, c *child, done func() bool) error 
 		}
 		select {
 		case <-tick.C:
-		case <-c.done:
-			return fmt.Errorf("the connector has ended: %w\n%s", c.err, c.log())
+		case <-c.Done:
+			return fmt.Errorf("the connector has ended: %w\n%s", c.Err, c.Log())
 		case <-ctx.Done():
-			return fmt.Errorf("%w\n%s", context.Cause(ctx), c.log())
+			return fmt.Errorf("%w\n%s", context.Cause(ctx), c.Log())
 		}
 	}
 }
@@ -207,11 +209,11 @@ func (u used) since(then used) used {
 	return u
 }
 
-func (p *progress) used(c *child, to destination) (u used, err error) {
+func (p *progress) used(c *process.Child, to destination) (u used, err error) {
 	if p.recorder == nil || p.walsender == nil {
 		return u, errors.New("the connector has lost its session")
 	}
-	for i, pid := range []int{c.pid(), *p.walsender, *p.recorder, to.pid()} {
+	for i, pid := range []int{c.PID(), *p.walsender, *p.recorder, to.PID()} {
 		if u[i], err = cpuTime(pid); err != nil {
 			return u, err
 		}

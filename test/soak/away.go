@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 const (
@@ -24,7 +25,7 @@ const (
 
 // pair is the two sinks of the away parts.
 type pair struct {
-	kafka  *child
+	kafka  *process.Child
 	broker string
 	redis  *servers.Redis
 	proxy  *servers.Proxy // in front of Redis
@@ -42,12 +43,12 @@ func (s *soak) startPair(ctx context.Context) (p *pair, err error) {
 		return p, err
 	}
 	p.broker = "127.0.0.1:" + strconv.Itoa(port)
-	p.kafka, err = startChild(filepath.Join(s.temporary, "kafkafake.log"), s.fake,
+	p.kafka, err = process.Start(filepath.Join(s.temporary, "kafkafake.log"), s.fake,
 		"-port", strconv.Itoa(port), "-partitions", strconv.Itoa(partitions), "-topics", topic)
 	if err != nil {
 		return p, err
 	}
-	if err := p.kafka.awaitListening(ctx, p.broker); err != nil {
+	if err := p.kafka.AwaitListening(ctx, p.broker); err != nil {
 		return p, err
 	}
 	p.redis, err = servers.StartRedis(ctx, servers.RedisOptions{Settings: map[string]string{"appendonly": "no"}, Dir: s.dir})
@@ -66,7 +67,7 @@ func (p *pair) close() {
 		_ = p.redis.Close()
 	}
 	if p.kafka != nil {
-		p.kafka.kill()
+		p.kafka.Kill()
 	}
 }
 
@@ -81,7 +82,7 @@ sinks:
 // away takes a sink away: Kafka falls silent with its connections open, Redis resets connections.
 func (p *pair) away(sink string) {
 	if sink == "kafka" {
-		_ = p.kafka.cmd.Process.Signal(syscall.SIGSTOP)
+		_ = p.kafka.Cmd.Process.Signal(syscall.SIGSTOP)
 		return
 	}
 	p.proxy.Refuse()
@@ -90,7 +91,7 @@ func (p *pair) away(sink string) {
 
 func (p *pair) back(sink string) {
 	if sink == "kafka" {
-		_ = p.kafka.cmd.Process.Signal(syscall.SIGCONT)
+		_ = p.kafka.Cmd.Process.Signal(syscall.SIGCONT)
 		return
 	}
 	p.proxy.Accept()
@@ -126,12 +127,12 @@ func (s *soak) awayPart(ctx context.Context, part string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer yardstick.kill()
+	defer yardstick.Kill()
 	c, err := d.start(ctx)
 	if err != nil {
 		return err
 	}
-	defer c.kill()
+	defer c.Kill()
 	w := d.watch(ctx, c)
 	l, err := d.load(ctx, s.rate)
 	if err != nil {
@@ -141,17 +142,17 @@ func (s *soak) awayPart(ctx context.Context, part string) (err error) {
 
 	a := awayRun{database: d, part: part, down: down, other: other, w: w, c: c}
 	if err := a.run(ctx, p, l); err != nil {
-		return fmt.Errorf("%w\n%s", err, c.log())
+		return fmt.Errorf("%w\n%s", err, c.Log())
 	}
-	return c.stop(ctx)
+	return c.Stop(ctx)
 }
 
 // startYardstick starts pg_recvlogical, which confirms at once.
-func (d *database) startYardstick(ctx context.Context) (*child, error) {
+func (d *database) startYardstick(ctx context.Context) (*process.Child, error) {
 	if _, err := d.conn.Exec(ctx, "select pg_create_logical_replication_slot($1, 'pgoutput')", d.yardstick()); err != nil {
 		return nil, err
 	}
-	return startChild(filepath.Join(d.temporary, "pg_recvlogical.log"), filepath.Join(d.postgres.BinDir(), "pg_recvlogical"),
+	return process.Start(filepath.Join(d.temporary, "pg_recvlogical.log"), filepath.Join(d.postgres.BinDir(), "pg_recvlogical"),
 		"-d", d.postgres.DSN(d.name), "-S", d.yardstick(), "--start", "-f", "/dev/null", "--status-interval=1", "--fsync-interval=1",
 		"-o", "proto_version=1", "-o", "publication_names="+d.name)
 }
@@ -168,7 +169,7 @@ type watcher struct {
 	err                    error
 }
 
-func (d *database) watch(ctx context.Context, c *child) *watcher {
+func (d *database) watch(ctx context.Context, c *process.Child) *watcher {
 	w := &watcher{}
 	go func() {
 		conn, err := pgx.Connect(ctx, d.postgres.DSN(d.name))
@@ -177,7 +178,7 @@ func (d *database) watch(ctx context.Context, c *child) *watcher {
 			err = conn.QueryRow(ctx, `select (pg_current_wal_lsn() - o.confirmed_flush_lsn)::bigint, (y.restart_lsn - o.restart_lsn)::bigint
 				from pg_replication_slots o, pg_replication_slots y where o.slot_name = $1 and y.slot_name = $2`, d.name, d.yardstick()).Scan(&confirmed, &restart)
 			if err == nil {
-				rss, err = memoryOf(c.pid(), "VmRSS")
+				rss, err = process.Memory(c.PID(), "VmRSS")
 			}
 			w.mu.Lock()
 			if err == nil && confirmed > w.confirmed {
@@ -191,7 +192,7 @@ func (d *database) watch(ctx context.Context, c *child) *watcher {
 			}
 			w.err = err
 			w.mu.Unlock()
-			if pause(ctx, 500*time.Millisecond) != nil {
+			if process.Pause(ctx, 500*time.Millisecond) != nil {
 				break
 			}
 		}
@@ -206,7 +207,7 @@ type awayRun struct {
 	*database
 	part, down, other string
 	w                 *watcher
-	c                 *child
+	c                 *process.Child
 
 	begin, wentAway, cameBack, first, empty, live time.Time
 	owed                                          int
@@ -214,17 +215,17 @@ type awayRun struct {
 
 func (a *awayRun) run(ctx context.Context, p *pair, l *loader) error {
 	const warmUp = 5 * time.Second
-	if err := pause(ctx, warmUp); err != nil {
+	if err := process.Pause(ctx, warmUp); err != nil {
 		return err
 	}
 	a.begin = time.Now()
-	if err := pause(ctx, a.before); err != nil {
+	if err := process.Pause(ctx, a.before); err != nil {
 		return err
 	}
 	note("  %s goes away for %s", a.down, a.away)
 	a.wentAway = time.Now()
 	p.away(a.down)
-	if err := pause(ctx, a.away); err != nil {
+	if err := process.Pause(ctx, a.away); err != nil {
 		return err
 	}
 	attempts, err := value[int](ctx, a.database, "select coalesce(max(attempts), 0) from outbox_parked")
@@ -241,7 +242,7 @@ func (a *awayRun) run(ctx context.Context, p *pair, l *loader) error {
 		return err
 	}
 	note("  live after %.1f s", a.live.Sub(a.cameBack).Seconds())
-	if err := errors.Join(pause(ctx, 2*time.Second), l.stop()); err != nil {
+	if err := errors.Join(process.Pause(ctx, 2*time.Second), l.stop()); err != nil {
 		return err
 	}
 	return a.tell(ctx, attempts, l.count)
@@ -255,7 +256,7 @@ func (a *awayRun) catchUp(ctx context.Context) error {
 		where p.processor_name = $1 and l.status = 'delivered' and l.completed_at > $2)`
 	const parked = `select exists (select from outbox_parked k join outbox_processors p on p.id = k.processor_id where p.processor_name = $1)`
 	for a.live.IsZero() {
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
+		if err := process.Pause(ctx, 200*time.Millisecond); err != nil {
 			return err
 		}
 		if a.first.IsZero() {
@@ -297,7 +298,7 @@ func (a *awayRun) tell(ctx context.Context, attempts, written int) error {
 		if lost == 0 {
 			break
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := process.Pause(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}

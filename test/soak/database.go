@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // database is one part's own, with a connector of its name.
@@ -91,30 +92,30 @@ func (d *database) close() error {
 }
 
 // start starts the connector and waits until it streams.
-func (d *database) start(ctx context.Context) (*child, error) {
-	c, err := startChild(filepath.Join(d.temporary, d.name+".log"), d.cli, "run", "--config", d.config())
+func (d *database) start(ctx context.Context) (*process.Child, error) {
+	c, err := process.Start(filepath.Join(d.temporary, d.name+".log"), d.cli, "run", "--config", d.config())
 	if err != nil {
 		return nil, err
 	}
 	return c, d.streams(ctx, c)
 }
 
-func (d *database) streams(ctx context.Context, c *child) error {
+func (d *database) streams(ctx context.Context, c *process.Child) error {
 	for range 1000 {
 		active, err := value[bool](ctx, d, "select active from pg_replication_slots where slot_name = $1", d.name)
 		if err != nil || active {
 			return err
 		}
 		select {
-		case <-c.done:
-			return fmt.Errorf("the connector has ended: %w\n%s", c.err, c.log())
+		case <-c.Done:
+			return fmt.Errorf("the connector has ended: %w\n%s", c.Err, c.Log())
 		default:
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
+		if err := process.Pause(ctx, 20*time.Millisecond); err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("the connector does not stream:\n%s", c.log())
+	return fmt.Errorf("the connector does not stream:\n%s", c.Log())
 }
 
 func value[T any](ctx context.Context, d *database, sql string, args ...any) (v T, err error) {

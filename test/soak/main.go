@@ -20,14 +20,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -164,45 +162,4 @@ func (s *soak) part(ctx context.Context, name string) error {
 // note tells who watches how far it is.
 func note(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// awaitListening waits until a child takes connections.
-func (c *child) awaitListening(ctx context.Context, addr string) error {
-	dialer := net.Dialer{}
-	for range 500 {
-		conn, err := dialer.DialContext(ctx, "tcp", addr)
-		if err == nil {
-			return conn.Close()
-		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			c.kill()
-			return err
-		}
-	}
-	c.kill()
-	return fmt.Errorf("%s does not start:\n%s", c.cmd.Path, c.log())
-}
-
-// memoryOf reads a size from /proc/pid/status in bytes: VmRSS, or VmHWM, its peak.
-func memoryOf(pid int, which string) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, which+":"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-			return kb << 10, err
-		}
-	}
-	return 0, fmt.Errorf("process %d has no %s", pid, which)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // refuserCommand makes this program a connector, with the defaults of the product, whose one sink takes a millisecond and
@@ -41,11 +42,11 @@ func (s *soak) refused(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := startChild(filepath.Join(s.temporary, "refuser.log"), self, refuserCommand, "-dsn", s.postgres.DSN(d.name), "-name", d.name)
+	c, err := process.Start(filepath.Join(s.temporary, "refuser.log"), self, refuserCommand, "-dsn", s.postgres.DSN(d.name), "-name", d.name)
 	if err != nil {
 		return err
 	}
-	defer c.kill()
+	defer c.Kill()
 	if err := d.streams(ctx, c); err != nil {
 		return err
 	}
@@ -54,7 +55,7 @@ func (s *soak) refused(ctx context.Context) (err error) {
 		return err
 	}
 	defer l.cancel()
-	if err := pause(ctx, (warmUp+seconds)*time.Second); err != nil {
+	if err := process.Pause(ctx, (warmUp+seconds)*time.Second); err != nil {
 		return err
 	}
 	if err := l.stop(); err != nil {
@@ -68,7 +69,7 @@ func (s *soak) refused(ctx context.Context) (err error) {
 		if done == l.count {
 			break
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := process.Pause(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -92,7 +93,7 @@ func (s *soak) refused(ctx context.Context) (err error) {
 	s.report.most(name, "p99 of the others", p99, "ms", 40)
 	s.report.tell(name, "the slowest of the others", all, "ms")
 	s.report.tell(name, "p99 of a Deliver", each, "ms")
-	return c.stop(ctx)
+	return c.Stop(ctx)
 }
 
 // refuser refuses every hundredth message once.
@@ -104,7 +105,7 @@ type refuser struct {
 var errRefused = errors.New("not this time")
 
 func (r *refuser) Deliver(ctx context.Context, batch []sinks.Message) []error {
-	if err := pause(ctx, time.Millisecond); err != nil {
+	if err := process.Pause(ctx, time.Millisecond); err != nil {
 		return failAll(batch, fmt.Errorf("%w: %w", sinks.ErrUnavailable, err))
 	}
 	r.mu.Lock()

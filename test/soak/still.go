@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // park puts rows into outbox_parked as the recorder does, of a sink, at positions before all that is streamed: untried, or
@@ -30,13 +32,13 @@ func (d *database) still(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.kill()
+	defer c.Kill()
 	for range 500 {
 		n, err := value[int](ctx, d, "select count(*) from outbox_processors where processor_name = 'redis'")
 		if err != nil || n == 1 {
-			return errors.Join(err, c.stop(ctx))
+			return errors.Join(err, c.Stop(ctx))
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
+		if err := process.Pause(ctx, 20*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -80,7 +82,7 @@ func (s *soak) peak(ctx context.Context, name string, rows int) (_ int64, err er
 	if err != nil {
 		return 0, err
 	}
-	defer c.kill()
+	defer c.Kill()
 	for {
 		left, err := value[bool](ctx, d, "select exists (select from outbox_parked)")
 		if err != nil {
@@ -89,13 +91,13 @@ func (s *soak) peak(ctx context.Context, name string, rows int) (_ int64, err er
 		if !left {
 			break
 		}
-		if err := pause(ctx, 500*time.Millisecond); err != nil {
-			return 0, fmt.Errorf("%w\n%s", err, c.log())
+		if err := process.Pause(ctx, 500*time.Millisecond); err != nil {
+			return 0, fmt.Errorf("%w\n%s", err, c.Log())
 		}
 	}
 	s.report.tell("memory", fmt.Sprintf("caught up with %d rows at", rows), float64(rows)/time.Since(began).Seconds(), "1/s")
-	peak, err := memoryOf(c.pid(), "VmHWM")
-	return peak, errors.Join(err, c.stop(ctx))
+	peak, err := process.Memory(c.PID(), "VmHWM")
+	return peak, errors.Join(err, c.Stop(ctx))
 }
 
 // idle counts the statements of a connector that has nothing to do and rows that are not due.
@@ -121,20 +123,20 @@ func (s *soak) idle(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer c.kill()
+	defer c.Kill()
 	for { // until all lanes are live
 		catching, err := d.metric(ctx, "lanes_catching_up", "redis")
 		if err == nil && catching == 0 {
 			break
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := process.Pause(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}
 	if _, err := d.conn.Exec(ctx, "select pg_stat_statements_reset()"); err != nil {
 		return err
 	}
-	if err := pause(ctx, seconds*time.Second); err != nil {
+	if err := process.Pause(ctx, seconds*time.Second); err != nil {
 		return err
 	}
 	all, err := d.conn.Query(ctx, `select s.calls, regexp_replace(left(s.query, 200), '\s+', ' ', 'g') from pg_stat_statements s join pg_database b on b.oid = s.dbid
@@ -161,5 +163,5 @@ func (s *soak) idle(ctx context.Context) (err error) {
 	total, err := value[float64](ctx, d, `select coalesce(sum(calls), 0)::float8 from pg_stat_statements s join pg_database b on b.oid = s.dbid
 		where b.datname = current_database() and query !~ 'pg_stat_statements'`)
 	s.report.tell("idle", "all statements", total, "calls")
-	return errors.Join(err, c.stop(ctx))
+	return errors.Join(err, c.Stop(ctx))
 }
