@@ -143,6 +143,40 @@ func TestLeaderMoves(t *testing.T) {
 	w.expectOnce(all)
 }
 
+// TestLeaderMovesWhileAway: where a partition is that was away is asked again, by each producer.
+func TestLeaderMovesWhileAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, kfake.NumBrokers(2))
+	all := messages(w.topic, 30, 5)
+	other := w.sink.free // none
+	if errs := w.deliver(all[:10]); errs != nil {
+		t.Fatal(errs)
+	}
+	other, w.sink.free = w.sink.free, other // a second producer
+	if errs := w.deliver(all[10:20]); errs != nil {
+		t.Fatal(errs)
+	}
+	h := w.fault(kerr.LeaderNotAvailable, -1)
+	for range 2 {
+		if errs := w.deliver(all[20:25]); errs == nil {
+			t.Fatal("accepted without a leader")
+		}
+		other, w.sink.free = w.sink.free, other
+	}
+	if err := w.fake.MoveTopicPartition(w.topic, 0, 1-w.fake.LeaderFor(w.topic, 0)); err != nil {
+		t.Fatal(err)
+	}
+	h.Remove()
+	for _, batch := range [][]sinks.Message{all[20:25], all[25:]} {
+		if errs := w.deliver(batch); errs != nil {
+			t.Error(errs)
+		}
+		other, w.sink.free = w.sink.free, other
+	}
+	w.expectOnce(all)
+	w.sink.free = append(w.sink.free, other...)
+}
+
 // TestLastingFaults: what does not pass is unavailable; patience is spent once, and time-outs are not repeated at once.
 func TestLastingFaults(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -21,6 +22,7 @@ const (
 type topic struct {
 	name        string
 	err         error        // it cannot be had; asked for again by the next Deliver
+	moved       bool         // a partition did not answer where it was last: asked for again by the next Deliver
 	partitions  []*partition // in the order of their numbers
 	partitioner kgo.TopicPartitioner
 	maxBatch    int // batches of several records are no larger: maxBatchBytes until the topic refuses one
@@ -89,7 +91,10 @@ func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 			continue
 		}
 		last = name
-		if p.topics[name] != nil {
+		if t := p.topics[name]; t != nil {
+			if t.moved && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
 			continue
 		}
 		t := &topic{name: name, maxBatch: maxBatchBytes, partitioner: p.sink.partitioner.ForTopic(name)}
@@ -166,6 +171,7 @@ func (t *topic) update(mt *kmsg.MetadataResponseTopic) {
 	if t.err != nil {
 		return
 	}
+	t.moved = false
 	if len(mt.Partitions) < len(t.partitions) {
 		t.err = fmt.Errorf("%w: topic %q was made anew", sinks.ErrUnavailable, t.name) // the next Deliver begins anew, too
 		return
