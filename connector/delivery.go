@@ -17,6 +17,7 @@ type delivery struct {
 	tries    int    // all tries
 	triedAt  time.Time
 	given    bool // it was discarded while on the wire: what the sink answers changes nothing
+	due      bool // it was read as one that is due
 	row      bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled
 }
 

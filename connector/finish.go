@@ -38,7 +38,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	if f.pause > 0 {
 		l.retryAt = res.completed.Add(f.pause)
 	}
-	if !ended {
+	if !ended && (f.verdict.accepted > 0 || f.cause != nil) {
 		l.state.report(l.number, f.verdict.accepted, f.cause)
 	}
 	if len(f.rows) == 0 {
@@ -97,13 +97,7 @@ func (f *finishing) message(d *delivery, err error) {
 		return
 	}
 	if errors.Is(err, sinks.ErrNotAttempted) {
-		switch {
-		case d.row: // it is left in the table
-		case f.inPlace():
-			f.again = append(f.again, d)
-		default:
-			f.record(d, checkpoint.Parked, nil, false)
-		}
+		f.notAttempted(d, err)
 		return
 	}
 	d.tries++
@@ -143,6 +137,25 @@ func (f *finishing) message(d *delivery, err error) {
 		o := f.record(d, checkpoint.Failed, err, false)
 		o.Parked.NextAttempt = f.completed.Add(f.delay(d, err, false))
 		f.hold(d.hash, o.Parked.NextAttempt)
+	}
+}
+
+// notAttempted: it stands behind a failure of its aggregate, or the sink had no time to begin it. The latter must not be fresh
+// again, or those that are never answered, and fill each batch, would keep out what comes behind them for good: it is due.
+func (f *finishing) notAttempted(d *delivery, err error) {
+	_, behind := f.left[d.hash]
+	switch {
+	case f.inPlace() && !d.row:
+		f.again = append(f.again, d)
+		return
+	case d.row && (behind || d.due): // it is left in the table, at its place
+	case behind:
+		f.record(d, checkpoint.Parked, nil, false)
+	default:
+		f.record(d, checkpoint.Parked, err, false).Parked.NextAttempt = f.completed
+	}
+	if !behind {
+		f.hold(d.hash, f.completed)
 	}
 }
 

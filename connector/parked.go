@@ -196,6 +196,7 @@ func (t *parkedTable) readDue(ctx context.Context, tx pgx.Tx, limit int, a *answ
 		if err != nil {
 			return err
 		}
+		d.due = true
 		a.Due = append(a.Due, d)
 	}
 	return rows.Err()

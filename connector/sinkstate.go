@@ -13,6 +13,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
+// warnPace is the least time between two warnings of a sink that accepts some and fails others, as one with a partition away does.
+const warnPace = 10 * time.Second
+
 // sinkState tells people how a sink does: once for all of its lanes. Its lanes, its breaker and the keeper call it.
 type sinkState struct {
 	name    string
@@ -23,6 +26,8 @@ type sinkState struct {
 
 	mu      sync.Mutex
 	failing map[int]struct{} // lanes whose last batch was not accepted
+	warned  bool             // the log says so
+	warnAt  time.Time        // not before
 	cause   error            // the last failure
 	breaker gobreaker.State
 	since   time.Time // of breaker
@@ -68,14 +73,18 @@ func (s *sinkState) report(lane, accepted int, err error) {
 		}
 		delete(s.failing, lane)
 		if len(s.failing) == 0 {
-			s.logger.Info("sink accepts again", "sink", s.name)
+			if s.warned {
+				s.logger.Info("sink accepts again", "sink", s.name)
+			}
+			s.warned = false
 			s.show()
 		}
 		return
 	}
 	s.failing[lane] = struct{}{}
 	s.show()
-	if !was {
+	if now := time.Now(); !was && !now.Before(s.warnAt) {
+		s.warned, s.warnAt = true, now.Add(warnPace)
 		s.logger.Warn("sink does not accept", "sink", s.name, "lane", lane, "err", err)
 	}
 }

@@ -242,11 +242,15 @@ func (p *worldCall) draw(c *worldClient) {
 		cut = r.IntN(cut + 1)
 	}
 	late := r.p(cfg.late)
+	begun := len(p.events) // from here on there is no time to begin
+	if c.w.faults && r.p(0.05) {
+		begun = r.IntN(begun + 1)
+	}
 	for i, e := range p.events {
 		a, f := c.of(e), e.fates[c.n]
 		switch {
-		case bad[e.aggregate]:
-			p.errs[i] = sinks.ErrNotAttempted
+		case bad[e.aggregate] || i >= begun:
+			p.errs[i], bad[e.aggregate] = sinks.ErrNotAttempted, true
 			continue
 		case i >= cut:
 			p.errs[i], p.silent = errWorldTimeout, true

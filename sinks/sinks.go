@@ -42,7 +42,8 @@ type Message struct {
 //   - anything else: this message was refused this time. It uses up an attempt.
 //
 // After a message of an aggregate that was not accepted, for whatever reason, no later message of the same aggregate
-// in the batch may be accepted: those return ErrNotAttempted. Order across aggregates is of no concern.
+// in the batch may be accepted: those return ErrNotAttempted. So does what there was no time to begin, which says nothing of
+// the destination. Order across aggregates is of no concern.
 //
 // Deliver returns when ctx ends, at the latest; what was on the wire then is of unknown outcome and is reported as
 // ErrUnavailable, all of an aggregate that was. It does not retry beyond what a client library does by itself within
@@ -60,7 +61,8 @@ var (
 	ErrPermanent = errors.New("permanently refused")
 	// ErrUnavailable marks a destination that is away.
 	ErrUnavailable = errors.New("unavailable")
-	// ErrNotAttempted marks a message that stands behind one of its aggregate that was not accepted.
+	// ErrNotAttempted marks a message that stands behind one of its aggregate that was not accepted, or that there was no time
+	// to begin.
 	ErrNotAttempted = errors.New("not attempted")
 )
 
