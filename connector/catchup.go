@@ -108,9 +108,10 @@ func (l *lane) deliverRows(now time.Time) {
 	if !p.ok {
 		return
 	}
-	most := l.delivery.BatchSize
-	if p.probe {
-		most = 1
+	// Fresh ones and due ones apart: many that are due and never answered must not take what fresh ones need.
+	most := 1
+	for most < min(len(l.rows), l.delivery.BatchSize) && l.rows[most].due == l.rows[0].due && !p.probe {
+		most++
 	}
 	l.deliverSome(now, &l.rows, most, func(d *delivery) bool {
 		_, left := l.left[d.hash]

@@ -65,7 +65,7 @@ func (l *lane) noErrors(n int) []error {
 func survey(messages []*delivery, errs []error) verdict {
 	var v verdict
 	for i, d := range messages {
-		v.news = v.news || d.tries == 0
+		v.news = v.news || d.tries == 0 && !d.due && !errors.Is(errs[i], sinks.ErrNotAttempted)
 		switch err := errs[i]; {
 		case err == nil:
 			v.accepted++

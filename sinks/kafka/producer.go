@@ -205,7 +205,7 @@ func (p *producer) conclude(ctx context.Context, part *partition) {
 	}
 	if a.verdict == transient {
 		a.verdict = unavailable
-		part.topic.moved = true // while it is known to be away, nobody looks where it went
+		part.topic.moved = true                      // while it is known to be away, nobody looks where it went
 		if !errors.Is(ctx.Err(), context.Canceled) { // that says nothing of the broker
 			p.sink.away.set(part.place(), p.sink.restAfter(a.timedOut))
 		}

@@ -231,6 +231,9 @@ func hang(t testing.TB, h *Harness) {
 		t.Errorf("returned %v after its deadline", took-timeout)
 	}
 	expectUnavailable(t, batch, errs)
+	if !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, sinks.ErrNotAttempted) }) {
+		t.Error("nothing was attempted of a destination that hangs")
+	}
 	scribble(batch)
 	back()
 	deliverAgain(t, h, clone(want))

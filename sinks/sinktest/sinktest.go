@@ -163,8 +163,8 @@ func deliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Messag
 		switch {
 		case !behind:
 			failed[aggregate] = err
-			if errors.Is(err, sinks.ErrNotAttempted) {
-				t.Errorf("%s was not attempted, and nothing before it failed", id)
+			if errors.Is(err, sinks.ErrNotAttempted) && ctx.Err() == nil {
+				t.Errorf("%s was not attempted, nothing before it failed, and there was time", id)
 			}
 		case errors.Is(err, sinks.ErrNotAttempted):
 		case errors.Is(err, sinks.ErrUnavailable) && errors.Is(before, sinks.ErrUnavailable): // unknown together

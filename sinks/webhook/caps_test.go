@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -82,13 +84,13 @@ func TestRateLeavesNoTurn(t *testing.T) {
 	rec := startReceiver(t, nil)
 	s := newSink(t, Config{URL: rec.URL, Rate: 0.01})
 	errs := deliver(t, s, batchOf("a/1", "a/2", "a/3"))
-	expectErrors(t, errs, nil, sinks.ErrUnavailable, sinks.ErrNotAttempted)
+	expectErrors(t, errs, nil, sinks.ErrNotAttempted, sinks.ErrNotAttempted)
 	if len(errs) == 3 && !errors.Is(errs[1], errNoTurn) {
 		t.Error(errs[1])
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
-	expectErrors(t, s.Deliver(ctx, batchOf("b/1")), sinks.ErrUnavailable)
+	expectErrors(t, s.Deliver(ctx, batchOf("b/1")), sinks.ErrNotAttempted)
 	if got := rec.ids(); got != "a/1" {
 		t.Errorf("received %q", got)
 	}
@@ -102,7 +104,7 @@ func TestLittleTimeLeft(t *testing.T) {
 	d := newDelivery(s, batch)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
-	for took, want := range map[time.Duration]error{0: nil, 30 * time.Minute: nil, 2 * time.Hour: sinks.ErrUnavailable} {
+	for took, want := range map[time.Duration]error{0: nil, 30 * time.Minute: nil, 2 * time.Hour: sinks.ErrNotAttempted} {
 		d.took.Store(int64(took))
 		if err := d.mayBegin(ctx, &batch[0]); !isOf(err, want) {
 			t.Errorf("answers take %s: %v", took, err)
@@ -128,6 +130,55 @@ func TestAggregatesGoSideBySide(t *testing.T) {
 	})
 	s := newSink(t, Config{URL: rec.URL, Connections: 2})
 	expectErrors(t, deliver(t, s, batchOf("a/1", "b/1", "b/2", "c/1")))
+}
+
+// TestShareOfConnections: messages that are never answered leave other lanes a share, as soon as it is known how many there are.
+func TestShareOfConnections(t *testing.T) {
+	t.Parallel()
+	var hanging atomic.Int32
+	rec := startReceiver(t, func(w *answer, r *http.Request, g got) {
+		if strings.HasPrefix(g.id(), "hang") {
+			hanging.Add(1)
+			<-r.Context().Done()
+			w.status = 999
+		}
+	})
+	s := newSink(t, Config{URL: rec.URL, Connections: 4})
+	s.most.Store(2)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan []error)
+	go func() { ended <- s.Deliver(ctx, batchOf("hang1/1", "hang2/1", "hang3/1", "hang3/2", "hang4/1")) }()
+	for hanging.Load() < 2 {
+		runtime.Gosched()
+	}
+	expectErrors(t, deliver(t, s, batchOf("a/1", "b/1", "c/1", "d/1")))
+	cancel()
+	u, n := sinks.ErrUnavailable, sinks.ErrNotAttempted
+	expectErrors(t, <-ended, u, u, n, n, n)
+	if n := hanging.Load(); n != 2 {
+		t.Errorf("%d of the connections were taken by messages without an answer, want half of them", n)
+	}
+}
+
+// TestKnownGoFirst: an aggregate that was accepted before does not wait for those that are never answered.
+func TestKnownGoFirst(t *testing.T) {
+	t.Parallel()
+	rec := startReceiver(t, func(w *answer, r *http.Request, g got) {
+		if strings.HasPrefix(g.id(), "hang") {
+			<-r.Context().Done()
+			w.status = 999
+		}
+	})
+	s := newSink(t, Config{URL: rec.URL, Connections: 2})
+	expectErrors(t, deliver(t, s, batchOf("a/1")))
+	u, n := sinks.ErrUnavailable, sinks.ErrNotAttempted
+	expectErrors(t, deliverFor(t, 300*time.Millisecond, s, batchOf("hang1/1", "hang2/1", "hang3/1", "a/2", "b/1", "a/3")), u, u, n, nil, n, nil)
+	for i := range 3 * maxKnown {
+		s.known.add(sinks.Aggregate{ID: fmt.Sprint(i)})
+	}
+	if len(s.known.now)+len(s.known.was) > 2*maxKnown {
+		t.Error("it remembers all")
+	}
 }
 
 // TestNothingIsLeft runs alone: it counts goroutines.

@@ -25,13 +25,20 @@ var (
 // Its messages are chained by aggregate. Each worker takes a chain and sends its messages one after the other, each
 // when the sink has a slot for it, until one is not accepted: the rest of its chain then is not attempted. A worker
 // that finds the destination away stops them all: no request is begun after that, and those under way end as they
-// will. So the first message of every chain that was not begun is unavailable.
+// will. So the first message of every chain that was not begun is unavailable; that of one for which there was no time is
+// not attempted.
+//
+// A Deliver begins with its share of the connections, and each answer earns it one more: messages that are never answered
+// leave the other lanes theirs.
 type delivery struct {
 	sink   *Sink
 	batch  []sinks.Message
 	errs   []error // each written by the worker that has its chain
 	heads  []int32 // the first message of each chain
 	behind []int32 // the message after one in its chain, −1 after the last
+
+	workers sync.WaitGroup
+	working atomic.Int32 // workers that were started
 
 	taken  atomic.Int32 // chains
 	failed atomic.Bool
@@ -56,6 +63,7 @@ func newDelivery(s *Sink, batch []sinks.Message) *delivery {
 		}
 		last[a], d.behind[i] = n, -1
 	}
+	s.known.first(d.heads, batch)
 	return d
 }
 
@@ -64,16 +72,21 @@ func (d *delivery) run(ctx context.Context) []error {
 	begin, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	d.stop = stop
-	var workers sync.WaitGroup
-	for range min(len(d.heads), d.sink.connections) - 1 {
-		workers.Go(func() { d.work(ctx, begin) })
+	for range d.sink.share() {
+		d.more(ctx, begin)
 	}
-	d.work(ctx, begin)
-	workers.Wait()
+	d.workers.Wait()
 	if !d.failed.Load() {
 		return nil
 	}
 	return d.errs
+}
+
+// more starts another worker, while there are chains and connections for it.
+func (d *delivery) more(ctx, begin context.Context) {
+	if int(d.working.Add(1)) <= min(len(d.heads), d.sink.connections) {
+		d.workers.Go(func() { d.work(ctx, begin) })
+	}
 }
 
 func (d *delivery) work(ctx, begin context.Context) {
@@ -84,6 +97,9 @@ func (d *delivery) work(ctx, begin context.Context) {
 		}
 		for i := d.heads[chain]; i >= 0; i = d.behind[i] {
 			if d.errs[i] = d.try(ctx, begin, &d.batch[i]); d.errs[i] == nil {
+				if i == d.heads[chain] {
+					d.sink.known.add(d.batch[i].Aggregate())
+				}
 				continue
 			}
 			d.failed.Store(true)
@@ -115,7 +131,7 @@ func (d *delivery) try(ctx, begin context.Context, m *sinks.Message) error {
 			if begin.Err() != nil {
 				return cannotBegin(begin)
 			}
-			return fmt.Errorf("%w: %w", sinks.ErrUnavailable, errNoTurn)
+			return fmt.Errorf("%w: %w", sinks.ErrNotAttempted, errNoTurn)
 		}
 		if err := d.mayBegin(begin, m); err != nil {
 			return err
@@ -127,6 +143,7 @@ func (d *delivery) try(ctx, begin context.Context, m *sinks.Message) error {
 	d.learn(v, m)
 	if !v.lost {
 		d.took.Store(int64(time.Since(began)))
+		d.more(ctx, begin)
 	}
 	return v.err
 }
@@ -142,7 +159,7 @@ func (d *delivery) mayBegin(begin context.Context, m *sinks.Message) error {
 	}
 	// What is cut off at the deadline may have been accepted, and comes again.
 	if deadline, ok := begin.Deadline(); ok && time.Until(deadline) < time.Duration(d.took.Load()) {
-		return fmt.Errorf("%w: %w", sinks.ErrUnavailable, errNoTime)
+		return fmt.Errorf("%w: %w", sinks.ErrNotAttempted, errNoTime)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -154,7 +171,7 @@ func cannotBegin(begin context.Context) error {
 	if errors.Is(err, sinks.ErrUnavailable) {
 		return err // of the request that found it away
 	}
-	return fmt.Errorf("%w: not sent in time: %w", sinks.ErrUnavailable, err)
+	return fmt.Errorf("%w: not sent in time: %w", sinks.ErrNotAttempted, err)
 }
 
 // learn keeps what a verdict means for others.

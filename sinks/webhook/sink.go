@@ -34,6 +34,9 @@ type Sink struct {
 
 	// slots are as many as there may be requests under way. Who has taken one may send one.
 	slots chan *slot
+	known known
+	// running Delivers, now and at most so far: as many share the connections.
+	running, most atomic.Int32
 	// pause is what a receiver has asked for.
 	pause atomic.Pointer[pause]
 }
@@ -73,8 +76,15 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	if len(batch) == 0 {
 		return nil
 	}
+	running := s.running.Add(1)
+	defer s.running.Add(-1)
+	for most := s.most.Load(); running > most && !s.most.CompareAndSwap(most, running); most = s.most.Load() {
+	}
 	return newDelivery(s, batch).run(ctx)
 }
+
+// share is how many connections a Deliver begins with.
+func (s *Sink) share() int { return max(1, s.connections/int(s.most.Load())) }
 
 // Close closes all connections.
 func (s *Sink) Close() error {

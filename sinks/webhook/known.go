@@ -1,0 +1,44 @@
+package webhook
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// maxKnown is how many aggregates are remembered, or twice as many.
+const maxKnown = 10_000
+
+// known remembers aggregates of which a message was accepted lately. They go first, or among many whose messages are never
+// answered they would wait for a connection as long as those.
+type known struct {
+	mu       sync.Mutex
+	now, was map[uint64]struct{} // by Aggregate.Hash
+}
+
+func (k *known) add(a sinks.Aggregate) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.now) >= maxKnown || k.now == nil {
+		k.now, k.was = make(map[uint64]struct{}), k.now
+	}
+	k.now[a.Hash()] = struct{}{}
+}
+
+// first puts chains of known aggregates before the others, given the first message of each.
+func (k *known) first(heads []int32, batch []sinks.Message) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	rank := func(head int32) int {
+		hash := batch[head].Aggregate().Hash()
+		if _, ok := k.now[hash]; ok {
+			return 0
+		}
+		if _, ok := k.was[hash]; ok {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(heads, func(a, b int32) int { return rank(a) - rank(b) })
+}
