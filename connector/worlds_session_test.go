@@ -278,7 +278,8 @@ func (s *worldSession) kill(why string) {
 	for i, k := range w.sinks {
 		lanes := map[int]int{}
 		for e, a := range k.got {
-			if a.known == s.n && !a.committed {
+			// What was discarded on the wire, and accepted then, is recorded.
+			if a.known == s.n && !a.committed && w.ledger.last[worldKey{processor(i), e}] != "discarded" {
 				lanes[router.Lane(e.hash, w.lanes[i])]++
 			}
 		}
