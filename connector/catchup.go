@@ -3,6 +3,8 @@ package connector
 import (
 	"time"
 
+	"github.com/sony/gobreaker/v2"
+
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
@@ -51,6 +53,12 @@ func (l *lane) catchUp() {
 // parkArrivals: from now on arrivals are parked. What is on the wire is parked first, and what was to be tried again in place next,
 // so that what is settled of an aggregate is always a prefix of it; the outcome of the wire then settles its rows.
 func (l *lane) parkArrivals() {
+	if !l.live && !l.waiting { // they are already
+		if l.breaker.state() != gobreaker.StateClosed {
+			l.rows = nil // a probe is read
+		}
+		return
+	}
 	if l.live {
 		l.catchUp()
 	}

@@ -23,12 +23,12 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(w.messages))
 	}
 	f := finishing{lane: l, result: res, probe: w.call.probe, rows: make([]checkpoint.Outcome, 0, len(w.messages))}
+	f.ended = deliver.Err() != nil
 	f.verdict = l.breaker.look(survey(w.messages, res.errs))
 	for i, d := range w.messages {
 		f.message(d, res.errs[i])
 	}
-	ended := deliver.Err() != nil // by the end of the session, which says nothing of the sink
-	f.verdict.judge(w.call, ended)
+	f.verdict.judge(w.call, f.ended)
 	l.metrics.Delivered.Add(float64(f.verdict.accepted))
 	if len(f.again) > 0 {
 		l.again = append(f.again, l.again...)
@@ -38,7 +38,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	if f.pause > 0 {
 		l.retryAt = res.completed.Add(f.pause)
 	}
-	if !ended && (f.verdict.accepted > 0 || f.cause != nil) {
+	if !f.ended && (f.verdict.accepted > 0 || f.cause != nil) {
 		l.state.report(l.number, f.verdict.accepted, f.cause)
 	}
 	if len(f.rows) == 0 {
@@ -85,6 +85,7 @@ type finishing struct {
 	result
 	verdict verdict
 	probe   bool
+	ended   bool // by the end of the session, which says nothing of the sink
 	rows    []checkpoint.Outcome
 	again   []*delivery   // to be tried again in place,
 	pause   time.Duration // after this
@@ -174,7 +175,7 @@ func (f *finishing) record(d *delivery, status checkpoint.Status, err error, inP
 func (f *finishing) dies(d *delivery, err error) bool {
 	away := errors.Is(err, sinks.ErrUnavailable)
 	giveUp := f.delivery.GiveUpAfter
-	if giveUp > 0 && f.completed.Sub(d.triedAt) > giveUp && f.verdict.closed() {
+	if giveUp > 0 && !f.ended && f.completed.Sub(d.triedAt) > giveUp && f.verdict.closed() {
 		return true
 	}
 	if away || f.verdict.brokenNow() {

@@ -22,6 +22,8 @@ const (
 	deliverPace = 3 * time.Millisecond
 	// parkPortion is how many parked deliveries are given to the recorder together at most.
 	parkPortion = 1000
+	// lastAnswer is how long a Deliver may take to end with its context.
+	lastAnswer = time.Second
 )
 
 // target is a sink as its lanes share it.
@@ -150,8 +152,20 @@ func (l *lane) run(work, deliver context.Context) error {
 			l.read <- readResult{a, err}
 		})
 	}
-	go l.deliver(deliver)
-	defer close(l.calls)
+	delivering, endDelivering := context.WithCancel(deliver)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.deliver(delivering)
+	}()
+	defer func() { // the sink is closed next
+		close(l.calls)
+		endDelivering()
+		select {
+		case <-ended:
+		case <-time.After(lastAnswer): // it does not keep to its contract
+		}
+	}()
 	l.timer = time.NewTimer(time.Hour)
 	defer l.timer.Stop()
 	l.lookAt = time.Now().Add(lookEvery)

@@ -41,6 +41,7 @@ type laneBench struct {
 	start    time.Time
 	outcomes chan checkpoint.Outcomes
 	work     context.Context //nolint:containedctx // the test's own, ended by end
+	deliver  context.Context //nolint:containedctx // likewise; work, if a test sets no other
 	end      context.CancelFunc
 	stopped  chan error
 
@@ -53,6 +54,7 @@ type laneBench struct {
 func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []sinks.Message) []error) *laneBench {
 	b := &laneBench{t: t, start: time.Now(), outcomes: make(chan checkpoint.Outcomes, 100), stopped: make(chan error, 1)}
 	b.work, b.end = context.WithCancel(t.Context())
+	b.deliver = b.work
 	sink := fakeSink(func(ctx context.Context, batch []sinks.Message) []error {
 		b.mu.Lock()
 		c := delivered{at: time.Since(b.start)}
@@ -81,7 +83,7 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 }
 
 func (b *laneBench) run() {
-	go func() { b.stopped <- b.lane.run(b.work, b.work) }()
+	go func() { b.stopped <- b.lane.run(b.work, b.deliver) }()
 	go func() {
 		for o := range b.outcomes {
 			b.mu.Lock()
@@ -446,4 +448,50 @@ func TestLanePausedParksWhatItHolds(t *testing.T) {
 		}
 		check(t, "parked", ids, "a1 b1 a2 b2 ")
 	})
+}
+
+// A lane that is ended has no Deliver any more: its sink is closed next. A try that was ended so kills no message by give_up_after.
+func TestLaneEndsItsDeliver(t *testing.T) {
+	t.Parallel()
+	for _, drained := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) { laneEndsItsDeliver(t, drained) })
+	}
+}
+
+func laneEndsItsDeliver(t *testing.T, drained bool) {
+	t.Helper()
+	var delivering atomic.Bool
+	b := newLaneBench(t, func(ctx context.Context, n int, batch []sinks.Message) []error {
+		if n == 1 {
+			return fail(batch, map[string]error{"a1": sinks.ErrUnavailable})
+		}
+		delivering.Store(true)
+		<-ctx.Done()
+		time.Sleep(10 * time.Millisecond)
+		delivering.Store(false)
+		return fail(batch, map[string]error{"a1": sinks.ErrUnavailable})
+	})
+	b.delivery.GiveUpAfter = time.Millisecond
+	deliver, endDeliver := context.WithCancel(b.work)
+	defer endDeliver()
+	b.deliver = deliver
+	b.run()
+	b.arrive("a1")
+	time.Sleep(10 * time.Second)
+	if !delivering.Load() {
+		t.Error("it should be tried again by now")
+	}
+	want := "a1:failed#1 "
+	if drained {
+		endDeliver()
+		time.Sleep(time.Second)
+		want += "a1:failed#2 "
+	}
+	b.end()
+	<-b.stopped
+	check(t, "outcomes", b.gotRows(), want)
+	if delivering.Load() {
+		t.Error("the lane has ended, and a Deliver goes on")
+	}
+	close(b.outcomes)
 }
