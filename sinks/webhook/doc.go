@@ -3,7 +3,8 @@
 //
 // One sink is one destination: routes may choose the path, never the host. Messages of different aggregates go out at
 // the same time, over at most Config.Connections connections that all lanes share; those of one aggregate one after
-// the other, and none after one that was not accepted.
+// the other, and none after one that was not accepted. Aggregates that were accepted lately go first, and a Deliver begins with
+// its share of the connections: a receiver that never answers some messages does not keep the others waiting.
 //
 // Only the status of an answer counts. Its body is read, to use the connection again, and never looked at or quoted:
 // it may hold what it was sent. Redirects are not followed.
@@ -18,5 +19,5 @@
 // id, on which receivers deduplicate.
 //
 // Files: config.go; sink.go what lanes share; delivery.go one Deliver; request.go bytes and signatures; verdict.go
-// answers; guard.go connections, and which addresses are refused.
+// answers; known.go who goes first; guard.go connections, and which addresses are refused.
 package webhook
