@@ -174,25 +174,30 @@ func tell(c chan uint64, seq uint64) {
 // commitBatch tries until the batch is committed, ctx ends, or the session cannot go on.
 func (r *Recorder) commitBatch(ctx context.Context, b Batch) error {
 	delay := 50 * time.Millisecond
-	for failed := false; ; failed = true {
+	var last error // why the try before this one failed
+	for {
 		err := r.ledger.Commit(ctx, b)
 		if err == nil {
-			if failed {
+			if last != nil {
 				r.cfg.State(nil)
 				r.cfg.Logger.Info("recorder works again")
 			}
 			return nil
 		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("outcomes not recorded: %w", context.Cause(ctx))
+		switch cause := context.Cause(ctx); {
+		case cause != nil && last != nil:
+			return fmt.Errorf("outcomes not recorded: %w: %w", cause, last)
+		case cause != nil:
+			return fmt.Errorf("outcomes not recorded: %w", cause)
 		}
 		if errors.Is(err, ErrFenced) || ServerStopping(err) {
 			return err
 		}
 		r.cfg.State(err)
-		if !failed {
+		if last == nil {
 			r.cfg.Logger.Warn("recorder tries again", "err", err)
 		}
+		last = err
 		wait(ctx, delay)
 		delay = min(2*delay, 5*time.Second)
 	}

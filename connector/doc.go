@@ -26,7 +26,7 @@
 //	listen (1)        reading ends                               its connection; who is paused, how much is owed
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait
 //	---
-//	takeOver (1)      the recorder is open, or ctx ends          nothing: it waits for the ledger's lock
+//	makeReady (1)     all is made, or ctx ends                   what it makes, until then: it asks the ledger beside the status
 //	drain (1)         lanes and recorder have ended              nothing: it waits for them beside the standby status
 //
 // A webhook sink has goroutines of its own, one a connection, which end before its Deliver does.

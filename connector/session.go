@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -23,7 +22,7 @@ const recordWait = 5 * time.Second
 
 var (
 	errDrainTimeout    = errors.New("delivery.drain_timeout has passed with messages on the wire: their outcome is unknown, they will be delivered again")
-	errRecordTimeout   = fmt.Errorf("the ledger could not be written for %s", recordWait)
+	errRecordTimeout   = errors.New("the time for the last outcomes has passed, their events will be delivered again")
 	errRecorderStopped = errors.New("the server lets the recorder in no more")
 )
 
@@ -57,49 +56,43 @@ func (c *Connector) session(ctx context.Context) error {
 	c.cfg.Health.SetRole(monitoring.RoleLeader)
 	s := &session{c: c, stream: stream}
 	defer s.closeSinks()
-	start, err := s.takeOver(ctx)
-	if err != nil {
+	if err := s.begin(ctx, id, facts); err != nil {
+		if s.recorder != nil {
+			s.recorder.Close()
+		}
 		return err
 	}
-	if err := c.checkHistory(ctx, id, start); err != nil {
-		s.recorder.Close()
-		return err
-	}
-	if err := s.build(ctx, start, facts); err != nil {
-		s.recorder.Close()
-		return err
-	}
+	stream.Track(s.tracker)
 	return s.run(ctx)
 }
 
-// takeOver opens the recorder while the stream is kept alive: the ledger's lock may have to be waited for.
-func (s *session) takeOver(ctx context.Context) (checkpoint.Start, error) {
-	type opened struct {
-		start checkpoint.Start
-		err   error
-	}
-	done := make(chan opened, 1)
+// begin makes everything that run needs while the stream is kept alive: the ledger's lock may have to be waited for, and millions
+// of parked rows looked at.
+func (s *session) begin(ctx context.Context, id replication.Identity, facts replication.Facts) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() {
-		var o opened
-		var ledger checkpoint.Ledger
-		if ledger, o.start, o.err = checkpoint.OpenLedger(ctx, s.c.ledgerConfig()); o.err == nil {
-			s.recorder = checkpoint.NewRecorder(ledger, s.c.pace(s.stream.Fast))
-		}
-		done <- o
-	})
-	o, err := waitFor(ctx, s.stream, done)
+	done := make(chan error, 1)
+	go func() { done <- s.makeReady(ctx, id, facts) }()
+	failure, err := waitFor(ctx, s.stream, done)
 	if err != nil {
 		cancel()
-		if late := <-done; late.err == nil {
-			s.recorder.Close()
-		}
-		return checkpoint.Start{}, err
+		<-done // what it has made is ours to close
+		return err
 	}
-	return o.start, o.err
+	return failure
+}
+
+// makeReady takes the ledger over, and then looks at it.
+func (s *session) makeReady(ctx context.Context, id replication.Identity, facts replication.Facts) error {
+	ledger, start, err := checkpoint.OpenLedger(ctx, s.c.ledgerConfig())
+	if err != nil {
+		return err
+	}
+	s.recorder = checkpoint.NewRecorder(ledger, s.c.pace(s.stream.Fast))
+	if err := s.c.checkHistory(ctx, id, start); err != nil {
+		return err
+	}
+	return s.build(ctx, start, facts)
 }
 
 // checkHistory refuses a slot whose history is not the checkpoint's: what lies between them may never have been
@@ -139,7 +132,6 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	}
 	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
 	c.tracker = s.tracker
-	s.stream.Track(s.tracker)
 	total := len(c.cfg.Sinks) * d.Lanes
 	// Room for all the Deliver calls that lanes may have unrecorded. A lane waits for the recorder only with what it parks.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
@@ -269,10 +261,13 @@ func (s *session) run(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return err
 	}
+	if err := recorder.Wait(); err != nil { // even where nothing was on the wire, and the lanes waited for it alone
+		return err
+	}
 	if errors.Is(context.Cause(deliver), errDrainTimeout) {
 		return errDrainTimeout
 	}
-	return recorder.Wait()
+	return nil
 }
 
 // drain waits for what is on the wire and for its outcomes to be recorded. Meanwhile the server hears of us, and of
