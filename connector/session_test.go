@@ -1,6 +1,12 @@
 package connector
 
-import "testing"
+import (
+	"sync/atomic"
+	"testing"
+
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
 
 // What a session does before its first event may take long, with millions of parked rows: the server, which ends a connection that
 // it hears nothing of, hears of us meanwhile.
@@ -23,4 +29,64 @@ func TestStreamIsKeptAliveBeforeTheFirstEvent(t *testing.T) {
 		t.Errorf("epoch %s: the first session has ended", epoch)
 	}
 	r.stop()
+}
+
+// A sink whose new name init has made known before the file said what its old one was takes over all the same, as long as
+// it has nothing of its own. Afterwards the old one's events are for whoever configures that again.
+func TestRenamedAfterInit(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	var away atomic.Bool
+	away.Store(true)
+	w.answers(func(string) error {
+		if away.Load() {
+			return sinks.ErrUnavailable
+		}
+		return nil
+	})
+	r := w.run()
+	w.event("a", "one")
+	w.eventually("select count(*) from outbox_parked", "1")
+	r.stop()
+	made := func(name, isActive string) {
+		t.Helper()
+		_, err := replication.RegisterProcessors(t.Context(), w.conn, "test", []replication.Processor{{Name: name, Type: "test", RenamedFrom: w.cfg.Sinks[0].RenamedFrom}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.exec("update outbox_processors set is_active = "+isActive+" where processor_name = $1", name)
+	}
+	made("t", "false") // as init does; and a person pauses it
+	w.cfg.Sinks[0].Name = "t"
+	w.run().wantExit(78, "write renamed_from: s")
+	w.cfg.Sinks[0].RenamedFrom = "s"
+	made("t", "false") // nor does init itself, beside which another process may run
+	if got := w.query("select string_agg(processor_name, ' ' order by id) from outbox_processors"); got != "s t" {
+		t.Errorf("init made the sinks %s", got)
+	}
+	r = w.run()
+	w.event("a", "two")
+	w.eventually("select count(*) from outbox_parked", "2")
+	if got := w.query("select string_agg(concat_ws(' ', id, processor_name, is_active), ', ') from outbox_processors"); got != "1 t f" {
+		t.Errorf("sinks %s, want the old one under its new name, paused", got)
+	}
+	r.stop()
+
+	made("u", "true")
+	w.exec(`insert into outbox_delivery_log (processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
+		select id, 1, 'delivered', now(), '0/1', 0, 1 from outbox_processors where processor_name = 'u'`)
+	w.cfg.Sinks[0].Name, w.cfg.Sinks[0].RenamedFrom = "u", "t"
+	w.run().wantExit(78, `sink "u" has deliveries of its own, so it cannot take over the 2 parked events of "t"`)
+	w.exec("update outbox_processors set is_active = true")
+	away.Store(false)
+	own := w.cfg.Sinks[0]
+	own.Name, own.RenamedFrom = "t", "" // as it was told
+	w.cfg.Sinks[0].RenamedFrom = ""
+	w.cfg.Sinks = append(w.cfg.Sinks, own)
+	r = w.run()
+	w.eventually("select count(*) from outbox_parked", "0")
+	r.stop()
+	if got := w.received(); got != "one two" {
+		t.Errorf("received %s", got)
+	}
 }

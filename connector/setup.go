@@ -47,11 +47,11 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 	var ps []replication.Processor
 	known := slices.Clone(c.cfg.Abandoned)
 	for _, s := range c.cfg.Sinks {
-		ps = append(ps, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom})
+		ps = append(ps, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true})
 		known = append(known, s.Name)
 	}
 	var ids map[string]int32
-	// Where the start is refused no sink is registered: one under the new name could not take the old one's place any more.
+	// Where the start is refused nothing was changed.
 	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
 		if ids, err = replication.RegisterProcessors(ctx, tx, c.cfg.Name, ps); err != nil {
 			return err
@@ -60,15 +60,25 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 		if err != nil {
 			return err
 		}
-		return forgotten(orphans)
+		return c.forgotten(orphans)
 	})
 	return ids, err
 }
 
 // forgotten is the error of a start that would forget parked events.
-func forgotten(orphans map[string]int64) error {
+func (c *Connector) forgotten(orphans map[string]int64) error {
+	heirs := map[string]string{}
+	for _, s := range c.cfg.Sinks {
+		heirs[s.RenamedFrom] = s.Name
+	}
 	var all []error
 	for _, name := range slices.Sorted(maps.Keys(orphans)) {
+		if heir := heirs[name]; heir != "" {
+			all = append(all, fmt.Errorf("sink %q has deliveries of its own, so it cannot take over the %d parked events of %q; take its renamed_from away, "+
+				"and configure %q as a sink beside it, to which no route leads, until they are delivered, or write {name: %s, abandoned: true} if nobody wants them",
+				heir, orphans[name], name, name, name))
+			continue
+		}
 		all = append(all, fmt.Errorf("sink %q is no longer configured and has %d parked events; write renamed_from: %s at the sink that "+
 			"takes its place, or {name: %s, abandoned: true} if nobody wants them", name, orphans[name], name, name))
 	}

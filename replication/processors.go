@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -16,6 +17,9 @@ type Processor struct {
 	Configuration json.RawMessage
 	// RenamedFrom is the name that it had before, or empty. Where that one is known, and the new one is not, it is renamed.
 	RenamedFrom string
+	// Replaces: a row of the new name that owns nothing gives way to the renamed one. For whoever holds the slot alone: a
+	// session of the row that goes would write on for it, and nobody would ever find that again.
+	Replaces bool
 	// FromStart: what the outbox holds from before the sink was first known is owed to it as well.
 	FromStart bool
 }
@@ -52,12 +56,8 @@ func registerProcessor(ctx context.Context, tx pgx.Tx, connector string, p Proce
 	if configuration == nil {
 		configuration = json.RawMessage("{}")
 	}
-	if p.RenamedFrom != "" {
-		_, err := tx.Exec(ctx, `update outbox_processors set processor_name = $3 where connector = $1 and processor_name = $2
-			and not exists (select from outbox_processors where connector = $1 and processor_name = $3)`, connector, p.RenamedFrom, p.Name)
-		if err != nil {
-			return 0, err
-		}
+	if err := rename(ctx, tx, connector, p); err != nil {
+		return 0, err
 	}
 	// Asked for first: an insert that meets a conflict uses up an id.
 	_, err := tx.Exec(ctx, `insert into outbox_processors (connector, processor_name, processor_type, configuration, since)
@@ -76,6 +76,30 @@ func registerProcessor(ctx context.Context, tx pgx.Tx, connector string, p Proce
 	var id int32
 	err = tx.QueryRow(ctx, "select id from outbox_processors where connector = $1 and processor_name = $2", connector, p.Name).Scan(&id)
 	return id, err
+}
+
+// deleteEmpty deletes the row of a new name that owns nothing while the old one is there, and says whether a person has paused it. The
+// log, which has no index of processors, is read no further than to the first row, and not from before the sink was known.
+const deleteEmpty = `delete from outbox_processors n where connector = $1 and processor_name = $3
+		and exists (select from outbox_processors where connector = $1 and processor_name = $2)
+		and not exists (select from outbox_parked where processor_id = n.id)
+		and (select true from outbox_delivery_log where processor_id = n.id and completed_at >= n.since - interval '1 hour' limit 1) is null
+	returning not is_active`
+
+func rename(ctx context.Context, tx pgx.Tx, connector string, p Processor) error {
+	if p.RenamedFrom == "" {
+		return nil
+	}
+	paused := false
+	if p.Replaces {
+		err := tx.QueryRow(ctx, deleteEmpty, connector, p.RenamedFrom, p.Name).Scan(&paused)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+	}
+	_, err := tx.Exec(ctx, `update outbox_processors set processor_name = $3, is_active = is_active and not $4 where connector = $1 and processor_name = $2
+		and not exists (select from outbox_processors where connector = $1 and processor_name = $3)`, connector, p.RenamedFrom, p.Name, paused)
+	return err
 }
 
 // Orphans names the sinks of a connector that are not among these and still have parked events, with their number.
