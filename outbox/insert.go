@@ -15,7 +15,8 @@ import (
 // tx commits, and those of one aggregate in the order in which transactions commit and, within one, insert them.
 //
 // What an event leaves open is filled in: ID by NewID, EventVersion by 1, Metadata by {}, CreatedAt by the database's
-// clock; an empty TenantID, CorrelationID or CausationID becomes NULL. Payload is kept byte for byte. Of Metadata, which
+// clock; TenantID, CorrelationID and CausationID by what ctx says (WithTenantID and its like), else they are NULL; a
+// trace context (WithTraceParent) joins Metadata. Payload is kept byte for byte. Of Metadata, which
 // becomes jsonb, the values are kept, but not white space and the order of keys; of CreatedAt the microseconds; and an
 // ID comes out in lower case.
 //
@@ -38,7 +39,7 @@ import (
 // Up to a thousand events, or about 1 MiB, take one round trip, more take several; without events nothing is sent.
 // Nothing of events is changed, or kept once Insert has returned. Insert uses tx, which is for one goroutine at a time.
 func Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
-	return insert(events, func(columns []any) error {
+	return insert(ctx, events, func(columns []any) error {
 		_, err := tx.Exec(ctx, insertRows, columns...)
 		return err
 	})
@@ -47,7 +48,7 @@ func Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
 // InsertSQL is Insert for database/sql, with pgx/stdlib or lib/pq as its driver. Errors of the database are the
 // driver's.
 func InsertSQL(ctx context.Context, tx *sql.Tx, events ...Event) error {
-	return insert(events, func(columns []any) error {
+	return insert(ctx, events, func(columns []any) error {
 		_, err := tx.ExecContext(ctx, insertRows, columns...)
 		return err
 	})
@@ -82,7 +83,8 @@ const (
 	statementBytes  = 1 << 20
 )
 
-func insert(events []Event, exec func(columns []any) error) error {
+func insert(ctx context.Context, events []Event, exec func(columns []any) error) error {
+	events = fill(ctx, events)
 	if err := validate(events); err != nil {
 		return err
 	}

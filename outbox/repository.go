@@ -1,0 +1,96 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"slices"
+	"sync/atomic"
+)
+
+// Aggregate is what collects its domain events until they are stored.
+type Aggregate interface {
+	// GetUncommittedEvents are the events since the last MarkEventsAsCommitted, oldest first.
+	GetUncommittedEvents() []DomainEvent
+	MarkEventsAsCommitted()
+}
+
+// AggregateRepository is a repository as a service has it. To take part in the transaction of an
+// OutboxEnabledAggregateRepository it uses, in Save, the one that TxFromContext finds; or it has a second method, which is
+// called in place of Save:
+//
+//	SaveTx(ctx context.Context, tx *sql.Tx, aggregate A) error
+//
+// It neither commits that transaction nor marks the events as committed.
+type AggregateRepository[A Aggregate] interface {
+	Save(ctx context.Context, aggregate A) error
+}
+
+// OutboxEnabledAggregateRepository stores aggregates together with their events. It may be used concurrently if the base
+// repository may.
+type OutboxEnabledAggregateRepository[A Aggregate] struct { //nolint:revive // the platform's name for it
+	base    AggregateRepository[A]
+	wrapper *Wrapper
+}
+
+// NewOutboxEnabledAggregateRepository wraps a repository, which may itself be a store of events.
+func NewOutboxEnabledAggregateRepository[A Aggregate](base AggregateRepository[A], wrapper *Wrapper) *OutboxEnabledAggregateRepository[A] {
+	return &OutboxEnabledAggregateRepository[A]{base: base, wrapper: wrapper}
+}
+
+// Save stores the aggregate by the base repository and writes its uncommitted events in the same transaction. Once that is
+// committed, and not before, they are marked as committed.
+//
+// Errors and panics are those of Wrapper.ExecuteWithOutbox, with the base's Save as its operation; the aggregate keeps its
+// events then. A base that stored the aggregate and did not ask for the transaction is an error, too: what it
+// stored is its own affair, and the events are not written.
+func (r *OutboxEnabledAggregateRepository[A]) Save(ctx context.Context, aggregate A) error {
+	if _, nested := ctx.Value(txKey{}).(*sharedTx); nested {
+		// Its events could not be marked only after the commit, which is another's.
+		return errors.New("save: ctx belongs to the transaction of another Save; save each aggregate in its own, or several by ExecuteBatch")
+	}
+	err := r.wrapper.ExecuteWithOutbox(ctx, EventProducingOperation{
+		Operation: func(tx *sql.Tx) error { return r.save(ctx, tx, aggregate) },
+		Events:    slices.Clone(aggregate.GetUncommittedEvents()), // before the base has a chance to forget them
+	})
+	if err != nil {
+		return err
+	}
+	aggregate.MarkEventsAsCommitted()
+	return nil
+}
+
+func (r *OutboxEnabledAggregateRepository[A]) save(ctx context.Context, tx *sql.Tx, aggregate A) error {
+	if base, ok := r.base.(interface {
+		SaveTx(ctx context.Context, tx *sql.Tx, aggregate A) error
+	}); ok {
+		return base.SaveTx(ctx, tx, aggregate)
+	}
+	shared := &sharedTx{tx: tx}
+	if err := r.base.Save(context.WithValue(ctx, txKey{}, shared), aggregate); err != nil {
+		return err
+	}
+	if !shared.taken.Load() {
+		return errors.New("save: the base repository used another transaction than that of the outbox; " +
+			"let its Save use what outbox.TxFromContext(ctx) returns, or give it a method SaveTx(ctx, tx, aggregate)")
+	}
+	return nil
+}
+
+type sharedTx struct {
+	tx    *sql.Tx
+	taken atomic.Bool
+}
+
+type txKey struct{}
+
+// TxFromContext is the transaction in which an OutboxEnabledAggregateRepository calls the Save of its base; ok is false
+// elsewhere. It is for that call only.
+func TxFromContext(ctx context.Context) (tx *sql.Tx, ok bool) {
+	shared, ok := ctx.Value(txKey{}).(*sharedTx)
+	if !ok {
+		return nil, false
+	}
+	shared.taken.Store(true)
+	return shared.tx, true
+}
