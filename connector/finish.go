@@ -90,7 +90,7 @@ type finishing struct {
 	again   []*delivery   // to be tried again in place,
 	pause   time.Duration // after this
 	cause   error         // the last failure
-	died    bool          // in place
+	died    bool          // in place, or was discarded
 }
 
 func (f *finishing) message(d *delivery, err error) {
@@ -113,6 +113,7 @@ func (f *finishing) message(d *delivery, err error) {
 	f.cause = err
 	switch {
 	case f.oneTry:
+		f.died = true
 		f.metrics.Discarded.Inc()
 		f.record(d, checkpoint.Discarded, err, false)
 	case f.dies(d, err):

@@ -82,7 +82,7 @@ type lane struct {
 	given      uint64               // Seq of the last outcomes
 	commit     uint64               // Seq of the last that are committed
 	outcomes   uint64               // Seq of the last that a Deliver had
-	died       uint64               // Seq of the last in which something died in place
+	died       uint64               // Seq of the last in which something died in place, or was discarded
 	unrecorded []uint64             // Seq of Deliver calls whose outcomes are not committed
 	parks      []checkpoint.Outcome // to be given at the end of the step
 
@@ -249,7 +249,7 @@ func (l *lane) wakeAt(t time.Time) {
 
 // mayDeliver says whether a Deliver may start, as far as the lane itself knows.
 func (l *lane) mayDeliver() bool {
-	if l.commit < l.died { // else a crash would forget the death, and try the dead one behind what followed it
+	if l.commit < l.died { // else a crash would forget it, and try the one behind what followed it
 		l.hurry(l.died)
 		return false
 	}
@@ -307,6 +307,9 @@ func (l *lane) giveParks(work context.Context) error {
 		if err := l.give(work, &portion, false); err != nil {
 			return err
 		}
+	}
+	if l.oneTry && len(l.parks) > 0 {
+		l.died = l.given
 	}
 	l.parks = nil
 	return nil

@@ -495,3 +495,26 @@ func laneEndsItsDeliver(t *testing.T, drained bool) {
 	}
 	close(b.outcomes)
 }
+
+// What a sink that is tried once has discarded is recorded before the next Deliver: else a crash would deliver it behind what followed.
+func TestDiscardedIsRecordedFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			return fail(batch, map[string]error{"a1": errRefused})
+		})
+		b.oneTry, b.held = true, true
+		b.run()
+		b.recorded <- 0
+		b.arrive("a1", "a2")
+		time.Sleep(10 * time.Second)
+		check(t, "calls before it is recorded", b.gotCalls(), "[a1 a2]@0s ")
+		b.mu.Lock()
+		b.held = false
+		b.mu.Unlock()
+		b.recorded <- 1
+		time.Sleep(10 * time.Second)
+		check(t, "calls", b.gotCalls(), "[a1 a2]@0s [a2]@10s ")
+		b.stop()
+	})
+}
