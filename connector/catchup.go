@@ -19,10 +19,9 @@ const (
 
 // catching is the state of a lane that catches up. The table is the truth; nothing of it is kept in memory.
 type catching struct {
-	waiting   bool               // arrivals wait; else they are parked
-	waited    bool               // and have done so for one Deliver
-	rows      []*delivery        // read, to be delivered
-	left      map[int64]struct{} // aggregates that failed since the read: what stands behind is left in the table
+	waiting   bool        // arrivals wait; else they are parked
+	waited    bool        // and have done so for one Deliver
+	rows      []*delivery // read, to be delivered
 	reading   bool
 	asking    question // of the read that runs
 	probing   bool     // of which one row is delivered, as a probe
@@ -46,7 +45,6 @@ type readResult struct {
 // catchUp: the table first; arrivals wait.
 func (l *lane) catchUp() {
 	l.live, l.waiting, l.waited, l.readAt = false, true, false, time.Time{}
-	clear(l.held)
 	l.metrics.CatchingUp.Inc()
 }
 
@@ -122,8 +120,8 @@ func (l *lane) deliverRows(now time.Time) {
 		most++
 	}
 	l.deliverSome(now, &l.rows, most, func(d *delivery) bool {
-		_, left := l.left[d.hash]
-		return left
+		_, held := l.held[d.hash]
+		return held
 	})
 }
 
@@ -192,7 +190,7 @@ func (l *lane) onRead(res readResult, now time.Time) {
 		l.passed[h] = struct{}{}
 	}
 	l.prev, l.from = l.asking.From, before
-	clear(l.left)
+	clear(l.held)
 	if l.probing {
 		l.rows = res.probe()
 	} else {
@@ -224,8 +222,6 @@ func (l *lane) onRead(res readResult, now time.Time) {
 func (l *lane) goLive(heads map[int64]time.Time, now time.Time) {
 	l.live, l.waiting = true, false
 	l.metrics.CatchingUp.Dec()
-	clear(l.held)
-	l.heldUntil = time.Time{}
 	for h, due := range heads {
 		l.hold(h, due)
 	}
@@ -234,10 +230,6 @@ func (l *lane) goLive(heads map[int64]time.Time, now time.Time) {
 
 // hold: nothing of this aggregate is let through before the table was read again, which is due then.
 func (l *lane) hold(hash int64, due time.Time) {
-	l.left[hash] = struct{}{}
-	if !l.live {
-		return
-	}
 	if len(l.held) == 0 || due.Before(l.heldUntil) {
 		l.heldUntil = due
 	}

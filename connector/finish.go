@@ -145,7 +145,7 @@ func (f *finishing) message(d *delivery, err error) {
 // notAttempted: it stands behind a failure of its aggregate, or the sink had no time to begin it. The latter must not be fresh
 // again, or those that are never answered, and fill each batch, would keep out what comes behind them for good: it is due.
 func (f *finishing) notAttempted(d *delivery, err error) {
-	_, behind := f.left[d.hash]
+	_, behind := f.held[d.hash]
 	switch {
 	case f.inPlace() && !d.row:
 		f.again = append(f.again, d)

@@ -74,8 +74,8 @@ type lane struct {
 	nils    []error
 
 	live      bool
-	held      map[int64]struct{} // live: aggregates behind whose first row arrivals are parked
-	heldUntil time.Time          // live: when the first of these is due
+	held      map[int64]struct{} // aggregates of which the last read, or a failure since, left a row: what is behind it waits
+	heldUntil time.Time          // when the first of these is due
 	catchUpAt time.Time          // live: not before
 	catching
 
@@ -117,7 +117,7 @@ func newLane(t *target, number int, rows table, out chan<- checkpoint.Outcomes) 
 	l.calls = make(chan []sinks.Message, 1)
 	l.done = make(chan result, 1) // Deliver's goroutine never waits for the lane
 	l.read = make(chan readResult, 1)
-	l.held, l.left = map[int64]struct{}{}, map[int64]struct{}{}
+	l.held = map[int64]struct{}{}
 	l.noAnswer = fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
 	// Every session starts with the table, arrivals waiting.
 	l.waiting, l.from = true, before

@@ -67,15 +67,11 @@ func (l *lane) stepLive(now time.Time) {
 
 // behindHeld parks an arrival that stands behind a failure of its aggregate.
 func (l *lane) behindHeld(d *delivery) bool {
-	if len(l.held) == 0 && len(l.left) == 0 {
-		return false
-	}
 	_, held := l.held[d.hash]
-	_, left := l.left[d.hash]
-	if held || left {
+	if held {
 		l.park(d)
 	}
-	return held || left
+	return held
 }
 
 // deliverAgain tries again, in place, what was not accepted.
