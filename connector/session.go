@@ -76,7 +76,7 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts repl
 	failure, err := waitFor(ctx, s.stream, done)
 	if err != nil {
 		cancel()
-		<-done // what it has made is ours to close
+		_ = <-done // the first error counts; what it has made is ours to close
 		return err
 	}
 	return failure

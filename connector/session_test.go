@@ -1,6 +1,7 @@
 package connector
 
 import (
+	"context"
 	"sync/atomic"
 	"testing"
 
@@ -88,5 +89,32 @@ func TestRenamedAfterInit(t *testing.T) {
 	r.stop()
 	if got := w.received(); got != "one two" {
 		t.Errorf("received %s", got)
+	}
+}
+
+// No SQL connection waits for a server, nor a server's session for us, that has vanished.
+func TestSQLConnectionsDetectDeadPeers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := New(w.cfg)
+	pool, err := c.openPool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	conn, err := c.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for name, db := range map[string]replication.SQL{"the pool": pool, "a connection of its own": conn} {
+		var idle, patience string
+		err := db.QueryRow(t.Context(), "select current_setting('tcp_keepalives_idle'), current_setting('tcp_user_timeout')").Scan(&idle, &patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if idle != "5" || patience != "15000" {
+			t.Errorf("%s: keepalives after %s s, patience of %s ms", name, idle, patience)
+		}
 	}
 }

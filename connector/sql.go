@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // sqlSettings are the parameters of every SQL session of ours.
@@ -40,6 +41,7 @@ func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, exitError{78, fmt.Errorf("source.dsn: %w", err)}
 	}
+	replication.DetectDeadPeer(&cfg.ConnConfig.Config)
 	maps.Copy(cfg.ConnConfig.RuntimeParams, c.sqlSettings())
 	cfg.MinConns = 0
 	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-2)) // recorder and LISTEN have their own
@@ -64,6 +66,7 @@ func (c *Connector) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	replication.DetectDeadPeer(&cfg.Config)
 	maps.Copy(cfg.RuntimeParams, c.sqlSettings())
 	return pgx.ConnectConfig(ctx, cfg)
 }

@@ -28,6 +28,7 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 	if err != nil {
 		return nil, dsnProblem("replication dsn", err)
 	}
+	DetectDeadPeer(config)
 	config.RuntimeParams["replication"] = "database"
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "outbox-cdc"

@@ -62,6 +62,7 @@ func connect(ctx context.Context, dsn, ledgerSchema string) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, dsnProblem("dsn", err)
 	}
+	DetectDeadPeer(&config.Config)
 	config.RuntimeParams["search_path"] = pgx.Identifier{ledgerSchema}.Sanitize()
 	config.RuntimeParams["row_security"] = "off" // an error instead of hidden rows
 	if config.RuntimeParams["application_name"] == "" {

@@ -36,9 +36,6 @@ type wire interface {
 // writeTimeout bounds the send of a status message: 39 bytes do not fit only when the server has stopped reading.
 const writeTimeout = 10 * time.Second
 
-// keepAlive is pgconn's own: its dialer is replaced.
-const keepAlive = 5 * time.Minute
-
 // socket is a connection that can be read without blocking. crypto/tls reads through it, so that an encrypted stream
 // is drained like a plain one: a read that would block is a time-out to it, which it survives.
 type socket struct {
@@ -218,12 +215,14 @@ type handover struct {
 }
 
 func (h *handover) install(cfg *pgconn.Config) {
-	dialer := net.Dialer{KeepAlive: keepAlive, Control: func(_, addr string, c syscall.RawConn) error {
+	dialer := newDialer()
+	control := dialer.Control
+	dialer.Control = func(network, addr string, c syscall.RawConn) error {
 		if to, err := netip.ParseAddrPort(addr); err == nil && to.Addr().IsLoopback() {
 			clampWindow(c) // before it connects, so that the window is never taken back
 		}
-		return nil
-	}}
+		return control(network, addr, c)
+	}
 	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {

@@ -1,0 +1,84 @@
+package replication
+
+import (
+	"context"
+	"net"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+// vanishing is the source's DSN by way of a proxy.
+func vanishing(t *testing.T, dsn string) (*servers.Proxy, string) {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := servers.NewProxy(net.JoinHostPort(u.Hostname(), u.Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := proxy.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	u.Host = proxy.Addr()
+	return proxy, u.String()
+}
+
+// A host that vanishes answers nothing any more: no statement waits for it, and no stream.
+func TestVanishedServer(t *testing.T) {
+	t.Parallel()
+	src := newSource(t)
+	src.exec("create schema here")
+	proxy, dsn := vanishing(t, src.db.DSN)
+	stream, _, err := Open(t.Context(), StreamConfig{DSN: dsn, Slot: src.slot, Publication: `the "p"`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan error, 1)
+	said := Source{Table: "public.t", Slot: src.slot, Publication: "p", LedgerSchema: "here"}
+	go func() {
+		asked <- WithConn(context.Background(), dsn, said, func(conn *pgx.Conn) error {
+			_, err := conn.Exec(context.Background(), "select pg_sleep(3600)")
+			return err
+		})
+	}()
+	const sleeping = "select count(*) from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(3600)'"
+	for n := 0; n == 0; time.Sleep(10 * time.Millisecond) { // until it is there
+		if err := src.conn.QueryRow(t.Context(), sleeping).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	streamed := make(chan error, 1)
+	go func() {
+		defer stream.Close()
+		for {
+			if _, err := stream.Next(context.Background()); err != nil {
+				streamed <- err
+				return
+			}
+		}
+	}()
+	if err := proxy.Vanish(); err != nil {
+		t.Fatal(err)
+	}
+	limit := time.After(3 * senderTimeout)
+	for what, ended := range map[string]chan error{"the statement": asked, "the stream": streamed} {
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%s has ended as if all were well", what)
+			}
+			t.Log(err)
+		case <-limit:
+			t.Errorf("%s waits for a host that has vanished", what)
+		}
+	}
+}
