@@ -50,11 +50,7 @@ func BenchmarkInsert(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			events := placed(n)
-			for i := range events {
-				events[i].Payload = fmt.Appendf(nil, `{"order": %d, "text": "%0500d"}`, i, 0)
-				events[i].Metadata = []byte(`{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}`)
-			}
+			events := traced(n)
 			b.ReportAllocs()
 			for b.Loop() {
 				if err := outbox.Insert(ctx, tx, events...); err != nil {

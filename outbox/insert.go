@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -39,8 +40,8 @@ import (
 // Up to a thousand events, or about 1 MiB, take one round trip, more take several; without events nothing is sent.
 // Nothing of events is changed, or kept once Insert has returned. Insert uses tx, which is for one goroutine at a time.
 func Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
-	return insert(ctx, events, func(columns []any) error {
-		_, err := tx.Exec(ctx, insertRows, columns...)
+	return insert(ctx, events, func(statement string, args []any) error {
+		_, err := tx.Exec(ctx, statement, args...)
 		return err
 	})
 }
@@ -48,8 +49,8 @@ func Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
 // InsertSQL is Insert for database/sql, with pgx/stdlib or lib/pq as its driver. Errors of the database are the
 // driver's.
 func InsertSQL(ctx context.Context, tx *sql.Tx, events ...Event) error {
-	return insert(ctx, events, func(columns []any) error {
-		_, err := tx.ExecContext(ctx, insertRows, columns...)
+	return insert(ctx, events, func(statement string, args []any) error {
+		_, err := tx.ExecContext(ctx, statement, args...)
 		return err
 	})
 }
@@ -61,8 +62,17 @@ func NewID() string {
 	return uuid.Must(uuid.NewV7()).String() // fails only if crypto/rand does, which ends the process before
 }
 
-// insertRows takes one array a column, so it is one statement however many the rows: prepared once a connection. The
-// arrays are sent as text, which every driver does with a string, whatever it knows of arrays.
+// Both statements take text, which every driver does with a string, whatever it knows of types. They are prepared once a
+// connection.
+
+// insertRow is for one event, which most transactions have: arrays would take the server twice as long.
+const insertRow = `
+insert into event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, created_at,
+  max_retries, tenant_id, correlation_id, causation_id)
+values ($1::uuid, $2::text, $3::text, $4::text, $5::int, $6::json, $7::jsonb, coalesce($8::timestamptz, clock_timestamp()),
+  $9::int, $10::text, $11::text, $12::text)`
+
+// insertRows takes one array a column, so it is one statement however many the rows.
 //
 // The numbers of the rows make their order certain and cost nothing, as the planner knows that unnest returns them in
 // this order.
@@ -83,27 +93,33 @@ const (
 	statementBytes  = 1 << 20
 )
 
-func insert(ctx context.Context, events []Event, exec func(columns []any) error) error {
+func insert(ctx context.Context, events []Event, exec func(statement string, args []any) error) error {
 	events = fill(ctx, events)
 	if err := validate(events); err != nil {
 		return err
 	}
-	var r rows
-	for i := range events {
-		r.add(&events[i])
-		if i < len(events)-1 && r.n < statementEvents && r.bytes < statementBytes {
-			continue
+	if len(events) == 1 {
+		return explain(exec(insertRow, events[0].args()))
+	}
+	for len(events) > 0 {
+		n, bytes := 0, 0
+		for n < len(events) && n < statementEvents && bytes < statementBytes {
+			bytes += events[n].size()
+			n++
 		}
-		if err := exec(r.columns()); err != nil {
+		if err := exec(insertRows, args(events[:n])); err != nil {
 			return explain(err)
 		}
-		r = rows{}
+		events = events[n:]
 	}
 	return nil
 }
 
 // explain finds the SQLSTATE of any driver's error.
 func explain(err error) error {
+	if err == nil {
+		return nil
+	}
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) && state.SQLState() == undefinedTable {
 		return fmt.Errorf(`insert events: %w; put the schema of event_outbox on the search_path, or run "outbox-cdc init"`, err)
@@ -113,54 +129,56 @@ func explain(err error) error {
 
 const undefinedTable = "42P01"
 
-// rows are the events of one statement, column by column.
-type rows struct {
-	n, bytes int
-
-	id, aggregateType, aggregateID, eventType, eventVersion, payload, metadata, createdAt, maxRetries,
-	tenantID, correlationID, causationID array
+// values are the text of the columns, in the order of the statements. Empty means NULL: a valid event has no empty text.
+func (e *Event) values() [columns]string {
+	id, metadata, createdAt, maxRetries := e.ID, string(e.Metadata), "", ""
+	if id == "" {
+		id = NewID()
+	}
+	if metadata == "" {
+		metadata = "{}"
+	}
+	if !e.CreatedAt.IsZero() {
+		createdAt = e.CreatedAt.UTC().Format(timestamp)
+	}
+	if e.MaxRetries != nil {
+		maxRetries = strconv.Itoa(*e.MaxRetries)
+	}
+	return [columns]string{
+		id, e.AggregateType, e.AggregateID, e.EventType, strconv.Itoa(max(1, e.EventVersion)), string(e.Payload), metadata,
+		createdAt, maxRetries, e.TenantID, e.CorrelationID, e.CausationID,
+	}
 }
 
-func (r *rows) add(e *Event) {
-	r.n++
-	r.bytes += e.size()
-	if e.ID == "" {
-		r.id.plain(NewID())
-	} else {
-		r.id.plain(e.ID)
+const columns = 12
+
+// args are the arguments of insertRow.
+func (e *Event) args() []any {
+	args := make([]any, columns)
+	for i, s := range e.values() {
+		if s != "" {
+			args[i] = s
+		}
 	}
-	quote(&r.aggregateType, e.AggregateType)
-	quote(&r.aggregateID, e.AggregateID)
-	quote(&r.eventType, e.EventType)
-	r.eventVersion.plain(strconv.Itoa(max(1, e.EventVersion)))
-	quote(&r.payload, e.Payload)
-	if len(e.Metadata) == 0 {
-		quote(&r.metadata, "{}")
-	} else {
-		quote(&r.metadata, e.Metadata)
-	}
-	if e.CreatedAt.IsZero() {
-		r.createdAt.plain(null)
-	} else {
-		r.createdAt.plain(e.CreatedAt.UTC().Format(timestamp))
-	}
-	if e.MaxRetries == nil {
-		r.maxRetries.plain(null)
-	} else {
-		r.maxRetries.plain(strconv.Itoa(*e.MaxRetries))
-	}
-	r.tenantID.optional(e.TenantID)
-	r.correlationID.optional(e.CorrelationID)
-	r.causationID.optional(e.CausationID)
+	return args
 }
 
-// columns are the arguments of insertRows.
-func (r *rows) columns() []any {
-	return []any{
-		r.id.literal(), r.aggregateType.literal(), r.aggregateID.literal(), r.eventType.literal(), r.eventVersion.literal(),
-		r.payload.literal(), r.metadata.literal(), r.createdAt.literal(), r.maxRetries.literal(),
-		r.tenantID.literal(), r.correlationID.literal(), r.causationID.literal(),
+// args are the arguments of insertRows.
+func args(events []Event) []any {
+	var arrays [columns]array
+	for i := range events {
+		for column, s := range events[i].values() {
+			if i == 0 { // the others are probably about as long
+				arrays[column].Grow(min(len(events)*(len(s)+8), statementBytes))
+			}
+			arrays[column].add(s)
+		}
 	}
+	args := make([]any, columns)
+	for i := range arrays {
+		args[i] = arrays[i].literal()
+	}
+	return args
 }
 
 // timestamp is read alike whatever the session's DateStyle and TimeZone.
@@ -168,46 +186,33 @@ const timestamp = "2006-01-02T15:04:05.000000Z07:00"
 
 // array is the literal of a PostgreSQL array, up to its closing brace:
 // https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
-type array []byte
+type array struct{ strings.Builder }
 
-const null = "NULL"
-
-// plain adds an element that needs no quotes: a number, a uuid, a time, NULL.
-func (a *array) plain(s string) {
-	a.next()
-	*a = append(*a, s...)
-}
-
-func (a *array) optional(s string) {
-	if s == "" {
-		a.plain(null)
+// add adds an element of any text; empty means NULL.
+func (a *array) add(s string) {
+	if a.Len() == 0 {
+		a.WriteByte('{')
 	} else {
-		quote(a, s)
+		a.WriteByte(',')
 	}
-}
-
-// quote adds an element of any bytes. (A method cannot have a type parameter.)
-func quote[T ~string | ~[]byte](a *array, s T) {
-	a.next()
-	b := append(*a, '"')
+	if s == "" {
+		a.WriteString("NULL")
+		return
+	}
+	a.WriteByte('"')
 	from := 0
 	for i := range len(s) {
 		if c := s[i]; c == '"' || c == '\\' {
-			b = append(b, s[from:i]...)
-			b = append(b, '\\')
+			a.WriteString(s[from:i])
+			a.WriteByte('\\')
 			from = i
 		}
 	}
-	b = append(b, s[from:]...)
-	*a = append(b, '"')
+	a.WriteString(s[from:])
+	a.WriteByte('"')
 }
 
-func (a *array) next() {
-	if len(*a) == 0 {
-		*a = append(*a, '{')
-	} else {
-		*a = append(*a, ',')
-	}
+func (a *array) literal() string {
+	a.WriteByte('}')
+	return a.String()
 }
-
-func (a array) literal() string { return string(append(a, '}')) }

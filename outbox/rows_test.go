@@ -40,8 +40,8 @@ func TestStatements(t *testing.T) {
 		{"invalid at the end", append(slices.Repeat(sized(0), 1001), Event{}), "[]"},
 	} {
 		got := []int{}
-		_ = insert(t.Context(), test.events, func(columns []any) error {
-			got = append(got, strings.Count(columns[0].(string), ",")+1) // of ids
+		_ = insert(t.Context(), test.events, func(_ string, args []any) error {
+			got = append(got, strings.Count(args[0].(string), ",")+1) // of ids
 			return nil
 		})
 		if fmt.Sprint(got) != test.want {
@@ -53,7 +53,7 @@ func TestStatements(t *testing.T) {
 func TestNothingIsSentAfterAnError(t *testing.T) {
 	t.Parallel()
 	broken, calls := errors.New("broken"), 0
-	err := insert(t.Context(), slices.Repeat([]Event{valid()}, 2500), func([]any) error { calls++; return broken })
+	err := insert(t.Context(), slices.Repeat([]Event{valid()}, 2500), func(string, []any) error { calls++; return broken })
 	if !errors.Is(err, broken) || err.Error() != "insert events: broken" || calls != 1 {
 		t.Errorf("%d calls: %v", calls, err)
 	}
@@ -62,10 +62,7 @@ func TestNothingIsSentAfterAnError(t *testing.T) {
 // The order by of the statement is for certainty, and must not cost a sort.
 func TestRowsAreNotSorted(t *testing.T) {
 	t.Parallel()
-	var r rows
-	e := valid()
-	r.add(&e)
-	explained, err := pgtest.New(t).Conn(t).Query(t.Context(), "explain "+insertRows, r.columns()...)
+	explained, err := pgtest.New(t).Conn(t).Query(t.Context(), "explain "+insertRows, args([]Event{valid()})...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,13 +78,10 @@ func TestRowsAreNotSorted(t *testing.T) {
 func TestArray(t *testing.T) {
 	t.Parallel()
 	var a array
-	quote(&a, "")
-	quote(&a, []byte(`{"a\\b": "c"}`))
-	quote(&a, "NULL, \n}")
-	a.optional("")
-	a.optional(`\`)
-	a.plain("1")
-	want := `{"","{\"a\\\\b\": \"c\"}","NULL, ` + "\n" + `}",NULL,"\\",1}`
+	for _, s := range []string{`{"a\\b": "c"}`, "NULL", ", \n}", "", `\`} {
+		a.add(s)
+	}
+	want := `{"{\"a\\\\b\": \"c\"}","NULL",", ` + "\n" + `}",NULL,"\\"}`
 	if got := a.literal(); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

@@ -66,9 +66,9 @@ func (m *OutboxSagaManager) ExecuteSagaStep(ctx context.Context, sagaID string, 
 		if err != nil {
 			return err
 		}
-		return insert(ctx, results, func(columns []any) error {
+		return insert(ctx, results, func(statement string, args []any) error {
 			sent = results
-			_, err := tx.ExecContext(ctx, insertRows, columns...)
+			_, err := tx.ExecContext(ctx, statement, args...)
 			return err
 		})
 	})
@@ -97,8 +97,8 @@ func (m *OutboxSagaManager) compensate(ctx context.Context, compensation, result
 				return err
 			}
 		}
-		return insert(ctx, compensation, func(columns []any) error {
-			_, err := tx.ExecContext(ctx, insertRows+"\non conflict do nothing", columns...)
+		return insert(ctx, compensation, func(statement string, args []any) error {
+			_, err := tx.ExecContext(ctx, statement+"\non conflict do nothing", args...)
 			return err
 		})
 	})
@@ -114,7 +114,7 @@ var errCommitted = errors.New("the step is committed")
 func probe(ctx context.Context, tx *sql.Tx, events []Event) error {
 	var ids array
 	for _, e := range events {
-		ids.plain(e.ID)
+		ids.add(e.ID)
 	}
 	if _, err := tx.ExecContext(ctx, "savepoint outbox_probe"); err != nil {
 		return err
