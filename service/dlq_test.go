@@ -205,7 +205,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		{Kill, ids(1), "event " + eventID(1) + " cannot be killed: it does not wait, but dead at a; nothing was changed"},
 		{Retry, ids(5), "event " + eventID(5) + " cannot be retried: the ledger has nothing of it, at these sinks; nothing was changed"},
 		{Retry, Filter{IDs: []string{eventID(1)}, Tenant: "other"}, "it is no dead letter, but dead, and the other filters leave it out, at a"},
-		{Retry, Filter{IDs: []string{"12"}}, `"12" is no event id: those of this outbox are of type uuid`},
+		{Retry, Filter{IDs: []string{"12"}}, `"12" is no event id: those of this outbox are of type uuid, as 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f`},
 		{Retry, ids(3), "1 dead letter of no sink cannot be retried"},
 		{Retry, Filter{Sinks: []string{NoSink}}, "1 dead letter of no sink cannot be retried"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -128,7 +129,7 @@ func (l *ledger) listTries(ctx context.Context, q EventsQuery, page *EventsPage)
 	if err != nil {
 		return err
 	}
-	at, id, err := parseTimeCursor(q.After)
+	at, id, err := parseTimeCursor(q.After, "4711", func(id string) bool { _, err := strconv.ParseInt(id, 10, 64); return err == nil })
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (l *ledger) listEvents(ctx context.Context, q EventsQuery, page *EventsPage
 	case len(f.Sinks) > 0 || f.Error != "":
 		return errors.New("events of the outbox are listed over all sinks; sink and error are for the status parked, dead, failed and discarded")
 	}
-	at, id, err := parseTimeCursor(q.After)
+	at, id, err := parseTimeCursor(q.After, exampleID, isUUID)
 	if err != nil {
 		return err
 	}
@@ -307,13 +308,13 @@ func (l *ledger) event(ctx context.Context, id string) (*Event, error) {
 
 func timeCursor(t time.Time, id string) string { return t.UTC().Format(time.RFC3339Nano) + "," + id }
 
-func parseTimeCursor(s string) (t time.Time, id string, err error) {
+func parseTimeCursor(s, example string, isID func(string) bool) (t time.Time, id string, err error) {
 	if s == "" {
 		return t, "0", nil
 	}
-	text, id, ok := strings.Cut(s, ",")
-	if t, err = time.Parse(time.RFC3339Nano, text); err != nil || !ok || id == "" {
-		return t, "", badCursor(s)
+	text, id, _ := strings.Cut(s, ",")
+	if t, err = time.Parse(time.RFC3339Nano, text); err != nil || t.IsZero() || !isID(id) {
+		return t, "", badCursor(s, "2026-01-31T12:00:00.5Z,"+example)
 	}
 	return t, id, nil
 }

@@ -49,9 +49,21 @@ func TestParkedEvents(t *testing.T) {
 	if err != nil || len(page.Parked) != 1 || page.Next != "" || !page.Parked[0].Blocks || page.Parked[0].NextAttempt != nil {
 		t.Errorf("%+v, %v", page, err)
 	}
-	for _, after := range []string{"1", "x,0/0,0", "1,x,0", "1,0/0,x"} {
-		if _, err := Events(testContext(t), w.cfg, EventsQuery{Status: "dead", Limit: 1, After: after}); err == nil || !strings.Contains(err.Error(), "is not where a list ended") {
-			t.Errorf("after %s: %v", after, err)
+	for status, afters := range map[string][]string{
+		"dead": {"1", "x,0/0,0", "1,x,0", "1,0/0,x"}, "failed": {"yesterday,1", "2026-01-31T00:00:00Z", "2026-01-31T00:00:00Z,", "2026-01-31T00:00:00Z,x", "0001-01-01T00:00:00Z,1"},
+		"": {"yesterday," + eventID(1), "2026-01-31T00:00:00Z,1", "2026-01-31T00:00:00Z,(" + eventID(1) + ")", "0001-01-01T00:00:00Z," + eventID(1)},
+	} {
+		for _, after := range afters {
+			_, err := Events(testContext(t), w.cfg, EventsQuery{Status: status, Limit: 1, After: after})
+			if err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf(`--after %q is not where such a list has ended, as `, after)) {
+				t.Errorf("status %q, after %s: %v", status, after, err)
+			}
+		}
+	}
+	for _, id := range []string{"x", "urn:uuid:" + eventID(1), "(" + eventID(1) + ")"} {
+		_, err := Events(testContext(t), w.cfg, EventsQuery{Status: "dead", Limit: 1, Filter: Filter{IDs: []string{eventID(1), id}}})
+		if want := fmt.Sprintf("%q is no event id: those of this outbox are of type uuid, as 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f", id); err == nil || err.Error() != want {
+			t.Errorf("id %s: %v", id, err)
 		}
 	}
 }
@@ -116,7 +128,6 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 		"the log has no type, aggregate or tenant": {Status: "failed", Filter: Filter{Type: "x"}},
 		"are listed over all sinks":                {Filter: Filter{Sinks: []string{"a"}}},
 		"is no event id":                           {Filter: Filter{IDs: []string{"x"}}},
-		"is not where a list ended":                {After: "yesterday,x"},
 		`no sink "x"`:                              {Status: "parked", Filter: Filter{Sinks: []string{"x"}}},
 	} {
 		q.Limit = 1

@@ -152,12 +152,17 @@ func (l *ledger) name(id int32) string {
 // checkIDs says what is wrong with ids of events, before the database does in its own words.
 func (l *ledger) checkIDs(ids []string) error {
 	for _, id := range ids {
-		if _, err := uuid.Parse(id); l.uuidIDs && err != nil {
-			return fmt.Errorf("%q is no event id: those of this outbox are of type uuid", id)
+		if l.uuidIDs && !isUUID(id) {
+			return fmt.Errorf("%q is no event id: those of this outbox are of type uuid, as %s", id, exampleID)
 		}
 	}
 	return nil
 }
+
+const exampleID = "0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f"
+
+// isUUID: as PostgreSQL reads it, which knows no URNs.
+func isUUID(s string) bool { return uuid.Validate(s) == nil && len(s) <= len("{"+exampleID+"}") }
 
 // idType is the type of event ids.
 func (l *ledger) idType() string {

@@ -303,13 +303,13 @@ func parseCursor(s string) (k checkpoint.Key, err error) {
 		}
 	}
 	if len(parts) != 3 || err != nil {
-		return k, badCursor(s)
+		return k, badCursor(s, "1,16/B374D848,0")
 	}
 	return k, nil
 }
 
-func badCursor(s string) error {
-	return fmt.Errorf("%q is not where a list ended; copy it from there", s)
+func badCursor(s, example string) error {
+	return fmt.Errorf("--after %q is not where such a list has ended, as %s is; copy what it says there, with the same filters", s, example)
 }
 
 // without leaves processor 0 out.

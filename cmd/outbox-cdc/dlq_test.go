@@ -40,6 +40,7 @@ func TestUsageErrorsOfTheLedgerCommands(t *testing.T) {
 		"dlq list --limit many":          `invalid argument "many" for "--limit" flag: strconv.ParseInt: parsing "many": invalid syntax; see outbox-cdc dlq list --help`,
 		"dlq list --since yesterday":     `--since "yesterday" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
 		"dlq list --until -5m":           `--until "-5m" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
+		"dlq list --until 0001-01-01":    `--until "0001-01-01" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
 		"dlq list --since 1h --until 2h": `--since is not before --until`,
 		"dlq show --limit 0":             `--limit 0 is not within 1 and 10000`,
 		"dlq show --sink=,":              `--sink names nothing`,
@@ -109,6 +110,9 @@ func TestDLQ(t *testing.T) {
 	run("dlq retry --all --dry-run", 0, "would retry 1 event (1 of partner)\n", "")
 	run("pause partner", 0, "partner is paused; 1 parked\n", "")
 	run("dlq retry --type order.*", 0, "due again: 1 event (1 of partner)\npartner is paused: they wait until outbox-cdc resume partner\n", "")
+	if got := command(t, environ, "events", "list", "--status", "parked", "--id", oneID+", 00000000-0000-7000-8000-000000000002"); strings.Count(got.stdout, "partner") != 2 {
+		t.Errorf("two ids: %s%s", got.stdout, got.stderr)
+	}
 	run("dlq retry --id "+oneID, 1, "", "it is no dead letter, but parked at partner; nothing was changed")
 	run("events list --status parked", 0, "the sink is paused", "")
 	run("resume partner", 0, "partner is delivered to; 2 parked\n", "")

@@ -23,14 +23,14 @@ type filterFlags struct {
 func (f *filterFlags) register(cmd *cobra.Command, path *string, environ []string) {
 	flags := cmd.Flags()
 	f.cmd = cmd
-	flags.StringSliceVar(&f.filter.Sinks, "sink", nil, "of these `sinks` only; none: what belongs to no sink")
+	flags.StringSliceVar(&f.filter.Sinks, "sink", nil, "of these `sinks` only, with commas between; none: what belongs to no sink")
 	flags.StringVar(&f.filter.Type, "type", "", "of this event `type`; * and ? as in routes")
 	flags.StringVar(&f.filter.Aggregate, "aggregate", "", "of this aggregate, `type/id`, or of all of a type")
 	flags.StringVar(&f.filter.Tenant, "tenant", "", "of this `tenant`")
 	flags.StringVar(&f.filter.Error, "error", "", "whose error has this `text` in it, in any case")
 	flags.StringVar(&f.since, "since", "", "parked (or tried, or made) since this `time`: 2006-01-02T15:04:05Z, 2006-01-02 (UTC), or 90m, 3d ago")
 	flags.StringVar(&f.until, "until", "", "and before this `time`")
-	flags.StringSliceVar(&f.filter.IDs, "id", nil, "with these event `ids`")
+	flags.StringSliceVar(&f.filter.IDs, "id", nil, "with these event `ids`, with commas between")
 	completeSinks(cmd, path, environ)
 }
 
@@ -53,8 +53,8 @@ func (f *filterFlags) parse(now time.Time) (service.Filter, error) {
 		return service.Filter{}, usageError{errors.New("--since is not before --until")}
 	}
 	for name, values := range map[string][]string{"sink": f.filter.Sinks, "id": f.filter.IDs} {
-		for _, v := range values {
-			if strings.TrimSpace(v) == "" {
+		for i, v := range values {
+			if values[i] = strings.TrimSpace(v); values[i] == "" {
 				return service.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
 			}
 		}
@@ -68,7 +68,7 @@ func parseTime(flag, text string, now time.Time) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02 15:04", time.DateOnly} {
-		if t, err := time.Parse(layout, text); err == nil {
+		if t, err := time.Parse(layout, text); err == nil && !t.IsZero() { // the zero time would pick all
 			return t, nil
 		}
 	}
