@@ -161,7 +161,7 @@ delivery: {batch_size: 7, lanes: 7, max_retries: 7}
 		{"all variables", all, "from-env postgres://localhost/env from_env from_env events from-env [env:9092] 50 2 0 30s false :1"},
 		{"a name in the file", append([]string{"NAME=named"}, all...), "named postgres://localhost/env from_env from_env events from-env [env:9092] 50 2 0 30s false :1"},
 	} {
-		got, _, err := parse("f.yml", []byte(file), c.environ, Options{})
+		got, _, err := Parse("f.yml", []byte(file), c.environ, Options{})
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -237,7 +237,7 @@ OUTBOX_COMPOSITE_MEMBERS: sinks[0].members[1]: "redis_streams" is no sink; these
 			if c.file != "" {
 				file = "f.yml"
 			}
-			_, warnings, err := parse(file, []byte(c.file), c.environ, Options{})
+			_, warnings, err := Parse(file, []byte(c.file), c.environ, Options{})
 			if diff := cmp.Diff(c.err, errorText(err)); diff != "" {
 				t.Errorf("error (-want +got):\n%s", diff)
 			}
@@ -270,7 +270,7 @@ func TestTLSWarning(t *testing.T) {
 		"host=localhost,db.internal port=5432,5432 sslmode=prefer":    true,
 		"host=localhost,db.internal port=5432,5432 sslmode=verify-ca": false,
 	} {
-		_, warnings, err := parse("", nil, []string{"OUTBOX_PUBLISHER_TYPE=stdout", "DATABASE_URL=" + dsn}, Options{})
+		_, warnings, err := Parse("", nil, []string{"OUTBOX_PUBLISHER_TYPE=stdout", "DATABASE_URL=" + dsn}, Options{})
 		if err != nil {
 			t.Errorf("%s: %v", dsn, err)
 		}
@@ -331,7 +331,7 @@ func TestSecretsAreMasked(t *testing.T) {
 func TestExampleAndEffective(t *testing.T) {
 	t.Parallel()
 	environ := []string{"DATABASE_URL=postgres://localhost/shop"}
-	got, warnings, err := parse("example.yml", []byte(Example()), environ, Options{})
+	got, warnings, err := Parse("example.yml", []byte(Example()), environ, Options{})
 	if err != nil || len(warnings) > 0 {
 		t.Fatalf("the example: %v, %q", err, warnings)
 	}
@@ -350,7 +350,7 @@ func TestExampleAndEffective(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, _, err := parse("effective.yml", []byte(effective), nil, Options{})
+	again, _, err := Parse("effective.yml", []byte(effective), nil, Options{})
 	if err != nil {
 		t.Fatalf("effective does not load: %v\n%s", err, effective)
 	}
@@ -393,7 +393,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte(Example()), "a: {b}")
 	f.Fuzz(func(t *testing.T, data []byte, value string) {
 		environ := []string{"DATABASE_URL=postgres://localhost/shop", "BROKERS=" + value}
-		c, _, err := parse("fuzz.yml", data, environ, Options{})
+		c, _, err := Parse("fuzz.yml", data, environ, Options{})
 		if err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
 				t.Error("an error without text")
@@ -404,7 +404,7 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, _, err := parse("effective.yml", []byte(effective), environ, Options{})
+		again, _, err := Parse("effective.yml", []byte(effective), environ, Options{})
 		if strings.Contains(effective, mask) {
 			return // secrets do not survive, and need not be valid when masked
 		}

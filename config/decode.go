@@ -23,6 +23,11 @@ var notBuilt = []string{
 
 var sinkTypes = []string{SinkKafka, SinkRedis, SinkWebhook, SinkEventBus, SinkComposite, SinkStdout}
 
+// isType says whether a sink may be of this type.
+func (l *loader) isType(typ string) bool {
+	return slices.Contains(sinkTypes, typ) || typ == SinkInProcess && l.options.InProcess
+}
+
 var index = regexp.MustCompile(`\[\d+\]`)
 
 // decode writes a node into v and reports every mistake on the way. Its recursion ends with the types of Config, so
@@ -182,7 +187,7 @@ func (l *loader) decodeSinks(n *yaml.Node, path string, v reflect.Value) {
 			l.mistake(sub, "must hold keys, not %s", kindName(item))
 		case typ == "" && isAbandoned(item): // of which nothing but its name matters
 			l.decode(item, sub, reflect.ValueOf(&list[i]).Elem())
-		case slices.Contains(sinkTypes, typ):
+		case l.isType(typ):
 			list[i] = defaultSink(typ)
 			l.decode(item, sub, reflect.ValueOf(&list[i]).Elem())
 		default:

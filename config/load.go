@@ -33,6 +33,8 @@ type Options struct {
 	NoDSN bool
 	// NoSinks lets the configuration be without sinks.
 	NoSinks bool
+	// InProcess allows sinks of type SinkInProcess.
+	InProcess bool
 	// CheckSink says what a sink's own package has against c.Sinks[i], by keys of the sink such as tls.ca_file. It is
 	// called for sinks that this package has found mistakes in, too, so that all come at once. It may be nil.
 	CheckSink func(c Config, i int) []Mistake
@@ -41,7 +43,7 @@ type Options struct {
 // LoadWith is Load with options.
 func LoadWith(path string, environ []string, o Options) (Config, []string, error) {
 	if path == "" {
-		return parse("", nil, environ, o)
+		return Parse("", nil, environ, o)
 	}
 	data, err := readRegular(path)
 	if err != nil {
@@ -50,11 +52,11 @@ func LoadWith(path string, environ []string, o Options) (Config, []string, error
 		}
 		return Config{}, nil, &Error{Mistakes: []Mistake{{File: path, Text: "cannot be read: " + err.Error()}}}
 	}
-	return parse(path, data, environ, o)
+	return Parse(path, data, environ, o)
 }
 
-// parse is Load on a file's content.
-func parse(file string, data []byte, environ []string, o Options) (Config, []string, error) {
+// Parse is LoadWith on a file's content; file is what mistakes call it.
+func Parse(file string, data []byte, environ []string, o Options) (Config, []string, error) {
 	l := &loader{
 		file: file, env: environment(environ), options: o, used: map[string]bool{}, origins: map[string]origin{}, config: Default(),
 	}
@@ -64,7 +66,7 @@ func parse(file string, data []byte, environ []string, o Options) (Config, []str
 		l.config.Source.DSN = DSN(o.DSN)
 	}
 	l.complete()
-	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, mistake: l.invalid, warn: l.warn}
+	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, isType: l.isType, mistake: l.invalid, warn: l.warn}
 	v.run()
 	if o.CheckSink != nil {
 		l.checkSinks()
@@ -145,7 +147,7 @@ func (l *loader) invalid(path, format string, args ...any) {
 // may be the same thing in other words.
 func (l *loader) checkSinks() {
 	for i, s := range l.config.Sinks {
-		if !slices.Contains(sinkTypes, s.Type) || s.Abandoned {
+		if !l.isType(s.Type) || s.Abandoned {
 			continue
 		}
 		path := fmt.Sprintf("sinks[%d]", i)

@@ -14,6 +14,8 @@ const (
 	SinkEventBus  = "event_bus"
 	SinkComposite = "composite"
 	SinkStdout    = "stdout"
+	// SinkInProcess is made in Go, by whoever embeds the connector: no file can name it. See Options.InProcess.
+	SinkInProcess = "in_process"
 )
 
 // The strategies of a composite.

@@ -12,11 +12,11 @@ import (
 func TestNoDSN(t *testing.T) {
 	t.Parallel()
 	const file = "source: {dsn: '${NOWHERE}', replication_dsn: '%', slot: orders}\nsinks: [{type: stdout}]\n"
-	got, _, err := parse("f.yml", []byte(file), []string{"DATABASE_URL=%"}, Options{NoDSN: true})
+	got, _, err := Parse("f.yml", []byte(file), []string{"DATABASE_URL=%"}, Options{NoDSN: true})
 	if err != nil || got.Source.DSN != "" || got.Source.ReplicationDSN != "" || got.Source.Slot != "orders" {
 		t.Errorf("source %+v, %v", got.Source, err)
 	}
-	if _, _, err := parse("f.yml", []byte(file), nil, Options{}); err == nil {
+	if _, _, err := Parse("f.yml", []byte(file), nil, Options{}); err == nil {
 		t.Error("no mistake")
 	}
 }
@@ -36,7 +36,7 @@ sinks:
   - {name: d, type: other}
 `
 	asked := 0
-	_, _, err := parse("f.yml", []byte(file), nil, Options{CheckSink: func(c Config, i int) []Mistake {
+	_, _, err := Parse("f.yml", []byte(file), nil, Options{CheckSink: func(c Config, i int) []Mistake {
 		asked++
 		return []Mistake{{Path: "url", Text: "is wrong"}, {Path: "secret[1]", Text: "is weak in " + c.Sinks[i].Name}, {Text: "is not to be"}}
 	}})
@@ -94,7 +94,7 @@ func TestTopicsThatAreGood(t *testing.T) {
 		{"type: stdout", "a b > *"},
 	} {
 		file := fmt.Sprintf("sinks: [{name: a, %s}, {name: b, %[1]s, topic: %[2]q}]\nroutes: [{sinks: [a, b], topic: %[2]q}]\n", c.sink, c.topic)
-		if _, _, err := parse("f.yml", []byte(file), []string{"DATABASE_URL=postgres://localhost/shop"}, Options{}); err != nil {
+		if _, _, err := Parse("f.yml", []byte(file), []string{"DATABASE_URL=postgres://localhost/shop"}, Options{}); err != nil {
 			t.Errorf("%s with %q: %v", c.sink, c.topic, err)
 		}
 	}

@@ -17,6 +17,7 @@ type validator struct {
 	config  *Config
 	noDSN   bool // is no mistake
 	noSinks bool // is none either
+	isType  func(string) bool
 	mistake func(path, format string, args ...any)
 	warn    func(format string, args ...any)
 }

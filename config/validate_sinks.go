@@ -12,7 +12,7 @@ import (
 )
 
 func (v *validator) sink(path string, s *Sink) {
-	if !slices.Contains(sinkTypes, s.Type) {
+	if !v.isType(s.Type) {
 		v.mistake(path+".type", "%s", wrongSinkType(s.Type))
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // Parts are what a connector shares with the process around it. All are required unless they say otherwise.
@@ -19,6 +20,8 @@ type Parts struct {
 	Health  *monitoring.Health
 	// Stdout is where a sink of type stdout writes.
 	Stdout io.Writer
+	// InProcess opens the sinks of type config.SinkInProcess, by name; nil where there is none.
+	InProcess map[string]func() (sinks.Sink, error)
 	// Prepare is called before the first session; it may be nil.
 	Prepare func(context.Context) error
 }
@@ -45,11 +48,10 @@ func Build(cfg config.Config, p Parts) (*connector.Connector, error) {
 		Breaker: connector.Breaker(cfg.Breaker),
 		Metrics: p.Metrics, Health: p.Health, Logger: p.Logger, Prepare: p.Prepare,
 	}
-	sinks, err := buildSinks(cfg, p)
-	if err != nil {
+	var err error
+	if c.Sinks, err = buildSinks(cfg, p); err != nil {
 		return nil, err
 	}
-	c.Sinks = sinks
 	if c.Routes, err = buildRoutes(cfg); err != nil {
 		return nil, err
 	}
