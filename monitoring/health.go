@@ -31,6 +31,7 @@ type Health struct {
 	mu         sync.Mutex
 	role       Role
 	components map[string]Component
+	changed    chan struct{} // nil where nobody waits
 }
 
 // Set says how component is now.
@@ -54,10 +55,24 @@ func (h *Health) set(component string, ok bool, detail string) {
 	if !known || was.OK != ok {
 		now.Since = time.Now().UTC()
 	}
+	if h.changed != nil {
+		close(h.changed)
+		h.changed = nil
+	}
 	if h.components == nil {
 		h.components = make(map[string]Component)
 	}
 	h.components[component] = now
+}
+
+// Changed is closed when a component is next heard of.
+func (h *Health) Changed() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.changed == nil {
+		h.changed = make(chan struct{})
+	}
+	return h.changed
 }
 
 // SetRole says whether this process reads the slot or stands by.
