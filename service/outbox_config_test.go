@@ -1,0 +1,254 @@
+package service
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+const testDSN = "postgres://localhost/shop"
+
+// named is a publisher that publishes nothing.
+type named string
+
+func (named) Publish(context.Context, *outbox.OutboxEntry) error { return nil }
+func (n named) GetName() string                                  { return string(n) }
+
+// fromFile is what the daemon makes of a file.
+func fromFile(t *testing.T, text string) config.Config {
+	t.Helper()
+	cfg, _, err := config.Parse("outbox.yaml", []byte("source: {dsn: "+testDSN+"}\nhttp: {listen: 127.0.0.1:1}\n"+text), nil,
+		config.Options{NoSinks: true, InProcess: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.HTTP.Listen = ""
+	return cfg
+}
+
+// Every publisher of the platform's page becomes what the daemon makes of a file.
+func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
+	t.Parallel()
+	kafka := map[string]any{"brokers": []string{"localhost:9092"}, "topic": "pyairtable-events"}
+	const kafkaFile = `{type: kafka, brokers: [localhost:9092], topic: pyairtable-events}`
+	redis := map[string]any{"redis_url": "redis://:p$w@localhost:6379", "stream": "pyairtable:events"}
+	const redisFile = `{type: redis_stream, url: "redis://:p$$w@localhost:6379", topic: "pyairtable:events"}`
+	open := func() (sinks.Sink, error) { return nil, nil }
+	for name, test := range map[string]struct {
+		c    OutboxServiceConfig
+		want string // without what all have
+	}{
+		"kafka": {OutboxServiceConfig{PublisherType: "kafka", PublisherConfig: kafka}, "sinks: [" + kafkaFile + "]"},
+		"redis": {OutboxServiceConfig{PublisherType: "redis_stream", PublisherConfig: redis}, "sinks: [" + redisFile + "]"},
+		"webhook": {OutboxServiceConfig{PublisherType: "webhook", PublisherConfig: map[string]any{
+			"url": "https://api.example.com/webhooks/events", "headers": map[string]string{"Authorization": "Bearer ${token}"}, "rate": 7, "secret": []any{"a", "b"},
+		}}, `sinks: [{type: webhook, url: "https://api.example.com/webhooks/events", headers: {Authorization: "Bearer $${token}"}, rate: 7, secret: [a, b]}]`},
+		"NATS": {
+			OutboxServiceConfig{PublisherType: "event_bus", PublisherConfig: map[string]any{"url": "nats://localhost", "stream": "events"}},
+			"sinks: [{type: event_bus, url: nats://localhost, stream: events}]",
+		},
+		"bus in the process": {OutboxServiceConfig{PublisherType: "event_bus"}, "sinks: [{type: in_process, name: event_bus}]"},
+		"composite of one":   {OutboxServiceConfig{PublisherType: "composite", PublisherConfig: map[string]any{"strategy": "primary", "kafka": kafka}}, "sinks: [" + kafkaFile + "]"},
+		"composite of all": {
+			OutboxServiceConfig{PublisherType: "composite", PublisherConfig: map[string]any{"event_bus": nil, "redis_stream": redis, "kafka": kafka}},
+			"sinks: [" + kafkaFile + ", " + redisFile + ", {type: in_process, name: event_bus}, {type: composite, strategy: all, members: [kafka, redis_stream, event_bus]}]",
+		},
+		"composite with the service's own": {OutboxServiceConfig{
+			PublisherType: "composite", Publishers: []Publisher{named("mine")}, Sinks: map[string]func() (sinks.Sink, error){"other": open},
+			PublisherConfig: map[string]any{"strategy": "any", "members": []string{"mine", "kafka"}, "kafka": kafka},
+		}, "sinks: [" + kafkaFile + ", {type: composite, strategy: any, members: [mine, kafka]}, {type: in_process, name: mine}, {type: in_process, name: other}]"},
+		"all else": {OutboxServiceConfig{
+			ServiceName: "user-service", DatabaseURL: "postgres://other/db", Slot: "s", Publication: "p", PublisherType: "stdout", BatchSize: 50, PollInterval: time.Second,
+			MaxRetries: 7, WorkerCount: 2, RetentionDays: 7, CircuitBreakerEnabled: true, CircuitBreakerMaxFailures: 9, CircuitBreakerResetTimeout: 90 * time.Second, EnableMetrics: true,
+		}, "name: user-service\nsinks: [{type: stdout}]\ndelivery: {batch_size: 50, max_retries: 7, lanes: 2}\nbreaker: {enabled: true, max_failures: 9, reset_timeout: 90s}\nmetrics: {enabled: true}"},
+	} {
+		got, err := test.c.load([]string{"DATABASE_URL=" + testDSN})
+		if name == "all else" {
+			got, err = test.c.load(nil)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		text := test.want
+		if name != "all else" {
+			text += "\nbreaker: {enabled: false}\nmetrics: {enabled: false}"
+		}
+		want := fromFile(t, text)
+		if name == "all else" {
+			want.Source.DSN, want.Source.ReplicationDSN, want.Source.Slot, want.Source.Publication = "postgres://other/db", "postgres://other/db", "s", "p"
+		}
+		if diff := cmp.Diff(want, got.config); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", name, diff)
+		}
+		for _, s := range got.config.Sinks { // none without its maker
+			if (s.Type == config.SinkInProcess) != (got.opens[s.Name] != nil) {
+				t.Errorf("%s: sink %s of type %s opens by %v", name, s.Name, s.Type, got.opens)
+			}
+		}
+	}
+}
+
+// All mistakes come at once, by the names of the fields, and no value is told that may be a secret.
+func TestOutboxServiceConfigMistakes(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		c    OutboxServiceConfig
+		want string
+	}{
+		"nothing": {OutboxServiceConfig{}, `
+PublisherType: missing; write kafka, redis_stream, webhook, event_bus, composite, stdout, or name Publishers or Sinks of your own
+DatabaseURL: missing; write it, or set DATABASE_URL`},
+		"everything": {OutboxServiceConfig{
+			ServiceName: " x", DatabaseURL: "postgres://u:hunter2@[", Slot: "A", PublisherType: "kafka", BatchSize: -1, MaxRetries: -1, WorkerCount: 1000,
+			RetentionDays: -1, CircuitBreakerMaxFailures: -1, CircuitBreakerResetTimeout: -1,
+			PublisherConfig: map[string]any{"topics": "x", "brokers": []string{"h"}, "placement": "type:nowhere", "compression": make(chan int)},
+			Publishers:      []Publisher{nil, named("kafka"), named("a b")},
+			Sinks:           map[string]func() (sinks.Sink, error){"s": nil},
+		}, `
+Publishers[0]: is nil
+Sinks["s"]: is nil
+RetentionDays: is no number of days
+PublisherConfig.compression: is a chan int; write a string, a number, a bool, a list or a map of such
+CircuitBreakerMaxFailures: -1 is not between 1 and 1000000
+CircuitBreakerResetTimeout: -1ns is not between 10ms and 24h0m0s
+BatchSize: -1 is not between 1 and 10000
+WorkerCount: 1000 is not between 1 and 256
+MaxRetries: -1 is not between 0 and 1000000
+ServiceName: must be at most 200 characters, without control characters or spaces around
+PublisherConfig.brokers[0]: "h" is no broker; write host:9092
+PublisherConfig.placement: …
+PublisherConfig.topics: unknown key; known here: …
+Publishers[1].GetName(): "kafka" is the name of PublisherConfig already; the ledger knows a sink by its name
+Publishers[2].GetName(): "a b" is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit
+Slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _
+DatabaseURL: …`},
+		"redis": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "redis_stream", PublisherConfig: map[string]any{"redis_url": "http://hunter2", "url": "redis://x", "stream": "{nothing}"}}, `
+PublisherConfig.url: is said already
+PublisherConfig.stream: {nothing} is no field of an event; these are: …
+PublisherConfig.redis_url: has the scheme "http"; write redis, rediss`},
+		"webhook": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "webhook", PublisherConfig: map[string]any{"url": "http://localhost", "headers": 7}}, `
+PublisherConfig.headers: must hold keys, not one value
+PublisherConfig.url: http sends events and signatures in clear; write https, or name the host in allow_hosts`},
+		"unknown type": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "kafak"}, `
+PublisherType: "kafak" is no type of sink; write one of kafka, redis_stream, webhook, event_bus, composite, stdout`},
+		"no type": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherConfig: map[string]any{"brokers": "x:1"}}, `
+PublisherType: missing; write that of PublisherConfig, such as kafka`},
+		"composite": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "composite", PublisherConfig: map[string]any{
+			"strategy": "first", "members": []string{"kafka", "nobody"}, "kafka": map[string]any{}, "webhook": "https://x", "stdout": nil, "nats": nil,
+		}}, `
+PublisherConfig.strategy: is unknown; write all, any, primary
+PublisherConfig.nats: unknown key; known here: strategy, members, kafka, redis_stream, webhook, event_bus, stdout
+PublisherConfig.webhook: must be a map[string]any
+PublisherConfig.members: leaves out "stdout", which is described beside it
+PublisherConfig.kafka.brokers: missing; write brokers: [host:9092]
+PublisherConfig.members[1]: "nobody" is no sink; these are: composite, kafka, stdout`},
+		"composite without order": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "composite", PublisherConfig: map[string]any{
+			"strategy": "primary", "kafka": map[string]any{"brokers": "h:1"}, "stdout": nil,
+		}}, `
+PublisherConfig.members: missing; write them in their order, such as []string{"kafka", "stdout"}`},
+		"composite of nothing": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "composite"}, `
+PublisherConfig: describes no member; write kafka with its keys`},
+	} {
+		_, err := test.c.load([]string{"DATABASE_URL=" + test.c.DatabaseURL})
+		wantExit(t, err, 78)
+		if strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: a secret is told", name)
+		}
+		got := strings.Split(err.Error(), "\n")
+		want := strings.Split(strings.TrimPrefix(test.want, "\n"), "\n")
+		for i, line := range want { // … stands for what is another package's to say
+			if begin, _, cut := strings.Cut(line, "…"); cut && i < len(got) && strings.HasPrefix(got[i], begin) {
+				want[i] = got[i]
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", name, diff)
+		}
+	}
+	_, err := NewOutboxService(nil, OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "stdout", BatchSize: -1})
+	if err == nil || !strings.Contains(err.Error(), "db: is nil") || !strings.Contains(err.Error(), "BatchSize") {
+		t.Errorf("without a database: %v", err)
+	}
+}
+
+// What has no effect is said.
+func TestOutboxServiceConfigWarnings(t *testing.T) {
+	t.Parallel()
+	var log lockedBuffer
+	_, err := NewOutboxService(new(sql.DB), OutboxServiceConfig{
+		DatabaseURL: testDSN, PollInterval: time.Second, RetentionDays: 7, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		PublisherType: "webhook", PublisherConfig: map[string]any{"url": "https://h"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"PollInterval has no effect", "RetentionDays has no effect", "PublisherConfig.secret is missing"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, log.String())
+		}
+	}
+}
+
+// The environment of the platform's page makes of a preset what the daemon makes of the same environment.
+func TestPreset(t *testing.T) {
+	t.Parallel()
+	p := Preset{Service: "orders", Sinks: []string{"kafka"}, Topics: map[string]string{"kafka": "k", "redis_stream": "r"}, Lanes: 2}
+	page := []string{
+		"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=50", "OUTBOX_POLL_INTERVAL=5s", "OUTBOX_MAX_RETRIES=3", "OUTBOX_WORKER_COUNT=3",
+		"OUTBOX_ENABLE_METRICS=true", "OUTBOX_RETENTION_DAYS=7", "SERVICE_NAME=user-service", "OUTBOX_KAFKA_BROKERS=k:1", "OUTBOX_REDIS_URL=redis://r",
+	}
+	const kafka = "{type: kafka, brokers: [\"k:1\"], topic: k}"
+	const redis = "{type: redis_stream, url: \"redis://r\", topic: r}"
+	for name, test := range map[string]struct {
+		preset  Preset
+		environ []string
+		want    string
+	}{
+		"its own sink":      {p, nil, "sinks: [" + kafka + "]"},
+		"another":           {p, []string{"OUTBOX_PUBLISHER_TYPE=redis_stream"}, "sinks: [" + redis + "]"},
+		"another topic":     {p, []string{"OUTBOX_KAFKA_TOPIC=mine"}, "sinks: [{type: kafka, brokers: [\"k:1\"], topic: mine}]"},
+		"the process's bus": {p, []string{"OUTBOX_PUBLISHER_TYPE=event_bus"}, "sinks: [{name: event_bus, type: in_process}]"},
+		"NATS":              {p, []string{"OUTBOX_PUBLISHER_TYPE=event_bus", "OUTBOX_EVENT_BUS_URL=nats://n"}, "sinks: [{type: event_bus, url: nats://n}]"},
+		"a composite": {
+			p,
+			[]string{"OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_STRATEGY=any", "OUTBOX_COMPOSITE_MEMBERS=redis_stream, kafka"},
+			"sinks: [" + kafka + ", " + redis + ", {type: composite, strategy: any, members: [redis_stream, kafka]}]",
+		},
+		"two sinks": {
+			Preset{Service: "orders", Sinks: []string{"redis_stream", "kafka"}, Topics: p.Topics},
+			nil,
+			"sinks: [" + kafka + ", " + redis + ", {type: composite, members: [redis_stream, kafka]}]",
+		},
+	} {
+		c, environ := test.preset.config(append(page, test.environ...))
+		got, err := c.load(environ)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want := fromFile(t, test.want+"\nname: orders\ndelivery: {batch_size: 50, lanes: 3}")
+		if diff := cmp.Diff(want, got.config); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", name, diff)
+		}
+	}
+	c, environ := p.config([]string{"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=many", "OUTBOX_RETENTION_DAYS=x"})
+	_, err := c.load(environ)
+	wantExit(t, err, 78, "OUTBOX_BATCH_SIZE: delivery.batch_size", "RetentionDays", "PublisherConfig.brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
+	c, environ = Preset{}.config(nil)
+	_, err = c.load(environ)
+	var found *config.Error
+	if !errors.As(err, &found) || len(found.Mistakes) != 2 || found.Mistakes[0].Path != "PublisherType" {
+		t.Errorf("an empty preset: %v", err)
+	}
+}

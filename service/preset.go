@@ -1,0 +1,104 @@
+package service
+
+import (
+	"database/sql"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+)
+
+// Preset is what a service of the platform need not say again. The environment, with the variables that the daemon has,
+// beats it; where the destinations are, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL, only the environment says.
+type Preset struct {
+	Service string
+	// Sinks are types, as in OutboxServiceConfig.PublisherType; each gets every event. OUTBOX_PUBLISHER_TYPE replaces
+	// them.
+	Sinks []string
+	// Topics by type of sink: of kafka a topic, of redis_stream a stream, of event_bus a subject. They may have
+	// fields, as outbox.event.{aggregate_type}, which is also the default.
+	Topics map[string]string
+	// Lanes of each sink; 0 is the daemon's default.
+	Lanes int
+}
+
+// presets are those of services that have a function of their own.
+var presets = map[string]Preset{
+	"user-service": {
+		Service: "user-service", Sinks: []string{config.SinkKafka}, Lanes: 2,
+		Topics: map[string]string{config.SinkKafka: "pyairtable-events", config.SinkRedis: "pyairtable:events"},
+	},
+}
+
+// SetupForUserService is Setup for the user service.
+func SetupForUserService(db *sql.DB) (*OutboxService, error) {
+	return Setup(db, presets["user-service"])
+}
+
+// Setup is NewOutboxService for a service that has a preset, and for the environment.
+func Setup(db *sql.DB, p Preset) (*OutboxService, error) {
+	c, environ := p.config(os.Environ())
+	return newOutboxService(db, c, environ)
+}
+
+// config makes of the preset what the environment has not said, and gives what is left of that.
+func (p Preset) config(environ []string) (OutboxServiceConfig, []string) {
+	env := map[string]string{}
+	for _, e := range environ {
+		name, value, _ := strings.Cut(e, "=")
+		env[name] = value
+	}
+	c := OutboxServiceConfig{ServiceName: p.Service, WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true}
+	types := p.Sinks
+	strategy := config.StrategyAll
+	ordered := false
+	switch typ := env["OUTBOX_PUBLISHER_TYPE"]; typ {
+	case "":
+	case config.SinkComposite:
+		types, ordered = nil, true
+		for name := range strings.SplitSeq(env["OUTBOX_COMPOSITE_MEMBERS"], ",") {
+			types = append(types, strings.TrimSpace(name))
+		}
+		if s := env["OUTBOX_COMPOSITE_STRATEGY"]; s != "" {
+			strategy = s
+		}
+	default:
+		types = []string{typ}
+	}
+	switch {
+	case len(types) == 0: // is a mistake
+	case len(types) == 1 && !ordered:
+		c.PublisherType, c.PublisherConfig = types[0], p.settings(types[0])
+	default:
+		c.PublisherType = config.SinkComposite
+		c.PublisherConfig = map[string]any{"strategy": strategy, "members": types}
+		for _, typ := range types {
+			c.PublisherConfig[typ] = p.settings(typ)
+		}
+	}
+	if days := env["OUTBOX_RETENTION_DAYS"]; days != "" { // the daemon refuses it, and it is in every environment of the platform
+		var err error
+		if c.RetentionDays, err = strconv.Atoi(days); err != nil {
+			c.RetentionDays = -1
+		}
+	}
+	for _, name := range []string{"OUTBOX_PUBLISHER_TYPE", "OUTBOX_COMPOSITE_MEMBERS", "OUTBOX_COMPOSITE_STRATEGY", "OUTBOX_RETENTION_DAYS"} {
+		delete(env, name)
+	}
+	var rest []string
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		rest = append(rest, name+"="+env[name])
+	}
+	return c, rest
+}
+
+func (p Preset) settings(typ string) map[string]any {
+	settings := map[string]any{}
+	if topic := p.Topics[typ]; topic != "" {
+		settings["topic"] = topic
+	}
+	return settings
+}
