@@ -25,17 +25,22 @@ const (
 	Kill    Action = "kill"    // what waits becomes a dead letter, with a row in the log
 )
 
-// picks is the status of the rows that an action is for.
-func (a Action) picks() string {
-	if a == Kill {
-		return "parked"
-	}
-	return "dead"
+// actions are the status of the rows that an action is for, and what it has done to them.
+var actions = map[Action]struct{ picks, past string }{
+	Retry:   {"dead", "retried"},
+	Discard: {"dead", "discarded"},
+	Kill:    {"parked", "killed"},
 }
 
-// past is what has become of a row then.
-func (a Action) past() string {
-	return map[Action]string{Retry: "retried", Discard: "discarded", Kill: "killed"}[a]
+// Past is the word for a row to which it was done.
+func (a Action) Past() string { return actions[a].past }
+
+// noun is what a row of a status is called.
+func noun(status string) string {
+	if status == "parked" {
+		return "parked event"
+	}
+	return "dead letter"
 }
 
 // ChangeOptions say which rows are changed, and how.
@@ -113,7 +118,7 @@ func (l *ledger) find(ctx context.Context, a Action, f Filter, result *ChangeRes
 	var keys []checkpoint.Key
 	counts := map[int32]int{}
 	seen := map[string]bool{}
-	err = l.each(ctx, parkedQuery{status: a.picks(), filter: f, processors: processors}, func(p *Parked) (bool, error) {
+	err = l.each(ctx, parkedQuery{status: actions[a].picks, filter: f, processors: processors}, func(p *Parked) (bool, error) {
 		seen[p.Event.ID] = true
 		if a == Retry && p.key.Processor == 0 {
 			result.Left++
@@ -128,7 +133,7 @@ func (l *ledger) find(ctx context.Context, a Action, f Filter, result *ChangeRes
 	}
 	for _, id := range f.IDs {
 		if !seen[l.canonical(id)] {
-			return nil, unchanged(l.notThat(ctx, a.picks(), a.past(), id, processors))
+			return nil, unchanged(l.notThat(ctx, actions[a].picks, a.Past(), id, processors))
 		}
 	}
 	if result.Left > 0 && (len(keys) == 0 || len(f.IDs) > 0) {
@@ -136,7 +141,7 @@ func (l *ledger) find(ctx context.Context, a Action, f Filter, result *ChangeRes
 			plural(result.Left, "dead letter"))
 	}
 	if len(keys) == 0 {
-		return nil, unchanged(l.nothing(ctx, a.picks(), f))
+		return nil, unchanged(l.nothing(ctx, actions[a].picks, f))
 	}
 	result.Matched = len(keys)
 	for _, id := range processors {
@@ -150,7 +155,6 @@ func (l *ledger) find(ctx context.Context, a Action, f Filter, result *ChangeRes
 
 // nothing says that a filter picks nothing, and whether there is anything that it could pick.
 func (l *ledger) nothing(ctx context.Context, status string, f Filter) error {
-	what := map[string]string{"dead": "dead letter", "parked": "parked event"}[status]
 	all, err := l.named(nil)
 	if err != nil {
 		return err
@@ -161,9 +165,9 @@ func (l *ledger) nothing(ctx context.Context, status string, f Filter) error {
 	case err != nil:
 		return fmt.Errorf("count rows: %w", err)
 	case n == 0:
-		return fmt.Errorf("there is no %s", what)
+		return fmt.Errorf("there is no %s", noun(status))
 	}
-	return fmt.Errorf("no %s matches (%s), of %d", what, f, n)
+	return fmt.Errorf("no %s matches (%s), of %d", noun(status), f, n)
 }
 
 // unchanged adds what matters to whoever wanted a change.
@@ -200,11 +204,7 @@ func (l *ledger) notThat(ctx context.Context, wanted, done, id string, processor
 		return fmt.Errorf("event %s cannot be %s: the ledger has nothing of it, at these sinks", id, done)
 	}
 	slices.Sort(states)
-	want := "is no dead letter"
-	if wanted == "parked" {
-		want = "does not wait"
-	}
-	return fmt.Errorf("event %s cannot be %s: it %s, but %s", id, done, want, strings.Join(states, ", "))
+	return fmt.Errorf("event %s cannot be %s: it is no %s, but %s", id, done, noun(wanted), strings.Join(states, ", "))
 }
 
 func (l *ledger) changeAll(ctx context.Context, a Action, o ChangeOptions, keys []checkpoint.Key, result *ChangeResult) error {
@@ -229,7 +229,7 @@ func (l *ledger) changeAll(ctx context.Context, a Action, o ChangeOptions, keys 
 			n, err = l.change(ctx, a, o, part)
 		}
 		if err != nil {
-			return fmt.Errorf("%d of %d %s, then: %w", result.Changed, len(keys), a.past(), cmp.Or(context.Cause(ctx), err))
+			return fmt.Errorf("%d of %d %s, then: %w", result.Changed, len(keys), a.Past(), cmp.Or(context.Cause(ctx), err))
 		}
 		done += len(part)
 		result.Changed += n

@@ -202,7 +202,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		{Kill, Filter{Type: "payment.*", Aggregate: "order/1"}, `no parked event matches (type "payment.*", aggregate "order/1"), of 1; nothing was changed`},
 		{Retry, ids(1, 2), "event " + eventID(2) + " cannot be retried: it is no dead letter, but parked at a; nothing was changed"},
 		{Discard, ids(4), "event " + eventID(4) + " cannot be discarded: it is no dead letter, but delivered at b; nothing was changed"},
-		{Kill, ids(1), "event " + eventID(1) + " cannot be killed: it does not wait, but dead at a; nothing was changed"},
+		{Kill, ids(1), "event " + eventID(1) + " cannot be killed: it is no parked event, but dead at a; nothing was changed"},
 		{Retry, ids(5), "event " + eventID(5) + " cannot be retried: the ledger has nothing of it, at these sinks; nothing was changed"},
 		{Retry, Filter{IDs: []string{eventID(1)}, Tenant: "other"}, "it is no dead letter, but dead, and the other filters leave it out, at a"},
 		{Retry, Filter{IDs: []string{"12"}}, `"12" is no event id: those of this outbox are of type uuid, as 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f`},

@@ -109,7 +109,7 @@ func TestDLQ(t *testing.T) {
 	run("dlq export --type x", 0, "", "")
 	run("dlq retry --all --dry-run", 0, "would retry 1 event (1 of partner)\n", "")
 	run("pause partner", 0, "partner is paused; 1 parked\n", "")
-	run("dlq retry --type order.*", 0, "due again: 1 event (1 of partner)\npartner is paused: they wait until outbox-cdc resume partner\n", "")
+	run("dlq retry --type order.*", 0, "retried: 1 event (1 of partner)\npartner is paused: they wait until outbox-cdc resume partner\n", "")
 	if got := command(t, environ, "events", "list", "--status", "parked", "--id", oneID+", 00000000-0000-7000-8000-000000000002"); strings.Count(got.stdout, "partner") != 2 {
 		t.Errorf("two ids: %s%s", got.stdout, got.stderr)
 	}
@@ -117,7 +117,7 @@ func TestDLQ(t *testing.T) {
 	run("events list --status parked", 0, "the sink is paused", "")
 	run("resume partner", 0, "partner is delivered to; 2 parked\n", "")
 	run("resume partner", 0, "partner is delivered to, as it was before; 2 parked\n", "")
-	run("dlq kill --id "+oneID+" --reason closed --yes", 0, "dead: 1 event (1 of partner)\n", "")
+	run("dlq kill --id "+oneID+" --reason closed --yes", 0, "killed: 1 event (1 of partner)\n", "")
 	run("dlq discard --all --yes -o json", 0, `"changed": 1`, "")
 	run("dlq discard --all --yes", 1, "", "there is no dead letter; nothing was changed")
 	run("dlq list", 0, "no dead letters\n", "")

@@ -17,15 +17,14 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/service"
 )
 
-// words of the commands that change rows.
-var changeWords = map[service.Action]struct{ short, long, example, question, done string }{
+// changeHelp is of the commands that change rows. Those with a question ask it first.
+var changeHelp = map[service.Action]struct{ short, long, example, question string }{
 	service.Retry: {
 		short: "Try dead letters again",
 		long: `Make dead letters due again, with no try counted. A connector that runs delivers them at once. Where the aggregate went on
 meanwhile, the event comes after later ones of it.`,
 		example: `  outbox-cdc dlq retry --id 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f
   outbox-cdc dlq retry --sink partner --error 'status 400' --rate 100 --dry-run`,
-		done: "due again",
 	},
 	service.Discard: {
 		short: "Delete dead letters",
@@ -34,7 +33,6 @@ Asks first; off a terminal it needs --yes.`,
 		example: `  outbox-cdc dlq discard --sink none --reason 'test data' --yes
   outbox-cdc dlq discard --aggregate order/42 --until 2026-01-31`,
 		question: "Delete %s for good?",
-		done:     "discarded",
 	},
 	service.Kill: {
 		short: "Give up on events that wait",
@@ -42,7 +40,6 @@ Asks first; off a terminal it needs --yes.`,
 delivery.on_dead_letter is block. Asks first; off a terminal it needs --yes.`,
 		example:  `  outbox-cdc dlq kill --id 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f --reason 'the account is closed'`,
 		question: "Make dead letters of %s?",
-		done:     "dead",
 	},
 }
 
@@ -53,11 +50,11 @@ func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command
 		o        service.ChangeOptions
 		all, yes bool
 		output   outputFormat
-		words    = changeWords[action]
-		asks     = words.question != ""
+		help     = changeHelp[action]
+		asks     = help.question != ""
 	)
 	cmd := &cobra.Command{
-		Use: string(action), Short: words.short, Long: words.long, Example: words.example, Args: noArgs,
+		Use: string(action), Short: help.short, Long: help.long, Example: help.example, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.check(); err != nil {
 				return err
@@ -82,7 +79,7 @@ func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command
 			}
 			if asks && !yes {
 				o.Confirm = func(total int, sinks []service.SinkRows) error {
-					return askYes(cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf(words.question, rowsText(total, sinks)))
+					return askYes(cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf(help.question, rowsText(total, sinks)))
 				}
 			}
 			if asks {
@@ -95,7 +92,7 @@ func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command
 				bar.clear()
 				return err
 			}
-			return output.write(cmd.OutOrStdout(), result, changeText(result, words.done))
+			return output.write(cmd.OutOrStdout(), result, changeText(result))
 		},
 	}
 	configFlag(cmd, &path)
@@ -118,11 +115,7 @@ func reasonText(action service.Action, why string) string {
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		by = u.Username
 	}
-	past := "discarded"
-	if action == service.Kill {
-		past = "killed"
-	}
-	text := past + " by " + by
+	text := action.Past() + " by " + by
 	if why != "" {
 		text += ": " + why
 	}
@@ -141,12 +134,12 @@ func rowsText(total int, sinks []service.SinkRows) string {
 	return fmt.Sprintf("%d %s (%s)", total, noun, strings.Join(parts, ", "))
 }
 
-func changeText(r service.ChangeResult, done string) string {
+func changeText(r service.ChangeResult) string {
 	var b strings.Builder
 	if r.DryRun {
 		fmt.Fprintf(&b, "would %s %s\n", r.Action, rowsText(r.Matched, r.Sinks))
 	} else {
-		fmt.Fprintf(&b, "%s: %s\n", done, rowsText(r.Changed, r.Sinks))
+		fmt.Fprintf(&b, "%s: %s\n", r.Action.Past(), rowsText(r.Changed, r.Sinks))
 	}
 	if r.Meanwhile > 0 {
 		fmt.Fprintf(&b, "%d of these had changed meanwhile, and were left\n", r.Meanwhile)

@@ -70,7 +70,7 @@ func TestPersonActs(t *testing.T) {
 	run("dlq export --payload", 0, `"payload":{"secret":"canary"}`, second)
 	w.hook.status.Store(0)
 	run("dlq retry --tenant acme --dry-run", 0, "would retry 1 event (1 of webhook)")
-	run("dlq retry --tenant acme", 0, "due again: 1 event (1 of webhook)")
+	run("dlq retry --tenant acme", 0, "retried: 1 event (1 of webhook)")
 	arrives(first)
 	eventually(t, 20*time.Second, "settled", func() error {
 		if n := w.ofSink("webhook", "k.status = 'parked'"); n > 0 {
@@ -95,7 +95,7 @@ func TestPersonActs(t *testing.T) {
 	run("events list --status parked", 0, third, "its next attempt, in ", "1/1", "behind "+third)
 	run("events show "+fourth, 0, "waits for:      behind "+third)
 	w.hook.status.Store(0)
-	run("dlq kill --id "+third+" --yes", 0, "dead: 1 event (1 of webhook)")
+	run("dlq kill --id "+third+" --yes", 0, "killed: 1 event (1 of webhook)")
 	arrives(fourth)
 
 	// A paused sink gets nothing, the slot goes on, and after resume all comes, in order.
