@@ -172,6 +172,20 @@ func TestExecuteAfterCancel(t *testing.T) {
 				if !errors.Is(err, context.Canceled) && !errors.Is(err, cause) || runs != 1 {
 					t.Errorf("%d runs: %v", runs, err)
 				}
+				ctx, cancel = context.WithCancelCause(t.Context())
+				err = w.ExecuteWithOutbox(ctx, outbox.EventProducingOperation{
+					Operation: func(tx *sql.Tx) error {
+						cancel(cause)
+						var err error
+						for err == nil || !errors.Is(err, sql.ErrTxDone) { // until database/sql has rolled back
+							_, err = tx.Exec("select 1")
+						}
+						return err
+					}, Events: events,
+				})
+				if !errors.Is(err, cause) || !errors.Is(err, sql.ErrTxDone) {
+					t.Errorf("of an operation that goes on: %v", err)
+				}
 				if err := w.ExecuteWithOutbox(ctx, operation("2")); !errors.Is(err, context.Canceled) {
 					t.Errorf("of a context that is over: %v", err)
 				}
