@@ -195,6 +195,55 @@ func TestStartStop(t *testing.T) {
 	}
 }
 
+// Start waits where a slot cannot be made yet, and Stop ends that.
+func TestStopWhileStarting(t *testing.T) {
+	t.Parallel()
+	db := outboxtest.NewDB(t)
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback() //nolint:errcheck // it only keeps others waiting
+	if _, err := tx.Exec("select pg_current_xact_id()"); err != nil {
+		t.Fatal(err)
+	}
+	c := configOf(t, db, outboxtest.NewSink())
+	waiting := make(chan struct{})
+	c.Logger = slog.New(&onMessage{Handler: c.Logger.Handler(), message: "slot creation waits for open transactions", do: func() { close(waiting) }})
+	s := newService(t, db, c)
+	started := make(chan error, 1)
+	go func() { started <- s.Start() }()
+	select {
+	case <-waiting:
+	case err := <-started:
+		t.Fatalf("it did not wait: %v", err)
+	}
+	stop(t, s)
+	if err := <-started; err == nil || err.Error() != "stopped" {
+		t.Errorf("start: %v", err)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Error(err)
+	}
+	start(t, s)
+	stop(t, s)
+}
+
+// onMessage calls do at the first of a message.
+type onMessage struct {
+	slog.Handler
+	message string
+	once    sync.Once
+	do      func()
+}
+
+func (h *onMessage) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == h.message {
+		h.once.Do(h.do)
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()
 	exit := func(err error) int {
