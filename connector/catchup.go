@@ -35,6 +35,7 @@ type catching struct {
 
 	prev, from checkpoint.Position // a pass: fresh rows up to from are behind it; those before prev were asked for
 	passed     map[int64]struct{}  // hashes of which it left rows behind
+	floor      floor               // where a pass begins
 }
 
 type readResult struct {
@@ -154,7 +155,8 @@ func (l *lane) readRows(now time.Time) {
 	if l.from == before {
 		l.prev, l.passed = before, nil
 	}
-	l.asking = question{Prev: l.prev, From: l.from, Passed: l.passed, Batch: l.delivery.BatchSize}
+	l.asking = question{Prev: l.prev, From: l.from, Floor: l.floor.at, Passed: l.passed, Batch: l.delivery.BatchSize}
+	l.floor.readBegins()
 	l.probing = p.probe
 	l.whole = l.from == before && l.waiting
 	l.look, l.reading = false, true
@@ -188,6 +190,12 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	}
 	for _, h := range res.Left {
 		l.passed[h] = struct{}{}
+	}
+	if n := len(res.Fresh); n > 0 {
+		l.floor.read(res.Fresh[n-1].position())
+	}
+	if l.asking.From == before {
+		l.floor.readEnds(res.First)
 	}
 	l.prev, l.from = l.asking.From, before
 	clear(l.held)

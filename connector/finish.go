@@ -164,6 +164,9 @@ func (f *finishing) notAttempted(d *delivery, err error) {
 // record adds the outcome. It is valid until the next one is added.
 func (f *finishing) record(d *delivery, status checkpoint.Status, err error, inPlace bool) *checkpoint.Outcome {
 	o := d.outcome(f.id, status, inPlace)
+	if o.Row == checkpoint.RowInsert {
+		f.floor.parked(d.position())
+	}
 	o.StartedAt, o.CompletedAt = f.result.started, f.completed
 	if err != nil {
 		o.Error = err.Error()

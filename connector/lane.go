@@ -120,7 +120,7 @@ func newLane(t *target, number int, rows table, out chan<- checkpoint.Outcomes) 
 	l.held = map[int64]struct{}{}
 	l.noAnswer = fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
 	// Every session starts with the table, arrivals waiting.
-	l.waiting, l.from = true, before
+	l.waiting, l.from, l.floor = true, before, newFloor()
 	return l
 }
 
@@ -216,7 +216,8 @@ func (l *lane) step(now time.Time) {
 	}
 	l.wakeAt(l.lookAt)
 	if asks&askLook != 0 {
-		l.rows = nil // a person may have taken them away
+		l.rows = nil        // a person may have taken them away,
+		l.floor.at = before // or have written others
 	}
 	if asks&askPark != 0 || l.hangs(now) {
 		l.parkArrivals()
@@ -299,6 +300,7 @@ func (l *lane) deliver(ctx context.Context) {
 // park keeps a delivery in outbox_parked, untried.
 func (l *lane) park(d *delivery) {
 	l.parks = append(l.parks, d.outcome(l.id, checkpoint.Parked, false))
+	l.floor.parked(d.position())
 }
 
 // giveParks gives what was parked in portions: a window that is parked at once is a lot of memory.
@@ -322,6 +324,7 @@ func (l *lane) give(work context.Context, rows *[]checkpoint.Outcome, urgent boo
 	}
 	if len(*rows) > 0 {
 		l.given++
+		l.floor.gave(l.given)
 	}
 	o := checkpoint.Outcomes{Rows: *rows, Urgent: urgent, Seq: l.given, Recorded: l.recorded}
 	*rows = nil
@@ -335,6 +338,7 @@ func (l *lane) give(work context.Context, rows *[]checkpoint.Outcome, urgent boo
 
 func (l *lane) onRecorded(seq uint64) {
 	l.commit = seq
+	l.floor.recorded(seq)
 	for len(l.unrecorded) > 0 && l.unrecorded[0] <= seq {
 		l.unrecorded = l.unrecorded[1:]
 	}

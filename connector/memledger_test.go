@@ -98,7 +98,7 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 	defer t.delay()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a := answer{Heads: map[int64]time.Time{}}
+	a := answer{Heads: map[int64]time.Time{}, First: before}
 	passed := map[int64]struct{}{}
 	for h := range q.Passed {
 		passed[h] = struct{}{}
@@ -109,6 +109,9 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 			continue
 		}
 		mine = append(mine, r)
+		if q.From == before && a.First == before && !r.dead && r.due.IsZero() && r.pos.Compare(q.Floor) > 0 {
+			a.First = r.pos
+		}
 		if r.pos.Compare(q.Prev) > 0 && r.pos.Compare(q.From) <= 0 && (!r.dead || !r.due.IsZero()) {
 			passed[r.hash] = struct{}{}
 			a.Left = append(a.Left, r.hash)
@@ -125,13 +128,15 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 			if !r.dead && !r.due.After(time.Now()) {
 				due = append(due, r)
 			}
-		case !r.dead && r.pos.Compare(q.From) > 0 && !left && len(a.Fresh) < t.limit:
+		case !r.dead && r.pos.Compare(q.start()) > 0 && !left && len(a.Fresh) < t.limit:
 			a.Fresh = append(a.Fresh, r.delivery())
 		}
 	}
 	slices.SortStableFunc(due, func(a, b *memRow) int { return a.due.Compare(b.due) })
 	for _, r := range due[:min(len(due), q.Batch)] {
-		a.Due = append(a.Due, r.delivery())
+		d := r.delivery()
+		d.due = true
+		a.Due = append(a.Due, d)
 	}
 	a.More = len(a.Fresh) == t.limit
 	return a, nil

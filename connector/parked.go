@@ -31,16 +31,27 @@ var before = checkpoint.Position{LSN: 0, Index: -1 << 63}
 // question is what a lane asks of its rows in outbox_parked.
 type question struct {
 	// A pass of fresh rows goes on behind From, where the last read ended that began behind Prev, and leaves out the hashes of
-	// Passed. A new one begins with From = before.
+	// Passed. A new one begins with From = before, behind Floor: no untried row is at or before that.
 	Prev, From checkpoint.Position
+	Floor      checkpoint.Position
 	Passed     map[int64]struct{}
 	Batch      int // due rows at most
+}
+
+// start is behind where fresh rows are looked for.
+func (q *question) start() checkpoint.Position {
+	if q.From == before {
+		return q.Floor
+	}
+	return q.From
 }
 
 // answer is what there is, in one snapshot.
 type answer struct {
 	// Fresh are the rows that were never tried and stand behind no tried one of their hash, in position order.
 	Fresh []*delivery
+	// First is where the first untried row is, fresh or not, if a pass begins; before: there is none.
+	First checkpoint.Position
 	// More says that there may be further ones behind the last of Fresh.
 	More bool
 	// Due is the first tried row of each hash, if its time has come; longest due first.
@@ -95,6 +106,11 @@ const readFresh = `select ` + parkedColumns + `, total from (
 			order by commit_lsn, tx_index limit $7) f) g
 	where bytes < $8`
 
+const readFirst = `select commit_lsn, tx_index from outbox_parked
+	where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
+		and abs(agg_hash % $4) = $5
+	order by commit_lsn, tx_index limit 1`
+
 const readHeads = `select distinct on (agg_hash) agg_hash, extract(epoch from next_attempt_at)::float8, extract(epoch from clock_timestamp())::float8
 	from outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
 	order by agg_hash, commit_lsn, tx_index limit $4`
@@ -125,7 +141,15 @@ func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
 			return err
 		}
 		b := &pgx.Batch{}
-		b.Queue(readFresh, t.processor, q.From.LSN, q.From.Index, t.lanes, t.lane, passed(q, a), maxFresh, maxFreshBytes).
+		a.First = before
+		if q.From == before {
+			b.Queue(readFirst, t.processor, q.Floor.LSN, q.Floor.Index, t.lanes, t.lane).Query(func(rows pgx.Rows) error {
+				_, err := pgx.ForEachRow(rows, []any{&a.First.LSN, &a.First.Index}, func() error { return nil })
+				return err
+			})
+		}
+		start := q.start()
+		b.Queue(readFresh, t.processor, start.LSN, start.Index, t.lanes, t.lane, passed(q, a), maxFresh, maxFreshBytes).
 			Query(func(rows pgx.Rows) error { return t.scanFresh(rows, &a) })
 		b.Queue("set local enable_sort = on")
 		b.Queue(readHeads, t.processor, t.lanes, t.lane, maxHeld+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &a) })

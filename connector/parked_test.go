@@ -41,7 +41,7 @@ func said(a answer) []string {
 	for _, d := range a.Due {
 		s = append(s, fmt.Sprintf("due %s %d %s %d %d %q", d.position(), d.hash, d.Event.ID, d.attempts, d.tries, d.Event.Payload))
 	}
-	s = append(s, fmt.Sprint("more ", a.More))
+	s = append(s, fmt.Sprint("more ", a.More), fmt.Sprint("first ", a.First))
 	for _, h := range slices.Sorted(maps.Keys(a.Heads)) {
 		in := time.Until(a.Heads[h]).Round(time.Minute)
 		s = append(s, fmt.Sprint("head ", h, " in ", min(in, 1000*time.Hour)))
@@ -84,7 +84,10 @@ func TestParkedTableReads(t *testing.T) {
 		}
 		lanes := 1 + r.IntN(3)
 		lane := r.IntN(lanes)
-		q := question{Prev: before, From: before, Batch: 1 + r.IntN(5)}
+		q := question{Prev: before, From: before, Floor: before, Batch: 1 + r.IntN(5)}
+		if r.IntN(2) == 0 {
+			q.Floor = checkpoint.Position{LSN: 100 + 8*pglogrepl.LSN(r.IntN(10)), Index: int64(r.IntN(50))}
+		}
 		if r.IntN(2) == 0 {
 			q.From = checkpoint.Position{LSN: 100 + 8*pglogrepl.LSN(r.IntN(10)), Index: int64(r.IntN(50))}
 			q.Passed = map[int64]struct{}{1_000_000_007: {}}
@@ -139,21 +142,21 @@ func TestParkedPlan(t *testing.T) {
 		}
 	}
 	table := newParkedTable(t, db, 1, 4)
-	for name, sql := range map[string]string{"fresh": readFresh, "heads": readHeads, "due": readDue, "left": readLeft} {
+	for name, sql := range map[string]string{"fresh": readFresh, "first": readFirst, "heads": readHeads, "due": readDue, "left": readLeft} {
 		plan := table.explain(t, name, sql)
 		for _, bad := range []string{"Seq Scan", "Bitmap", "Hash Join", "Merge Join"} {
 			if strings.Contains(plan, bad) {
 				t.Errorf("%s: the plan has a %s:\n%s", name, bad, plan)
 			}
 		}
-		if name == "fresh" && strings.Contains(plan, "Sort") {
-			t.Errorf("fresh rows are sorted:\n%s", plan)
+		if (name == "fresh" || name == "first") && strings.Contains(plan, "Sort") {
+			t.Errorf("%s rows are sorted:\n%s", name, plan)
 		}
-		if want := "idx_outbox_retry_ready"; name != "left" && !strings.Contains(plan, want) {
+		if want := "idx_outbox_retry_ready"; name != "left" && name != "first" && !strings.Contains(plan, want) {
 			t.Errorf("%s: %s is not used:\n%s", name, want, plan)
 		}
 	}
-	a, err := table.read(t.Context(), question{Prev: before, From: before, Batch: 500})
+	a, err := table.read(t.Context(), question{Prev: before, From: before, Floor: before, Batch: 500})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +169,7 @@ func (p *parkedTable) explain(t *testing.T, name, sql string) string {
 	t.Helper()
 	args := map[string][]any{
 		"fresh": {p.processor, before.LSN, before.Index, p.lanes, p.lane, []int64{1, 2}, maxFresh, maxFreshBytes},
+		"first": {p.processor, before.LSN, before.Index, p.lanes, p.lane},
 		"heads": {p.processor, p.lanes, p.lane, maxHeld + 1},
 		"due":   {p.processor, p.lanes, p.lane, 500, maxFreshBytes},
 		"left":  {p.processor, p.lanes, p.lane, before.LSN, before.Index, pglogrepl.LSN(1<<32 + 5000), 0},
@@ -233,7 +237,7 @@ func BenchmarkParkedRead(b *testing.B) {
 		b.Fatal(err)
 	}
 	table := newParkedTable(b, db, 1, 4)
-	q := question{Prev: before, From: before, Batch: 500}
+	q := question{Prev: before, From: before, Floor: before, Batch: 500}
 	for b.Loop() {
 		a, err := table.read(b.Context(), q)
 		if err != nil {
@@ -255,7 +259,7 @@ func TestParkedReadIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := newParkedTable(t, db, 0, 1).read(t.Context(), question{Prev: before, From: before, Batch: 500})
+	a, err := newParkedTable(t, db, 0, 1).read(t.Context(), question{Prev: before, From: before, Floor: before, Batch: 500})
 	if err != nil {
 		t.Fatal(err)
 	}

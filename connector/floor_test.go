@@ -1,0 +1,72 @@
+package connector
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+)
+
+// No untried row is ever at or before the floor, whatever is parked, committed, read and tried in whatever order; and the floor
+// rises.
+func TestFloor(t *testing.T) {
+	t.Parallel()
+	type row struct {
+		at  checkpoint.Position
+		seq uint64
+	}
+	seed := uint64(time.Now().UnixNano())
+	r := rand.New(rand.NewPCG(1, seed))
+	rose := false
+	for range 2000 {
+		f := newFloor()
+		var rows []row // untried
+		var given, committed uint64
+		snapshot, reading := before, false
+		for step := range 40 {
+			switch r.IntN(6) {
+			case 0, 1:
+				at := checkpoint.Position{LSN: pglogrepl.LSN(1 + step/2 + r.IntN(3)), Index: int64(step)}
+				f.parked(at)
+				rows = append(rows, row{at, given + 1})
+			case 2:
+				given++
+				f.gave(given)
+			case 3:
+				committed += r.Uint64N(given - committed + 1)
+				f.recorded(committed)
+			case 4:
+				if reading {
+					f.readEnds(snapshot)
+					rose = rose || f.at != before
+				} else {
+					f.readBegins()
+					snapshot = before
+					for _, x := range rows {
+						if x.seq <= committed && x.at.Compare(f.at) > 0 && (snapshot == before || x.at.Compare(snapshot) < 0) {
+							snapshot = x.at
+						}
+					}
+				}
+				reading = !reading
+			case 5: // one is tried
+				if n := len(rows); n > 0 && !reading {
+					i := r.IntN(n)
+					f.read(rows[i].at)
+					rows = append(rows[:i], rows[i+1:]...)
+				}
+			}
+			for _, x := range rows {
+				if x.at.Compare(f.at) <= 0 {
+					t.Fatalf("seed %d: %v is untried, and the floor at %v", seed, x.at, f.at)
+				}
+			}
+		}
+	}
+	if !rose {
+		t.Error("it never rose")
+	}
+}
