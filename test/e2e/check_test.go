@@ -30,6 +30,7 @@ type outcome struct {
 	id, sink, status string
 	lsn              pglogrepl.LSN // of the start of the commit record
 	index            int64
+	person           bool // who has discarded it
 }
 
 // sample is where slot and checkpoint stood, the slot asked first.
@@ -48,6 +49,7 @@ type evidence struct {
 	deliveries   map[string][]delivery // by sink, each place in its order
 	ledger       []outcome             // in the order of positions
 	status       map[string]string     // by event id, or sink/event id, where it is not delivered: dead, or invalid, which no sink has seen
+	retried      map[string]int        // by event id, or sink/event id: how often a person has retried it
 	topics       topics
 	samples      []sample
 	snapshots    []snapshot
@@ -101,6 +103,21 @@ func (c *checker) want(sink, id string) string {
 	return cmp.Or(c.status[sink+"/"+id], c.status[id], "delivered")
 }
 
+// ends are the terminal rows that a delivery should have, in alphabetical order: one, and the dead letter that it was before a person
+// retried or discarded that.
+func (c *checker) ends(sink, id, want string, discarded bool) []string {
+	all := []string{want}
+	dead := cmp.Or(c.retried[sink+"/"+id], c.retried[id])
+	if discarded {
+		dead++
+	}
+	for range dead {
+		all = append(all, "dead")
+	}
+	slices.Sort(all)
+	return all
+}
+
 // sink checks what one sink got: nothing lost, nothing phantom, order per aggregate of the first delivery, and no more
 // repeated than faults and time-outs explain.
 func (c *checker) sink(name string, got []delivery) (repeated int) {
@@ -126,7 +143,7 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 		}
 		places[a] = d.place
 		times[i]++
-		if times[i] > 1 {
+		if times[i] > 1 || cmp.Or(c.retried[name+"/"+d.id], c.retried[d.id]) > 0 { // a person's retry comes when it comes
 			continue
 		}
 		if before, seen := newest[a]; seen && before > i {
@@ -165,10 +182,11 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 	return repeated
 }
 
-// complete checks the ledger: exactly one terminal row for each event and sink, in the order of commit.
+// complete checks the ledger: exactly one terminal row for each event and sink but for what persons do, in the order of commit.
 func (c *checker) complete() {
 	type key struct{ id, sink string }
 	rows := map[key][]string{}
+	discarded := map[key]bool{} // by a person
 	newest := -1
 	for _, o := range c.ledger {
 		i, known := c.number[o.id]
@@ -183,8 +201,9 @@ func (c *checker) complete() {
 			c.wrong("ledger: event %s has a later position than %s, which was committed later", o.id, c.truth[newest].id)
 		}
 		newest = max(newest, i)
-		if o.status != "failed" {
-			rows[key{o.id, o.sink}] = append(rows[key{o.id, o.sink}], o.status)
+		if k := (key{o.id, o.sink}); o.status != "failed" {
+			rows[k] = append(rows[k], o.status)
+			discarded[k] = discarded[k] || o.person
 		}
 	}
 	bad := 0
@@ -199,16 +218,18 @@ func (c *checker) complete() {
 			if invalid {
 				want = "dead"
 			}
-			if got := rows[key{ev.id, sink}]; len(got) != 1 || got[0] != want {
+			k := key{ev.id, sink}
+			got := slices.Sorted(slices.Values(rows[k]))
+			if want := c.ends(sink, ev.id, want, discarded[k]); !slices.Equal(got, want) {
 				if bad++; bad <= 10 {
-					c.wrong("ledger: terminal rows of event %s for %q: %v, want one %s", ev.id, sink, got, want)
+					c.wrong("ledger: terminal rows of event %s for %q: %v, want %v", ev.id, sink, got, want)
 				}
 			}
-			delete(rows, key{ev.id, sink})
+			delete(rows, k)
 		}
 	}
 	if bad > 10 {
-		c.wrong("ledger: %d events without exactly one terminal row", bad)
+		c.wrong("ledger: %d events without exactly the terminal rows that they should have", bad)
 	}
 	for k := range rows {
 		c.wrong("ledger: a row of event %s for sink %q, which is none of ours", k.id, k.sink)
@@ -223,14 +244,14 @@ func (c *checker) slot() {
 		}
 	}
 	for _, s := range c.snapshots {
-		settled := 0
+		settled := map[outcome]bool{} // once, whatever persons do
 		for _, o := range c.ledger {
 			if o.status != "failed" && o.lsn < s.confirmed {
-				settled++
+				settled[outcome{sink: o.sink, lsn: o.lsn, index: o.index}] = true
 			}
 		}
-		if settled != s.settled {
-			c.wrong("slot: it stood at %s when %d deliveries before that were settled; in the end there were %d", s.confirmed, s.settled, settled)
+		if len(settled) != s.settled {
+			c.wrong("slot: it stood at %s when %d deliveries before that were settled; in the end there were %d", s.confirmed, s.settled, len(settled))
 		}
 	}
 	if len(c.samples) == 0 {

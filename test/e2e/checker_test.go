@@ -42,7 +42,7 @@ func TestCheckerAcceptsWhatIsRight(t *testing.T) {
 			e.deliveries["kafka"] = append(e.deliveries["kafka"], again...)
 		},
 		"a try without an answer explains one": func(e *evidence) {
-			e.ledger = append(slices.Clone(e.ledger[:2]), append([]outcome{{"e0", "kafka", "failed", 60, 0}}, e.ledger[2:]...)...)
+			e.ledger = append(slices.Clone(e.ledger[:2]), append([]outcome{{id: "e0", sink: "kafka", status: "failed", lsn: 60}}, e.ledger[2:]...)...)
 			e.deliveries["kafka"] = append(e.deliveries["kafka"], again[0])
 		},
 		"a dead letter": func(e *evidence) {
@@ -66,6 +66,18 @@ func TestCheckerAcceptsWhatIsRight(t *testing.T) {
 			e.ledger[2].sink, e.ledger[2].status = "", "dead"
 			e.snapshots[0].settled--
 		},
+		"a dead letter that a person has retried twice": func(e *evidence) {
+			e.retried = map[string]int{"kafka/e0": 2}
+			e.ledger = slices.Insert(e.ledger, 0, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60}, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60})
+			d := e.deliveries["kafka"]
+			d[0], d[2] = d[2], d[0] // its aggregate has gone on meanwhile
+		},
+		"a dead letter that a person has discarded": func(e *evidence) {
+			e.status = map[string]string{"kafka/e1": "discarded"}
+			e.deliveries["kafka"] = slices.Delete(e.deliveries["kafka"], 1, 2)
+			e.ledger[2].status, e.ledger[2].person = "discarded", true
+			e.ledger = slices.Insert(e.ledger, 2, outcome{id: "e1", sink: "kafka", status: "dead", lsn: 60, index: 1})
+		},
 		"aggregates overtake each other": func(e *evidence) {
 			d := e.deliveries["kafka"]
 			d[0], d[1] = d[1], d[0]
@@ -85,22 +97,36 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 		change func(*evidence)
 		want   string
 	}{
-		"lost":                  {func(e *evidence) { e.deliveries["stdout"] = e.deliveries["stdout"][:3] }, "lost: stdout never got event e3"},
-		"lost by one of many":   {func(e *evidence) { e.deliveries["kafka"] = nil }, "lost: kafka never got 4 events"},
-		"never committed":       {func(e *evidence) { e.truth = e.truth[:3] }, `phantom: kafka got event "e3"`},
-		"wrong key":             {func(e *evidence) { e.deliveries["kafka"][0].key = "b" }, "phantom: kafka got event e0 in t.order with key"},
-		"wrong topic":           {func(e *evidence) { e.deliveries["kafka"][0].topic = "t.invoice" }, "phantom: kafka got event e0 in t.invoice"},
-		"wrong payload":         {func(e *evidence) { e.deliveries["kafka"][0].payload = "0.0" }, "phantom: kafka got event e0 with payload"},
-		"a dead one delivered":  {func(e *evidence) { e.status = map[string]string{"e0": "dead"} }, "phantom: kafka got event e0, whose status is to be dead"},
-		"two partitions":        {func(e *evidence) { e.deliveries["kafka"][2].place = "t.order/b" }, "order: kafka got aggregate {order a} in both"},
-		"order":                 {func(e *evidence) { d := e.deliveries["kafka"]; d[0], d[2] = d[2], d[0] }, "order: kafka got event e0 of {order a} first after e2"},
-		"repeated":              {func(e *evidence) { e.deliveries["kafka"] = append(e.deliveries["kafka"], e.deliveries["kafka"][0]) }, "repeated: kafka got 1 events again"},
-		"repeated too often":    {repeatTooOften, "repeated: kafka got 20 events again without a time-out, at most 16"},
-		"no terminal row":       {func(e *evidence) { e.ledger = e.ledger[1:] }, `ledger: terminal rows of event e0 for "kafka": [], want one delivered`},
-		"two terminal rows":     {func(e *evidence) { e.ledger = append(e.ledger[:1:1], e.ledger...) }, `ledger: terminal rows of event e0 for "kafka": [delivered delivered]`},
-		"another status":        {func(e *evidence) { e.ledger[7].status = "discarded" }, `ledger: terminal rows of event e3 for "stdout": [discarded]`},
-		"row of no event":       {func(e *evidence) { e.ledger[7].id = "e9" }, `ledger: a row of event "e9"`},
-		"row of no sink":        {func(e *evidence) { e.ledger = append(e.ledger, outcome{"e3", "other", "delivered", 260, 1}) }, `for sink "other"`},
+		"lost":                 {func(e *evidence) { e.deliveries["stdout"] = e.deliveries["stdout"][:3] }, "lost: stdout never got event e3"},
+		"lost by one of many":  {func(e *evidence) { e.deliveries["kafka"] = nil }, "lost: kafka never got 4 events"},
+		"never committed":      {func(e *evidence) { e.truth = e.truth[:3] }, `phantom: kafka got event "e3"`},
+		"wrong key":            {func(e *evidence) { e.deliveries["kafka"][0].key = "b" }, "phantom: kafka got event e0 in t.order with key"},
+		"wrong topic":          {func(e *evidence) { e.deliveries["kafka"][0].topic = "t.invoice" }, "phantom: kafka got event e0 in t.invoice"},
+		"wrong payload":        {func(e *evidence) { e.deliveries["kafka"][0].payload = "0.0" }, "phantom: kafka got event e0 with payload"},
+		"a dead one delivered": {func(e *evidence) { e.status = map[string]string{"e0": "dead"} }, "phantom: kafka got event e0, whose status is to be dead"},
+		"two partitions":       {func(e *evidence) { e.deliveries["kafka"][2].place = "t.order/b" }, "order: kafka got aggregate {order a} in both"},
+		"order":                {func(e *evidence) { d := e.deliveries["kafka"]; d[0], d[2] = d[2], d[0] }, "order: kafka got event e0 of {order a} first after e2"},
+		"repeated":             {func(e *evidence) { e.deliveries["kafka"] = append(e.deliveries["kafka"], e.deliveries["kafka"][0]) }, "repeated: kafka got 1 events again"},
+		"repeated too often":   {repeatTooOften, "repeated: kafka got 20 events again without a time-out, at most 16"},
+		"no terminal row":      {func(e *evidence) { e.ledger = e.ledger[1:] }, `ledger: terminal rows of event e0 for "kafka": [], want [delivered]`},
+		"two terminal rows":    {func(e *evidence) { e.ledger = append(e.ledger[:1:1], e.ledger...) }, `ledger: terminal rows of event e0 for "kafka": [delivered delivered]`},
+		"dead and delivered": {func(e *evidence) {
+			e.ledger = slices.Insert(e.ledger, 0, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60})
+		}, `ledger: terminal rows of event e0 for "kafka": [dead delivered], want [delivered]`},
+		"retried once, dead twice": {func(e *evidence) {
+			e.retried = map[string]int{"e0": 1}
+			e.ledger = slices.Insert(e.ledger, 0, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60}, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60})
+		}, `ledger: terminal rows of event e0 for "kafka": [dead dead delivered], want [dead delivered]`},
+		"discarded by nobody": {func(e *evidence) {
+			e.status = map[string]string{"kafka/e0": "discarded"}
+			e.ledger[0].status = "discarded"
+			e.ledger = slices.Insert(e.ledger, 0, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60})
+		}, `ledger: terminal rows of event e0 for "kafka": [dead discarded], want [discarded]`},
+		"another status":  {func(e *evidence) { e.ledger[7].status = "discarded" }, `ledger: terminal rows of event e3 for "stdout": [discarded]`},
+		"row of no event": {func(e *evidence) { e.ledger[7].id = "e9" }, `ledger: a row of event "e9"`},
+		"row of no sink": {func(e *evidence) {
+			e.ledger = append(e.ledger, outcome{id: "e3", sink: "other", status: "delivered", lsn: 260, index: 1})
+		}, `for sink "other"`},
 		"position not before":   {func(e *evidence) { e.ledger[0].lsn = 100 }, "ledger: event e0 is at 0/64, 0"},
 		"another index":         {func(e *evidence) { e.ledger[0].index = 5 }, "ledger: event e0 is at 0/3C, 5"},
 		"positions misordered":  {func(e *evidence) { e.ledger[0], e.ledger[4] = e.ledger[4], e.ledger[0] }, "ledger: event e0 has a later position than e2"},

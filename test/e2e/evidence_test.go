@@ -24,6 +24,8 @@ type expectation struct {
 	faults int               // kills and crashes: each may repeat what was not recorded
 	resets int               // requests that a receiver has accepted and not answered: a client's library may repeat them by itself
 	status map[string]string // of events whose terminal status is not delivered, by id, or by sink/id
+	// How often a person has retried an event, by id, or by sink/id.
+	retried map[string]int
 }
 
 // verify waits for the slot to pass everything, collects the evidence and has it checked.
@@ -45,7 +47,7 @@ func (w *world) verify(x expectation) {
 		checkpoint: ask[pglogrepl.LSN](w, "select confirmed_lsn from outbox_checkpoints where slot_name = $1", w.slot),
 	})
 	e := evidence{
-		truth: truth, deliveries: map[string][]delivery{}, ledger: w.ledger(), status: x.status, topics: w.topics,
+		truth: truth, deliveries: map[string][]delivery{}, ledger: w.ledger(), status: x.status, retried: x.retried, topics: w.topics,
 		samples: samples, snapshots: w.snapshots, faults: x.faults, resets: x.resets, batch: w.batchSize, lanes: w.lanes,
 	}
 	for _, sink := range w.sinks {
@@ -133,14 +135,14 @@ func (w *world) ledger() []outcome {
 	w.t.Helper()
 	conn := connect(w.t, w.dsn)
 	defer conn.Close(context.Background())
-	rows, err := conn.Query(w.t.Context(), `select coalesce(l.event_id::text, '') as id, coalesce(p.processor_name, '') as sink, l.status, l.commit_lsn, l.tx_index
+	rows, err := conn.Query(w.t.Context(), `select coalesce(l.event_id::text, '') as id, coalesce(p.processor_name, '') as sink, l.status, l.commit_lsn, l.tx_index, l.status = 'discarded' and coalesce(l.error_message, '') like 'discarded by %'
 		from outbox_delivery_log l left join outbox_processors p on p.id = l.processor_id order by l.commit_lsn, l.tx_index, l.id`)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	var all []outcome
 	var o outcome
-	_, err = pgx.ForEachRow(rows, []any{&o.id, &o.sink, &o.status, &o.lsn, &o.index}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&o.id, &o.sink, &o.status, &o.lsn, &o.index, &o.person}, func() error {
 		all = append(all, o)
 		return nil
 	})
@@ -177,8 +179,9 @@ func (w *world) printed() []delivery {
 func (w *world) snapshot() {
 	w.t.Helper()
 	s := snapshot{confirmed: w.confirmed()}
-	s.settled = ask[int](w, `select (select count(*) from outbox_delivery_log where status <> 'failed' and commit_lsn < $1)
-		+ (select count(*) from outbox_parked where status = 'parked' and commit_lsn < $1)`, s.confirmed)
+	s.settled = ask[int](w, `select count(*) from (
+		select processor_id, commit_lsn, tx_index from outbox_delivery_log where status <> 'failed' and commit_lsn < $1
+		union select processor_id, commit_lsn, tx_index from outbox_parked where status = 'parked' and commit_lsn < $1) s`, s.confirmed)
 	w.snapshots = append(w.snapshots, s)
 }
 
