@@ -1,0 +1,82 @@
+// Orders is a small service that shows outbox-cdc at work: an HTTP request becomes a row of its own table and an event, in one
+// transaction, and the event goes to Kafka.
+//
+//	export DATABASE_URL=postgres://… OUTBOX_KAFKA_BROKERS=localhost:9092
+//	go run ./examples/orders
+//	curl -d '{"customer": "ada", "amount": 12.5}' localhost:8081/orders
+//
+// The connector runs inside the service; orders.go knows nothing of it.
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
+
+	outbox "github.com/pyairtable-compose/outbox-cdc/service"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		slog.Error("orders has ended", "err", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	connector, err := outbox.Setup(db, outbox.Preset{Service: "orders", Sinks: []string{"kafka"}})
+	if err != nil {
+		return err
+	}
+	if err := connector.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		if err := connector.Stop(); err != nil {
+			slog.Error("the connector has ended", "err", err)
+		}
+	}()
+
+	store := newStore(db)
+	if err := store.migrate(ctx); err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /orders", store.place)
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !connector.GetStatus().Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	address := os.Getenv("ORDERS_LISTEN")
+	if address == "" {
+		address = "127.0.0.1:8081"
+	}
+	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		<-ctx.Done()
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		_ = server.Shutdown(late) // requests end first, then the connector, which delivers their events
+	}()
+	slog.Info("orders listens", "address", address)
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
