@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -87,11 +88,17 @@ type parkedTable struct {
 	address   func(*outbox.Event) (topic, key string)
 }
 
-// Without statistics, which a queue never has at the right time, the planner sorts a million rows. What is left to it is
-// the key in order, with a probe a row into the partial index of the heads (shared/reference/postgres.md 1.15).
-const planParked = `set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off;
-	set local enable_material = off; set local jit = off; set local work_mem = '32MB'; set local max_parallel_workers_per_gather = 0;
-	set local plan_cache_mode = force_custom_plan; set local enable_sort = off`
+var planParked = PlanParked("set local")
+
+// PlanParked gives the planner's settings for reads of outbox_parked; how is "set" or "set local". Without statistics, which a queue never
+// has at the right time, the planner sorts a million rows. What is left to it is the key in order, with a probe a row into
+// the partial index of the heads (shared/reference/postgres.md 1.15).
+func PlanParked(how string) string {
+	return how + " " + strings.Join([]string{
+		"enable_seqscan = off", "enable_bitmapscan = off", "enable_hashjoin = off", "enable_mergejoin = off", "enable_material = off", "enable_sort = off",
+		"jit = off", "work_mem = '32MB'", "max_parallel_workers_per_gather = 0", "plan_cache_mode = force_custom_plan",
+	}, "; "+how+" ")
+}
 
 // The first try by how long ago it was: the server's clock is not ours.
 const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, extract(epoch from clock_timestamp() - tried_at)::float8, event, payload`

@@ -34,12 +34,9 @@ type knownSink struct {
 	active bool
 }
 
-// A person must neither wait for a lock for ever nor hold one, and a queue's statistics are wrong most of the time: what is
-// asked goes along an index (shared/reference/postgres.md 1.15).
-const personal = `set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; set timezone = 'UTC';
-	set default_transaction_read_only = off; set default_transaction_isolation = 'read committed'; set synchronous_commit = on;
-	set plan_cache_mode = force_custom_plan; set jit = off; set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off;
-	set enable_hashjoin = off; set enable_mergejoin = off; set max_parallel_workers_per_gather = 0`
+// A person must neither wait for a lock for ever nor hold one.
+var personal = `set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; set timezone = 'UTC';
+	set default_transaction_read_only = off; set default_transaction_isolation = 'read committed'; set synchronous_commit = on; ` + connector.PlanParked("set")
 
 // withLedger calls f with a session in the ledger's schema. Its error may have ExitCode() int.
 func withLedger(ctx context.Context, cfg config.Config, f func(*ledger) error) error {
