@@ -1,9 +1,11 @@
 package connector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -69,17 +71,14 @@ func (c *Connector) session(ctx context.Context) error {
 // begin makes everything that run needs while the stream is kept alive: the ledger's lock may have to be waited for, and millions
 // of parked rows looked at.
 func (s *session) begin(ctx context.Context, id replication.Identity, facts replication.Facts) error {
+	var making sync.WaitGroup
+	defer making.Wait() // what it has made is ours to close
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- s.makeReady(ctx, id, facts) }()
+	making.Go(func() { done <- s.makeReady(ctx, id, facts) })
 	failure, err := waitFor(ctx, s.stream, done)
-	if err != nil {
-		cancel()
-		_ = <-done // the first error counts; what it has made is ours to close
-		return err
-	}
-	return failure
+	return cmp.Or(err, failure)
 }
 
 // makeReady takes the ledger over, and then looks at it.
