@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e bench bench-memory demo test-matrix test-containers clean
+.PHONY: help build test fuzz worlds mutants lint e2e bench bench-memory bench-overhead soak demo test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -49,6 +49,10 @@ test-containers: ## test against servers in containers, OUTBOX_TEST_POSTGRES_IMA
 
 bench: ## measure beside pg_recvlogical, on a machine that does nothing else; SINKS='kafka redis_stream webhook event_bus', ONLY=latency
 	go run ./test/bench -sink '$(SINKS)' -only '$(ONLY)'
+	test -n '$(ONLY)' || $(MAKE) bench-overhead
+
+bench-overhead: ## measure what the library adds to a transaction, beside the same written by hand
+	go test ./outbox -run '^$$' -bench Overhead -benchtime 2s -count 3
 
 bench-memory: ## measure memory with much unread WAL and with one huge transaction
 	go run ./test/bench -only memory
