@@ -488,7 +488,9 @@ func laneEndsItsDeliver(t *testing.T, drained bool) {
 		want += "a1:failed#2 "
 	}
 	b.end()
-	<-b.stopped
+	if err := <-b.stopped; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended with %v", err)
+	}
 	check(t, "outcomes", b.gotRows(), want)
 	if delivering.Load() {
 		t.Error("the lane has ended, and a Deliver goes on")

@@ -27,13 +27,14 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
-		slog.Error("orders has ended", "err", err)
+	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := run(ctx, logger); err != nil {
+		logger.Error("orders has ended", "err", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context, logger *slog.Logger) error {
 	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL"))
 	if err != nil {
 		return err
@@ -48,11 +49,11 @@ func run(ctx context.Context) error {
 	}
 	defer func() {
 		if err := connector.Stop(); err != nil {
-			slog.Error("the connector has ended", "err", err)
+			logger.Error("the connector has ended", "err", err)
 		}
 	}()
 
-	store := newStore(db)
+	store := newStore(db, logger)
 	if err := store.migrate(ctx); err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func run(ctx context.Context) error {
 		defer cancel()
 		_ = server.Shutdown(late) // requests end first, then the connector, which delivers their events
 	}()
-	slog.Info("orders listens", "address", address)
+	logger.Info("orders listens", "address", address)
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -39,7 +40,7 @@ func TestOrders(t *testing.T) {
 	t.Setenv("ORDERS_LISTEN", address)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- run(ctx) }()
+	go func() { ended <- run(ctx, slog.New(slog.DiscardHandler)) }()
 
 	post := func(body string) (int, string) {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/orders", strings.NewReader(body))

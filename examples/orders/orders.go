@@ -22,9 +22,12 @@ type order struct {
 type store struct {
 	db     *sql.DB
 	outbox *outbox.Wrapper
+	logger *slog.Logger
 }
 
-func newStore(db *sql.DB) *store { return &store{db: db, outbox: outbox.NewWrapper(db)} }
+func newStore(db *sql.DB, logger *slog.Logger) *store {
+	return &store{db: db, outbox: outbox.NewWrapper(db), logger: logger}
+}
 
 func (s *store) migrate(ctx context.Context) error {
 	_, err := s.db.ExecContext(ctx, "create table if not exists orders (id uuid primary key, customer text not null, amount numeric not null)")
@@ -59,7 +62,7 @@ func (s *store) place(w http.ResponseWriter, r *http.Request) {
 	// A trace that the request belongs to goes on in the event.
 	ctx := outbox.WithTraceParent(r.Context(), r.Header.Get("Traceparent"), r.Header.Get("Tracestate"))
 	if err := s.add(ctx, o); err != nil {
-		slog.Error("order not placed", "err", err)
+		s.logger.Error("order not placed", "err", err)
 		http.Error(w, "not placed, please try again", http.StatusInternalServerError)
 		return
 	}
