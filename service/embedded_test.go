@@ -311,6 +311,9 @@ func TestEndsByItself(t *testing.T) {
 		t.Errorf("stop: %v", err)
 	}
 	start(t, s)
+	if st := s.GetStatus(); !st.Ready || st.Error != "" {
+		t.Errorf("started again: %+v", st)
+	}
 	stop(t, s)
 	exec("select pg_drop_replication_slot($1)", c.Slot)
 	if err := s.Start(); err == nil || !strings.Contains(err.Error(), "slot") {
