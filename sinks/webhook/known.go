@@ -1,7 +1,6 @@
 package webhook
 
 import (
-	"slices"
 	"sync"
 
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -30,15 +29,18 @@ func (k *known) add(a sinks.Aggregate) {
 func (k *known) first(heads []int32, batch []sinks.Message) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	rank := func(head int32) int {
+	others := make([]int32, 0, len(heads))
+	n := 0
+	for _, head := range heads {
 		hash := batch[head].Aggregate().Hash()
-		if _, ok := k.now[hash]; ok {
-			return 0
+		_, now := k.now[hash]
+		_, was := k.was[hash]
+		if !now && !was {
+			others = append(others, head)
+			continue
 		}
-		if _, ok := k.was[hash]; ok {
-			return 0
-		}
-		return 1
+		heads[n] = head
+		n++
 	}
-	slices.SortStableFunc(heads, func(a, b int32) int { return rank(a) - rank(b) })
+	copy(heads[n:], others)
 }
