@@ -41,12 +41,8 @@ func (w *world) answers(errs func(eventType string) error) {
 	})
 }
 
-const parkedNow = "select coalesce(string_agg(concat_ws(':', event ->> 'event_type', status, attempts, tries), ' ' order by commit_lsn, tx_index), '') from outbox_parked"
-
-// A sink that is away holds nobody up: what is for it is parked, the slot moves, and once it is back all comes in order.
-func TestSinkAwayIsParked(t *testing.T) {
-	t.Parallel()
-	w := parking(t)
+// away takes the sink away, until it is told false.
+func (w *world) away() *atomic.Bool {
 	var away atomic.Bool
 	away.Store(true)
 	w.answers(func(string) error {
@@ -55,6 +51,16 @@ func TestSinkAwayIsParked(t *testing.T) {
 		}
 		return nil
 	})
+	return &away
+}
+
+const parkedNow = "select coalesce(string_agg(concat_ws(':', event ->> 'event_type', status, attempts, tries), ' ' order by commit_lsn, tx_index), '') from outbox_parked"
+
+// A sink that is away holds nobody up: what is for it is parked, the slot moves, and once it is back all comes in order.
+func TestSinkAwayIsParked(t *testing.T) {
+	t.Parallel()
+	w := parking(t)
+	away := w.away()
 	r := w.run()
 	want := ""
 	for i := range 100 {
@@ -195,14 +201,7 @@ func TestBrokenReceiver(t *testing.T) {
 func TestOrphans(t *testing.T) {
 	t.Parallel()
 	w := parking(t)
-	var away atomic.Bool
-	away.Store(true)
-	w.answers(func(string) error {
-		if away.Load() {
-			return sinks.ErrUnavailable
-		}
-		return nil
-	})
+	away := w.away()
 	r := w.run()
 	w.event("a", "one")
 	w.eventually("select count(*) from outbox_parked", "1")

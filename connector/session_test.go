@@ -2,11 +2,9 @@ package connector
 
 import (
 	"context"
-	"sync/atomic"
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/replication"
-	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // What a session does before its first event may take long, with millions of parked rows: the server, which ends a connection that
@@ -37,14 +35,7 @@ func TestStreamIsKeptAliveBeforeTheFirstEvent(t *testing.T) {
 func TestRenamedAfterInit(t *testing.T) {
 	t.Parallel()
 	w := parking(t)
-	var away atomic.Bool
-	away.Store(true)
-	w.answers(func(string) error {
-		if away.Load() {
-			return sinks.ErrUnavailable
-		}
-		return nil
-	})
+	away := w.away()
 	r := w.run()
 	w.event("a", "one")
 	w.eventually("select count(*) from outbox_parked", "1")

@@ -112,82 +112,79 @@ const (
 // Store and outbox have the same events, whatever goes wrong; and the aggregate keeps its events until they are there.
 func TestSaveWithEventStore(t *testing.T) {
 	t.Parallel()
-	for _, driver := range drivers {
-		t.Run(driver, func(t *testing.T) {
-			t.Parallel()
-			db, store := createEventStore(t, driver)
-			repository := outbox.NewOutboxEnabledAggregateRepository(store, outbox.NewWrapper(store.db))
-			ctx := outbox.WithTenantID(t.Context(), "tenant-1")
+	eachDriver(t, func(t *testing.T, driver string) {
+		db, store := createEventStore(t, driver)
+		repository := outbox.NewOutboxEnabledAggregateRepository(store, outbox.NewWrapper(store.db))
+		ctx := outbox.WithTenantID(t.Context(), "tenant-1")
 
-			u := newUser("1")
-			first := u.uncommitted[0].EventID()
-			u.raise("user.updated")
-			if err := repository.Save(ctx, u); err != nil {
-				t.Fatal(err)
-			}
-			if len(u.uncommitted) != 0 {
-				t.Errorf("%d events are uncommitted", len(u.uncommitted))
-			}
-			u.raise("user.deactivated")
-			if err := errors.Join(repository.Save(ctx, u), repository.Save(ctx, u)); err != nil { // the second has no events
-				t.Fatal(err)
-			}
-			want := fmt.Sprint(first, " 1 user.registered 1")
-			var stored string
-			if err := store.db.QueryRowContext(ctx, storedEvents).Scan(&stored); err != nil || !strings.HasPrefix(stored, want) || strings.Count(stored, "\n") != 3 {
-				t.Errorf("the store has %s, %v", stored, err)
-			}
-			expect(t, db, outboxEvents, stored)
-			expect(t, db, "select distinct concat_ws(' ', tenant_id, metadata) from event_outbox", `tenant-1 {"source": "test"}`)
+		u := newUser("1")
+		first := u.uncommitted[0].EventID()
+		u.raise("user.updated")
+		if err := repository.Save(ctx, u); err != nil {
+			t.Fatal(err)
+		}
+		if len(u.uncommitted) != 0 {
+			t.Errorf("%d events are uncommitted", len(u.uncommitted))
+		}
+		u.raise("user.deactivated")
+		if err := errors.Join(repository.Save(ctx, u), repository.Save(ctx, u)); err != nil { // the second has no events
+			t.Fatal(err)
+		}
+		want := fmt.Sprint(first, " 1 user.registered 1")
+		var stored string
+		if err := store.db.QueryRowContext(ctx, storedEvents).Scan(&stored); err != nil || !strings.HasPrefix(stored, want) || strings.Count(stored, "\n") != 3 {
+			t.Errorf("the store has %s, %v", stored, err)
+		}
+		expect(t, db, outboxEvents, stored)
+		expect(t, db, "select distinct concat_ws(' ', tenant_id, metadata) from event_outbox", `tenant-1 {"source": "test"}`)
 
-			broken := newUser("2")
-			fails := func(name string, want func(error) bool) {
-				t.Helper()
-				if err := repository.Save(ctx, broken); err == nil || !want(err) {
-					t.Errorf("%s: %v", name, err)
+		broken := newUser("2")
+		fails := func(name string, want func(error) bool) {
+			t.Helper()
+			if err := repository.Save(ctx, broken); err == nil || !want(err) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if len(broken.uncommitted) != 2 {
+				t.Errorf("%s: %d events are uncommitted, want 2", name, len(broken.uncommitted))
+			}
+		}
+		store.broken = errors.New("broken")
+		fails("the store fails", func(err error) bool { return err == store.broken }) //nolint:errorlint // as it was
+		store.broken = nil
+		broken.id, broken.uncommitted[1].(*userEvent).user = "1", ""
+		fails("an event is invalid", func(err error) bool { return err.Error() == "events[1].AggregateID: is empty" })
+		for _, e := range broken.uncommitted {
+			e.(*userEvent).user = "1" // its versions 1 and 2 are taken: two writers
+		}
+		fails("the commit fails", func(err error) bool { return sqlState(err) == "23505" && strings.HasPrefix(err.Error(), "commit: ") })
+		for _, e := range broken.uncommitted {
+			e.(*userEvent).user = "2"
+		}
+		func() {
+			store.panics = true
+			defer func() {
+				if r := recover(); r != "oh" || len(broken.uncommitted) != 2 {
+					t.Errorf("recovered %v, %d events", r, len(broken.uncommitted))
 				}
-				if len(broken.uncommitted) != 2 {
-					t.Errorf("%s: %d events are uncommitted, want 2", name, len(broken.uncommitted))
-				}
-			}
-			store.broken = errors.New("broken")
-			fails("the store fails", func(err error) bool { return err == store.broken }) //nolint:errorlint // as it was
-			store.broken = nil
-			broken.id, broken.uncommitted[1].(*userEvent).user = "1", ""
-			fails("an event is invalid", func(err error) bool { return err.Error() == "events[1].AggregateID: is empty" })
-			for _, e := range broken.uncommitted {
-				e.(*userEvent).user = "1" // its versions 1 and 2 are taken: two writers
-			}
-			fails("the commit fails", func(err error) bool { return sqlState(err) == "23505" && strings.HasPrefix(err.Error(), "commit: ") })
-			for _, e := range broken.uncommitted {
-				e.(*userEvent).user = "2"
-			}
-			func() {
-				store.panics = true
-				defer func() {
-					if r := recover(); r != "oh" || len(broken.uncommitted) != 2 {
-						t.Errorf("recovered %v, %d events", r, len(broken.uncommitted))
-					}
-					store.panics = false
-				}()
-				_ = repository.Save(ctx, broken)
+				store.panics = false
 			}()
-			expect(t, db, storedEvents, stored)
-			expect(t, db, outboxEvents, stored)
+			_ = repository.Save(ctx, broken)
+		}()
+		expect(t, db, storedEvents, stored)
+		expect(t, db, outboxEvents, stored)
 
-			if err := repository.Save(ctx, broken); err != nil {
-				t.Fatal(err)
-			}
-			var now string
-			if err := store.db.QueryRowContext(ctx, storedEvents).Scan(&now); err != nil || strings.Count(now, "\n") != 5 {
-				t.Errorf("the store has %s, %v", now, err)
-			}
-			expect(t, db, outboxEvents, now)
-			if err := store.Save(ctx, newUser("3")); err != nil { // without the outbox, as before
-				t.Error(err)
-			}
-		})
-	}
+		if err := repository.Save(ctx, broken); err != nil {
+			t.Fatal(err)
+		}
+		var now string
+		if err := store.db.QueryRowContext(ctx, storedEvents).Scan(&now); err != nil || strings.Count(now, "\n") != 5 {
+			t.Errorf("the store has %s, %v", now, err)
+		}
+		expect(t, db, outboxEvents, now)
+		if err := store.Save(ctx, newUser("3")); err != nil { // without the outbox, as before
+			t.Error(err)
+		}
+	})
 }
 
 // repositoryFunc is a base as it should not be, or one for a moment.

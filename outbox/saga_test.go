@@ -32,103 +32,97 @@ func list(events ...outbox.DomainEvent) []outbox.DomainEvent { return events }
 
 func TestSagaStep(t *testing.T) {
 	t.Parallel()
-	for _, driver := range drivers {
-		t.Run(driver, func(t *testing.T) {
-			t.Parallel()
-			db := users(t)
-			saga := outbox.NewOutboxSagaManager(outbox.NewWrapper(openSQL(t, db, driver)))
-			ctx, stop := t.Context(), errors.New("stop")
+	eachDriver(t, func(t *testing.T, driver string) {
+		db := users(t)
+		saga := outbox.NewOutboxSagaManager(outbox.NewWrapper(openSQL(t, db, driver)))
+		ctx, stop := t.Context(), errors.New("stop")
 
-			err := saga.ExecuteSagaStep(ctx, "s1", func(tx *sql.Tx) error { return insertUser(tx, "1") }, list(sagaEvent("undo")), list(sagaEvent("done"), sagaEvent("told")))
-			if err != nil {
-				t.Fatal(err)
-			}
-			undo := list(sagaEvent("undo"), sagaEvent("tell"))
-			for range 2 { // the second time, nothing is written
-				err = saga.ExecuteSagaStep(ctx, "s2", func(tx *sql.Tx) error { return errors.Join(insertUser(tx, "2"), stop) }, undo, list(sagaEvent("done")))
-				if !errors.Is(err, stop) || strings.Contains(err.Error(), "compensation") {
-					t.Errorf("got %v", err)
-				}
-			}
-			err = saga.ExecuteSagaStep(ctx, "s3", func(*sql.Tx) error { return stop }, nil, nil)
-			if !errors.Is(err, stop) {
+		err := saga.ExecuteSagaStep(ctx, "s1", func(tx *sql.Tx) error { return insertUser(tx, "1") }, list(sagaEvent("undo")), list(sagaEvent("done"), sagaEvent("told")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		undo := list(sagaEvent("undo"), sagaEvent("tell"))
+		for range 2 { // the second time, nothing is written
+			err = saga.ExecuteSagaStep(ctx, "s2", func(tx *sql.Tx) error { return errors.Join(insertUser(tx, "2"), stop) }, undo, list(sagaEvent("done")))
+			if !errors.Is(err, stop) || strings.Contains(err.Error(), "compensation") {
 				t.Errorf("got %v", err)
 			}
-			expect(t, db, userIDs, "1")
-			expect(t, db, sagaEvents, "p done s1 s1\np told s1 s1\np undo s2 s2\np tell s2 s2")
-		})
-	}
+		}
+		err = saga.ExecuteSagaStep(ctx, "s3", func(*sql.Tx) error { return stop }, nil, nil)
+		if !errors.Is(err, stop) {
+			t.Errorf("got %v", err)
+		}
+		expect(t, db, userIDs, "1")
+		expect(t, db, sagaEvents, "p done s1 s1\np told s1 s1\np undo s2 s2\np tell s2 s2")
+	})
 }
 
 // Whatever keeps the step's transaction from being committed, the compensation is written, and the error is the cause.
 func TestSagaStepFails(t *testing.T) {
 	t.Parallel()
-	for _, driver := range drivers {
-		t.Run(driver, func(t *testing.T) {
-			t.Parallel()
-			db := users(t)
-			saga := outbox.NewOutboxSagaManager(outbox.NewWrapper(openSQL(t, db, driver)))
-			invalid := outbox.DomainEvents(outbox.Event{ID: "x", AggregateType: "a"})[0]
-			taken := sagaEvent("taken")
-			if err := saga.ExecuteSagaStep(t.Context(), "s", func(*sql.Tx) error { return nil }, nil, list(taken)); err != nil {
-				t.Fatal(err)
+	eachDriver(t, func(t *testing.T, driver string) {
+		db := users(t)
+		saga := outbox.NewOutboxSagaManager(outbox.NewWrapper(openSQL(t, db, driver)))
+		invalid := outbox.DomainEvents(outbox.Event{ID: "x", AggregateType: "a"})[0]
+		taken := sagaEvent("taken")
+		if err := saga.ExecuteSagaStep(t.Context(), "s", func(*sql.Tx) error { return nil }, nil, list(taken)); err != nil {
+			t.Fatal(err)
+		}
+		want := "p taken s s"
+		succeeds := func(context.CancelFunc, *sql.Tx) error { return nil }
+		for i, test := range []struct {
+			name    string
+			step    func(context.CancelFunc, *sql.Tx) error
+			results []outbox.DomainEvent
+			want    func(error) bool
+		}{
+			{
+				"statement",
+				func(_ context.CancelFunc, tx *sql.Tx) error { _, err := tx.Exec("select 1/0"); return err },
+				nil,
+				func(err error) bool { return sqlState(err) == "22012" },
+			},
+			{
+				"commit",
+				func(_ context.CancelFunc, tx *sql.Tx) error {
+					_, err := tx.Exec("insert into pairs values (1), (1)")
+					return err
+				},
+				list(sagaEvent("done")),
+				func(err error) bool { return sqlState(err) == "23505" && strings.HasPrefix(err.Error(), "commit: ") },
+			},
+			{
+				"context",
+				func(cancel context.CancelFunc, _ *sql.Tx) error { cancel(); return nil },
+				list(sagaEvent("done")),
+				func(err error) bool { return errors.Is(err, context.Canceled) },
+			},
+			{
+				"invalid result", succeeds, list(invalid),
+				func(err error) bool { return strings.HasPrefix(err.Error(), "events[0].ID: ") },
+			},
+			{
+				"nil result", succeeds, list(nil),
+				func(err error) bool { return err.Error() == "events[0] is nil" },
+			},
+			{
+				"an id of another event", succeeds, list(sagaEvent("done"), taken),
+				func(err error) bool { return sqlState(err) == "23505" },
+			},
+		} {
+			ctx, cancel := context.WithCancel(t.Context())
+			err := saga.ExecuteSagaStep(ctx, "s", func(tx *sql.Tx) error {
+				return errors.Join(insertUser(tx, fmt.Sprint(i)), test.step(cancel, tx))
+			}, list(sagaEvent("undo-"+test.name)), test.results)
+			cancel()
+			if err == nil || !test.want(err) {
+				t.Errorf("%s: %v", test.name, err)
 			}
-			want := "p taken s s"
-			succeeds := func(context.CancelFunc, *sql.Tx) error { return nil }
-			for i, test := range []struct {
-				name    string
-				step    func(context.CancelFunc, *sql.Tx) error
-				results []outbox.DomainEvent
-				want    func(error) bool
-			}{
-				{
-					"statement",
-					func(_ context.CancelFunc, tx *sql.Tx) error { _, err := tx.Exec("select 1/0"); return err },
-					nil,
-					func(err error) bool { return sqlState(err) == "22012" },
-				},
-				{
-					"commit",
-					func(_ context.CancelFunc, tx *sql.Tx) error {
-						_, err := tx.Exec("insert into pairs values (1), (1)")
-						return err
-					},
-					list(sagaEvent("done")),
-					func(err error) bool { return sqlState(err) == "23505" && strings.HasPrefix(err.Error(), "commit: ") },
-				},
-				{
-					"context",
-					func(cancel context.CancelFunc, _ *sql.Tx) error { cancel(); return nil },
-					list(sagaEvent("done")),
-					func(err error) bool { return errors.Is(err, context.Canceled) },
-				},
-				{
-					"invalid result", succeeds, list(invalid),
-					func(err error) bool { return strings.HasPrefix(err.Error(), "events[0].ID: ") },
-				},
-				{
-					"nil result", succeeds, list(nil),
-					func(err error) bool { return err.Error() == "events[0] is nil" },
-				},
-				{
-					"an id of another event", succeeds, list(sagaEvent("done"), taken),
-					func(err error) bool { return sqlState(err) == "23505" },
-				},
-			} {
-				ctx, cancel := context.WithCancel(t.Context())
-				err := saga.ExecuteSagaStep(ctx, "s", func(tx *sql.Tx) error {
-					return errors.Join(insertUser(tx, fmt.Sprint(i)), test.step(cancel, tx))
-				}, list(sagaEvent("undo-"+test.name)), test.results)
-				cancel()
-				if err == nil || !test.want(err) {
-					t.Errorf("%s: %v", test.name, err)
-				}
-				want += fmt.Sprintf("\np undo-%s s s", test.name)
-			}
-			expect(t, db, userIDs, "")
-			expect(t, db, sagaEvents, want)
-		})
-	}
+			want += fmt.Sprintf("\np undo-%s s s", test.name)
+		}
+		expect(t, db, userIDs, "")
+		expect(t, db, sagaEvents, want)
+	})
 }
 
 func TestSagaStepPanics(t *testing.T) {
@@ -223,47 +217,44 @@ func TestSagaCompensationCannotBeWritten(t *testing.T) {
 // Steps of one saga, and calls of one step, run beside each other, at a level at which they get in each other's way.
 func TestConcurrentSagaSteps(t *testing.T) {
 	t.Parallel()
-	for _, driver := range drivers {
-		t.Run(driver, func(t *testing.T) {
-			t.Parallel()
-			db := users(t)
-			pool := openSQL(t, db, driver)
-			w := outbox.NewWrapper(pool)
-			w.TxOptions = &sql.TxOptions{Isolation: sql.LevelSerializable}
-			w.Retries = 20
-			saga := outbox.NewOutboxSagaManager(w)
-			stop := errors.New("stop")
-			var together, calls sync.WaitGroup
-			together.Add(8)
-			for i := range 8 {
-				ctx := outbox.WithSagaStep(t.Context(), fmt.Sprint("step-", i%2))
-				calls.Go(func() {
-					first := true
-					err := saga.ExecuteSagaStep(ctx, "s", func(tx *sql.Tx) error {
-						if err := insertUser(tx, fmt.Sprint(i)); err != nil {
-							return err
-						}
-						if first { // all transactions are open at once
-							first = false
-							together.Done()
-							together.Wait()
-						}
-						if i%2 == 0 {
-							return stop
-						}
-						return nil
-					}, list(sagaEvent("undo"), sagaEvent("tell")), outbox.DomainEvents(outbox.Event{AggregateType: "payment", AggregateID: "p", EventType: "done", Payload: []byte("{}")}))
-					if i%2 == 0 && !errors.Is(err, stop) || i%2 == 1 && err != nil {
-						t.Errorf("step %d: %v", i%2, err)
+	eachDriver(t, func(t *testing.T, driver string) {
+		db := users(t)
+		pool := openSQL(t, db, driver)
+		w := outbox.NewWrapper(pool)
+		w.TxOptions = &sql.TxOptions{Isolation: sql.LevelSerializable}
+		w.Retries = 20
+		saga := outbox.NewOutboxSagaManager(w)
+		stop := errors.New("stop")
+		var together, calls sync.WaitGroup
+		together.Add(8)
+		for i := range 8 {
+			ctx := outbox.WithSagaStep(t.Context(), fmt.Sprint("step-", i%2))
+			calls.Go(func() {
+				first := true
+				err := saga.ExecuteSagaStep(ctx, "s", func(tx *sql.Tx) error {
+					if err := insertUser(tx, fmt.Sprint(i)); err != nil {
+						return err
 					}
-				})
-			}
-			calls.Wait()
-			expect(t, db, "select string_agg(concat_ws(' ', event_type, causation_id), E'\n' order by causation_id, event_type) from event_outbox",
-				"tell s/step-0\nundo s/step-0\ndone s/step-1")
-			expect(t, db, "select count(*)::text from users", "1")
-		})
-	}
+					if first { // all transactions are open at once
+						first = false
+						together.Done()
+						together.Wait()
+					}
+					if i%2 == 0 {
+						return stop
+					}
+					return nil
+				}, list(sagaEvent("undo"), sagaEvent("tell")), outbox.DomainEvents(outbox.Event{AggregateType: "payment", AggregateID: "p", EventType: "done", Payload: []byte("{}")}))
+				if i%2 == 0 && !errors.Is(err, stop) || i%2 == 1 && err != nil {
+					t.Errorf("step %d: %v", i%2, err)
+				}
+			})
+		}
+		calls.Wait()
+		expect(t, db, "select string_agg(concat_ws(' ', event_type, causation_id), E'\n' order by causation_id, event_type) from event_outbox",
+			"tell s/step-0\nundo s/step-0\ndone s/step-1")
+		expect(t, db, "select count(*)::text from users", "1")
+	})
 }
 
 // The connection is lost after the server has committed the step: the step is done.
