@@ -8,8 +8,13 @@ import (
 	"time"
 )
 
-// maxBatchRows bounds the rows of one transaction: beyond some thousand, COPY gets no cheaper a row.
-const maxBatchRows = 8192
+// maxBatchRows bounds the rows of one transaction: beyond some thousand, COPY gets no cheaper a row. A change of outbox_parked
+// counts as parkedRows: it costs as much, and while a sink catches up thousands of them in one transaction would keep the
+// other sinks' lanes waiting for theirs, which may have only so many batches unrecorded.
+const (
+	maxBatchRows = 8192
+	parkedRows   = 4
+)
 
 // The least time between the starts of two transactions: while the stream is fast, and otherwise. Batches of some
 // thousand rows cost half of what batches of a hundred do, those of a few rows ten times as much a row, and nobody but
@@ -85,14 +90,20 @@ func (r *Recorder) Run(ctx context.Context, tracker *Tracker, in <-chan Outcomes
 // collected is what a batch is made of.
 type collected struct {
 	batch  []Outcomes
-	rows   int
+	rows   int // as maxBatchRows counts them
 	urgent bool
 	ended  bool // the channel is closed, which is seen again by whoever reads it next
 }
 
 func (c *collected) add(o Outcomes) {
 	c.batch = append(c.batch, o)
-	c.rows += len(o.Rows)
+	for i := range o.Rows {
+		if o.Rows[i].Row == RowNone {
+			c.rows++
+		} else {
+			c.rows += parkedRows
+		}
+	}
 	c.urgent = c.urgent || o.Urgent
 }
 

@@ -44,12 +44,13 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	if len(f.rows) == 0 {
 		return nil
 	}
+	n := len(f.rows)
 	err := l.give(work, &f.rows, !l.live && len(l.rows) == 0)
 	l.outcomes = l.given
 	if f.died {
 		l.died = l.given
 	}
-	l.unrecorded = append(l.unrecorded, l.given)
+	l.unrecorded = append(l.unrecorded, unrecorded{l.given, n})
 	return err
 }
 

@@ -17,6 +17,10 @@ import (
 const (
 	// maxUnrecorded is how many batches of a lane may be delivered and not yet recorded: what a crash can repeat.
 	maxUnrecorded = 8
+	// maxCatchingRows is how many rows of a lane that catches up may be delivered and not yet recorded. The recorder takes outcomes
+	// in the order in which they come, and has thousands a second to do with these: the other sinks', and with them the slot,
+	// would wait behind a long queue.
+	maxCatchingRows = 1000
 	// deliverPace is the least time between two Deliver calls while the stream is fast, unless a whole batch waits:
 	// a thousand small requests cost more than everything else.
 	deliverPace = 3 * time.Millisecond
@@ -83,7 +87,7 @@ type lane struct {
 	commit     uint64               // Seq of the last that are committed
 	outcomes   uint64               // Seq of the last that a Deliver had
 	died       uint64               // Seq of the last in which something died in place, or was discarded
-	unrecorded []uint64             // Seq of Deliver calls whose outcomes are not committed
+	unrecorded []unrecorded         // by Deliver calls, and not committed
 	parks      []checkpoint.Outcome // to be given at the end of the step
 
 	closing  bool
@@ -101,6 +105,12 @@ type lane struct {
 type wire struct {
 	messages []*delivery
 	call     call
+}
+
+// unrecorded is what the recorder was given of a Deliver.
+type unrecorded struct {
+	seq  uint64
+	rows int
 }
 
 type result struct {
@@ -254,7 +264,15 @@ func (l *lane) mayDeliver() bool {
 		l.hurry(l.died)
 		return false
 	}
-	return l.wire == nil && len(l.unrecorded) < maxUnrecorded && !l.paused.Load()
+	return l.wire == nil && len(l.unrecorded) < maxUnrecorded && !l.paused.Load() && (l.live || l.unrecordedRows() < maxCatchingRows)
+}
+
+func (l *lane) unrecordedRows() int {
+	n := 0
+	for _, u := range l.unrecorded {
+		n += u.rows
+	}
+	return n
 }
 
 // permitted asks the breaker as well.
@@ -339,7 +357,7 @@ func (l *lane) give(work context.Context, rows *[]checkpoint.Outcome, urgent boo
 func (l *lane) onRecorded(seq uint64) {
 	l.commit = seq
 	l.floor.recorded(seq)
-	for len(l.unrecorded) > 0 && l.unrecorded[0] <= seq {
+	for len(l.unrecorded) > 0 && l.unrecorded[0].seq <= seq {
 		l.unrecorded = l.unrecorded[1:]
 	}
 }
