@@ -34,10 +34,14 @@ func WithSagaStep(ctx context.Context, name string) context.Context {
 // A step may be called again, by any process and at the same time. If it fails again, its compensation events are there
 // already, and nothing is written. What makes this work is that they have the same ids again: their own, or, if the step
 // has a name (WithSagaStep), ids that are made from saga, name and position, in place of their own. Without either,
-// the step is not run, as with compensation events that are no valid ones. If step itself succeeds and then its result
-// events turn out to be in the outbox, the step was committed before: by an earlier call, whose events had the same ids,
-// or by this one, though the connection was lost. Then this call has no effect, and the error is nil. In a step with a
-// name, that holds for result events without ids, too, as they get theirs in the same way.
+// the step is not run, as with compensation events that are no valid ones. A call that succeeds does not take back what an
+// earlier one has compensated.
+//
+// A step with a name whose result events are in the outbox was committed before: by an earlier call, or by this one, though
+// the connection was lost. Then this call has no effect, even if step fails, as it may for the very reason that it
+// was committed, and the error is nil. For that, its result events get such ids, too, and a CausationID that is the id of
+// another of them follows. In a step without a name it holds only if step succeeds and all its result events bring
+// the ids that they had before.
 //
 // Events without a CorrelationID get the id of the saga; those without a CausationID that of ctx (WithCausationID) or else
 // the step: the id of the saga, with "/" and the name if there is one.
@@ -50,15 +54,15 @@ func (m *OutboxSagaManager) ExecuteSagaStep(ctx context.Context, sagaID string, 
 		return err
 	}
 
+	ids := s.eventIDs("result", len(resultEvents)) // of result events by which a committed step is known
 	returned := false
 	defer func() {
 		if !returned { // step panics; nobody would hear of another error
-			_ = m.compensate(ctx, compensation, nil)
+			_ = m.compensate(ctx, s, compensation, ids)
 		}
 	}()
-	var sent []Event // result events that went to the database
 	err = m.wrapper.transaction(ctx, m.wrapper.TxOptions, func(tx *sql.Tx) error {
-		sent = nil
+		ids = s.eventIDs("result", len(resultEvents))
 		if err := step(tx); err != nil {
 			return err
 		}
@@ -67,7 +71,7 @@ func (m *OutboxSagaManager) ExecuteSagaStep(ctx context.Context, sagaID string, 
 			return err
 		}
 		return insert(ctx, results, func(statement string, args []any) error {
-			sent = results
+			ids = idsOf(results)
 			_, err := tx.ExecContext(ctx, statement, args...)
 			return err
 		})
@@ -76,7 +80,7 @@ func (m *OutboxSagaManager) ExecuteSagaStep(ctx context.Context, sagaID string, 
 	if err == nil {
 		return nil
 	}
-	switch inner := m.compensate(ctx, compensation, sent); {
+	switch inner := m.compensate(ctx, s, compensation, ids); {
 	case errors.Is(inner, errCommitted):
 		return nil
 	case inner != nil:
@@ -85,16 +89,22 @@ func (m *OutboxSagaManager) ExecuteSagaStep(ctx context.Context, sagaID string, 
 	return err
 }
 
-// compensate writes the compensation events that are not in the outbox yet. If results are, it is errCommitted.
-func (m *OutboxSagaManager) compensate(ctx context.Context, compensation, results []Event) error {
+// compensate writes the compensation events that are not in the outbox yet. If the result events with these ids are, it is
+// errCommitted.
+func (m *OutboxSagaManager) compensate(ctx context.Context, s sagaStep, compensation []Event, results []string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), compensationTimeout)
 	defer cancel()
 	// At other levels than this one, meeting a row that a concurrent call has written is an error.
 	options := &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 	return m.wrapper.transaction(ctx, options, func(tx *sql.Tx) error {
 		if len(results) > 0 {
-			if err := probe(ctx, tx, results); err != nil {
+			found, err := probe(ctx, tx, results)
+			if err != nil {
 				return err
+			}
+			// Ids that are made of the name are of no other step. Of others all have to be there: the step wrote all or none.
+			if found == len(results) || found > 0 && s.name != "" {
+				return errCommitted
 			}
 		}
 		return insert(ctx, compensation, func(statement string, args []any) error {
@@ -108,31 +118,28 @@ const compensationTimeout = 10 * time.Second
 
 var errCommitted = errors.New("the step is committed")
 
-// probe is errCommitted if rows with the ids of these events are there. Inserting them, in order to roll back, is more than
-// to look: it waits for a transaction that has inserted them and is still busy with its commit, and it needs no right that
-// a producer may not have.
-func probe(ctx context.Context, tx *sql.Tx, events []Event) error {
-	var ids array
-	for _, e := range events {
-		ids.add(e.ID)
+// probe counts the rows that have these ids. Inserting them, in order to roll back, is more than to look: it waits for a
+// transaction that has inserted them and is still busy with its commit, and it needs no right that a producer may not have.
+// It fills every column that a table of the user's own may want filled.
+func probe(ctx context.Context, tx *sql.Tx, ids []string) (found int, err error) {
+	var list array
+	for _, id := range ids {
+		list.add(id)
 	}
 	if _, err := tx.ExecContext(ctx, "savepoint outbox_probe"); err != nil {
-		return err
+		return 0, err
 	}
-	result, err := tx.ExecContext(ctx, `insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload)
-		select id, '', '', '', '{}' from unnest($1::uuid[]) as event (id) on conflict do nothing`, ids.literal())
+	result, err := tx.ExecContext(ctx, `insert into event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, created_at)
+		select id, '-', '-', '-', 1, '{}', '{}', now() from unnest($1::uuid[]) as event (id) on conflict do nothing`, list.literal())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	inserted, err := result.RowsAffected()
 	if err != nil {
-		return err
-	}
-	if inserted == 0 { // if some only, they are not of this step: it wrote all or none
-		return errCommitted
+		return 0, err
 	}
 	_, err = tx.ExecContext(ctx, "rollback to savepoint outbox_probe")
-	return err
+	return len(ids) - int(inserted), err
 }
 
 type sagaStep struct {
@@ -160,10 +167,9 @@ func (s *sagaStep) compensation(ctx context.Context, list []DomainEvent) ([]Even
 		return nil, errors.New("the saga has no id")
 	}
 	events, err := EventsOf(list)
+	s.identify("compensation", events)
 	for i := range events {
-		if s.name != "" {
-			events[i].ID = s.eventID("compensation", i)
-		} else if events[i].ID == "" && err == nil {
+		if events[i].ID == "" && err == nil {
 			err = errors.New("has no id, and the step no name (outbox.WithSagaStep): it could not be told whether it is there already")
 			err = fmt.Errorf("events[%d] %w", i, err)
 		}
@@ -179,19 +185,45 @@ func (s *sagaStep) compensation(ctx context.Context, list []DomainEvent) ([]Even
 
 func (s *sagaStep) results(list []DomainEvent) ([]Event, error) {
 	events, err := EventsOf(list)
+	s.identify("result", events)
 	for i := range events {
-		switch {
-		case events[i].ID != "":
-		case s.name != "":
-			events[i].ID = s.eventID("result", i)
-		default:
+		if events[i].ID == "" {
 			events[i].ID = NewID()
 		}
 	}
 	return events, err
 }
 
-// eventID is the same for the same event of the same step, always.
-func (s *sagaStep) eventID(kind string, i int) string {
-	return uuid.NewSHA1(uuid.NameSpaceURL, fmt.Appendf(nil, "outbox-cdc:saga:%q/%q/%s/%d", s.id, s.name, kind, i)).String()
+// identify gives the events of a step with a name their ids. What one of them has caused stays caused by it.
+func (s *sagaStep) identify(kind string, events []Event) {
+	now := map[string]string{}
+	for i, id := range s.eventIDs(kind, len(events)) {
+		if own := events[i].ID; own != "" {
+			now[own] = id
+		}
+		events[i].ID = id
+	}
+	for i := range events {
+		if id, ok := now[events[i].CausationID]; ok {
+			events[i].CausationID = id
+		}
+	}
+}
+
+// eventIDs are the same for the same events of the same step, always. There are none without a name.
+func (s *sagaStep) eventIDs(kind string, n int) (ids []string) {
+	if s.name == "" {
+		return nil
+	}
+	for i := range n {
+		ids = append(ids, uuid.NewSHA1(uuid.NameSpaceURL, fmt.Appendf(nil, "outbox-cdc:saga:%q/%q/%s/%d", s.id, s.name, kind, i)).String())
+	}
+	return ids
+}
+
+func idsOf(events []Event) (ids []string) {
+	for i := range events {
+		ids = append(ids, events[i].ID)
+	}
+	return ids
 }

@@ -176,6 +176,50 @@ func TestNamedSagaSteps(t *testing.T) {
 	expect(t, db, sagaEvents, want+"\np done s4 s4/charge")
 }
 
+// A step with a name that was committed is not compensated when it is called again, as after a crash, whatever it does then
+// and whatever ids its events are made with.
+func TestCommittedSagaStepIsCalledAgain(t *testing.T) {
+	t.Parallel()
+	eachDriver(t, func(t *testing.T, driver string) {
+		db := users(t)
+		// Of a table of the user's own: it fills in nothing, and wants what an event has.
+		_, err := db.Conn(t).Exec(t.Context(), `alter table event_outbox alter event_version drop default, alter metadata drop default,
+			alter created_at drop default, add check (aggregate_type <> '' and aggregate_id <> '' and event_type <> '')`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		saga := outbox.NewOutboxSagaManager(outbox.NewWrapper(openSQL(t, db, driver)))
+		call := func(name string, step func(*sql.Tx) error, results int) error {
+			first, second := outbox.NewID(), outbox.NewID()
+			done := outbox.DomainEvents(
+				outbox.Event{ID: first, AggregateType: "payment", AggregateID: "p", EventType: "done", Payload: []byte("{}")},
+				outbox.Event{ID: second, AggregateType: "payment", AggregateID: "p", EventType: "told", Payload: []byte("{}"), CausationID: first},
+			)
+			return saga.ExecuteSagaStep(outbox.WithSagaStep(t.Context(), name), "s", step, list(sagaEvent("undo")), done[:results])
+		}
+		insert := func(tx *sql.Tx) error { return insertUser(tx, "1") } // fails the second time
+		for _, results := range []int{2, 2, 1} {
+			if err := call("charge", insert, results); err != nil {
+				t.Errorf("got %v", err)
+			}
+		}
+		func() {
+			defer func() { _ = recover() }()
+			_ = call("charge", func(*sql.Tx) error { panic("oh") }, 2)
+			t.Error("the panic does not go on")
+		}()
+		const events = "select string_agg(event_type || ' ' || case when causation_id = lag then 'of the former' else causation_id end, E'\n' order by n) " +
+			"from (select *, lag(id::text) over (order by ctid), row_number() over (order by ctid) as n from event_outbox) as event"
+		expect(t, db, userIDs, "1")
+		expect(t, db, events, "done s/charge\ntold of the former")
+
+		if err := call("ship", insert, 2); sqlState(err) != "23505" { // which was never committed
+			t.Errorf("got %v", err)
+		}
+		expect(t, db, events, "done s/charge\ntold of the former\nundo s/ship")
+	})
+}
+
 // What could not be compensated is not begun.
 func TestSagaStepIsRefused(t *testing.T) {
 	t.Parallel()
@@ -332,7 +376,7 @@ func TestSagaWaitsForACommit(t *testing.T) {
 		}()
 		waitForLock(t, db, "%insert into event_outbox (id, aggregate_type, aggregate_id, event_type, event_version%")
 		giveUp()
-		waitForLock(t, db, "%insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload)%")
+		waitForLock(t, db, "%outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, created_at)%")
 		if commits {
 			err = other.Commit()
 		} else {
