@@ -43,15 +43,24 @@ func NewOutboxEnabledAggregateRepository[A Aggregate](base AggregateRepository[A
 //
 // Errors and panics are those of Wrapper.ExecuteWithOutbox, with the base's Save as its operation; the aggregate keeps its
 // events then. A base that stored the aggregate and did not ask for the transaction is an error, too: what it
-// stored is its own affair, and the events are not written.
+// stored is its own affair, and the events are not written. So is one that gives the aggregate more events.
 func (r *OutboxEnabledAggregateRepository[A]) Save(ctx context.Context, aggregate A) error {
 	if _, nested := ctx.Value(txKey{}).(*sharedTx); nested {
 		// Its events could not be marked only after the commit, which is another's.
 		return errors.New("save: ctx belongs to the transaction of another Save; save each aggregate in its own, or several by ExecuteBatch")
 	}
+	events := slices.Clone(aggregate.GetUncommittedEvents()) // before the base has a chance to forget them
 	err := r.wrapper.ExecuteWithOutbox(ctx, EventProducingOperation{
-		Operation: func(tx *sql.Tx) error { return r.save(ctx, tx, aggregate) },
-		Events:    slices.Clone(aggregate.GetUncommittedEvents()), // before the base has a chance to forget them
+		Operation: func(tx *sql.Tx) error {
+			if err := r.save(ctx, tx, aggregate); err != nil {
+				return err
+			}
+			if len(aggregate.GetUncommittedEvents()) > len(events) { // they would be marked and never written
+				return errors.New("save: the aggregate has more events than when it was given; let it have them all before Save")
+			}
+			return nil
+		},
+		Events: events,
 	})
 	if err != nil {
 		return err
@@ -61,13 +70,14 @@ func (r *OutboxEnabledAggregateRepository[A]) Save(ctx context.Context, aggregat
 }
 
 func (r *OutboxEnabledAggregateRepository[A]) save(ctx context.Context, tx *sql.Tx, aggregate A) error {
+	shared := &sharedTx{tx: tx}
+	ctx = context.WithValue(ctx, txKey{}, shared)
 	if base, ok := r.base.(interface {
 		SaveTx(ctx context.Context, tx *sql.Tx, aggregate A) error
 	}); ok {
 		return base.SaveTx(ctx, tx, aggregate)
 	}
-	shared := &sharedTx{tx: tx}
-	if err := r.base.Save(context.WithValue(ctx, txKey{}, shared), aggregate); err != nil {
+	if err := r.base.Save(ctx, aggregate); err != nil {
 		return err
 	}
 	if !shared.taken.Load() {

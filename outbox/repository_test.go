@@ -192,13 +192,12 @@ type repositoryFunc func(context.Context, *user) error
 
 func (f repositoryFunc) Save(ctx context.Context, u *user) error { return f(ctx, u) }
 
-// withSaveTx has the transaction as a parameter.
-type withSaveTx struct{ repositoryFunc }
+// saveTxFunc has the transaction as a parameter.
+type saveTxFunc func(context.Context, *sql.Tx, *user) error
 
-func (withSaveTx) SaveTx(ctx context.Context, tx *sql.Tx, u *user) error {
-	_, err := tx.ExecContext(ctx, "insert into domain_events (id, aggregate_id) values ($1, $2)", outbox.NewID(), u.id)
-	return err
-}
+func (saveTxFunc) Save(context.Context, *user) error { return errors.New("not this") }
+
+func (f saveTxFunc) SaveTx(ctx context.Context, tx *sql.Tx, u *user) error { return f(ctx, tx, u) }
 
 func TestHowABaseGetsTheTransaction(t *testing.T) {
 	t.Parallel()
@@ -210,7 +209,10 @@ func TestHowABaseGetsTheTransaction(t *testing.T) {
 	}
 
 	u := newUser("1")
-	err := save(withSaveTx{func(context.Context, *user) error { return errors.New("not this") }}, u)
+	err := save(saveTxFunc(func(ctx context.Context, tx *sql.Tx, u *user) error {
+		_, err := tx.ExecContext(ctx, "insert into domain_events (id, aggregate_id) values ($1, $2)", outbox.NewID(), u.id)
+		return err
+	}), u)
 	if err != nil || len(u.uncommitted) != 0 {
 		t.Errorf("SaveTx: %v", err)
 	}
@@ -227,6 +229,20 @@ func TestHowABaseGetsTheTransaction(t *testing.T) {
 	}), u)
 	if err == nil || !strings.Contains(err.Error(), "another Save") || len(u.uncommitted) != 2 {
 		t.Errorf("a Save within another: %v", err)
+	}
+
+	u = newUser("3")
+	err = save(saveTxFunc(func(ctx context.Context, _ *sql.Tx, u *user) error {
+		return outbox.NewOutboxEnabledAggregateRepository(store, w).Save(ctx, u)
+	}), u)
+	if err == nil || !strings.Contains(err.Error(), "another Save") || len(u.uncommitted) != 2 {
+		t.Errorf("a Save within SaveTx: %v", err)
+	}
+
+	u = newUser("3")
+	err = save(saveTxFunc(func(_ context.Context, _ *sql.Tx, u *user) error { u.raise("user.updated"); return nil }), u)
+	if err == nil || !strings.Contains(err.Error(), "has more events") || len(u.uncommitted) != 3 {
+		t.Errorf("a base that raises events: %v", err)
 	}
 
 	// A base that forgets the events does not make the outbox forget them.
