@@ -11,7 +11,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"log/slog"
 	"net/http"
 	"os"
@@ -69,15 +68,16 @@ func run(ctx context.Context, logger *slog.Logger) error {
 		address = "127.0.0.1:8081"
 	}
 	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		<-ctx.Done()
-		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		_ = server.Shutdown(late) // requests end first, then the connector, which delivers their events
-	}()
+	served := make(chan error, 1)
+	go func() { served <- server.ListenAndServe() }()
 	logger.Info("orders listens", "address", address)
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+	select {
+	case err := <-served:
 		return err
+	case <-ctx.Done():
 	}
-	return nil
+	// Requests end first, then the connector, which delivers their events.
+	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return server.Shutdown(late)
 }

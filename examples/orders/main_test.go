@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -99,8 +100,53 @@ func TestOrders(t *testing.T) {
 		t.Errorf("the request's trace is not in the headers %v", records[0].Headers)
 	}
 	outboxtest.AssertWritten(t, db, placed.ID, "order.placed")
+
+	// The service is stopped while a request is under way: that ends first, and its event is delivered.
+	lock, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback() //nolint:errcheck // after Commit it does nothing
+	if _, err := lock.ExecContext(t.Context(), "lock table orders"); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan int, 1)
+	go func() {
+		status, _ := post(`{"customer": "ben", "amount": 1}`)
+		answered <- status
+	}()
+	eventually(t, func() bool {
+		var waits bool
+		err := db.QueryRowContext(t.Context(), "select exists (select from pg_locks where relation = 'orders'::regclass and not granted)").Scan(&waits)
+		return err == nil && waits
+	})
 	stop()
+	eventually(t, func() bool { // it listens no more
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	if err := lock.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-answered; status != http.StatusCreated {
+		t.Errorf("the request that was under way: status %d", status)
+	}
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+	if records := client.PollFetches(late).Records(); len(records) != 1 {
+		t.Errorf("Kafka has %v of it", records)
+	}
+}
+
+func eventually(t *testing.T, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !condition(); {
+		if time.Now().After(deadline) {
+			t.Fatal("not within 20 s")
+		}
 	}
 }
