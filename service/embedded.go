@@ -64,8 +64,8 @@ func NewOutboxService(db *sql.DB, c OutboxServiceConfig) (*OutboxService, error)
 	return newOutboxService(db, c, c.explicit())
 }
 
-func newOutboxService(db *sql.DB, c OutboxServiceConfig, environ []string) (*OutboxService, error) {
-	e, err := c.load(environ)
+func newOutboxService(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...config.Mistake) (*OutboxService, error) {
+	e, err := c.load(environ, mistakes...)
 	if db == nil {
 		err = errors.Join(errors.New("db: is nil; open the service's database first"), err)
 	}

@@ -79,7 +79,7 @@ func (s slow) Publish(ctx context.Context, e *outbox.OutboxEntry) error {
 }
 
 // load commits events of several aggregates until the returned function is called, which gives what was committed, by
-// aggregate and in order.
+// aggregate and in order. They are no more than a slow publisher gets through on a slow machine while an assertion waits.
 func load(t *testing.T, w *service.Wrapper) (end func() map[string][]string) {
 	t.Helper()
 	var stopping atomic.Bool
@@ -89,7 +89,7 @@ func load(t *testing.T, w *service.Wrapper) (end func() map[string][]string) {
 	for a := range 4 {
 		aggregate := fmt.Sprintf("a%d", a)
 		g.Go(func() {
-			for n := 0; !stopping.Load(); n++ {
+			for n := 0; n < 500 && !stopping.Load(); n++ {
 				typ := fmt.Sprintf("e%05d", n)
 				err := w.ExecuteWithOutbox(context.Background(), service.EventProducingOperation{Events: outbox.DomainEvents(outbox.Event{
 					AggregateType: "order", AggregateID: aggregate, EventType: typ, Payload: []byte("{}"),
@@ -286,6 +286,46 @@ func TestStartRefuses(t *testing.T) {
 			t.Errorf("%s: it runs", what)
 		}
 	}
+}
+
+// After a migration, tables of the polling outbox have the names of the ledger's.
+func TestLedgerInASchemaOfItsOwn(t *testing.T) {
+	db := outboxtest.NewDB(t)
+	_, err := db.Exec(`drop table outbox_delivery_log, outbox_parked, outbox_processors, outbox_metrics, outbox_checkpoints cascade;
+		create table outbox_processors (id varchar(255) primary key, processor_name text not null)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	published := outboxtest.NewSink()
+	c := configOf(t, db, published)
+	if err := newService(t, db, c).Start(); err == nil {
+		t.Error("it starts with a ledger that is none")
+	}
+	c.LedgerSchema = "outbox"
+	s := newService(t, db, c)
+	start(t, s)
+	write(t, s, "1", "placed")
+	published.AssertPublished(t, "1", "placed")
+	stop(t, s)
+
+	t.Setenv("DATABASE_URL", c.DatabaseURL)
+	t.Setenv("OUTBOX_SLOT", c.Slot)
+	t.Setenv("OUTBOX_LEDGER_SCHEMA", "outbox")
+	t.Setenv("OUTBOX_ENABLE_METRICS", "false")
+	if s, err = service.Setup(db, service.Preset{Service: "shop", Sinks: []string{"event_bus"}}); err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan string, 1)
+	s.EventBus.Subscribe("*", func(_ context.Context, m *service.Message) error {
+		heard <- m.Event.EventType
+		return nil
+	})
+	start(t, s)
+	write(t, s, "1", "paid")
+	if got := <-heard; got != "paid" {
+		t.Errorf("the handler was given %s", got)
+	}
+	stop(t, s)
 }
 
 // A connector that ends by itself says so, and is started again once that is mended.

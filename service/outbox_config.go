@@ -29,6 +29,9 @@ type OutboxServiceConfig struct {
 	// Slot and Publication are outbox_cdc by default. All replicas of a service have the same, and so have all services that
 	// share an outbox table; services with other databases on the same server need slots of other names.
 	Slot, Publication string
+	// LedgerSchema is where the connector keeps its tables; by default beside event_outbox. It is needed where those of another
+	// outbox have taken their names, as after a migration.
+	LedgerSchema string
 
 	// PublisherType is kafka, redis_stream, webhook, event_bus, composite or stdout. It may be empty where there are Publishers
 	// or Sinks, which get every event as well.
@@ -80,12 +83,14 @@ func (c *OutboxServiceConfig) explicit() []string {
 }
 
 // load makes the daemon's configuration: c becomes its file, over which environ prevails. The error is a *config.Error with
-// all that is wrong.
-func (c *OutboxServiceConfig) load(environ []string) (embedded, error) {
-	d := document{environ: environ, embedded: embedded{opens: map[string]func() (sinks.Sink, error){}}}
+// all that is wrong, and with the mistakes that were found before.
+func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake) (embedded, error) {
+	d := document{environ: environ, mistakes: mistakes, embedded: embedded{opens: map[string]func() (sinks.Sink, error){}}}
 	file := map[string]any{
-		"name":     optional(c.ServiceName),
-		"source":   map[string]any{"dsn": optional(c.DatabaseURL), "slot": optional(c.Slot), "publication": optional(c.Publication)},
+		"name": optional(c.ServiceName),
+		"source": map[string]any{
+			"dsn": optional(c.DatabaseURL), "slot": optional(c.Slot), "publication": optional(c.Publication), "ledger_schema": optional(c.LedgerSchema),
+		},
 		"delivery": map[string]any{"batch_size": optional(c.BatchSize), "max_retries": optional(c.MaxRetries), "lanes": optional(c.WorkerCount)},
 		"metrics":  map[string]any{"enabled": c.EnableMetrics},
 		"breaker": map[string]any{
@@ -137,6 +142,8 @@ func (d *document) publishers(c *OutboxServiceConfig) {
 	switch {
 	case c.PublisherType == config.SinkComposite:
 		d.composite(c.PublisherConfig)
+	case c.PublisherType != "" && !slices.Contains(publisherTypes, c.PublisherType):
+		d.wrong("PublisherType", noType, c.PublisherType, strings.Join(publisherTypes, ", "))
 	case c.PublisherType != "":
 		d.sink(c.PublisherType, c.PublisherConfig, "PublisherConfig")
 	case len(c.PublisherConfig) > 0:

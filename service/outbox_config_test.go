@@ -27,7 +27,10 @@ func (n named) GetName() string                                  { return string
 // fromFile is what the daemon makes of a file.
 func fromFile(t *testing.T, text string) config.Config {
 	t.Helper()
-	cfg, _, err := config.Parse("outbox.yaml", []byte("source: {dsn: "+testDSN+"}\nhttp: {listen: 127.0.0.1:1}\n"+text), nil,
+	if !strings.Contains(text, "source: ") {
+		text = "source: {dsn: " + testDSN + "}\n" + text
+	}
+	cfg, _, err := config.Parse("outbox.yaml", []byte("http: {listen: 127.0.0.1:1}\n"+text), nil,
 		config.Options{NoSinks: true, InProcess: true})
 	if err != nil {
 		t.Fatal(err)
@@ -57,6 +60,13 @@ func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 			OutboxServiceConfig{PublisherType: "event_bus", PublisherConfig: map[string]any{"url": "nats://localhost", "stream": "events"}},
 			"sinks: [{type: event_bus, url: nats://localhost, stream: events}]",
 		},
+		"names and texts of other types": {OutboxServiceConfig{
+			PublisherType: "composite", LedgerSchema: "ledger", PublisherConfig: map[string]any{
+				"strategy": named("any"), "members": []any{named("bus"), "webhook"}, "event_bus": map[string]any{"name": named("bus")},
+				"webhook": map[string]any{"url": "https://h", "secret": []byte("s$")},
+			},
+		}, "source: {dsn: " + testDSN + ", ledger_schema: ledger}\n" +
+			"sinks: [{type: webhook, url: https://h, secret: s$$}, {type: in_process, name: bus}, {type: composite, strategy: any, members: [bus, webhook]}]"},
 		"bus in the process": {OutboxServiceConfig{PublisherType: "event_bus"}, "sinks: [{type: in_process, name: event_bus}]"},
 		"composite of one":   {OutboxServiceConfig{PublisherType: "composite", PublisherConfig: map[string]any{"strategy": "primary", "kafka": kafka}}, "sinks: [" + kafkaFile + "]"},
 		"composite of all": {
@@ -159,6 +169,14 @@ PublisherConfig.members[1]: "nobody" is no sink; these are: composite, kafka, st
 PublisherConfig.members: missing; write them in their order, such as []string{"kafka", "stdout"}`},
 		"composite of nothing": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "composite"}, `
 PublisherConfig: describes no member; write kafka with its keys`},
+		"a type that is made in Go": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "in_process"}, `
+PublisherType: "in_process" is no type of sink; write one of kafka, redis_stream, webhook, event_bus, composite, stdout`},
+		"values that are no text": {OutboxServiceConfig{
+			DatabaseURL: testDSN, LedgerSchema: "Outbox\x00", PublisherType: "event_bus", PublisherConfig: map[string]any{"name": 7, "topic": "hunter2\xff"},
+		}, `
+PublisherConfig.name: must be a string
+PublisherConfig.topic: is not UTF-8
+LedgerSchema: …`},
 	} {
 		_, err := test.c.load([]string{"DATABASE_URL=" + test.c.DatabaseURL})
 		wantExit(t, err, 78)
@@ -225,14 +243,19 @@ func TestPreset(t *testing.T) {
 			[]string{"OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_STRATEGY=any", "OUTBOX_COMPOSITE_MEMBERS=redis_stream, kafka"},
 			"sinks: [" + kafka + ", " + redis + ", {type: composite, strategy: any, members: [redis_stream, kafka]}]",
 		},
+		"a ledger of its own": {
+			p,
+			[]string{"OUTBOX_LEDGER_SCHEMA=ledger"},
+			"source: {dsn: " + testDSN + ", ledger_schema: ledger}\nsinks: [" + kafka + "]",
+		},
 		"two sinks": {
 			Preset{Service: "orders", Sinks: []string{"redis_stream", "kafka"}, Topics: p.Topics},
 			nil,
 			"sinks: [" + kafka + ", " + redis + ", {type: composite, members: [redis_stream, kafka]}]",
 		},
 	} {
-		c, environ := test.preset.config(append(page, test.environ...))
-		got, err := c.load(environ)
+		c, environ, mistakes := test.preset.config(append(page, test.environ...))
+		got, err := c.load(environ, mistakes...)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -242,11 +265,24 @@ func TestPreset(t *testing.T) {
 			t.Errorf("%s: -want +got:\n%s", name, diff)
 		}
 	}
-	c, environ := p.config([]string{"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=many", "OUTBOX_RETENTION_DAYS=x"})
-	_, err := c.load(environ)
-	wantExit(t, err, 78, "OUTBOX_BATCH_SIZE: delivery.batch_size", "RetentionDays", "PublisherConfig.brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
-	c, environ = Preset{}.config(nil)
-	_, err = c.load(environ)
+	c, environ, mistakes := Preset{Sinks: p.Sinks, Topics: map[string]string{"kafak": "t"}}.config([]string{
+		"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=many", "OUTBOX_RETENTION_DAYS=x",
+	})
+	_, err := c.load(environ, mistakes...)
+	wantExit(t, err, 78, "OUTBOX_BATCH_SIZE: delivery.batch_size", "OUTBOX_RETENTION_DAYS: is no number of days", `Topics: "kafak" is no type of sink`,
+		"PublisherConfig.brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
+	for variable, want := range map[string]string{
+		"OUTBOX_PUBLISHER_TYPE=in_process":       `OUTBOX_PUBLISHER_TYPE: "in_process" is no type of sink`,
+		"OUTBOX_PUBLISHER_TYPE=composite":        `OUTBOX_COMPOSITE_MEMBERS: "" is no type of sink`,
+		"OUTBOX_COMPOSITE_STRATEGY=first":        "OUTBOX_COMPOSITE_STRATEGY: is unknown; write all, any, primary",
+		"OUTBOX_COMPOSITE_MEMBERS=kafak,webhook": `OUTBOX_COMPOSITE_MEMBERS: "kafak" is no type of sink`,
+	} {
+		c, environ, mistakes := p.config(append(page, "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_MEMBERS=", "OUTBOX_WEBHOOK_URL=https://h", variable))
+		_, err := c.load(environ, mistakes...)
+		wantExit(t, err, 78, want)
+	}
+	c, environ, mistakes = Preset{}.config(nil)
+	_, err = c.load(environ, mistakes...)
 	var found *config.Error
 	if !errors.As(err, &found) || len(found.Mistakes) != 2 || found.Mistakes[0].Path != "PublisherType" {
 		t.Errorf("an empty preset: %v", err)

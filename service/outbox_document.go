@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -33,6 +34,13 @@ func (d *document) wrong(path, format string, args ...any) {
 var (
 	publisherTypes = []string{config.SinkKafka, config.SinkRedis, config.SinkWebhook, config.SinkEventBus, config.SinkComposite, config.SinkStdout}
 	memberTypes    = slices.DeleteFunc(slices.Clone(publisherTypes), func(t string) bool { return t == config.SinkComposite })
+	strategies     = []string{config.StrategyAll, config.StrategyAny, config.StrategyPrimary}
+)
+
+// What is said of a value that is none of those.
+const (
+	noType     = "%q is no type of sink; write one of %s"
+	noStrategy = "is unknown; write %s"
 )
 
 // platformKeys are the platform's names for keys of ours.
@@ -49,6 +57,12 @@ func (d *document) sink(typ string, settings map[string]any, at string) (name st
 		}
 		sink[ours] = settings[key]
 	}
+	name, isText := textOf(sink["name"])
+	if !isText {
+		d.wrong(at+".name", "must be a string")
+		name = typ
+	}
+	sink["name"] = name
 	if typ == config.SinkEventBus && sink["url"] == nil && !slices.ContainsFunc(d.environ, func(e string) bool {
 		return strings.HasPrefix(e, "OUTBOX_EVENT_BUS_URL=") && !strings.HasSuffix(e, "=")
 	}) {
@@ -56,13 +70,10 @@ func (d *document) sink(typ string, settings map[string]any, at string) (name st
 		d.bus = eventbus.NewBus(0)
 	}
 	d.add(sink, at)
-	if name, ok := sink["name"].(string); ok {
-		if sink["type"] == config.SinkInProcess {
-			d.opens[name] = func() (sinks.Sink, error) { return d.bus, nil }
-		}
-		return name
+	if sink["type"] == config.SinkInProcess {
+		d.opens[name] = func() (sinks.Sink, error) { return d.bus, nil }
 	}
-	return typ
+	return name
 }
 
 // own adds a sink that is made in Go.
@@ -80,12 +91,12 @@ func (d *document) add(sink map[string]any, at string) {
 // composite adds the members that settings describe, and the composite where it has more than one.
 func (d *document) composite(settings map[string]any) {
 	const at = "PublisherConfig"
-	strategy, isText := settings["strategy"].(string)
+	strategy, isText := textOf(settings["strategy"])
 	switch {
 	case settings["strategy"] == nil:
 		strategy = config.StrategyAll
-	case !isText || !slices.Contains([]string{config.StrategyAll, config.StrategyAny, config.StrategyPrimary}, strategy):
-		d.wrong(at+".strategy", "is unknown; write all, any, primary")
+	case !isText || !slices.Contains(strategies, strategy):
+		d.wrong(at+".strategy", noStrategy, strings.Join(strategies, ", "))
 		strategy = config.StrategyAll
 	}
 	for _, key := range slices.Sorted(maps.Keys(settings)) {
@@ -131,6 +142,15 @@ func (d *document) composite(settings map[string]any) {
 	}
 }
 
+// textOf gives the text of a string, also of one whose type has a name.
+func textOf(v any) (text string, ok bool) {
+	r := reflect.ValueOf(v)
+	if r.Kind() != reflect.String {
+		return "", false
+	}
+	return r.String(), true
+}
+
 // stringsOf gives the texts of a []string or a []any.
 func stringsOf(v any) (texts []string, ok bool) {
 	switch v := v.(type) {
@@ -138,7 +158,7 @@ func stringsOf(v any) (texts []string, ok bool) {
 		return v, true
 	case []any:
 		for _, e := range v {
-			s, ok := e.(string)
+			s, ok := textOf(e)
 			if !ok {
 				return nil, false
 			}
@@ -149,15 +169,23 @@ func stringsOf(v any) (texts []string, ok bool) {
 	return nil, false
 }
 
-// plain copies what YAML can hold. A $ is doubled, as the file's would refer to a variable.
+// plain copies what YAML can hold; bytes are a text. A $ is doubled, as the file's would refer to a variable.
 func (d *document) plain(path string, v any) any {
 	if duration, ok := v.(time.Duration); ok {
 		return duration.String()
 	}
-	switch r := reflect.ValueOf(v); r.Kind() {
+	r := reflect.ValueOf(v)
+	if r.Kind() == reflect.Slice && r.Type().Elem().Kind() == reflect.Uint8 {
+		r = reflect.ValueOf(string(r.Bytes()))
+	}
+	switch r.Kind() {
 	case reflect.Invalid:
 		return nil
 	case reflect.String:
+		if !utf8.ValidString(r.String()) {
+			d.wrong(d.field(path), "is not UTF-8")
+			return nil
+		}
 		return strings.ReplaceAll(r.String(), "$", "$$")
 	case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8, reflect.Uint16,
 		reflect.Uint32, reflect.Uint64, reflect.Float32, reflect.Float64:
@@ -221,7 +249,7 @@ var (
 
 // fieldOf are the fields of OutboxServiceConfig for keys of the file.
 var fieldOf = map[string]string{
-	"name": "ServiceName", "source.dsn": "DatabaseURL", "source.slot": "Slot", "source.publication": "Publication",
+	"name": "ServiceName", "source.dsn": "DatabaseURL", "source.slot": "Slot", "source.publication": "Publication", "source.ledger_schema": "LedgerSchema",
 	"delivery.batch_size": "BatchSize", "delivery.max_retries": "MaxRetries", "delivery.lanes": "WorkerCount",
 	"breaker.max_failures": "CircuitBreakerMaxFailures", "breaker.reset_timeout": "CircuitBreakerResetTimeout",
 }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"database/sql"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -11,8 +12,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// Preset is what a service of the platform need not say again. The environment, with the variables that the daemon has,
-// beats it; where the destinations are, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL, only the environment says.
+// Preset is what a service of the platform need not say again. The environment, with the variables that the daemon has and
+// OUTBOX_LEDGER_SCHEMA, beats it; where the destinations are, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL, only the
+// environment says.
 type Preset struct {
 	Service string
 	// Sinks are types, as in OutboxServiceConfig.PublisherType; each gets every event. OUTBOX_PUBLISHER_TYPE replaces
@@ -40,33 +42,57 @@ func SetupForUserService(db *sql.DB) (*OutboxService, error) {
 
 // Setup is NewOutboxService for a service that has a preset, and for the environment.
 func Setup(db *sql.DB, p Preset) (*OutboxService, error) {
-	c, environ := p.config(os.Environ())
-	return newOutboxService(db, c, environ)
+	c, environ, mistakes := p.config(os.Environ())
+	return newOutboxService(db, c, environ, mistakes...)
 }
 
-// config makes of the preset what the environment has not said, and gives what is left of that.
-func (p Preset) config(environ []string) (OutboxServiceConfig, []string) {
+// config makes of the preset what the environment has not said, and gives what is left of that. In the place of a variable
+// that is wrong, the rest is checked with what the preset says.
+func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, mistakes []config.Mistake) {
 	env := map[string]string{}
 	for _, e := range environ {
 		name, value, _ := strings.Cut(e, "=")
 		env[name] = value
 	}
-	c := OutboxServiceConfig{ServiceName: p.Service, WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true}
+	variable := func(name, format string, args ...any) {
+		mistakes = append(mistakes, config.Mistake{Variable: name, Path: name, Text: fmt.Sprintf(format, args...)})
+	}
+	for _, typ := range slices.Sorted(maps.Keys(p.Topics)) {
+		if !slices.Contains(memberTypes, typ) {
+			mistakes = append(mistakes, config.Mistake{Path: "Topics", Text: fmt.Sprintf(noType, typ, strings.Join(memberTypes, ", "))})
+		}
+	}
+	c = OutboxServiceConfig{
+		ServiceName: p.Service, LedgerSchema: env["OUTBOX_LEDGER_SCHEMA"], WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true,
+	}
 	types := p.Sinks
 	strategy := config.StrategyAll
 	ordered := false
-	switch typ := env["OUTBOX_PUBLISHER_TYPE"]; typ {
-	case "":
-	case config.SinkComposite:
-		types, ordered = nil, true
+	switch typ := env["OUTBOX_PUBLISHER_TYPE"]; {
+	case typ == "":
+	case typ == config.SinkComposite:
+		var members []string
 		for name := range strings.SplitSeq(env["OUTBOX_COMPOSITE_MEMBERS"], ",") {
-			types = append(types, strings.TrimSpace(name))
+			if name = strings.TrimSpace(name); slices.Contains(memberTypes, name) {
+				members = append(members, name)
+			} else {
+				variable("OUTBOX_COMPOSITE_MEMBERS", noType, name, strings.Join(memberTypes, ", "))
+			}
 		}
-		if s := env["OUTBOX_COMPOSITE_STRATEGY"]; s != "" {
+		if len(members) > 0 {
+			types, ordered = members, true
+		}
+		switch s := env["OUTBOX_COMPOSITE_STRATEGY"]; {
+		case s == "":
+		case slices.Contains(strategies, s):
 			strategy = s
+		default:
+			variable("OUTBOX_COMPOSITE_STRATEGY", noStrategy, strings.Join(strategies, ", "))
 		}
-	default:
+	case slices.Contains(memberTypes, typ):
 		types = []string{typ}
+	default:
+		variable("OUTBOX_PUBLISHER_TYPE", noType, typ, strings.Join(publisherTypes, ", "))
 	}
 	switch {
 	case len(types) == 0: // is a mistake
@@ -81,18 +107,20 @@ func (p Preset) config(environ []string) (OutboxServiceConfig, []string) {
 	}
 	if days := env["OUTBOX_RETENTION_DAYS"]; days != "" { // the daemon refuses it, and it is in every environment of the platform
 		var err error
-		if c.RetentionDays, err = strconv.Atoi(days); err != nil {
-			c.RetentionDays = -1
+		if c.RetentionDays, err = strconv.Atoi(days); err != nil || c.RetentionDays < 0 {
+			variable("OUTBOX_RETENTION_DAYS", "is no number of days")
+			c.RetentionDays = 0
 		}
 	}
-	for _, name := range []string{"OUTBOX_PUBLISHER_TYPE", "OUTBOX_COMPOSITE_MEMBERS", "OUTBOX_COMPOSITE_STRATEGY", "OUTBOX_RETENTION_DAYS"} {
+	for _, name := range []string{
+		"OUTBOX_PUBLISHER_TYPE", "OUTBOX_COMPOSITE_MEMBERS", "OUTBOX_COMPOSITE_STRATEGY", "OUTBOX_RETENTION_DAYS", "OUTBOX_LEDGER_SCHEMA",
+	} {
 		delete(env, name)
 	}
-	var rest []string
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		rest = append(rest, name+"="+env[name])
 	}
-	return c, rest
+	return c, rest, mistakes
 }
 
 func (p Preset) settings(typ string) map[string]any {
