@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,14 +46,14 @@ type OutboxService struct {
 	registerer prometheus.Registerer // nil where metrics are off
 
 	mu      sync.Mutex
-	current *run  // the last one
-	ended   error // how it ended
+	current *run // the last one
 }
 
 // run is from a Start to the end of what it started.
 type run struct {
 	stop context.CancelCauseFunc
 	done chan struct{} // closed when nothing of it runs any more
+	err  error         // with what the connector ended; not before done is closed
 }
 
 var errStopped = errors.New("stopped")
@@ -147,7 +148,7 @@ func (s *OutboxService) enter(r *run) error {
 	if s.running() {
 		return errors.New("the outbox is started already")
 	}
-	s.current, s.ended = r, nil
+	s.current = r
 	s.parts.Health.SetOnly("session", false, "starting")
 	return nil
 }
@@ -169,7 +170,7 @@ func (s *OutboxService) end(r *run, err error) {
 	r.stop(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ended = err
+	r.err = err
 	s.parts.Health.SetRole("")
 	why := "stopped"
 	if err != nil {
@@ -193,8 +194,8 @@ func (s *OutboxService) settle(r *run) error {
 		case <-timer.C:
 			return nil
 		case <-r.done:
-			if err := s.Stop(); err != nil {
-				return err
+			if r.err != nil {
+				return r.err
 			}
 			return errStopped
 		}
@@ -203,7 +204,7 @@ func (s *OutboxService) settle(r *run) error {
 
 // prepare makes what a run needs.
 func (s *OutboxService) prepare(ctx context.Context) error {
-	if err := s.sameDatabase(ctx); err != nil {
+	if err := s.sameOutbox(ctx); err != nil {
 		return unreachable(err)
 	}
 	err := unreachable(initialize(ctx, s.cfg, s.parts.Logger))
@@ -214,19 +215,24 @@ func (s *OutboxService) prepare(ctx context.Context) error {
 	return err
 }
 
-// sameDatabase compares what the service writes with what the connector reads: they are configured apart from each other, and
-// events in another database would never be delivered.
-func (s *OutboxService) sameDatabase(ctx context.Context) error {
-	const where = "select current_database(), system_identifier from pg_control_system()"
-	var ours, theirs struct {
+// sameOutbox compares what the service writes with what the connector reads: they are configured apart from each other, and
+// events in another database or table would never be delivered. Where the service's search_path finds no outbox (yet), its
+// Insert will say so; where it finds a view, that leads wherever it does.
+func (s *OutboxService) sameOutbox(ctx context.Context) error {
+	const where = `select current_database(), system_identifier,
+		coalesce((select oid::bigint from pg_class where oid = to_regclass($1) and relkind in ('r', 'p')), 0) from pg_control_system()`
+	type place struct {
 		database string
 		system   int64
 	}
-	if err := s.db.QueryRowContext(ctx, where).Scan(&ours.database, &ours.system); err != nil {
+	var ours, theirs place
+	var table, streamed int64 // oids
+	if err := s.db.QueryRowContext(ctx, where, "event_outbox").Scan(&ours.database, &ours.system, &table); err != nil {
 		return fmt.Errorf("ask the service's database where it is: %w", err)
 	}
 	err := replication.WithConn(ctx, string(s.cfg.Source.DSN), source(s.cfg), func(conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, where).Scan(&theirs.database, &theirs.system)
+		name := pgx.Identifier(strings.Split(s.cfg.Source.Table, ".")).Sanitize()
+		return conn.QueryRow(ctx, where, name).Scan(&theirs.database, &theirs.system, &streamed)
 	})
 	switch {
 	case err != nil:
@@ -234,6 +240,9 @@ func (s *OutboxService) sameDatabase(ctx context.Context) error {
 	case ours != theirs:
 		return exitError{78, fmt.Errorf("the service's *sql.DB leads to database %q of cluster %d, DatabaseURL (DATABASE_URL) to %q of %d: "+
 			"what the service commits would not be delivered; let both lead to the same", ours.database, ours.system, theirs.database, theirs.system)}
+	case table != 0 && table != streamed:
+		return exitError{78, fmt.Errorf("the search_path of the service's *sql.DB leads to another event_outbox than %s, which is streamed: "+
+			"what the service commits would not be delivered; put its schema first", s.cfg.Source.Table)}
 	}
 	return nil
 }
@@ -251,7 +260,5 @@ func (s *OutboxService) Stop() error {
 	}
 	r.stop(errStopped)
 	<-r.done
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ended
+	return r.err
 }

@@ -288,6 +288,31 @@ func TestStartRefuses(t *testing.T) {
 	}
 }
 
+// What the service writes by its search_path has to be the table that is streamed.
+func TestStartRefusesAnotherOutbox(t *testing.T) {
+	t.Parallel()
+	db := outboxtest.NewDB(t)
+	if _, err := db.Exec("create schema tenant; create view tenant.event_outbox as select * from public.event_outbox"); err != nil {
+		t.Fatal(err)
+	}
+	c := configOf(t, db, outboxtest.NewSink())
+	tenant, err := sql.Open("pgx", c.DatabaseURL+"&search_path=tenant")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tenant.Close()
+	s := newService(t, tenant, c)
+	start(t, s) // a view leads on
+	stop(t, s)
+	if _, err := db.Exec("drop view tenant.event_outbox; create table tenant.event_outbox (like public.event_outbox)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err == nil || !strings.Contains(err.Error(), "another event_outbox than public.event_outbox") {
+		t.Errorf("got %v", err)
+	}
+	stop(t, s)
+}
+
 // After a migration, tables of the polling outbox have the names of the ledger's.
 func TestLedgerInASchemaOfItsOwn(t *testing.T) {
 	db := outboxtest.NewDB(t)

@@ -24,8 +24,8 @@ func (s *OutboxService) GetStatus() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Status{ServiceName: s.cfg.Name, Running: s.running(), Report: s.parts.Health.Report()}
-	if s.ended != nil {
-		st.Error = s.ended.Error()
+	if !st.Running && s.current != nil && s.current.err != nil {
+		st.Error = s.current.err.Error()
 	}
 	return st
 }
