@@ -13,6 +13,7 @@ var variables = []struct{ name, path string }{
 	{"DATABASE_URL", "source.dsn"},
 	{"OUTBOX_SLOT", "source.slot"},
 	{"OUTBOX_PUBLICATION", "source.publication"},
+	{"OUTBOX_LEDGER_SCHEMA", "source.ledger_schema"},
 	{"OUTBOX_BATCH_SIZE", "delivery.batch_size"},
 	{"OUTBOX_WORKER_COUNT", "delivery.lanes"},
 	{"OUTBOX_MAX_RETRIES", "delivery.max_retries"},

@@ -12,9 +12,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// Preset is what a service of the platform need not say again. The environment, with the variables that the daemon has and
-// OUTBOX_LEDGER_SCHEMA, beats it; where the destinations are, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL, only the
-// environment says.
+// Preset is what a service of the platform need not say again. The environment, with the variables that the daemon has, beats
+// it; where the destinations are, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL, only the environment says.
 type Preset struct {
 	Service string
 	// Sinks are types, as in OutboxServiceConfig.PublisherType; each gets every event. OUTBOX_PUBLISHER_TYPE replaces
@@ -63,7 +62,7 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 		}
 	}
 	c = OutboxServiceConfig{
-		ServiceName: p.Service, LedgerSchema: env["OUTBOX_LEDGER_SCHEMA"], WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true,
+		ServiceName: p.Service, WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true,
 	}
 	types := p.Sinks
 	strategy := config.StrategyAll
@@ -112,9 +111,7 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 			c.RetentionDays = 0
 		}
 	}
-	for _, name := range []string{
-		"OUTBOX_PUBLISHER_TYPE", "OUTBOX_COMPOSITE_MEMBERS", "OUTBOX_COMPOSITE_STRATEGY", "OUTBOX_RETENTION_DAYS", "OUTBOX_LEDGER_SCHEMA",
-	} {
+	for _, name := range []string{"OUTBOX_PUBLISHER_TYPE", "OUTBOX_COMPOSITE_MEMBERS", "OUTBOX_COMPOSITE_STRATEGY", "OUTBOX_RETENTION_DAYS"} {
 		delete(env, name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(env)) {
