@@ -161,7 +161,7 @@ func TestUnknownTopic(t *testing.T) {
 
 func TestBrokerThatIsAwayAtTheStart(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, worldOptions{})
+	w := newWorld(t, worldOptions{never: true})
 	proxy, err := servers.NewProxy(w.kafka.Brokers()[0])
 	if err != nil {
 		t.Fatal(err)
