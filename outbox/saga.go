@@ -41,7 +41,7 @@ func WithSagaStep(ctx context.Context, name string) context.Context {
 // the connection was lost. Then this call has no effect, even if step fails, as it may for the very reason that it
 // was committed, and the error is nil. For that, its result events get such ids, too, and a CausationID that is the id of
 // another of them follows. In a step without a name it holds only if step succeeds and all its result events bring
-// the ids that they had before.
+// the ids that they had before. A step without result events leaves nothing to know it by: it is run again.
 //
 // Events without a CorrelationID get the id of the saga; those without a CausationID that of ctx (WithCausationID) or else
 // the step: the id of the saga, with "/" and the name if there is one.
