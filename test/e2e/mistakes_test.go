@@ -227,11 +227,19 @@ func (w *world) stands(at pglogrepl.LSN) {
 	}
 }
 
+// before wants the slot not to have passed the nth event, from 0.
+func (w *world) before(n int) {
+	w.t.Helper()
+	if now, end := w.confirmed(), w.truth()[n].commitEnd; now >= end {
+		w.t.Errorf("the slot stands at %s, past what ended at %s and is not settled", now, end)
+	}
+}
+
 // While Kafka is away WAL piles up, until the server gives the slot up.
 func TestSlotLostWhileStreaming(t *testing.T) {
 	t.Parallel()
 	pg := ownPostgres(t, map[string]string{"max_slot_wal_keep_size": "16MB", "max_wal_size": "64MB"})
-	w := newWorld(t, worldOptions{pg: pg})
+	w := newWorld(t, worldOptions{pg: pg, never: true})
 	w.sinks[0]["brokers"] = []string{freeAddress(t)}
 	c := w.connector()
 	c.start()
