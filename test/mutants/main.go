@@ -69,7 +69,7 @@ func run(ctx context.Context, out io.Writer, names []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	l := lab{tree: filepath.Join(dir, "tree"), binary: filepath.Join(dir, "mutant.test"), green: map[test]error{}}
+	l := lab{root: root, tree: filepath.Join(dir, "tree"), binary: filepath.Join(dir, "mutant.test"), green: map[test]error{}}
 	if err := copyTree(ctx, root, l.tree); err != nil {
 		return fmt.Errorf("copy the working tree: %w", err)
 	}
@@ -143,22 +143,23 @@ func copyTree(ctx context.Context, from, to string) error {
 		return err
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
-		data, err := os.ReadFile(filepath.Join(from, name))
-		if errors.Is(err, os.ErrNotExist) {
-			continue // deleted, and git was not told
-		}
-		if err != nil {
-			return err
-		}
-		path := filepath.Join(to, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(path, data, 0o755); err != nil { // scripts among them
+		if err := copyFile(from, to, name); err != nil && !errors.Is(err, os.ErrNotExist) { // deleted, and git was not told
 			return err
 		}
 	}
 	return nil
+}
+
+func copyFile(from, to, name string) error {
+	data, err := os.ReadFile(filepath.Join(from, name))
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(to, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o755) // scripts among them
 }
 
 func readMutants(dir string) ([]mutant, error) {

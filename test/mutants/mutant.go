@@ -14,10 +14,11 @@ import (
 
 // mutant is one patch.
 type mutant struct {
-	name string
-	file string
-	rule int
-	test test
+	name  string
+	file  string
+	paths []string // what it changes
+	rule  int
+	test  test
 }
 
 // test is what has to turn red.
@@ -32,6 +33,7 @@ func (t test) name() string {
 var (
 	ruleLine   = regexp.MustCompile(`(?m)^Rule: (\d+)$`)
 	breaksLine = regexp.MustCompile(`(?m)^Breaks: \S`)
+	pathLine   = regexp.MustCompile(`(?m)^\+\+\+ b/(\S+)$`)
 	testLine   = regexp.MustCompile(`(?m)^Test: (\./\S+) -run '(\^Test\w+\$(?:/[^']+)?)'$`)
 )
 
@@ -49,11 +51,16 @@ func parse(patch string) (mutant, error) {
 	if err != nil || n < 1 || n > rules {
 		return mutant{}, fmt.Errorf("rule %s: there are %d", rule[1], rules)
 	}
-	return mutant{rule: n, test: test{tests[1], tests[2]}}, nil
+	m := mutant{rule: n, test: test{tests[1], tests[2]}}
+	for _, path := range pathLine.FindAllStringSubmatch(patch, -1) {
+		m.paths = append(m.paths, path[1])
+	}
+	return m, nil
 }
 
 // lab is the copy of the tree.
 type lab struct {
+	root     string // of what it is a copy
 	tree     string
 	binary   string
 	database string         // a superuser's DSN
@@ -74,8 +81,9 @@ func (l *lab) try(ctx context.Context, m mutant) error {
 		return fmt.Errorf("STALE: the patch no longer applies: refresh it\n%s", out)
 	}
 	err = l.hunt(ctx, m.test)
-	if out, undo := l.command(ctx, "", "git", "apply", "-R", m.file); undo != nil {
-		err = errors.Join(err, fmt.Errorf("cannot be taken back: %s", out))
+	// Not by git apply -R: where lines have moved it may find another place than it did at first.
+	for _, path := range m.paths {
+		err = errors.Join(err, copyFile(l.root, l.tree, path))
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -10,7 +11,7 @@ func TestParse(t *testing.T) {
 	t.Parallel()
 	const good = "Rule: 3\nBreaks: something\nTest: ./checkpoint -run '^TestX$/^y$'\n\n--- a/x.go\n+++ b/x.go\n"
 	m, err := parse(good)
-	if want := (mutant{rule: 3, test: test{"./checkpoint", "^TestX$/^y$"}}); err != nil || m != want {
+	if want := (mutant{paths: []string{"x.go"}, rule: 3, test: test{"./checkpoint", "^TestX$/^y$"}}); err != nil || !reflect.DeepEqual(m, want) {
 		t.Errorf("got %+v, %v", m, err)
 	}
 	if name := m.test.name(); name != "TestX" {
