@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -280,6 +282,14 @@ func TestPreset(t *testing.T) {
 		c, environ, mistakes := p.config(append(page, "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_MEMBERS=", "OUTBOX_WEBHOOK_URL=https://h", variable))
 		_, err := c.load(environ, mistakes...)
 		wantExit(t, err, 78, want)
+	}
+	for _, types := range [][]string{{"kafak"}, {"kafak", "composite"}, {"stdout", "kafak"}} {
+		c, environ, mistakes = Preset{Sinks: types}.config([]string{"DATABASE_URL=" + testDSN})
+		_, err = c.load(environ, mistakes...)
+		wantExit(t, err, 78, fmt.Sprintf(`Sinks[%d]: "kafak" is no type of sink`, slices.Index(types, "kafak")))
+		if strings.Contains(err.Error(), "Publisher") {
+			t.Errorf("%v: what nobody wrote is wrong, too: %v", types, err)
+		}
 	}
 	c, environ, mistakes = Preset{}.config(nil)
 	_, err = c.load(environ, mistakes...)

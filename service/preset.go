@@ -56,15 +56,28 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 	variable := func(name, format string, args ...any) {
 		mistakes = append(mistakes, config.Mistake{Variable: name, Path: name, Text: fmt.Sprintf(format, args...)})
 	}
+	field := func(path, typ string) {
+		mistakes = append(mistakes, config.Mistake{Path: path, Text: fmt.Sprintf(noType, typ, strings.Join(memberTypes, ", "))})
+	}
 	for _, typ := range slices.Sorted(maps.Keys(p.Topics)) {
 		if !slices.Contains(memberTypes, typ) {
-			mistakes = append(mistakes, config.Mistake{Path: "Topics", Text: fmt.Sprintf(noType, typ, strings.Join(memberTypes, ", "))})
+			field("Topics", typ)
 		}
+	}
+	var types []string
+	for i, typ := range p.Sinks {
+		if slices.Contains(memberTypes, typ) {
+			types = append(types, typ)
+		} else {
+			field(fmt.Sprintf("Sinks[%d]", i), typ)
+		}
+	}
+	if types == nil && len(p.Sinks) > 0 {
+		types = []string{config.SinkStdout} // of which nothing else can be wrong
 	}
 	c = OutboxServiceConfig{
 		ServiceName: p.Service, WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true,
 	}
-	types := p.Sinks
 	strategy := config.StrategyAll
 	ordered := false
 	switch typ := env["OUTBOX_PUBLISHER_TYPE"]; {
