@@ -56,39 +56,38 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 	variable := func(name, format string, args ...any) {
 		mistakes = append(mistakes, config.Mistake{Variable: name, Path: name, Text: fmt.Sprintf(format, args...)})
 	}
-	field := func(path, typ string) {
-		mistakes = append(mistakes, config.Mistake{Path: path, Text: fmt.Sprintf(noType, typ, strings.Join(memberTypes, ", "))})
+	// known says whether this may be the type of a sink, and tells of it if not.
+	known := func(typ string, at config.Mistake) bool {
+		if slices.Contains(memberTypes, typ) {
+			return true
+		}
+		at.Text = fmt.Sprintf(noType, typ, strings.Join(memberTypes, ", "))
+		mistakes = append(mistakes, at)
+		return false
 	}
 	for _, typ := range slices.Sorted(maps.Keys(p.Topics)) {
-		if !slices.Contains(memberTypes, typ) {
-			field("Topics", typ)
-		}
+		known(typ, config.Mistake{Path: "Topics"})
 	}
 	var types []string
 	for i, typ := range p.Sinks {
-		if slices.Contains(memberTypes, typ) {
+		if known(typ, config.Mistake{Path: fmt.Sprintf("Sinks[%d]", i)}) {
 			types = append(types, typ)
-		} else {
-			field(fmt.Sprintf("Sinks[%d]", i), typ)
 		}
 	}
 	if types == nil && len(p.Sinks) > 0 {
 		types = []string{config.SinkStdout} // of which nothing else can be wrong
 	}
-	c = OutboxServiceConfig{
-		ServiceName: p.Service, WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true,
-	}
+	c = OutboxServiceConfig{ServiceName: p.Service, WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true}
 	strategy := config.StrategyAll
 	ordered := false
 	switch typ := env["OUTBOX_PUBLISHER_TYPE"]; {
 	case typ == "":
 	case typ == config.SinkComposite:
 		var members []string
-		for name := range strings.SplitSeq(env["OUTBOX_COMPOSITE_MEMBERS"], ",") {
-			if name = strings.TrimSpace(name); slices.Contains(memberTypes, name) {
+		const list = "OUTBOX_COMPOSITE_MEMBERS"
+		for name := range strings.SplitSeq(env[list], ",") {
+			if name = strings.TrimSpace(name); known(name, config.Mistake{Variable: list, Path: list}) {
 				members = append(members, name)
-			} else {
-				variable("OUTBOX_COMPOSITE_MEMBERS", noType, name, strings.Join(memberTypes, ", "))
 			}
 		}
 		if len(members) > 0 {
