@@ -79,8 +79,7 @@ func TestRoutes(t *testing.T) {
 	for _, row := range [][2]string{{"invoice", "made"}, {"order", "made"}, {"order", "other"}, {"else", "made"}} {
 		w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ($1, 'a', $2, '{}')", row[0], row[1])
 	}
-	truth := w.truth()
-	w.passed(20*time.Second, truth[len(truth)-1].commitEnd)
+	w.allPassed(20 * time.Second)
 	if n := len(w.received("kafka")); n != 2 {
 		t.Errorf("Kafka got %d events, want 2", n)
 	}
@@ -131,8 +130,7 @@ func TestCompositePrimary(t *testing.T) {
 	w.deliveredAtLeast(20*time.Second, 40)
 	w.hook.status.Store(http.StatusServiceUnavailable)
 	w.insert(20)
-	truth := w.truth()
-	w.passed(20*time.Second, truth[len(truth)-1].commitEnd)
+	w.allPassed(20 * time.Second)
 	if hook, kafka := len(w.received("webhook")), len(w.received("kafka")); hook != 20 || kafka != 40 {
 		t.Errorf("Kafka got %d events and the webhook %d, want 40 and 20", kafka, hook)
 	}

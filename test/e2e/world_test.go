@@ -197,6 +197,13 @@ func (w *world) passed(patience time.Duration, lsn pglogrepl.LSN) {
 	})
 }
 
+// allPassed waits until the slot stands at or beyond the last event that was committed.
+func (w *world) allPassed(patience time.Duration) {
+	w.t.Helper()
+	truth := w.truth()
+	w.passed(patience, truth[len(truth)-1].commitEnd)
+}
+
 // delivered is the number of deliveries that the ledger knows.
 func (w *world) delivered() int {
 	w.t.Helper()
