@@ -271,6 +271,9 @@ func setScalar(v reflect.Value, text string) error {
 	}
 	switch v.Kind() {
 	case reflect.String:
+		if t := v.Type(); t == reflect.TypeFor[DSN]() || t == reflect.TypeFor[URL]() {
+			text = Clean(text)
+		}
 		v.SetString(text)
 	case reflect.Int:
 		n, err := strconv.Atoi(text)

@@ -48,8 +48,13 @@ var (
 func environment(environ []string) map[string]string {
 	env := make(map[string]string, len(environ))
 	for _, e := range environ {
-		if name, value, ok := strings.Cut(e, "="); ok {
-			env[name] = value
+		name, value, ok := strings.Cut(e, "=")
+		if !ok {
+			continue
+		}
+		env[name] = trim(value)
+		if name == "DATABASE_URL" || strings.HasPrefix(name, "OUTBOX_") {
+			env[name] = Clean(value)
 		}
 	}
 	return env

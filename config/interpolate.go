@@ -70,7 +70,7 @@ func resolve(reference string, lookup func(string) (string, bool)) (string, erro
 	return value, nil
 }
 
-// readSecret gives a file's content without the newline that editors end it with.
+// readSecret gives a file's content without what stands around it by accident, such as the newline that editors add.
 func readSecret(path string) (string, error) {
 	b, err := readRegular(path)
 	if err != nil {
@@ -79,7 +79,7 @@ func readSecret(path string) (string, error) {
 		}
 		return "", fmt.Errorf("the file of ${file:%s} cannot be read: %w; correct its path, or let this user read it", path, err)
 	}
-	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
+	return trim(string(b)), nil
 }
 
 // readRegular reads a file of limited size. Devices and pipes are refused: reading one may never end.

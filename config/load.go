@@ -63,7 +63,7 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 	l.decodeFile(data)
 	l.applyEnvironment()
 	if l.config.Source.DSN == "" {
-		l.config.Source.DSN = DSN(o.DSN)
+		l.config.Source.DSN = DSN(Clean(o.DSN))
 	}
 	l.complete()
 	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, isType: l.isType, mistake: l.invalid, warn: l.warn}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 const mask = "***"
@@ -102,6 +103,24 @@ func (d DSN) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // LogValue masks the passwords in logs.
 func (d DSN) LogValue() slog.Value { return slog.StringValue(d.String()) }
+
+// trim takes away what stands around a value by accident: spaces and newlines, of which secrets often have one at the
+// end, a byte order mark, and characters of no width that were copied along.
+func trim(s string) string {
+	return strings.TrimFunc(s, func(r rune) bool {
+		return unicode.IsSpace(r) || r == '\ufeff' || r == '\u200b' || r == '\u2060'
+	})
+}
+
+// Clean also takes away one pair of quotes around a value, which docker's --env-file and many secret stores keep. It is
+// for values that cannot begin and end with a quote themselves: connection strings, addresses, and our own variables.
+func Clean(s string) string {
+	s = trim(s)
+	if n := len(s); n >= 2 && s[0] == s[n-1] && (s[0] == '"' || s[0] == '\'') {
+		s = trim(s[1 : n-1])
+	}
+	return s
+}
 
 // URL is an address, or several with commas between them, that may hold credentials. It prints without them; string(u)
 // reveals it.

@@ -124,11 +124,11 @@ func adminFlag(cmd *cobra.Command, dsn *string) {
 
 func adminDSN(flag string, environ []string) string {
 	if flag != "" {
-		return flag
+		return config.Clean(flag)
 	}
 	for _, e := range environ {
 		if value, ok := strings.CutPrefix(e, "OUTBOX_ADMIN_URL="); ok {
-			return value
+			return config.Clean(value)
 		}
 	}
 	return ""
