@@ -98,7 +98,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 // delivered, or lie on another timeline.
 func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start checkpoint.Start) error {
 	slot := c.cfg.Source.Slot
-	const remedy = `; run "outbox-cdc resync", which compares table and ledger`
+	const remedy = "; " + replication.StartAnew
 	if id.SystemID != start.SystemIdentifier {
 		return lost("slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
 	}

@@ -121,7 +121,7 @@ func TestPreflightAfterSetup(t *testing.T) {
 		},
 		"no slot": {
 			before: []string{"select pg_drop_replication_slot('SLOT')"},
-			class:  ErrSlotMissing, code: 70, words: []string{"SLOT", "is gone", `run "outbox-cdc resync"`},
+			class:  ErrSlotMissing, code: 70, words: []string{"SLOT", "is gone", StartAnew},
 		},
 		"no checkpoint": {
 			before: []string{"delete from outbox_checkpoints"},
@@ -133,7 +133,7 @@ func TestPreflightAfterSetup(t *testing.T) {
 		},
 		"a checkpoint of another cluster": {
 			before: []string{"update outbox_checkpoints set system_identifier = '7'"},
-			class:  ErrSlotLost, code: 70, words: []string{"system identifier 7", `"outbox-cdc resync"`},
+			class:  ErrSlotLost, code: 70, words: []string{"system identifier 7", StartAnew},
 		},
 		"a slot of another plugin": {
 			before: []string{"select pg_drop_replication_slot('SLOT')", "select pg_create_logical_replication_slot('SLOT', 'test_decoding')"},
@@ -254,7 +254,7 @@ func TestLostSlot(t *testing.T) {
 		o.exec("insert into filler select repeat(md5(n::text), 40) from generate_series(1, 20000) n", "select pg_switch_wal()", "checkpoint")
 	}
 	_, err := o.preflight()
-	wantProblem(t, err, ErrSlotLost, 70, "was invalidated", `run "outbox-cdc resync"`)
+	wantProblem(t, err, ErrSlotLost, 70, "was invalidated", StartAnew)
 	_, err = Setup(testContext(t), o.cfg)
 	wantProblem(t, err, ErrSlotLost, 70, "was invalidated")
 	if o.slot() == "none" {

@@ -247,7 +247,8 @@ func setReady(ctx context.Context, conn *pgx.Conn, slot string, sys pglogrepl.Id
 			return fmt.Errorf("look for parked rows of another history: %w", err)
 		}
 		if foreign {
-			return problem(ErrSlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; run "outbox-cdc resync"`, point)
+			return problem(ErrSlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; number them anew as docs/operations.md#parked-rows shows, `+
+				`or give them up with "outbox-cdc dlq kill --all" and "outbox-cdc dlq discard --all"; then run "outbox-cdc init --backlog none" again`, point)
 		}
 		tag, err := tx.Exec(ctx, `update outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
 				prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()

@@ -347,7 +347,7 @@ func TestSetupEpoch(t *testing.T) {
 	p := newOutbox(t)
 	p.exec("insert into outbox_parked (processor_id, commit_lsn, tx_index, agg_hash, status, event) values (1, '7F/0', 0, 1, 'dead', '{}')")
 	_, err := Setup(testContext(t), p.cfg)
-	wantProblem(t, err, ErrSlotLost, 70, "another history", `run "outbox-cdc resync"`)
+	wantProblem(t, err, ErrSlotLost, 70, "another history", "docs/operations.md#parked-rows", `"outbox-cdc dlq kill --all"`)
 	if p.slot() != "none" {
 		t.Error("a slot was left behind")
 	}
@@ -370,13 +370,13 @@ func TestSetupRefuses(t *testing.T) {
 			before: []string{"insert into outbox_checkpoints (slot_name, state) values ('SLOT', 'building')", "select pg_create_logical_replication_slot('SLOT', 'test_decoding')"},
 			class:  ErrSlotLost, code: 70, words: []string{"somebody else"},
 		},
-		"an interrupted resync": {
+		"half made over an older one": {
 			before: []string{"insert into outbox_checkpoints (slot_name, state, prefix_lsn, prefix_index) values ('SLOT', 'building', '0/1', 0)"},
-			class:  ErrSlotLost, code: 70, words: []string{`run "outbox-cdc resync" again`},
+			class:  ErrSlotLost, code: 70, words: []string{"an older slot", StartAnew},
 		},
 		"a slot that is gone": {
 			before: []string{"insert into outbox_checkpoints (slot_name, state, system_identifier, prefix_lsn, prefix_index) select 'SLOT', 'ready', system_identifier::text, '0/1', 0 from pg_control_system()"},
-			class:  ErrSlotMissing, code: 70, words: []string{`run "outbox-cdc resync"`},
+			class:  ErrSlotMissing, code: 70, words: []string{StartAnew},
 		},
 		"another cluster": {
 			before: []string{"insert into outbox_checkpoints (slot_name, state, system_identifier, prefix_lsn, prefix_index) values ('SLOT', 'ready', '7', '0/1', 0)"},

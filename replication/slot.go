@@ -23,14 +23,19 @@ type Slot struct {
 type Checkpoint struct {
 	State            string
 	SystemIdentifier string
-	// Resync means that the row is older than the slot it waits for: a resync was interrupted.
-	Resync bool
+	// Older means that the row was written for a slot that came before the one that is half made.
+	Older bool
 }
 
 const (
 	building = "building"
 	ready    = "ready"
 )
+
+// StartAnew is the end of a message about a slot that cannot go on: what to do when its cause is mended. It may follow a
+// comma.
+const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; ` +
+	"docs/operations.md#lost-slot has the steps"
 
 // readSlot gives nil where there is no such slot. The row is read as JSON for what only newer servers have; PostgreSQL 16
 // shows a slot whose WAL was removed as conflicting as well.
@@ -61,7 +66,7 @@ func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) 
 	}
 	var c Checkpoint
 	err = db.QueryRow(ctx, `select state, coalesce(system_identifier, ''), state = 'building' and prefix_lsn is not null
-		from outbox_checkpoints where slot_name = $1`, s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Resync)
+		from outbox_checkpoints where slot_name = $1`, s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Older)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -97,8 +102,8 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 	case c == nil:
 		p.add(ErrSlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
-	case c.Resync:
-		p.add(ErrSlotLost, `a resync of slot %q did not end; run "outbox-cdc resync" again`, s.Slot)
+	case c.Older:
+		p.add(ErrSlotLost, "the checkpoint of slot %q is half made, and tells of an older slot; "+StartAnew, s.Slot)
 	case c.State == building && slot == nil:
 		return slotAbsent
 	case c.State == building:
@@ -110,21 +115,21 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 		return slotHalf
 	case c.SystemIdentifier != srv.systemIdentifier:
 		p.add(ErrSlotLost, `the checkpoint of slot %q belongs to the cluster with system identifier %s, this is %s: `+
-			`a restored copy, or another server; correct source.dsn, or run "outbox-cdc resync"`, s.Slot, c.SystemIdentifier, srv.systemIdentifier)
+			"a restored copy, or another server; correct source.dsn, or, to go on with this server, "+StartAnew,
+			s.Slot, c.SystemIdentifier, srv.systemIdentifier)
 	case slot == nil:
-		p.add(ErrSlotMissing, `replication slot %q is gone; run "outbox-cdc resync", which makes it anew and finds what was not delivered`, s.Slot)
+		p.add(ErrSlotMissing, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
 	case slot.Plugin != plugin:
-		p.add(ErrSlotLost, `replication slot %q is not a logical slot of %s; set source.slot to another name, `+
-			`or drop it and run "outbox-cdc resync"`, s.Slot, plugin)
+		p.add(ErrSlotLost, "replication slot %q is not a logical slot of %s, so somebody else has made it; set source.slot to another name, or drop it "+
+			"(select pg_drop_replication_slot('%s')), "+StartAnew, s.Slot, plugin, s.Slot)
 	case slot.Database != srv.database:
 		p.add(ErrSlotLost, "replication slot %q belongs to database %q, this is %q; correct source.dsn, or set source.slot to another name",
 			s.Slot, slot.Database, srv.database)
 	case slot.Temporary:
-		p.add(ErrSlotLost, `replication slot %q is temporary and ends with its session; set source.slot to another name, `+
-			`or drop it and run "outbox-cdc resync"`, s.Slot)
+		p.add(ErrSlotLost, "replication slot %q is temporary, and ends with the session that made it; end that (select pg_terminate_backend(%d)), "+
+			StartAnew, s.Slot, slot.ActivePID)
 	case slot.Lost != "":
-		p.add(ErrSlotLost, `replication slot %q was invalidated (%s): WAL that it needs may be gone; `+
-			`run "outbox-cdc resync", which makes it anew and finds what was not delivered`, s.Slot, slot.Lost)
+		p.add(ErrSlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.Lost)
 	}
 	return slotReady
 }

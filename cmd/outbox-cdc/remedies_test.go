@@ -1,0 +1,205 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// prose are the words that follow our name where it is the subject of a sentence, or its object.
+var prose = []string{
+	"and", "as", "at", "does", "finds", "has", "in", "is", "itself", "measured", "needs", "offers", "on", "or", "pid", "promises", "reads", "runs", "slot", "to", "with", "works", "keeps",
+}
+
+// mention is a text that may name a command of ours.
+type mention struct{ where, text string }
+
+// TestRemediesExist runs --help of every command that our messages and documents name, and looks for the flags they name.
+func TestRemediesExist(t *testing.T) {
+	t.Parallel()
+	checked := map[string]bool{}
+	for _, m := range mentions(t, filepath.Join("..", "..")) {
+		for _, c := range commandsIn(m.text) {
+			key := strings.Join(append(slices.Clone(c.words), c.flags...), " ")
+			if checked[key] {
+				continue
+			}
+			checked[key] = true
+			help := command(t, nil, append(slices.Clone(c.words), "--help")...)
+			// For a command that does not exist it is the help of what stands before.
+			if usage := "outbox-cdc " + strings.Join(c.words, " ") + " "; help.code != 0 || !strings.Contains(help.stdout, usage) {
+				t.Errorf("%s: there is no outbox-cdc %s", m.where, strings.Join(c.words, " "))
+				continue
+			}
+			for _, flag := range c.flags {
+				if !regexp.MustCompile(regexp.QuoteMeta(flag) + `\b`).MatchString(help.stdout) {
+					t.Errorf("%s: outbox-cdc %s has no flag %s", m.where, strings.Join(c.words, " "), flag)
+				}
+			}
+		}
+	}
+	for _, want := range []string{"init --backlog", "destroy", "dlq kill --all", "events list --status --sink"} {
+		if !checked[want] {
+			t.Errorf("no mention of %q was found: are they still looked for where they stand?", want)
+		}
+	}
+}
+
+func TestCommandsIn(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`run "outbox-cdc resync", then "outbox-cdc init --backlog none"`: "resync|init --backlog",
+		"outbox-cdc reads rows":                                      "",
+		"bin/outbox-cdc dlq list --sink partner  # --type":           "dlq list --sink",
+		"`destroy` and `init --backlog none`":                        "destroy|init --backlog",
+		"outbox-cdc init makes the ledger; outbox-cdc run --init":    "init|run --init",
+		"outbox-cdc init --config a --print-sql | psql --no-psqlrc":  "init --config --print-sql",
+		"run outbox-cdc heal (--now)":                                "heal",
+		"`dlq kill --all`, and `outbox-cdc dlq discard --reason=x`.": "dlq kill --all|dlq discard --reason",
+	} {
+		var got []string
+		for _, c := range commandsIn(text) {
+			got = append(got, strings.Join(append(c.words, c.flags...), " "))
+		}
+		if strings.Join(got, "|") != want {
+			t.Errorf("%s: %q, want %q", text, strings.Join(got, "|"), want)
+		}
+	}
+}
+
+type named struct{ words, flags []string }
+
+var (
+	// Our name and what follows it, as far as it can belong to a command line; or what is quoted as code.
+	commandLine = regexp.MustCompile("outbox-cdc((?: +[^ `\"|;#()\n]+)+)|`((?:[a-z]+)(?: +[^ `\"|;#()\n]+)*)`")
+	flagName    = regexp.MustCompile(`^--[a-z][a-z-]*`)
+	commandName = regexp.MustCompile(`^[a-z]+$`)
+)
+
+// commandsIn finds the command lines that a text names.
+func commandsIn(text string) (found []named) {
+	for _, m := range commandLine.FindAllStringSubmatch(text, -1) {
+		tokens := strings.Fields(m[1] + m[2])
+		for i, token := range tokens {
+			tokens[i] = strings.TrimRight(token, ".,:'")
+		}
+		var c named
+		at := newRootCommand(nil)
+		for len(tokens) > 0 && commandName.MatchString(tokens[0]) {
+			next := subcommand(at, tokens[0])
+			if next == nil && (at.HasParent() || m[2] != "" || slices.Contains(prose, tokens[0])) {
+				break // an argument, other code, or a sentence about us
+			}
+			c.words, tokens = append(c.words, tokens[0]), tokens[1:]
+			if next == nil {
+				break
+			}
+			at = next
+		}
+		if c.words == nil {
+			continue
+		}
+		for _, token := range tokens {
+			if flag := flagName.FindString(token); flag != "" {
+				c.flags = append(c.flags, flag)
+			}
+		}
+		found = append(found, c)
+	}
+	return found
+}
+
+func subcommand(of *cobra.Command, name string) *cobra.Command {
+	for _, c := range of.Commands() {
+		if c.Name() == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// mentions gives the string literals of all our code but the tests, and the lines of documents, examples and SQL.
+func mentions(t *testing.T, root string) (all []mention) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "testdata" || d.Name() == ".git" || d.Name() == "test"):
+			return filepath.SkipDir
+		case strings.HasSuffix(path, "_test.go"):
+		case strings.HasSuffix(path, ".go"):
+			all = append(all, literals(t, path)...)
+		case slices.Contains([]string{".md", ".yml", ".yaml", ".sql"}, filepath.Ext(path)):
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			all = append(all, mention{path, string(data)})
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// literals gives the strings of a file. Those that are added to each other are one, with … for what is not written there.
+func literals(t *testing.T, path string) (all []mention) {
+	t.Helper()
+	files := token.NewFileSet()
+	file, err := parser.ParseFile(files, path, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		e, ok := n.(ast.Expr)
+		if !ok {
+			return true
+		}
+		if text, isText := literal(e); isText {
+			all = append(all, mention{files.Position(e.Pos()).String(), text})
+			return false
+		}
+		return true
+	})
+	return all
+}
+
+func literal(e ast.Expr) (text string, isText bool) {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		if e.Kind != token.STRING {
+			return "", false
+		}
+		text, err := strconv.Unquote(e.Value)
+		return text, err == nil
+	case *ast.ParenExpr:
+		return literal(e.X)
+	case *ast.BinaryExpr:
+		left, isLeft := literal(e.X)
+		right, isRight := literal(e.Y)
+		if e.Op != token.ADD || !isLeft && !isRight {
+			return "", false
+		}
+		if !isLeft {
+			left = "…"
+		}
+		if !isRight {
+			right = "…"
+		}
+		return left + right, true
+	}
+	return "", false
+}

@@ -1,0 +1,239 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+// documented is the block of code in docs/operations.md that holds these words.
+func documented(t testing.TB, words string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var block strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "    ") {
+			block.WriteString(line)
+			continue
+		}
+		if strings.Contains(block.String(), words) {
+			return block.String()
+		}
+		block.Reset()
+	}
+	t.Fatalf("docs/operations.md has no block with %q", words)
+	return ""
+}
+
+// does runs a command that is expected to work.
+func (c *connector) does(args ...string) {
+	c.t.Helper()
+	if out, code := c.command(nil, append(args, "--config", c.config)...); code != 0 {
+		c.t.Fatalf("%s: exit code %d\n%s", strings.Join(args, " "), code, out)
+	}
+}
+
+// The steps of docs/operations.md#lost-slot, word for word, for each way in which a slot can be lost or not ours. Events
+// that were missed are delivered afterwards, and so is what was parked and what was dead.
+func TestStepsForALostSlot(t *testing.T) {
+	t.Parallel()
+	gone := func(w *world) { w.exec("select pg_drop_replication_slot($1)", w.slot) }
+	for name, lost := range map[string]struct {
+		own    map[string]string // settings of a server of the test's own
+		happen func(*world)
+		tells  string
+		mend   func(*world)
+		beyond bool // parked rows have positions that are still to come
+	}{
+		"gone": {happen: gone, tells: "is gone"},
+		"ahead of the checkpoint": {
+			happen: func(w *world) { w.exec("select pg_replication_slot_advance($1, pg_current_wal_lsn())", w.slot) }, tells: "ahead of the checkpoint",
+		},
+		"invalidated": {
+			own: map[string]string{"max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "64MB"},
+			happen: func(w *world) {
+				w.exec("create table filler (t text)")
+				for range 8 {
+					w.exec("insert into filler select repeat(md5(n::text), 40) from generate_series(1, 20000) n")
+					w.exec("checkpoint")
+				}
+			}, tells: "was invalidated",
+		},
+		"another plugin": {happen: func(w *world) {
+			gone(w)
+			w.exec("select pg_create_logical_replication_slot($1, 'test_decoding')", w.slot)
+		}, tells: "not a logical slot of pgoutput", mend: gone},
+		"physical": {happen: func(w *world) {
+			gone(w)
+			w.exec("select pg_create_physical_replication_slot($1)", w.slot)
+		}, tells: "not a logical slot of pgoutput", mend: gone},
+		"temporary": {happen: func(w *world) {
+			gone(w)
+			conn := connect(w.t, w.dsn)
+			w.t.Cleanup(func() { conn.Close(context.Background()) })
+			if _, err := conn.Exec(w.t.Context(), "select pg_create_logical_replication_slot($1, 'pgoutput', true)", w.slot); err != nil {
+				w.t.Fatal(err)
+			}
+		}, tells: "is temporary", mend: func(w *world) {
+			w.exec("select pg_terminate_backend(active_pid, 10000) from pg_replication_slots where slot_name = $1", w.slot)
+		}},
+		"promoted":                           {own: map[string]string{"restore_command": "false"}, happen: promote, tells: "the server was promoted"},
+		"another cluster":                    {happen: func(w *world) { w.moveTo(false) }, tells: "belongs to the cluster with system identifier"},
+		"another cluster with a shorter WAL": {happen: func(w *world) { w.moveTo(true) }, tells: "belongs to the cluster with system identifier", beyond: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := worldOptions{sinks: []string{"stdout", "webhook"}, delivery: map[string]any{"park_after": "200ms"}}
+			if lost.own != nil {
+				o.pg = ownPostgres(t, lost.own)
+			}
+			w := newWorld(t, o)
+			right := w.sinks[1]["url"]
+			w.sinks[1]["url"] = "http://" + freeAddress(t) + "/events"
+			c := w.connector()
+			c.start()
+			w.insert(10)
+			w.parksAtLeast(20*time.Second, "webhook", 10)
+			c.term()
+			dead := ask[string](w, "select min(event_id::text) from outbox_parked")
+			c.does("dlq", "kill", "--id", dead, "--reason", "a test", "--yes")
+			w.insert(5) // nobody hears of them
+			lost.happen(w)
+			w.writeConfig(c)
+			c.refuses(70, w.slot, lost.tells, "outbox-cdc init --backlog none")
+
+			if lost.mend != nil {
+				lost.mend(w)
+			}
+			w.exec(documented(t, "create table outbox_missed"))
+			// What the connector had read of the first ten, and not delivered to stdout yet when it ended, is among them.
+			if n := ask[int](w, "select count(*) from outbox_missed"); n < 5 {
+				t.Errorf("%d events are missed, want 5 or more", n)
+			}
+			c.does("destroy", "--yes")
+			if lost.beyond {
+				out, code := c.command(nil, "init", "--backlog", "none", "--config", c.config)
+				if code != 70 || !containsAll(out, []string{"outbox_parked holds rows beyond", "docs/operations.md#parked-rows"}) {
+					t.Fatalf("init: exit code %d\n%s", code, out)
+				}
+				w.exec(documented(t, "update outbox_parked"))
+			}
+			c.does("init", "--backlog", "none")
+			w.execAll(documented(t, "drop table outbox_missed"))
+			if n := w.ofSink("webhook", "true"); n != 10 {
+				t.Errorf("%d of the 10 parked rows are left", n)
+			}
+
+			w.sinks[1]["url"] = right
+			w.writeConfig(c)
+			c.start()
+			w.insert(3)
+			eventually(t, 30*time.Second, "all delivered but the dead letter", func() error { return w.deliveredToBoth(1) })
+			c.does("dlq", "retry", "--all")
+			eventually(t, 30*time.Second, "all delivered", func() error { return w.deliveredToBoth(0) })
+			c.ready("leader")
+			c.term()
+		})
+	}
+}
+
+// promote ends a recovery from an archive that has nothing: the server goes on in a new timeline, with its slots.
+func promote(w *world) {
+	w.t.Helper()
+	dir := ask[string](w, "show data_directory")
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	if err := w.pg.Stop(ctx, servers.Fast); err != nil {
+		w.t.Fatal(err)
+	}
+	signal := filepath.Join(dir, "recovery.signal")
+	if err := os.WriteFile(signal, nil, 0o666); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.Chmod(signal, 0o666); err != nil { // the server is another user
+		w.t.Fatal(err)
+	}
+	if err := w.pg.Start(ctx); err != nil {
+		w.t.Fatal(err)
+	}
+	eventually(w.t, 30*time.Second, "the end of the recovery", func() error {
+		if ask[bool](w, "select pg_is_in_recovery()") {
+			return os.ErrProcessDone
+		}
+		return nil
+	})
+}
+
+// moveTo restores the world's tables on a server of their own, as a dump does, and lets the configuration lead there.
+// shorter: the old server has written more WAL than the new one.
+func (w *world) moveTo(shorter bool) {
+	w.t.Helper()
+	old := w.dsn
+	if w.pg = ownPostgres(w.t, nil); !shorter {
+		behind := ask[string](w, "select pg_current_wal_lsn()::text")
+		w.dsn = w.pg.DSN("postgres")
+		for !ask[bool](w, "select pg_current_wal_lsn() > $1::pg_lsn", behind) {
+			w.exec("create table if not exists t (i int)")
+			w.exec("insert into t values (1)")
+			w.exec("select pg_switch_wal()")
+		}
+	}
+	w.dsn = w.pg.DSN(w.database)
+	w.createDatabase()
+	w.source["dsn"] = w.dsn
+	c := w.connector()
+	c.does("init")
+	c.does("destroy", "--yes")
+	from, to := connect(w.t, old), connect(w.t, w.dsn)
+	defer from.Close(context.Background())
+	defer to.Close(context.Background())
+	for _, table := range []string{"event_outbox", "outbox_processors", "outbox_delivery_log", "outbox_parked", "outbox_checkpoints"} {
+		w.exec("delete from " + table)
+		copyTable(w.t, from, to, table)
+	}
+}
+
+func copyTable(t testing.TB, from, to *pgx.Conn, table string) {
+	t.Helper()
+	var data bytes.Buffer
+	if _, err := from.PgConn().CopyTo(t.Context(), &data, "copy (select * from "+table+") to stdout"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := to.PgConn().CopyFrom(t.Context(), &data, "copy "+table+" from stdin"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// execAll runs several statements.
+func (w *world) execAll(sql string) {
+	w.t.Helper()
+	conn := connect(w.t, w.dsn)
+	defer conn.Close(context.Background())
+	if _, err := conn.PgConn().Exec(w.t.Context(), sql).ReadAll(); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// deliveredToBoth wants all events of the outbox to be delivered to the two sinks, but so many of the second.
+func (w *world) deliveredToBoth(but int) error {
+	w.t.Helper()
+	got := ask[string](w, `select concat_ws(' ', count(distinct e.id), count(distinct l.event_id) filter (where p.processor_name = 'stdout'),
+		count(distinct l.event_id) filter (where p.processor_name = 'webhook'))
+		from event_outbox e left join outbox_delivery_log l on l.event_id = e.id and l.status = 'delivered' left join outbox_processors p on p.id = l.processor_id`)
+	if want := fmt.Sprint(18, 18, 18-but); got != want {
+		return fmt.Errorf("events, delivered to stdout, to webhook: %s, want %s", got, want)
+	}
+	return nil
+}
