@@ -59,8 +59,8 @@ func DefaultColumns() Columns {
 // Kind says what a message is.
 type Kind byte
 
-// Messages that have no meaning for an outbox are ignored: updates, deletes, truncations, types, origins and logical
-// messages.
+// Messages that have no meaning for an outbox are ignored: updates, deletes, truncations, origins and logical messages.
+// So are types, after the decoder has noted their names.
 const (
 	KindIgnored Kind = iota
 	KindBegin
@@ -78,6 +78,8 @@ type Message struct {
 	EndLSN     pglogrepl.LSN
 	CommitTime time.Time // Begin, Commit
 	Xid        uint32    // Begin
+	// Relation (Insert without Event) is the OID of the table that the row belongs to; RelationName tells its name.
+	Relation uint32
 	// Event (Insert) is nil for a row of another table, which still counts for the index. It shares no memory with the
 	// message's bytes.
 	Event *outbox.Event
@@ -112,9 +114,10 @@ type Decoder struct {
 	maxEventBytes int
 	lsn           pglogrepl.LSN // of the last Begin
 
-	outbox  *relation // nil until it was announced
-	others  map[uint32]struct{}
-	spans   []span // of the row at hand
+	outbox  *relation         // nil until it was announced
+	others  map[uint32]string // names of the other tables that were announced, by OID
+	types   TypeNames         // announced by the server: those that it does not bring along
+	spans   []span            // of the row at hand
 	memory  memory
 	names   names
 	retries *int // the last max_retries that was not null: mostly the next one is equal
@@ -124,7 +127,7 @@ type Decoder struct {
 func New(t Table, maxEventBytes int) *Decoder {
 	return &Decoder{
 		table: t, maxEventBytes: maxEventBytes,
-		others: make(map[uint32]struct{}), names: make(names),
+		others: make(map[uint32]string), types: make(TypeNames), names: make(names),
 	}
 }
 
@@ -153,7 +156,9 @@ func (d *Decoder) decode(kind byte, body []byte) (Message, error) {
 		return commit(body)
 	case 'R':
 		return d.relation(body)
-	case 'U', 'D', 'T', 'Y', 'O', 'M':
+	case 'Y':
+		return d.typeMessage(body)
+	case 'U', 'D', 'T', 'O', 'M':
 		return Message{Kind: KindIgnored}, nil
 	}
 	return Message{}, errors.New("unknown: it is not of protocol version 1")

@@ -56,7 +56,7 @@ func TestTransaction(t *testing.T) {
 		{"begin", beginMessage(0x16B374D848, micros, 771), Message{Kind: KindBegin, LSN: 0x16B374D848, CommitTime: at, Xid: 771}},
 		{"relation", relationMessage(testOID, defaultRelation...), Message{Kind: KindRelation}},
 		{"other relation", relationMessage(testOID+1, column{"x", pgtype.TextOID}), Message{Kind: KindRelation}},
-		{"other insert", insertMessage(testOID+1, "1"), Message{Kind: KindInsert}},
+		{"other insert", insertMessage(testOID+1, "1"), Message{Kind: KindInsert, Relation: testOID + 1}},
 		{
 			"commit", commitMessage(0x16B374D848, 0x16B374D880, micros),
 			Message{Kind: KindCommit, LSN: 0x16B374D848, EndLSN: 0x16B374D880, CommitTime: at},
@@ -64,7 +64,7 @@ func TestTransaction(t *testing.T) {
 		{"update", []byte("U..."), Message{}},
 		{"delete", []byte("D..."), Message{}},
 		{"truncate", []byte("T..."), Message{}},
-		{"type", []byte("Y..."), Message{}},
+		{"type", typeMessage(20000, "shop", "mood"), Message{}},
 		{"origin", []byte("O..."), Message{}},
 		{"logical message", []byte("M..."), Message{}},
 	} {
@@ -130,8 +130,12 @@ func TestRowOfAnotherTable(t *testing.T) {
 	t.Parallel()
 	d := newDecoder(t, DefaultColumns(), defaultRelation...)
 	decode(t, d, relationMessage(5, column{"n", pgtype.Int4OID}))
-	if m := decode(t, d, insertMessage(5, "1")); m.Kind != KindInsert || m.Event != nil {
-		t.Errorf("%+v, want an insert without an event", m)
+	m := decode(t, d, insertMessage(5, "1"))
+	if m.Kind != KindInsert || m.Event != nil || m.Relation != 5 {
+		t.Errorf("%+v, want an insert into 5 without an event", m)
+	}
+	if got := d.RelationName(m.Relation); got != "public.event_outbox" { // as relationMessage names every table
+		t.Errorf("it is called %s", got)
 	}
 }
 
@@ -217,6 +221,39 @@ func TestInvalidRows(t *testing.T) {
 		}
 		if m.Size > eventSize+limit {
 			t.Errorf("%s: size %d is over the limit", test.name, m.Size)
+		}
+	}
+}
+
+func typeMessage(oid uint32, schema, name string) []byte {
+	b := binary.BigEndian.AppendUint32([]byte{'Y'}, oid)
+	return append(append(append(append(b, schema...), 0), name...), 0)
+}
+
+// The server announces the types that users have made; an error shows their names.
+func TestTypesAreNamed(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		announced []byte
+		want      string
+	}{
+		{typeMessage(20000, "shop", "mood"), `column "payload" (payload) is of type shop.mood, it must be json, `},
+		{typeMessage(20000, "", "text"), `column "payload" (payload) is of type domain over text, it must be json, `},
+		{typeMessage(20001, "shop", "other"), `column "payload" (payload) is of type with OID 20000, it must be json, `},
+	} {
+		d := New(Table{OID: testOID, Columns: DefaultColumns()}, 1<<20)
+		if m := decode(t, d, test.announced); m.Kind != KindIgnored {
+			t.Errorf("a type is of kind %d", m.Kind)
+		}
+		_, err := d.Decode(drift("payload", column{"payload", 20000}))
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("got %v, want %s", err, test.want)
+		}
+	}
+	d := New(Table{OID: testOID, Columns: DefaultColumns()}, 1<<20)
+	for _, cut := range [][]byte{typeMessage(20000, "shop", "mood")[:9], append(typeMessage(20000, "shop", "mood"), 'x')} {
+		if _, err := d.Decode(cut); err == nil {
+			t.Errorf("%q is accepted", cut)
 		}
 	}
 }

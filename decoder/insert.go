@@ -26,7 +26,7 @@ func (d *Decoder) insert(body []byte) (Message, error) {
 		if _, ok := d.others[oid]; !ok {
 			return Message{}, fmt.Errorf("row of relation %d, which was never announced", oid)
 		}
-		return Message{Kind: KindInsert}, nil
+		return Message{Kind: KindInsert, Relation: oid}, nil
 	}
 	if d.outbox == nil {
 		return Message{}, fmt.Errorf("row of relation %d, which was never announced", oid)

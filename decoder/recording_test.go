@@ -222,6 +222,8 @@ func TestSecondOpinion(t *testing.T) {
 					if o.RelationID == table.OID {
 						want.Event = eventOf(t, relations[o.RelationID], o.Tuple, table.Columns.names())
 						inserts++
+					} else {
+						want.Relation = o.RelationID
 					}
 				default:
 					want.Kind = KindIgnored

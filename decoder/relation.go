@@ -108,11 +108,11 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 		return Message{}, err
 	}
 	if oid != d.table.OID {
-		d.others[oid] = struct{}{}
+		d.others[oid] = schema + "." + name
 		return Message{Kind: KindRelation}, nil
 	}
 	d.outbox = nil // with a relation that is not understood no row is
-	rel, err := d.table.Columns.find(columns)
+	rel, err := d.table.Columns.find(columns, d.types)
 	if err != nil {
 		return Message{}, fmt.Errorf("the schema of %s.%s drifted: %w; correct source.columns if the table is so now, "+
 			"else undo the change until the rows that were written then are delivered", schema, name, err)
@@ -122,8 +122,16 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 	return Message{Kind: KindRelation}, nil
 }
 
+// RelationName returns the name (schema.table) under which the server announced another table than the outbox.
+func (d *Decoder) RelationName(oid uint32) string {
+	if name, ok := d.others[oid]; ok {
+		return name
+	}
+	return fmt.Sprintf("relation %d", oid)
+}
+
 // find looks for the event's fields in columns. Its error names all that are lost or unusable.
-func (c *Columns) find(columns []column) (*relation, error) {
+func (c *Columns) find(columns []column, types TypeNames) (*relation, error) {
 	rel := &relation{}
 	var lost, optional []string
 	missing := false
@@ -147,7 +155,7 @@ func (c *Columns) find(columns []column) (*relation, error) {
 		}
 		oid := columns[at].oid
 		if need.types != nil && !slices.Contains(need.types, oid) && (!need.userType || oid < firstUserOID) {
-			lost = append(lost, fmt.Sprintf("column %q (%s) is of type %s, it must be %s", name, need.name, typeName(oid), typeNames(need.types)))
+			lost = append(lost, fmt.Sprintf("column %q (%s) is of type %s, it must be %s", name, need.name, types.name(oid), typeNames(need.types)))
 			continue
 		}
 		rel.column[f] = at
@@ -176,19 +184,4 @@ func list(columns []column) string {
 		names[i] = c.name
 	}
 	return strings.Join(names, ", ")
-}
-
-func typeName(oid uint32) string {
-	if t, ok := pgtype.NewMap().TypeForOID(oid); ok {
-		return t.Name
-	}
-	return fmt.Sprintf("with OID %d", oid)
-}
-
-func typeNames(oids []uint32) string {
-	names := make([]string, len(oids))
-	for i, oid := range oids {
-		names[i] = typeName(oid)
-	}
-	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
 }

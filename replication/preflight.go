@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
 )
 
 // plugin is the output plugin of our slots.
@@ -150,31 +152,39 @@ func findTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, erro
 	if persistence == "u" {
 		p.add(ErrConfig, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged", s.Table, s.table())
 	}
-	types, err := columnTypes(ctx, db, t.OID)
+	types, names, err := columnTypes(ctx, db, t.OID)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Columns.Check(types); err != nil {
+	if err := s.Columns.Check(types, names); err != nil {
 		p.add(ErrConfig, "table %s does not fit: %v; correct source.columns", s.Table, err)
 	}
 	t.IDType = types[s.Columns.ID]
 	return &t, nil
 }
 
-// columnTypes gives the types of the table's columns, by name.
-func columnTypes(ctx context.Context, db SQL, table uint32) (map[string]uint32, error) {
-	rows, err := db.Query(ctx, "select attname::text, atttypid from pg_attribute where attrelid = $1 and attnum > 0 and not attisdropped", table)
+// columnTypes gives the types of the table's columns by the column's name, and the names of those types that PostgreSQL
+// does not bring along.
+func columnTypes(ctx context.Context, db SQL, table uint32) (map[string]uint32, decoder.TypeNames, error) {
+	rows, err := db.Query(ctx, `select a.attname::pg_catalog.text, t.oid, case when n.nspname = 'pg_catalog' then ''
+			when t.typtype = 'd' then n.nspname::pg_catalog.text || '.' || t.typname::pg_catalog.text || ' (a domain over ' || pg_catalog.format_type(t.typbasetype, null) || ')'
+			else n.nspname::pg_catalog.text || '.' || t.typname::pg_catalog.text end
+		from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+		where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped`, table)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	types := map[string]uint32{}
-	var name string
+	types, names := map[string]uint32{}, decoder.TypeNames{}
+	var column, name string
 	var oid uint32
-	_, err = pgx.ForEachRow(rows, []any{&name, &oid}, func() error {
-		types[name] = oid
+	_, err = pgx.ForEachRow(rows, []any{&column, &oid, &name}, func() error {
+		types[column] = oid
+		if name != "" {
+			names[oid] = name
+		}
 		return nil
 	})
-	return types, err
+	return types, names, err
 }
 
 // columns are the names of the columns that the table must have.

@@ -115,6 +115,16 @@ func TestPreflightAfterSetup(t *testing.T) {
 			before: []string{"alter table event_outbox rename aggregate_id to aggregateid"},
 			class:  ErrConfig, code: 78, words: []string{`"aggregate_id"`, "aggregateid", "source.columns"},
 		},
+		"types that users have made": {
+			before: []string{
+				"create type mood as enum ('good')", "create domain json_text as text", "create schema other", "create type other.mood as enum ('good')",
+				"drop view event_outbox_status", "alter table event_outbox alter payload type mood using null, alter metadata type json_text, alter event_version drop default, alter event_version type other.mood using null",
+			},
+			class: ErrConfig, code: 78, words: []string{
+				`"payload" (payload) is of type public.mood,`, `"metadata" (metadata) is of type public.json_text (a domain over text),`,
+				`"event_version" (event_version) is of type other.mood,`,
+			},
+		},
 		"a part of the ledger is gone": {
 			before: []string{"drop table outbox_parked cascade"},
 			class:  ErrConfig, code: 78, words: []string{"lacks the tables outbox_parked", `run "outbox-cdc init"`},
