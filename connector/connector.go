@@ -115,6 +115,7 @@ type Connector struct {
 	sinks       map[string]*sinkLife // by name
 	table       uint32               // oid of the outbox, as preflight found it
 	tracker     *checkpoint.Tracker  // of the running session, or of the last
+	unroutedLog unroutedLog
 	prepared    bool
 	ran         bool // a session has streamed,
 	ranThisTime bool // and so did the last one
@@ -152,6 +153,8 @@ func (c *Connector) Run(ctx context.Context) error {
 	}
 	defer pool.Close()
 	c.pool = pool
+	// Events that the last minute's silence has kept from the log.
+	defer func() { c.unroutedLog.report(time.Now().Add(unroutedEvery), c.cfg.Logger) }()
 	c.makeSinks()
 	defer func() {
 		for _, s := range c.sinks {

@@ -56,6 +56,7 @@ func (c *Connector) keep(ctx context.Context) error {
 				return err
 			}
 		}
+		c.unroutedLog.report(now, c.cfg.Logger)
 		c.showLag(now)
 		select {
 		case <-tick.C:

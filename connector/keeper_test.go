@@ -13,13 +13,16 @@ import (
 )
 
 // keepFor runs the keeper for so long. The clock is a bubble's, which stands still while PostgreSQL, a real one, is asked.
-func (w *world) keepFor(d time.Duration) (took time.Duration, err error) {
+func (w *world) keepFor(d time.Duration, prepare ...func(*Connector)) (took time.Duration, err error) {
 	w.t.Helper()
 	table := w.query("select 'event_outbox'::regclass::oid")
 	synctest.Test(w.t, func(t *testing.T) {
 		cfg := w.cfg
 		cfg.Health, cfg.Metrics, cfg.Logger = &monitoring.Health{}, monitoring.NewMetrics("", nil), slog.New(slog.DiscardHandler)
 		c := New(cfg)
+		for _, f := range prepare {
+			f(c)
+		}
 		pool, perr := c.openPool()
 		if perr != nil {
 			t.Error(perr)

@@ -65,6 +65,9 @@ type reader struct {
 
 	invalidRows, unrouted prometheus.Counter
 
+	unroutedLog *unroutedLog
+	warned      map[uint32]struct{} // other tables, by OID, of whose rows the log has told
+
 	tx struct {
 		open      bool
 		lsn       pglogrepl.LSN
@@ -133,6 +136,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	pos := checkpoint.Position{LSN: r.tx.lsn, Index: r.tx.next}
 	r.tx.next++
 	if m.Event == nil {
+		r.warnForeign(m.Relation)
 		return nil
 	}
 	r.tx.ours = true
@@ -146,11 +150,11 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		}
 	}
 	if m.Invalid != nil {
-		return r.nobodys(ctx, pos, m)
+		return r.recordUnrouted(ctx, pos, m)
 	}
 	r.targets = r.router.Route(m.Event, r.targets[:0])
 	if len(r.targets) == 0 {
-		return r.nobodys(ctx, pos, m)
+		return r.recordUnrouted(ctx, pos, m)
 	}
 	owed := r.targets[:0]
 	for _, t := range r.targets {
@@ -194,9 +198,19 @@ func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
 	return ok
 }
 
-// nobodys writes down an event that goes to no sink, as one of processor 0: a row that is no event, or one that no route
-// wants.
-func (r *reader) nobodys(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
+// warnForeign tells once a session and table that rows of another table than the outbox arrive. They are not delivered.
+func (r *reader) warnForeign(oid uint32) {
+	if _, ok := r.warned[oid]; ok {
+		return
+	}
+	r.warned[oid] = struct{}{}
+	r.logger.Warn("rows of a table that is not the outbox arrive and are not delivered; see docs/operations.md#foreign",
+		"table", r.decoder.RelationName(oid), "oid", oid, "lsn", r.tx.lsn.String())
+}
+
+// recordUnrouted records an event that no sink receives, under processor 0: a row that is no valid event becomes a dead
+// letter, and an event that no route matches is discarded.
+func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m decoder.Message) error {
 	if r.settled(0, pos) {
 		r.tracker.Add(pos, 0, m.Size, r.tx.committed)
 		return nil
@@ -208,6 +222,7 @@ func (r *reader) nobodys(ctx context.Context, pos checkpoint.Position, m decoder
 	}
 	if m.Invalid == nil {
 		r.unrouted.Inc()
+		r.unroutedLog.add(m.Event)
 	} else {
 		r.invalidRows.Inc()
 		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)

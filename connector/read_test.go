@@ -1,6 +1,8 @@
 package connector
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +27,7 @@ type readerBench struct {
 	t        *testing.T
 	inlet    *inlet
 	outcomes chan checkpoint.Outcomes
+	log      *bytes.Buffer
 }
 
 func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
@@ -32,11 +35,12 @@ func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &readerBench{t: t, inlet: &inlet{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10)}
+	b := &readerBench{t: t, inlet: &inlet{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10), log: &bytes.Buffer{}}
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, out: b.outcomes,
 		lanes: map[int32][]*inlet{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
-		logger: slog.New(slog.DiscardHandler), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
+		logger: slog.New(slog.NewTextHandler(b.log, nil)), warned: map[uint32]struct{}{}, unroutedLog: &unroutedLog{},
+		decoder: decoder.New(decoder.Table{OID: 1, Columns: decoder.DefaultColumns()}, 1<<20), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}
 	return b
 }
@@ -171,6 +175,48 @@ func TestReaderDiscards(t *testing.T) {
 	if got := b.tracker.Settled().LSN; got != 130 {
 		t.Errorf("%d may be confirmed, want 130", got)
 	}
+}
+
+// Rows of another table are not delivered, and each such table is named once.
+func TestReaderNamesForeignTables(t *testing.T) {
+	t.Parallel()
+	b := newReaderBench(t, checkpoint.Start{})
+	decode := func(message []byte) {
+		m, err := b.decoder.Decode(message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.message(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.transaction(100, 130, "a")
+	if got := b.log.String(); got != "" {
+		t.Fatalf("the log says %s", got)
+	}
+	if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 200}); err != nil {
+		t.Fatal(err)
+	}
+	for oid, name := range map[uint32]string{ // the last has no rows
+		7: "orders", 8: "event_outbox_old", 9: "event_outbox_p1",
+	} {
+		r := binary.BigEndian.AppendUint32([]byte{'R'}, oid)
+		decode(append(append(r, "shop\x00"+name...), 0, 'd', 0, 0))
+	}
+	for range 3 {
+		decode(append(binary.BigEndian.AppendUint32([]byte{'I'}, 7), 'N', 0, 0))
+		decode(append(binary.BigEndian.AppendUint32([]byte{'I'}, 8), 'N', 0, 0))
+	}
+	log := b.log.String()
+	for _, want := range []string{"table=shop.orders", "table=shop.event_outbox_old", "level=WARN", "docs/operations.md#foreign"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log does not say %q: %s", want, log)
+		}
+	}
+	if n := strings.Count(log, "\n"); n != 2 {
+		t.Errorf("%d lines, want one a table with rows: %s", n, log)
+	}
+	check(t, "collected", b.collected(), "a@100/0")
 }
 
 // TestIdleCheckpoints: which keepalives of an idle stream make the recorder write a checkpoint.
