@@ -10,20 +10,22 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-const copyLog = "copy outbox_delivery_log (" + logColumns + ") from stdin (format binary)"
+const copyLog = "copy ledger.outbox_delivery_log (" + logColumns + ") from stdin (format binary)"
 
 // The epoch fences a session that was taken over; batch_seq refuses a batch that is committed already.
-const updateCheckpoint = `update outbox_checkpoints set prefix_lsn = $4, prefix_index = $5, confirmed_lsn = $6,
+const updateCheckpoint = `update ledger.outbox_checkpoints set prefix_lsn = $4, prefix_index = $5, confirmed_lsn = $6,
 	batch_seq = batch_seq + 1, updated_at = clock_timestamp()
 	where slot_name = $1 and epoch = $2 and batch_seq = $3 and state = 'ready'`
 
 // LedgerConfig is what a ledger in PostgreSQL needs. All of it is required.
 type LedgerConfig struct {
-	// Connect opens the recorder's own connection, with the ledger's search_path, a lock_timeout and
-	// synchronous_commit = on: without it a crash could keep the slot's position and lose the rows before it.
+	// Connect opens the recorder's own connection: one that ledger.Pin has seen, with a lock_timeout.
 	Connect func(context.Context) (*pgx.Conn, error)
+	Schema  ledger.Schema
 	Slot    string
 	Owner   string // who we are, for people who look at the checkpoint
 }
@@ -34,6 +36,7 @@ type LedgerConfig struct {
 // raises by one, tells after reconnecting.
 type postgres struct {
 	cfg     LedgerConfig
+	sql     statements
 	conn    *pgx.Conn
 	epoch   int32
 	seq     int64 // batch_seq of the last batch that is known to be committed
@@ -42,10 +45,22 @@ type postgres struct {
 	buf     []byte
 }
 
+// statements are those of every batch, with the ledger's schema.
+type statements struct {
+	copyLog, updateCheckpoint, copyParked, updateParked, deleteParked string
+}
+
+func statementsFor(s ledger.Schema) statements {
+	return statements{
+		copyLog: s.SQL(copyLog), updateCheckpoint: s.SQL(updateCheckpoint),
+		copyParked: s.SQL(copyParked), updateParked: s.SQL(updateParked), deleteParked: s.SQL(deleteParked),
+	}
+}
+
 // OpenLedger connects, takes the ledger over by raising the epoch, and reads what is settled. The caller must hold the
 // slot: START_REPLICATION has succeeded.
 func OpenLedger(ctx context.Context, cfg LedgerConfig) (Ledger, Start, error) {
-	l := &postgres{cfg: cfg}
+	l := &postgres{cfg: cfg, sql: statementsFor(cfg.Schema)}
 	if err := l.connect(ctx); err != nil {
 		return nil, Start{}, err
 	}
@@ -83,7 +98,7 @@ func (l *postgres) connect(ctx context.Context) error {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
 	err = conn.QueryRow(ctx, `select atttypid = 'uuid'::regtype from pg_attribute
-		where attrelid = 'outbox_delivery_log'::regclass and attname = 'event_id'`).Scan(&l.uuidIDs)
+		where attrelid = $1::text::regclass and attname = 'event_id'`, l.cfg.Schema.Name("outbox_delivery_log")).Scan(&l.uuidIDs)
 	if err != nil {
 		return fmt.Errorf("look at the ledger: %w", err)
 	}
@@ -130,8 +145,8 @@ func (l *postgres) committed(ctx context.Context) (bool, error) {
 	}
 	var seq int64
 	// The row lock waits for that backend's transaction to end.
-	err := l.conn.QueryRow(ctx, `update outbox_checkpoints set recorder_pid = pg_backend_pid(), recorder_started = `+backendStart+`
-		where slot_name = $1 and epoch = $2 returning batch_seq`, l.cfg.Slot, l.epoch).Scan(&seq)
+	err := l.conn.QueryRow(ctx, l.cfg.Schema.SQL(`update ledger.outbox_checkpoints set recorder_pid = pg_backend_pid(), recorder_started = `+backendStart+`
+		where slot_name = $1 and epoch = $2 returning batch_seq`), l.cfg.Slot, l.epoch).Scan(&seq)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, ErrFenced
@@ -144,7 +159,7 @@ func (l *postgres) committed(ctx context.Context) (bool, error) {
 func (l *postgres) transaction(ctx context.Context, b Batch) error {
 	q := &pgx.Batch{}
 	q.Queue("begin")
-	q.Queue(updateCheckpoint, l.cfg.Slot, l.epoch, l.seq, b.Mark.Prefix.LSN, b.Mark.Prefix.Index, b.Mark.LSN)
+	q.Queue(l.sql.updateCheckpoint, l.cfg.Slot, l.epoch, l.seq, b.Mark.Prefix.LSN, b.Mark.Prefix.Index, b.Mark.LSN)
 	res := l.conn.SendBatch(ctx, q)
 	if _, err := res.Exec(); err != nil {
 		_ = res.Close() // the same error
@@ -179,7 +194,7 @@ func (l *postgres) writeLog(ctx context.Context, batch []Outcomes) error {
 	if err != nil {
 		return err
 	}
-	return l.copy(ctx, "the log", copyLog, buf, n)
+	return l.copy(ctx, "the log", l.sql.copyLog, buf, n)
 }
 
 // copy sends n rows. buf is kept for the next ones.
@@ -204,7 +219,7 @@ func (l *postgres) copy(ctx context.Context, to, sql string, buf []byte, n int) 
 func (l *postgres) refused(ctx context.Context) error {
 	var epoch int32
 	var seq int64
-	err := l.conn.QueryRow(ctx, `select epoch, batch_seq from outbox_checkpoints where slot_name = $1`, l.cfg.Slot).Scan(&epoch, &seq)
+	err := l.conn.QueryRow(ctx, l.cfg.Schema.SQL(`select epoch, batch_seq from ledger.outbox_checkpoints where slot_name = $1`), l.cfg.Slot).Scan(&epoch, &seq)
 	if err == nil && epoch == l.epoch {
 		return fmt.Errorf("the ledger is at batch %d, ours is behind %d: %w", seq, l.seq, ErrFenced)
 	}
@@ -230,7 +245,7 @@ func closeNow(c *pgx.Conn) {
 }
 
 func (l *postgres) makePartitions(ctx context.Context) error {
-	_, err := l.conn.Exec(ctx, "select outbox_make_partitions()")
+	_, err := l.conn.Exec(ctx, l.cfg.Schema.SQL(ledger.MakePartitions))
 	return err
 }
 

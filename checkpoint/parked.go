@@ -11,18 +11,18 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-const copyParked = `copy outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, attempts, tries, tried_at,
+const copyParked = `copy ledger.outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, attempts, tries, tried_at,
 	next_attempt_at, parked_at, error_message, event, payload) from stdin (format binary)`
 
 // What a person has declared dead meanwhile stays so. The first try's time is written once: turned from one clock into the
 // other and back at each try, it would wander.
-const updateParked = `update outbox_parked p set status = c.status, attempts = c.attempts, tries = c.tries,
+const updateParked = `update ledger.outbox_parked p set status = c.status, attempts = c.attempts, tries = c.tries,
 		tried_at = coalesce(p.tried_at, c.tried_at), next_attempt_at = c.next_attempt_at, error_message = c.error_message
 	from unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[], $4::text[], $5::int[], $6::int[], $7::timestamptz[], $8::timestamptz[], $9::text[])
 		c (processor_id, commit_lsn, tx_index, status, attempts, tries, tried_at, next_attempt_at, error_message)
 	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index and p.status = 'parked'`
 
-const deleteParked = `delete from outbox_parked p using unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
+const deleteParked = `delete from ledger.outbox_parked p using unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
 	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
 
 // writeParked makes the changes of rows that the outcomes ask for, each delivery's together: what is parked and settled within
@@ -37,7 +37,7 @@ func (l *postgres) writeParked(ctx context.Context, batch []Outcomes) error {
 	}
 	q := &pgx.Batch{}
 	l.queueUpdates(q, changes)
-	queueDeletes(q, changes)
+	l.queueDeletes(q, changes)
 	if q.Len() == 0 {
 		return nil
 	}
@@ -126,7 +126,7 @@ func (l *postgres) insertParked(ctx context.Context, changes []Outcome) error {
 			b = append(b, p.Payload...)
 		}
 	}
-	return l.copy(ctx, "the parked rows", copyParked, binary.BigEndian.AppendUint16(b, 0xffff), n)
+	return l.copy(ctx, "the parked rows", l.sql.copyParked, binary.BigEndian.AppendUint16(b, 0xffff), n)
 }
 
 func (l *postgres) appendTimeOrNull(b []byte, t time.Time) []byte {
@@ -180,7 +180,7 @@ func (l *postgres) queueUpdates(q *pgx.Batch, changes []Outcome) {
 		errs = append(errs, &text)
 	}
 	if len(status) > 0 {
-		q.Queue(updateParked, k.processors, k.lsns, k.indexes, status, attempts, tries, tried, next, errs)
+		q.Queue(l.sql.updateParked, k.processors, k.lsns, k.indexes, status, attempts, tries, tried, next, errs)
 	}
 }
 
@@ -188,7 +188,7 @@ func (l *postgres) timeOrNull(t time.Time) pgtype.Timestamptz {
 	return pgtype.Timestamptz{Time: t.Add(l.clock), Valid: !t.IsZero()}
 }
 
-func queueDeletes(q *pgx.Batch, changes []Outcome) {
+func (l *postgres) queueDeletes(q *pgx.Batch, changes []Outcome) {
 	var k keys
 	for i := range changes {
 		if changes[i].Row == RowDelete {
@@ -196,6 +196,6 @@ func queueDeletes(q *pgx.Batch, changes []Outcome) {
 		}
 	}
 	if len(k.lsns) > 0 {
-		q.Queue(deleteParked, k.processors, k.lsns, k.indexes)
+		q.Queue(l.sql.deleteParked, k.processors, k.lsns, k.indexes)
 	}
 }

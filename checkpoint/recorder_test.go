@@ -16,33 +16,34 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const slot = "s"
 
-// ledger is a migrated database with a checkpoint at 0/64.
-type ledger struct {
+// testLedger is a migrated database with a checkpoint at 0/64.
+type testLedger struct {
 	t    *testing.T
 	db   *pgtest.Database
 	conn *pgx.Conn
 }
 
-func newLedger(t *testing.T) *ledger {
+func newLedger(t *testing.T) *testLedger {
 	db := pgtest.New(t)
-	l := &ledger{t, db, db.Conn(t)}
+	l := &testLedger{t, db, db.Conn(t)}
 	l.exec(`insert into outbox_checkpoints (slot_name, state, system_identifier, timeline, prefix_lsn, prefix_index, confirmed_lsn, epoch, slot_epoch)
 		values ($1, 'ready', '42', 1, '0/64', -1, '0/64', 3, 3)`, slot)
 	return l
 }
 
-func (l *ledger) exec(sql string, args ...any) {
+func (l *testLedger) exec(sql string, args ...any) {
 	l.t.Helper()
 	if _, err := l.conn.Exec(context.Background(), sql, args...); err != nil {
 		l.t.Fatal(err)
 	}
 }
 
-func (l *ledger) query(sql string) string {
+func (l *testLedger) query(sql string) string {
 	l.t.Helper()
 	var s *string
 	if err := l.conn.QueryRow(context.Background(), sql).Scan(&s); err != nil {
@@ -60,10 +61,10 @@ type config struct {
 	Pace
 }
 
-func (l *ledger) config() config {
+func (l *testLedger) config() config {
 	return config{
 		LedgerConfig{
-			Slot: slot, Owner: "test",
+			Schema: "public", Slot: slot, Owner: "test",
 			Connect: func(ctx context.Context) (*pgx.Conn, error) {
 				return l.connect(ctx, nil)
 			},
@@ -72,11 +73,12 @@ func (l *ledger) config() config {
 	}
 }
 
-func (l *ledger) connect(ctx context.Context, wrap func(net.Conn) net.Conn) (*pgx.Conn, error) {
+func (l *testLedger) connect(ctx context.Context, wrap func(net.Conn) net.Conn) (*pgx.Conn, error) {
 	c, err := pgx.ParseConfig(l.db.DSN)
 	if err != nil {
 		return nil, err
 	}
+	ledger.Pin(&c.Config)
 	c.RuntimeParams["lock_timeout"] = "200ms"
 	if wrap != nil {
 		dial := c.DialFunc
@@ -102,7 +104,7 @@ type recording struct {
 	seq   uint64
 }
 
-func (l *ledger) record(cfg config) *recording {
+func (l *testLedger) record(cfg config) *recording {
 	l.t.Helper()
 	opened, start, err := OpenLedger(context.Background(), cfg.LedgerConfig)
 	if err != nil {

@@ -49,7 +49,7 @@ func TestStartWaitsForThePredecessor(t *testing.T) {
 }
 
 // waitsFor waits until the query gives true.
-func (l *ledger) waitsFor(sql string) {
+func (l *testLedger) waitsFor(sql string) {
 	l.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); l.query("select ("+sql+")::text") != "true"; {
 		if time.Now().After(deadline) {

@@ -44,19 +44,19 @@ func (l *postgres) open(ctx context.Context) (Start, error) {
 		return s, err
 	}
 	// The row lock waits for a predecessor's transaction that is still at work; it commits before us or never.
-	err := l.conn.QueryRow(ctx, `update outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
+	err := l.conn.QueryRow(ctx, l.cfg.Schema.SQL(`update ledger.outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
 		recorder_started = `+backendStart+`, updated_at = clock_timestamp()
-		where slot_name = $1 and state = 'ready' returning epoch, batch_seq`, l.cfg.Slot, l.cfg.Owner).Scan(&l.epoch, &l.seq)
+		where slot_name = $1 and state = 'ready' returning epoch, batch_seq`), l.cfg.Slot, l.cfg.Owner).Scan(&l.epoch, &l.seq)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("slot %q: %w", l.cfg.Slot, ErrNotReady)
 	} else if err != nil {
 		return s, fmt.Errorf("raise epoch: %w", err)
 	}
 	err = pgx.BeginTxFunc(ctx, l.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if err := readCheckpoint(ctx, tx, l.cfg.Slot, &s); err != nil {
+		if err := l.readCheckpoint(ctx, tx, &s); err != nil {
 			return err
 		}
-		return readSettled(ctx, tx, &s)
+		return l.readSettled(ctx, tx, &s)
 	})
 	if err != nil {
 		return s, fmt.Errorf("read checkpoint: %w", err)
@@ -73,32 +73,32 @@ const backendStart = "(select backend_start from pg_stat_activity where pid = pg
 // the checkpoint's row. Its start time must match as well: pids are used again. Once we have an epoch, only a backend
 // of that epoch is ours to end: a session that was taken over must not end its successor's.
 func (l *postgres) endPredecessor(ctx context.Context) error {
-	_, err := l.conn.Exec(ctx, `select pg_terminate_backend(a.pid) from outbox_checkpoints c
+	_, err := l.conn.Exec(ctx, l.cfg.Schema.SQL(`select pg_terminate_backend(a.pid) from ledger.outbox_checkpoints c
 		join pg_stat_activity a on a.pid = c.recorder_pid and a.backend_start = c.recorder_started
-		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`, l.cfg.Slot, l.epoch)
+		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`), l.cfg.Slot, l.epoch)
 	if err != nil {
 		return fmt.Errorf("end the recorder before: %w", err)
 	}
 	return nil
 }
 
-func readCheckpoint(ctx context.Context, tx pgx.Tx, slot string, s *Start) error {
-	return tx.QueryRow(ctx, `select epoch, slot_epoch, system_identifier::text, timeline, prefix_lsn, prefix_index, confirmed_lsn
-		from outbox_checkpoints where slot_name = $1`, slot).
+func (l *postgres) readCheckpoint(ctx context.Context, tx pgx.Tx, s *Start) error {
+	return tx.QueryRow(ctx, l.cfg.Schema.SQL(`select epoch, slot_epoch, system_identifier::text, timeline, prefix_lsn, prefix_index, confirmed_lsn
+		from ledger.outbox_checkpoints where slot_name = $1`), l.cfg.Slot).
 		Scan(&s.Epoch, &s.SlotEpoch, &s.SystemIdentifier, &s.Timeline, &s.Prefix.LSN, &s.Prefix.Index, &s.Confirmed)
 }
 
 // readSettled reads by position, never by event id: what is settled of streamed positions (index ≥ 0) beyond the
 // prefix, of an epoch since this slot was made. It is never more than was in flight. A failed try settles nothing.
-func readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
+func (l *postgres) readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
 	// A processor at a time: the table may hold millions of rows, and its key begins so.
-	rows, err := tx.Query(ctx, `select p.* from (select id from outbox_processors union all select 0) processor,
-			lateral (select processor_id, commit_lsn, tx_index from outbox_parked
+	rows, err := tx.Query(ctx, l.cfg.Schema.SQL(`select p.* from (select id from ledger.outbox_processors union all select 0) processor,
+			lateral (select processor_id, commit_lsn, tx_index from ledger.outbox_parked
 				where processor_id = processor.id and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)) p
 		union all
-		select processor_id, commit_lsn, tx_index from outbox_delivery_log
+		select processor_id, commit_lsn, tx_index from ledger.outbox_delivery_log
 		where commit_lsn >= $1 and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)
-			and status in ('delivered', 'dead', 'discarded') and epoch >= $3`,
+			and status in ('delivered', 'dead', 'discarded') and epoch >= $3`),
 		s.Prefix.LSN, s.Prefix.Index, s.SlotEpoch)
 	if err != nil {
 		return err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const (
@@ -82,12 +84,12 @@ func errText(err error) string {
 }
 
 func (c *Connector) makePartitions(ctx context.Context) error {
-	_, err := c.pool.Exec(ctx, "select outbox_make_partitions()")
+	_, err := c.pool.Exec(ctx, c.sql(ledger.MakePartitions))
 	return err
 }
 
 func (c *Connector) heartbeat(ctx context.Context) error {
-	_, err := c.pool.Exec(ctx, "update outbox_processors set heartbeat_at = now() where connector = $1", c.cfg.Name)
+	_, err := c.pool.Exec(ctx, c.sql("update ledger.outbox_processors set heartbeat_at = now() where connector = $1"), c.cfg.Name)
 	return err
 }
 

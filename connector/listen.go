@@ -115,9 +115,9 @@ func (c *Connector) takeStock(ctx context.Context, conn querier, s *session) err
 	if err := c.readPauses(ctx, conn, s); err != nil {
 		return err
 	}
-	rows, err := conn.Query(ctx, `select p.id, count(*) filter (where k.status = 'parked'), count(*) filter (where k.status = 'dead'),
+	rows, err := conn.Query(ctx, c.sql(`select p.id, count(*) filter (where k.status = 'parked'), count(*) filter (where k.status = 'dead'),
 			coalesce(extract(epoch from clock_timestamp() - min(k.parked_at) filter (where k.status = 'parked')), 0)::float8
-		from outbox_processors p left join outbox_parked k on k.processor_id = p.id where p.id = any ($1) group by p.id`, s.processors())
+		from ledger.outbox_processors p left join ledger.outbox_parked k on k.processor_id = p.id where p.id = any ($1) group by p.id`), s.processors())
 	if err != nil {
 		return fmt.Errorf("count parked rows: %w", err)
 	}
@@ -137,7 +137,7 @@ func (c *Connector) takeStock(ctx context.Context, conn querier, s *session) err
 
 // readPauses tells lanes whether a person has paused their sink.
 func (c *Connector) readPauses(ctx context.Context, conn querier, s *session) error {
-	rows, err := conn.Query(ctx, "select id, not is_active from outbox_processors where id = any ($1)", s.processors())
+	rows, err := conn.Query(ctx, c.sql("select id, not is_active from ledger.outbox_processors where id = any ($1)"), s.processors())
 	if err != nil {
 		return fmt.Errorf("read which sinks are paused: %w", err)
 	}
@@ -175,14 +175,14 @@ func (c *Connector) reviseParked(ctx context.Context, ids map[string]int32) erro
 		all = append(all, id)
 	}
 	d := c.cfg.Delivery
-	_, err := c.pool.Exec(ctx, `update outbox_parked set next_attempt_at = now() + $2
-		where processor_id = any ($1) and next_attempt_at > now() + $2 and next_attempt_at < 'infinity'`, all, d.Retry.Max)
+	_, err := c.pool.Exec(ctx, c.sql(`update ledger.outbox_parked set next_attempt_at = now() + $2
+		where processor_id = any ($1) and next_attempt_at > now() + $2 and next_attempt_at < 'infinity'`), all, d.Retry.Max)
 	if err == nil && d.Block {
-		_, err = c.pool.Exec(ctx, `update outbox_parked set next_attempt_at = 'infinity'
-			where processor_id = any ($1) and status = 'dead' and next_attempt_at is null`, all)
+		_, err = c.pool.Exec(ctx, c.sql(`update ledger.outbox_parked set next_attempt_at = 'infinity'
+			where processor_id = any ($1) and status = 'dead' and next_attempt_at is null`), all)
 	} else if err == nil {
-		_, err = c.pool.Exec(ctx, `update outbox_parked set next_attempt_at = null
-			where processor_id = any ($1) and status = 'dead' and next_attempt_at is not null`, all)
+		_, err = c.pool.Exec(ctx, c.sql(`update ledger.outbox_parked set next_attempt_at = null
+			where processor_id = any ($1) and status = 'dead' and next_attempt_at is not null`), all)
 	}
 	if err != nil {
 		return fmt.Errorf("revise outbox_parked: %w", err)

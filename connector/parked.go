@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
@@ -82,10 +83,20 @@ type table interface {
 // parkedTable is a lane's share of outbox_parked.
 type parkedTable struct {
 	pool      *pgxpool.Pool
+	sql       parkedSQL
 	processor int32
 	lane      int
 	lanes     int
 	address   func(*outbox.Event) (topic, key string)
+}
+
+// parkedSQL are the statements, with the ledger's schema.
+type parkedSQL struct {
+	fresh, first, heads, due, left string
+}
+
+func newParkedSQL(s ledger.Schema) parkedSQL {
+	return parkedSQL{fresh: s.SQL(readFresh), first: s.SQL(readFirst), heads: s.SQL(readHeads), due: s.SQL(readDue), left: s.SQL(readLeft)}
 }
 
 var planParked = PlanParked("set local")
@@ -105,36 +116,36 @@ const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts,
 
 const readFresh = `select ` + parkedColumns + `, total from (
 		select *, count(*) over () as total, sum(octet_length(coalesce(payload, ''))) over (rows unbounded preceding) - octet_length(coalesce(payload, '')) as bytes from (
-			select commit_lsn, tx_index, event_id, agg_hash, attempts, tries, tried_at, event, payload from outbox_parked p
+			select commit_lsn, tx_index, event_id, agg_hash, attempts, tries, tried_at, event, payload from ledger.outbox_parked p
 			where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
 				and abs(agg_hash % $4) = $5 and agg_hash <> all ($6)
-				and not exists (select from outbox_parked h where h.processor_id = p.processor_id and h.agg_hash = p.agg_hash
+				and not exists (select from ledger.outbox_parked h where h.processor_id = p.processor_id and h.agg_hash = p.agg_hash
 					and (h.commit_lsn, h.tx_index) < (p.commit_lsn, p.tx_index) and h.next_attempt_at is not null)
 			order by commit_lsn, tx_index limit $7) f) g
 	where bytes < $8`
 
-const readFirst = `select commit_lsn, tx_index from outbox_parked
+const readFirst = `select commit_lsn, tx_index from ledger.outbox_parked
 	where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
 		and abs(agg_hash % $4) = $5
 	order by commit_lsn, tx_index limit 1`
 
 const readHeads = `select distinct on (agg_hash) agg_hash, extract(epoch from next_attempt_at)::float8, extract(epoch from clock_timestamp())::float8
-	from outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
+	from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
 	order by agg_hash, commit_lsn, tx_index limit $4`
 
 const readDue = `with heads as materialized (select distinct on (agg_hash) commit_lsn, tx_index, next_attempt_at
-		from outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
+		from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
 		order by agg_hash, commit_lsn, tx_index),
 	due as materialized (select commit_lsn, tx_index, next_attempt_at from heads
 		where next_attempt_at <= clock_timestamp() order by next_attempt_at, commit_lsn, tx_index limit $4)
 	select ` + parkedColumns + ` from (
 		select p.*, due.next_attempt_at as due, sum(octet_length(coalesce(p.payload, ''))) over before as bytes
-		from due join outbox_parked p on p.processor_id = $1 and p.commit_lsn = due.commit_lsn and p.tx_index = due.tx_index
+		from due join ledger.outbox_parked p on p.processor_id = $1 and p.commit_lsn = due.commit_lsn and p.tx_index = due.tx_index
 		where p.status = 'parked'
 		window before as (order by due.next_attempt_at, p.commit_lsn, p.tx_index rows between unbounded preceding and 1 preceding)) g
 	where coalesce(bytes, 0) < $5 order by due, commit_lsn, tx_index`
 
-const readLeft = `select distinct agg_hash from outbox_parked where processor_id = $1 and abs(agg_hash % $2) = $3
+const readLeft = `select distinct agg_hash from ledger.outbox_parked where processor_id = $1 and abs(agg_hash % $2) = $3
 	and (commit_lsn, tx_index) > ($4, $5) and (commit_lsn, tx_index) <= ($6, $7) and (status = 'parked' or next_attempt_at is not null)`
 
 func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
@@ -150,16 +161,16 @@ func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
 		b := &pgx.Batch{}
 		a.First = before
 		if q.From == before {
-			b.Queue(readFirst, t.processor, q.Floor.LSN, q.Floor.Index, t.lanes, t.lane).Query(func(rows pgx.Rows) error {
+			b.Queue(t.sql.first, t.processor, q.Floor.LSN, q.Floor.Index, t.lanes, t.lane).Query(func(rows pgx.Rows) error {
 				_, err := pgx.ForEachRow(rows, []any{&a.First.LSN, &a.First.Index}, func() error { return nil })
 				return err
 			})
 		}
 		start := q.start()
-		b.Queue(readFresh, t.processor, start.LSN, start.Index, t.lanes, t.lane, passed(q, a), maxFresh, maxFreshBytes).
+		b.Queue(t.sql.fresh, t.processor, start.LSN, start.Index, t.lanes, t.lane, passed(q, a), maxFresh, maxFreshBytes).
 			Query(func(rows pgx.Rows) error { return t.scanFresh(rows, &a) })
 		b.Queue("set local enable_sort = on")
-		b.Queue(readHeads, t.processor, t.lanes, t.lane, maxHeld+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &a) })
+		b.Queue(t.sql.heads, t.processor, t.lanes, t.lane, maxHeld+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &a) })
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return err
 		}
@@ -175,7 +186,7 @@ func (t *parkedTable) readLeft(ctx context.Context, tx pgx.Tx, q question, a *an
 	if q.From == before {
 		return nil
 	}
-	rows, err := tx.Query(ctx, readLeft, t.processor, t.lanes, t.lane, q.Prev.LSN, q.Prev.Index, q.From.LSN, q.From.Index)
+	rows, err := tx.Query(ctx, t.sql.left, t.processor, t.lanes, t.lane, q.Prev.LSN, q.Prev.Index, q.From.LSN, q.From.Index)
 	if err != nil {
 		return err
 	}
@@ -217,7 +228,7 @@ func (t *parkedTable) readDue(ctx context.Context, tx pgx.Tx, limit int, a *answ
 	if !some {
 		return nil
 	}
-	rows, err := tx.Query(ctx, readDue, t.processor, t.lanes, t.lane, limit, maxFreshBytes)
+	rows, err := tx.Query(ctx, t.sql.due, t.processor, t.lanes, t.lane, limit, maxFreshBytes)
 	if err != nil {
 		return err
 	}

@@ -17,17 +17,23 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
 func newParkedTable(t testing.TB, db *pgtest.Database, lane, lanes int) *parkedTable {
-	pool, err := pgxpool.New(context.Background(), db.DSN)
+	config, err := pgxpool.ParseConfig(db.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ledger.Pin(&config.ConnConfig.Config)
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
 	return &parkedTable{
-		pool: pool, processor: 1, lane: lane, lanes: lanes,
+		pool: pool, sql: newParkedSQL("public"), processor: 1, lane: lane, lanes: lanes,
 		address: func(e *outbox.Event) (string, string) { return e.AggregateType, e.AggregateID },
 	}
 }
@@ -142,7 +148,7 @@ func TestParkedPlan(t *testing.T) {
 		}
 	}
 	table := newParkedTable(t, db, 1, 4)
-	for name, sql := range map[string]string{"fresh": readFresh, "first": readFirst, "heads": readHeads, "due": readDue, "left": readLeft} {
+	for name, sql := range map[string]string{"fresh": table.sql.fresh, "first": table.sql.first, "heads": table.sql.heads, "due": table.sql.due, "left": table.sql.left} {
 		plan := table.explain(t, name, sql)
 		for _, bad := range []string{"Seq Scan", "Bitmap", "Hash Join", "Merge Join"} {
 			if strings.Contains(plan, bad) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
@@ -139,6 +140,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 	}
 	routes := c.cfg.RouterRoutes(ids)
 	byProcessor := map[int32][]*inlet{}
+	sql := newParkedSQL(ledger.Schema(c.cfg.Source.LedgerSchema))
 	s.bySink = map[int32][]*lane{}
 	for _, sc := range c.cfg.Sinks {
 		sink, err := sc.Open()
@@ -158,7 +160,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		}
 		own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
 		for i := range d.Lanes {
-			rows := &parkedTable{pool: c.pool, processor: id, lane: i, lanes: d.Lanes, address: addressOf(router.New(routes), own)}
+			rows := &parkedTable{pool: c.pool, sql: sql, processor: id, lane: i, lanes: d.Lanes, address: addressOf(router.New(routes), own)}
 			l := newLane(t, i, rows, s.outcomes)
 			s.bySink[id] = append(s.bySink[id], l)
 			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in, processor: id})

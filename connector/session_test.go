@@ -17,7 +17,7 @@ func TestStreamIsKeptAliveBeforeTheFirstEvent(t *testing.T) {
 		select id, '0/1', 0, 1, 'parked', 1, now(), now() + interval '1 hour', '{"event_type": "parked"}', '{}' from outbox_processors`)
 	w.exec("create table gate ()")
 	w.exec(`create function wait_at_gate() returns trigger language plpgsql as
-		$$ begin while not exists (select from gate) loop perform pg_sleep(0.01); end loop; return new; end $$`)
+		$$ begin while not exists (select from public.gate) loop perform pg_sleep(0.01); end loop; return new; end $$`)
 	w.exec("create trigger slow before update on outbox_parked for each row execute function wait_at_gate()")
 	r := w.run()
 	w.eventually(`select count(reply_time) from pg_stat_replication where pid =
@@ -42,7 +42,7 @@ func TestRenamedAfterInit(t *testing.T) {
 	r.stop()
 	made := func(name, isActive string) {
 		t.Helper()
-		_, err := replication.RegisterProcessors(t.Context(), w.conn, "test", []replication.Processor{{Name: name, Type: "test", RenamedFrom: w.cfg.Sinks[0].RenamedFrom}})
+		_, err := replication.RegisterProcessors(t.Context(), w.conn, replication.Source{LedgerSchema: "public"}, "test", []replication.Processor{{Name: name, Type: "test", RenamedFrom: w.cfg.Sinks[0].RenamedFrom}})
 		if err != nil {
 			t.Fatal(err)
 		}

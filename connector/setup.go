@@ -53,10 +53,10 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 	var ids map[string]int32
 	// Where the start is refused nothing was changed.
 	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
-		if ids, err = replication.RegisterProcessors(ctx, tx, c.cfg.Name, ps); err != nil {
+		if ids, err = replication.RegisterProcessors(ctx, tx, c.source(), c.cfg.Name, ps); err != nil {
 			return err
 		}
-		orphans, err := replication.Orphans(ctx, tx, c.cfg.Name, known)
+		orphans, err := replication.Orphans(ctx, tx, c.source(), c.cfg.Name, known)
 		if err != nil {
 			return err
 		}

@@ -194,7 +194,6 @@ func TestPreflightPartitionedTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.cfg.LedgerSchema = "cdc"
-	o.exec("set search_path = cdc") // as every session for SQL has it
 	o.setup()
 	if _, err := o.preflight(); err != nil {
 		t.Fatal(err)
@@ -289,7 +288,7 @@ func (o *outboxDB) newRole() (name, password string) {
 
 func (o *outboxDB) connectAs(name, password string) *pgx.Conn {
 	o.t.Helper()
-	conn, err := connect(testContext(o.t), o.as(name, password), o.cfg.LedgerSchema)
+	conn, err := connect(testContext(o.t), o.as(name, password))
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -375,8 +374,11 @@ func TestLeastPrivilege(t *testing.T) {
 	if err := CheckPublication(testContext(t), conn, o.cfg.Source, f.Table.OID); err != nil {
 		t.Error(err)
 	}
-	if _, err := RegisterProcessors(testContext(t), conn, "c", []Processor{{Name: "a", Type: "kafka"}}); err != nil {
+	if _, err := RegisterProcessors(testContext(t), conn, o.cfg.Source, "c", []Processor{{Name: "a", Type: "kafka"}}); err != nil {
 		t.Error(err)
+	}
+	if _, err := conn.Exec(testContext(t), "set search_path = public"); err != nil {
+		t.Fatal(err)
 	}
 	for _, sql := range []string{
 		"select outbox_make_partitions(now() + interval '40 days')",
@@ -415,7 +417,7 @@ func TestRegisterProcessors(t *testing.T) {
 	o := newOutbox(t)
 	register := func(connector string, ps ...Processor) map[string]int32 {
 		t.Helper()
-		ids, err := RegisterProcessors(testContext(t), o.conn, connector, ps)
+		ids, err := RegisterProcessors(testContext(t), o.conn, o.cfg.Source, connector, ps)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -168,7 +168,7 @@ func lockSlot(ctx context.Context, s Source, dsn string) (*pgx.Conn, error) {
 	if err := s.checkNames(); err != nil {
 		return nil, err
 	}
-	conn, err := connect(ctx, dsn, s.LedgerSchema)
+	conn, err := connect(ctx, dsn)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +182,7 @@ func lockSlot(ctx context.Context, s Source, dsn string) (*pgx.Conn, error) {
 // makeSlot makes the slot and its checkpoint. Whatever fails, no slot is left behind to keep WAL for nobody; the
 // checkpoint may be left building, with which the next Setup begins again.
 func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f found) (_ pglogrepl.LSN, err error) {
-	_, err = conn.Exec(ctx, "insert into outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing", cfg.Slot, building)
+	_, err = conn.Exec(ctx, cfg.Ledger("insert into ledger.outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing"), cfg.Slot, building)
 	if err != nil {
 		return 0, fmt.Errorf("write the checkpoint of slot %q: %w", cfg.Slot, err)
 	}
@@ -218,7 +218,7 @@ func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f found) (_ 
 			return 0, err
 		}
 	}
-	return point, setReady(ctx, conn, cfg.Slot, sys, point)
+	return point, setReady(ctx, conn, cfg.Source, sys, point)
 }
 
 // checkSnapshot looks for rows that the slot will not send, exactly: its snapshot shows what has committed before its
@@ -239,10 +239,10 @@ func checkSnapshot(ctx context.Context, conn *pgx.Conn, s Source, snapshot strin
 // setReady begins the checkpoint at the consistent point. Index −1 is before the first event of a commit record that
 // starts exactly there. The epoch never goes back, not below that of log rows beyond the point either, which another
 // slot left (in a restored copy, say): rows of epochs before slot_epoch settle nothing.
-func setReady(ctx context.Context, conn *pgx.Conn, slot string, sys pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
+func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		var foreign bool
-		err := tx.QueryRow(ctx, "select exists (select from outbox_parked where commit_lsn >= $1 and tx_index >= 0)", point).Scan(&foreign)
+		err := tx.QueryRow(ctx, s.Ledger("select exists (select from ledger.outbox_parked where commit_lsn >= $1 and tx_index >= 0)"), point).Scan(&foreign)
 		if err != nil {
 			return fmt.Errorf("look for parked rows of another history: %w", err)
 		}
@@ -250,16 +250,16 @@ func setReady(ctx context.Context, conn *pgx.Conn, slot string, sys pglogrepl.Id
 			return problem(ErrSlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; number them anew as docs/operations.md#parked-rows shows, `+
 				`or give them up with "outbox-cdc dlq kill --all" and "outbox-cdc dlq discard --all"; then run "outbox-cdc init --backlog none" again`, point)
 		}
-		tag, err := tx.Exec(ctx, `update outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
+		tag, err := tx.Exec(ctx, s.Ledger(`update ledger.outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
 				prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
-			from (select greatest((select epoch from outbox_checkpoints where slot_name = $1),
-				(select max(epoch) from outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
-			where slot_name = $1 and state = $6`, slot, ready, sys.SystemID, sys.Timeline, point, building)
+			from (select greatest((select epoch from ledger.outbox_checkpoints where slot_name = $1),
+				(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
+			where slot_name = $1 and state = $6`), s.Slot, ready, sys.SystemID, sys.Timeline, point, building)
 		if err != nil {
-			return fmt.Errorf("write the checkpoint of slot %q: %w", slot, err)
+			return fmt.Errorf("write the checkpoint of slot %q: %w", s.Slot, err)
 		}
 		if tag.RowsAffected() != 1 {
-			return fmt.Errorf("write the checkpoint of slot %q: somebody else has changed it", slot)
+			return fmt.Errorf("write the checkpoint of slot %q: somebody else has changed it", s.Slot)
 		}
 		return nil
 	})

@@ -65,8 +65,8 @@ func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) 
 		return nil, err
 	}
 	var c Checkpoint
-	err = db.QueryRow(ctx, `select state, coalesce(system_identifier, ''), state = 'building' and prefix_lsn is not null
-		from outbox_checkpoints where slot_name = $1`, s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Older)
+	err = db.QueryRow(ctx, s.Ledger(`select state, coalesce(system_identifier, ''), state = 'building' and prefix_lsn is not null
+		from ledger.outbox_checkpoints where slot_name = $1`), s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Older)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // Source is an outbox, and the names of what is made around it.
@@ -56,18 +57,17 @@ func (s Source) checkNames() error {
 	return p.join()
 }
 
-// connect opens a session for SQL in the ledger's schema.
-func connect(ctx context.Context, dsn, ledgerSchema string) (*pgx.Conn, error) {
+// Ledger names the ledger's tables in a statement that writes them as ledger.outbox_….
+func (s Source) Ledger(sql string) string { return ledger.Schema(s.LedgerSchema).SQL(sql) }
+
+// connect opens a session for SQL.
+func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
 	config, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return nil, dsnProblem("dsn", err)
 	}
 	DetectDeadPeer(&config.Config)
-	config.RuntimeParams["search_path"] = pgx.Identifier{ledgerSchema}.Sanitize()
-	config.RuntimeParams["row_security"] = "off" // an error instead of hidden rows
-	if config.RuntimeParams["application_name"] == "" {
-		config.RuntimeParams["application_name"] = "outbox-cdc"
-	}
+	ledger.Pin(&config.Config)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, connectProblem("connect", err)
@@ -75,12 +75,12 @@ func connect(ctx context.Context, dsn, ledgerSchema string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// WithConn calls f with a session for SQL in the ledger's schema.
+// WithConn calls f with a session for SQL.
 func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error) error {
 	if err := s.checkNames(); err != nil {
 		return err
 	}
-	conn, err := connect(ctx, dsn, s.LedgerSchema)
+	conn, err := connect(ctx, dsn)
 	if err != nil {
 		return err
 	}

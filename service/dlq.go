@@ -160,7 +160,7 @@ func (l *ledger) nothing(ctx context.Context, status string, f Filter) error {
 		return err
 	}
 	var n int
-	err = l.conn.QueryRow(ctx, "select count(*) from outbox_parked where processor_id = any ($1) and status = $2", all, status).Scan(&n)
+	err = l.conn.QueryRow(ctx, l.sql("select count(*) from ledger.outbox_parked where processor_id = any ($1) and status = $2"), all, status).Scan(&n)
 	switch {
 	case err != nil:
 		return fmt.Errorf("count rows: %w", err)
@@ -175,11 +175,11 @@ func unchanged(err error) error { return fmt.Errorf("%w; nothing was changed", e
 
 // notThat says what an event is that has not the status for what was to be done with it.
 func (l *ledger) notThat(ctx context.Context, wanted, done, id string, processors []int32) error {
-	rows, err := l.conn.Query(ctx, `select processor_id, status from outbox_parked where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
+	rows, err := l.conn.Query(ctx, l.sql(`select processor_id, status from ledger.outbox_parked where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
 		union all
-		select * from (select distinct on (processor_id) processor_id, status from outbox_delivery_log
+		select * from (select distinct on (processor_id) processor_id, status from ledger.outbox_delivery_log
 			where event_id = $1::text::`+l.idType()+` and processor_id = any ($2) and status <> 'failed' order by processor_id, completed_at desc, id desc) l
-		where not exists (select from outbox_parked p where p.event_id = $1::text::`+l.idType()+` and p.processor_id = l.processor_id)`, id, processors)
+		where not exists (select from ledger.outbox_parked p where p.event_id = $1::text::`+l.idType()+` and p.processor_id = l.processor_id)`), id, processors)
 	if err != nil {
 		return fmt.Errorf("look for event %s: %w", id, err)
 	}
@@ -250,7 +250,7 @@ func (l *ledger) change(ctx context.Context, a Action, o ChangeOptions, keys []c
 		case try == chunkTries:
 			return n, err
 		case sqlState(err) == "23514": // the connector, which makes the log's partitions, was away for long
-			if _, perr := l.conn.Exec(ctx, "select outbox_make_partitions()"); perr != nil {
+			if _, perr := l.conn.Exec(ctx, l.sql(`select ledger.outbox_make_partitions(now(), 7)`)); perr != nil {
 				return 0, errors.Join(err, perr)
 			}
 		case sqlState(err) != "40P01":
@@ -262,19 +262,19 @@ func (l *ledger) change(ctx context.Context, a Action, o ChangeOptions, keys []c
 const theseRows = `unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
 	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
 
-const retryRows = `update outbox_parked p set status = 'parked', attempts = 0, tries = 0, tried_at = null, next_attempt_at = now()
+const retryRows = `update ledger.outbox_parked p set status = 'parked', attempts = 0, tries = 0, tried_at = null, next_attempt_at = now()
 	from ` + theseRows + ` and p.status = 'dead' and p.processor_id <> 0 returning p.processor_id`
 
-const logChange = `insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, error_message, commit_lsn, tx_index, epoch)
+const logChange = `insert into ledger.outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, error_message, commit_lsn, tx_index, epoch)
 	select event_id, processor_id, tries, $4, clock_timestamp(), $5, commit_lsn, tx_index,
-		coalesce((select epoch from outbox_checkpoints where slot_name = $6), 0) from changed`
+		coalesce((select epoch from ledger.outbox_checkpoints where slot_name = $6), 0) from changed`
 
-const discardRows = `with changed as (delete from outbox_parked p using ` + theseRows + ` and p.status = 'dead'
+const discardRows = `with changed as (delete from ledger.outbox_parked p using ` + theseRows + ` and p.status = 'dead'
 		returning p.event_id, p.processor_id, p.tries, p.commit_lsn, p.tx_index),
 	logged as (` + logChange + `)
 	select processor_id from changed`
 
-const killRows = `with changed as (update outbox_parked p set status = 'dead', next_attempt_at = $7::text::timestamptz,
+const killRows = `with changed as (update ledger.outbox_parked p set status = 'dead', next_attempt_at = $7::text::timestamptz,
 			error_message = left(concat($5::text, '; before that: ' || nullif(p.error_message, '')), $8)
 		from ` + theseRows + ` and p.status = 'parked'
 		returning p.event_id, p.processor_id, p.tries, p.commit_lsn, p.tx_index),
@@ -300,7 +300,7 @@ func (l *ledger) changeIn(ctx context.Context, tx pgx.Tx, a Action, o ChangeOpti
 		}
 		sql, args = killRows, append(args, "dead", reason, l.cfg.Source.Slot, next, longestError)
 	}
-	rows, err := tx.Query(ctx, sql, args...)
+	rows, err := tx.Query(ctx, l.sql(sql), args...)
 	if err != nil {
 		return 0, fmt.Errorf("change rows: %w", err)
 	}

@@ -139,12 +139,12 @@ func (l *ledger) listTries(ctx context.Context, q EventsQuery, page *EventsPage)
 		byID = "and event_id = any ($9::" + l.idType() + "[])"
 		args = append(args, f.IDs)
 	}
-	rows, err := l.conn.Query(ctx, `select `+tryColumns+` from outbox_delivery_log
+	rows, err := l.conn.Query(ctx, l.sql(`select `+tryColumns+` from ledger.outbox_delivery_log
 		where processor_id = any ($1) and status = $2 and status <> 'delivered'
 			and completed_at >= coalesce($3::timestamptz, '-infinity') and completed_at < coalesce($4::timestamptz, 'infinity')
 			and ($5 = '' or position(lower($5) in lower(error_message)) > 0)
 			and ($6::timestamptz is null or (completed_at, id) < ($6, $7::text::bigint)) `+byID+`
-		order by completed_at desc, id desc limit $8`, args...)
+		order by completed_at desc, id desc limit $8`), args...)
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
@@ -161,8 +161,8 @@ func (l *ledger) listTries(ctx context.Context, q EventsQuery, page *EventsPage)
 
 // tries are the log's rows of an event, the last one first.
 func (l *ledger) tries(ctx context.Context, id string, processors []int32, limit int) ([]Try, error) {
-	rows, err := l.conn.Query(ctx, `select `+tryColumns+` from outbox_delivery_log where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
-		order by completed_at desc, id desc limit $3`, id, processors, limit)
+	rows, err := l.conn.Query(ctx, l.sql(`select `+tryColumns+` from ledger.outbox_delivery_log where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
+		order by completed_at desc, id desc limit $3`), id, processors, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read the log: %w", err)
 	}
@@ -233,9 +233,9 @@ func (l *ledger) eventRows(ctx context.Context, q EventsQuery, f Filter, at time
 		args = append(args, f.IDs)
 		more += fmt.Sprintf(" and id = any ($%d::uuid[])", len(args))
 	}
-	rows, err := l.conn.Query(ctx, `select `+eventColumns+` from event_outbox_status
+	rows, err := l.conn.Query(ctx, l.sql(`select `+eventColumns+` from ledger.event_outbox_status
 		where ($1 = '' or status = $1) and created_at >= coalesce($2::timestamptz, '-infinity') and created_at < coalesce($3::timestamptz, 'infinity')`+more+`
-		order by created_at desc, id desc limit $4`, args...)
+		order by created_at desc, id desc limit $4`), args...)
 	if err != nil {
 		return nil, err
 	}
@@ -292,7 +292,7 @@ func ShowEvent(ctx context.Context, cfg config.Config, id string, payload bool) 
 }
 
 func (l *ledger) event(ctx context.Context, id string) (*Event, error) {
-	rows, err := l.conn.Query(ctx, "select "+eventColumns+" from event_outbox_status where id = $1::text::uuid", id)
+	rows, err := l.conn.Query(ctx, l.sql("select "+eventColumns+" from ledger.event_outbox_status where id = $1::text::uuid"), id)
 	if err != nil {
 		return nil, fmt.Errorf("read event_outbox_status: %w", err)
 	}

@@ -202,7 +202,7 @@ func registerSinks(ctx context.Context, cfg config.Config, setup replication.Set
 		processors = append(processors, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, FromStart: fromStart})
 	}
 	return replication.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
-		_, err := replication.RegisterProcessors(ctx, conn, cfg.Name, processors)
+		_, err := replication.RegisterProcessors(ctx, conn, setup.Source, cfg.Name, processors)
 		return err
 	})
 }

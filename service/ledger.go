@@ -35,10 +35,9 @@ type knownSink struct {
 }
 
 // A person must neither wait for a lock for ever nor hold one.
-var personal = `set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; set timezone = 'UTC';
-	set default_transaction_read_only = off; set default_transaction_isolation = 'read committed'; set synchronous_commit = on; ` + connector.PlanParked("set")
+var personal = "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; " + connector.PlanParked("set")
 
-// withLedger calls f with a session in the ledger's schema. Its error may have ExitCode() int.
+// withLedger calls f with a session for SQL. Its error may have ExitCode() int.
 func withLedger(ctx context.Context, cfg config.Config, f func(*ledger) error) error {
 	var fault error // what f says: a server that goes away in the middle is no server that cannot be reached
 	err := replication.WithConn(ctx, string(cfg.Source.DSN), source(cfg), func(conn *pgx.Conn) error {
@@ -59,7 +58,7 @@ func (l *ledger) open(ctx context.Context) error {
 	if _, err := l.conn.Exec(ctx, personal); err != nil {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
-	rows, err := l.conn.Query(ctx, "select id, processor_name, is_active from outbox_processors where connector = $1 order by id", l.cfg.Name)
+	rows, err := l.conn.Query(ctx, l.sql("select id, processor_name, is_active from ledger.outbox_processors where connector = $1 order by id"), l.cfg.Name)
 	if err == nil {
 		l.sinks, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s knownSink, err error) {
 			err = row.Scan(&s.id, &s.name, &s.active)
@@ -68,13 +67,16 @@ func (l *ledger) open(ctx context.Context) error {
 	}
 	if err == nil {
 		err = l.conn.QueryRow(ctx, `select atttypid = 'uuid'::regtype from pg_attribute
-			where attrelid = 'outbox_parked'::regclass and attname = 'event_id'`).Scan(&l.uuidIDs)
+			where attrelid = $1::text::regclass and attname = 'event_id'`, l.sql("ledger.outbox_parked")).Scan(&l.uuidIDs)
 	}
 	if err != nil {
 		return fmt.Errorf("look at the ledger: %w", err)
 	}
 	return nil
 }
+
+// sql names the ledger's tables in a statement that writes them as ledger.outbox_….
+func (l *ledger) sql(text string) string { return source(l.cfg).Ledger(text) }
 
 // ledgerError gives what the database refuses its exit code and its remedy.
 func ledgerError(err error) error {

@@ -170,13 +170,13 @@ const selectParked = `select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_h
 func (l *ledger) page(ctx context.Context, q parkedQuery, processor int32, from checkpoint.Position, limit int) ([]*Parked, error) {
 	f := q.filter
 	args := []any{processor, from.LSN, from.Index, q.status, timeOrNull(f.Since), timeOrNull(f.Until), f.Error, q.payload, limit}
-	table := "outbox_parked"
+	table := "ledger.outbox_parked"
 	if len(f.IDs) > 0 {
 		// "offset 0" keeps the planner from walking the key instead.
-		table = "(select * from outbox_parked where event_id = any ($10::" + l.idType() + "[]) offset 0)"
+		table = "(select * from ledger.outbox_parked where event_id = any ($10::" + l.idType() + "[]) offset 0)"
 		args = append(args, f.IDs)
 	}
-	rows, err := l.conn.Query(ctx, fmt.Sprintf(selectParked, table), args...)
+	rows, err := l.conn.Query(ctx, l.sql(fmt.Sprintf(selectParked, table)), args...)
 	if err != nil {
 		return nil, err
 	}
@@ -257,12 +257,12 @@ func (l *ledger) behind(ctx context.Context, page []*Parked) error {
 	if untried == nil {
 		return nil
 	}
-	rows, err := l.conn.Query(ctx, `select c.n, coalesce(h.event_id::text, concat(h.commit_lsn, ':', h.tx_index)), h.status
+	rows, err := l.conn.Query(ctx, l.sql(`select c.n, coalesce(h.event_id::text, concat(h.commit_lsn, ':', h.tx_index)), h.status
 		from unnest($1::int[], $2::bigint[], $3::text[]::pg_lsn[], $4::bigint[]) with ordinality c (processor_id, agg_hash, commit_lsn, tx_index, n),
-			lateral (select event_id, commit_lsn, tx_index, status from outbox_parked p
+			lateral (select event_id, commit_lsn, tx_index, status from ledger.outbox_parked p
 				where p.processor_id = c.processor_id and p.agg_hash = c.agg_hash and p.next_attempt_at is not null
 					and (p.commit_lsn, p.tx_index) < (c.commit_lsn, c.tx_index)
-				order by p.commit_lsn, p.tx_index limit 1) h`, processors, hashes, lsns, indexes)
+				order by p.commit_lsn, p.tx_index limit 1) h`), processors, hashes, lsns, indexes)
 	if err != nil {
 		return fmt.Errorf("look for what events wait behind: %w", err)
 	}

@@ -57,12 +57,12 @@ func setActive(ctx context.Context, cfg config.Config, sinks []string, active bo
 
 func (l *ledger) activate(ctx context.Context, tx pgx.Tx, id int32, active bool) (Paused, error) {
 	p := Paused{Sink: l.name(id), Paused: !active}
-	tag, err := tx.Exec(ctx, "update outbox_processors set is_active = $2 where id = $1 and is_active <> $2", id, active)
+	tag, err := tx.Exec(ctx, l.sql("update ledger.outbox_processors set is_active = $2 where id = $1 and is_active <> $2"), id, active)
 	if err != nil {
 		return p, err
 	}
 	p.Changed = tag.RowsAffected() > 0
-	if err := tx.QueryRow(ctx, "select count(*) from outbox_parked where processor_id = $1 and status = 'parked'", id).Scan(&p.Waiting); err != nil {
+	if err := tx.QueryRow(ctx, l.sql("select count(*) from ledger.outbox_parked where processor_id = $1 and status = 'parked'"), id).Scan(&p.Waiting); err != nil {
 		return p, err
 	}
 	return p, l.tell(ctx, tx, id) // also where nothing has changed: whoever says it twice wants it done
