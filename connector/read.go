@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -38,6 +39,7 @@ const (
 type stream interface {
 	Buffered() bool
 	Next(ctx context.Context) (replication.Frame, error)
+	More(ctx context.Context) ([]byte, error)
 	Wait() time.Duration
 	Report() error
 }
@@ -101,14 +103,50 @@ func (r *reader) read(ctx context.Context) error {
 			r.keepalive(f.LSN)
 			continue
 		}
-		m, err := r.decoder.Decode(f.Data)
+		var m decoder.Message
+		if f.Rest == 0 {
+			m, err = r.decoder.Decode(f.Data)
+		} else {
+			m, err = r.large(ctx, f)
+		}
 		if err != nil {
-			return fmt.Errorf("decode transaction at %s: %w", r.tx.lsn, err)
+			return r.undecodable(err)
 		}
 		if err := r.message(ctx, m); err != nil {
 			return err
 		}
 	}
+}
+
+// undecodable names the transaction of a message that cannot be decoded.
+func (r *reader) undecodable(err error) error {
+	if _, ok := errors.AsType[*decoder.Error](err); ok {
+		return fmt.Errorf("decode transaction at %s: %w", r.tx.lsn, err)
+	}
+	return err
+}
+
+// large reads a row that does not fit into the stream's buffer. It waits for room in the window first, so that no more of such
+// rows are in memory than the window allows.
+func (r *reader) large(ctx context.Context, f replication.Frame) (decoder.Message, error) {
+	m, row, err := r.decoder.Large(f.Data, f.Rest)
+	if err != nil || row == nil {
+		return m, err
+	}
+	if err := r.room(ctx, row.Bytes()+r.share); err != nil {
+		return m, err
+	}
+	for left := f.Rest; left > 0; {
+		b, err := r.stream.More(ctx)
+		if err != nil {
+			return m, err
+		}
+		if err := row.Write(b); err != nil {
+			return m, err
+		}
+		left -= len(b)
+	}
+	return row.End()
 }
 
 func (r *reader) message(ctx context.Context, m decoder.Message) error {
@@ -143,11 +181,8 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	if pos.Compare(r.start.Prefix) <= 0 {
 		return nil
 	}
-	size := m.Size + r.share
-	if r.tracker.Full(size) {
-		if err := r.room(ctx, size); err != nil {
-			return err
-		}
+	if err := r.room(ctx, m.Size+r.share); err != nil {
+		return err
 	}
 	if m.Invalid != nil {
 		return r.recordUnrouted(ctx, pos, m)
@@ -163,17 +198,13 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		}
 	}
 	// Added before anybody else hears of it: from here on its LSN cannot be confirmed.
-	entry := r.tracker.Add(pos, len(owed), size, r.tx.committed)
+	entry := r.tracker.Add(pos, len(owed), m.Size+r.share, r.tx.committed)
 	if len(owed) == 0 {
 		return nil
 	}
 	hash := router.AggregateHash(m.Event.AggregateType, m.Event.AggregateID)
 	for _, t := range owed {
-		if len(r.slab) == 0 {
-			r.slab = make([]delivery, slabSize)
-		}
-		d := &r.slab[0]
-		r.slab = r.slab[1:]
+		d := r.newDelivery(m.Size)
 		d.Message = sinks.Message{
 			Event: m.Event, Topic: t.Topic, Key: t.Key, LSN: pos.LSN, Index: pos.Index, CommitTime: r.tx.committed,
 		}
@@ -187,6 +218,20 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		return r.flush(ctx)
 	}
 	return nil
+}
+
+// newDelivery makes room for a delivery of an event of this size. Deliveries of a slab keep each other in memory, and with them
+// their events; so an event that has memory of its own has a delivery of its own as well.
+func (r *reader) newDelivery(size int) *delivery {
+	if size > decoder.OwnSize {
+		return new(delivery)
+	}
+	if len(r.slab) == 0 {
+		r.slab = make([]delivery, slabSize)
+	}
+	d := &r.slab[0]
+	r.slab = r.slab[1:]
+	return d
 }
 
 // settled says that the ledger has the outcome already: a restart, and PostgreSQL sends the event again.
@@ -235,6 +280,9 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 
 // room waits until the window has room for an event of this size.
 func (r *reader) room(ctx context.Context, size int) error {
+	if !r.tracker.Full(size) {
+		return nil
+	}
 	if err := r.flush(ctx); err != nil { // what we hold may be what it waits for
 		return err
 	}

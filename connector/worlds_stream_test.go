@@ -27,6 +27,7 @@ type worldStream struct {
 	from    pglogrepl.LSN
 	at      int // transactions of the WAL before this one were sent
 	frames  []replication.Frame
+	rest    []byte        // of a large message
 	sent    pglogrepl.LSN // confirmed
 	broken  chan struct{}
 	isCut   atomic.Bool
@@ -101,7 +102,25 @@ func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 	}
 	f := s.frames[0]
 	s.frames = s.frames[1:]
+	if !f.Keepalive && f.Data[0] == 'I' && s.dice.p(0.1) { // as if it did not fit into the buffer
+		s.rest = f.Data[8:]
+		f.Data, f.Rest = f.Data[:8], len(s.rest)
+	}
 	return f, nil
+}
+
+// More is the stream's.
+func (s *worldStream) More(ctx context.Context) ([]byte, error) {
+	if s.dice.p(0.1) && !nap(ctx, s.dice.between(0, unit)) {
+		return nil, context.Cause(ctx)
+	}
+	if err := s.Report(); err != nil {
+		return nil, err
+	}
+	n := min(len(s.rest), 20)
+	b := s.rest[:n]
+	s.rest = s.rest[n:]
+	return b, nil
 }
 
 // look makes frames of what there is: a transaction, or a keepalive after a silence.

@@ -42,6 +42,9 @@ func FuzzDecode(f *testing.F) {
 			for _, message := range [][]byte{first, second, first, second} {
 				message = slices.Clone(message)
 				m, err := d.Decode(message)
+				if pieces, errPieces := decodePieces(d, message, 3); len(message) >= 8 && message[0] == 'I' && !sameMessage(m, err, pieces, errPieces) {
+					t.Errorf("in pieces: %+v, %v; as a whole: %+v, %v", pieces, errPieces, m, err)
+				}
 				if err != nil || m.Event == nil {
 					continue
 				}

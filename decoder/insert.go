@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,27 +16,33 @@ import (
 type span struct{ start, end int }
 
 func (d *Decoder) insert(body []byte) (Message, error) {
-	if len(body) < 5 {
-		return Message{}, errShort
-	}
-	oid := binary.BigEndian.Uint32(body)
-	if body[4] != 'N' {
-		return Message{}, fmt.Errorf("a new row begins with 'N', not %q", body[4])
-	}
-	if oid != d.table.OID {
-		if _, ok := d.others[oid]; !ok {
-			return Message{}, fmt.Errorf("row of relation %d, which was never announced", oid)
-		}
-		return Message{Kind: KindInsert, Relation: oid}, nil
-	}
-	if d.outbox == nil {
-		return Message{}, fmt.Errorf("row of relation %d, which was never announced", oid)
+	m, ours, err := d.rowOf(body)
+	if err != nil || !ours {
+		return m, err
 	}
 	row := body[5:]
 	if err := d.split(row); err != nil {
 		return Message{}, err
 	}
 	return d.event(row)
+}
+
+// rowOf says whether a row is one of the outbox. Of any other it returns the message.
+func (d *Decoder) rowOf(body []byte) (m Message, ours bool, err error) {
+	if len(body) < 5 {
+		return m, false, errShort
+	}
+	oid := binary.BigEndian.Uint32(body)
+	if body[4] != 'N' {
+		return m, false, fmt.Errorf("a new row begins with 'N', not %q", body[4])
+	}
+	if oid == d.table.OID && d.outbox != nil {
+		return m, true, nil
+	}
+	if _, known := d.others[oid]; !known || oid == d.table.OID {
+		return m, false, fmt.Errorf("row of relation %d, which was never announced", oid)
+	}
+	return Message{Kind: KindInsert, Relation: oid}, false, nil
 }
 
 var (
@@ -49,7 +56,7 @@ func (d *Decoder) split(row []byte) error {
 		return errShort
 	}
 	if n := int(binary.BigEndian.Uint16(row)); n != len(d.spans) {
-		return fmt.Errorf("a row of %d columns, the relation has %d", n, len(d.spans))
+		return errColumns(n, len(d.spans))
 	}
 	at := 2
 	for i := range d.spans {
@@ -70,20 +77,36 @@ func (d *Decoder) split(row []byte) error {
 			}
 			d.spans[i] = span{at, at + size}
 			at += size
-		case 'n':
-			d.spans[i] = span{-1, -1}
-		case 'u':
-			return errUnchanged
-		case 'b':
-			return errBinary
 		default:
-			return fmt.Errorf("unknown format %q of a value", kind)
+			if err := checkFormat(kind); err != nil {
+				return err
+			}
+			d.spans[i] = span{-1, -1}
 		}
 	}
 	if at != len(row) {
-		return fmt.Errorf("%d bytes are left over at its end", len(row)-at)
+		return errLeftOver(len(row) - at)
 	}
 	return nil
+}
+
+func errColumns(row, relation int) error {
+	return fmt.Errorf("a row of %d columns, the relation has %d", row, relation)
+}
+
+func errLeftOver(bytes int) error { return fmt.Errorf("%d bytes are left over at its end", bytes) }
+
+// checkFormat accepts the format of a NULL, and refuses every other one that is no text.
+func checkFormat(kind byte) error {
+	switch kind {
+	case 'n':
+		return nil
+	case 'u':
+		return errUnchanged
+	case 'b':
+		return errBinary
+	}
+	return fmt.Errorf("unknown format %q of a value", kind)
 }
 
 // values are the texts of an event's fields, in the borrowed message; nil is NULL, or no such column.
@@ -101,64 +124,135 @@ func (d *Decoder) event(row []byte) (Message, error) {
 		}
 	}
 	if d.outbox.payloadHex && v[payload] != nil {
-		digits, ok := bytes.CutPrefix(v[payload], []byte(`\x`))
-		if !ok || len(digits)%2 != 0 {
-			return Message{}, fmt.Errorf("column %q: the bytea is not in hex format: bytea_output must be hex", d.table.Columns.Payload)
+		digits, err := cutHexPrefix(v[payload])
+		if err != nil {
+			return Message{}, d.payloadError(err)
 		}
 		v[payload] = digits
 	}
-	size, invalid := d.validate(&v)
-	e, err := d.fill(&v, size)
+	n := d.sizes(&v)
+	size, invalid := d.validate(&v, &n)
+	var e *outbox.Event
+	var err error
+	if size <= OwnSize {
+		e, err = d.fill(&v, size)
+	} else {
+		e, err = d.copyLarge(&v)
+	}
 	if err != nil {
 		return Message{}, err
 	}
 	return Message{Kind: KindInsert, Event: e, Invalid: invalid, Size: eventSize + size}, nil
 }
 
-// size is how many bytes the event's texts take.
-func (d *Decoder) size(v *values) int {
-	n := 0
-	for _, b := range v {
-		n += len(b)
+const hexPrefix = `\x`
+
+var errNotHex = errors.New("the bytea is not in hex format: bytea_output must be hex")
+
+func cutHexPrefix(b []byte) (digits []byte, err error) {
+	digits, ok := bytes.CutPrefix(b, []byte(hexPrefix))
+	if !ok || len(digits)%2 != 0 {
+		return nil, errNotHex
+	}
+	return digits, nil
+}
+
+func (d *Decoder) payloadError(err error) error {
+	return fmt.Errorf("column %q: %w", d.table.Columns.Payload, err)
+}
+
+// sizes are how many bytes each field of an event takes.
+type sizes [fieldCount]int
+
+func (d *Decoder) sizes(v *values) sizes {
+	var n sizes
+	for f, b := range v {
+		n[f] = len(b)
 	}
 	if d.outbox.payloadHex {
-		n -= len(v[payload]) / 2
+		n[payload] /= 2
 	}
 	return n
+}
+
+func (n *sizes) total() int {
+	sum := 0
+	for _, size := range n {
+		sum += size
+	}
+	return sum
+}
+
+// excess is how many of the expendable fields have to go so that the others take no more than limit.
+func (n *sizes) excess(limit int) int {
+	sum := n.total()
+	for i, f := range expendable {
+		if sum <= limit {
+			return i
+		}
+		sum -= n[f]
+	}
+	return len(expendable)
 }
 
 // required are the fields that must not be NULL where the table has them.
 var required = [...]field{id, aggregateType, aggregateID, eventType}
 
-// expendable are the fields in the order in which they are dropped from a row that is too large.
+// expendable are the fields in the order in which they are given up of a row that is too large.
 var expendable = [...]field{payload, metadata, causationID, correlationID, tenantID, eventType, aggregateID, aggregateType, id}
 
-// validate says why a row is no valid event; nil if it is one. It takes from v what cannot be kept, and gives the size
-// of the rest.
-func (d *Decoder) validate(v *values) (int, error) {
+// validate says why a row with fields of these sizes is no valid event; nil if it is one. It takes from v what cannot be kept,
+// and gives the size of the rest.
+func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 	var invalid []string
 	for _, f := range required {
 		if v[f] == nil && d.outbox.column[f] >= 0 {
 			invalid = append(invalid, needs[f].name+" is null")
 		}
 	}
-	if v[id] != nil && len(v[id]) == 0 { // a column of the user's own; the ledger could not tell it from none
+	if v[id] != nil && n[id] == 0 { // a column of the user's own; the ledger could not tell it from none
 		invalid = append(invalid, "id is empty")
 	}
-	size := d.size(v)
+	size := n.total()
 	if size > d.maxEventBytes {
 		invalid = append(invalid, fmt.Sprintf("the event takes %d bytes, more than the %d of max_event_bytes", size, d.maxEventBytes))
-		for _, f := range expendable {
-			if size > d.maxEventBytes {
-				v[f] = nil
-				size = d.size(v)
-			}
+		for _, f := range expendable[:n.excess(d.maxEventBytes)] {
+			v[f] = nil
+			size -= n[f]
 		}
 	}
 	if invalid == nil {
 		return size, nil
 	}
 	return size, errors.New(strings.Join(invalid, "; "))
+}
+
+// copyLarge copies the values into an event that has memory of its own.
+func (d *Decoder) copyLarge(v *values) (*outbox.Event, error) {
+	v[metadata] = bytes.Clone(v[metadata])
+	if !d.outbox.payloadHex || v[payload] == nil {
+		v[payload] = bytes.Clone(v[payload])
+		return d.fillLarge(v)
+	}
+	var err error
+	if v[payload], err = decodeHex(v[payload]); err != nil {
+		return nil, d.payloadError(err)
+	}
+	return d.fillLarge(v)
+}
+
+// fillLarge makes an event that takes over payload, which is decoded, and metadata. They share no memory with the other fields:
+// somebody who keeps an id must not keep a payload with it.
+func (d *Decoder) fillLarge(v *values) (*outbox.Event, error) {
+	body, meta := v[payload], v[metadata]
+	v[payload], v[metadata] = nil, nil
+	n := d.sizes(v)
+	e, err := d.fill(v, n.total())
+	if err != nil {
+		return nil, err
+	}
+	e.Payload, e.Metadata = slices.Clip(body), slices.Clip(meta)
+	return e, nil
 }
 
 // fill copies the values, of size bytes together, into an event.
@@ -178,7 +272,7 @@ func (d *Decoder) fill(v *values, size int) (*outbox.Event, error) {
 	var err error
 	if d.outbox.payloadHex {
 		if e.Payload, err = t.hex(v[payload]); err != nil {
-			return nil, fmt.Errorf("column %q: %w", d.table.Columns.Payload, err)
+			return nil, d.payloadError(err)
 		}
 	} else {
 		e.Payload = t.bytes(v[payload])

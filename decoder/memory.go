@@ -10,9 +10,9 @@ import (
 const (
 	arenaSize = 256 << 10
 	slabSize  = 256
-	// ownSize is where a row gets memory of its own: in an arena or a slab, one event that is still wanted keeps its
-	// neighbours in memory as well. Rows of up to this size leave that within bounds.
-	ownSize = 8 << 10
+	// OwnSize is the size of an event above which it has memory of its own. In an arena or a slab, one event that is still wanted
+	// keeps its neighbours in memory as well; events of up to this size leave that within bounds.
+	OwnSize = 8 << 10
 
 	eventSize = int(unsafe.Sizeof(outbox.Event{}))
 )
@@ -26,7 +26,7 @@ type memory struct {
 
 // event gives an empty event and n bytes to copy its texts into.
 func (m *memory) event(n int) (*outbox.Event, text) {
-	if n > ownSize {
+	if n > OwnSize {
 		return new(outbox.Event), make(text, 0, n)
 	}
 	if len(m.slab) == 0 {
@@ -68,11 +68,16 @@ func (t *text) hex(digits []byte) ([]byte, error) {
 		return nil, nil
 	}
 	n := len(*t)
-	end := n + len(digits)/2
-	*t = (*t)[:end]
-	b := (*t)[n:end:end]
-	_, err := hex.Decode(b, digits)
-	return b, err
+	err := t.appendHex(digits)
+	return (*t)[n:len(*t):len(*t)], err
+}
+
+// appendHex appends the bytes that digits stand for, for which there is room.
+func (t *text) appendHex(digits []byte) error {
+	n := len(*t)
+	*t = (*t)[:n+hex.DecodedLen(len(digits))]
+	_, err := hex.Decode((*t)[n:], digits)
+	return err
 }
 
 const (

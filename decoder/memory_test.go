@@ -17,7 +17,7 @@ func TestEventsDoNotOverlap(t *testing.T) {
 	for i := range 3000 { // several slabs and arenas, and rows of their own
 		size := i % 700
 		if i%100 == 0 {
-			size = ownSize - 100 + i
+			size = OwnSize - 100 + i
 		}
 		r := row{strconv.Itoa(i), strings.Repeat(string(rune('a'+i%26)), size), "tenant-" + strconv.Itoa(i)}
 		rows = append(rows, r)

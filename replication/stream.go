@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	readBuffer   = 256 << 10
+	readBuffer   = 256 << 10             // of which a CopyData message that is larger comes in pieces
 	maxMessage   = 1<<30 + 1<<20         // PostgreSQL's own limit of a message, and some
+	largeHead    = 5 + 25 + 8            // what of a large message must be there before it is handed on; see Frame
 	statusPause  = 20 * time.Millisecond // between two reports of progress
 	replyPause   = 50 * time.Millisecond // between two answers to "reply requested"
 	stopRequests = 10                    // requests for a reply at one LSN, within a second: the server is shutting down
@@ -44,8 +45,11 @@ type Frame struct {
 	// Keepalive is set for a keepalive, whose LSN is the server's: all that commits before it was sent before it.
 	Keepalive bool
 	LSN       pglogrepl.LSN
-	// Data is a pgoutput message otherwise. It is valid until the next call of Next.
+	// Data is a pgoutput message otherwise, or the first bytes of one that does not fit into the stream's buffer: 8 of them at
+	// least. It is valid until the next call of Next or More.
 	Data []byte
+	// Rest is how many bytes of the message follow Data. More returns them; Next skips those that nobody has asked for.
+	Rest int
 }
 
 // Stream is a running replication connection. One goroutine owns it, sends included: there is no lock. A read that
@@ -55,8 +59,9 @@ type Stream struct {
 	progress Progress
 	every    time.Duration // between two status messages at most
 
-	buf  []byte
-	r, w int // the unread bytes are buf[r:w]
+	buf  []byte // readBuffer bytes, whatever comes
+	r, w int    // the unread bytes are buf[r:w]
+	rest int    // bytes of a large message that follow, and that nobody has seen yet
 
 	pacer       pacer
 	fast        atomic.Bool // what the pacer says, for others
@@ -94,10 +99,10 @@ func (s *Stream) Fast() bool { return s.fast.Load() }
 func (s *Stream) Broken() bool { return s.broken || s.closed }
 
 // Buffered says that Next returns without looking at the network.
-func (s *Stream) Buffered() bool { return s.complete() > 0 }
+func (s *Stream) Buffered() bool { return s.rest == 0 && s.complete() > 0 }
 
-// Next returns the next message. It sends status messages while it waits. Its error ends the session: the stream
-// cannot go on.
+// Next returns the next message, or the beginning of a large one. It sends status messages while it waits. Its error ends
+// the session: the stream cannot go on.
 func (s *Stream) Next(ctx context.Context) (Frame, error) {
 	f, err := s.next(ctx)
 	s.broken = s.broken || err != nil && ctx.Err() == nil
@@ -105,48 +110,93 @@ func (s *Stream) Next(ctx context.Context) (Frame, error) {
 }
 
 func (s *Stream) next(ctx context.Context) (Frame, error) {
-	stop := func() bool { return true }
-	defer func() { stop() }()
-	for waiting := false; ; {
-		if n := s.complete(); n > 0 {
+	var stop func() bool
+	defer func() {
+		if stop != nil {
+			stop()
+		}
+	}()
+	for {
+		if s.rest > 0 {
+			s.take() // nobody has asked for it
+		}
+		if n := s.complete(); s.rest == 0 && n > 0 {
 			f, ok, err := s.parse(n)
 			if ok || err != nil {
 				return f, err
 			}
 			continue
 		}
-		if err := s.Report(); err != nil {
+		if err := s.fill(ctx, &stop); err != nil {
 			return Frame{}, err
-		}
-		s.makeRoom()
-		n, err := s.wire.tryRead(s.buf[s.w:])
-		if n == 0 && err == nil {
-			if s.canPause {
-				if d := s.pacer.empty(time.Now()); d > 0 {
-					s.wire.pause(d)
-					n, err = s.wire.tryRead(s.buf[s.w:])
-				}
-			}
-			if n == 0 && err == nil {
-				if !waiting {
-					waiting = true
-					stop = context.AfterFunc(ctx, s.wire.interrupt)
-				}
-				n, err = s.wait(ctx)
-			}
-		}
-		s.w += n
-		s.pacer.read(time.Now(), n)
-		if s.pacer.fast != s.fast.Load() {
-			s.fast.Store(s.pacer.fast)
-		}
-		if err != nil {
-			return Frame{}, err
-		}
-		if n == 0 && ctx.Err() != nil {
-			return Frame{}, context.Cause(ctx)
 		}
 	}
+}
+
+// More returns further bytes of the message whose Frame had a Rest, as many as have arrived; it waits for the first one as
+// Next does. The bytes are valid until the next call of Next or More. Its error ends the session.
+func (s *Stream) More(ctx context.Context) ([]byte, error) {
+	if s.rest == 0 {
+		return nil, errors.New("no more is left of the message")
+	}
+	var stop func() bool
+	defer func() {
+		if stop != nil {
+			stop()
+		}
+	}()
+	for s.r == s.w {
+		if err := s.fill(ctx, &stop); err != nil {
+			s.broken = s.broken || ctx.Err() == nil
+			return nil, err
+		}
+	}
+	return s.take(), nil
+}
+
+// take takes what the buffer holds of a large message.
+func (s *Stream) take() []byte {
+	n := min(s.rest, s.w-s.r)
+	b := s.buf[s.r : s.r+n]
+	s.r += n
+	s.rest -= n
+	return b
+}
+
+// fill reads what has arrived, or waits for it until something is to be sent; it may come back with nothing. The first wait of a
+// call sets stop, which the caller calls at its end: until then the end of ctx interrupts the wait.
+func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
+	if err := s.Report(); err != nil {
+		return err
+	}
+	s.makeRoom()
+	n, err := s.wire.tryRead(s.buf[s.w:])
+	if n == 0 && err == nil {
+		if s.canPause {
+			if d := s.pacer.empty(time.Now()); d > 0 {
+				s.wire.pause(d)
+				n, err = s.wire.tryRead(s.buf[s.w:])
+			}
+		}
+		if n == 0 && err == nil {
+			if *stop == nil {
+				*stop = context.AfterFunc(ctx, s.wire.interrupt)
+			}
+			n, err = s.wait(ctx)
+		}
+	}
+	s.w += n
+	s.pacer.read(time.Now(), n)
+	if s.pacer.fast != s.fast.Load() {
+		s.fast.Store(s.pacer.fast)
+	}
+	if err != nil {
+		return err
+	}
+	if n == 0 && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // wait blocks until something is there or something is to be sent. The deadline is set before ctx is looked at:
@@ -168,49 +218,47 @@ func (s *Stream) wait(ctx context.Context) (int, error) {
 	return n, err
 }
 
-// complete returns the length of the first message in the buffer, 0 while it is not there as a whole.
+// complete returns the length of the first message in the buffer, 0 while it is not there as a whole. Of a CopyData message that
+// is larger than the buffer it is the length of its head.
 func (s *Stream) complete() int {
-	if s.w-s.r < 5 {
+	have := s.w - s.r
+	if have < 5 {
 		return 0
 	}
 	n := int(binary.BigEndian.Uint32(s.buf[s.r+1:])) + 1
-	if n < 5 || n > maxMessage {
+	switch {
+	case n < 5 || n > maxMessage:
 		return 5 // parse says what is wrong
+	case n > readBuffer && s.buf[s.r] == 'd':
+		n = largeHead
+	case n > readBuffer: // an error or a notice, of which PostgreSQL cuts what may be long
+		return 5
 	}
-	if s.w-s.r < n {
+	if have < n {
 		return 0
 	}
 	return n
 }
 
-// makeRoom makes room for at least the rest of a message that is there in part.
+// makeRoom makes room for what is read next. The first message always fits: a large one is taken out piece by piece.
 func (s *Stream) makeRoom() {
-	if s.r == s.w {
+	switch {
+	case s.r == s.w:
 		s.r, s.w = 0, 0
-		if len(s.buf) > 4*readBuffer { // one large message must not cost its memory for ever
-			s.buf = make([]byte, readBuffer)
-		}
-		return
+	case s.r > 0 && len(s.buf)-s.w < readBuffer/4:
+		s.w = copy(s.buf, s.buf[s.r:s.w])
+		s.r = 0
 	}
-	need := readBuffer / 4
-	if s.w-s.r >= 5 {
-		need = max(need, int(binary.BigEndian.Uint32(s.buf[s.r+1:]))+1-(s.w-s.r))
-	}
-	if len(s.buf)-s.w >= need {
-		return
-	}
-	to := s.buf
-	if have := s.w - s.r; len(s.buf)-have < need {
-		to = make([]byte, have+need)
-	}
-	s.w = copy(to, s.buf[s.r:s.w])
-	s.r, s.buf = 0, to
 }
 
 // parse takes the first message, of n bytes, off the buffer. ok is false for one that is of no interest.
 func (s *Stream) parse(n int) (f Frame, ok bool, err error) {
 	kind := s.buf[s.r]
 	length := int(binary.BigEndian.Uint32(s.buf[s.r+1:]))
+	if kind == 'd' && n == largeHead && length+1 > readBuffer {
+		s.rest = length + 1
+		return s.large()
+	}
 	if length+1 != n {
 		return f, false, fmt.Errorf("message %q of length %d", kind, length)
 	}
@@ -241,6 +289,16 @@ func (s *Stream) parse(n int) (f Frame, ok bool, err error) {
 		return f, false, fmt.Errorf("the server ended the stream: %w", ErrServerStopping)
 	}
 	return f, false, fmt.Errorf("unexpected message %q in the stream", kind)
+}
+
+// large begins a message that does not fit into the buffer.
+func (s *Stream) large() (f Frame, ok bool, err error) {
+	b := s.take()[5:]
+	if b[0] != 'w' {
+		return f, false, fmt.Errorf("unexpected copy data %q of more than %d bytes in the stream", b[0], readBuffer)
+	}
+	f.Data, f.Rest = b[25:], s.rest
+	return f, true, nil
 }
 
 // copyData parses https://www.postgresql.org/docs/current/protocol-replication.html: XLogData and keepalive.
