@@ -46,7 +46,7 @@ func (d *Decoder) Large(data []byte, rest int) (Message, *Large, error) {
 func (d *Decoder) large(data []byte, rest int) (Message, *Large, error) {
 	switch data[0] {
 	case 'I':
-	case 'B', 'C', 'R':
+	case 'B', 'C', 'R', 'Y':
 		return Message{}, nil, fmt.Errorf("a message of this kind is never as long as %d bytes", len(data)+rest)
 	default: // only the kind matters
 		m, err := d.decode(data[0], nil)
