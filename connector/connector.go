@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -112,18 +113,23 @@ type Connector struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	sinks       map[string]*sinkLife // by name
-	table       uint32               // oid of the outbox, as preflight found it
-	tracker     *checkpoint.Tracker  // of the running session, or of the last
+	sinks       map[string]*sinkLife               // by name
+	table       uint32                             // oid of the outbox, as preflight found it
+	tracker     atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last
+	steps       *steps
+	unreadSince atomic.Int64 // since when no session reads the stream, in Unix nanoseconds; 0 while one does
+	othersRead  atomic.Bool  // and then another process was seen to
 	unroutedLog unroutedLog
 	prepared    bool
 	ran         bool // a session has streamed,
 	ranThisTime bool // and so did the last one
 	standingBy  bool
+	warned      []string
+	same        repeated // the last error of the stream, if it was one of the server
 }
 
 // New makes a connector. It connects to nothing.
-func New(cfg Config) *Connector { return &Connector{cfg: cfg} }
+func New(cfg Config) *Connector { return &Connector{cfg: cfg, steps: newSteps()} }
 
 // sinkLife is what outlives a session of a sink.
 type sinkLife struct {
@@ -163,15 +169,22 @@ func (c *Connector) Run(ctx context.Context) error {
 	}()
 	c.cfg.Health.SetOnly("session", false, "starting")
 	started := time.Now()
+	c.unreadSince.Store(started.UnixNano())
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx)) // a drain may hang as well
+	var watch sync.WaitGroup
+	watch.Go(func() { c.watch(watching) })
+	defer watch.Wait()
+	defer stopWatching()
 	failures := 0
 	for {
 		c.ranThisTime = false
 		began, stood := time.Now(), c.confirmed()
 		err := c.prepare(ctx)
 		if err == nil {
-			err = c.session(ctx)
+			err = c.explain(ctx, c.session(ctx))
 		}
 		c.cfg.Metrics.Leader.Set(0)
+		c.unreadSince.CompareAndSwap(0, time.Now().UnixNano())
 		c.showLag(time.Now())
 		if ctx.Err() != nil {
 			return c.stopped(err)
@@ -205,16 +218,18 @@ func (c *Connector) Run(ctx context.Context) error {
 
 // confirmed is how far the last session has come; 0 before the first.
 func (c *Connector) confirmed() pglogrepl.LSN {
-	if c.tracker == nil {
-		return 0
+	if t := c.tracker.Load(); t != nil {
+		return t.Confirmed()
 	}
-	return c.tracker.Confirmed()
+	return 0
 }
 
 func (c *Connector) prepare(ctx context.Context) error {
 	if c.prepared || c.cfg.Prepare == nil {
 		return nil
 	}
+	c.steps.prepare.begin()
+	defer c.steps.prepare.end()
 	err := c.cfg.Prepare(ctx)
 	c.prepared = err == nil
 	return err
@@ -236,6 +251,8 @@ func (c *Connector) stopped(err error) error {
 // standBy waits a little before it asks for the slot again, for ever: PostgreSQL's slot is the lock.
 func (c *Connector) standBy(ctx context.Context, why error) error {
 	c.cfg.Health.SetRole(monitoring.RoleStandby)
+	c.othersRead.Store(true)
+	c.unreadSince.Store(time.Now().UnixNano())
 	if !c.standingBy {
 		c.standingBy = true
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)

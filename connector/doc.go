@@ -8,7 +8,8 @@
 //
 // Where to look: read.go is the main loop; lane.go the lane, which is live (live.go) or catches up (catchup.go), and what
 // becomes of its deliveries (finish.go); parked.go what it reads of outbox_parked; breaker.go when a sink is left alone;
-// slow.go when a slow one is no longer waited for; listen.go what people change; keeper.go what is done now and then.
+// slow.go when a slow one is no longer waited for; listen.go what people change; keeper.go what is done now and then; watch.go
+// what hangs in PostgreSQL; refusal.go what the server's errors in the stream mean.
 //
 // Goroutines of a session. session.run starts those that work and waits for them; the two below the line only wait for
 // others, so that the standby status goes on meanwhile:
@@ -22,12 +23,15 @@
 //	read (≤ 1 a lane) the rows are there, or its lane ends       its snapshot of outbox_parked
 //	recorder (1)      its channel is closed and empty, or work   the ledger's connection, the settled side of the tracker
 //	                  ends
-//	keeper (1)        reading ends                               partitions, drift check, heartbeat, lag
+//	keeper (1, and 1  reading ends                               partitions, drift check, heartbeat, lag in bytes
+//	a duty)
 //	listen (1)        reading ends                               its connection; who is paused, how much is owed
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait
 //	---
 //	makeReady (1)     all is made, or ctx ends                   what it makes, until then: it asks the ledger beside the status
 //	drain (1)         lanes and recorder have ended              nothing: it waits for them beside the standby status
+//
+// One more, watch, lives as long as Run. It shows lag and what hangs, and owns nothing.
 //
 // A webhook sink has goroutines of its own, one a connection, which end before its Deliver does.
 //

@@ -2,8 +2,11 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
@@ -13,67 +16,102 @@ const (
 	driftEvery     = 30 * time.Second
 	heartbeatEvery = 60 * time.Second // each writes WAL: an idle server must stay idle
 	partitionEvery = time.Hour
+
+	// dutyTimeout bounds each duty, and what has failed is tried again after dutyRetry.
+	dutyTimeout = 8 * time.Second
+	dutyRetry   = 10 * time.Second
 )
 
-// keep does what has to be done now and then. Its error ends the session: the publication no longer publishes what we
-// need. Anything else it reports and tries again.
+// duty is something that has to be done now and then.
+type duty struct {
+	name  string
+	every time.Duration
+	do    func(context.Context) error
+	later bool // not at once
+}
+
+// keep does all duties, each beside the others, so that one that hangs holds up none. Its error ends the session: the
+// publication no longer publishes what we need. Anything else it reports and tries again.
 func (c *Connector) keep(ctx context.Context) error {
-	duties := []struct {
-		name  string
-		every time.Duration
-		do    func(context.Context) error
-		next  time.Time
-	}{
+	g, ctx := errgroup.WithContext(ctx)
+	for _, d := range []duty{
 		{name: "log partitions", every: partitionEvery, do: c.makePartitions},
 		{name: "heartbeat", every: heartbeatEvery, do: c.heartbeat},
 		{name: "slot lag", every: lagEvery, do: c.measureLag},
+		{name: "publication", every: driftEvery, do: c.checkDrift, later: true}, // preflight has just looked
+	} {
+		g.Go(func() error { return c.keepDoing(ctx, d) })
 	}
-	nextDrift := time.Now().Add(driftEvery) // preflight has just looked
-	fine := map[string]bool{}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		now := time.Now()
-		for i := range duties {
-			d := &duties[i]
-			if now.Before(d.next) {
-				continue
-			}
-			d.next = now.Add(d.every)
-			err := d.do(ctx)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if ok := err == nil; fine[d.name] != ok {
-				fine[d.name] = ok
-				c.cfg.Health.Set("keeper:"+d.name, ok, errText(err))
-				if err != nil {
-					c.cfg.Logger.Warn("keeper tries again", "duty", d.name, "err", err)
-				}
-			}
+	g.Go(func() error {
+		for pause(ctx, time.Second) == nil {
+			c.unroutedLog.report(time.Now(), c.cfg.Logger)
 		}
-		if !now.Before(nextDrift) {
-			nextDrift = now.Add(driftEvery)
-			if err := c.checkDrift(ctx); err != nil && ctx.Err() == nil {
-				return err
-			}
+		return nil
+	})
+	return g.Wait()
+}
+
+func (c *Connector) keepDoing(ctx context.Context, d duty) error {
+	if d.later && pause(ctx, d.every) != nil {
+		return nil
+	}
+	for fine, first := true, true; ; first = false {
+		next := time.Now().Add(d.every)
+		err := c.doDuty(ctx, d)
+		var problem interface{ ExitCode() int }
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.As(err, &problem):
+			return err
+		case err != nil:
+			next = time.Now().Add(min(d.every, dutyRetry))
 		}
-		c.unroutedLog.report(now, c.cfg.Logger)
-		c.showLag(now)
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
+		if ok := err == nil; first || fine != ok {
+			c.cfg.Health.Set("keeper:"+d.name, ok, errText(err))
+			if !ok {
+				c.cfg.Logger.Warn("keeper tries again", "duty", d.name, "err", err)
+			} else if !first {
+				c.cfg.Logger.Info("keeper works again", "duty", d.name)
+			}
+			fine = ok
+		}
+		if pause(ctx, time.Until(next)) != nil {
 			return nil
 		}
 	}
 }
 
-// showLag goes on while there is no session: what was in flight when it ended waits still.
-func (c *Connector) showLag(now time.Time) {
-	if c.tracker != nil {
-		c.cfg.Metrics.InFlight.Set(float64(c.tracker.InFlight()))
-		c.cfg.Metrics.SlotLagSeconds.Set(c.tracker.Lag(now).Seconds())
+// doDuty does it within dutyTimeout. The error of one that takes longer says for what the server waits.
+func (c *Connector) doDuty(ctx context.Context, d duty) error {
+	doing, cancel := context.WithTimeout(ctx, dutyTimeout)
+	defer cancel()
+	asked := make(chan string, 1)
+	asking := time.AfterFunc(hangAfter, func() { asked <- c.asksServer(doing) })
+	err := d.do(doing)
+	if asking.Stop() || doing.Err() == nil || ctx.Err() != nil {
+		return err
 	}
+	return fmt.Errorf("%s: PostgreSQL has not answered within %s: %s", d.name, dutyTimeout, <-asked)
+}
+
+// showLag shows what waits. While no session reads the stream nobody knows what was committed since, and the lag is counted from when
+// somebody last did: it goes on growing.
+func (c *Connector) showLag(now time.Time) {
+	var lag time.Duration
+	if t := c.tracker.Load(); t != nil {
+		c.cfg.Metrics.InFlight.Set(float64(t.InFlight()))
+		lag = t.Lag(now)
+	}
+	if n := c.unreadSince.Load(); n != 0 {
+		unread := now.Sub(time.Unix(0, n))
+		if c.othersRead.Load() && unread < hangAfter {
+			lag = 0 // another process reads: what was in flight here is its own to deliver
+		} else {
+			lag = max(lag, unread)
+		}
+	}
+	c.cfg.Metrics.SlotLagSeconds.Set(lag.Seconds())
 }
 
 func errText(err error) string {

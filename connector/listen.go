@@ -20,6 +20,8 @@ const (
 	countPace = 200 * time.Millisecond
 	// listenRetry is how long to wait before LISTEN is tried again.
 	listenRetry = time.Second
+	// stockTimeout bounds a count, which may have to look at millions of rows.
+	stockTimeout = time.Minute
 )
 
 // listen keeps a connection that hears of what people do, until ctx ends. While it has none, lanes look at the table by
@@ -45,7 +47,9 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 }
 
 func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) error {
-	conn, err := c.connect(ctx)
+	beginning, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	conn, err := c.connect(beginning)
 	if err != nil {
 		return err
 	}
@@ -54,7 +58,7 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 		defer cancel()
 		_ = conn.Close(ctx) // nothing is lost with it
 	}()
-	if _, err := conn.Exec(ctx, "listen "+Changed); err != nil {
+	if _, err := conn.Exec(beginning, "listen "+Changed); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	for _, l := range s.lanes { // what was said before nobody has heard
@@ -112,6 +116,8 @@ func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session, 
 
 // takeStock asks which sinks are paused and what each has in outbox_parked.
 func (c *Connector) takeStock(ctx context.Context, conn querier, s *session) error {
+	ctx, cancel := context.WithTimeout(ctx, stockTimeout)
+	defer cancel()
 	if err := c.readPauses(ctx, conn, s); err != nil {
 		return err
 	}

@@ -72,6 +72,7 @@ type reader struct {
 
 	tx struct {
 		open      bool
+		xid       uint32
 		lsn       pglogrepl.LSN
 		committed time.Time
 		next      int64 // index of the next insert
@@ -97,7 +98,7 @@ func (r *reader) read(ctx context.Context) error {
 		}
 		f, err := r.stream.Next(ctx)
 		if err != nil {
-			return err
+			return r.refusal(err)
 		}
 		if f.Keepalive {
 			r.keepalive(f.LSN)
@@ -154,6 +155,7 @@ func (r *reader) message(ctx context.Context, m decoder.Message) error {
 	case decoder.KindBegin:
 		r.tx.open, r.tx.lsn, r.tx.committed, r.tx.next, r.tx.ours = true, m.LSN, m.CommitTime, 0, false
 		r.tracker.Begin()
+		r.tx.xid = m.Xid
 	case decoder.KindInsert:
 		if !r.tx.open {
 			return fmt.Errorf("insert outside of a transaction after %s", r.tx.lsn)

@@ -48,9 +48,7 @@ func (c *Connector) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stream, id, err := replication.Open(ctx, replication.StreamConfig{
-		DSN: c.cfg.Source.ReplicationDSN, Slot: c.cfg.Source.Slot, Publication: c.cfg.Source.Publication,
-	})
+	stream, id, err := c.openStream(ctx)
 	if err != nil {
 		return err
 	}
@@ -69,6 +67,17 @@ func (c *Connector) session(ctx context.Context) error {
 	return s.run(ctx)
 }
 
+// openStream starts to stream.
+func (c *Connector) openStream(ctx context.Context) (*replication.Stream, replication.Identity, error) {
+	c.steps.open.begin()
+	defer c.steps.open.end()
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	return replication.Open(ctx, replication.StreamConfig{
+		DSN: c.cfg.Source.ReplicationDSN, Slot: c.cfg.Source.Slot, Publication: c.cfg.Source.Publication,
+	})
+}
+
 // begin makes everything that run needs while the stream is kept alive: the ledger's lock may have to be waited for, and millions
 // of parked rows looked at.
 func (s *session) begin(ctx context.Context, id replication.Identity, facts replication.Facts) error {
@@ -84,11 +93,15 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts repl
 
 // makeReady takes the ledger over, and then looks at it.
 func (s *session) makeReady(ctx context.Context, id replication.Identity, facts replication.Facts) error {
+	s.c.steps.takeOver.begin()
 	ledger, start, err := checkpoint.OpenLedger(ctx, s.c.ledgerConfig())
+	s.c.steps.takeOver.end()
 	if err != nil {
 		return err
 	}
-	s.recorder = checkpoint.NewRecorder(ledger, s.c.pace(s.stream.Fast))
+	s.recorder = checkpoint.NewRecorder(watched{ledger, &s.c.steps.record}, s.c.pace(s.stream.Fast))
+	s.c.steps.build.begin()
+	defer s.c.steps.build.end()
 	if err := s.c.checkHistory(ctx, id, start); err != nil {
 		return err
 	}
@@ -131,7 +144,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		return err
 	}
 	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
-	c.tracker = s.tracker
+	c.tracker.Store(s.tracker)
 	total := len(c.cfg.Sinks) * d.Lanes
 	// Room for all the Deliver calls that lanes may have unrecorded. A lane waits for the recorder only with what it parks.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
@@ -193,6 +206,8 @@ func (s *session) run(ctx context.Context) error {
 	c.cfg.Metrics.Sessions.Inc()
 	c.cfg.Metrics.Leader.Set(1)
 	c.ran, c.ranThisTime, c.standingBy = true, true, false
+	c.othersRead.Store(false)
+	c.unreadSince.Store(0)
 	c.cfg.Health.Set("session", true, "streaming")
 	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", s.reader.start.Confirmed.String(),
 		"prefix", s.reader.start.Prefix.String(), "settled_beyond", len(s.reader.start.Settled))

@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
+
+// answerTimeout bounds what only reads before a session, and can be begun anew.
+const answerTimeout = 30 * time.Second
 
 func (c *Connector) source() replication.Source {
 	s := c.cfg.Source
@@ -28,11 +32,22 @@ func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 		return replication.Facts{}, exitError{78, fmt.Errorf("source.replication_dsn: %w", err)}
 	}
 	cfg.ReplicationUser = rc.User
+	c.steps.preflight.begin()
+	defer c.steps.preflight.end()
+	// It only reads: one that gets no answer is as well begun anew, over another connection.
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	facts, err := replication.Preflight(ctx, c.pool, cfg)
 	if err != nil {
 		return facts, c.refused(err)
 	}
 	c.table = facts.Table.OID
+	for _, w := range facts.Warnings {
+		if !slices.Contains(c.warned, w) { // once, however many sessions there are
+			c.warned = append(c.warned, w)
+			c.cfg.Logger.Warn("preflight warns", "err", w)
+		}
+	}
 	return facts, nil
 }
 

@@ -22,11 +22,13 @@ func (c *Connector) sql(text string) string {
 // pin sets the parameters of every SQL session of a run.
 func (c *Connector) pin(config *pgconn.Config) {
 	ledger.Pin(config)
-	config.RuntimeParams["application_name"] = "outbox-cdc " + c.cfg.Source.Slot
+	config.RuntimeParams["application_name"] = c.applicationName()
 	// A session of ours that hangs must not hold a lock for ever, nor wait for one for ever.
 	config.RuntimeParams["idle_in_transaction_session_timeout"] = "2s"
 	config.RuntimeParams["lock_timeout"] = "2s"
 }
+
+func (c *Connector) applicationName() string { return "outbox-cdc " + c.cfg.Source.Slot }
 
 func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(c.cfg.Source.DSN)

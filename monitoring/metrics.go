@@ -27,8 +27,8 @@ type Metrics struct {
 	BreakerState *prometheus.GaugeVec
 	// SlotLagBytes is the WAL between the server's insert position and what the slot has confirmed.
 	SlotLagBytes prometheus.Gauge
-	// SlotLagSeconds is now less the commit time of the last transaction settled; 0 when nothing unsettled or
-	// unread is known.
+	// SlotLagSeconds is now less the commit time of the last transaction settled; 0 when nothing unsettled is known. While
+	// nobody reads the stream it is the time since somebody last did, if that is longer.
 	SlotLagSeconds prometheus.Gauge
 	// InFlight is the number of events that were read and are not settled.
 	InFlight prometheus.Gauge

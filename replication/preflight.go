@@ -33,6 +33,8 @@ type Facts struct {
 	SystemIdentifier string
 	Table            Table
 	Slot             Slot
+	// Warnings are of what is no reason to refuse.
+	Warnings []string
 }
 
 // Table is the outbox as the database has it.
@@ -62,6 +64,9 @@ func preflight(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (F
 		return f, err
 	}
 	f.ServerVersion, f.SystemIdentifier = srv.version, srv.systemIdentifier
+	if f.Warnings, err = encodingWarnings(ctx, db); err != nil {
+		return f, err
+	}
 	table, err := findTable(ctx, db, cfg.Source, p)
 	if err != nil {
 		return f, err

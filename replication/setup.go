@@ -31,6 +31,7 @@ type SetupResult struct {
 	PublicationCreated bool
 	SlotCreated        bool
 	ConsistentPoint    pglogrepl.LSN // of a new slot: what commits from here on is delivered
+	Warnings           []string      // of what is no reason to refuse
 }
 
 // Setup makes the publication, then the checkpoint, then the slot. The order matters. WAL from before the publication
@@ -50,6 +51,9 @@ func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 	}
 	if f.table == nil {
 		return result, TableMissing(cfg.Source)
+	}
+	if result.Warnings, err = encodingWarnings(ctx, conn); err != nil {
+		return result, err
 	}
 	if !f.publication {
 		if err := createPublication(ctx, conn, cfg.Source); err != nil {

@@ -280,7 +280,8 @@ func (s *Stream) parse(n int) (f Frame, ok bool, err error) {
 		}
 		// PostgreSQL 18 leaves out the rows of a publication that it does not find, and says so here only.
 		if e.Routine == "LoadPublications" {
-			return f, false, fmt.Errorf("%w: %s", ErrPublicationMissing, e.Message)
+			notice := pgproto3.ErrorResponse(e)
+			return f, false, fmt.Errorf("%w: %w", ErrPublicationMissing, pgconn.ErrorResponseToPgError(&notice))
 		}
 		return f, false, nil
 	case 'S':

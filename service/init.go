@@ -38,6 +38,8 @@ type InitResult struct {
 	SlotCreated        bool     `json:"slot_created"`
 	// ConsistentPoint of a new slot: what commits from here on is delivered.
 	ConsistentPoint string `json:"consistent_point,omitempty"`
+	// Warnings are of what is no reason to refuse.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Init makes what a run needs and is not there yet: tables, publication, slot and checkpoint. It may be called again, and
@@ -68,6 +70,7 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 		return result, err
 	}
 	made, err := replication.Setup(ctx, setup)
+	result.Warnings = append(result.Warnings, made.Warnings...)
 	if err != nil {
 		return result, err
 	}

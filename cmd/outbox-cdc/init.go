@@ -76,6 +76,9 @@ leaves those rows undelivered.`,
 				return output.write(cmd.OutOrStdout(), map[string][]string{"steps": steps}, planText(steps))
 			}
 			result, err := service.Init(cmd.Context(), cfg, o)
+			for _, w := range result.Warnings {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			}
 			if err != nil {
 				return err
 			}

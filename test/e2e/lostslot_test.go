@@ -191,7 +191,7 @@ func (w *world) moveTo(shorter bool) {
 		}
 	}
 	w.dsn = w.pg.DSN(w.database)
-	w.createDatabase()
+	w.createDatabase("")
 	w.source["dsn"] = w.dsn
 	c := w.connector()
 	c.does("init")

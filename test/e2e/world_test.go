@@ -53,8 +53,9 @@ type worldOptions struct {
 	kafka    *servers.Kafka
 	sinks    []string // types, kafka by default; a sink is named after its type
 	delivery map[string]any
-	never    bool // park_after: the slot waits for the sinks
-	proxied  bool // destinations are reached through proxies, Kafka where its server has one
+	never    bool   // park_after: the slot waits for the sinks
+	proxied  bool   // destinations are reached through proxies, Kafka where its server has one
+	encoding string // of the database; "" is the server's
 	// bare leaves out init and the oracle: the test wants to see something fail.
 	bare bool
 }
@@ -77,7 +78,7 @@ func newWorld(t testing.TB, o worldOptions) *world {
 		w.kafka = s.kafka
 	}
 	w.dsn = w.pg.DSN(name)
-	w.createDatabase()
+	w.createDatabase(o.encoding)
 	w.source = map[string]any{"dsn": w.dsn, "slot": w.slot, "publication": w.publication}
 	w.delivery = map[string]any{"batch_size": w.batchSize, "lanes": w.lanes, "retry": map[string]any{"initial": "100ms", "max": "500ms"}}
 	w.breaker = map[string]any{"reset_timeout": "1s"} // of a minute nobody waits for the end
@@ -124,11 +125,15 @@ func (w *world) writeConfig(c *connector) {
 	}
 }
 
-func (w *world) createDatabase() {
+func (w *world) createDatabase(encoding string) {
 	w.t.Helper()
 	admin := connect(w.t, w.pg.DSN("postgres"))
 	defer admin.Close(context.Background())
-	if _, err := admin.Exec(w.t.Context(), "create database "+w.database); err != nil {
+	sql := "create database " + w.database
+	if encoding != "" {
+		sql += " encoding '" + encoding + "' lc_collate 'C' lc_ctype 'C' template template0"
+	}
+	if _, err := admin.Exec(w.t.Context(), sql); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(w.dropDatabase)

@@ -1,0 +1,161 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+)
+
+// sameOften says how many times in a row the server must give one error at one place before we say that it will come for ever.
+const sameOften = 3
+
+// refusal is an error that the server has put into the stream, with the place where the stream stood.
+type refusal struct {
+	err   error // as the stream gave it
+	cause *pgconn.PgError
+
+	inside    bool          // between Begin and Commit
+	xid       uint32        // of the last Begin; 0 before the first one of the session
+	lsn       pglogrepl.LSN // of its commit record; before the first Begin it is where the slot stands
+	committed time.Time
+	record    pglogrepl.LSN // what the server was reading; 0 where it does not say
+}
+
+// associatedLSN is the end of the context that the server adds to an error of its output plugin, in whatever language.
+var associatedLSN = regexp.MustCompile(`[0-9A-F]{1,8}/[0-9A-F]{1,8}$`)
+
+// refusal adds the place to an error of the server. Any other error stays as it is.
+func (r *reader) refusal(err error) error {
+	cause, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return err
+	}
+	e := &refusal{err: err, cause: cause, inside: r.tx.open, xid: r.tx.xid, lsn: r.tx.lsn, committed: r.tx.committed}
+	if e.xid == 0 {
+		e.lsn = r.start.Confirmed
+	}
+	if record, err := pglogrepl.ParseLSN(associatedLSN.FindString(cause.Where)); err == nil {
+		e.record = record
+	}
+	return e
+}
+
+func (e *refusal) Error() string { return fmt.Sprintf("the stream ended %s: %v", e.place(), e.err) }
+
+func (e *refusal) Unwrap() error { return e.err }
+
+func (e *refusal) place() string {
+	transaction := fmt.Sprintf("transaction %d (commit LSN %s, committed %s)", e.xid, e.lsn, e.committed.UTC().Format(time.RFC3339Nano))
+	var text string
+	switch {
+	case e.inside:
+		text = "in " + transaction
+	case e.xid != 0:
+		text = "behind " + transaction
+	default:
+		text = fmt.Sprintf("before the first transaction behind LSN %s, where the slot stands", e.lsn)
+	}
+	if e.record != 0 {
+		text += fmt.Sprintf(", while the server read the record at LSN %s", e.record)
+	}
+	return text
+}
+
+// at names the place in the WAL. It is the same in every session that fails there, wherever the session began.
+func (e *refusal) at() pglogrepl.LSN {
+	switch {
+	case e.inside:
+		return e.lsn
+	case e.record != 0:
+		return e.record
+	}
+	return e.lsn
+}
+
+// rows says how to find the rows of the transaction.
+func (e *refusal) rows(table string) string {
+	if !e.inside {
+		return "find the row"
+	}
+	return fmt.Sprintf("find the row (select ctid from %s where xmin = '%d')", table, e.xid)
+}
+
+// publicationMissing says that the server did not find the publication.
+func (e *refusal) publicationMissing() bool {
+	return errors.Is(e.err, replication.ErrPublicationMissing) || e.cause.Code == "42704" && e.cause.Routine == "get_publication_oid"
+}
+
+// unsendable says why the server can never send a row; empty where the error is of another kind.
+func (e *refusal) unsendable() string {
+	switch {
+	case e.cause.Code == "22021" || e.cause.Code == "22P05": // character_not_in_repertoire, untranslatable_character
+		return "a row of it holds bytes that cannot be converted from the database's encoding to UTF8"
+	case e.cause.Code == "54000", // program_limit_exceeded: a string buffer of more than 1 GB
+		e.cause.Code == "XX000" && strings.HasPrefix(e.cause.Message, "invalid memory alloc request size"): // one value of more than 1 GB
+		return "a row of it is larger than 1 GB as text, in which a bytea takes up twice its bytes, and PostgreSQL can send no such row"
+	}
+	return ""
+}
+
+// repeated counts how often the same error has come at the same place.
+type repeated struct {
+	code  string
+	at    pglogrepl.LSN
+	times int
+
+	first, last time.Time
+}
+
+// explain says of an error of the server what it means for the slot, and gives it an exit code where no further try can
+// mend it.
+func (c *Connector) explain(ctx context.Context, err error) error {
+	e, ok := errors.AsType[*refusal](err)
+	if !ok {
+		return err
+	}
+	if e.publicationMissing() {
+		return c.historyMissing(ctx, e, err)
+	}
+	if why := e.unsendable(); why != "" {
+		return lost("%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.rows(c.cfg.Source.Table), replication.StartAnew)
+	}
+	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
+		return err // the end of a server or of a session says nothing of the place
+	}
+	now := time.Now()
+	// Where no transaction is open the place stays the same while nothing is written.
+	if c.same.code != e.cause.Code || c.same.at != e.at() || !e.inside && now.Sub(c.same.last) > time.Minute {
+		c.same = repeated{code: e.cause.Code, at: e.at(), first: now}
+	}
+	c.same.times++
+	c.same.last = now
+	c.unreadSince.Store(c.same.first.UnixNano()) // nothing gets past the place, however often the stream begins
+	if c.same.times < sameOften {
+		return err
+	}
+	return fmt.Errorf("%w; it was the same error at the same place %d times in a row, and comes for ever unless its cause is mended; "+
+		"where nothing can mend it, %s", err, c.same.times, replication.StartAnew)
+}
+
+// historyMissing tells a publication that is missing, which preflight refuses with the remedy, from one that exists again. The
+// latter does not help what was written without it: PostgreSQL decodes a transaction by the catalog as it was then.
+func (c *Connector) historyMissing(ctx context.Context, e *refusal, err error) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var exists bool
+	publication := c.cfg.Source.Publication
+	if c.pool.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", publication).Scan(&exists) != nil || !exists {
+		return err // the next session finds out more
+	}
+	return lost("%w; publication %q exists now, and did not when that was written: it was dropped and made again, or source.publication has "+
+		"another name than before, which can be set back; PostgreSQL decodes what was written by the publication as it was then, so the slot can never "+
+		"pass it; find out who dropped it, %s", err, publication, replication.StartAnew)
+}

@@ -1,0 +1,89 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+)
+
+// The server's error names the transaction, by what it has sent and by what it says of itself, in whatever language.
+func TestPlaceOfAnError(t *testing.T) {
+	t.Parallel()
+	where := `Slot »s«, Ausgabe-Plugin »pgoutput«, im Callback change, zugehörige LSN 0/2BA56B8`
+	begin := decoder.Message{Kind: decoder.KindBegin, LSN: 0x2000, Xid: 737, CommitTime: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	commit := decoder.Message{Kind: decoder.KindCommit, LSN: 0x2000, EndLSN: 0x2030}
+	for name, c := range map[string]struct {
+		sent  []decoder.Message
+		where string
+		want  string
+		at    pglogrepl.LSN
+	}{
+		"in a transaction": {[]decoder.Message{begin}, where, "in transaction 737 (commit LSN 0/2000, committed 2026-01-02T03:04:05Z), " +
+			"while the server read the record at LSN 0/2BA56B8: ", 0x2000},
+		"behind one":       {[]decoder.Message{begin, commit}, where, "behind transaction 737 (commit LSN 0/2000", 0x2BA56B8},
+		"before the first": {nil, "", "before the first transaction behind LSN 0/1000, where the slot stands: ", 0x1000},
+	} {
+		r := &reader{tracker: checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0)}
+		r.start.Confirmed = 0x1000
+		for _, m := range c.sent {
+			if err := r.message(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e, ok := errors.AsType[*refusal](r.refusal(fmt.Errorf("x: %w", &pgconn.PgError{Code: "22021", Message: "no", Where: c.where})))
+		if !ok || !strings.Contains(e.Error(), c.want) || e.at() != c.at {
+			t.Errorf("%s: %v at %s, want %q at %s", name, e, e.at(), c.want, c.at)
+		}
+	}
+	if other := errors.New("no error of the server"); (&reader{}).refusal(other) != other {
+		t.Error("another error was changed")
+	}
+}
+
+// What the server can never send ends the process, and anything else says after the third time that it comes for ever. The errors of rows
+// that are too large are those of PostgreSQL 14, 15 and 18 (a bytea of 600 MiB; two texts of 600 MiB); a walsender takes 1.2 GB of memory until it gives up.
+func TestErrorThatComesForEver(t *testing.T) {
+	t.Parallel()
+	c, _ := watching()
+	c.cfg.Source.Table = "public.event_outbox"
+	in := func(pg *pgconn.PgError, lsn pglogrepl.LSN) error {
+		return c.explain(context.Background(), &refusal{err: pg, cause: pg, inside: true, xid: 7, lsn: lsn})
+	}
+	for _, pg := range []*pgconn.PgError{
+		{Code: "22021", Message: `invalid byte sequence for encoding "UTF8": 0xff`},
+		{Code: "22P05", Message: `character with byte sequence 0x81 in encoding "WIN1252" has no equivalent in encoding "UTF8"`},
+		{Code: "XX000", Message: "invalid memory alloc request size 1258291203"},
+		{Code: "54000", Message: "out of memory"},
+	} {
+		var coded interface{ ExitCode() int }
+		if err := in(pg, 1); !errors.As(err, &coded) || coded.ExitCode() != 70 || !strings.Contains(err.Error(), "where xmin = '7'") ||
+			!strings.Contains(err.Error(), "outbox-cdc destroy") {
+			t.Errorf("%s: %v", pg.Code, err)
+		}
+	}
+	again := &pgconn.PgError{Code: "XX000", Message: "could not open relation"}
+	ended := &pgconn.PgError{Code: "57P01", Message: "terminating connection"}
+	for i, step := range []struct {
+		pg      *pgconn.PgError
+		at      pglogrepl.LSN
+		forever bool
+	}{
+		{again, 1, false}, {again, 1, false}, {again, 1, true}, {again, 1, true},
+		{again, 2, false}, {again, 2, false}, {ended, 2, false}, {again, 2, true},
+		{ended, 3, false}, {ended, 3, false}, {ended, 3, false}, {ended, 3, false},
+	} {
+		err := in(step.pg, step.at)
+		if got := strings.Contains(err.Error(), "comes for ever"); got != step.forever {
+			t.Errorf("step %d: %v", i, err)
+		}
+	}
+}

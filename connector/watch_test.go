@@ -1,0 +1,195 @@
+package connector
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+)
+
+// stuckLedger commits nothing until it is let go.
+type stuckLedger struct{ gate chan error }
+
+func (l stuckLedger) Commit(context.Context, checkpoint.Batch) error { return <-l.gate }
+func (stuckLedger) Close()                                           {}
+
+func watching() (*Connector, *bytes.Buffer) {
+	var log bytes.Buffer
+	return New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.NewTextHandler(&log, nil))}), &log
+}
+
+// Whatever hangs, the lag goes on growing; what hangs is told within ten seconds, with what the server says, and again when that
+// changes. The log has it once, and once when it is over.
+func TestWhatHangsIsTold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, log := watching()
+		gate := make(chan error)
+		ledger := watched{stuckLedger{gate}, &c.steps.record}
+		c.tracker.Store(checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0))
+		c.tracker.Load().Add(checkpoint.Position{LSN: 1}, 1, 1, time.Now())
+		var h hang
+		says := "SyncRep"
+		asked := 0
+		second := func() {
+			time.Sleep(time.Second)
+			c.showLag(time.Now())
+			c.showHang(t.Context(), &h, func(context.Context) string { asked++; return says })
+		}
+		red := func() (monitoring.Component, bool) {
+			r := c.cfg.Health.Report()
+			return r.Components["postgres"], len(r.Components) > 0 && !r.Ready
+		}
+
+		go ledger.Commit(t.Context(), checkpoint.Batch{})
+		for range 4 {
+			second()
+		}
+		if _, is := red(); is {
+			t.Error("red after four seconds")
+		}
+		second()
+		if p, is := red(); !is || !strings.Contains(p.Detail, "records outcomes has waited for PostgreSQL for 5s: SyncRep") {
+			t.Errorf("after five seconds: %+v", p)
+		}
+		says = "a lock"
+		for range 55 {
+			second()
+		}
+		if p, is := red(); !is || !strings.Contains(p.Detail, "for 1m0s: a lock") {
+			t.Errorf("after a minute: %+v", p)
+		}
+		if asked != 12 {
+			t.Errorf("asked the server %d times in a minute, want every five seconds", asked)
+		}
+		if lag := testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds); lag != 60 {
+			t.Errorf("a lag of %g s, want 60", lag)
+		}
+		gate <- nil
+		second()
+		if _, is := red(); is {
+			t.Error("red when it is over")
+		}
+		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "level=INFO") {
+			t.Errorf("%d lines, want a WARN and an INFO:\n%s", n, log)
+		}
+
+		// Hanging again and again, at once, fills no log.
+		for range 5 {
+			go ledger.Commit(t.Context(), checkpoint.Batch{})
+			for range 8 {
+				second()
+			}
+			if _, is := red(); !is {
+				t.Error("not red when it hangs again")
+			}
+			gate <- nil
+			second()
+		}
+		if n := strings.Count(log.String(), "\n"); n != 2 {
+			t.Errorf("%d lines, want 2:\n%s", n, log)
+		}
+	})
+}
+
+// Without a session nobody knows what was committed meanwhile: the lag counts from when the stream was last read.
+func TestLagWithoutSession(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := watching()
+		lag := func() float64 {
+			c.showLag(time.Now())
+			return testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds)
+		}
+		c.unreadSince.Store(time.Now().UnixNano())
+		time.Sleep(90 * time.Second)
+		if got := lag(); got != 90 {
+			t.Errorf("a lag of %g s after 90 s without a session", got)
+		}
+		c.unreadSince.Store(0)
+		if got := lag(); got != 0 {
+			t.Errorf("a lag of %g s while the stream is read", got)
+		}
+		// Standing by: what was in flight is the other's to deliver, as long as it is there.
+		c.tracker.Store(checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0))
+		c.tracker.Load().Add(checkpoint.Position{LSN: 1}, 1, 1, time.Now())
+		for range 10 {
+			if c.standBy(t.Context(), context.Canceled) != nil {
+				t.Error("not standing by")
+			}
+			if got := lag(); got != 0 {
+				t.Errorf("a lag of %g s while another process reads", got)
+			}
+		}
+		time.Sleep(time.Minute) // looking at the slot hangs
+		if got := lag(); got < 60 {
+			t.Errorf("a lag of %g s after a minute without a look", got)
+		}
+	})
+}
+
+// A duty that hangs is broken off, told, and tried again soon; the others go on meanwhile.
+func TestDutyThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, log := watching()
+		pool, err := New(Config{Source: Source{DSN: "host=127.0.0.1 port=1"}}).openPool() // nobody is there to be asked
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer pool.Close()
+		c.pool = pool
+		var tries atomic.Int32
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
+		defer cancel()
+		done := make(chan error)
+		go func() {
+			done <- c.keepDoing(ctx, duty{name: "d", every: time.Hour, do: func(ctx context.Context) error {
+				if tries.Add(1) == 1 {
+					<-ctx.Done()
+				}
+				return ctx.Err()
+			}})
+		}()
+		time.Sleep(dutyTimeout + time.Second)
+		r := c.cfg.Health.Report()
+		if d := r.Components["keeper:d"]; r.Ready || !strings.Contains(d.Detail, "d: PostgreSQL has not answered within 8s") {
+			t.Errorf("%+v", r)
+		}
+		time.Sleep(dutyRetry)
+		if r := c.cfg.Health.Report(); !r.Ready || tries.Load() != 2 {
+			t.Errorf("after %d tries: %+v", tries.Load(), r)
+		}
+		if err := <-done; err != nil || tries.Load() != 2 {
+			t.Errorf("%v after %d tries", err, tries.Load())
+		}
+		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "works again") {
+			t.Errorf("%d lines:\n%s", n, log)
+		}
+	})
+}
+
+func TestWhatAStatementWaitsFor(t *testing.T) {
+	t.Parallel()
+	for want, w := range map[string]waiting{
+		"synchronous_standby_names = 'far'": {pid: 1, event: "SyncRep", kind: "IPC", standbys: "far"},
+		"a lock (tuple) that pid 7, 8":      {pid: 1, event: "tuple", kind: "Lock", blockers: "7, 8"},
+		"waits for DataFileRead (IO)":       {pid: 1, event: "DataFileRead", kind: "IO"},
+		"its process does not run":          {pid: 1, state: "active"},
+		"no statement of ours":              {},
+	} {
+		if got := w.String(); !strings.Contains(got, want) {
+			t.Errorf("%q lacks %q", got, want)
+		}
+	}
+}

@@ -1,0 +1,191 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+)
+
+// goOn takes the steps of docs/operations.md#lost-slot, word for word, after which nothing is owed any more.
+func (w *world) goOn(c *connector) {
+	w.t.Helper()
+	w.exec(documented(w.t, "create table outbox_missed"))
+	c.does("destroy", "--yes")
+	c.does("init", "--backlog", "none")
+	w.execAll(documented(w.t, "drop table outbox_missed"))
+	c.start()
+	eventually(w.t, 30*time.Second, "all delivered", func() error {
+		n := ask[int](w, "select count(*) from event_outbox o where not exists (select from outbox_delivery_log l where l.event_id = o.id and l.status = 'delivered')")
+		if n != 0 {
+			return fmt.Errorf("%d are not", n)
+		}
+		return nil
+	})
+	c.ready("leader")
+	c.term()
+}
+
+// A publication that was dropped and made again does not help what was written in between.
+func TestPublicationMadeAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	w.allPassed(10 * time.Second)
+	again := "create publication " + w.publication + " for table event_outbox with (publish = 'insert')"
+
+	// While it runs, between two looks at the publication.
+	w.exec("drop publication " + w.publication)
+	w.insert(10)
+	w.exec(again)
+	w.insert(10)
+	c.exits(25*time.Second, 70)
+	tells := []string{`publication \"` + w.publication, "exists now", "transaction", "outbox-cdc destroy", "init --backlog none", "#lost-slot"}
+	c.says(tells...)
+	w.before(20)
+	stands := w.confirmed()
+
+	// At a start.
+	c.refuses(70, tells...)
+	w.stands(stands)
+	w.owed(20)
+
+	// Where it is missing now as well, making it is the first thing to do.
+	w.exec("drop publication " + w.publication)
+	c.refuses(78, "does not exist", "outbox-cdc init")
+	w.exec(again)
+	c.refuses(70, tells...)
+	w.stands(stands)
+	w.goOn(c)
+}
+
+// The slot reads a publication of another name from before that was made.
+func TestPublicationRenamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	w.insert(10)
+	c := w.connector()
+	w.exec("create publication " + w.publication + "_b for table event_outbox with (publish = 'insert')")
+	w.source["publication"] = w.publication + "_b"
+	w.writeConfig(c)
+	c.refuses(70, "source.publication has another name than before")
+	w.before(0)
+	w.exec("drop publication " + w.publication + "_b")
+	w.source["publication"] = w.publication
+	w.writeConfig(c)
+	c.start()
+	w.verify(expectation{})
+	c.term()
+}
+
+// An encoding that takes any bytes takes some that can never be sent.
+func TestBytesThatAreNoUTF8(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{encoding: "SQL_ASCII", bare: true})
+	c := w.connector()
+	if out, code := c.command(nil, "init", "--config", c.config, "--backlog", "none"); code != 0 || !containsAll(out, []string{"SQL_ASCII", "UTF8"}) {
+		t.Errorf("init: exit code %d, and it does not warn of the encoding:\n%s", code, out)
+	}
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'order', i, 'made', '{}' from generate_series(1, 10) i")
+	c.start()
+	c.ready("leader")
+	c.says("SQL_ASCII", "docs/operations.md#encodings")
+	w.deliveredAtLeast(10*time.Second, 10)
+	conn := connect(t, inEncoding(t, w.dsn, "SQL_ASCII"))
+	defer conn.Close(context.Background())
+	var xid string
+	err := conn.QueryRow(t.Context(), `insert into event_outbox (aggregate_type, aggregate_id, event_type, payload)
+		select 'order', convert_from('\x4dfc6c6c6572', 'SQL_ASCII'), 'made', '{}' returning xmin::text`).Scan(&xid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', 'fine', 'made', '{}')")
+	c.exits(20*time.Second, 70)
+	tells := []string{"in transaction " + xid + " (commit LSN ", "22021", "where xmin = '" + xid + "'", "cannot be converted", "outbox-cdc destroy"}
+	c.says(tells...)
+	stands := w.confirmed()
+	c.refuses(70, tells...)
+	w.stands(stands)
+
+	// The row that the message leads to is mended, and what was not delivered is inserted again.
+	w.exec("update event_outbox set aggregate_id = 'Mueller' where ctid = (select ctid from event_outbox where xmin = '" + xid + "')")
+	w.goOn(c)
+}
+
+// inEncoding is a DSN of sessions that talk in another encoding.
+func inEncoding(t testing.TB, dsn, encoding string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("client_encoding", encoding)
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// A COMMIT that waits for a standby which is away: red with the cause, the lag grows, and all goes on once it is over.
+func TestCommitThatHangs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{pg: ownPostgres(t, nil)})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	w.allPassed(10 * time.Second)
+
+	w.exec("alter system set synchronous_standby_names = 'far_away'")
+	w.exec("select pg_reload_conf()")
+	away := time.Now()
+	conn := connect(t, w.dsn)
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), "set synchronous_commit = local"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'order', i % 3, 'made', '{}' from generate_series(1, 20) i"); err != nil {
+		t.Fatal(err)
+	}
+	c.red("postgres", "SyncRep", "far_away", "synchronous_standby_names")
+	if took := time.Since(away); took > 12*time.Second {
+		t.Errorf("red after %s, want 10 s", took)
+	}
+	grows := func() {
+		t.Helper()
+		from := c.metric("slot_lag_seconds")
+		eventually(t, 20*time.Second, "a lag that grows", func() error {
+			if lag := c.metric("slot_lag_seconds"); lag < from+5 {
+				return fmt.Errorf("%g s after %g s", lag, from)
+			}
+			return nil
+		})
+	}
+	grows()
+	w.before(20)
+
+	// A start meanwhile hangs as well, and says so.
+	c.kill()
+	c.start()
+	c.red("postgres", "taking over the ledger", "SyncRep")
+	grows()
+
+	local := connect(t, w.dsn)
+	defer local.Close(context.Background())
+	if _, err := local.Exec(t.Context(), "alter system reset synchronous_standby_names"); err != nil {
+		t.Fatal(err)
+	}
+	w.exec("select pg_reload_conf()")
+	c.ready("leader")
+	w.verify(expectation{faults: 1})
+	log := tail(c.last().stderr, 1000)
+	if n := strings.Count(log, `"waiting for PostgreSQL"`); n != 1 {
+		t.Errorf("the log says %d times that a step waits:\n%s", n, log)
+	}
+	c.says("no longer waiting for PostgreSQL")
+	c.term()
+}
