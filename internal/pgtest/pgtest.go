@@ -29,6 +29,8 @@ type Database struct {
 	Name  string
 	DSN   string // of a superuser
 	Admin string // the same server's database postgres
+
+	roles []string // dropped with it
 }
 
 // New makes a migrated database.
@@ -164,12 +166,16 @@ func (d *Database) drop(t testing.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	conn := connect(t, d.Admin)
-	for _, sql := range []string{
+	statements := []string{
 		"alter database " + d.Name + " allow_connections false",
 		"select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '" + d.Name + "'",
 		"select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = '" + d.Name + "'",
 		"drop database " + d.Name + " with (force)",
-	} {
+	}
+	for _, role := range d.roles {
+		statements = append(statements, "drop role "+role)
+	}
+	for _, sql := range statements {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			t.Errorf("%s: %v", sql, err)
 			return
