@@ -8,6 +8,9 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // ErrFenced says that another session has taken over: its epoch is higher than ours.
@@ -30,6 +33,8 @@ type Start struct {
 	Timeline         int32
 	Prefix           Position
 	Confirmed        pglogrepl.LSN
+	// Clean says that there was no session before, or that it has left (Leave): nothing was sent that is not in the ledger.
+	Clean bool
 	// Settled are the deliveries beyond the prefix whose outcome is in the ledger already. PostgreSQL sends their
 	// events again; they must not be delivered again.
 	Settled map[Key]struct{}
@@ -43,10 +48,12 @@ func (l *postgres) open(ctx context.Context) (Start, error) {
 	if err := l.endPredecessor(ctx); err != nil {
 		return s, err
 	}
-	// The row lock waits for a predecessor's transaction that is still at work; it commits before us or never.
+	// The row lock waits for a predecessor's transaction that is still at work; it commits before us or never. The subquery
+	// sees the row as it was before: a predecessor that leaves at this moment counts as one that has not.
 	err := l.conn.QueryRow(ctx, l.cfg.Schema.SQL(`update ledger.outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
 		recorder_started = `+backendStart+`, updated_at = clock_timestamp()
-		where slot_name = $1 and state = 'ready' returning epoch, batch_seq`), l.cfg.Slot, l.cfg.Owner).Scan(&l.epoch, &l.seq)
+		where slot_name = $1 and state = 'ready' returning epoch, batch_seq,
+			(select c.recorder_pid is null from ledger.outbox_checkpoints c where c.slot_name = $1)`), l.cfg.Slot, l.cfg.Owner).Scan(&l.epoch, &l.seq, &s.Clean)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("slot %q: %w", l.cfg.Slot, ErrNotReady)
 	} else if err != nil {
@@ -65,6 +72,24 @@ func (l *postgres) open(ctx context.Context) (Start, error) {
 		return s, ErrFenced
 	}
 	return s, nil
+}
+
+// Leave notes that the session of this epoch has ended, and that all that it has sent is in the ledger. It does not where a
+// parked row of these processors, of before this position, would pass for never sent (its tries were refused, or there were none)
+// although an earlier session may have sent it: what the next session may take for new would be wrong.
+func Leave(ctx context.Context, db execer, schema ledger.Schema, slot string, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error {
+	_, err := db.Exec(ctx, schema.SQL(`update ledger.outbox_checkpoints set recorder_pid = null, recorder_started = null
+		where slot_name = $1 and epoch = $2 and not exists (select from ledger.outbox_parked p
+			where p.processor_id = any ($3::int[]) and p.commit_lsn < $4 and p.status = 'parked' and p.attempts = p.tries)`),
+		slot, epoch, processors, seenBefore)
+	if err != nil {
+		return fmt.Errorf("leave: %w", err)
+	}
+	return nil
+}
+
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
 const backendStart = "(select backend_start from pg_stat_activity where pid = pg_backend_pid())"

@@ -16,6 +16,7 @@ type delivery struct {
 	attempts int    // tries that were refused
 	tries    int    // all tries
 	triedAt  time.Time
+	repeats  bool // an earlier session may have sent it: see unsent.go
 	given    bool // it was discarded while on the wire: what the sink answers changes nothing
 	due      bool // it was read as one that is due
 	row      bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled
@@ -45,6 +46,9 @@ func (d *delivery) outcome(processor int32, status checkpoint.Status, inPlace bo
 		}
 	default:
 		o.Parked = &checkpoint.ParkedRow{AggregateHash: d.hash, Attempts: d.attempts, Tries: d.tries, TriedAt: d.triedAt}
+		if d.repeats && d.tries > 0 && !d.isUncertain() {
+			o.Parked.Tries++ // that of an earlier session, of which nobody knows
+		}
 		if o.Row = checkpoint.RowUpdate; !d.row {
 			o.Row = checkpoint.RowInsert
 			o.Parked.Event, o.Parked.Payload = eventJSON(d.Event, d.CommitTime), d.Event.Payload

@@ -35,7 +35,8 @@ type target struct {
 	sink     sinks.Sink
 	name     string
 	id       int32 // of its processor
-	oneTry   bool  // what is not accepted at once is discarded
+	origin   string
+	oneTry   bool // what is not accepted at once is discarded
 	delivery Delivery
 	breaker  *breaker
 	paused   *atomic.Bool // by a person
@@ -295,7 +296,7 @@ func (l *lane) start(now time.Time, batch []*delivery, c call) {
 	l.wire = &wire{batch, c}
 	l.batch = l.batch[:0]
 	for _, d := range batch {
-		d.Attempt = d.tries + 1
+		d.Attempt, d.Origin, d.New = d.tries+1, l.origin, d.isNew()
 		l.batch = append(l.batch, d.Message)
 	}
 	l.started = now

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pglogrepl"
+
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -85,12 +87,13 @@ type memTable struct {
 	*memLedger
 	processor   int32
 	lane, lanes int
+	seenBefore  pglogrepl.LSN
 	limit       int    // rows of one read
 	delay       func() // before and after the snapshot
 }
 
 func (l *memLedger) table(processor int32, lane, lanes int) *memTable {
-	return &memTable{l, processor, lane, lanes, maxFresh, func() {}}
+	return &memTable{l, processor, lane, lanes, 0, maxFresh, func() {}}
 }
 
 func (t *memTable) read(_ context.Context, q question) (answer, error) {
@@ -129,12 +132,12 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 				due = append(due, r)
 			}
 		case !r.dead && r.pos.Compare(q.start()) > 0 && !left && len(a.Fresh) < t.limit:
-			a.Fresh = append(a.Fresh, r.delivery())
+			a.Fresh = append(a.Fresh, r.delivery(t.seenBefore))
 		}
 	}
 	slices.SortStableFunc(due, func(a, b *memRow) int { return a.due.Compare(b.due) })
 	for _, r := range due[:min(len(due), q.Batch)] {
-		d := r.delivery()
+		d := r.delivery(t.seenBefore)
 		d.due = true
 		a.Due = append(a.Due, d)
 	}
@@ -142,7 +145,7 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 	return a, nil
 }
 
-func (r *memRow) delivery() *delivery {
+func (r *memRow) delivery(seenBefore pglogrepl.LSN) *delivery {
 	e, committed, err := eventOf(r.event, r.payload)
 	if err != nil {
 		panic(err)
@@ -151,5 +154,6 @@ func (r *memRow) delivery() *delivery {
 	return &delivery{
 		Message: sinks.Message{Event: e, Key: e.AggregateID, LSN: r.pos.LSN, Index: r.pos.Index, CommitTime: committed},
 		hash:    r.hash, attempts: r.attempts, tries: r.tries, triedAt: r.triedAt, row: true,
+		repeats: maySeen(r.pos, seenBefore),
 	}
 }

@@ -88,6 +88,8 @@ type parkedTable struct {
 	lane      int
 	lanes     int
 	address   func(*outbox.Event) (topic, key string)
+	// seenBefore is the reader's.
+	seenBefore pglogrepl.LSN
 }
 
 // parkedSQL are the statements, with the ledger's schema.
@@ -280,6 +282,7 @@ func (t *parkedTable) scan(rows pgx.Rows, more ...any) (*delivery, error) {
 	if tried != nil {
 		d.triedAt = time.Now().Add(-time.Duration(*tried * float64(time.Second)))
 	}
+	d.repeats = maySeen(d.position(), t.seenBefore)
 	d.Topic, d.Key = t.address(e)
 	return d, nil
 }

@@ -59,11 +59,13 @@ type reader struct {
 	router  *router.Router
 	tracker *checkpoint.Tracker
 	start   checkpoint.Start
-	lanes   map[int32][]*inlet // by processor
-	share   int                // bytes that an event takes beside itself: its deliveries and their outcomes
-	out     chan<- checkpoint.Outcomes
-	waits   atomic.Int32 // what it waits for; see slowRule
-	logger  *slog.Logger
+	// seenBefore is where the server had written to when the session began; 0: the session before has left clean. See unsent.go.
+	seenBefore pglogrepl.LSN
+	lanes      map[int32][]*inlet // by processor
+	share      int                // bytes that an event takes beside itself: its deliveries and their outcomes
+	out        chan<- checkpoint.Outcomes
+	waits      atomic.Int32 // what it waits for; see slowRule
+	logger     *slog.Logger
 
 	invalidRows, unrouted prometheus.Counter
 
@@ -210,7 +212,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		d.Message = sinks.Message{
 			Event: m.Event, Topic: t.Topic, Key: t.Key, LSN: pos.LSN, Index: pos.Index, CommitTime: r.tx.committed,
 		}
-		d.hash, d.entry = hash, entry
+		d.hash, d.entry, d.repeats = hash, entry, maySeen(pos, r.seenBefore)
 		lanes := r.lanes[t.Processor]
 		in := lanes[router.Lane(hash, len(lanes))]
 		in.collected = append(in.collected, d)

@@ -40,6 +40,7 @@ type session struct {
 	bySink   map[int32][]*lane
 	sinks    []sinks.Sink
 	outcomes chan checkpoint.Outcomes
+	written  pglogrepl.LSN // how far the server was once the slot was ours
 }
 
 // session runs one session from preflight to the last status. Its error says why it ended; nil after a clean drain.
@@ -102,43 +103,51 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	s.recorder = checkpoint.NewRecorder(watched{ledger, &s.c.steps.record}, s.c.pace(s.stream.Fast))
 	s.c.steps.build.begin()
 	defer s.c.steps.build.end()
-	if err := s.c.checkHistory(ctx, id, start); err != nil {
+	if s.written, err = s.c.checkHistory(ctx, id, start); err != nil {
 		return err
 	}
 	return s.build(ctx, start, facts)
 }
 
 // checkHistory refuses a slot whose history is not the checkpoint's: what lies between them may never have been
-// delivered, or lie on another timeline.
-func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start checkpoint.Start) error {
+// delivered, or lie on another timeline. It returns how far the server has written.
+func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start checkpoint.Start) (pglogrepl.LSN, error) {
 	slot := c.cfg.Source.Slot
 	const remedy = "; " + replication.StartAnew
 	if id.SystemID != start.SystemIdentifier {
-		return lost("slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
+		return 0, lost("slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
 	}
 	if id.Timeline != start.Timeline {
-		return lost("slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
+		return 0, lost("slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
 	}
 	var confirmed, written pglogrepl.LSN
 	err := c.pool.QueryRow(ctx, "select confirmed_flush_lsn, pg_current_wal_insert_lsn() from pg_replication_slots where slot_name = $1", slot).
 		Scan(&confirmed, &written)
 	if err != nil {
-		return fmt.Errorf("ask where slot %q stands: %w", slot, err)
+		return 0, fmt.Errorf("ask where slot %q stands: %w", slot, err)
 	}
 	if confirmed > start.Confirmed {
-		return lost("slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
+		return 0, lost("slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
 	}
 	// The server does not check what is reported to it: the slot would jump there, past all events to come.
 	if start.Confirmed > written {
-		return lost("the checkpoint of slot %q stands at %s, ahead of the server's %s: it is of another history"+remedy, slot, start.Confirmed, written)
+		return 0, lost("the checkpoint of slot %q stands at %s, ahead of the server's %s: it is of another history"+remedy, slot, start.Confirmed, written)
 	}
-	return nil
+	return written, nil
 }
 
 // build makes everything that run starts. Nothing runs yet.
 func (s *session) build(ctx context.Context, start checkpoint.Start, facts replication.Facts) error {
 	c := s.c
 	d := c.cfg.Delivery
+	origin, err := c.origin()
+	if err != nil {
+		return err
+	}
+	seenBefore := s.written
+	if start.Clean {
+		seenBefore = 0
+	}
 	ids, err := c.registerProcessors(ctx)
 	if err != nil {
 		return err
@@ -165,7 +174,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		life := c.sinks[sc.Name]
 		life.state.begin()
 		t := &target{
-			sink: sink, name: sc.Name, id: id, oneTry: sc.OneTry, delivery: d, breaker: life.breaker, paused: &life.paused, state: life.state,
+			sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d, breaker: life.breaker, paused: &life.paused, state: life.state,
 			metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 		}
 		if sc.MaxRetries != nil {
@@ -173,7 +182,9 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		}
 		own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
 		for i := range d.Lanes {
-			rows := &parkedTable{pool: c.pool, sql: sql, processor: id, lane: i, lanes: d.Lanes, address: addressOf(router.New(routes), own)}
+			rows := &parkedTable{
+				pool: c.pool, sql: sql, processor: id, lane: i, lanes: d.Lanes, address: addressOf(router.New(routes), own), seenBefore: seenBefore,
+			}
 			l := newLane(t, i, rows, s.outcomes)
 			s.bySink[id] = append(s.bySink[id], l)
 			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in, processor: id})
@@ -187,7 +198,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		return err
 	}
 	s.reader = &reader{
-		stream: s.stream, tracker: s.tracker, start: start, lanes: byProcessor, out: s.outcomes,
+		stream: s.stream, tracker: s.tracker, start: start, seenBefore: seenBefore, lanes: byProcessor, out: s.outcomes,
 		share:   len(c.cfg.Sinks) * deliverySize,
 		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
 		router:  router.New(routes),
@@ -275,6 +286,9 @@ func (s *session) run(ctx context.Context) error {
 	s.drain(&lanes, &recorder, endWork)
 	endWork(err)
 	_ = keeper.Wait() // its error, if it had one, ended the reading
+	if lanes.Wait() == nil && recorder.Wait() == nil {
+		s.leave(ctx)
+	}
 	if ctx.Err() == nil {
 		return err
 	}

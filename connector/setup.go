@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // answerTimeout bounds what only reads before a session, and can be begun anew.
@@ -22,6 +24,20 @@ func (c *Connector) source() replication.Source {
 	return replication.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns,
 	}
+}
+
+// origin is sinks.Message's. The database is the one that the DSN names: one by another name would be another database.
+func (c *Connector) origin() (string, error) {
+	cfg, err := pgconn.ParseConfig(c.cfg.Source.DSN)
+	if err != nil {
+		return "", exitError{78, fmt.Errorf("source.dsn: %w", err)}
+	}
+	database := cfg.Database
+	if database == "" { // as libpq has it
+		database = cfg.User
+	}
+	schema, table, _ := strings.Cut(c.cfg.Source.Table, ".")
+	return sinks.Origin(database, schema, table), nil
 }
 
 // preflight finds out, before each session, whether everything is in place.

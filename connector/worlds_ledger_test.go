@@ -26,6 +26,7 @@ type worldLedger struct {
 	parked memLedger
 
 	epoch     int32
+	clean     bool // as no session was before, or the last one has left
 	seq       int64
 	prefix    checkpoint.Position
 	confirmed pglogrepl.LSN
@@ -48,7 +49,8 @@ type worldAggregate struct {
 
 func newWorldLedger(w *simulation) *worldLedger {
 	return &worldLedger{
-		w: w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldKey]string{}, settled: map[worldKey]bool{},
+		clean: true,
+		w:     w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldKey]string{}, settled: map[worldKey]bool{},
 		dead: map[worldKey]bool{}, displaced: map[worldKey]bool{}, discarded: map[worldKey]bool{}, aggregates: map[string]*worldAggregate{},
 	}
 }
@@ -233,7 +235,11 @@ func (l *worldLedger) act(r *memRow, retry bool) {
 	e := l.w.events[r.id]
 	l.w.trace("PERSON: processor %d, dead letter %v: retry %t", r.processor, e, retry)
 	if retry {
-		r.dead, r.attempts, r.tries, r.due = false, 0, 0, time.Now()
+		before := 0
+		if r.tries == 0 || r.attempts < r.tries {
+			before = 1
+		}
+		r.dead, r.attempts, r.tries, r.due = false, 0, before, time.Now()
 		return
 	}
 	i, _ := l.parked.find(r.processor, r.pos)
@@ -277,7 +283,8 @@ func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, checkp
 		return nil, checkpoint.Start{}, errWorldPG
 	}
 	l.epoch++
-	start := checkpoint.Start{Epoch: l.epoch, Prefix: l.prefix, Confirmed: l.confirmed, Settled: map[checkpoint.Key]struct{}{}}
+	defer func() { l.clean = false }()
+	start := checkpoint.Start{Epoch: l.epoch, Clean: l.clean, Prefix: l.prefix, Confirmed: l.confirmed, Settled: map[checkpoint.Key]struct{}{}}
 	events := map[checkpoint.Position]struct{}{}
 	add := func(k checkpoint.Key) {
 		if k.Position.Compare(l.prefix) > 0 {
@@ -295,6 +302,21 @@ func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, checkp
 		l.w.bad("window", "%d events beyond the prefix are settled, of at most %d", len(events), l.w.cfg.ring)
 	}
 	return &worldConn{worldLedger: l, session: session, epoch: l.epoch, seq: l.seq, killed: killed}, start, nil
+}
+
+// leave is checkpoint.Leave.
+func (l *worldLedger) leave(session int, seenBefore pglogrepl.LSN) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.parked.mu.Lock()
+	defer l.parked.mu.Unlock()
+	l.clean = l.w.pgUp && !slices.ContainsFunc(l.parked.rows, func(r *memRow) bool {
+		return r.pos.LSN < seenBefore && !r.dead && r.attempts == r.tries
+	})
+	l.w.trace("SESSION %d leaves, clean: %t", session, l.clean)
+	if l.clean {
+		l.w.stats.Clean++
+	}
 }
 
 // Close is checkpoint.Ledger's.

@@ -36,6 +36,8 @@ type worldSession struct {
 	bySink   map[int32][]*lane
 	metrics  []monitoring.SinkMetrics
 	outcomes chan checkpoint.Outcomes
+	// seenBefore is the reader's.
+	seenBefore pglogrepl.LSN
 
 	stopReading, endDeliver, endWork context.CancelCauseFunc
 }
@@ -81,6 +83,10 @@ func (w *simulation) newSession(ctx context.Context, n int, r dice) {
 	if !nap(ctx, r.between(unit/5, 2*unit)) {
 		return
 	}
+	if w.mu.Lock(); !from.Clean && len(w.wal) > 0 {
+		s.seenBefore = w.wal[len(w.wal)-1].commit + 1
+	}
+	w.mu.Unlock()
 	s.build(conn, from, start, r)
 	w.trace("SESSION %d: slot %s, prefix %s, %d settled beyond, lanes %v", n, start, from.Prefix, len(from.Settled), w.lanes)
 	s.run()
@@ -142,7 +148,7 @@ func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglog
 		}
 		for n := range w.lanes[i] {
 			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.dice("table", s.n, i, n)}
-			table.limit = c.readLimit
+			table.limit, table.seenBefore = c.readLimit, s.seenBefore
 			l := newLane(t, n, table, s.outcomes)
 			l.maxHeld = c.maxHeld
 			s.bySink[id] = append(s.bySink[id], l)
@@ -155,7 +161,7 @@ func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglog
 	}
 	s.reader = &reader{
 		warned: map[uint32]struct{}{}, unroutedLog: &unroutedLog{},
-		stream: s.stream, tracker: s.tracker, start: from, lanes: byProcessor, out: s.outcomes,
+		stream: s.stream, tracker: s.tracker, start: from, seenBefore: s.seenBefore, lanes: byProcessor, out: s.outcomes,
 		decoder: decoder.New(decoder.Table{OID: worldOID, Columns: worldColumns}, 1<<20), router: worldRouter(c.sinks), logger: logger,
 		invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}
@@ -232,6 +238,9 @@ func (s *worldSession) run() {
 	s.endWork(nil)
 	_ = keeper.Wait()
 	if !s.killed.Load() {
+		if lanes.Wait() == nil && recorder.Wait() == nil && leavesNothing(s.lanes, s.tracker, s.seenBefore) {
+			s.w.ledger.leave(s.n, s.seenBefore)
+		}
 		s.stream.report()
 	}
 }

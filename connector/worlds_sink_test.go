@@ -223,9 +223,14 @@ func (c *worldClient) look(m *sinks.Message) *worldEvent {
 		w.bad("changed", "sink%d: %v came as %s, payload %q, key %q, attempt %d", c.n, e, at, m.Event.Payload, m.Key, m.Attempt)
 	}
 	a := c.of(e)
+	if m.New {
+		w.stats.New++
+	}
 	switch {
 	case a.committed:
 		w.bad("again", "sink%d: %v, which the ledger calls delivered", c.n, e)
+	case m.New && (a.count > 0 || a.unknown > 0):
+		w.bad("new", "sink%d: %v came as new, accepted %d times before, %d tries of unknown outcome", c.n, e, a.count, a.unknown)
 	case a.known == c.session.n:
 		w.bad("again", "sink%d: %v, which this session knows to be accepted", c.n, e)
 	}

@@ -161,7 +161,7 @@ func (d dice) between(from, to time.Duration) time.Duration {
 
 // worldStats are what happened, so that one sees that it did.
 type worldStats struct {
-	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened int
+	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean int
 }
 
 func (s *worldStats) add(o worldStats) {
@@ -178,6 +178,8 @@ func (s *worldStats) add(o worldStats) {
 	s.Parked += o.Parked
 	s.Dead += o.Dead
 	s.Persons += o.Persons
+	s.New += o.New
+	s.Clean += o.Clean
 	s.Opened += o.Opened
 }
 

@@ -262,7 +262,11 @@ func (l *ledger) change(ctx context.Context, a Action, o ChangeOptions, keys []c
 const theseRows = `unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
 	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
 
-const retryRows = `update ledger.outbox_parked p set status = 'parked', attempts = 0, tries = 0, tried_at = null, next_attempt_at = now()
+// A row of which every try was refused is as good as untried. Of another one the destination may have accepted a try, or its last
+// try is not recorded: then one try that was not refused stands for all of them, so that no lane takes it for new
+// (connector/unsent.go).
+const retryRows = `update ledger.outbox_parked p set status = 'parked', attempts = 0,
+		tries = case when p.tries = 0 or p.attempts < p.tries then 1 else 0 end, tried_at = null, next_attempt_at = now()
 	from ` + theseRows + ` and p.status = 'dead' and p.processor_id <> 0 returning p.processor_id`
 
 const logChange = `insert into ledger.outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, error_message, commit_lsn, tx_index, epoch)

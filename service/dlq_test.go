@@ -84,7 +84,7 @@ func TestRetry(t *testing.T) {
 	w.park(1, 1, "dead", dead)
 	w.park(1, 2, "dead", dead+", next_attempt_at = 'infinity'")
 	w.park(1, 3, "parked", "")
-	w.park(2, 4, "dead", dead)
+	w.park(2, 4, "dead", strings.Replace(dead, "tries = 9", "tries = 4", 1)) // all refused
 	w.park(3, 5, "dead", dead)
 	w.park(0, 6, "dead", "event = '{}'")
 	conn := w.listen()
@@ -106,8 +106,8 @@ func TestRetry(t *testing.T) {
 	if diff := cmp.Diff([]int{0, 2, 2, 2}, progress); diff != "" {
 		t.Error(diff)
 	}
-	again := "1:0/1:parked:0:0:f:t:status 400 1:0/2:parked:0:0:f:t:status 400 1:0/3:parked:0:0:f"
-	if got := w.text(rowsNow); !strings.HasSuffix(got, again+" 2:0/4:dead:4:9:t:status 400 3:0/5:dead:4:9:t:status 400") {
+	again := "1:0/1:parked:0:1:f:t:status 400 1:0/2:parked:0:1:f:t:status 400 1:0/3:parked:0:0:f"
+	if got := w.text(rowsNow); !strings.HasSuffix(got, again+" 2:0/4:dead:4:4:t:status 400 3:0/5:dead:4:9:t:status 400") {
 		t.Errorf("rows are now: %s", got)
 	}
 	if diff := cmp.Diff([]string{"public:1"}, heard(t, conn)); diff != "" {

@@ -27,6 +27,13 @@ type Message struct {
 	CommitTime time.Time
 	// Attempt counts the tries of this message, from 1.
 	Attempt int
+	// Origin names the table that the event comes from, as the function Origin makes it. UniqueID puts it before an id that
+	// is unique within its table only.
+	Origin string
+	// New says that the destination cannot have accepted this message before: no session before this one can have sent it,
+	// and each try so far was refused by an answer. A destination that says of it that it has it already takes it for
+	// another one, and would lose it: that is an error. Of a message that is not New such an answer means that it was accepted.
+	New bool
 }
 
 // Sink delivers messages to one destination.
@@ -47,7 +54,8 @@ type Message struct {
 //
 // Deliver returns when ctx ends, at the latest; what was on the wire then is of unknown outcome and is reported as
 // ErrUnavailable, all of an aggregate that was. It does not retry beyond what a client library does by itself within
-// the deadline. What it knows to be away it fails at once. It must not keep batch, nor change it, after it has
+// the deadline. What it knows to be away it fails at once. A message that the destination has already (it refuses
+// duplicates) was accepted, unless it is New. It must not keep batch, nor change it, after it has
 // returned. Errors hold no payload, header, credential or address with credentials.
 //
 // Deliver is called by several lanes at once; Close only after the last Deliver has returned.

@@ -41,6 +41,8 @@ func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		for _, i := range owed {
 			msg := batch[i]
 			msg.Topic, msg.Key = m.Address(msg.Event)
+			// A member before may lead to the same destination, and have been heard there.
+			msg.New = msg.New && !errors.Is(errs[i], sinks.ErrUnavailable)
 			rest = append(rest, msg)
 		}
 		results := a.try(ctx, n, rest)

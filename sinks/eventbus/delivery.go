@@ -173,7 +173,7 @@ func (d *delivery) settle(a answer) {
 	case err == nil:
 		d.heard = time.Now()
 		d.session.wake(subject)
-		err = judge(subject, a.msg)
+		err = judge(&d.batch[a.index], a.msg)
 	case errors.Is(err, nats.ErrMaxPayload): // another server than the one that was asked takes less
 		err = fmt.Errorf("%w: subject %q: %w", sinks.ErrPermanent, subject, err)
 	default:

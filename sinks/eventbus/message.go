@@ -60,7 +60,7 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	set(headerID, escapeID(m.Event.ID))
+	set(headerID, m.UniqueID())
 	if s.stream != "" {
 		set(headerExpectedStream, s.stream)
 	}
@@ -78,24 +78,6 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 		set(headerTraceState, c.TraceState)
 	}
 	return h
-}
-
-// escapeID leaves an id as it is where a header keeps it so. The client turns line breaks into spaces, and two ids must
-// never become one: the stream would drop the second message.
-func escapeID(id string) string {
-	isPlain := func(r rune) bool { return r >= ' ' && r <= '~' && r != '%' }
-	if !strings.ContainsFunc(id, func(r rune) bool { return !isPlain(r) }) && strings.TrimSpace(id) == id {
-		return id
-	}
-	var out strings.Builder
-	for _, b := range []byte(id) {
-		if isPlain(rune(b)) && b != ' ' {
-			out.WriteByte(b)
-		} else {
-			fmt.Fprintf(&out, "%%%02X", b)
-		}
-	}
-	return out.String()
 }
 
 // size is what the server compares with its max_payload: headers and body.

@@ -213,7 +213,7 @@ func TestVerdicts(t *testing.T) {
 		`+OK`:               {sinks.ErrUnavailable, "something else"},
 		``:                  {sinks.ErrUnavailable, "something else"},
 	} {
-		err := judge("s", &nats.Msg{Data: []byte(answer)})
+		err := judge(&sinks.Message{Topic: "s"}, &nats.Msg{Data: []byte(answer)})
 		if (err == nil) != (want.text == "") {
 			t.Errorf("%s: got %v", answer, err)
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -32,14 +33,26 @@ const (
 
 var errNotJetStream = errors.New("something else than a stream answers there; it must not respond to published events")
 
-// judge tells what an answer to a message for subject means: nil is accepted.
-func judge(subject string, answer *nats.Msg) error {
+// duplicateWindow is how long a stream remembers Nats-Msg-Ids, unless it was made to do otherwise.
+const duplicateWindow = 2 * time.Minute
+
+// errTaken is of a message that the stream has dropped as a duplicate although it was never sent before. Once the stream has
+// forgotten the other one it is accepted.
+var errTaken = errors.New("the stream has dropped it as a duplicate, and it is none: another message with its Nats-Msg-Id came within " +
+	"the stream's duplicate window. Where ids are numbers, do not begin them anew within that window (truncate … restart identity); " +
+	"give two servers whose databases and tables have the same names, and two sinks for the same events, streams of their own. " +
+	`Once the window has passed (nats stream info) it is accepted; if it is dead by then: "outbox-cdc dlq retry"`)
+
+// judge tells what an answer to m means: nil is accepted.
+func judge(m *sinks.Message, answer *nats.Msg) error {
+	subject := m.Topic
 	if len(answer.Data) == 0 && answer.Header.Get("Status") == "503" {
 		return fmt.Errorf("%w: no stream takes subject %q; create one, or enable JetStream for this account", sinks.ErrUnavailable, subject)
 	}
 	var a struct {
-		Stream string    `json:"stream"`
-		Error  *apiError `json:"error"`
+		Stream    string    `json:"stream"`
+		Duplicate bool      `json:"duplicate"`
+		Error     *apiError `json:"error"`
 	}
 	err := json.Unmarshal(answer.Data, &a)
 	switch {
@@ -47,6 +60,8 @@ func judge(subject string, answer *nats.Msg) error {
 		return a.Error.failure(subject)
 	case err != nil || a.Stream == "":
 		return fmt.Errorf("%w: subject %q: %w", sinks.ErrUnavailable, subject, errNotJetStream)
+	case a.Duplicate && m.New:
+		return sinks.After(duplicateWindow, fmt.Errorf("subject %q, Nats-Msg-Id %q: %w", subject, m.UniqueID(), errTaken))
 	}
 	return nil
 }

@@ -138,7 +138,7 @@ func (d *delivery) try(ctx, begin context.Context, m *sinks.Message) error {
 		}
 	}
 	began := time.Now()
-	s.sign(request, m.Event.ID, body, began)
+	s.sign(request, request.Header["webhook-id"][0], body, began)
 	v := d.sink.send(ctx, request)
 	d.learn(v, m)
 	if !v.lost {

@@ -79,12 +79,10 @@ func (h *headers) set(name, value string) {
 // owner may change, and its URL is the sink's or its own.
 func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, body []byte, err error) {
 	e := m.Event
-	switch {
-	case e.ID == "" || strings.Trim(e.ID, " \t") != e.ID:
-		return nil, nil, fmt.Errorf("%w: its id is empty, or begins or ends with a space, which headers do not keep", sinks.ErrPermanent)
-	case len(s.keys) > 0 && strings.Contains(e.ID, "."):
-		return nil, nil, fmt.Errorf("%w: its id has a dot, which would make the signature ambiguous", sinks.ErrPermanent)
+	if e.ID == "" {
+		return nil, nil, fmt.Errorf("%w: its id is empty", sinks.ErrPermanent)
 	}
+	id := m.UniqueID()
 	to, err := s.target(m.Topic)
 	if err != nil {
 		return nil, nil, err
@@ -95,8 +93,8 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 		room += 15
 	}
 	h := headers{Header: make(http.Header, room+len(s.headers)+2), values: make([]string, 0, room)}
-	h.set("webhook-id", e.ID)
-	h.set("Idempotency-Key", e.ID) // in this spelling net/http knows it
+	h.set("webhook-id", id)
+	h.set("Idempotency-Key", id) // in this spelling net/http knows it
 	h.set("X-Outbox-Attempt", strconv.Itoa(max(m.Attempt, 1)))
 	if c.TraceParent != "" {
 		h.set("traceparent", c.TraceParent)
