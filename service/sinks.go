@@ -151,7 +151,12 @@ func newSinkBuilder(cfg config.Config, p Parts) sinkBuilder {
 		database = c.Database
 	}
 	c := cfg.Source.Columns
-	b := sinkBuilder{parts: p, source: "/outbox/" + url.PathEscape(database) + "/{aggregate_type}", columns: map[string]string{
+	// With the id it names an event; ids of other tables than our own may be numbers, which begin at 1 in each.
+	source := "/outbox/" + url.PathEscape(database)
+	if table := cfg.Source.Table; table != config.Default().Source.Table {
+		source += "/" + url.PathEscape(table)
+	}
+	b := sinkBuilder{parts: p, source: source + "/{aggregate_type}", columns: map[string]string{
 		c.ID: "id", c.AggregateType: "aggregate_type", c.AggregateID: "aggregate_id", c.EventType: "event_type", c.EventVersion: "event_version",
 		c.TenantID: "tenant_id", c.CorrelationID: "correlation_id", c.CausationID: "causation_id", c.CreatedAt: "created_at",
 	}}

@@ -94,3 +94,18 @@ func TestBuildFindsMistakes(t *testing.T) {
 		}
 	}
 }
+
+// The source of CloudEvents names the table where ids may be those of another table as well.
+func TestDefaultSource(t *testing.T) {
+	t.Parallel()
+	for table, want := range map[string]string{
+		"public.event_outbox":  "/outbox/shop/{aggregate_type}",
+		"public.orders_outbox": "/outbox/shop/public.orders_outbox/{aggregate_type}",
+		"sales.event outbox":   "/outbox/shop/sales.event%20outbox/{aggregate_type}",
+	} {
+		cfg := loadFile(t, "source: {table: "+table+"}\n"+allSinks)
+		if got := newSinkBuilder(cfg, Parts{}).source; got != want {
+			t.Errorf("%s: %s, want %s", table, got, want)
+		}
+	}
+}

@@ -267,3 +267,28 @@ func expectUnavailable(t testing.TB, batch []sinks.Message, errs []error) {
 		}
 	}
 }
+
+// repetitions are accepted: after a crash messages come again that the destination has already, and are not new.
+func repetitions(t testing.TB, h *Harness) {
+	batch := interleaved(h, 3, "a", "b")
+	mustDeliver(t.Context(), t, h, batch)
+	again := clone(batch)
+	for i := range again {
+		again[i].New, again[i].Attempt = false, 2
+	}
+	mustDeliver(t.Context(), t, h, again)
+	expect(t, h, batch, orRepeated)
+}
+
+// newIsNoRepetition: a new message with the id of another one is accepted, and there, or it is not accepted.
+func newIsNoRepetition(t testing.TB, h *Harness) {
+	mustDeliver(t.Context(), t, h, []sinks.Message{message(h, "a", 0)})
+	other := message(h, "a", 0)
+	other.Index, other.Event.Payload = 1, []byte("another one")
+	if errs := deliver(t.Context(), t, h, []sinks.Message{other}); errs != nil {
+		return
+	}
+	if !slices.ContainsFunc(h.Received(), func(r Received) bool { return string(r.Payload) == "another one" }) {
+		t.Errorf("a new message with the id of another one was accepted, and is lost")
+	}
+}

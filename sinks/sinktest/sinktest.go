@@ -63,6 +63,8 @@ var rules = []rule{
 	{"away", away},
 	{"hang", hang},
 	{"context ended", contextEnded},
+	{"repetitions", repetitions},
+	{"new is no repetition", newIsNoRepetition},
 }
 
 // Run puts all rules to harnesses that open makes, a fresh one with an empty destination for each.
@@ -100,7 +102,7 @@ func message(h *Harness, aggregate string, n int) sinks.Message {
 			TenantID: canary + "-tenant", CorrelationID: canary + "-correlation", CausationID: canary + "-causation",
 			CreatedAt: time.Now().Add(-time.Minute),
 		},
-		Topic: h.Topic, Key: aggregate, LSN: 1, Index: int64(n), CommitTime: time.Now(), Attempt: 1,
+		Topic: h.Topic, Key: aggregate, LSN: 1, Index: int64(n), CommitTime: time.Now(), Attempt: 1, New: true,
 	}
 }
 
@@ -190,6 +192,9 @@ func deliverAgain(t testing.TB, h *Harness, batch []sinks.Message) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
+	for i := range batch { // as far as anybody knows
+		batch[i].New = false
+	}
 	for len(batch) > 0 {
 		once, cancelOnce := context.WithTimeout(ctx, 5*time.Second)
 		errs := deliver(once, t, h, batch)

@@ -51,6 +51,8 @@ func TestWrongSinksAreFound(t *testing.T) {
 		"a time-out is refused":          "hang",
 		"keeps what timed out":           "hang",
 		"sends though the context ended": "context ended",
+		"refuses repetitions":            "repetitions",
+		"drops what it knows":            "new is no repetition",
 	} {
 		t.Run(bug, func(t *testing.T) {
 			t.Parallel()
@@ -223,7 +225,14 @@ func (f *fake) Deliver(ctx context.Context, batch []sinks.Message) []error {
 			}
 			continue
 		}
-		if errs[i] = f.verdict(m); errs[i] != nil {
+		known := slices.ContainsFunc(f.log, func(e *outbox.Event) bool { return e.ID == m.Event.ID })
+		if known && f.bug == "drops what it knows" {
+			continue
+		}
+		if errs[i] = f.verdict(m); known && f.bug == "refuses repetitions" {
+			errs[i] = errors.New("it is there already")
+		}
+		if errs[i] != nil {
 			behind[m.Event.AggregateID], failed = true, true
 			continue
 		}
