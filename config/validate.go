@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"net"
 	"regexp"
 	"slices"
@@ -9,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 )
 
 // validator checks values and how they fit together. It changes nothing.
@@ -100,16 +99,11 @@ func (v *validator) source(s *Source) {
 	}
 }
 
-// dsn reads a connection string as pgx does. Of its error only the cause is told, and not where the cause quotes: a
-// password with a character that should have been escaped can end up in any part of a URL.
+// dsn reads a connection string.
 func (v *validator) dsn(path string, d DSN) {
-	c, err := pgconn.ParseConfig(string(d))
+	c, err := dsn.Parse(string(d))
 	if err != nil {
-		cause := errors.Unwrap(err)
-		if cause == nil || strings.ContainsAny(cause.Error(), "\"'`") {
-			cause = errors.New("write postgres://user:password@host:5432/database?sslmode=verify-full, other characters than letters and digits of the password as %XX")
-		}
-		v.mistake(path, "is no connection string that PostgreSQL understands: %v", cause)
+		v.mistake(path, "%s", strings.ReplaceAll(err.Error(), "\n", "; it ")) // a line for each thing that is wrong
 		return
 	}
 	plain := !isLocal(c.Host) && c.TLSConfig == nil

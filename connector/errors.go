@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // exitError is an error that no further try can mend, with the exit code of DESIGN.md section 8.
@@ -37,20 +40,28 @@ func (c *Connector) fatal(err error) bool {
 	return !c.ran
 }
 
-// refused tells a login that the server turns away, which the same DSN will meet again, from a server that is away.
-// Once a session has run it is taken for a password that is being changed.
-func (c *Connector) refused(err error) error {
-	var pg *pgconn.PgError
-	if c.ran || !errors.As(err, &pg) {
+// The names of the connection strings in messages.
+const (
+	sourceDSN      = "source.dsn"
+	replicationDSN = "source.replication_dsn"
+)
+
+// refused tells a connection that the server turns away, as the same DSN will be each time, from a server that is away. A login
+// that has worked before is taken for one that is being changed, and is tried again.
+func (c *Connector) refused(err error, what string) error {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || c.ran && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
 		return err
 	}
-	switch pg.Code {
-	case "28000", "28P01":
-		return exitError{77, fmt.Errorf("%w; correct user and password of source.dsn, or pg_hba.conf of the server", err)}
-	case "3D000":
-		return exitError{78, fmt.Errorf("%w; correct the database of source.dsn", err)}
+	text, refused := c.cfg.Source.DSN, func(config *pgconn.Config, err error) error { return replication.Refused(what, config, err) }
+	if what == replicationDSN {
+		text, refused = c.cfg.Source.ReplicationDSN, replication.ReplicationRefused
 	}
-	return err
+	config, parseErr := replication.ParseDSN(what, text)
+	if parseErr != nil {
+		return parseErr
+	}
+	return refused(config, err)
 }
 
 // Unreachable says that PostgreSQL could not be talked to at all.

@@ -51,7 +51,7 @@ func (c *Connector) session(ctx context.Context) error {
 	}
 	stream, id, err := c.openStream(ctx)
 	if err != nil {
-		return err
+		return c.refused(err, replicationDSN)
 	}
 	// The slot is ours until here: whoever waits for it may have it once the last status is sent.
 	defer stream.Close()

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -28,9 +27,9 @@ func (c *Connector) source() replication.Source {
 
 // origin is sinks.Message's. The database is the one that the DSN names: one by another name would be another database.
 func (c *Connector) origin() (string, error) {
-	cfg, err := pgconn.ParseConfig(c.cfg.Source.DSN)
+	cfg, err := replication.ParseDSN(sourceDSN, c.cfg.Source.DSN)
 	if err != nil {
-		return "", exitError{78, fmt.Errorf("source.dsn: %w", err)}
+		return "", err
 	}
 	database := cfg.Database
 	if database == "" { // as libpq has it
@@ -43,9 +42,9 @@ func (c *Connector) origin() (string, error) {
 // preflight finds out, before each session, whether everything is in place.
 func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 	cfg := replication.PreflightConfig{Source: c.source()}
-	rc, err := pgconn.ParseConfig(c.cfg.Source.ReplicationDSN)
+	rc, err := replication.ParseDSN(replicationDSN, c.cfg.Source.ReplicationDSN)
 	if err != nil {
-		return replication.Facts{}, exitError{78, fmt.Errorf("source.replication_dsn: %w", err)}
+		return replication.Facts{}, err
 	}
 	cfg.ReplicationUser = rc.User
 	c.steps.preflight.begin()
@@ -53,9 +52,17 @@ func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 	// It only reads: one that gets no answer is as well begun anew, over another connection.
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	facts, err := replication.Preflight(ctx, c.pool, cfg)
+	conn, err := c.pool.Acquire(ctx)
 	if err != nil {
-		return facts, c.refused(err)
+		return replication.Facts{}, c.refused(err, sourceDSN)
+	}
+	defer conn.Release()
+	if err := replication.CheckDirect(ctx, sourceDSN, conn.Conn().PgConn(), conn.Conn().Config().RuntimeParams); err != nil {
+		return replication.Facts{}, err
+	}
+	facts, err := replication.Preflight(ctx, conn, cfg)
+	if err != nil {
+		return facts, err
 	}
 	c.table = facts.Table.OID
 	for _, w := range facts.Warnings {

@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -19,9 +20,8 @@ func (c *Connector) sql(text string) string {
 	return ledger.Schema(c.cfg.Source.LedgerSchema).SQL(text)
 }
 
-// pin sets the parameters of every SQL session of a run.
+// pin adds the parameters of every SQL session of a run to those of every SQL session.
 func (c *Connector) pin(config *pgconn.Config) {
-	ledger.Pin(config)
 	config.RuntimeParams["application_name"] = c.applicationName()
 	// A session of ours that hangs must not hold a lock for ever, nor wait for one for ever.
 	config.RuntimeParams["idle_in_transaction_session_timeout"] = "2s"
@@ -31,12 +31,15 @@ func (c *Connector) pin(config *pgconn.Config) {
 func (c *Connector) applicationName() string { return "outbox-cdc " + c.cfg.Source.Slot }
 
 func (c *Connector) openPool() (*pgxpool.Pool, error) {
+	conn, err := c.sqlConfig()
+	if err != nil {
+		return nil, err
+	}
 	cfg, err := pgxpool.ParseConfig(c.cfg.Source.DSN)
 	if err != nil {
-		return nil, exitError{78, fmt.Errorf("source.dsn: %w", err)}
+		return nil, exitError{78, errors.New("source.dsn is no connection string for a pool")}
 	}
-	replication.DetectDeadPeer(&cfg.ConnConfig.Config)
-	c.pin(&cfg.ConnConfig.Config)
+	cfg.ConnConfig = conn
 	cfg.MinConns = 0
 	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-2)) // recorder and LISTEN have their own
 	// The pool outlives the context that would end its connections in mid-drain.
@@ -56,13 +59,20 @@ func (c *Connector) ledgerConfig() checkpoint.LedgerConfig {
 
 // connect opens a connection of its own, outside of the pool.
 func (c *Connector) connect(ctx context.Context) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(c.cfg.Source.DSN)
+	cfg, err := c.sqlConfig()
 	if err != nil {
 		return nil, err
 	}
-	replication.DetectDeadPeer(&cfg.Config)
-	c.pin(&cfg.Config)
 	return pgx.ConnectConfig(ctx, cfg)
+}
+
+func (c *Connector) sqlConfig() (*pgx.ConnConfig, error) {
+	cfg, err := replication.SQLConfig(sourceDSN, c.cfg.Source.DSN)
+	if err != nil {
+		return nil, err
+	}
+	c.pin(&cfg.Config)
+	return cfg, nil
 }
 
 func (c *Connector) pace(fast func() bool) checkpoint.Pace {

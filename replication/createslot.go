@@ -24,9 +24,9 @@ const (
 // creating a slot does not notice that its client has gone, and would make the slot in the end, for nobody. So it is
 // sent a cancel request.
 func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error) {
-	config, err := pgconn.ParseConfig(dsn)
+	config, err := ParseDSN(replicationDSN, dsn)
 	if err != nil {
-		return nil, dsnProblem("replication dsn", err)
+		return nil, err
 	}
 	DetectDeadPeer(config)
 	config.RuntimeParams["replication"] = "database"
@@ -37,14 +37,25 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: closeTimeout}
 	}
 	conn, err := pgconn.ConnectConfig(ctx, config)
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "42501" {
-		return nil, replicationPrivilege(config.User)
-	}
 	if err != nil {
-		return nil, connectProblem("connect for replication", err)
+		return nil, fmt.Errorf("connect for replication: %w", ReplicationRefused(config, err))
+	}
+	if err := CheckDirect(ctx, replicationDSN, conn, nil); err != nil {
+		closeReplication(ctx, conn)
+		return nil, err
 	}
 	return conn, nil
+}
+
+// replicationDSN is its name in messages. Where it is not set it is source.dsn, too.
+const replicationDSN = "source.replication_dsn"
+
+// ReplicationRefused is Refused for a connection for replication, which a role may not have.
+func ReplicationRefused(config *pgconn.Config, err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !sets(config, parameterOf(pg.Message)) {
+		return replicationPrivilege(config.User)
+	}
+	return Refused(replicationDSN, config, err)
 }
 
 func replicationPrivilege(user string) *Problem {

@@ -51,6 +51,9 @@ func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 		_ = conn.Close(ctx) // the first error counts
 		return nil, Identity{}, err
 	}
+	if err := CheckDirect(ctx, replicationDSN, conn, nil); err != nil {
+		return fail(err)
+	}
 	sys, err := pglogrepl.IdentifySystem(ctx, conn)
 	if err != nil {
 		return fail(fmt.Errorf("identify system: %w", err))
@@ -76,9 +79,9 @@ func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 
 // streamConfig pins what the text output of rows depends on: a role's own settings would change it.
 func streamConfig(dsn string) (*pgconn.Config, error) {
-	pc, err := pgconn.ParseConfig(dsn)
+	pc, err := ParseDSN(replicationDSN, dsn)
 	if err != nil {
-		return nil, fmt.Errorf("replication dsn: %w", err)
+		return nil, err
 	}
 	maps.Copy(pc.RuntimeParams, map[string]string{
 		"replication":        "database",

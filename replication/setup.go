@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 )
 
 // SetupConfig says what Setup makes. The tables exist already.
@@ -125,8 +127,8 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error
 		return f, err
 	}
 	f.state = judge(cfg.Source, f.server, slot, c, &p)
-	if repl, err := pgconn.ParseConfig(cfg.ReplicationDSN); err != nil {
-		p = append(p, dsnProblem("replication dsn", err))
+	if repl, err := dsn.Parse(cfg.ReplicationDSN); err != nil {
+		p = append(p, dsnProblem(replicationDSN, err))
 	} else if err := checkReplicationUser(ctx, conn, repl.User, &p); err != nil {
 		return f, err
 	}
@@ -168,11 +170,11 @@ func backlogProblem(s Source) *Problem {
 }
 
 // lockSlot opens a session that holds the lock of the slot's name. The lock ends with the session.
-func lockSlot(ctx context.Context, s Source, dsn string) (*pgx.Conn, error) {
+func lockSlot(ctx context.Context, s Source, text string) (*pgx.Conn, error) {
 	if err := s.checkNames(); err != nil {
 		return nil, err
 	}
-	conn, err := connect(ctx, dsn)
+	conn, err := connect(ctx, text)
 	if err != nil {
 		return nil, err
 	}

@@ -2,13 +2,10 @@ package replication
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
@@ -60,21 +57,6 @@ func (s Source) checkNames() error {
 // Ledger names the ledger's tables in a statement that writes them as ledger.outbox_….
 func (s Source) Ledger(sql string) string { return ledger.Schema(s.LedgerSchema).SQL(sql) }
 
-// connect opens a session for SQL.
-func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
-	config, err := pgx.ParseConfig(dsn)
-	if err != nil {
-		return nil, dsnProblem("dsn", err)
-	}
-	DetectDeadPeer(&config.Config)
-	ledger.Pin(&config.Config)
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, connectProblem("connect", err)
-	}
-	return conn, nil
-}
-
 // WithConn calls f with a session for SQL.
 func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error) error {
 	if err := s.checkNames(); err != nil {
@@ -86,28 +68,4 @@ func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error
 	}
 	defer closeConn(ctx, conn)
 	return f(conn)
-}
-
-// dsnProblem says why a DSN cannot be parsed, without repeating it.
-func dsnProblem(what string, err error) *Problem {
-	cause := "it is no connection string"
-	if err := errors.Unwrap(err); err != nil {
-		cause = err.Error()
-	}
-	return &Problem{ErrConfig, fmt.Sprintf("%s: %s; write it as postgres://user:password@host:port/database", what, cause)}
-}
-
-// connectProblem tells a refusal, which the same DSN will meet again, from a server that is away.
-func connectProblem(what string, err error) error {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	switch pg.Code {
-	case "28000", "28P01", "42501":
-		return problem(ErrPrivilege, "%s: %s; correct user and password of the dsn, or pg_hba.conf of the server", what, pg.Message)
-	case "3D000":
-		return problem(ErrConfig, "%s: %s; correct the database of the dsn", what, pg.Message)
-	}
-	return fmt.Errorf("%s: %w", what, err)
 }

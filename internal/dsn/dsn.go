@@ -1,0 +1,101 @@
+// Package dsn reads connection strings of PostgreSQL. Every package of ours that is given one reads it with Parse, so that
+// "validate" finds what "run" would be refused for.
+package dsn
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Form is how a connection string is written, for messages.
+const Form = "postgres://user:password@host:5432/database?sslmode=verify-full"
+
+var scheme = regexp.MustCompile(`^\s*([A-Za-z][A-Za-z0-9+.-]{0,40}):`)
+
+// Parse reads a connection string as pgx does, and refuses what pgx would hand on to a server that does not know it either.
+// Its error joins one for each thing that is wrong. None of them repeats a value, because any part of a connection string may
+// be a password that was not escaped.
+func Parse(text string) (*pgconn.Config, error) {
+	if m := scheme.FindStringSubmatch(text); m != nil {
+		switch s := strings.ToLower(m[1]); {
+		case s == "jdbc":
+			return nil, errors.New("is a JDBC URL; write " + Form)
+		case s != "postgres" && s != "postgresql" && strings.Contains(text, "://"):
+			return nil, fmt.Errorf("begins with %s:// instead of postgres://; write %s", m[1], Form)
+		}
+	}
+	config, err := pgconn.ParseConfig(text)
+	if err != nil {
+		return nil, cause(err)
+	}
+	var errs []error
+	for _, name := range sorted(config.RuntimeParams) {
+		if hint, ok := foreign(name); ok {
+			errs = append(errs, fmt.Errorf("has the parameter %s, which no PostgreSQL server takes; remove it%s", name, hint))
+		}
+	}
+	return config, errors.Join(errs...)
+}
+
+// cause is what pgx has against a connection string, without what it quotes of it.
+func cause(err error) error {
+	why := errors.Unwrap(err)
+	if why == nil || strings.ContainsAny(why.Error(), "\"'`") {
+		return errors.New("is no connection string that PostgreSQL understands: write " + Form + ", other characters than letters and digits of the password as %XX")
+	}
+	return fmt.Errorf("is no connection string that PostgreSQL understands: %w", why)
+}
+
+func sorted(params map[string]string) []string {
+	names := make([]string, 0, len(params))
+	for name := range params {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// foreign says whether a parameter is one of clients, of other clients than this one or of this one's relatives, and what
+// there is instead.
+func foreign(name string) (hint string, ok bool) {
+	lower := strings.ToLower(name)
+	if strings.HasPrefix(lower, "pool_") {
+		return " (source.max_connections says how many connections there may be)", true
+	}
+	hint, ok = foreigners[lower]
+	return hint, ok
+}
+
+const (
+	inSchema  = " (source.table and source.ledger_schema name the schemas)"
+	byItself  = " (the connector asks for replication itself)"
+	viaPooler = " (the connector needs a direct connection, see docs/operations.md#poolers)"
+)
+
+// foreigners are parameters that are often found in connection strings, of which PostgreSQL knows none. Those that are not here
+// are found out when the server refuses them. The names are in lower case, the values begin with a space.
+var foreigners = map[string]string{
+	// pgx
+	"default_query_exec_mode": viaPooler, "statement_cache_capacity": "", "description_cache_capacity": "",
+	// Schemas, by Prisma, JDBC and others
+	"schema": inSchema, "currentschema": inSchema, "schemas": inSchema,
+	"replication": byItself,
+	// Prisma
+	"pgbouncer": viaPooler, "connection_limit": " (source.max_connections says how many connections there may be)", "pool_timeout": "",
+	"socket_timeout": "", "sslaccept": "", "sslidentity": "",
+	// JDBC
+	"ssl": " (sslmode says it)", "preparethreshold": "", "rewritebatchedinserts": "", "applicationname": " (application_name is its name here)",
+	"sockettimeout": "", "logintimeout": " (connect_timeout is its name here)", "connecttimeout": " (connect_timeout is its name here)",
+	"tcpkeepalive": "", "stringtype": "", "targetservertype": " (target_session_attrs is its name here)", "loadbalancehosts": "",
+	"sslfactory": "", "autosave": "", "binarytransfer": "",
+	// lib/pq, libpq, asyncpg, Npgsql
+	"binary_parameters": "", "disable_prepared_binary_result": "", "hostaddr": "", "keepalives": "", "keepalives_idle": "", "keepalives_interval": "",
+	"keepalives_count": "", "gssencmode": "", "requirepeer": "", "sslcompression": "", "sslcrl": "", "sslcrldir": "", "requiressl": "",
+	"load_balance_hosts": "", "fallback_application_name": " (application_name)", "server_settings": "", "command_timeout": "",
+	"prepared_statement_cache_size": "", "pooling": "", "maximum pool size": "", "minimum pool size": "",
+}

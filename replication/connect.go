@@ -1,0 +1,139 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+)
+
+// connect opens a session for SQL.
+func connect(ctx context.Context, text string) (*pgx.Conn, error) {
+	config, err := SQLConfig("the dsn", text)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", Refused("the dsn", &config.Config, err))
+	}
+	if err := CheckDirect(ctx, "the dsn", conn.PgConn(), config.RuntimeParams); err != nil {
+		closeConn(ctx, conn)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// SQLConfig reads the connection string of a login for SQL. what is its name in messages, such as source.dsn. The session has
+// what every SQL session of ours has; the caller may add to it.
+func SQLConfig(what, text string) (*pgx.ConnConfig, error) {
+	if _, err := ParseDSN(what, text); err != nil {
+		return nil, err
+	}
+	config, err := pgx.ParseConfig(text)
+	if err != nil {
+		return nil, dsnProblem(what, err)
+	}
+	DetectDeadPeer(&config.Config)
+	ledger.Pin(&config.Config)
+	return config, nil
+}
+
+// ParseDSN reads a connection string of which only parts are needed.
+func ParseDSN(what, text string) (*pgconn.Config, error) {
+	config, err := dsn.Parse(text)
+	if err != nil {
+		return nil, dsnProblem(what, err)
+	}
+	return config, nil
+}
+
+// dsnProblem says why a DSN cannot be used, without repeating it.
+func dsnProblem(what string, err error) *Problem {
+	return &Problem{ErrConfig, what + " " + strings.ReplaceAll(err.Error(), "\n", "; it ")}
+}
+
+// Refused tells a connection that was turned away, as the same connection string will be each time, from a server that is away:
+// then its error is a Problem. It gives all others back as they are.
+func Refused(what string, config *pgconn.Config, err error) error {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return err
+	}
+	name := parameterOf(pg.Message)
+	switch pg.Code {
+	case "28000", "28P01":
+		return problem(ErrPrivilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
+	case "3D000":
+		return problem(ErrConfig, "%s; correct the database of %s", pg.Message, what)
+	case "08P01": // a violation of the protocol, which poolers call what they do not support
+		if strings.Contains(pg.Message, "unsupported startup parameter") {
+			return problem(ErrConfig, "%s leads to a connection pooler, which refuses the startup parameter %s; %s", what, name, directly)
+		}
+	case "42704": // unrecognized configuration parameter
+		return problem(ErrConfig, "%s has the parameter %s, which the server does not know; remove it", what, name)
+	case "22023", "22P02": // invalid value; the message repeats it
+		return problem(ErrConfig, "%s has a value for the parameter %s that the server refuses; correct or remove it", what, name)
+	case "55P02": // cannot be changed now, or without a restart
+		return problem(ErrConfig, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)
+	case "42501":
+		if sets(config, name) {
+			return problem(ErrPrivilege, "%s has the parameter %s, which its user may not set; remove it, or let a superuser grant it", what, name)
+		}
+		return problem(ErrPrivilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
+	}
+	return err
+}
+
+const unnamed = "that the server's log names"
+
+var quotedName = regexp.MustCompile(`["«„“”']([A-Za-z0-9_.+-]{1,63})["»“”']|startup parameter(?: in options)?: ([A-Za-z0-9_.+-]{1,63})`)
+
+// parameterOf finds the parameter that a message is about. The message may be in any language, and hold the value behind it.
+func parameterOf(message string) string {
+	m := quotedName.FindStringSubmatch(message)
+	if m == nil {
+		return unnamed
+	}
+	return m[1] + m[2]
+}
+
+// sets says whether a connection string sets a parameter.
+func sets(config *pgconn.Config, name string) bool {
+	for p := range config.RuntimeParams {
+		if strings.EqualFold(p, name) {
+			return true
+		}
+	}
+	return name != unnamed && strings.Contains(config.RuntimeParams["options"], name)
+}
+
+const directly = "connect directly to PostgreSQL, see docs/operations.md#poolers"
+
+// CheckDirect finds out whether something that takes part in the protocol stands between us and the server, such as PgBouncer. It
+// would give us another session for each transaction, without what we have prepared, locked, set and listened to; or at best
+// one without the settings that we have asked for.
+func CheckDirect(ctx context.Context, what string, conn *pgconn.PgConn, settings map[string]string) error {
+	// The simple protocol, because a pooler may answer the parts of a prepared statement from different sessions.
+	results, err := conn.Exec(ctx, "select pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path'), pg_catalog.current_setting('row_security')").ReadAll()
+	if err != nil {
+		return fmt.Errorf("ask the server which session this is: %w", err)
+	}
+	row := results[0].Rows[0]
+	if pid := conn.PID(); pid != 0 && string(row[0]) != fmt.Sprint(pid) {
+		return problem(ErrConfig, "%s leads to a connection pooler: the session has another pid (%s) than the connection was told (%d); %s", what, row[0], pid, directly)
+	}
+	for i, name := range []string{"search_path", "row_security"} {
+		if want, asked := settings[name]; asked && string(row[i+1]) != want {
+			return problem(ErrConfig, "%s leads to a connection pooler: the session does not have the setting %s that the connection asked for; %s", what, name, directly)
+		}
+	}
+	return nil
+}
