@@ -120,6 +120,7 @@ type Connector struct {
 	unreadSince atomic.Int64 // since when no session reads the stream, in Unix nanoseconds; 0 while one does
 	othersRead  atomic.Bool  // and then another process was seen to
 	unroutedLog unroutedLog
+	moved       string // why the outbox has lost its name; empty: it has not
 	prepared    bool
 	ran         bool // a session has streamed,
 	ranThisTime bool // and so did the last one

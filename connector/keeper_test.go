@@ -1,8 +1,10 @@
 package connector
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -55,6 +57,54 @@ func TestKeeperLooksForDrift(t *testing.T) {
 	}
 	if took > driftEvery+time.Second {
 		t.Errorf("found after %s, want 30 s at most", took)
+	}
+}
+
+// Another table takes the outbox's name: its rows are not those that are streamed.
+func TestKeeperFindsTheOutboxReplaced(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	took, err := w.keepFor(time.Hour, func(*Connector) {
+		w.exec("create table eo2 (like event_outbox including all)")
+		w.exec("begin; alter table event_outbox rename to eo_old; alter table eo2 rename to event_outbox; commit")
+	})
+	var coded interface{ ExitCode() int }
+	if !errors.As(err, &coded) || coded.ExitCode() != 78 || !strings.Contains(err.Error(), "is public.eo_old now") {
+		t.Errorf("ended with %v, want exit code 78 and the old table's name", err)
+	}
+	if took > driftEvery+time.Second {
+		t.Errorf("found after %s, want 30 s at most", took)
+	}
+}
+
+// The outbox has lost its name: its rows are delivered still, so it is told once and shown until the name is back.
+func TestKeeperTellsThatTheOutboxLostItsName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var log bytes.Buffer
+	var c *Connector
+	var shown []string
+	_, err := w.keepFor(10*time.Minute, func(made *Connector) {
+		c = made
+		c.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		w.exec("alter table event_outbox rename to renamed")
+		time.AfterFunc(5*time.Minute, func() {
+			report := c.cfg.Health.Report()
+			shown = append(shown, fmt.Sprint(report.Ready, report.Components["outbox"].Detail))
+			w.exec("alter table renamed rename to event_outbox")
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(log.String(), "lost its name"); n != 1 {
+		t.Errorf("told %d times, want once: %s", n, log.String())
+	}
+	if len(shown) != 1 || !strings.HasPrefix(shown[0], "falsetable public.event_outbox is called public.renamed now; its rows are still delivered") {
+		t.Errorf("/readyz shows %q", shown)
+	}
+	if got := c.cfg.Health.Report().Components["outbox"]; !got.OK {
+		t.Errorf("/readyz shows %+v after the name is back", got)
 	}
 }
 

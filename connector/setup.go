@@ -64,7 +64,7 @@ func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 	if err != nil {
 		return facts, err
 	}
-	c.table = facts.Table.OID
+	c.table, c.moved = facts.Table.OID, ""
 	for _, w := range facts.Warnings {
 		if !slices.Contains(c.warned, w) { // once, however many sessions there are
 			c.warned = append(c.warned, w)
@@ -74,10 +74,22 @@ func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 	return facts, nil
 }
 
-// checkDrift asks whether the publication still publishes what we need: what has drifted shows on the stream only by
-// the absence of rows.
+// checkDrift asks whether the outbox is still the table that is streamed, and whether everything that is written into it
+// comes on the stream: what has drifted shows there only by the absence of rows. An error ends the session. A table that
+// has lost its name is told once, and shown by /readyz, because its rows are still delivered.
 func (c *Connector) checkDrift(ctx context.Context) error {
-	return replication.CheckPublication(ctx, c.pool, c.source(), c.table)
+	moved, err := replication.CheckDrift(ctx, c.pool, c.source(), c.table)
+	if err != nil {
+		return err
+	}
+	if moved != "" && moved != c.moved {
+		c.cfg.Logger.Warn("the outbox has lost its name", "table", c.cfg.Source.Table, "why", moved)
+	}
+	if moved != c.moved {
+		c.cfg.Health.Set("outbox", moved == "", moved)
+	}
+	c.moved = moved
+	return nil
 }
 
 // registerProcessors gives the ids of the sinks by name. It refuses to start while parked events would be forgotten.

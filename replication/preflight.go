@@ -2,16 +2,11 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
-
-	"github.com/pyairtable-compose/outbox-cdc/decoder"
 )
 
 // plugin is the output plugin of our slots.
@@ -35,12 +30,6 @@ type Facts struct {
 	Slot             Slot
 	// Warnings are of what is no reason to refuse.
 	Warnings []string
-}
-
-// Table is the outbox as the database has it.
-type Table struct {
-	OID    uint32
-	IDType uint32 // OID
 }
 
 // Preflight finds out whether a session can begin. It reports every mistake at once: the error joins Problems, the one
@@ -75,7 +64,7 @@ func preflight(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (F
 		p.add(ErrConfig, `table %s does not exist; run "outbox-cdc init", or correct source.table`, cfg.Table)
 	} else {
 		f.Table = *table
-		if err := checkPublication(ctx, db, cfg.Source, table.OID, p); err != nil {
+		if err := checkPublication(ctx, db, cfg.Source, table, p); err != nil {
 			return f, err
 		}
 	}
@@ -118,95 +107,6 @@ func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
 		p.add(ErrConfig, "the server is a standby, where nothing can be recorded; let source.dsn lead to the primary")
 	}
 	return srv, nil
-}
-
-// TableMissing says that the outbox does not exist.
-func TableMissing(s Source) error {
-	return problem(ErrConfig, `table %s does not exist; create it, or correct source.table (init makes only event_outbox, in source.ledger_schema)`, s.Table)
-}
-
-// FindTable looks at the outbox before there is anything else. It gives nil where it does not exist.
-func FindTable(ctx context.Context, dsn string, s Source) (*Table, error) {
-	var p problems
-	var t *Table
-	err := WithConn(ctx, dsn, s, func(conn *pgx.Conn) (err error) {
-		t, err = findTable(ctx, conn, s, &p)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return t, p.join()
-}
-
-func findTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
-	var t Table
-	var kind, persistence string
-	schema, name := s.tableName()
-	err := db.QueryRow(ctx, `select c.oid, relkind::text, relpersistence::text from pg_class c join pg_namespace n on n.oid = relnamespace
-		where nspname = $1 and relname = $2`, schema, name).Scan(&t.OID, &kind, &persistence)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if kind != "r" && kind != "p" {
-		p.add(ErrConfig, "%s is no table, and only those have WAL to read; correct source.table", s.Table)
-		return &t, nil
-	}
-	if persistence == "u" {
-		p.add(ErrConfig, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged", s.Table, s.table())
-	}
-	types, names, err := columnTypes(ctx, db, t.OID)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.Columns.Check(types, names); err != nil {
-		p.add(ErrConfig, "table %s does not fit: %v; correct source.columns", s.Table, err)
-	}
-	t.IDType = types[s.Columns.ID]
-	return &t, nil
-}
-
-// columnTypes gives the types of the table's columns by the column's name, and the names of those types that PostgreSQL
-// does not bring along.
-func columnTypes(ctx context.Context, db SQL, table uint32) (map[string]uint32, decoder.TypeNames, error) {
-	rows, err := db.Query(ctx, `select a.attname::pg_catalog.text, t.oid, case when n.nspname = 'pg_catalog' then ''
-			when t.typtype = 'd' then n.nspname::pg_catalog.text || '.' || t.typname::pg_catalog.text || ' (a domain over ' || pg_catalog.format_type(t.typbasetype, null) || ')'
-			else n.nspname::pg_catalog.text || '.' || t.typname::pg_catalog.text end
-		from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace n on n.oid = t.typnamespace
-		where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped`, table)
-	if err != nil {
-		return nil, nil, err
-	}
-	types, names := map[string]uint32{}, decoder.TypeNames{}
-	var column, name string
-	var oid uint32
-	_, err = pgx.ForEachRow(rows, []any{&column, &oid, &name}, func() error {
-		types[column] = oid
-		if name != "" {
-			names[oid] = name
-		}
-		return nil
-	})
-	return types, names, err
-}
-
-// columns are the names of the columns that the table must have.
-func (s Source) columns() []string {
-	c := s.Columns
-	return slices.DeleteFunc([]string{
-		c.ID, c.AggregateType, c.AggregateID, c.EventType, c.EventVersion, c.Payload, c.Metadata, c.CreatedAt, c.MaxRetries,
-		c.TenantID, c.CorrelationID, c.CausationID,
-	}, func(name string) bool { return name == "" })
-}
-
-// EventIDType is the type of the ledger's event_id for a table with such an id.
-func (t Table) EventIDType() string {
-	if t.IDType == pgtype.UUIDOID {
-		return "uuid"
-	}
-	return "text"
 }
 
 // checkLedger says whether the ledger is there and fits the table.

@@ -206,14 +206,17 @@ func TestPreflightPartitionedTable(t *testing.T) {
 	wantProblem(t, err, ErrConfig, 78, `the ledger in schema "cdc" was made for ids of type text`, "source.ledger_schema")
 }
 
-func TestCheckPublication(t *testing.T) {
+func TestPublicationDrifts(t *testing.T) {
 	t.Parallel()
 	o := newSetup(t)
 	f, err := o.preflight()
 	if err != nil {
 		t.Fatal(err)
 	}
-	check := func() error { return CheckPublication(testContext(t), o.conn, o.cfg.Source, f.Table.OID) }
+	check := func() error {
+		_, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+		return err
+	}
 	if err := check(); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +229,7 @@ func TestCheckPublication(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	err = CheckPublication(ctx, o.conn, o.cfg.Source, f.Table.OID)
+	_, err = CheckDrift(ctx, o.conn, o.cfg.Source, f.Table.OID)
 	if p := (*Problem)(nil); err == nil || errors.As(err, &p) {
 		t.Errorf("a server that is away is taken for drift: %v", err)
 	}
@@ -371,7 +374,7 @@ func TestLeastPrivilege(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := CheckPublication(testContext(t), conn, o.cfg.Source, f.Table.OID); err != nil {
+	if _, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID); err != nil {
 		t.Error(err)
 	}
 	if _, err := RegisterProcessors(testContext(t), conn, o.cfg.Source, "c", []Processor{{Name: "a", Type: "kafka"}}); err != nil {

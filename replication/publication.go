@@ -19,25 +19,25 @@ func publicationSQL(s Source) string {
 		pgx.Identifier{s.Publication}.Sanitize(), s.table())
 }
 
+// generatedPublicationSQL creates one that publishes generated columns as well, from PostgreSQL 18 on.
+func generatedPublicationSQL(s Source) string {
+	return strings.TrimSuffix(publicationSQL(s), ")") + ", publish_generated_columns = stored)"
+}
+
 // leftOut warns of rows that no repair of the publication brings back: PostgreSQL decides when it decodes a row, by the
 // publication as it was when the row was written.
 const leftOut = "; what was written meanwhile is not in the stream: see docs/operations.md#publication"
 
-// CheckPublication finds out whether the publication still publishes every insert into the table, with every column that
-// is needed. What has drifted shows on the stream only by the absence of rows, so it is asked again while streaming; it
-// costs two reads of the catalog.
-func CheckPublication(ctx context.Context, db SQL, s Source, table uint32) error {
-	var p problems
-	if err := checkPublication(ctx, db, s, table, &p); err != nil {
-		return fmt.Errorf("check publication %q: %w", s.Publication, err)
+// checkPublication finds out whether the publication publishes every insert into the table, with every column that is
+// needed.
+func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *problems) error {
+	if !table.readable() {
+		return nil // which is said already, and nothing can publish it
 	}
-	return p.join()
-}
-
-func checkPublication(ctx context.Context, db SQL, s Source, table uint32, p *problems) error {
-	var all, inserts, viaRoot, partitioned bool
-	err := db.QueryRow(ctx, `select puballtables, pubinsert, pubviaroot, exists (select from pg_partitioned_table where partrelid = $2)
-		from pg_publication where pubname = $1`, s.Publication, table).Scan(&all, &inserts, &viaRoot, &partitioned)
+	partitioned := table.kind == "p"
+	var all, inserts, viaRoot bool
+	err := db.QueryRow(ctx, `select puballtables, pubinsert, pubviaroot from pg_catalog.pg_publication where pubname = $1`, s.Publication).
+		Scan(&all, &inserts, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		p.add(ErrConfig, `publication %q does not exist; run "outbox-cdc init", or create it: %s`, s.Publication, publicationSQL(s))
 		return nil
@@ -62,24 +62,58 @@ func checkPublication(ctx context.Context, db SQL, s Source, table uint32, p *pr
 		return err
 	}
 	remedy := fmt.Sprintf("alter publication %s set table %s", name, s.table())
-	i := slices.IndexFunc(tables, func(t publishedTable) bool { return t.oid == table })
+	i := slices.IndexFunc(tables, func(t publishedTable) bool { return t.oid == table.OID })
 	switch {
 	case i >= 0:
 		t := tables[i]
 		if t.filter != "" {
 			p.add(ErrConfig, "publication %q leaves out rows of %s by a filter: %s; %s"+leftOut, s.Publication, s.Table, t.filter, remedy)
 		}
-		if missing := without(s.columns(), t.columns); t.columns != nil && len(missing) > 0 {
+		if missing := without(without(s.columns(), table.generated), t.columns); t.columns != nil && len(missing) > 0 {
 			p.add(ErrConfig, "publication %q leaves out columns of %s: %s; %s", s.Publication, s.Table, strings.Join(missing, ", "), remedy)
+		}
+		if missing := without(table.generated, t.columns); len(missing) > 0 {
+			p.add(ErrConfig, "publication %q leaves out columns of %s that are generated: %s; %s; alter publication %s set (publish_generated_columns = stored): "+
+				"see docs/operations.md#generated", s.Publication, s.Table, strings.Join(missing, ", "), remedy, name)
 		}
 	case partitioned && !viaRoot: // said already
 	default:
+		root, err := publishedAncestor(ctx, db, table.OID, tables)
+		if err != nil {
+			return err
+		}
+		if root != "" && viaRoot {
+			p.add(ErrConfig, "table %s is a partition of %s, which publication %q publishes too, so that its rows come as rows of that one; "+
+				"alter publication %s drop table %s (where it publishes a whole schema, set source.publication to another name)"+leftOut,
+				s.Table, root, s.Publication, name, root)
+			break
+		}
 		p.add(ErrConfig, "publication %q does not publish table %s; alter publication %s add table %s"+leftOut, s.Publication, s.Table, name, s.table())
 	}
 	if slices.ContainsFunc(tables, func(t publishedTable) bool { return t.ledger }) {
 		p.add(ErrConfig, "publication %q publishes the ledger's own tables, which sends their rows back to outbox-cdc; %s", s.Publication, remedy)
 	}
 	return nil
+}
+
+// publishedAncestor gives the quoted name of a published table that the table is a partition of, at any level; empty if there is none.
+func publishedAncestor(ctx context.Context, db SQL, table uint32, tables []publishedTable) (string, error) {
+	published := make([]uint32, len(tables))
+	for i, t := range tables {
+		published[i] = t.oid
+	}
+	var name string
+	err := db.QueryRow(ctx, `with recursive ancestors (oid) as (
+			select $1::pg_catalog.oid
+			union all select i.inhparent from ancestors a join pg_catalog.pg_class c on c.oid = a.oid and c.relispartition
+				join pg_catalog.pg_inherits i on i.inhrelid = a.oid)
+		select pg_catalog.quote_ident(n.nspname::pg_catalog.text) || '.' || pg_catalog.quote_ident(c.relname::pg_catalog.text)
+		from ancestors a join pg_catalog.pg_class c on c.oid = a.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+		where c.oid = any ($2::pg_catalog.oid[]) limit 1`, table, published).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return name, err
 }
 
 // publishedTable is a table of a publication. columns is nil where all are published (PostgreSQL 14 says nothing).

@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -62,7 +63,7 @@ func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 			return result, err
 		}
 		result.PublicationCreated = true
-		if err := CheckPublication(ctx, conn, cfg.Source, f.table.OID); err != nil {
+		if _, err := CheckDrift(ctx, conn, cfg.Source, f.table.OID); err != nil {
 			return result, err
 		}
 	}
@@ -132,17 +133,22 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error
 	} else if err := checkReplicationUser(ctx, conn, repl.User, &p); err != nil {
 		return f, err
 	}
+	before := len(p)
 	// The migrations may be about to make the table.
 	if f.table, err = findTable(ctx, conn, cfg.Source, &p); err != nil {
 		return f, err
 	}
+	fits := len(p) == before // else reading it may fail, as where a partition is a foreign table
 	if f.table != nil {
 		if f.publication {
-			if err := checkPublication(ctx, conn, cfg.Source, f.table.OID, &p); err != nil {
+			if err := checkPublication(ctx, conn, cfg.Source, f.table, &p); err != nil {
 				return f, err
 			}
+		} else if len(f.table.generated) > 0 {
+			p.add(ErrConfig, "columns of %s are generated, and a publication leaves such columns out by default: %s; create it yourself, and run init again: "+
+				"%s: see docs/operations.md#generated", cfg.Table, strings.Join(f.table.generated, ", "), generatedPublicationSQL(cfg.Source))
 		}
-		if f.state != slotReady && !cfg.SkipBacklog {
+		if fits && f.state != slotReady && !cfg.SkipBacklog {
 			filled, err := holdsRows(ctx, conn, cfg.Source)
 			if err != nil {
 				return f, err

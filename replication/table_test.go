@@ -1,0 +1,328 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// partitioned makes event_outbox a partitioned table with one partition, p1.
+func (o *outboxDB) partitioned() {
+	o.t.Helper()
+	o.exec("drop view event_outbox_status", "alter table event_outbox rename to plain",
+		"create table event_outbox (like plain including defaults) partition by range (created_at)",
+		"create table p1 partition of event_outbox for values from ('2026-01-01') to ('2030-01-01')")
+}
+
+func (o *outboxDB) version() int {
+	o.t.Helper()
+	var version int
+	if err := o.conn.QueryRow(testContext(o.t), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
+		o.t.Fatal(err)
+	}
+	return version
+}
+
+// Whatever keeps rows that are written under the outbox's name from the stream is refused by init, by each start, and
+// while a connector runs; and what the message says has to be done is enough.
+func TestRowsThatTheStreamLacks(t *testing.T) {
+	t.Parallel()
+	foreign := "create foreign data wrapper w; create server s foreign data wrapper w; "
+	for name, test := range map[string]struct {
+		since       int // server_version_num that knows the statement
+		until       int // that knows it no more; 0: all do
+		partitioned bool
+		sql         string
+		words       []string
+		remedy      string
+	}{
+		"a child": {
+			sql:    "create table child () inherits (event_outbox)",
+			words:  []string{"inherit from public.event_outbox", "are no partitions", "public.child", `no inherit "public"."event_outbox"`, "docs/operations.md#inheritance"},
+			remedy: `alter table child no inherit "public"."event_outbox"`,
+		},
+		"a child of a child in another schema": {
+			sql:   "create table child () inherits (event_outbox); create schema far; create table far.grandchild () inherits (child)",
+			words: []string{"far.grandchild, public.child;"}, remedy: `alter table child no inherit event_outbox`,
+		},
+		"many children": {
+			sql:    "do $$ begin for i in 1..9 loop execute format('create table c%s () inherits (event_outbox)', i); end loop; end $$",
+			words:  []string{"public.c1, public.c2, public.c3, public.c4, public.c5 and 4 more"},
+			remedy: "drop table c1, c2, c3, c4, c5, c6, c7, c8, c9",
+		},
+		"a rule": {
+			sql:    `create table other (like event_outbox); create rule "to Other" as on insert to event_outbox do instead insert into other values (new.*)`,
+			words:  []string{`rule "to Other" does something else`, `drop rule "to Other" on "public"."event_outbox"`},
+			remedy: `drop rule "to Other" on "public"."event_outbox"`,
+		},
+		"a rule for some rows": {
+			sql:    `create rule r as on insert to event_outbox where new.tenant_id = 'test' do instead nothing`,
+			words:  []string{`rule "r"`},
+			remedy: `alter table event_outbox disable rule r`,
+		},
+		"a foreign partition": {
+			partitioned: true,
+			sql:         foreign + "create foreign table p2 partition of event_outbox for values from ('2030-01-01') to ('2031-01-01') server s",
+			words:       []string{"partition public.p2 of public.event_outbox is a foreign table", "docs/operations.md#inheritance"},
+			remedy:      "alter table event_outbox detach partition p2",
+		},
+		"an unlogged partition": {
+			partitioned: true, sql: `create unlogged table "P 2" partition of event_outbox for values from ('2030-01-01') to ('2031-01-01')`,
+			words:  []string{"partition public.P 2 of public.event_outbox is unlogged", `alter table public."P 2" set logged`},
+			remedy: `alter table public."P 2" set logged`,
+		},
+		"a partition that becomes unlogged": {
+			partitioned: true, sql: "alter table p1 set unlogged",
+			words: []string{"partition public.p1 of public.event_outbox is unlogged"}, remedy: "alter table p1 set logged",
+		},
+		"an unlogged partition of a partition": {
+			partitioned: true,
+			sql: `create table p2 partition of event_outbox for values from ('2030-01-01') to ('2031-01-01') partition by list (tenant_id);
+				create unlogged table p2a partition of p2 for values in ('a')`,
+			words: []string{"partition public.p2a of public.event_outbox is unlogged"}, remedy: "alter table p2a set logged",
+		},
+		"a generated column before 18": {
+			until: 180000, sql: `alter table event_outbox drop column tenant_id cascade;
+				alter table event_outbox add column tenant_id text generated always as (aggregate_type || '!') stored`,
+			words: []string{
+				`column "tenant_id" of public.event_outbox is generated`, `alter table "public"."event_outbox" alter column "tenant_id" drop expression`,
+				"docs/operations.md#generated",
+			},
+			remedy: `alter table "public"."event_outbox" alter column "tenant_id" drop expression`,
+		},
+		"a virtual column": {
+			since: 180000, sql: `alter table event_outbox drop column tenant_id cascade;
+				alter table event_outbox add column tenant_id text generated always as (aggregate_type || '!') virtual`,
+			words:  []string{`column "tenant_id" of public.event_outbox is generated and not stored`, "docs/operations.md#generated"},
+			remedy: "alter table event_outbox drop column tenant_id; alter table event_outbox add column tenant_id text",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOutbox(t)
+			if version := o.version(); version < test.since || test.until > 0 && version >= test.until {
+				return // the case is about other servers
+			}
+			if test.partitioned {
+				o.partitioned()
+			}
+			o.exec(test.sql)
+			_, err := FindTable(testContext(t), o.dsn, o.cfg.Source)
+			wantProblem(t, err, ErrConfig, 78, test.words...)
+			_, err = Setup(testContext(t), o.cfg)
+			wantProblem(t, err, ErrConfig, 78, test.words...)
+			if got := o.slot(); got != "none" {
+				t.Errorf("init has left %s", got)
+			}
+			o.exec(test.remedy)
+			o.setup()
+			if _, err := o.preflight(); err != nil {
+				t.Errorf("after the remedy: %v", err)
+			}
+		})
+		t.Run(name+", later", func(t *testing.T) {
+			t.Parallel()
+			o := newOutbox(t)
+			if version := o.version(); version < test.since || test.until > 0 && version >= test.until {
+				return // as above
+			}
+			if test.partitioned {
+				o.partitioned()
+			}
+			o.setup()
+			f, err := o.preflight()
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.exec(test.sql)
+			_, err = o.preflight()
+			wantProblem(t, err, ErrConfig, 78, test.words...)
+			_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+			wantProblem(t, err, ErrConfig, 78, test.words...)
+			o.exec(test.remedy)
+			if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
+				t.Errorf("after the remedy: %s, %v", moved, err)
+			}
+		})
+	}
+}
+
+// What looks like one of those, and loses nothing.
+func TestRowsThatTheStreamHas(t *testing.T) {
+	t.Parallel()
+	o := newOutbox(t)
+	o.exec("create table other (like event_outbox)", "create rule also as on insert to event_outbox do also insert into other values (new.*)",
+		"create rule off as on insert to event_outbox do instead nothing", "alter table event_outbox disable rule off",
+		"create rule u as on update to event_outbox do instead nothing",
+		"create table parent (id uuid not null)", "alter table event_outbox inherit parent", // its rows are the outbox's still
+		"alter table event_outbox add column noise text generated always as (aggregate_type || '!') stored") // nobody asks for it
+	o.setup()
+	f, err := o.preflight()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
+		t.Errorf("%s, %v", moved, err)
+	}
+}
+
+// A publication that has the outbox's root as well sends the outbox's rows as those of the root.
+func TestOutboxIsPartitionOfAPublishedTable(t *testing.T) {
+	t.Parallel()
+	o := newSetup(t)
+	f, err := o.preflight()
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func() error {
+		_, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+		return err
+	}
+	o.exec(`create table "the Root" (like event_outbox including defaults) partition by list (aggregate_type)`,
+		`alter table "the Root" attach partition event_outbox default`)
+	if err := check(); err != nil {
+		t.Errorf("a root that is not published does no harm: %v", err)
+	}
+	o.exec(`alter publication outbox_cdc add table "the Root"`)
+	wantProblem(t, check(), ErrConfig, 78, `is a partition of public."the Root"`, `alter publication "outbox_cdc" drop table public."the Root"`)
+	_, err = o.preflight()
+	wantProblem(t, err, ErrConfig, 78, `is a partition of public."the Root"`)
+	o.exec(`alter publication "outbox_cdc" drop table public."the Root"`)
+	if err := check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// From PostgreSQL 18 on a stored generated column is in the stream where the publication says so.
+func TestGeneratedColumnFrom18(t *testing.T) {
+	t.Parallel()
+	o := newOutbox(t)
+	if o.version() < 180000 {
+		return // TestRowsThatTheStreamLacks has the older ones
+	}
+	o.exec("alter table event_outbox drop column tenant_id cascade",
+		"alter table event_outbox add column tenant_id text generated always as (aggregate_type || '!') stored")
+	_, err := Setup(testContext(t), o.cfg)
+	create := `create publication "outbox_cdc" for table "public"."event_outbox" with ` +
+		`(publish = 'insert', publish_via_partition_root = true, publish_generated_columns = stored)`
+	wantProblem(t, err, ErrConfig, 78, "tenant_id", create, "docs/operations.md#generated")
+	if o.slot() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
+		t.Error("a refusal made something")
+	}
+	o.exec(create)
+	o.setup()
+	f, err := o.preflight()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.exec("alter publication outbox_cdc set (publish_generated_columns = none)")
+	_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+	wantProblem(t, err, ErrConfig, 78, "generated: tenant_id", `alter publication "outbox_cdc" set (publish_generated_columns = stored)`)
+	o.exec(`alter publication "outbox_cdc" set (publish_generated_columns = stored)`,
+		"alter publication outbox_cdc set table event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, "+
+			"created_at, max_retries, correlation_id, causation_id)")
+	_, err = o.preflight()
+	wantProblem(t, err, ErrConfig, 78, "generated: tenant_id", `alter publication "outbox_cdc" set table "public"."event_outbox"; alter publication`)
+	o.exec(`alter publication "outbox_cdc" set table "public"."event_outbox"`)
+	if _, err := o.preflight(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A mapped outbox in a schema that is published as a whole may be made unlogged while it is.
+func TestUnloggedInAPublishedSchema(t *testing.T) {
+	t.Parallel()
+	o := newOutbox(t)
+	if o.version() < 150000 {
+		return // publications of schemas came with 15
+	}
+	o.exec("create schema shop", "create table shop.events (like event_outbox including all)",
+		"create publication outbox_cdc for tables in schema shop with (publish = 'insert', publish_via_partition_root = true)")
+	o.cfg.Table = "shop.events"
+	o.setup()
+	f, err := o.preflight()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.exec("alter table shop.events set unlogged")
+	_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+	wantProblem(t, err, ErrConfig, 78, "table shop.events is unlogged", `alter table "shop"."events" set logged`)
+	o.exec(`alter table "shop"."events" set logged`)
+	if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
+		t.Errorf("%s, %v", moved, err)
+	}
+}
+
+// The outbox's name comes to mean another table, or none, while the connector runs.
+func TestOutboxReplaced(t *testing.T) {
+	t.Parallel()
+	copied := "create table eo2 (like event_outbox including all); "
+	for name, test := range map[string]struct {
+		sql     string
+		replace bool   // it is another table now
+		called  string // what the old one is called; empty: it was dropped
+		words   []string
+	}{
+		"renamed, and another in its place": {
+			sql:     copied + "begin; alter table event_outbox rename to eo_old; alter table eo2 rename to event_outbox; commit",
+			replace: true, called: "public.eo_old",
+		},
+		"moved away, and another in its place": {
+			sql: copied + "create schema archive; begin; alter table event_outbox set schema archive; alter table eo2 rename to event_outbox; commit", replace: true,
+			called: "archive.event_outbox",
+		},
+		"dropped and made anew":  {sql: copied + "drop table event_outbox cascade; alter table eo2 rename to event_outbox", replace: true},
+		"replaced by a view":     {sql: "alter table event_outbox rename to base; create view event_outbox as select * from base", replace: true, called: "public.base"},
+		"replaced by its root":   {sql: "alter table event_outbox rename to p1; create table event_outbox (like p1) partition by list (tenant_id); alter table event_outbox attach partition p1 default", replace: true, called: "public.p1"},
+		"replaced by a sequence": {sql: "alter table event_outbox rename to base; create sequence event_outbox", replace: true, called: "public.base"},
+		"replaced by a foreign one": {
+			sql: "create foreign data wrapper w; create server s foreign data wrapper w; alter table event_outbox rename to base; " +
+				"create foreign table event_outbox (id uuid) server s", replace: true, called: "public.base",
+		},
+		"its schema renamed, and another in its place": {
+			sql:     "alter schema public rename to old; create schema public; create table public.event_outbox (like old.event_outbox including all)",
+			replace: true, called: "old.event_outbox",
+		},
+		"renamed":             {sql: "alter table event_outbox rename to events", called: "public.events"},
+		"moved":               {sql: `create schema "other One"; alter table event_outbox set schema "other One"`, called: "other One.event_outbox"},
+		"dropped for good":    {sql: "drop table event_outbox cascade"},
+		"renamed, and broken": {sql: "alter table event_outbox rename to events; alter publication outbox_cdc drop table events", called: "public.events", words: []string{"does not publish table public.events", `add table "public"."events"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newSetup(t)
+			f, err := o.preflight()
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.exec(test.sql)
+			conn, err := connect(testContext(t), o.dsn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(context.Background())
+			moved, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID)
+			switch {
+			case test.replace:
+				was := "which was dropped"
+				if test.called != "" {
+					was = "which is " + test.called + " now"
+				}
+				wantProblem(t, err, ErrConfig, 78, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/operations.md#swapped")
+			case test.words != nil:
+				wantProblem(t, err, ErrConfig, 78, test.words...)
+			case err != nil:
+				t.Error(err)
+			case test.called == "":
+				if !strings.Contains(moved, "table public.event_outbox was dropped") {
+					t.Errorf("it says %q", moved)
+				}
+			default:
+				if !strings.Contains(moved, "table public.event_outbox is called "+test.called+" now") {
+					t.Errorf("it says %q", moved)
+				}
+			}
+		})
+	}
+}
