@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// deliveredOnce wants all n events of a table to be delivered, each of them once.
+func (w *world) deliveredOnce(table string, n int) {
+	w.t.Helper()
+	eventually(w.t, 30*time.Second, "all delivered", func() error {
+		if got := ask[int](w, "select count(*) from "+table+" e where exists (select from outbox_delivery_log l where l.event_id = e.id and status = 'delivered')"); got != n {
+			return fmt.Errorf("%d of %d are", got, n)
+		}
+		return nil
+	})
+	if twice := ask[int](w, "select count(*) from (select event_id from outbox_delivery_log where status = 'delivered' group by 1 having count(*) > 1) t"); twice > 0 {
+		w.t.Errorf("%d events were delivered twice", twice)
+	}
+}
+
+// swap puts a copy of the outbox in its place, under the running connector.
+func (w *world) swap() {
+	w.t.Helper()
+	w.exec("create table eo2 (like event_outbox including all)")
+	w.execAll("begin; alter table event_outbox rename to event_outbox_old; alter table eo2 rename to event_outbox; commit")
+}
+
+// Another table takes the outbox's name while the connector runs. What docs/operations.md#swapped says, word for word,
+// delivers what was written into either, whichever of them stays.
+func TestOutboxReplaced(t *testing.T) {
+	t.Parallel()
+	for name, mend := range map[string]string{
+		"by mistake": "event_outbox rename to event_outbox_new",
+		"for good":   "create table outbox_swapped",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, worldOptions{sinks: []string{"stdout"}})
+			c := w.connector()
+			c.start()
+			c.ready("leader")
+			w.insert(10)
+			w.deliveredAtLeast(10*time.Second, 10)
+			w.swap()
+			w.insert(10)
+			c.exits(60*time.Second, 78)
+			c.says("public.event_outbox is another relation now", "which is public.event_outbox_old now", "docs/operations.md#swapped")
+			c.refuses(78, "does not publish table public.event_outbox")
+			// An event of the old table that the connector has not read.
+			w.exec("insert into event_outbox_old (aggregate_type, aggregate_id, event_type, payload) values ('order', '1', 'late', '{}')")
+			w.execAll(strings.ReplaceAll(documented(t, mend), "publication outbox_cdc ", "publication "+w.publication+" "))
+			w.insert(10)
+			c.start()
+			c.ready("leader")
+			if name == "for good" {
+				w.deliveredOnce("(select id from event_outbox union select id from event_outbox_old)", 31)
+				c.says("rows of a table that is not the outbox arrive", "public.event_outbox_old")
+			} else {
+				w.deliveredOnce("event_outbox", 31)
+			}
+			c.term()
+		})
+	}
+}
+
+// A table that inherits from the outbox is made while the connector runs. It stops, and init refuses such an outbox.
+func TestOutboxGetsAChild(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{sinks: []string{"stdout"}})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(10)
+	w.deliveredAtLeast(10*time.Second, 10)
+	w.exec("create table child () inherits (event_outbox)")
+	c.exits(60*time.Second, 78)
+	c.says("inherit from public.event_outbox", "public.child", "docs/operations.md#inheritance")
+	c.refuses(78, "inherit from public.event_outbox", "public.child")
+	c.does("destroy", "--yes")
+	if out, code := c.command(nil, "init", "--backlog", "none", "--config", c.config); code != 78 || !containsAll(out, []string{"public.child"}) {
+		t.Errorf("init: exit code %d\n%s", code, out)
+	}
+	w.exec(`alter table child no inherit "public"."event_outbox"`)
+	c.does("init", "--backlog", "none")
+	w.insert(10)
+	c.start()
+	w.deliveredAtLeast(10*time.Second, 20)
+	c.term()
+}
+
+// A column that PostgreSQL computes is delivered where the publication has it, from 18 on; before, init refuses it.
+func TestGeneratedColumn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{sinks: []string{"stdout"}, bare: true})
+	w.exec("create table events (id uuid primary key, kind text not null, of int, name text generated always as ('no ' || of::text) stored, body jsonb)")
+	w.source["table"] = "public.events"
+	w.source["columns"] = map[string]any{
+		"aggregate_type": "kind", "aggregate_id": "name", "event_type": "kind", "event_version": "", "payload": "body", "metadata": "", "created_at": "",
+		"max_retries": "", "tenant_id": "", "correlation_id": "", "causation_id": "",
+	}
+	c := w.connector()
+	out, code := c.command(nil, "init", "--config", c.config)
+	if code != 78 || !containsAll(out, []string{"name", "generated", "docs/operations.md#generated"}) {
+		t.Fatalf("init: exit code %d\n%s", code, out)
+	}
+	insert := "insert into events (id, kind, of, body) values (gen_random_uuid(), 'order', 7, '{}')"
+	if w.version() >= 18 {
+		w.exec("create publication " + w.publication + " for table events with (publish = 'insert', publish_generated_columns = stored)")
+	} else {
+		w.exec(`alter table "public"."events" alter column "name" drop expression`)
+		insert = "insert into events (id, kind, name, body) values (gen_random_uuid(), 'order', 'no 7', '{}')"
+	}
+	c.does("init")
+	c.start()
+	c.ready("leader")
+	w.exec(insert)
+	w.deliveredAtLeast(10*time.Second, 1)
+	if got := w.printed(); len(got) != 1 || got[0].key != "no 7" {
+		t.Errorf("printed %+v, want one with the key %q", got, "no 7")
+	}
+	c.term()
+}
