@@ -408,7 +408,7 @@ func TestSetupRefuses(t *testing.T) {
 		},
 		"a wrong dsn": {
 			change: func(o *outboxDB) { o.cfg.DSN = "postgres://u:hunter2@localhost:port/db" },
-			class:  ErrConfig, code: 78, words: []string{"postgres://user:password@host:port/database"},
+			class:  ErrConfig, code: 78, words: []string{"postgres://user:password@host:5432/database"},
 		},
 		"a wrong password": {
 			change: func(o *outboxDB) { o.cfg.DSN = o.as("postgres", "hunter2") },
