@@ -6,6 +6,7 @@ import (
 	"math"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -129,4 +130,19 @@ func cleanText(s string) string {
 		s = s[:len(s)-1]
 	}
 	return s
+}
+
+// asciiErrors makes the texts of errors, which come from anywhere, fit for every encoding. All else came out of the database.
+func asciiErrors(batch []Outcomes) {
+	for i := range batch {
+		for j := range batch[i].Rows {
+			o := &batch[i].Rows[j]
+			o.Error = strings.Map(func(r rune) rune {
+				if r > unicode.MaxASCII {
+					return '?'
+				}
+				return r
+			}, o.Error)
+		}
+	}
 }

@@ -41,6 +41,7 @@ type postgres struct {
 	epoch   int32
 	seq     int64 // batch_seq of the last batch that is known to be committed
 	uuidIDs bool
+	narrow  bool          // the database's encoding does not have all characters
 	clock   time.Duration // PostgreSQL's clock minus ours
 	buf     []byte
 }
@@ -94,6 +95,8 @@ func (l *postgres) connect(ctx context.Context) error {
 	}
 	l.Close()
 	l.conn = conn
+	encoding := conn.PgConn().ParameterStatus("server_encoding")
+	l.narrow = encoding != "UTF8" && encoding != "SQL_ASCII"
 	if _, err := conn.Exec(ctx, planFor); err != nil {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
@@ -126,6 +129,9 @@ func (l *postgres) attempt(ctx context.Context, b Batch) error {
 		}
 	}
 	l.rollback(ctx) // what the attempt before left open
+	if l.narrow {
+		asciiErrors(b.Outcomes)
+	}
 	err := l.transaction(ctx, b)
 	if !missingPartition(err) {
 		return err

@@ -455,6 +455,16 @@ func TestCleanText(t *testing.T) {
 	}
 }
 
+// A database of LATIN1 does not have every character of an error's text, which may come from anywhere.
+func TestErrorsForNarrowEncodings(t *testing.T) {
+	t.Parallel()
+	batch := []Outcomes{{Rows: []Outcome{{Error: "400: Müller → Ω"}, {Error: "plain"}}}}
+	asciiErrors(batch)
+	if got, want := batch[0].Rows[0].Error+"|"+batch[0].Rows[1].Error, "400: M?ller ? ?|plain"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func BenchmarkCopyRows(b *testing.B) {
 	rows := make([]Outcome, 2000)
 	for i := range rows {

@@ -16,10 +16,27 @@ var settings = map[string]string{
 	// An error instead of hidden rows.
 	"row_security": "off",
 	// A role's own settings would end or refuse what is right.
-	"idle_session_timeout":          "0",
-	"statement_timeout":             "0",
-	"default_transaction_read_only": "off",
-	"default_transaction_isolation": "read committed",
+	"idle_session_timeout":           "0",
+	"statement_timeout":              "0",
+	"default_transaction_read_only":  "off",
+	"default_transaction_isolation":  "read committed",
+	"default_transaction_deferrable": "off",
+	"exit_on_error":                  "off",
+	// Text means the same everywhere: what we send and read, what statements compare, names that the server writes.
+	"client_encoding":             "UTF8",
+	"DateStyle":                   "ISO",
+	"IntervalStyle":               "postgres",
+	"bytea_output":                "hex",
+	"xmlbinary":                   "base64",
+	"extra_float_digits":          "1",
+	"quote_all_identifiers":       "off",
+	"standard_conforming_strings": "on",
+	"array_nulls":                 "on",
+	"transform_null_equals":       "off",
+	// PostgreSQL 18 tells that it leaves out rows by a WARNING alone.
+	"client_min_messages": "notice",
+	// Plans are those that were measured.
+	"plan_cache_mode": "auto",
 	// The slot's position is made durable apart from the WAL: without this a crash could keep "confirmed X" and
 	// lose the ledger rows before X.
 	"synchronous_commit": "on",

@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const (
@@ -29,10 +31,8 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 		return nil, err
 	}
 	DetectDeadPeer(config)
+	ledger.Pin(config)
 	config.RuntimeParams["replication"] = "database"
-	if config.RuntimeParams["application_name"] == "" {
-		config.RuntimeParams["application_name"] = "outbox-cdc"
-	}
 	config.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: closeTimeout}
 	}

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // ErrSlotInUse says that another process streams from the slot: it is the lock, and we stand by.
@@ -83,19 +84,9 @@ func streamConfig(dsn string) (*pgconn.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	maps.Copy(pc.RuntimeParams, map[string]string{
-		"replication":        "database",
-		"client_encoding":    "UTF8",
-		"DateStyle":          "ISO",
-		"TimeZone":           "UTC",
-		"IntervalStyle":      "postgres",
-		"bytea_output":       "hex",
-		"extra_float_digits": "1",
-		"wal_sender_timeout": fmt.Sprintf("%dms", senderTimeout.Milliseconds()),
-	})
-	if pc.RuntimeParams["application_name"] == "" {
-		pc.RuntimeParams["application_name"] = "outbox-cdc"
-	}
+	ledger.Pin(pc)
+	pc.RuntimeParams["replication"] = "database"
+	pc.RuntimeParams["wal_sender_timeout"] = fmt.Sprintf("%dms", senderTimeout.Milliseconds())
 	return pc, nil
 }
 

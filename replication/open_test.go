@@ -129,7 +129,10 @@ func TestSessionSettingsArePinned(t *testing.T) {
 	role := src.slot
 	src.exec(fmt.Sprintf("create role %s login replication superuser password 'secret'", role))
 	t.Cleanup(func() { src.exec(fmt.Sprintf("drop role %s", role)) })
-	for _, set := range []string{"DateStyle = 'SQL, DMY'", "TimeZone = 'Asia/Kathmandu'", "bytea_output = 'escape'", "IntervalStyle = 'sql_standard'", "extra_float_digits = -10", "client_encoding = 'LATIN1'", "wal_sender_timeout = 0"} {
+	for _, set := range []string{
+		"DateStyle = 'SQL, DMY'", "TimeZone = 'Asia/Kathmandu'", "bytea_output = 'escape'", "IntervalStyle = 'sql_standard'", "extra_float_digits = -10", "client_encoding = 'LATIN1'", "client_min_messages = error",
+		"quote_all_identifiers = on", "wal_sender_timeout = 0",
+	} {
 		src.exec(fmt.Sprintf("alter role %s set %s", role, set))
 	}
 	src.exec(`insert into t values (1, '2025-02-03 04:05:06.789+00', '\x00ff')`)
@@ -162,7 +165,7 @@ func TestSessionSettingsArePinned(t *testing.T) {
 	defer conn.Close(context.Background())
 	for name, want := range map[string]string{
 		"DateStyle": "ISO", "TimeZone": "UTC", "bytea_output": "hex", "IntervalStyle": "postgres", "extra_float_digits": "1",
-		"client_encoding": "UTF8", "wal_sender_timeout": "15s",
+		"client_encoding": "UTF8", "client_min_messages": "notice", "quote_all_identifiers": "off", "wal_sender_timeout": "15s",
 	} {
 		results, err := conn.Exec(t.Context(), "show "+name).ReadAll()
 		if err != nil {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -115,6 +116,48 @@ func TestBytesThatAreNoUTF8(t *testing.T) {
 	// The row that the message leads to is mended, and what was not delivered is inserted again.
 	w.exec("update event_outbox set aggregate_id = 'Mueller' where ctid = (select ctid from event_outbox where xmin = '" + xid + "')")
 	w.goOn(c)
+}
+
+// A database of another encoding: what is delivered, at once or from outbox_parked, is UTF8.
+func TestOtherEncoding(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{encoding: "LATIN1", sinks: []string{"webhook"}})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	conn := connect(t, inEncoding(t, w.dsn, "UTF8"))
+	defer conn.Close(context.Background())
+	insert := func() {
+		t.Helper()
+		_, err := conn.Exec(t.Context(), `insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', 'Müller', 'made', '{"text": "ü"}')`)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert()
+	w.allPassed(20 * time.Second)
+	w.hook.status.Store(http.StatusBadRequest)
+	insert()
+	eventually(t, 20*time.Second, "a dead letter", func() error {
+		if n := w.ofSink("webhook", "k.status = 'dead' and convert_to(event->>'aggregate_id', 'LATIN1') = '\\x4dfc6c6c6572'"); n != 1 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	w.hook.status.Store(0)
+	c.does("dlq", "retry", "--all")
+	eventually(t, 20*time.Second, "both delivered", func() error {
+		if n := w.deliveredTo("webhook"); n != 2 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	for _, d := range w.received("webhook") {
+		if d.payload != `{"text": "ü"}` || d.key != "M%C3%BCller" {
+			t.Errorf("delivered %+v", d)
+		}
+	}
+	c.term()
 }
 
 // inEncoding is a DSN of sessions that talk in another encoding.
