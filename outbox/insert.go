@@ -64,13 +64,18 @@ func NewID() string {
 
 // Both statements take text, which every driver does with a string, whatever it knows of types. They are prepared once a
 // connection.
+//
+// The search_path is the caller's. So that no function or type of others is taken for PostgreSQL's own, all but event_outbox is
+// named with its schema, or is syntax (coalesce; unnest of several arrays, which with a schema is no longer that), and there is no
+// operator.
 
 // insertRow is for one event, which most transactions have: arrays would take the server twice as long.
 const insertRow = `
 insert into event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, created_at,
   max_retries, tenant_id, correlation_id, causation_id)
-values ($1::uuid, $2::text, $3::text, $4::text, $5::int, $6::json, $7::jsonb, coalesce($8::timestamptz, clock_timestamp()),
-  $9::int, $10::text, $11::text, $12::text)`
+values ($1::pg_catalog.uuid, $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.int4, $6::pg_catalog.json,
+  $7::pg_catalog.jsonb, coalesce($8::pg_catalog.timestamptz, pg_catalog.clock_timestamp()),
+  $9::pg_catalog.int4, $10::pg_catalog.text, $11::pg_catalog.text, $12::pg_catalog.text)`
 
 // insertRows takes one array a column, so it is one statement however many the rows.
 //
@@ -79,10 +84,11 @@ values ($1::uuid, $2::text, $3::text, $4::text, $5::int, $6::json, $7::jsonb, co
 const insertRows = `
 insert into event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, created_at,
   max_retries, tenant_id, correlation_id, causation_id)
-select id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, coalesce(created_at, clock_timestamp()),
+select id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, coalesce(created_at, pg_catalog.clock_timestamp()),
   max_retries, tenant_id, correlation_id, causation_id
-from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::int[], $6::json[], $7::jsonb[], $8::timestamptz[],
-  $9::int[], $10::text[], $11::text[], $12::text[]) with ordinality as event (id, aggregate_type, aggregate_id, event_type,
+from unnest($1::pg_catalog.uuid[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.int4[],
+  $6::pg_catalog.json[], $7::pg_catalog.jsonb[], $8::pg_catalog.timestamptz[],
+  $9::pg_catalog.int4[], $10::pg_catalog.text[], $11::pg_catalog.text[], $12::pg_catalog.text[]) with ordinality as event (id, aggregate_type, aggregate_id, event_type,
   event_version, payload, metadata, created_at, max_retries, tenant_id, correlation_id, causation_id, n)
 order by n`
 

@@ -130,7 +130,7 @@ func probe(ctx context.Context, tx *sql.Tx, ids []string) (found int, err error)
 		return 0, err
 	}
 	result, err := tx.ExecContext(ctx, `insert into event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, created_at)
-		select id, '-', '-', '-', 1, '{}', '{}', now() from unnest($1::uuid[]) as event (id) on conflict do nothing`, list.literal())
+		select id, '-', '-', '-', 1, '{}', '{}', pg_catalog.now() from pg_catalog.unnest($1::pg_catalog.uuid[]) as event (id) on conflict do nothing`, list.literal())
 	if err != nil {
 		return 0, err
 	}

@@ -94,6 +94,8 @@ type Roles struct {
 func SQLText(s Source, r Roles) string {
 	var b strings.Builder
 	app, stream := pgx.Identifier{r.SQL}.Sanitize(), pgx.Identifier{r.Replication}.Sanitize()
+	// What others have made in the schemas of the search_path must not be found: format() with other types of arguments, say.
+	b.WriteString("\nbegin;\nset local search_path = pg_catalog, pg_temp;\n")
 	fmt.Fprintf(&b, `
 -- The publication: inserts into the outbox, and nothing else.
 do $$
@@ -119,6 +121,7 @@ $$;
 	for _, statement := range grantStatements(s, r.SQL) {
 		b.WriteString(statement + ";\n")
 	}
+	b.WriteString("commit;\n")
 	return b.String()
 }
 

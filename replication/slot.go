@@ -64,6 +64,9 @@ func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) 
 	if err != nil || !ledger {
 		return nil, err
 	}
+	if err := CheckOwners(ctx, db, s); err != nil {
+		return nil, err
+	}
 	var c Checkpoint
 	err = db.QueryRow(ctx, s.Ledger(`select state, coalesce(system_identifier, ''), state = 'building' and prefix_lsn is not null
 		from ledger.outbox_checkpoints where slot_name = $1`), s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Older)

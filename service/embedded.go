@@ -219,8 +219,11 @@ func (s *OutboxService) prepare(ctx context.Context) error {
 // events in another database or table would never be delivered. Where the service's search_path finds no outbox (yet), its
 // Insert will say so; where it finds a view, that leads wherever it does.
 func (s *OutboxService) sameOutbox(ctx context.Context) error {
-	const where = `select current_database(), system_identifier,
-		coalesce((select oid::bigint from pg_class where oid = to_regclass($1) and relkind in ('r', 'p')), 0) from pg_control_system()`
+	// The search_path is the service's own, so what is PostgreSQL's is named with its schema.
+	const where = `select pg_catalog.current_database(), system_identifier, coalesce((select oid::pg_catalog.int8 from pg_catalog.pg_class
+			where oid operator(pg_catalog.=) pg_catalog.to_regclass($1::pg_catalog.text)
+				and relkind operator(pg_catalog.=) any ('{r,p}'::pg_catalog."char"[])), 0)
+		from pg_catalog.pg_control_system()`
 	type place struct {
 		database string
 		system   int64

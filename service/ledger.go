@@ -58,6 +58,9 @@ func (l *ledger) open(ctx context.Context) error {
 	if _, err := l.conn.Exec(ctx, personal); err != nil {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
+	if err := replication.CheckOwners(ctx, l.conn, source(l.cfg)); err != nil {
+		return err
+	}
 	rows, err := l.conn.Query(ctx, l.sql("select id, processor_name, is_active from ledger.outbox_processors where connector = $1 order by id"), l.cfg.Name)
 	if err == nil {
 		l.sinks, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s knownSink, err error) {

@@ -40,9 +40,7 @@ func Run(ctx context.Context, cfg config.Config, opts RunOptions) error {
 	var g errgroup.Group
 	if cfg.HTTP.Listen != "" {
 		g.Go(func() error {
-			err := monitoring.Server{
-				Listen: cfg.HTTP.Listen, Hosts: cfg.HTTP.Hosts, Handler: monitoring.Handler(reg, parts.Health), Logger: opts.Logger,
-			}.Serve(serving)
+			err := monitoring.Serve(serving, cfg.HTTP.Listen, monitoring.Handler(reg, parts.Health))
 			if err != nil {
 				stop(err)
 			}

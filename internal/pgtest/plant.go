@@ -28,8 +28,22 @@ type Planted struct {
 	probes int64
 }
 
-// Plant plants in a schema that exists. Sessions that were opened before it count nothing.
+//go:embed trap.sql
+var trapSQL string
+
+// Plant plants in a schema that exists, which takes some seconds. Sessions that were opened before it count nothing.
 func (d *Database) Plant(t testing.TB, schema string) *Planted {
+	t.Helper()
+	p := d.Stranger(t, schema)
+	p.exec(t, p.conn, "set search_path = pg_catalog")
+	p.exec(t, p.conn, "select set_config('plant.schema', $1, false), set_config('plant.functions', $2, false)", schema, strings.Join(calledNames(t), ","))
+	p.exec(t, p.conn, plantSQL)
+	p.exec(t, p.conn, "set search_path = "+pgx.Identifier{schema}.Sanitize())
+	return p
+}
+
+// Stranger makes the role, which has planted nothing yet: Exec does.
+func (d *Database) Stranger(t testing.TB, schema string) *Planted {
 	t.Helper()
 	p := &Planted{Role: uniqueName("mallory"), db: d}
 	admin := d.Conn(t)
@@ -40,9 +54,7 @@ func (d *Database) Plant(t testing.TB, schema string) *Planted {
 	p.exec(t, admin, "grant usage, create on schema "+pgx.Identifier{schema}.Sanitize()+" to "+p.Role)
 	p.conn = d.Conn(t)
 	p.exec(t, p.conn, "set role "+p.Role)
-	p.exec(t, p.conn, "set search_path = pg_catalog")
-	p.exec(t, p.conn, "select set_config('plant.schema', $1, false), set_config('plant.functions', $2, false)", schema, strings.Join(calledNames(t), ","))
-	p.exec(t, p.conn, plantSQL)
+	p.exec(t, p.conn, trapSQL)
 	p.exec(t, p.conn, "set search_path = "+pgx.Identifier{schema}.Sanitize())
 	return p
 }

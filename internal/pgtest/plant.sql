@@ -1,23 +1,5 @@
 -- What somebody who may create things in a schema can put there, so that statements of others execute it. It runs as that
 -- role. Settings: plant.schema is where, plant.functions the names of functions that our SQL could mean, with commas.
---
--- trap.spring is what all of it calls. A call of trap.touched is counted (track_functions) also where the transaction fails.
-create function trap.touched() returns void language plpgsql as 'begin end';
-create function trap.probe() returns void language plpgsql as 'begin end';
-create table trap.caught (what text);
-grant usage on schema trap to public;
-grant insert on trap.caught to public;
-create function trap.spring(what text) returns boolean language plpgsql as $$
-begin
-  perform trap.touched();
-  begin
-    insert into trap.caught values (what);
-  exception when others then -- in a transaction that only reads, the count has to do
-    null;
-  end;
-  raise exception 'CAUGHT: somebody else''s % was executed by %', what, current_user;
-end
-$$;
 
 -- The types that an argument of a type can be taken for.
 create function trap.near(t oid) returns oid[] language sql immutable as $$

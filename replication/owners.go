@@ -1,0 +1,58 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const statusView = "event_outbox_status"
+
+// CheckOwners refuses a ledger that is somebody else's. Reading a view runs the functions that its owner has put there, and
+// writing a table his triggers, with the rights of whoever reads or writes: so it is asked before the first of either. It
+// reads catalogs only. Tables that are missing are nobody's.
+//
+// The owner may be the login itself or a role that it is a member of; one that may do as it likes in the schema anyway: the
+// schema's owner, the database's, a superuser; or one to which the right to create there was granted by name. What is left is who
+// may create things there because everybody may, or might do so once.
+func CheckOwners(ctx context.Context, db SQL, s Source) error {
+	rows, err := db.Query(ctx, `select format('%I.%I', n.nspname, c.relname), r.rolname::text,
+			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])
+		from pg_class c
+		join pg_namespace n on n.oid = c.relnamespace
+		join pg_roles r on r.oid = c.relowner
+		join pg_roles me on me.rolname = current_user
+		join pg_database d on d.datname = current_database()
+		where n.nspname = $1 and (c.relname = any ($2) or c.relname = $3) and not (
+			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])
+			and (c.relowner = me.oid or not me.rolsuper and pg_has_role(me.oid, c.relowner, 'usage')
+				or pg_has_role(c.relowner, n.nspowner, 'usage') or pg_has_role(c.relowner, d.datdba, 'usage')
+				or exists (select from aclexplode(n.nspacl) a
+					where a.privilege_type = 'CREATE' and a.grantee <> 0 and pg_has_role(c.relowner, a.grantee, 'usage'))))
+		order by c.relname`, s.LedgerSchema, ledgerTables(), statusView)
+	if err != nil {
+		return fmt.Errorf("look whose the ledger is: %w", err)
+	}
+	var strange []string
+	var name, owner string
+	var kind bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &owner, &kind}, func() error {
+		if kind {
+			strange = append(strange, fmt.Sprintf("%s belongs to role %q", name, owner))
+		} else {
+			strange = append(strange, fmt.Sprintf("%s of role %q is of another kind", name, owner))
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look whose the ledger is: %w", err)
+	}
+	if strange == nil {
+		return nil
+	}
+	return problem(ErrConfig, "this is not the ledger that init makes, and could run code with the rights of this login: %s; "+
+		"drop what is not yours; or make it the property of a role that you trust (alter … owner to …), after looking at its triggers, rules and defaults; "+
+		"or set source.ledger_schema to a schema where others cannot create anything; see docs/operations.md#shared-schema", strings.Join(strange, "; "))
+}
