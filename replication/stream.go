@@ -269,14 +269,14 @@ func (s *Stream) parse(n int) (f Frame, ok bool, err error) {
 		return s.copyData(body)
 	case 'E':
 		var e pgproto3.ErrorResponse
-		if err := e.Decode(body); err != nil {
-			return f, false, err
+		if e.Decode(body) != nil { // its error is io.EOF, as if the connection had ended
+			return f, false, fmt.Errorf("message %q of %d bytes cannot be decoded", kind, len(body))
 		}
 		return f, false, pgconn.ErrorResponseToPgError(&e)
 	case 'N':
 		var e pgproto3.NoticeResponse
-		if err := e.Decode(body); err != nil {
-			return f, false, err
+		if e.Decode(body) != nil { // its error is io.EOF, as if the connection had ended
+			return f, false, fmt.Errorf("message %q of %d bytes cannot be decoded", kind, len(body))
 		}
 		// PostgreSQL 18 leaves out the rows of a publication that it does not find, and says so here only.
 		if e.Routine == "LoadPublications" {
