@@ -119,6 +119,8 @@ type Connector struct {
 	steps       *steps
 	unreadSince atomic.Int64 // since when no session reads the stream, in Unix nanoseconds; 0 while one does
 	othersRead  atomic.Bool  // and then another process was seen to
+	sender      sender       // the keeper's
+	silentSince atomic.Int64 // since when it has taken no report of ours, in Unix nanoseconds; 0 while it does
 	unroutedLog unroutedLog
 	moved       string // why the outbox has lost its name; empty: it has not
 	prepared    bool

@@ -34,6 +34,8 @@ type duty struct {
 // publication no longer publishes what we need. Anything else it reports and tries again.
 func (c *Connector) keep(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	c.sender = sender{}
+	defer c.silentSince.Store(0)
 	for _, d := range []duty{
 		{name: "log partitions", every: partitionEvery, do: c.makePartitions},
 		{name: "heartbeat", every: heartbeatEvery, do: c.heartbeat},
@@ -111,6 +113,9 @@ func (c *Connector) showLag(now time.Time) {
 			lag = max(lag, unread)
 		}
 	}
+	if n := c.silentSince.Load(); n != 0 {
+		lag = max(lag, now.Sub(time.Unix(0, n)))
+	}
 	c.cfg.Metrics.SlotLagSeconds.Set(lag.Seconds())
 }
 
@@ -131,15 +136,47 @@ func (c *Connector) heartbeat(ctx context.Context) error {
 	return err
 }
 
+// silentAfter is how long the process that sends the stream may take no report of ours before that is told. It takes none while it is
+// at work in a large transaction.
+const silentAfter = 30 * time.Second
+
+// sender is what was last seen of the process that sends the stream.
+type sender struct {
+	pid   int
+	reply *time.Time // the last report of ours that it has taken; nil where the login may not see it
+	since time.Time  // since when that is so
+}
+
+// measureLag shows how much WAL the slot keeps, and looks whether its sender runs: a stream without events and one that
+// is frozen look alike.
 func (c *Connector) measureLag(ctx context.Context) error {
 	var lag *float64
-	err := c.pool.QueryRow(ctx, `select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::float8
-		from pg_replication_slots where slot_name = $1`, c.cfg.Source.Slot).Scan(&lag)
+	var now sender
+	err := c.pool.QueryRow(ctx, `select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::float8, coalesce(active_pid, 0), reply_time
+		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, c.cfg.Source.Slot).
+		Scan(&lag, &now.pid, &now.reply)
 	if err != nil {
 		return fmt.Errorf("measure slot lag: %w", err)
 	}
 	if lag != nil {
 		c.cfg.Metrics.SlotLagBytes.Set(max(0, *lag))
 	}
-	return nil
+	return c.senderRuns(now, time.Now())
+}
+
+func (c *Connector) senderRuns(seen sender, now time.Time) error {
+	last := c.sender
+	if seen.reply == nil || last.reply == nil || seen.pid != last.pid || !seen.reply.Equal(*last.reply) {
+		seen.since = now
+		c.sender = seen
+		c.silentSince.Store(0)
+		return nil
+	}
+	silent := now.Sub(last.since)
+	if silent < silentAfter {
+		return nil
+	}
+	c.silentSince.Store(last.since.UnixNano())
+	return fmt.Errorf("the server's process that sends the stream (pid %d) has taken no report of ours for %s or more: it is at work in a large transaction, "+
+		"or does not run (stopped, no CPU)", seen.pid, silentAfter)
 }

@@ -178,7 +178,8 @@ type waiting struct {
 
 func (w waiting) String() string {
 	if w.pid == 0 {
-		return "it has no statement of ours at work, so the answer was lost on the way, or the connection was not made yet"
+		return "no process of the server has a statement of ours: it did not arrive (a process that does not run, a network that loses packets), or the " +
+			"connection is not made yet"
 	}
 	backend := fmt.Sprintf("backend %d (%s, %q)", w.pid, w.state, w.query)
 	switch {

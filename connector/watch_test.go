@@ -186,10 +186,36 @@ func TestWhatAStatementWaitsFor(t *testing.T) {
 		"a lock (tuple) that pid 7, 8":      {pid: 1, event: "tuple", kind: "Lock", blockers: "7, 8"},
 		"waits for DataFileRead (IO)":       {pid: 1, event: "DataFileRead", kind: "IO"},
 		"its process does not run":          {pid: 1, state: "active"},
-		"no statement of ours":              {},
+		"has a statement of ours":           {},
 	} {
 		if got := w.String(); !strings.Contains(got, want) {
 			t.Errorf("%q lacks %q", got, want)
+		}
+	}
+}
+
+// A process that sends nothing and takes nothing is told, and the lag counts from then.
+func TestSenderThatDoesNotRun(t *testing.T) {
+	t.Parallel()
+	c, _ := watching()
+	began := time.Now()
+	at := func(s int) time.Time { return began.Add(time.Duration(s) * time.Second) }
+	for _, step := range []struct {
+		at, pid, reply int // reply: 0 is one that may not be seen
+		lag            float64
+		silent         bool
+	}{
+		{0, 7, 1, 0, false}, {10, 7, 1, 0, false}, {20, 7, 1, 0, false}, {30, 7, 1, 30, true}, {40, 7, 1, 40, true},
+		{50, 7, 50, 0, false}, {90, 8, 50, 0, false}, {100, 8, 0, 0, false}, {200, 8, 0, 0, false},
+	} {
+		seen := sender{pid: step.pid}
+		if step.reply != 0 {
+			reply := at(step.reply)
+			seen.reply = &reply
+		}
+		err := c.senderRuns(seen, at(step.at))
+		if c.showLag(at(step.at)); (err != nil) != step.silent || testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds) != step.lag {
+			t.Errorf("after %d s: a lag of %g s, %v", step.at, testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds), err)
 		}
 	}
 }

@@ -216,7 +216,12 @@ func (c *connector) readyWithin(patience time.Duration, role string) {
 // red waits until /readyz is red, of a component whose name begins so and whose detail tells all of these.
 func (c *connector) red(component string, tells ...string) {
 	c.t.Helper()
-	eventually(c.t, 40*time.Second, "red "+component, func() error {
+	c.redWithin(40*time.Second, component, tells...)
+}
+
+func (c *connector) redWithin(patience time.Duration, component string, tells ...string) {
+	c.t.Helper()
+	eventually(c.t, patience, "red "+component, func() error {
 		h, err := c.health()
 		if err != nil {
 			return err

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -230,5 +232,39 @@ func TestCommitThatHangs(t *testing.T) {
 		t.Errorf("the log says %d times that a step waits:\n%s", n, log)
 	}
 	c.says("no longer waiting for PostgreSQL")
+	c.term()
+}
+
+// Processes of the server that do not run, of the stream and of the ledger, are told and waited for.
+func TestFrozenProcesses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{pg: ownPostgres(t, nil)})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(20)
+	w.allPassed(10 * time.Second)
+	for _, frozen := range []struct{ pid, component, tells string }{
+		{"select recorder_pid from outbox_checkpoints", "postgres", "the transaction that records outcomes"},
+		{"select active_pid from pg_replication_slots where slot_name = '" + w.slot + "'", "keeper:slot lag", "sends the stream"},
+	} {
+		pid := ask[int](w, frozen.pid)
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // it may have ended with the test
+		t.Cleanup(goOn)
+		w.insert(10)
+		c.redWithin(time.Minute, frozen.component, frozen.tells)
+		eventually(t, 10*time.Second, "a lag", func() error {
+			if lag := c.metric("slot_lag_seconds"); lag < 4 {
+				return fmt.Errorf("%g s", lag)
+			}
+			return nil
+		})
+		goOn()
+		c.ready("leader")
+	}
+	w.verify(expectation{faults: 1})
 	c.term()
 }
