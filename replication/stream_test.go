@@ -448,13 +448,13 @@ func TestLargeMessageBreaksOff(t *testing.T) {
 			}
 			began := time.Now()
 			go func() {
-				time.Sleep(time.Minute)
+				time.Sleep(time.Minute + time.Second) // not when a status is due
 				end(w, cancel)
 			}()
 			for err == nil {
 				_, err = s.More(ctx)
 			}
-			if took := time.Since(began); took != time.Minute || len(w.statuses()) != 12 {
+			if took := time.Since(began); took != time.Minute+time.Second || len(w.statuses()) != 12 {
 				t.Errorf("%s: ended after %s, %v; %d statuses meanwhile, want one in 5 s", name, took, err, len(w.statuses()))
 			}
 			if stopped := ctx.Err() != nil; s.Broken() == stopped {
