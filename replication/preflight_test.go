@@ -86,7 +86,7 @@ func TestPreflightAfterSetup(t *testing.T) {
 		},
 		"a publication of another table": {
 			before: []string{"create table other ()", "alter publication outbox_cdc set table other"},
-			class:  ErrConfig, code: 78, words: []string{"does not publish table public.event_outbox", `add table "public"."event_outbox"`},
+			class:  ErrConfig, code: 78, words: []string{"does not publish table public.event_outbox", `add table "public"."event_outbox"`, "it publishes public.other: if"},
 		},
 		"a publication of a table of the same name": {
 			before: []string{"create schema other create table event_outbox ()", "alter publication outbox_cdc set table other.event_outbox"},

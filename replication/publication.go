@@ -88,7 +88,17 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 				s.Table, root, s.Publication, name, root)
 			break
 		}
-		p.add(ErrConfig, "publication %q does not publish table %s; alter publication %s add table %s"+leftOut, s.Publication, s.Table, name, s.table())
+		text := fmt.Sprintf("publication %q does not publish table %s; alter publication %s add table %s"+leftOut, s.Publication, s.Table, name, s.table())
+		var others []string
+		for _, t := range tables {
+			if !t.ledger {
+				others = append(others, t.name)
+			}
+		}
+		if others != nil { // the outbox of before, perhaps, whose last rows are still to be delivered
+			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/operations.md#swapped first", some(others), s.Table)
+		}
+		p.add(ErrConfig, "%s", text)
 	}
 	if slices.ContainsFunc(tables, func(t publishedTable) bool { return t.ledger }) {
 		p.add(ErrConfig, "publication %q publishes the ledger's own tables, which sends their rows back to outbox-cdc; %s", s.Publication, remedy)
@@ -119,6 +129,7 @@ func publishedAncestor(ctx context.Context, db SQL, table uint32, tables []publi
 // publishedTable is a table of a publication. columns is nil where all are published (PostgreSQL 14 says nothing).
 type publishedTable struct {
 	oid     uint32
+	name    string // schema.table
 	ledger  bool
 	filter  string
 	columns []string
@@ -126,7 +137,7 @@ type publishedTable struct {
 
 // publishedTables reads pg_publication_tables as JSON: PostgreSQL 14 has no column for filters and column lists.
 func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, error) {
-	rows, err := db.Query(ctx, `select c.oid,
+	rows, err := db.Query(ctx, `select c.oid, n.nspname::pg_catalog.text || '.' || c.relname::pg_catalog.text,
 			n.nspname = $2 and (c.relname = any ($3) or c.relname ~ '^outbox_delivery_log_[0-9]{8}$'),
 			coalesce(t ->> 'rowfilter', ''),
 			case when jsonb_typeof(t -> 'attnames') = 'array' then array(select jsonb_array_elements_text(t -> 'attnames')) end
@@ -139,7 +150,7 @@ func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, e
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (publishedTable, error) {
 		var t publishedTable
-		err := row.Scan(&t.oid, &t.ledger, &t.filter, &t.columns)
+		err := row.Scan(&t.oid, &t.name, &t.ledger, &t.filter, &t.columns)
 		return t, err
 	})
 }

@@ -48,7 +48,7 @@ func TestOutboxReplaced(t *testing.T) {
 			w.insert(10)
 			c.exits(60*time.Second, 78)
 			c.says("public.event_outbox is another relation now", "which is public.event_outbox_old now", "docs/operations.md#swapped")
-			c.refuses(78, "does not publish table public.event_outbox")
+			c.refuses(78, "does not publish table public.event_outbox", "it publishes public.event_outbox_old", "docs/operations.md#swapped")
 			// An event of the old table that the connector has not read.
 			w.exec("insert into event_outbox_old (aggregate_type, aggregate_id, event_type, payload) values ('order', '1', 'late', '{}')")
 			w.execAll(strings.ReplaceAll(documented(t, mend), "publication outbox_cdc ", "publication "+w.publication+" "))
