@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -281,6 +282,14 @@ func TestTLSWarning(t *testing.T) {
 	}
 }
 
+func yamlText(s string) string {
+	text, err := yaml.Marshal(s)
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
 func TestSecretsAreMasked(t *testing.T) {
 	t.Parallel()
 	c := Default()
@@ -288,6 +297,22 @@ func TestSecretsAreMasked(t *testing.T) {
 	c.Source.ReplicationDSN = `host=localhost password = 'canary canary' user=cdc sslpassword=canary options='-c password=' `
 	c.Sinks = []Sink{defaultSink(SinkKafka)}
 	c.Sinks[0].Kafka.SASL = SASL{Mechanism: "plain", Username: "u", Password: "canary"}
+	for topic, want := range map[string]string{
+		"outbox.event.{aggregate_type}":                                   "outbox.event.{aggregate_type}",
+		"https://u:canary@h.example/{aggregate_type}/canary?token=canary": "https://***@h.example/***?token=***",
+		"https://{tenant_id}:canary@h/x@y":                                "***",
+	} {
+		if got := ShownTemplate(topic); got != want {
+			t.Errorf("topic %s is shown as %s, want %s", topic, got, want)
+		}
+		masked := c
+		masked.Sinks = []Sink{defaultSink(SinkWebhook)}
+		masked.Sinks[0].Topic, masked.Sinks[0].Webhook.URL = topic, "https://h.example/canary"
+		masked.Routes = []Route{{Sinks: []string{"webhook"}, Topic: topic}}
+		if effective, err := Effective(masked); err != nil || strings.Contains(effective, "canary") || strings.Count(effective, "topic: "+yamlText(want)) != 2 {
+			t.Errorf("topic %s: %v\n%s", topic, err, effective)
+		}
+	}
 
 	var out bytes.Buffer
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x"} {
@@ -311,14 +336,17 @@ func TestSecretsAreMasked(t *testing.T) {
 	}
 	for dsn, want := range map[DSN]string{
 		c.Source.DSN:                    "postgres://cdc:***@localhost/shop?password=***&sslpassword=***&sslmode=disable",
-		c.Source.ReplicationDSN:         `host=localhost password =*** user=cdc sslpassword=*** options='-c password=' `,
+		c.Source.ReplicationDSN:         `host=localhost password =*** user=cdc sslpassword=*** options=*** `,
 		"":                              "",
 		"postgres://u:a/b?c@h/db":       "***",
 		"postgresql://u:p@h1:1,h2:2/db": "postgresql://u:***@h1:1,h2:2/db",
 		"postgres:///shop?host=/tmp":    "postgres:///shop?host=/tmp",
 		"postgres://h/db?pass%77ord=a":  "postgres://h/db?pass%77ord=***",
 		"not a dsn canary":              "***",
-		`host=h options='x password=' password='sec ret'`: `host=h options='x password=' password=***`,
+		`host=h options='x password=' password='sec ret'`:                      `host=h options=*** password=***`,
+		"postgres://u:a@h/db?password=x&canary=y&sslmode=require&token=canary": "postgres://u:***@h/db?password=***&***&sslmode=require&***",
+		"postgres://h/db?canary":                                               "postgres://h/db?***",
+		"host=h password=se canary=1 api_key=canary dbname=d":                  "host=h password=*** *** *** dbname=d",
 	} {
 		if got := dsn.String(); got != want {
 			t.Errorf("%q prints as %q, want %q", string(dsn), got, want)

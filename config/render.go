@@ -41,13 +41,20 @@ func escape(n *yaml.Node) {
 	}
 }
 
+// MarshalYAML masks a topic that is a URL.
+func (r Route) MarshalYAML() (any, error) {
+	type plain Route // without this method
+	r.Topic, r.Key = ShownTemplate(r.Topic), ShownTemplate(r.Key)
+	return plain(r), nil
+}
+
 // MarshalYAML writes the keys that every sink has and those of its type as one mapping.
 func (s Sink) MarshalYAML() (any, error) {
 	common := struct {
 		Name, Type string
 		Topic      string `yaml:"topic,omitempty"` // a composite has none
 		Key        string `yaml:"key,omitempty"`
-	}{s.Name, s.Type, s.Topic, s.Key}
+	}{s.Name, s.Type, ShownTemplate(s.Topic), ShownTemplate(s.Key)}
 	var out yaml.Node
 	if err := out.Encode(common); err != nil {
 		return nil, err

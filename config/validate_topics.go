@@ -132,10 +132,7 @@ func isWebURL(topic string) bool {
 
 // quotedTopic is a topic as a mistake tells it: of a URL no more than is told of a sink's own.
 func quotedTopic(topic string) string {
-	if isWebURL(topic) {
-		topic = URL(topic).String()
-	}
-	return strconv.Quote(topic)
+	return strconv.Quote(ShownTemplate(topic))
 }
 
 // isAllowed tells whether an entry of a webhook's allow_hosts, a host or host:port, is u's.

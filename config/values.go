@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,10 +36,22 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // LogValue masks the secret in logs.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
-// DSN is a PostgreSQL connection string. It prints with its passwords masked; string(d) reveals it.
+// DSN is a PostgreSQL connection string. It prints what is known to be no secret; string(d) reveals it.
 type DSN string
 
-// String masks the passwords. What it cannot tell apart it masks as a whole.
+// shownParameters are those whose values are no secrets. Of any other, a password's part that was split off by a character that
+// should have been escaped among them, not even the name is shown.
+var shownParameters = map[string]bool{
+	"host": true, "hostaddr": true, "port": true, "dbname": true, "database": true, "user": true, "application_name": true,
+	"connect_timeout": true, "target_session_attrs": true, "channel_binding": true, "gssencmode": true, "krbsrvname": true,
+	"sslmode": true, "sslnegotiation": true, "sslrootcert": true, "sslcert": true, "sslkey": true, "sslsni": true, "ssl_min_protocol_version": true,
+	"passfile": true, "service": true, "servicefile": true, "load_balance_hosts": true, "min_protocol_version": true, "max_protocol_version": true,
+}
+
+// hiddenParameters are those of which only the name is shown.
+var hiddenParameters = []string{"password", "sslpassword", "options", "search_path", "statement_timeout", "lock_timeout", "replication"}
+
+// String masks what may be a secret. What it cannot tell apart it masks as a whole.
 func (d DSN) String() string {
 	s := string(d)
 	switch {
@@ -49,11 +62,19 @@ func (d DSN) String() string {
 	case keyValues.MatchString(s):
 		return keyValue.ReplaceAllStringFunc(s, func(pair string) string {
 			key, _, _ := strings.Cut(pair, "=")
-			if !isPassword(strings.TrimSpace(key)) {
-				return pair
-			}
-			return key + "=" + mask
+			return maskPair(pair, strings.TrimSpace(key), key)
 		})
+	}
+	return mask
+}
+
+// maskPair is a pair as it is shown; written is its key as it stands there.
+func maskPair(pair, key, written string) string {
+	switch {
+	case shownParameters[key]:
+		return pair
+	case slices.Contains(hiddenParameters, key):
+		return written + "=" + mask
 	}
 	return mask
 }
@@ -77,16 +98,16 @@ func maskURL(s string) string {
 		pairs := strings.Split(u.RawQuery, "&")
 		for i, pair := range pairs {
 			key, _, _ := strings.Cut(pair, "=")
-			if name, err := url.QueryUnescape(key); err != nil || isPassword(name) {
-				pairs[i] = key + "=" + mask
+			name, err := url.QueryUnescape(key)
+			if err != nil {
+				name = ""
 			}
+			pairs[i] = maskPair(pair, name, key)
 		}
 		query = "?" + strings.Join(pairs, "&")
 	}
 	return u.Scheme + "://" + user + u.Host + u.EscapedPath() + query
 }
-
-func isPassword(key string) bool { return key == "password" || key == "sslpassword" }
 
 const pairPattern = `\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)`
 
@@ -183,6 +204,14 @@ func (u URL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 
 // LogValue masks in logs.
 func (u URL) LogValue() slog.Value { return slog.StringValue(u.String()) }
+
+// ShownTemplate is a topic or key as it may be shown and kept: one that is a URL, of a webhook, as a URL is.
+func ShownTemplate(s string) string {
+	if strings.Contains(s, "://") {
+		return URL(s).String()
+	}
+	return s
+}
 
 // Bytes is a size, written as 64KiB, 32MiB or 1GiB; a bare number counts bytes.
 type Bytes int64

@@ -94,17 +94,25 @@ func ParseTemplate(s string) (Template, error) {
 		}
 		end := strings.IndexByte(rest, '}')
 		if end < 1 {
-			return Template{}, fmt.Errorf("template %q: unbalanced brace before %q", s, rest)
+			return Template{}, fmt.Errorf("template%s: unbalanced brace%s", t.quoted("", s), t.quoted("before", rest))
 		}
 		f, ok := fieldOf(rest[1:end])
 		if !ok {
-			return Template{}, fmt.Errorf("template %q: unknown field %q; an event has %s",
-				s, rest[1:end], strings.Join(fieldNames[id:], ", "))
+			return Template{}, fmt.Errorf("template%s: unknown field %q; an event has %s",
+				t.quoted("", s), rest[1:end], strings.Join(fieldNames[id:], ", "))
 		}
 		t.parts = append(t.parts, part{field: f})
 		rest = rest[end+1:]
 	}
 	return t, nil
+}
+
+// quoted is a part of the template behind a word; nothing for a URL, which may hold a secret.
+func (t *Template) quoted(word, s string) string {
+	if t.isURL {
+		return ""
+	}
+	return strings.TrimSuffix(" "+word, " ") + fmt.Sprintf(" %q", s)
 }
 
 // Expand gives the text for e. A field that is NULL in the row is left out.

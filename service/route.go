@@ -37,7 +37,7 @@ func RouteOf(cfg config.Config, e *outbox.Event) ([]Target, error) {
 	targets := []Target{}
 	for _, t := range router.New(c.RouterRoutes(processors)).Route(e, nil) {
 		s := sinks[t.Processor]
-		target := Target{Sink: s.Name, Type: s.Type, Topic: t.Topic, Key: t.Key, OneTry: s.OneTry}
+		target := Target{Sink: s.Name, Type: s.Type, Topic: config.ShownTemplate(t.Topic), Key: config.ShownTemplate(t.Key), OneTry: s.OneTry}
 		if s.Type == config.SinkComposite {
 			if target.Members, err = membersOf(cfg, s.Name, e); err != nil {
 				return nil, err
@@ -64,7 +64,7 @@ func membersOf(cfg config.Config, name string, e *outbox.Event) (out []Target, e
 			if err != nil {
 				return nil, err
 			}
-			*x.into = template.Expand(e)
+			*x.into = config.ShownTemplate(template.Expand(e))
 		}
 		out = append(out, t)
 	}

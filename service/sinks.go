@@ -178,7 +178,7 @@ func (b sinkBuilder) build(sc config.Sink) (connector.Sink, []config.Mistake) {
 			mistakes = append(mistakes, config.Mistake{Path: t.key, Text: err.Error()})
 		}
 	}
-	description := map[string]any{"topic": sc.Topic, "key": sc.Key} // no secrets
+	description := map[string]any{"topic": config.ShownTemplate(sc.Topic), "key": config.ShownTemplate(sc.Key)} // no secrets
 	var wrong []config.Mistake
 	switch sc.Type {
 	case config.SinkKafka:

@@ -100,7 +100,10 @@ func TestCanary(t *testing.T) {
 	nowhere := freeAddress(t)
 	g.run("away", map[string]map[string]any{
 		"kafka": {"brokers": []string{nowhere}}, "redis_stream": {"url": "redis://outbox:" + canary("redis") + "@" + nowhere},
-		"event_bus": {"url": "nats://" + canary("token") + "@" + nowhere}, "webhook": {"url": "http://" + nowhere + "/" + canary("path") + "?token=" + canary("query")},
+		"event_bus": {"url": "nats://" + canary("token") + "@" + nowhere}, "webhook": {
+			"url":   "http://" + nowhere + "/" + canary("path") + "?token=" + canary("query"),
+			"topic": "http://" + nowhere + "/" + canary("topic") + "?token=" + canary("query"),
+		},
 	}, g.allRed)
 
 	w.source["dsn"] = asRole(t, w.dsn, w.database, canary("guess"))
@@ -217,6 +220,7 @@ func (g *cage) configured() map[string]map[string]any {
 			"url": receiver.URL + "/" + canary("path") + "?token=" + canary("query"), "allow_hosts": []string{"127.0.0.1"}, "body": "cloudevents",
 			"secret":  []string{canary("secret"), "whsec_" + base64.StdEncoding.EncodeToString([]byte(canary("a secret of the standard")))},
 			"headers": map[string]any{"Authorization": "Bearer " + canary("header")},
+			"topic":   receiver.URL + "/" + canary("topic") + "/{aggregate_type}?token=" + canary("query"),
 		},
 		"event_bus": {"topic": topic, "url": "nats://outbox:" + canary("nats") + "@" + g.nats.Addr()},
 	}
@@ -291,6 +295,12 @@ func (g *cage) misconfigured() {
 		"sinks: [{type: event_bus, url: 'ws://" + x + "@h'}, {type: event_bus, name: b, url: 'nats://u:" + x + "/@h,nats://h'}]",
 		"sinks: [{type: event_bus, url: 'nats://h', nkey_file: SEED}, {type: webhook, name: b, url: 'https://h', tls: {cert_file: SEED, key_file: SEED, ca_file: SEED}}]",
 		"sinks: [\n - type: webhook\n\t" + x,
+		"sinks: [{type: webhook, url: 'https://h', topic: 'https://u:" + x + "@h/" + x + "?t=" + x + "'}]",
+		"sinks: [{type: webhook, url: 'https://h', topic: 'https://h/" + x + "/{nothing}?t=" + x + "'}]",
+		"sinks: [{type: webhook, url: 'https://h', topic: 'https://h/" + x + "/{?t=" + x + "'}]\nroutes: [{sinks: [webhook], topic: 'https://other/" + x + "'}]",
+		"sinks: [{type: kafka, brokers: [h:9092], topic: 'https://u:" + x + "@h/'}]",
+		"source: {dsn: 'postgres://u@h/db?" + x + "=1&token=" + x + "'}",
+		"source: {dsn: 'host=h token=" + x + " password=a " + x + "=b'}",
 	} {
 		dir := g.t.TempDir()
 		seed, file := filepath.Join(dir, "seed"), filepath.Join(dir, "outbox.yaml")
