@@ -1,6 +1,12 @@
 package ledger_test
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -35,6 +41,34 @@ func TestPin(t *testing.T) {
 	} {
 		if got := c.RuntimeParams[name]; got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Sessions are opened in few places, all of which pin them; whoever adds one has to come here.
+func TestSessionsAreOpenedInFewPlaces(t *testing.T) {
+	t.Parallel()
+	opens := regexp.MustCompile(`(pgx|pgconn)\.Connect(Config)?\(|pgxpool\.New|sql\.Open\(|stdlib\.Open`)
+	known := map[string]bool{
+		"connector/sql.go":          true, // by replication.SQLConfig
+		"replication/connect.go":    true,
+		"replication/createslot.go": true, // of the replication protocol, as the next one
+		"replication/open.go":       true,
+		"migrations/migrations.go":  true, // sets what the migrations need by itself
+	}
+	for _, dir := range []string{"checkpoint", "cmd", "config", "connector", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring", "replication", "router", "service", "sinks"} {
+		err := filepath.WalkDir(filepath.Join("..", dir), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			if name := filepath.ToSlash(strings.TrimPrefix(path, ".."+string(filepath.Separator))); opens.Match(text) && !known[name] {
+				t.Errorf("%s opens a session: let ledger.Pin set it up, and name it here", name)
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
 		}
 	}
 }
