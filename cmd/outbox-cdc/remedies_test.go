@@ -16,11 +16,6 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// prose are the words that follow our name where it is the subject of a sentence, or its object.
-var prose = []string{
-	"and", "as", "at", "does", "finds", "has", "in", "is", "itself", "measured", "needs", "offers", "on", "or", "pid", "promises", "reads", "runs", "slot", "to", "with", "works", "keeps",
-}
-
 // mention is a text that may name a command of ours.
 type mention struct{ where, text string }
 
@@ -82,29 +77,33 @@ type named struct{ words, flags []string }
 var (
 	// Our name and what follows it, as far as it can belong to a command line; or what is quoted as code.
 	commandLine = regexp.MustCompile("outbox-cdc((?: +[^ `\"|;#()\n]+)+)|`((?:[a-z]+)(?: +[^ `\"|;#()\n]+)*)`")
+	// What stands in front of our name where it is meant to be typed.
+	asked       = regexp.MustCompile("(?i)(?:[`\"]|\\brun |(?:^|\n)(?: {4,}|\\$ )(?:bin/)?)$")
 	flagName    = regexp.MustCompile(`^--[a-z][a-z-]*`)
 	commandName = regexp.MustCompile(`^[a-z]+$`)
 )
 
 // commandsIn finds the command lines that a text names.
 func commandsIn(text string) (found []named) {
-	for _, m := range commandLine.FindAllStringSubmatch(text, -1) {
-		tokens := strings.Fields(m[1] + m[2])
+	for _, at := range commandLine.FindAllStringSubmatchIndex(text, -1) {
+		ours, line := at[2] >= 0, text[max(at[2], at[4]):max(at[3], at[5])]
+		meant := ours && asked.MatchString(text[:at[0]])
+		tokens := strings.Fields(line)
 		for i, token := range tokens {
 			tokens[i] = strings.TrimRight(token, ".,:'")
 		}
 		var c named
-		at := newRootCommand(nil)
+		tree := newRootCommand(nil)
 		for len(tokens) > 0 && commandName.MatchString(tokens[0]) {
-			next := subcommand(at, tokens[0])
-			if next == nil && (at.HasParent() || m[2] != "" || slices.Contains(prose, tokens[0])) {
+			next := subcommand(tree, tokens[0])
+			if next == nil && (tree.HasParent() || !meant) {
 				break // an argument, other code, or a sentence about us
 			}
 			c.words, tokens = append(c.words, tokens[0]), tokens[1:]
 			if next == nil {
 				break
 			}
-			at = next
+			tree = next
 		}
 		if c.words == nil {
 			continue
