@@ -1,0 +1,98 @@
+// Package advisory waits for an advisory lock of PostgreSQL and says for whom. A session that waits in pg_advisory_lock says
+// nothing, for as long as the other one lives.
+package advisory
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	every     = 250 * time.Millisecond // how often the lock is tried,
+	tellAfter = time.Second            // after how long the holder is told,
+	tellEvery = 10 * time.Second       // and how often from then on
+)
+
+// holder is the session that has the lock.
+type holder struct {
+	PID         int
+	User        string
+	Application string
+	Since       string // when it connected, and when its last statement began; empty where the login may not see it
+	Statement   string
+}
+
+func (h holder) String() string {
+	text := fmt.Sprintf("pid %d (user %q, application %q", h.PID, h.User, h.Application)
+	if h.Since != "" {
+		text += ", connected since " + h.Since
+	}
+	if h.Statement != "" {
+		text += ", last statement at " + h.Statement
+	}
+	return text + ")"
+}
+
+// Wait says how long Lock waits and who is told.
+type Wait struct {
+	Timeout time.Duration       // 0 means a minute
+	Tell    func(holder string) // may be nil; it is called after a second, and then every 10 seconds
+}
+
+// Lock takes the session's advisory lock of key, which what names in messages. The lock ends with the session.
+func Lock(ctx context.Context, conn *pgx.Conn, key int64, what string, w Wait) error {
+	timeout := cmp.Or(w.Timeout, time.Minute)
+	start := time.Now()
+	tellAt := start.Add(min(tellAfter, timeout))
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		var locked bool
+		if err := conn.QueryRow(ctx, "select pg_catalog.pg_try_advisory_lock($1::pg_catalog.int8)", key).Scan(&locked); err != nil {
+			return fmt.Errorf("lock %s: %w", what, err)
+		}
+		if locked {
+			return nil
+		}
+		if now := time.Now(); !now.Before(tellAt) {
+			h, err := findHolder(ctx, conn, key)
+			if err != nil {
+				return fmt.Errorf("lock %s: %w", what, err)
+			}
+			if h != nil && now.Sub(start) >= timeout {
+				return fmt.Errorf("%s is locked by another session, and still was after %s: %s; wait until it is done, or end it "+
+					"(select pg_terminate_backend(%d)), and try again", what, timeout, h, h.PID)
+			}
+			if h != nil && w.Tell != nil {
+				w.Tell(h.String())
+			}
+			tellAt = now.Add(min(tellEvery, max(0, timeout-now.Sub(start))))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("lock %s: %w", what, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// findHolder gives nil where nobody has the lock any more. A key of 64 bits stands in pg_locks as two halves, with objsubid 1.
+func findHolder(ctx context.Context, conn *pgx.Conn, key int64) (*holder, error) {
+	var h holder
+	err := conn.QueryRow(ctx, `select l.pid, coalesce(a.usename::text, ''), coalesce(a.application_name, ''),
+			coalesce(to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SSOF'), ''), coalesce(to_char(a.query_start, 'YYYY-MM-DD HH24:MI:SSOF'), '')
+		from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+		where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.classid = $1 and l.objid = $2
+			and l.database = (select oid from pg_catalog.pg_database where datname = current_database())`,
+		uint32(uint64(key)>>32), uint32(uint64(key)),
+	).Scan(&h.PID, &h.User, &h.Application, &h.Since, &h.Statement)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	return &h, err
+}
