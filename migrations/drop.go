@@ -2,55 +2,67 @@ package migrations
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
-	"strings"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // dropped are the tables of the ledger. The outbox is not among them.
 var dropped = []string{
-	"outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "outbox_backlog", "outbox_metrics", "outbox_processors", versionTable,
+	"outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "outbox_backlog", "outbox_metrics", "outbox_processors", "outbox_migrations",
 }
 
 // Drop takes the ledger away, and never the outbox. It says whether there was one. Where a checkpoint says that a slot
-// still uses it, it refuses.
-func Drop(ctx context.Context, dsn, schema string) (bool, error) {
-	db, err := open(dsn, Options{Schema: schema})
-	if err != nil {
-		return false, err
-	}
-	defer db.Close()
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+// still uses it, it refuses. Of the options it needs the schema.
+func Drop(ctx context.Context, dsn string, o Options) (bool, error) {
+	found := false
+	err := session(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
+		o.Schema = schema
+		if err := lock(ctx, conn, o); err != nil {
+			return err
+		}
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
+			found, err = drop(ctx, tx, o)
+			return err
+		})
+	})
+	return found && err == nil, err
+}
+
+func drop(ctx context.Context, tx pgx.Tx, o Options) (bool, error) {
 	var ours, outbox bool
+	quoted := pgx.Identifier{o.Schema}.Sanitize()
 	// Other software has tables named outbox_processors; a ledger has checkpoints.
-	err = tx.QueryRowContext(ctx, "select to_regclass('outbox_checkpoints') is not null, to_regclass('event_outbox') is not null").Scan(&ours, &outbox)
+	err := tx.QueryRow(ctx, "select to_regclass($1 || '.outbox_checkpoints') is not null, to_regclass($1 || '.event_outbox') is not null", quoted).Scan(&ours, &outbox)
 	if err != nil || !ours {
 		return false, err
 	}
-	var slots sql.NullString
-	err = tx.QueryRowContext(ctx, "select string_agg(slot_name, ', ') from outbox_checkpoints").Scan(&slots)
-	if err != nil {
+	if err := Check(ctx, tx.Conn(), o); err != nil {
 		return false, err
 	}
-	if slots.Valid {
-		return false, fmt.Errorf("the ledger in schema %q still serves the slots %s; destroy those first", schema, slots.String)
+	var slots *string
+	if err := tx.QueryRow(ctx, "select string_agg(slot_name, ', ') from "+quoted+".outbox_checkpoints").Scan(&slots); err != nil {
+		return false, err
 	}
-	statements := []string{
-		"drop view if exists event_outbox_status",
-		"drop table if exists " + strings.Join(dropped, ", "),
-		"drop function if exists outbox_make_partitions(timestamptz, int)",
+	if slots != nil {
+		return false, fmt.Errorf("the ledger in schema %q still serves the slots %s; destroy those first", o.Schema, *slots)
 	}
-	if !outbox { // whose ids are made by it
-		statements = append(statements, "drop function if exists outbox_uuid_v7()")
+	statements := []string{"drop view if exists " + quoted + ".event_outbox_status"}
+	for _, name := range dropped {
+		statements = append(statements, "drop table if exists "+quoted+"."+name)
+	}
+	statements = append(statements, "drop function if exists "+quoted+".outbox_make_partitions(timestamptz, int)")
+	if outbox {
+		for _, column := range []string{"id", "aggregate_type", "aggregate_id", "event_type", "tenant_id", "created_at"} {
+			statements = append(statements, fmt.Sprintf("drop function if exists %[1]s.outbox_status_%s(%[1]s.event_outbox)", quoted, column))
+		}
+	} else { // whose ids are made by it
+		statements = append(statements, "drop function if exists "+quoted+".outbox_uuid_v7()")
 	}
 	for _, s := range statements {
-		if _, err := tx.ExecContext(ctx, s); err != nil {
+		if _, err := tx.Exec(ctx, s); err != nil {
 			return false, fmt.Errorf("%s: %w", s, err)
 		}
 	}
-	return true, tx.Commit()
+	return true, nil
 }

@@ -1,31 +1,32 @@
-// Package migrations makes the outbox and its ledger. The numbered files are plain SQL that "psql -f" applies as well;
-// this package applies them under a lock and remembers which ones it has applied. Forward only.
+// Package migrations makes the outbox and its ledger. The numbered files are plain SQL that "psql -f" applies as well, and
+// each of them records that it was applied; this package applies those that are missing, under a lock. Forward only.
+//
+// Its sessions have no search_path but pg_catalog: see the head of the first file for the reason.
 package migrations
 
 import (
+	"cmp"
 	"context"
-	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 //go:embed *.sql
 var files embed.FS
 
-// versionTable and lockID are our own, so that a service whose own migrations run on goose is not disturbed.
-const (
-	versionTable = "outbox_migrations"
-	lockID       = 0x6f7574626f78 // "outbox"
-)
+// lockID is the key of the advisory lock under which the schema is changed: "outbox".
+const lockID = 0x6f7574626f78
 
 // Options say what is made, and where.
 type Options struct {
@@ -36,184 +37,185 @@ type Options struct {
 	Mapped bool
 	// EventIDType is "uuid" (also if empty) or "text", as the ids of a mapped table need it.
 	EventIDType string
+	// Timeout bounds how long Apply and Drop wait for another process that changes the schema; 0 means a minute.
+	Timeout time.Duration
+	// WaitingForLock is told of the session for whose end Apply or Drop waits; it may be nil.
+	WaitingForLock func(holder string)
 }
 
-// settings are the parameters of the session that the files read.
-func (o Options) settings() ([][2]string, error) {
-	var s [][2]string
-	if o.Schema != "" {
-		s = append(s, [2]string{"search_path", pgx.Identifier{o.Schema}.Sanitize()})
-	}
-	if o.Mapped {
-		s = append(s, [2]string{"outbox.mapped", "on"})
-	}
+func (o Options) check() error {
 	switch o.EventIDType {
-	case "", "uuid":
-	case "text":
-		s = append(s, [2]string{"outbox.event_id_type", "text"})
-	default:
-		return nil, fmt.Errorf("event id type %q: must be uuid or text", o.EventIDType)
+	case "", "uuid", "text":
+		return nil
 	}
-	return s, nil
+	return fmt.Errorf("event id type %q: must be uuid or text", o.EventIDType)
 }
 
 // Apply brings the schema up to date. It may be called again, after "psql -f", and by several processes at once.
-// Where tables of the same names but with other columns are in the way it changes nothing and names them.
+// Where tables of the same names are in the way, with other columns or of roles that are not trusted, it changes nothing
+// and names them.
 func Apply(ctx context.Context, dsn string, o Options) error {
-	db, err := open(dsn, o)
-	if err != nil {
+	if err := o.check(); err != nil {
 		return err
 	}
-	defer db.Close()
-	if err := createSchema(ctx, db, o.Schema); err != nil {
-		return err
-	}
-	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(lockID), lock.WithLockTimeout(1, 300))
-	if err != nil {
-		return err
-	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
-		goose.WithTableName(versionTable), goose.WithSessionLocker(locker), goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return err
-	}
-	if _, err := provider.Up(ctx); err != nil {
+	return session(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
+		if err := lock(ctx, conn, o); err != nil {
+			return err
+		}
+		names, err := pending(ctx, conn, schema)
+		if err != nil {
+			return err
+		}
+		if len(names) == 0 {
+			return checkIDType(ctx, conn, o, schema)
+		}
+		o.Schema = schema
+		// "if not exists" needs the right to create schemas even where there is nothing to create.
+		var exists bool
+		if err := conn.QueryRow(ctx, "select exists (select from pg_namespace where nspname = $1)", schema).Scan(&exists); err != nil {
+			return err
+		}
+		text, err := script(o, names, !exists)
+		if err != nil {
+			return err
+		}
+		_, err = conn.PgConn().Exec(ctx, text).ReadAll()
 		return explain(err)
-	}
-	return nil
+	})
+}
+
+func lock(ctx context.Context, conn *pgx.Conn, o Options) error {
+	return advisory.Lock(ctx, conn, lockID, "the schema of outbox-cdc", advisory.Wait{Timeout: o.Timeout, Tell: o.WaitingForLock})
 }
 
 // Pending names the files that Apply would apply, without changing anything.
-func Pending(ctx context.Context, dsn string, o Options) ([]string, error) {
-	db, err := open(dsn, o)
-	if err != nil {
-		return nil, err
-	}
-	defer db.Close()
-	names, err := fs.Glob(files, "*.sql")
-	if err != nil {
-		return nil, err
-	}
-	var exists bool
-	// current_schema() is null where the schema is yet to be made.
-	err = db.QueryRowContext(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
-		where nspname = current_schema() and relname = $1)`, versionTable).Scan(&exists)
-	if err != nil {
-		return nil, err
-	}
-	if !exists {
-		return names, nil
-	}
-	var version int64
-	if err := db.QueryRowContext(ctx, "select coalesce(max(version_id), 0) from "+versionTable).Scan(&version); err != nil {
-		return nil, err
-	}
-	pending := []string{}
-	for _, name := range names {
-		n, err := goose.NumericComponent(name)
-		if err != nil {
-			return nil, err
-		}
-		if n > version {
-			pending = append(pending, name)
-		}
-	}
-	return pending, nil
+func Pending(ctx context.Context, dsn string, o Options) (names []string, err error) {
+	err = session(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
+		names, err = pending(ctx, conn, schema)
+		return err
+	})
+	return names, err
 }
 
-// SQL is what Apply does, for a person to read or to run with psql: the same tables, and the same memory of it, so that a
-// login without the right to create anything can Apply afterwards.
-func SQL(o Options) (string, error) {
-	settings, err := o.settings()
+func pending(ctx context.Context, conn *pgx.Conn, schema string) ([]string, error) {
+	names, err := fs.Glob(files, "*.sql")
 	if err != nil {
+		return nil, err
+	}
+	// A table of somebody who is not trusted is not read: it could be a view that runs code of his. The files refuse it.
+	var ours bool
+	err = conn.QueryRow(ctx, trustedRoles+`
+		select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
+			where nspname = $1 and relname = 'outbox_migrations' and relkind = 'r' and relowner in (select oid from trusted))`, schema).Scan(&ours)
+	if err != nil || !ours {
+		return names, err
+	}
+	var version int64
+	err = conn.QueryRow(ctx, "select coalesce(max(version_id), 0) from "+pgx.Identifier{schema, "outbox_migrations"}.Sanitize()).Scan(&version)
+	if err != nil {
+		return nil, err
+	}
+	missing := []string{}
+	for _, name := range names {
+		number, _, _ := strings.Cut(name, "_")
+		n, err := strconv.ParseInt(number, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s has no number in front: %w", name, err)
+		}
+		if n > version {
+			missing = append(missing, name)
+		}
+	}
+	return missing, nil
+}
+
+// checkIDType refuses a ledger that was made for ids of another type.
+func checkIDType(ctx context.Context, conn *pgx.Conn, o Options, schema string) error {
+	var has string
+	wanted := cmp.Or(o.EventIDType, "uuid")
+	err := conn.QueryRow(ctx, `select coalesce(max(format_type(atttypid, null)), $2) from pg_attribute
+		where attrelid = to_regclass($1) and attname = 'event_id'`, pgx.Identifier{schema, "outbox_delivery_log"}.Sanitize(), wanted).Scan(&has)
+	if err == nil && has != wanted {
+		err = &Refusal{fmt.Sprintf("outbox_delivery_log.event_id is of type %s, the outbox's id needs %s; "+
+			"put the ledger into another schema by source.ledger_schema", has, wanted)}
+	}
+	return err
+}
+
+// SQL is what Apply runs, for a person to read or to run with psql. A login without the right to create anything can Apply
+// afterwards.
+func SQL(o Options) (string, error) {
+	if err := o.check(); err != nil {
 		return "", err
 	}
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil {
 		return "", err
 	}
+	return script(o, names, o.Schema != "")
+}
+
+// script is one transaction, after which the session's settings are as before.
+func script(o Options, names []string, createSchema bool) (string, error) {
 	var b strings.Builder
 	b.WriteString("begin;\n")
-	if o.Schema != "" {
+	if createSchema {
 		fmt.Fprintf(&b, "create schema if not exists %s;\n", pgx.Identifier{o.Schema}.Sanitize())
 	}
-	for _, s := range settings { // search_path is a list of quoted names, the others are words
-		fmt.Fprintf(&b, "set local %s = %s;\n", s[0], s[1])
+	if o.Schema != "" {
+		fmt.Fprintf(&b, "set local outbox.schema = '%s';\n", strings.ReplaceAll(o.Schema, "'", "''"))
 	}
-	fmt.Fprintf(&b, versionTableSQL, versionTable)
+	if o.Mapped {
+		b.WriteString("set local outbox.mapped = on;\n")
+	}
+	if o.EventIDType == "text" {
+		b.WriteString("set local outbox.event_id_type = text;\n")
+	}
 	for _, name := range names {
 		text, err := files.ReadFile(name)
 		if err != nil {
 			return "", err
 		}
-		version, err := goose.NumericComponent(name)
-		if err != nil {
-			return "", err
-		}
 		b.WriteByte('\n')
 		b.Write(text)
-		fmt.Fprintf(&b, "insert into %s (version_id, is_applied) select %d, true where not exists (select from %[1]s where version_id = %[2]d);\n",
-			versionTable, version)
 	}
 	b.WriteString("commit;\n")
 	return b.String(), nil
 }
 
-// versionTableSQL is goose's own, which begins with version 0.
-const versionTableSQL = `
-create table if not exists %[1]s (
-  id         int       primary key generated by default as identity,
-  version_id bigint    not null,
-  is_applied boolean   not null,
-  tstamp     timestamp not null default now()
-);
-insert into %[1]s (version_id, is_applied) select 0, true where not exists (select from %[1]s);
-`
-
-func open(dsn string, o Options) (*sql.DB, error) {
-	settings, err := o.settings()
-	if err != nil {
-		return nil, err
-	}
+// session calls f with a session whose search_path is pg_catalog, and with the schema of the ledger. Where the options name
+// none it is the first of the login's search_path, and empty if that has none.
+func session(ctx context.Context, dsn string, o Options, f func(conn *pgx.Conn, schema string) error) error {
 	config, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		// Only the cause: the rest of the text repeats the DSN.
 		if cause := errors.Unwrap(err); cause != nil {
-			return nil, fmt.Errorf("the dsn is no valid connection string: %w", cause)
+			return fmt.Errorf("the dsn is no valid connection string: %w", cause)
 		}
-		return nil, errors.New("the dsn is no valid connection string")
+		return errors.New("the dsn is no valid connection string")
 	}
-	for _, s := range settings {
-		config.RuntimeParams[s[0]] = s[1]
+	if o.Schema != "" {
+		ledger.Pin(&config.Config)
 	}
-	return stdlib.OpenDB(*config), nil
-}
-
-// createSchema asks first: "if not exists" needs the right to create schemas even where there is nothing to create. Two
-// at once would still both create it, hence the lock.
-func createSchema(ctx context.Context, db *sql.DB, schema string) error {
-	if schema == "" {
-		return nil
-	}
-	var exists bool
-	if err := db.QueryRowContext(ctx, "select exists (select from pg_namespace where nspname = $1)", schema).Scan(&exists); err != nil {
-		return err
-	}
-	if exists {
-		return nil
-	}
-	tx, err := db.BeginTx(ctx, nil)
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
-	if _, err := tx.ExecContext(ctx, "select pg_advisory_xact_lock($1)", int64(lockID)); err != nil {
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = conn.Close(ctx) // nothing is lost with it
+	}()
+	schema := o.Schema
+	if schema == "" {
+		if err := conn.QueryRow(ctx, "select coalesce(pg_catalog.current_schema()::pg_catalog.text, '')").Scan(&schema); err != nil {
+			return err
+		}
+	}
+	if _, err := conn.Exec(ctx, "set search_path = pg_catalog, pg_temp"); err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, "create schema if not exists "+pgx.Identifier{schema}.Sanitize()); err != nil {
-		return fmt.Errorf("create schema %q: %w", schema, err)
-	}
-	return tx.Commit()
+	return f(conn, schema)
 }
 
 // explain gives PostgreSQL's own words, hint included: the files state the remedy there.

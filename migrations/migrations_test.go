@@ -59,11 +59,11 @@ func tool(t *testing.T, name string) string {
 
 var restrict = regexp.MustCompile(`(?m)^\\(un)?restrict .*\n`)
 
-// dump gives the schema as pg_dump does, without goose's own table. An older pg_dump cannot read a newer server; then
+// dump gives the schema as pg_dump does. An older pg_dump cannot read a newer server; then
 // the test is for another machine.
 func dump(t *testing.T, dsn string) string {
 	t.Helper()
-	out, err := exec.Command(tool(t, "pg_dump"), "-s", "-d", dsn, "-T", "*.outbox_migrations*").CombinedOutput()
+	out, err := exec.Command(tool(t, "pg_dump"), "-s", "-d", dsn).CombinedOutput()
 	if bytes.Contains(out, []byte("server version mismatch")) {
 		t.Skipf("pg_dump is older than the server: %s", out)
 	}
@@ -416,12 +416,12 @@ func TestDrop(t *testing.T) {
 	}
 	before := left()
 	exec1(t, d, "insert into outbox_checkpoints (slot_name, state) values ('a', 'ready'), ('b', 'ready')")
-	dropped, err := migrations.Drop(ctx, d.DSN, "public")
+	dropped, err := migrations.Drop(ctx, d.DSN, migrations.Options{Schema: "public"})
 	if dropped || err == nil || !strings.Contains(err.Error(), "still serves the slots a, b; destroy those first") || left() != before {
 		t.Errorf("a ledger in use: %t, %v", dropped, err)
 	}
 	exec1(t, d, "delete from outbox_checkpoints")
-	dropped, err = migrations.Drop(ctx, d.DSN, "public")
+	dropped, err = migrations.Drop(ctx, d.DSN, migrations.Options{Schema: "public"})
 	if !dropped || err != nil || left() != "event_outbox outbox_uuid_v7" {
 		t.Errorf("%t, %v, left %s", dropped, err, left())
 	}
@@ -433,7 +433,7 @@ func TestDrop(t *testing.T) {
 	// Tables of the same names that somebody else made.
 	other := pgtest.Unmigrated(t)
 	exec1(t, other, "create table outbox_processors (id int)")
-	if dropped, err := migrations.Drop(ctx, other.DSN, "public"); dropped || err != nil {
+	if dropped, err := migrations.Drop(ctx, other.DSN, migrations.Options{Schema: "public"}); dropped || err != nil {
 		t.Errorf("%t, %v", dropped, err)
 	}
 	exec1(t, other, "select * from outbox_processors")

@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 )
 
 // DestroyConfig says what Destroy takes away.
@@ -16,6 +18,8 @@ type DestroyConfig struct {
 	DSN string
 	// ReplicationDSN is of a login that may replicate.
 	ReplicationDSN string
+	// WaitingForLock is told of the session that makes or drops the same slot, for whose end Destroy waits; it may be nil.
+	WaitingForLock func(holder string)
 }
 
 // DestroyResult says what Destroy has taken away; what it has not was not there.
@@ -28,7 +32,7 @@ type DestroyResult struct {
 // make, is refused.
 func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 	var result DestroyResult
-	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN)
+	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN, advisory.Wait{Tell: cfg.WaitingForLock})
 	if err != nil {
 		return result, err
 	}

@@ -138,7 +138,8 @@ type publishedTable struct {
 // publishedTables reads pg_publication_tables as JSON: PostgreSQL 14 has no column for filters and column lists.
 func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, error) {
 	rows, err := db.Query(ctx, `select c.oid, n.nspname::pg_catalog.text || '.' || c.relname::pg_catalog.text,
-			n.nspname = $2 and (c.relname = any ($3) or c.relname ~ '^outbox_delivery_log_[0-9]{8}$'),
+			n.nspname = $2 and c.relname = any ($3) or exists (select from pg_inherits i join pg_class l on l.oid = i.inhparent
+				join pg_namespace ln on ln.oid = l.relnamespace where i.inhrelid = c.oid and l.relname = 'outbox_delivery_log' and ln.nspname = $2),
 			coalesce(t ->> 'rowfilter', ''),
 			case when jsonb_typeof(t -> 'attnames') = 'array' then array(select jsonb_array_elements_text(t -> 'attnames')) end
 		from (select to_jsonb(p) as t from pg_publication_tables p where pubname = $1) as published

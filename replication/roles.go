@@ -86,7 +86,16 @@ func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
 type Roles struct {
 	SQL         string
 	Replication string
+	// SQLConnections is how many sessions for SQL an instance opens at most (source.max_connections).
+	SQLConnections int
 }
+
+// A role that the printed SQL creates cannot take all connections of the server. The stream needs one; one more is for an
+// instance that stands by and tries to start, and one for init or destroy.
+const replicationLimit = 3
+
+// sqlLimit is for an instance that runs, one that stands by, and four commands of persons at a time.
+func (r Roles) sqlLimit() int { return 2*r.SQLConnections + 4 }
 
 // SQLText is what an administrator runs after the migrations and before "outbox-cdc init", where init is to run with no
 // more rights than the connector itself: the publication, and two logins with the least that they need. It can be
@@ -97,6 +106,10 @@ func SQLText(s Source, r Roles) string {
 	// What others have made in the schemas of the search_path must not be found: format() with other types of arguments, say.
 	b.WriteString("\nbegin;\nset local search_path = pg_catalog, pg_temp;\n")
 	fmt.Fprintf(&b, `
+-- Nothing that other roles have made in a schema of the search_path is called.
+begin;
+set local search_path = pg_catalog, pg_temp;
+
 -- The publication: inserts into the outbox, and nothing else.
 do $$
 begin
@@ -110,11 +123,15 @@ $$;
 -- backups included: let pg_hba.conf admit it from the connector's address only, and give it a password of its own.
 -- (Amazon RDS: grant rds_replication instead of the attribute.)
 `, quoteLiteral(s.Publication), publicationSQL(s))
-	createRole(&b, r.Replication)
+	limit := replicationLimit
+	if r.SQL == r.Replication {
+		limit += r.sqlLimit()
+	}
+	createRole(&b, r.Replication, limit)
 	fmt.Fprintf(&b, "alter role %s replication;\n", stream)
 	if r.SQL != r.Replication {
 		b.WriteString("\n-- The login for SQL. It reads the outbox, never writes it, and keeps the ledger.\n")
-		createRole(&b, r.SQL)
+		createRole(&b, r.SQL, r.sqlLimit())
 	}
 	fmt.Fprintf(&b, "do $$ begin execute format('grant connect on database %%I to %s', current_database()); end $$;\n",
 		strings.ReplaceAll(strings.Join(slices.Compact([]string{app, stream}), ", "), "'", "''"))
@@ -161,13 +178,14 @@ func grantStatements(s Source, role string) []string {
 	return statements
 }
 
-func createRole(b *strings.Builder, name string) {
+// createRole leaves a role that exists as it is: others may use it too.
+func createRole(b *strings.Builder, name string, limit int) {
 	fmt.Fprintf(b, `do $$
 begin
   if not exists (select from pg_roles where rolname = %s) then
-    create role %s login;
+    create role %s login connection limit %d;
   end if;
 end
 $$;
-`, quoteLiteral(name), pgx.Identifier{name}.Sanitize())
+`, quoteLiteral(name), pgx.Identifier{name}.Sanitize(), limit)
 }

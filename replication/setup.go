@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 )
 
@@ -23,10 +24,13 @@ type SetupConfig struct {
 	// SkipBacklog leaves undelivered what is in the table when the slot is made. Otherwise a table that holds rows is
 	// refused.
 	SkipBacklog bool
-	// Timeout bounds how long the creation of the slot waits for open transactions; 0 means a minute.
+	// Timeout bounds how long the creation of the slot waits for open transactions, and before that how long Setup waits for
+	// another one of the same slot; 0 means a minute.
 	Timeout time.Duration
 	// Waiting is told for whom it waits, again and again, from another goroutine; it may be nil.
 	Waiting func([]Blocker)
+	// WaitingForLock is told of the session that makes or drops the same slot, for whose end Setup waits; it may be nil.
+	WaitingForLock func(holder string)
 }
 
 // SetupResult says what Setup has made; what it has not made was there.
@@ -43,7 +47,7 @@ type SetupResult struct {
 // a lock on the slot's name lets one after the other in.
 func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 	var result SetupResult
-	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN)
+	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN, advisory.Wait{Timeout: cfg.Timeout, Tell: cfg.WaitingForLock})
 	if err != nil {
 		return result, err
 	}
@@ -176,7 +180,7 @@ func backlogProblem(s Source) *Problem {
 }
 
 // lockSlot opens a session that holds the lock of the slot's name. The lock ends with the session.
-func lockSlot(ctx context.Context, s Source, text string) (*pgx.Conn, error) {
+func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx.Conn, error) {
 	if err := s.checkNames(); err != nil {
 		return nil, err
 	}
@@ -184,9 +188,14 @@ func lockSlot(ctx context.Context, s Source, text string) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.Exec(ctx, "select pg_advisory_lock(hashtextextended('outbox-cdc slot ' || $1, 0))", s.Slot); err != nil {
+	var key int64
+	err = conn.QueryRow(ctx, "select hashtextextended('outbox-cdc slot ' || $1, 0)", s.Slot).Scan(&key)
+	if err == nil {
+		err = advisory.Lock(ctx, conn, key, fmt.Sprintf("slot %q", s.Slot), w)
+	}
+	if err != nil {
 		closeConn(ctx, conn)
-		return nil, fmt.Errorf("wait for another init of slot %q: %w", s.Slot, err)
+		return nil, err
 	}
 	return conn, nil
 }

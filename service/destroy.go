@@ -15,6 +15,8 @@ type DestroyOptions struct {
 	AdminDSN string
 	// Ledger takes away the ledger's tables as well, with what is still owed and every dead letter.
 	Ledger bool
+	// WaitingForLock is told of the session that makes or drops the same, for whose end Destroy waits; it may be nil.
+	WaitingForLock func(holder string)
 }
 
 // DestroyResult says what Destroy has taken away; what it has not was not there.
@@ -28,13 +30,18 @@ type DestroyResult struct {
 // Destroy takes away what Init has made, but never the outbox.
 func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyResult, error) {
 	dsn := cmp.Or(o.AdminDSN, string(cfg.Source.DSN))
+	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: mapped(cfg), WaitingForLock: o.WaitingForLock}
+	if err := checkOwners(ctx, cfg, dsn); err != nil {
+		return DestroyResult{}, unreachable(err)
+	}
 	gone, err := replication.Destroy(ctx, replication.DestroyConfig{
 		Source: source(cfg), DSN: dsn, ReplicationDSN: string(cfg.Source.ReplicationDSN),
+		WaitingForLock: o.WaitingForLock,
 	})
 	result := DestroyResult{SlotDropped: gone.SlotDropped, PublicationDropped: gone.PublicationDropped, CheckpointDeleted: gone.CheckpointDeleted}
 	if err != nil || !o.Ledger {
 		return result, unreachable(err)
 	}
-	result.LedgerDropped, err = migrations.Drop(ctx, dsn, cfg.Source.LedgerSchema)
+	result.LedgerDropped, err = migrations.Drop(ctx, dsn, m)
 	return result, migrationError(err)
 }

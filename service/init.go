@@ -25,10 +25,13 @@ type InitOptions struct {
 	AdminDSN string
 	// SkipBacklog leaves undelivered what is in the outbox when the slot is made, instead of refusing.
 	SkipBacklog bool
-	// Timeout bounds how long the creation of the slot waits for open transactions; 0 means a minute.
+	// Timeout bounds each wait: for another process that makes or drops the same, and for open transactions when the slot is
+	// created; 0 means a minute.
 	Timeout time.Duration
 	// Waiting is told for whom it waits, from another goroutine; it may be nil.
 	Waiting func([]replication.Blocker)
+	// WaitingForLock is told of the session that makes or drops the same, for whose end Init waits; it may be nil.
+	WaitingForLock func(holder string)
 }
 
 // InitResult says what Init has made; what it has not made was there.
@@ -53,18 +56,29 @@ func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, er
 func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	var result InitResult
 	setup := setupConfig(cfg, o)
-	if _, err := replication.Plan(ctx, setup); err != nil {
+	if _, err := plan(ctx, cfg, setup); err != nil {
 		return result, err
 	}
 	m, err := migrationOptions(ctx, cfg, setup)
 	if err != nil {
 		return result, err
 	}
+	m.Timeout, m.WaitingForLock = o.Timeout, o.WaitingForLock
 	if result.Migrations, err = migrations.Pending(ctx, setup.DSN, m); err != nil {
 		return result, err
 	}
 	if err := migrations.Apply(ctx, setup.DSN, m); err != nil {
 		return result, migrationError(err)
+	}
+	err = replication.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
+		warning, err := migrations.Creators(ctx, conn, m.Schema)
+		if warning != "" {
+			result.Warnings = append(result.Warnings, warning)
+		}
+		return err
+	})
+	if err != nil {
+		return result, err
 	}
 	if err := grant(ctx, cfg, setup); err != nil {
 		return result, err
@@ -84,7 +98,7 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 // InitPlan says in words what Init would do, and changes nothing.
 func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, error) {
 	setup := setupConfig(cfg, o)
-	steps, err := replication.Plan(ctx, setup)
+	steps, err := plan(ctx, cfg, setup)
 	if err != nil {
 		return nil, unreachable(err)
 	}
@@ -106,6 +120,21 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 	return append(first, steps...), nil
 }
 
+// plan reads the ledger, if there is one, only after it has made sure that it is not somebody else's.
+func plan(ctx context.Context, cfg config.Config, setup replication.SetupConfig) ([]string, error) {
+	if err := checkOwners(ctx, cfg, setup.DSN); err != nil {
+		return nil, err
+	}
+	return replication.Plan(ctx, setup)
+}
+
+// checkOwners refuses a ledger of roles that are not trusted.
+func checkOwners(ctx context.Context, cfg config.Config, dsn string) error {
+	return replication.WithConn(ctx, dsn, source(cfg), func(conn *pgx.Conn) error {
+		return migrations.Check(ctx, conn, migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: mapped(cfg)})
+	})
+}
+
 // InitSQL is what an administrator runs where Init is to have no more rights than the connector: tables, publication and
 // the two logins with the least that they need. Init then makes slot and checkpoint. It reads the database only where
 // the outbox is a mapped table, whose type of id decides.
@@ -122,7 +151,7 @@ func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, err
 	if err != nil {
 		return "", err
 	}
-	roles := replication.Roles{SQL: "outbox_cdc", Replication: "outbox_cdc_replication"}
+	roles := replication.Roles{SQL: "outbox_cdc", Replication: "outbox_cdc_replication", SQLConnections: cfg.Source.MaxConnections}
 	if app := user(string(cfg.Source.DSN)); app != "" && app != user(setup.DSN) {
 		roles.SQL = app
 	}
@@ -137,7 +166,7 @@ func setupConfig(cfg config.Config, o InitOptions) replication.SetupConfig {
 		Source:         source(cfg),
 		DSN:            cmp.Or(o.AdminDSN, string(cfg.Source.DSN)),
 		ReplicationDSN: string(cfg.Source.ReplicationDSN),
-		SkipBacklog:    o.SkipBacklog, Timeout: o.Timeout, Waiting: o.Waiting,
+		SkipBacklog:    o.SkipBacklog, Timeout: o.Timeout, Waiting: o.Waiting, WaitingForLock: o.WaitingForLock,
 	}
 }
 
@@ -227,11 +256,19 @@ func migrationError(err error) error {
 
 // initialize is Init before a run, which tries again by itself where PostgreSQL is away.
 func initialize(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
-	result, err := initAll(ctx, cfg, InitOptions{Waiting: func(b []replication.Blocker) {
-		logger.Warn("slot creation waits for open transactions", "slot", cfg.Source.Slot, "for", blockerText(b))
-	}})
+	result, err := initAll(ctx, cfg, InitOptions{
+		Waiting: func(b []replication.Blocker) {
+			logger.Warn("slot creation waits for open transactions", "slot", cfg.Source.Slot, "for", blockerText(b))
+		},
+		WaitingForLock: func(holder string) {
+			logger.Warn("another session makes or drops the same, and is waited for", "slot", cfg.Source.Slot, "for", holder)
+		},
+	})
 	if err != nil {
 		return err
+	}
+	for _, warning := range result.Warnings {
+		logger.Warn("the database should be set up otherwise", "cause", warning)
 	}
 	logger.Info("initialised", "slot", cfg.Source.Slot, "migrations", result.Migrations, "publication_created", result.PublicationCreated,
 		"slot_created", result.SlotCreated)

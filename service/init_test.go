@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -220,6 +221,101 @@ func TestInitRefuses(t *testing.T) {
 	w.exec("alter role " + name + " replication")
 	_, err = Init(testContext(t), w.cfg, InitOptions{})
 	wantExit(t, err, 77, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
+}
+
+// What another role may do in the ledger's schema is told, and what it has done there is refused before anything is read.
+func TestInitAmongOthers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	role, dsn := w.newRole()
+	w.exec("revoke create on schema public from public", "grant create, usage on schema public to "+role)
+	thief, err := pgx.Connect(testContext(t), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thief.Close(testContext(t))
+	// The statements of its own session would be the first to be caught.
+	for _, sql := range []string{
+		"create function public.ran() returns text language plpgsql as 'begin raise ''ran as %'', current_user; end'",
+		"create view public.outbox_checkpoints as select public.ran() as slot_name, 'ready' as state, '1' as system_identifier",
+		"grant select on public.outbox_checkpoints to public",
+	} {
+		if _, err := thief.Exec(testContext(t), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "public.outbox_checkpoints belongs to role " + role + ", who could run code with your rights through it"
+	_, err = Init(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 78, want, "source.ledger_schema")
+	_, err = InitPlan(testContext(t), w.cfg, InitOptions{})
+	wantExit(t, err, 78, want)
+	_, err = Destroy(testContext(t), w.cfg, DestroyOptions{Ledger: true})
+	wantExit(t, err, 78, want)
+
+	w.exec("drop view public.outbox_checkpoints")
+	result, err := Init(testContext(t), w.cfg, InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	warning := "role " + role + ` may create tables and functions in schema "public", where the ledger is; the connector uses none of them, but your own ` +
+		`statements might: revoke create on schema "public" from ` + role + "; or put the ledger into a schema of its own by source.ledger_schema"
+	if diff := cmp.Diff([]string{warning}, result.Warnings); diff != "" {
+		t.Error(diff)
+	}
+	for _, test := range []struct{ grant, want string }{
+		{"grant create on schema public to public", "the roles public, " + role + " may create"},
+		{"revoke create on schema public from " + role, "every role (public) may create"},
+		{"revoke create on schema public from public", ""},
+	} {
+		w.exec(test.grant)
+		result, err := Init(testContext(t), w.cfg, InitOptions{})
+		if got := strings.Join(result.Warnings, "; "); err != nil || !strings.HasPrefix(got, test.want) || test.want == "" && got != "" {
+			t.Errorf("%s: %q, %v; want %q", test.grant, got, err, test.want)
+		}
+	}
+}
+
+// Another process that makes or drops the same is told of, and not waited for without end.
+func TestInitWaitsForALock(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	key := w.text("select hashtextextended('outbox-cdc slot ' || '" + w.cfg.Source.Slot + "', 0)::text")
+	for _, lock := range []struct{ key, what string }{{key, "slot " + strconv.Quote(w.cfg.Source.Slot)}, {"122550254464888", "the schema of outbox-cdc"}} {
+		w.exec("set application_name = 'the other one'", "select pg_advisory_lock("+lock.key+")")
+		told := ""
+		_, err := Init(testContext(t), w.cfg, InitOptions{Timeout: 1200 * time.Millisecond, WaitingForLock: func(holder string) { told = holder }})
+		if err == nil || !strings.Contains(err.Error(), lock.what+" is locked by another session, and still was after 1.2s: pid ") || !strings.Contains(err.Error(), `"the other one"`) {
+			t.Errorf("%s: %v", lock.what, err)
+		}
+		if !strings.Contains(told, `application "the other one"`) {
+			t.Errorf("%s: told %q", lock.what, told)
+		}
+		// Destroy waits as well, until the other one is done.
+		ended := make(chan error, 1)
+		holders := make(chan string, 10)
+		go func() {
+			_, err := Destroy(testContext(t), w.cfg, DestroyOptions{Ledger: true, WaitingForLock: func(holder string) { holders <- holder }})
+			ended <- err
+		}()
+		select {
+		case holder := <-holders:
+			if !strings.Contains(holder, `application "the other one"`) {
+				t.Errorf("%s: destroy told %q", lock.what, holder)
+			}
+		case err := <-ended:
+			t.Fatalf("%s: destroy ended: %v", lock.what, err)
+		}
+		w.exec("select pg_advisory_unlock(" + lock.key + ")")
+		if err := <-ended; err != nil {
+			t.Errorf("%s: destroy: %v", lock.what, err)
+		}
+		if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // With an administrator's DSN init grants the connector's login what that needs, and a run under it works.

@@ -44,7 +44,7 @@ A slot that an instance streams from is refused: stop that first.`,
 					return err
 				}
 			}
-			result, err := service.Destroy(cmd.Context(), cfg, service.DestroyOptions{AdminDSN: owner, Ledger: ledger})
+			result, err := service.Destroy(cmd.Context(), cfg, service.DestroyOptions{AdminDSN: owner, Ledger: ledger, WaitingForLock: tellLock(cmd)})
 			if err != nil {
 				return err
 			}

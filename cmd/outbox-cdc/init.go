@@ -54,6 +54,7 @@ leaves those rows undelivered.`,
 			}
 			o := service.InitOptions{
 				AdminDSN: owner, SkipBacklog: backlog == "none", Timeout: timeout,
+				WaitingForLock: tellLock(cmd),
 				Waiting: func(blockers []replication.Blocker) {
 					for _, b := range blockers {
 						fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the end of %s\n", b)
@@ -92,7 +93,7 @@ leaves those rows undelivered.`,
 	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already; none: they stay undelivered")
 	flags.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	flags.BoolVar(&printSQL, "print-sql", false, "print the SQL of tables, publication and logins, and do nothing")
-	flags.DurationVar(&timeout, "timeout", time.Minute, "how long to wait for transactions that hold up the slot")
+	flags.DurationVar(&timeout, "timeout", time.Minute, "how long to wait for transactions that hold up the slot, and for another init")
 	return cmd
 }
 
@@ -118,6 +119,13 @@ func initText(r service.InitResult) string {
 		return "everything was there already\n"
 	}
 	return b.String()
+}
+
+// tellLock says on stderr for which other session a command waits.
+func tellLock(cmd *cobra.Command) func(holder string) {
+	return func(holder string) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "waiting for another init or destroy: %s\n", holder)
+	}
 }
 
 // adminFlag gives a command --dsn.

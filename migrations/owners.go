@@ -1,0 +1,77 @@
+package migrations
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// trustedRoles are those whose tables in schema $1 are used: the session's own, the roles that it is a member of, and who may
+// do anything in the schema or the database anyway. The files say the same.
+const trustedRoles = `with trusted as (
+	select r.oid
+	from pg_roles r, pg_roles me, pg_namespace n, pg_database d
+	where me.rolname = current_user and n.nspname = $1 and d.datname = current_database()
+		and (r.oid = me.oid or not me.rolsuper and pg_has_role(me.oid, r.oid, 'usage')
+			or pg_has_role(r.oid, n.nspowner, 'usage') or pg_has_role(r.oid, d.datdba, 'usage')))`
+
+// Refusal says that Apply would refuse what it found. Trying again does not help.
+type Refusal struct{ text string }
+
+func (r *Refusal) Error() string { return r.text }
+
+// ExitCode is that of a configuration that does not fit.
+func (r *Refusal) ExitCode() int { return 78 }
+
+// Check refuses tables and views of our names that belong to roles that are not trusted. Whoever is about to read the ledger
+// with an owner's rights asks this first: a view, or a trigger, would run somebody's code with those rights.
+// conn has no search_path but pg_catalog.
+func Check(ctx context.Context, conn *pgx.Conn, o Options) error {
+	names := append([]string{}, dropped...)
+	if !o.Mapped {
+		names = append(names, "event_outbox", "event_outbox_status")
+	}
+	rows, err := conn.Query(ctx, trustedRoles+`
+		select format('%I.%I belongs to role %I', nspname, relname, rolname)
+		from pg_class c join pg_namespace n on n.oid = relnamespace join pg_roles r on r.oid = relowner
+		where nspname = $1 and relname = any ($2) and relowner not in (select oid from trusted) order by relname`, o.Schema, names)
+	if err != nil {
+		return err
+	}
+	strangers, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(strangers) == 0 {
+		return err
+	}
+	return &Refusal{strings.Join(strangers, "; ") + ", who could run code with your rights through it; drop it, or make it yours " +
+		"(alter … owner to …) after looking at its triggers, rules and defaults; or put the ledger into a schema where others " +
+		"cannot create anything, by source.ledger_schema"}
+}
+
+// Creators warns where roles that are not trusted may create things in the ledger's schema. It gives an empty text where
+// there are none.
+func Creators(ctx context.Context, conn *pgx.Conn, schema string) (string, error) {
+	rows, err := conn.Query(ctx, trustedRoles+`
+			select case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end
+			from pg_namespace n, aclexplode(coalesce(nspacl, acldefault('n', nspowner)))
+			where nspname = $1 and privilege_type = 'CREATE' and grantee not in (select oid from trusted) order by grantee`, schema)
+	if err != nil {
+		return "", err
+	}
+	roles, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(roles) == 0 {
+		return "", err
+	}
+	who := "role " + roles[0]
+	switch {
+	case len(roles) > 1:
+		who = "the roles " + strings.Join(roles, ", ")
+	case roles[0] == "public":
+		who = "every role (public)"
+	}
+	name := pgx.Identifier{schema}.Sanitize()
+	return fmt.Sprintf("%s may create tables and functions in schema %s, where the ledger is; the connector uses none of them, but your "+
+		"own statements might: revoke create on schema %s from %s; or put the ledger into a schema of its own by source.ledger_schema",
+		who, name, name, strings.Join(roles, ", ")), nil
+}
