@@ -81,6 +81,10 @@ func Refused(what string, config *pgconn.Config, err error) error {
 		return problem(ErrConfig, "%s has the parameter %s, which the server does not know; remove it", what, name)
 	case "22023", "22P02": // invalid value; the message repeats it
 		return problem(ErrConfig, "%s has a value for the parameter %s that the server refuses; correct or remove it", what, name)
+	case "0A000": // conversion between UTF8 and MULE_INTERNAL is not supported
+		if pg.SeverityUnlocalized == "FATAL" {
+			return problem(ErrConfig, "%s: %s, and nothing else is spoken; restore a dump of the database into one of encoding UTF8, see docs/operations.md#encodings", what, pg.Message)
+		}
 	case "55P02": // cannot be changed now, or without a restart
 		return problem(ErrConfig, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)
 	case "42501":

@@ -95,6 +95,9 @@ func startError(slot string, err error) error {
 	if errors.As(err, &e) && e.Code == "55006" {
 		return fmt.Errorf("%w: %s", ErrSlotInUse, e.Message)
 	}
+	if e != nil && e.Code == "42704" { // dropped since preflight has seen it, which the next one says
+		return fmt.Errorf("start replication from slot %q: %s", slot, e.Message)
+	}
 	return fmt.Errorf("start replication from slot %q: %w", slot, err)
 }
 

@@ -162,6 +162,18 @@ func TestOtherEncoding(t *testing.T) {
 	c.term()
 }
 
+// Nobody can talk UTF8 with a database of this encoding.
+func TestEncodingWithoutUTF8(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{encoding: "MULE_INTERNAL", sinks: []string{"stdout"}, bare: true})
+	c := w.connector()
+	out, code := c.command(nil, "init", "--config", c.config)
+	if code != 78 || !containsAll(out, []string{"MULE_INTERNAL", "docs/operations.md#encodings"}) {
+		t.Errorf("init: exit code %d, %s", code, out)
+	}
+	c.refuses(78, "MULE_INTERNAL", "docs/operations.md#encodings")
+}
+
 // inEncoding is a DSN of sessions that talk in another encoding.
 func inEncoding(t testing.TB, dsn, encoding string) string {
 	t.Helper()
