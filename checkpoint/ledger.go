@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -200,18 +201,23 @@ func (l *postgres) writeLog(ctx context.Context, batch []Outcomes) error {
 	if err != nil {
 		return err
 	}
-	return l.copy(ctx, "the log", l.sql.copyLog, buf, n)
+	l.keep(buf)
+	return l.copy(ctx, "the log", l.sql.copyLog, bytes.NewReader(buf), n)
 }
 
-// copy sends n rows. buf is kept for the next ones.
-func (l *postgres) copy(ctx context.Context, to, sql string, buf []byte, n int) error {
+// keep keeps a buffer for the next rows, unless it is large.
+func (l *postgres) keep(buf []byte) {
 	if l.buf = buf; cap(buf) > 16<<20 {
 		l.buf = nil
 	}
+}
+
+// copy sends n rows.
+func (l *postgres) copy(ctx context.Context, to, sql string, rows io.Reader, n int) error {
 	if n == 0 {
 		return nil
 	}
-	tag, err := l.conn.PgConn().CopyFrom(ctx, bytes.NewReader(buf), sql)
+	tag, err := l.conn.PgConn().CopyFrom(ctx, rows, sql)
 	if err != nil {
 		return fmt.Errorf("copy to %s: %w", to, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -85,7 +86,17 @@ func folded(before, after Outcome) Outcome {
 
 func (l *postgres) insertParked(ctx context.Context, changes []Outcome) error {
 	b := append(l.buf[:0], copyHeader...)
-	n := 0
+	var parts net.Buffers // what is before b[from:]; large values are sent from where they are
+	from, n := 0, 0
+	add := func(value []byte) {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(value)))
+		if len(value) < largeValue {
+			b = append(b, value...)
+			return
+		}
+		parts = append(parts, b[from:len(b):len(b)], value)
+		from = len(b)
+	}
 	now := time.Now()
 	for i := range changes {
 		o := &changes[i]
@@ -118,16 +129,21 @@ func (l *postgres) insertParked(ctx context.Context, changes []Outcome) error {
 		} else {
 			b = appendText(b, cleanText(o.Error))
 		}
-		b = appendText(b, string(p.Event))
+		add(p.Event)
 		if p.Payload == nil {
 			b = appendNull(b)
 		} else {
-			b = binary.BigEndian.AppendUint32(b, uint32(len(p.Payload)))
-			b = append(b, p.Payload...)
+			add(p.Payload)
 		}
 	}
-	return l.copy(ctx, "the parked rows", l.sql.copyParked, binary.BigEndian.AppendUint16(b, 0xffff), n)
+	b = binary.BigEndian.AppendUint16(b, 0xffff)
+	l.keep(b)
+	parts = append(parts, b[from:])
+	return l.copy(ctx, "the parked rows", l.sql.copyParked, &parts, n)
 }
+
+// largeValue is the size from which a value is not copied into the buffer of a COPY.
+const largeValue = 64 << 10
 
 func (l *postgres) appendTimeOrNull(b []byte, t time.Time) []byte {
 	if t.IsZero() {

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 	"time"
@@ -72,5 +73,37 @@ func TestParkedRows(t *testing.T) {
 	if got := l.query("select string_agg(tx_index || ' ' || status, ', ' order by tx_index, status) from outbox_delivery_log"); got !=
 		"1 delivered, 2 delivered, 2 failed, 2 failed, 2 failed, 3 dead, 3 failed, 4 dead, 4 delivered, 4 failed, 5 delivered, 6 delivered, 7 failed" {
 		t.Errorf("log %s", got)
+	}
+}
+
+// Large values are sent from where they are. Nothing gets mixed up with what stands around them.
+func TestParkedRowsOfAllSizes(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	r := l.record(l.config())
+	r.Begin()
+	e := r.Add(pos(100, 0), 100, 10, time.Now())
+	r.Tracker.Commit(100, 108, 0, true)
+	sizes := []int{0, 1, largeValue - 1, largeValue, largeValue + 1, 3 << 20, 10, 5 * largeValue, 3}
+	value := func(i, size int) []byte { return bytes.Repeat([]byte{'a' + byte(i)}, size) }
+	var outcomes []Outcome
+	for i, size := range sizes {
+		outcomes = append(outcomes, Outcome{
+			Status: Parked, Settles: true, Row: RowInsert, Position: pos(100, int64(i)), Entry: e, Processor: 1, EventID: eventID(i),
+			Parked: &ParkedRow{Event: fmt.Appendf(nil, "%q", value(i, sizes[len(sizes)-1-i])), Payload: value(i, size)},
+		})
+	}
+	r.in <- Outcomes{Rows: outcomes, Seq: 1, Recorded: r.told, Urgent: true}
+	r.seq = 1
+	r.recorded()
+	for i, size := range sizes {
+		got := l.query(fmt.Sprintf(`select (event::text = '"' || repeat('%[1]c', %[2]d) || '"')::text || ' ' || (payload = convert_to(repeat('%[1]c', %[3]d), 'UTF8'))::text
+			from outbox_parked where tx_index = %[4]d`, 'a'+i, sizes[len(sizes)-1-i], size, i))
+		if got != "true true" {
+			t.Errorf("row %d of %d bytes: event and payload are what they were: %s", i, size, got)
+		}
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -33,6 +33,8 @@ type catching struct {
 	lookAt    time.Time
 	urged     uint64 // Seq that the recorder was told to hurry with
 
+	wantsLarge bool // the last read left out a row that is too large for it
+
 	prev, from checkpoint.Position // a pass: fresh rows up to from are behind it; those before prev were asked for
 	passed     map[int64]struct{}  // hashes of which it left rows behind
 	floor      floor               // where a pass begins
@@ -149,13 +151,16 @@ func (l *lane) readRows(now time.Time) {
 	if !p.ok {
 		return
 	}
-	if l.look || p.probe || len(l.passed) > maxPassed {
+	if l.wantsLarge && !l.large.take(l) {
+		return
+	}
+	if l.look || p.probe || l.wantsLarge || len(l.passed) > maxPassed {
 		l.from = before
 	}
 	if l.from == before {
 		l.prev, l.passed = before, nil
 	}
-	l.asking = question{Prev: l.prev, From: l.from, Floor: l.floor.at, Passed: l.passed, Batch: l.delivery.BatchSize}
+	l.asking = question{Prev: l.prev, From: l.from, Floor: l.floor.at, Passed: l.passed, Batch: l.delivery.BatchSize, Large: l.wantsLarge}
 	l.floor.readBegins()
 	l.probing = p.probe
 	l.whole = l.from == before && l.waiting
@@ -207,11 +212,12 @@ func (l *lane) onRead(res readResult, now time.Time) {
 			l.from = res.Fresh[len(res.Fresh)-1].position()
 		}
 	}
+	l.wantsLarge = res.Large
 	l.waited = l.waited && l.waiting
 	// Arrivals may have stopped waiting while the read was under way.
 	whole := l.whole && l.waiting
 	switch {
-	case res.More || len(res.Fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
+	case res.More || res.Large || len(res.Fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
 		l.waiting = false // too many are left, or their number is not known: arrivals are parked meanwhile
 	case len(l.rows) > 0 && l.waiting && !l.waited:
 		l.waited = true // they wait for the Deliver of these: else some would be parked meanwhile, each time anew

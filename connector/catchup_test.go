@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,5 +57,83 @@ func TestCatchingUpWaitsForTheRecorder(t *testing.T) {
 		if got := len(b.rows); got != 2000 {
 			t.Errorf("%d outcomes, want 2000", got)
 		}
+	})
+}
+
+// Lanes of a sink take turns with rows that are larger than an ordinary read: one such row is in memory at a time. What is small goes
+// on meanwhile, and a lane that has its turn ends it though its Deliver is never answered.
+func TestLargeRowsTakeTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const lanes = 3
+		running, most := 0, 0
+		var b *laneBench
+		b = newLaneBench(t, func(ctx context.Context, _ int, batch []sinks.Message) []error {
+			large := batch[0].Event.ID[0] == 'L'
+			if large {
+				b.mu.Lock()
+				running++
+				most = max(most, running)
+				b.mu.Unlock()
+				if batch[0].Event.ID == "L1" { // which is never answered
+					<-ctx.Done()
+				} else {
+					time.Sleep(time.Second)
+				}
+				b.mu.Lock()
+				running--
+				b.mu.Unlock()
+			}
+			errs := make([]error, len(batch))
+			for i := range batch {
+				if batch[i].Event.ID == "L1" {
+					errs[i] = sinks.ErrUnavailable
+				}
+			}
+			return errs
+		})
+		for i := range int64(30) {
+			d := &delivery{hash: i, Message: sinks.Message{Event: &outbox.Event{ID: fmt.Sprint("s", i)}, LSN: 1, Index: i}}
+			if i%5 == 1 {
+				d.Event.ID = fmt.Sprint("L", i)
+			}
+			b.ledger.apply([]checkpoint.Outcome{d.outcome(1, checkpoint.Parked, false)})
+		}
+		all := []*lane{b.lane}
+		for n := range lanes {
+			table := b.ledger.table(1, n, lanes)
+			table.large = func(r *memRow) bool { return r.id[0] == 'L' }
+			if n > 0 {
+				all = append(all, newLane(b.target, n, table, b.outcomes))
+			}
+			all[n].table = table
+		}
+		b.breaker.attach(all)
+		ended := make(chan error, lanes)
+		for _, l := range all[1:] {
+			go func() { ended <- l.run(b.work, b.deliver) }()
+		}
+		b.run()
+		time.Sleep(40 * time.Second)
+		b.mu.Lock()
+		done := map[string]bool{}
+		for _, c := range b.calls {
+			for _, id := range c.ids {
+				done[id] = true
+			}
+		}
+		if len(done) != 30 || most != 1 {
+			t.Errorf("%d rows of 30 were tried within 40 s, of the large ones %d at a time; want all, and one", len(done), most)
+		}
+		b.mu.Unlock()
+		for _, l := range all[1:] {
+			close(l.in)
+		}
+		for range all[1:] {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+		b.stop()
 	})
 }

@@ -15,6 +15,7 @@ import (
 func (l *lane) finish(work, deliver context.Context, res result) error {
 	w := l.wire
 	l.wire = nil
+	clear(l.batch) // both arrays live on; the events must not
 	defer clear(w.messages)
 	if res.errs == nil {
 		res.errs = l.noErrors(len(w.messages))

@@ -43,6 +43,7 @@ type target struct {
 	state    *sinkState
 	metrics  monitoring.SinkMetrics
 	fast     func() bool // the stream is
+	large    largeTurn
 	logger   *slog.Logger
 }
 
@@ -189,6 +190,9 @@ func (l *lane) run(work, deliver context.Context) error {
 		}
 		if err := l.giveParks(work); err != nil {
 			return err
+		}
+		if l.wire == nil && !l.reading && len(l.rows) == 0 {
+			l.large.end(l)
 		}
 		if l.closing && l.wire == nil {
 			return nil

@@ -88,12 +88,13 @@ type memTable struct {
 	processor   int32
 	lane, lanes int
 	seenBefore  pglogrepl.LSN
-	limit       int    // rows of one read
+	limit       int // rows of one read
+	large       func(*memRow) bool
 	delay       func() // before and after the snapshot
 }
 
 func (l *memLedger) table(processor int32, lane, lanes int) *memTable {
-	return &memTable{l, processor, lane, lanes, 0, maxFresh, func() {}}
+	return &memTable{l, processor, lane, lanes, 0, maxFresh, func(*memRow) bool { return false }, func() {}}
 }
 
 func (t *memTable) read(_ context.Context, q question) (answer, error) {
@@ -121,6 +122,7 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 		}
 	}
 	var due []*memRow
+	total := 0
 	for _, r := range mine {
 		_, behind := a.Heads[r.hash]
 		_, left := passed[r.hash]
@@ -131,18 +133,39 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 			if !r.dead && !r.due.After(time.Now()) {
 				due = append(due, r)
 			}
-		case !r.dead && r.pos.Compare(q.start()) > 0 && !left && len(a.Fresh) < t.limit:
-			a.Fresh = append(a.Fresh, r.delivery(t.seenBefore))
+		case !r.dead && r.pos.Compare(q.start()) > 0 && !left && total < t.limit:
+			total++
+			a.Fresh = t.fitting(a.Fresh, total, r, q.Large, &a)
 		}
 	}
 	slices.SortStableFunc(due, func(a, b *memRow) int { return a.due.Compare(b.due) })
-	for _, r := range due[:min(len(due), q.Batch)] {
-		d := r.delivery(t.seenBefore)
-		d.due = true
-		a.Due = append(a.Due, d)
+	large := q.Large && (len(a.Fresh) == 0 || !t.large(t.rowOf(a.Fresh[0])))
+	for i, r := range due[:min(len(due), q.Batch)] {
+		a.Due = t.fitting(a.Due, i+1, r, large, &a)
 	}
-	a.More = len(a.Fresh) == t.limit
+	for _, d := range a.Due {
+		d.due = true
+	}
+	a.More = len(a.Fresh) > 0 && (total == t.limit || len(a.Fresh) < total)
 	return a, nil
+}
+
+// fitting adds the nth row to a list if all before it are there, and it is not large; or if it is large, the first, and may be.
+func (t *memTable) fitting(list []*delivery, nth int, r *memRow, mayBeLarge bool, a *answer) []*delivery {
+	alone := len(list) == 1 && t.large(t.rowOf(list[0]))
+	if len(list) < nth-1 || alone {
+		return list
+	}
+	if t.large(r) && (!mayBeLarge || nth > 1) {
+		a.Large = a.Large || nth == 1
+		return list
+	}
+	return append(list, r.delivery(t.seenBefore))
+}
+
+func (t *memTable) rowOf(d *delivery) *memRow {
+	i, _ := t.find(t.processor, d.position())
+	return t.rows[i]
 }
 
 func (r *memRow) delivery(seenBefore pglogrepl.LSN) *delivery {

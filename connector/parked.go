@@ -21,8 +21,9 @@ import (
 
 const (
 	// What one read takes of untried rows at most.
-	maxFresh      = 2000
-	maxFreshBytes = 4 << 20
+	maxFresh = 2000
+	// What one read takes of untried rows, and again of due ones, at most; see largeTurn for larger ones.
+	maxReadBytes = 4 << 20
 	// maxHeld is how many aggregates a lane keeps in memory as held.
 	maxHeld = 10_000
 )
@@ -37,7 +38,8 @@ type question struct {
 	Prev, From checkpoint.Position
 	Floor      checkpoint.Position
 	Passed     map[int64]struct{}
-	Batch      int // due rows at most
+	Batch      int  // due rows at most
+	Large      bool // one row may be larger than maxReadBytes
 }
 
 // start is behind where fresh rows are looked for.
@@ -62,6 +64,8 @@ type answer struct {
 	Heads map[int64]time.Time
 	// Left are the hashes of which rows are left between Prev and From.
 	Left []int64
+	// Large says that a row was left out, and what stands behind it, because it is larger than maxReadBytes.
+	Large bool
 }
 
 // probe is one row that asks whether the sink is back: the first fresh one of any aggregate, else the one longest due. It is
@@ -87,6 +91,7 @@ type parkedTable struct {
 	processor int32
 	lane      int
 	lanes     int
+	most      int // bytes that one read takes of fresh rows, and again of due ones: maxReadBytes, or a test's
 	address   func(*outbox.Event) (topic, key string)
 	// seenBefore is the reader's.
 	seenBefore pglogrepl.LSN
@@ -114,17 +119,24 @@ func PlanParked(how string) string {
 }
 
 // The first try by how long ago it was: the server's clock is not ours.
-const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, extract(epoch from clock_timestamp() - tried_at)::float8, event, payload`
+const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, extract(epoch from clock_timestamp() - tried_at)::float8,
+	case when fits then event end, case when fits then payload end, fits`
 
+// rowBytes is what a row takes in memory. The size of a compressed event is known only by decompressing it; 16 KiB of it are 2 MiB at most.
+const rowBytes = `coalesce(octet_length(payload), 0) + case when pg_column_size(event) < 16384 then pg_column_size(event) else octet_length(event::text) end`
+
+// The first row that does not fit comes without its content, and none behind it.
 const readFresh = `select ` + parkedColumns + `, total from (
-		select *, count(*) over () as total, sum(octet_length(coalesce(payload, ''))) over (rows unbounded preceding) - octet_length(coalesce(payload, '')) as bytes from (
-			select commit_lsn, tx_index, event_id, agg_hash, attempts, tries, tried_at, event, payload from ledger.outbox_parked p
-			where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
-				and abs(agg_hash % $4) = $5 and agg_hash <> all ($6)
-				and not exists (select from ledger.outbox_parked h where h.processor_id = p.processor_id and h.agg_hash = p.agg_hash
-					and (h.commit_lsn, h.tx_index) < (p.commit_lsn, p.tx_index) and h.next_attempt_at is not null)
-			order by commit_lsn, tx_index limit $7) f) g
-	where bytes < $8`
+		select *, bytes + size <= $8 or $9 and bytes = 0 as fits from (
+			select *, count(*) over () as total, sum(size) over (rows unbounded preceding) - size as bytes from (
+				select *, ` + rowBytes + ` as size from (
+					select commit_lsn, tx_index, event_id, agg_hash, attempts, tries, tried_at, event, payload from ledger.outbox_parked p
+					where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
+						and abs(agg_hash % $4) = $5 and agg_hash <> all ($6)
+						and not exists (select from ledger.outbox_parked h where h.processor_id = p.processor_id and h.agg_hash = p.agg_hash
+							and (h.commit_lsn, h.tx_index) < (p.commit_lsn, p.tx_index) and h.next_attempt_at is not null)
+					order by commit_lsn, tx_index limit $7) f) sized) summed
+		where bytes < $8) fitting`
 
 const readFirst = `select commit_lsn, tx_index from ledger.outbox_parked
 	where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
@@ -139,13 +151,15 @@ const readDue = `with heads as materialized (select distinct on (agg_hash) commi
 		from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
 		order by agg_hash, commit_lsn, tx_index),
 	due as materialized (select commit_lsn, tx_index, next_attempt_at from heads
-		where next_attempt_at <= clock_timestamp() order by next_attempt_at, commit_lsn, tx_index limit $4)
-	select ` + parkedColumns + ` from (
-		select p.*, due.next_attempt_at as due, sum(octet_length(coalesce(p.payload, ''))) over before as bytes
+		where next_attempt_at <= clock_timestamp() order by next_attempt_at, commit_lsn, tx_index limit $4),
+	sized as (select p.*, due.next_attempt_at as due, ` + rowBytes + ` as size
 		from due join ledger.outbox_parked p on p.processor_id = $1 and p.commit_lsn = due.commit_lsn and p.tx_index = due.tx_index
-		where p.status = 'parked'
-		window before as (order by due.next_attempt_at, p.commit_lsn, p.tx_index rows between unbounded preceding and 1 preceding)) g
-	where coalesce(bytes, 0) < $5 order by due, commit_lsn, tx_index`
+		where p.status = 'parked')
+	select ` + parkedColumns + ` from (
+		select *, bytes + size <= $5 or $6 and bytes = 0 as fits from (
+			select *, sum(size) over (order by due, commit_lsn, tx_index rows unbounded preceding) - size as bytes from sized) summed
+		where bytes < $5) fitting
+	order by due, commit_lsn, tx_index`
 
 const readLeft = `select distinct agg_hash from ledger.outbox_parked where processor_id = $1 and abs(agg_hash % $2) = $3
 	and (commit_lsn, tx_index) > ($4, $5) and (commit_lsn, tx_index) <= ($6, $7) and (status = 'parked' or next_attempt_at is not null)`
@@ -169,14 +183,14 @@ func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
 			})
 		}
 		start := q.start()
-		b.Queue(t.sql.fresh, t.processor, start.LSN, start.Index, t.lanes, t.lane, passed(q, a), maxFresh, maxFreshBytes).
+		b.Queue(t.sql.fresh, t.processor, start.LSN, start.Index, t.lanes, t.lane, passed(q, a), maxFresh, t.most, q.Large).
 			Query(func(rows pgx.Rows) error { return t.scanFresh(rows, &a) })
 		b.Queue("set local enable_sort = on")
 		b.Queue(t.sql.heads, t.processor, t.lanes, t.lane, maxHeld+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &a) })
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return err
 		}
-		return t.readDue(ctx, tx, q.Batch, &a)
+		return t.readDue(ctx, tx, q, &a)
 	})
 	if err != nil {
 		return answer{}, fmt.Errorf("read outbox_parked: %w", err)
@@ -214,6 +228,10 @@ func (t *parkedTable) scanFresh(rows pgx.Rows, a *answer) error {
 		if err != nil {
 			return err
 		}
+		if d == nil {
+			a.Large = len(a.Fresh) == 0
+			continue
+		}
 		a.Fresh = append(a.Fresh, d)
 	}
 	a.More = len(a.Fresh) > 0 && (total == maxFresh || len(a.Fresh) < total)
@@ -221,7 +239,7 @@ func (t *parkedTable) scanFresh(rows pgx.Rows, a *answer) error {
 }
 
 // readDue asks for due rows where the heads say that there are some, or are too many to say.
-func (t *parkedTable) readDue(ctx context.Context, tx pgx.Tx, limit int, a *answer) error {
+func (t *parkedTable) readDue(ctx context.Context, tx pgx.Tx, q question, a *answer) error {
 	now := time.Now()
 	some := len(a.Heads) > maxHeld
 	for _, due := range a.Heads {
@@ -230,7 +248,8 @@ func (t *parkedTable) readDue(ctx context.Context, tx pgx.Tx, limit int, a *answ
 	if !some {
 		return nil
 	}
-	rows, err := tx.Query(ctx, t.sql.due, t.processor, t.lanes, t.lane, limit, maxFreshBytes)
+	large := q.Large && !slices.ContainsFunc(a.Fresh, t.isLarge) // one in all
+	rows, err := tx.Query(ctx, t.sql.due, t.processor, t.lanes, t.lane, q.Batch, t.most, large)
 	if err != nil {
 		return err
 	}
@@ -240,10 +259,18 @@ func (t *parkedTable) readDue(ctx context.Context, tx pgx.Tx, limit int, a *answ
 		if err != nil {
 			return err
 		}
+		if d == nil {
+			a.Large = a.Large || len(a.Due) == 0
+			continue
+		}
 		d.due = true
 		a.Due = append(a.Due, d)
 	}
 	return rows.Err()
+}
+
+func (t *parkedTable) isLarge(d *delivery) bool {
+	return len(d.Event.Payload)+len(d.Event.Metadata) > t.most/2
 }
 
 // scanHeads turns times by PostgreSQL's clock into ours.
@@ -260,15 +287,16 @@ func scanHeads(rows pgx.Rows, a *answer) error {
 	return err
 }
 
-// scan makes a delivery of a row. What it is worth now, topic and key, is by the configuration of now.
+// scan makes a delivery of a row, or returns nil for one that does not fit. Topic and key are by the configuration of now.
 func (t *parkedTable) scan(rows pgx.Rows, more ...any) (*delivery, error) {
 	d := &delivery{row: true}
 	var lsn pglogrepl.LSN
 	var id *string
 	var tried *float64
 	var event, payload []byte
-	into := append([]any{&lsn, &d.Index, &id, &d.hash, &d.attempts, &d.tries, &tried, &event, &payload}, more...)
-	if err := rows.Scan(into...); err != nil {
+	var fits bool
+	into := append([]any{&lsn, &d.Index, &id, &d.hash, &d.attempts, &d.tries, &tried, &event, &payload, &fits}, more...)
+	if err := rows.Scan(into...); err != nil || !fits {
 		return nil, err
 	}
 	e, committed, err := eventOf(event, payload)

@@ -33,7 +33,7 @@ func newParkedTable(t testing.TB, db *pgtest.Database, lane, lanes int) *parkedT
 	}
 	t.Cleanup(pool.Close)
 	return &parkedTable{
-		pool: pool, sql: newParkedSQL("public"), processor: 1, lane: lane, lanes: lanes,
+		pool: pool, sql: newParkedSQL("public"), processor: 1, lane: lane, lanes: lanes, most: maxReadBytes,
 		address: func(e *outbox.Event) (string, string) { return e.AggregateType, e.AggregateID },
 	}
 }
@@ -45,9 +45,9 @@ func said(a answer) []string {
 		s = append(s, fmt.Sprintf("fresh %s %d %s %d %d", d.position(), d.hash, d.Event.ID, d.attempts, d.tries))
 	}
 	for _, d := range a.Due {
-		s = append(s, fmt.Sprintf("due %s %d %s %d %d %q", d.position(), d.hash, d.Event.ID, d.attempts, d.tries, d.Event.Payload))
+		s = append(s, fmt.Sprintf("due %s %d %s %d %d %.10q", d.position(), d.hash, d.Event.ID, d.attempts, d.tries, d.Event.Payload))
 	}
-	s = append(s, fmt.Sprint("more ", a.More), fmt.Sprint("first ", a.First))
+	s = append(s, fmt.Sprint("more ", a.More), fmt.Sprint("large ", a.Large), fmt.Sprint("first ", a.First))
 	for _, h := range slices.Sorted(maps.Keys(a.Heads)) {
 		in := time.Until(a.Heads[h]).Round(time.Minute)
 		s = append(s, fmt.Sprint("head ", h, " in ", min(in, 1000*time.Hour)))
@@ -63,6 +63,8 @@ func TestParkedTableReads(t *testing.T) {
 	db := pgtest.New(t)
 	conn := db.Conn(t)
 	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	const most = 100_000 // that no small rows ever come to
+	large := []byte(strings.Repeat("x", most))
 	for round := range 30 {
 		if _, err := conn.Exec(t.Context(), "truncate outbox_parked"); err != nil {
 			t.Fatal(err)
@@ -73,6 +75,9 @@ func TestParkedTableReads(t *testing.T) {
 			row := &memRow{
 				processor: 1 + r.Int32N(2), pos: checkpoint.Position{LSN: 100 + 8*pglogrepl.LSN(r.IntN(10)), Index: int64(i) - 5}, id: eventID(i),
 				hash: int64(r.IntN(8)-4) * 1_000_000_007, attempts: r.IntN(3), event: []byte(`{"aggregate_type":"t","aggregate_id":"a"}`), payload: []byte("p"),
+			}
+			if r.IntN(10) == 0 {
+				row.payload = large
 			}
 			switch r.IntN(8) {
 			case 0:
@@ -90,7 +95,7 @@ func TestParkedTableReads(t *testing.T) {
 		}
 		lanes := 1 + r.IntN(3)
 		lane := r.IntN(lanes)
-		q := question{Prev: before, From: before, Floor: before, Batch: 1 + r.IntN(5)}
+		q := question{Prev: before, From: before, Floor: before, Batch: 1 + r.IntN(5), Large: r.IntN(2) == 0}
 		if r.IntN(2) == 0 {
 			q.Floor = checkpoint.Position{LSN: 100 + 8*pglogrepl.LSN(r.IntN(10)), Index: int64(r.IntN(50))}
 		}
@@ -101,8 +106,12 @@ func TestParkedTableReads(t *testing.T) {
 				q.Prev = checkpoint.Position{LSN: 108, Index: 0}
 			}
 		}
-		want, _ := mem.table(1, lane, lanes).read(t.Context(), q)
-		got, err := newParkedTable(t, db, lane, lanes).read(t.Context(), q)
+		words := mem.table(1, lane, lanes)
+		words.large = func(r *memRow) bool { return len(r.payload) == most }
+		want, _ := words.read(t.Context(), q)
+		table := newParkedTable(t, db, lane, lanes)
+		table.most = most
+		got, err := table.read(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,10 +183,10 @@ func TestParkedPlan(t *testing.T) {
 func (p *parkedTable) explain(t *testing.T, name, sql string) string {
 	t.Helper()
 	args := map[string][]any{
-		"fresh": {p.processor, before.LSN, before.Index, p.lanes, p.lane, []int64{1, 2}, maxFresh, maxFreshBytes},
+		"fresh": {p.processor, before.LSN, before.Index, p.lanes, p.lane, []int64{1, 2}, maxFresh, maxReadBytes, false},
 		"first": {p.processor, before.LSN, before.Index, p.lanes, p.lane},
 		"heads": {p.processor, p.lanes, p.lane, maxHeld + 1},
-		"due":   {p.processor, p.lanes, p.lane, 500, maxFreshBytes},
+		"due":   {p.processor, p.lanes, p.lane, 500, maxReadBytes, false},
 		"left":  {p.processor, p.lanes, p.lane, before.LSN, before.Index, pglogrepl.LSN(1<<32 + 5000), 0},
 	}
 	var lines []string
@@ -269,7 +278,17 @@ func TestParkedReadIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(a.Fresh) != 4 || !a.More || len(a.Due) != 4 {
-		t.Errorf("%d fresh rows of 1 MiB, more %t, and %d due ones; want 4 of each and more", len(a.Fresh), a.More, len(a.Due))
+	if len(a.Fresh) != 3 || !a.More || len(a.Due) != 3 || a.Large {
+		t.Errorf("%d fresh rows of 1 MiB, more %t, and %d due ones, large %t; want 3 of each and more", len(a.Fresh), a.More, len(a.Due), a.Large)
+	}
+	// What is large may be the event beside its payload as well, and compressed in the table.
+	if _, err := db.Conn(t).Exec(t.Context(), `update outbox_parked set payload = null, event = json_build_object('metadata', repeat('x', 5000000))`); err != nil {
+		t.Fatal(err)
+	}
+	for _, large := range []bool{false, true} {
+		a, err := newParkedTable(t, db, 0, 1).read(t.Context(), question{Prev: before, From: before, Floor: before, Batch: 500, Large: large})
+		if want := map[bool]int{true: 1}[large]; err != nil || len(a.Fresh) != want || len(a.Due) != 0 || !a.Large {
+			t.Errorf("%d fresh rows and %d due ones with 5 MB of metadata, large %t, %v; want %d and 0", len(a.Fresh), len(a.Due), a.Large, err, want)
+		}
 	}
 }

@@ -183,7 +183,8 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
 		for i := range d.Lanes {
 			rows := &parkedTable{
-				pool: c.pool, sql: sql, processor: id, lane: i, lanes: d.Lanes, address: addressOf(router.New(routes), own), seenBefore: seenBefore,
+				pool: c.pool, sql: sql, processor: id, lane: i, lanes: d.Lanes, most: maxReadBytes,
+				address: addressOf(router.New(routes), own), seenBefore: seenBefore,
 			}
 			l := newLane(t, i, rows, s.outcomes)
 			s.bySink[id] = append(s.bySink[id], l)

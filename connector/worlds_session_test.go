@@ -149,6 +149,7 @@ func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglog
 		for n := range w.lanes[i] {
 			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.dice("table", s.n, i, n)}
 			table.limit, table.seenBefore = c.readLimit, s.seenBefore
+			table.large = func(r *memRow) bool { return w.dice("large", r.id).p(c.large) }
 			l := newLane(t, n, table, s.outcomes)
 			l.maxHeld = c.maxHeld
 			s.bySink[id] = append(s.bySink[id], l)

@@ -111,6 +111,7 @@ type worldConfig struct {
 	hang                     bool // all poison times out
 	giveUpAfter              time.Duration
 	slowLedger               float64 // how many COMMITs take seconds
+	large                    float64 // how many parked rows are too large for an ordinary read
 }
 
 func newWorldConfig(r dice) worldConfig {
@@ -132,6 +133,9 @@ func newWorldConfig(r dice) worldConfig {
 	}
 	if r.p(0.2) {
 		c.slowLedger = 0.1
+	}
+	if r.p(0.3) {
+		c.large = 0.2
 	}
 	if r.p(0.15) {
 		c.giveUpAfter = r.between(time.Minute, 10*time.Minute)
