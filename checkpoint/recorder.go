@@ -64,6 +64,7 @@ func (r *Recorder) Run(ctx context.Context, tracker *Tracker, in <-chan Outcomes
 	var b collected
 	var last time.Time
 	for {
+		clear(b.batch) // the array lives on; parked payloads must not
 		b = collected{batch: b.batch[:0]}
 		select {
 		case o, ok := <-in:

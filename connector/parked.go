@@ -122,6 +122,9 @@ func PlanParked(how string) string {
 const parkedColumns = `commit_lsn, tx_index, event_id::text, agg_hash, attempts, tries, extract(epoch from clock_timestamp() - tried_at)::float8,
 	case when fits then event end, case when fits then payload end, fits`
 
+// forgetLarge makes pgx forget a large row: a connection keeps the last row that it has read until one with as many columns comes.
+var forgetLarge = "select " + strings.Repeat("null, ", 20) + "null"
+
 // rowBytes is what a row takes in memory. The size of a compressed event is known only by decompressing it; 16 KiB of it are 2 MiB at most.
 const rowBytes = `coalesce(octet_length(payload), 0) + case when pg_column_size(event) < 16384 then pg_column_size(event) else octet_length(event::text) end`
 
@@ -190,7 +193,11 @@ func (t *parkedTable) read(ctx context.Context, q question) (answer, error) {
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return err
 		}
-		return t.readDue(ctx, tx, q, &a)
+		if err := t.readDue(ctx, tx, q, &a); err != nil || !q.Large {
+			return err
+		}
+		_, err := tx.Exec(ctx, forgetLarge)
+		return err
 	})
 	if err != nil {
 		return answer{}, fmt.Errorf("read outbox_parked: %w", err)

@@ -135,7 +135,7 @@ func (d *Decoder) event(row []byte) (Message, error) {
 	var e *outbox.Event
 	var err error
 	if size <= OwnSize {
-		e, err = d.fill(&v, size)
+		e, err = d.copySmall(&v, size)
 	} else {
 		e, err = d.copyLarge(&v)
 	}
@@ -227,6 +227,13 @@ func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 	return size, errors.New(strings.Join(invalid, "; "))
 }
 
+// copySmall copies the values, of size bytes together, into an event that shares its memory with others.
+func (d *Decoder) copySmall(v *values, size int) (*outbox.Event, error) {
+	// Numbers are parsed, and names are shared: neither is copied.
+	e, t := d.memory.event(size - len(v[aggregateType]) - len(v[eventType]) - len(v[eventVersion]) - len(v[createdAt]) - len(v[maxRetries]))
+	return e, d.fill(v, e, t)
+}
+
 // copyLarge copies the values into an event that has memory of its own.
 func (d *Decoder) copyLarge(v *values) (*outbox.Event, error) {
 	v[metadata] = bytes.Clone(v[metadata])
@@ -247,19 +254,16 @@ func (d *Decoder) fillLarge(v *values) (*outbox.Event, error) {
 	body, meta := v[payload], v[metadata]
 	v[payload], v[metadata] = nil, nil
 	n := d.sizes(v)
-	e, err := d.fill(v, n.total())
-	if err != nil {
+	e := &outbox.Event{}
+	if err := d.fill(v, e, make(text, 0, n.total())); err != nil {
 		return nil, err
 	}
 	e.Payload, e.Metadata = slices.Clip(body), slices.Clip(meta)
 	return e, nil
 }
 
-// fill copies the values, of size bytes together, into an event.
-func (d *Decoder) fill(v *values, size int) (*outbox.Event, error) {
-	// Numbers are parsed, and names are shared: neither is copied.
-	size -= len(v[aggregateType]) + len(v[eventType]) + len(v[eventVersion]) + len(v[createdAt]) + len(v[maxRetries])
-	e, t := d.memory.event(size)
+// fill copies the values into an event, with t for its texts.
+func (d *Decoder) fill(v *values, e *outbox.Event, t text) (err error) {
 	e.ID = t.string(v[id])
 	e.AggregateType = d.names.string(v[aggregateType])
 	e.AggregateID = t.string(v[aggregateID])
@@ -269,23 +273,22 @@ func (d *Decoder) fill(v *values, size int) (*outbox.Event, error) {
 	e.CorrelationID = t.string(v[correlationID])
 	e.CausationID = t.string(v[causationID])
 	e.CreatedAt = parseTime(v[createdAt])
-	var err error
 	if d.outbox.payloadHex {
 		if e.Payload, err = t.hex(v[payload]); err != nil {
-			return nil, d.payloadError(err)
+			return d.payloadError(err)
 		}
 	} else {
 		e.Payload = t.bytes(v[payload])
 	}
 	if e.EventVersion, err = parseInt(v[eventVersion], 1); err != nil {
-		return nil, fmt.Errorf("column %q: %w", d.table.Columns.EventVersion, err)
+		return fmt.Errorf("column %q: %w", d.table.Columns.EventVersion, err)
 	}
 	if v[maxRetries] != nil {
 		if e.MaxRetries, err = d.parseRetries(v[maxRetries]); err != nil {
-			return nil, fmt.Errorf("column %q: %w", d.table.Columns.MaxRetries, err)
+			return fmt.Errorf("column %q: %w", d.table.Columns.MaxRetries, err)
 		}
 	}
-	return e, nil
+	return nil
 }
 
 // parseRetries gives equal rows the same pointer: nobody may change an event.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
 // decodePieces decodes a message of at least 8 bytes by Large, in pieces of this size.
@@ -154,12 +156,13 @@ func TestLargeMemory(t *testing.T) {
 	}
 }
 
-// Whoever keeps an id of a large event does not keep its payload.
+// Whoever keeps an id of a large event does not keep its payload; nor does another event, before or behind it.
 func TestLargeEventsShareNothing(t *testing.T) {
 	d := New(Table{OID: testOID, Columns: DefaultColumns()}, 64<<20)
 	decode(t, d, relationMessage(testOID, defaultRelation...))
 	payload := strings.Repeat("x", 4<<20)
 	var ids []string
+	var small []*outbox.Event
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -170,6 +173,7 @@ func TestLargeEventsShareNothing(t *testing.T) {
 			t.Fatal(err, m.Invalid)
 		}
 		ids = append(ids, m.Event.ID)
+		small = append(small, decodeRow(t, d, fmt.Sprint(i), "order", "42", "paid", "1", "{}", "{}", null, null, null, null, null).Event)
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -177,4 +181,5 @@ func TestLargeEventsShareNothing(t *testing.T) {
 		t.Errorf("%d ids keep %d MiB", len(ids), kept>>20)
 	}
 	runtime.KeepAlive(ids)
+	runtime.KeepAlive(small)
 }

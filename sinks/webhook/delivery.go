@@ -139,7 +139,9 @@ func (d *delivery) try(ctx, begin context.Context, m *sinks.Message) error {
 	}
 	began := time.Now()
 	s.sign(request, request.Header["webhook-id"][0], body, began)
+	release := setBody(request, body)
 	v := d.sink.send(ctx, request)
+	release()
 	d.learn(v, m)
 	if !v.lost {
 		d.took.Store(int64(time.Since(began)))

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -75,8 +76,8 @@ func (h *headers) set(name, value string) {
 	h.Header[name] = h.values[n-1 : n : n]
 }
 
-// request is that of one try of a message, without its time and its signature. Nothing in it is the event's that its
-// owner may change, and its URL is the sink's or its own.
+// request is that of one try of a message, without its time, its signature and its body. The body may be the event's payload
+// itself: setBody sees to it that nobody reads it later. The URL is the sink's or the message's own.
 func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, body []byte, err error) {
 	e := m.Event
 	if e.ID == "" {
@@ -114,7 +115,9 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 		}
 		fallthrough
 	default:
-		body = bytes.Clone(e.Payload)
+		if body = e.Payload; len(body) < largeBody {
+			body = bytes.Clone(body)
+		}
 		if e.Payload == nil { // no data, which is not the same as empty data
 			contentType = ""
 		}
@@ -128,7 +131,6 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 	maps.Copy(h.Header, s.headers)
 	r = s.base.WithContext(ctx)
 	r.URL, r.Header = to, h.Header
-	setBody(r, body)
 	return r, body, nil
 }
 
@@ -141,27 +143,79 @@ func (s *slot) sign(r *http.Request, id string, body []byte, now time.Time) {
 	}
 }
 
-var errSentTwice = errors.New("sent twice")
+// largeBody is the size from which a body is released when the request has ended. net/http may still be reading a body when it has
+// returned an error, and each idle connection keeps its last request; release takes the bytes away from both. A smaller body
+// belongs to the request, and net/http sends it with the headers in one write.
+const largeBody = 64 << 10
 
-// setBody lets net/http send it once more on another connection. It would do so for every idle connection that turns
-// out to be closed, and a receiver that dies of a message would get it that often; without a body nothing can be done
-// about that.
-func setBody(r *http.Request, body []byte) {
-	if len(body) == 0 {
-		r.Body = http.NoBody // any other of length 0 would count as of unknown length
-		return
-	}
-	r.ContentLength = int64(len(body))
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	again := false
-	r.GetBody = func() (io.ReadCloser, error) {
-		if again {
-			return nil, errSentTwice
-		}
-		again = true
-		return io.NopCloser(bytes.NewReader(body)), nil
-	}
+// bodies are the readers of a large body.
+type bodies struct {
+	mu    sync.Mutex
+	bytes []byte
+	sent  int // readers that were made
 }
+
+var (
+	errSentTwice = errors.New("sent twice")
+	errReleased  = errors.New("the request has ended")
+)
+
+// setBody lets net/http send b once more on another connection. It would do so for every idle connection that turns
+// out to be closed, and a receiver that dies of a message would get it that often; without a body nothing can be done
+// about that. After release no byte of a large body is read.
+func setBody(r *http.Request, b []byte) (release func()) {
+	if len(b) == 0 {
+		r.Body = http.NoBody // any other of length 0 would count as of unknown length
+		return func() {}
+	}
+	all := &bodies{bytes: b}
+	r.ContentLength = int64(len(b))
+	r.GetBody = all.reader
+	r.Body, _ = all.reader() // the first is never refused
+	if len(b) < largeBody {
+		return func() {}
+	}
+	return all.release
+}
+
+func (b *bodies) reader() (io.ReadCloser, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.sent++; b.sent > 2 {
+		return nil, errSentTwice
+	}
+	if len(b.bytes) > 0 && len(b.bytes) < largeBody {
+		return io.NopCloser(bytes.NewReader(b.bytes)), nil // which net/http knows
+	}
+	return &bodyReader{all: b}, nil
+}
+
+func (b *bodies) release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.bytes = nil
+}
+
+type bodyReader struct {
+	all *bodies
+	at  int
+}
+
+func (r *bodyReader) Read(p []byte) (int, error) {
+	r.all.mu.Lock()
+	defer r.all.mu.Unlock()
+	switch {
+	case r.all.bytes == nil:
+		return 0, errReleased
+	case r.at == len(r.all.bytes):
+		return 0, io.EOF
+	}
+	n := copy(p, r.all.bytes[r.at:])
+	r.at += n
+	return n, nil
+}
+
+func (r *bodyReader) Close() error { return nil }
 
 // envelope is the body that Standard Webhooks recommends. A payload that is JSON stands in it byte for byte, another
 // one as data_base64, as in CloudEvents.
