@@ -80,10 +80,18 @@ func targetFault(address URL, topic string) string {
 	case u.Scheme != own.Scheme || !strings.EqualFold(u.Hostname(), own.Hostname()) || portOf(u) != portOf(own):
 		return fmt.Sprintf("is a URL of another scheme, host or port than url; write %s://%s/…, or a sink of its own for that host", own.Scheme, own.Host)
 	}
-	for segment := range strings.SplitSeq(u.Path, "/") {
-		if segment == "." || segment == ".." {
+	segments := strings.Split(strings.ReplaceAll(u.Path, `\`, "/"), "/")
+	for i, segment := range segments {
+		name, _, _ := strings.Cut(segment, ";")
+		switch {
+		case name != "" && strings.Trim(name, ". ") == "":
 			return "is a URL that goes up: it has a segment . or .. in it"
+		case segment == "" && i > 0 && i < len(segments)-1 && u.RawPath == "":
+			return "is a URL with an empty segment (//, or a backslash) in its path, which not every server keeps"
 		}
+	}
+	if strings.Contains(u.Path, `\`) || hasControl(u.Path) {
+		return "is a URL with a backslash or a control character in its path, which not every server takes for the same"
 	}
 	return ""
 }

@@ -91,17 +91,29 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
-// What an event says takes one segment of a path or one value of a query, and no more.
+// What an event says takes one segment of a path or one value of a query, and no more. What could change a path stands in it as
+// a character that no sink sends.
 func TestTemplateThatIsAURL(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct{ template, want string }{
-		{"https://h.example/{tenant_id}/x?t={tenant_id}#f", "https://h.example/A-z0._~%2F..%3Fq%23%26%25%20%C3%A9%0A/x?t=A-z0._~%2F..%3Fq%23%26%25%20%C3%A9%0A#f"},
-		{"http://{tenant_id}", "http://A-z0._~%2F..%3Fq%23%26%25%20%C3%A9%0A"},
-		{"x-https://{tenant_id}", "x-https://A-z0._~/..?q#&% é\n"},
+	for _, test := range []struct{ template, value, want string }{
+		{"https://h.example/{tenant_id}/x?t={tenant_id}#f", "A-z0._~ é@b", "https://h.example/A-z0._~%20%C3%A9%40b/x?t=A-z0._~%20%C3%A9%40b#f"},
+		{"https://h.example/{tenant_id}/x?t={tenant_id}#f", "../..?q#&%é\n", "https://h.example/%00/x?t=..%2F..%3Fq%23%26%25%C3%A9%0A#f"},
+		{"https://h.example/{tenant_id}", `..\..\admin`, "https://h.example/%00"},
+		{"https://h.example/{tenant_id}", "%2e%2e", "https://h.example/%00"},
+		{"https://h.example/{tenant_id}", "..;", "https://h.example/%00"},
+		{"https://h.example/{tenant_id}", "\uff0e\uff0e", "https://h.example/%00"},
+		{"https://h.example/{tenant_id}", "\xc0\xae", "https://h.example/%00"},
+		{"https://h.example/{tenant_id}", "日本", "https://h.example/%E6%97%A5%E6%9C%AC"},
+		{"https://h.example/{tenant_id}", "", "https://h.example/%00"},
+		{"https://h.example/{tenant_id}{causation_id}/", "", "https://h.example/%00/"},
+		{"https://h.example/a{tenant_id}/{causation_id}b?{tenant_id}", "", "https://h.example/a/b?"},
+		{"https://h.example/{tenant_id}?x", "", "https://h.example/%00?x"},
+		{"http://{tenant_id}", "a/b", "http://%00"},
+		{"x-https://{tenant_id}", "../..?q#&% é\n", "x-https://../..?q#&% é\n"},
 	} {
 		parsed := mustParse(t, test.template)
-		if got := parsed.Expand(&outbox.Event{TenantID: "A-z0._~/..?q#&% é\n"}); got != test.want {
-			t.Errorf("%q = %q, want %q", test.template, got, test.want)
+		if got := parsed.Expand(&outbox.Event{TenantID: test.value}); got != test.want {
+			t.Errorf("%q with %q = %q, want %q", test.template, test.value, got, test.want)
 		}
 	}
 }

@@ -77,6 +77,7 @@ type part struct {
 type Template struct {
 	parts []part
 	isURL bool
+	path  urlPath
 }
 
 // ParseTemplate reads s. Its errors name the field that no event has.
@@ -104,6 +105,9 @@ func ParseTemplate(s string) (Template, error) {
 		t.parts = append(t.parts, part{field: f})
 		rest = rest[end+1:]
 	}
+	if t.isURL {
+		t.path = pathOf(t.parts)
+	}
 	return t, nil
 }
 
@@ -127,6 +131,9 @@ func (t *Template) Expand(e *outbox.Event) string {
 	b := room[:0]
 	for i := range t.parts {
 		b = append(b, t.expand(i, e)...)
+		if n := t.path.whole[i]; n > 0 && isEmpty(t.parts[i:i+n], e) {
+			b = append(b, Unusable...)
+		}
 	}
 	return string(b)
 }
@@ -136,23 +143,12 @@ func (t *Template) expand(i int, e *outbox.Event) string {
 	switch {
 	case p.field == literal:
 		return p.text
+	case i < t.path.parts:
+		return segment(p.field.of(e))
 	case t.isURL:
 		return escape(p.field.of(e))
 	}
 	return p.field.of(e)
-}
-
-// escape makes s one segment of a path, or one value of a query: all but RFC 3986's unreserved characters as %XX.
-func escape(s string) string {
-	var out strings.Builder
-	for _, c := range []byte(s) {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0 {
-			out.WriteByte(c)
-		} else {
-			fmt.Fprintf(&out, "%%%02X", c)
-		}
-	}
-	return out.String()
 }
 
 // onlyField is the field that alone makes the difference between two expansions.

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
+	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -280,6 +281,12 @@ func TestHostileValues(t *testing.T) {
 		"host as a user":           func(m *sinks.Message) { m.Topic += "@canary.example/" },
 		"URL that goes up":         func(m *sinks.Message) { m.Topic += "/a/../canary" },
 		"URL that goes up, hidden": func(m *sinks.Message) { m.Topic += "/a%2F%2e%2E" },
+		"URL that goes up with \\": func(m *sinks.Message) { m.Topic += `/..%5C..%5Ccanary` },
+		"URL with a backslash":     func(m *sinks.Message) { m.Topic += `/a\canary` },
+		"URL of dots and spaces":   func(m *sinks.Message) { m.Topic += "/..%20/canary" },
+		"URL of dots and ;":        func(m *sinks.Message) { m.Topic += "/..;/canary" },
+		"URL with an empty part":   func(m *sinks.Message) { m.Topic += "//canary" },
+		"URL with an unusable one": func(m *sinks.Message) { m.Topic += "/" + router.Unusable },
 		"URL with a line end":      func(m *sinks.Message) { m.Topic += "/canary\n" },
 		"URL with a bad escape":    func(m *sinks.Message) { m.Topic += "/canary%zz" },
 	} {

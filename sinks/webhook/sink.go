@@ -148,10 +148,9 @@ func (s *Sink) target(topic string) (*url.URL, error) {
 	if u.Scheme != s.url.Scheme || !isSameHost(u, s.url) || u.User != nil {
 		return nil, fmt.Errorf("%w: the URL of its route is of another host than the sink's, or has a user", sinks.ErrPermanent)
 	}
-	for segment := range strings.SplitSeq(u.Path, "/") { // unescaped: some servers look at it so
-		if segment == "." || segment == ".." { // an event's tenant, say, may not be the way to another's
-			return nil, fmt.Errorf("%w: the URL of its route goes up (it has a segment . or .. in it)", sinks.ErrPermanent)
-		}
+	if !keepsItsPath(u.EscapedPath()) {
+		return nil, fmt.Errorf("%w: a field's value cannot be part of the path of its route's URL: a segment would be empty or dots alone, "+
+			"or hold another character than letters, digits, spaces and -._~!$&'()*+,=:@", sinks.ErrPermanent)
 	}
 	u.Fragment, u.RawFragment = "", ""
 	u.Host = s.url.Host
