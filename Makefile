@@ -54,8 +54,9 @@ bench: ## measure beside pg_recvlogical, on a machine that does nothing else; SI
 bench-overhead: ## measure what the library adds to a transaction, beside the same written by hand
 	go test ./outbox -run '^$$' -bench Overhead -benchtime 2s -count 3
 
-bench-memory: ## measure memory with much unread WAL and with one huge transaction
+bench-memory: ## measure memory with much unread WAL, with one huge transaction and with large rows
 	go run ./test/bench -only memory
+	go test ./test/e2e -run '^TestMemoryOf' -count=1 -v -timeout 30m -args -large
 
 soak: ## live through a sink that is away, on a machine that does nothing else; AWAY=2m, ONLY='kafka redis snapshot memory idle refused'
 	go run ./test/soak -away $(AWAY) -only '$(ONLY)'
