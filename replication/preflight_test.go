@@ -111,6 +111,13 @@ func TestPreflightAfterSetup(t *testing.T) {
 			before: []string{"alter publication outbox_cdc add table outbox_delivery_log"},
 			class:  ErrConfig, code: 78, words: []string{"the ledger's own tables"},
 		},
+		"a publication of a partition of the log, of whatever name": {
+			before: []string{
+				"create type outbox_delivery_log_20310101 as enum ()", "select outbox_make_partitions('2031-01-01 12:00Z', 0)",
+				"do $$ begin execute 'alter publication outbox_cdc add table ' || (select relname from pg_class where relname ~ '^outbox_delivery_log_20310101_.{8}$'); end $$",
+			},
+			class: ErrConfig, code: 78, words: []string{"the ledger's own tables"},
+		},
 		"a column that was renamed": {
 			before: []string{"alter table event_outbox rename aggregate_id to aggregateid"},
 			class:  ErrConfig, code: 78, words: []string{`"aggregate_id"`, "aggregateid", "source.columns"},
@@ -459,38 +466,5 @@ func TestSlotOfAnotherDatabase(t *testing.T) {
 	judge(Source{Slot: "s"}, server{database: "here"}, &Slot{Plugin: plugin, Database: "there"}, nil, &p)
 	if len(p) != 1 || !strings.Contains(p[0].Text, `belongs to database "there"`) || strings.Contains(p[0].Text, "drop") {
 		t.Errorf("problems %v, want one that names the database and drops nothing", p)
-	}
-}
-
-// A printed role cannot take all connections of the server. One that exists keeps its limit.
-func TestPrintedConnectionLimits(t *testing.T) {
-	t.Parallel()
-	d := pgtest.New(t)
-	o := newOutboxAt(t, d.DSN, d.Conn(t), d.Slot(t))
-	ctx := testContext(t)
-	one, two, both := "one_"+d.Name, "two_"+d.Name, "both_"+d.Name
-	t.Cleanup(func() {
-		for _, role := range []string{one, two, both} {
-			for _, sql := range []string{"drop owned by " + role, "drop role " + role} {
-				if _, err := o.conn.Exec(context.Background(), sql); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-	})
-	text := SQLText(o.cfg.Source, Roles{SQL: one, Replication: two, SQLConnections: 6}) + SQLText(o.cfg.Source, Roles{SQL: both, Replication: both, SQLConnections: 10})
-	for _, sql := range []string{text, "alter role " + one + " connection limit 50", text} {
-		if _, err := o.conn.Exec(ctx, sql); err != nil {
-			t.Fatal(err)
-		}
-		var got string
-		err := o.conn.QueryRow(ctx, "select string_agg(rolconnlimit::text, ' ' order by rolname desc) from pg_roles where rolname = any ($1)", []string{one, two, both}).Scan(&got)
-		want := "3 16 27"
-		if sql != text || strings.HasPrefix(got, "3 50") {
-			want = "3 50 27"
-		}
-		if err != nil || got != want {
-			t.Errorf("limits %s, %v; want %s", got, err, want)
-		}
 	}
 }
