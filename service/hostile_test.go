@@ -1,0 +1,313 @@
+package service
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// moody accepts or refuses by what the event's type begins with, until it is told to accept all.
+type moody struct {
+	away, mended atomic.Bool
+}
+
+func (*moody) GetName() string { return "moody" }
+func (*moody) Close() error    { return nil }
+
+func (m *moody) Publish(_ context.Context, e *outbox.OutboxEntry) error {
+	switch {
+	case m.mended.Load():
+		return nil
+	case strings.HasPrefix(e.EventType, "bad"):
+		return fmt.Errorf("never: %w", sinks.ErrPermanent)
+	case m.away.Load():
+		return fmt.Errorf("not now: %w", sinks.ErrUnavailable)
+	}
+	return nil
+}
+
+// hostile is a world in whose schema public somebody else has planted all that he could, before anything of ours was made.
+// The service's own sessions look there before pg_catalog.
+type hostile struct {
+	*world
+	planted *pgtest.Planted
+	service *OutboxService
+	sink    *moody
+}
+
+func newHostile(t *testing.T, plant func(*pgtest.Database, testing.TB, string) *pgtest.Planted) *hostile {
+	t.Helper()
+	d := pgtest.Unmigrated(t)
+	h := &hostile{planted: plant(d, t, "public"), sink: &moody{}}
+	h.world = &world{t: t, admin: d.DSN, conn: d.Conn(t)}
+	h.exec("set search_path = pg_catalog")
+	db, err := sql.Open("pgx", d.DSN+"&search_path=public,pg_catalog")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	h.service, err = NewOutboxService(db, OutboxServiceConfig{
+		ServiceName: "shop", DatabaseURL: d.DSN, Slot: d.Slot(t), Publishers: []Publisher{h.sink},
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.cfg = h.service.cfg
+	t.Cleanup(func() { _ = h.service.Stop() }) // of a test that has failed
+	return h
+}
+
+func (h *hostile) write(aggregate string, types ...string) {
+	h.t.Helper()
+	var events []outbox.Event
+	for _, typ := range types {
+		events = append(events, outbox.Event{AggregateType: "order", AggregateID: aggregate, EventType: typ, Payload: []byte("{}")})
+	}
+	if err := h.service.Wrapper.ExecuteWithOutbox(testContext(h.t), EventProducingOperation{Events: outbox.DomainEvents(events...)}); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *hostile) eventually(query, want string) {
+	h.t.Helper()
+	got := ""
+	deadline := time.After(30 * time.Second)
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		if got = h.text(query); got == want {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			h.t.Fatalf("%s: %q, want %q", query, got, want)
+		}
+	}
+}
+
+// ok fails the test with what it could not do.
+func (h *hostile) ok(what string, err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// Whatever somebody else has put into the ledger's schema: nothing of it is executed, by init, by the connector, by the producer
+// library, or by what people do.
+func TestNothingOfOthersIsExecuted(t *testing.T) {
+	t.Parallel()
+	h := newHostile(t, (*pgtest.Database).Plant)
+	ctx := testContext(t)
+	_, err := InitPlan(ctx, h.cfg, InitOptions{})
+	h.ok("plan", err)
+	_, err = Init(ctx, h.cfg, InitOptions{})
+	h.ok("init", err)
+	h.ok("start", h.service.Start())
+
+	// Deliveries, dead letters, an outage, and catching up.
+	h.write("1", "made", "paid")
+	h.write("2", "bad one")
+	h.write("3", "bad two")
+	h.eventually("select concat_ws(' ', count(*) filter (where status = 'delivered'), count(*) filter (where status = 'dead')) from public.outbox_delivery_log", "2 2")
+	h.sink.away.Store(true)
+	h.write("4", "made", "paid")
+	h.write("5", "made")
+	h.eventually("select count(*)::text from public.outbox_parked where status = 'parked' and tries > 0", "2")
+	h.people(ctx)
+	h.sink.away.Store(false)
+	h.sink.mended.Store(true)
+	if _, err := ChangeParked(ctx, h.cfg, Retry, ChangeOptions{}); err != nil {
+		t.Error(err)
+	}
+	h.eventually("select count(*)::text from public.outbox_parked", "0")
+	h.saga(ctx)
+	h.eventually("select count(*)::text from public.event_outbox_status where status = 'pending'", "0")
+	h.ok("stop", h.service.Stop())
+
+	// A log without a partition for today: the recorder makes it.
+	h.exec("drop table public.outbox_delivery_log_" + time.Now().UTC().Format("20060102"))
+	h.ok("start again", h.service.Start())
+	h.write("6", "made")
+	h.eventually("select status from public.event_outbox_status where aggregate_id = '6'", "delivered")
+	h.ok("stop again", h.service.Stop())
+
+	_, err = Destroy(ctx, h.cfg, DestroyOptions{Ledger: true})
+	h.ok("destroy", err)
+	h.planted.CheckNothingCaught(t)
+}
+
+// people do what the commands do.
+func (h *hostile) people(ctx context.Context) {
+	h.t.Helper()
+	for _, status := range append(EventStatuses, "") {
+		page, err := Events(ctx, h.cfg, EventsQuery{Status: status, Limit: 2})
+		h.ok("events "+status, err)
+		if page.Next != "" {
+			_, err = Events(ctx, h.cfg, EventsQuery{Status: status, Limit: 2, After: page.Next, Filter: Filter{Since: time.Now().Add(-time.Hour)}})
+			h.ok("more events "+status, err)
+		}
+	}
+	id := h.text("select event_id::text from public.outbox_parked where status = 'dead' order by commit_lsn limit 1")
+	_, err := ShowEvent(ctx, h.cfg, id, true)
+	h.ok("show", err)
+	_, err = Events(ctx, h.cfg, EventsQuery{Limit: 2, Filter: Filter{IDs: []string{id}}})
+	h.ok("event by id", err)
+	_, err = ShowDeadLetters(ctx, h.cfg, Filter{IDs: []string{id}, Error: "never"}, true, 5)
+	h.ok("dlq show", err)
+	if err := DeadLetters(ctx, h.cfg, Filter{Sinks: []string{"moody"}}, false, func(*Parked) (bool, error) { return true, nil }); err != nil {
+		h.t.Errorf("dlq list: %v", err)
+	}
+	_, err = ChangeParked(ctx, h.cfg, Discard, ChangeOptions{Filter: Filter{IDs: []string{id}}, Reason: "test"})
+	h.ok("discard", err)
+	_, err = ChangeParked(ctx, h.cfg, Retry, ChangeOptions{Filter: Filter{IDs: []string{id}}})
+	if err == nil || strings.Contains(err.Error(), "CAUGHT") {
+		h.t.Errorf("retry of what was discarded: %v", err)
+	}
+	_, err = Pause(ctx, h.cfg, []string{"moody"})
+	h.ok("pause", err)
+	waiting := h.text("select event_id::text from public.outbox_parked where status = 'parked' order by commit_lsn desc limit 1")
+	_, err = ChangeParked(ctx, h.cfg, Kill, ChangeOptions{Filter: Filter{IDs: []string{waiting}}, Reason: "test"})
+	h.ok("kill", err)
+	_, err = Resume(ctx, h.cfg, []string{"moody"})
+	h.ok("resume", err)
+}
+
+// saga writes events of a step that fails, twice.
+func (h *hostile) saga(ctx context.Context) {
+	h.t.Helper()
+	manager := outbox.NewOutboxSagaManager(h.service.Wrapper)
+	stop := errors.New("stop")
+	event := func(typ string) []outbox.DomainEvent {
+		return outbox.DomainEvents(outbox.Event{AggregateType: "order", AggregateID: "s", EventType: typ, Payload: []byte("{}")})
+	}
+	for range 2 {
+		err := manager.ExecuteSagaStep(outbox.WithSagaStep(ctx, "pay"), "s1", func(*sql.Tx) error { return stop }, event("undo"), event("done"))
+		if !errors.Is(err, stop) || strings.Contains(err.Error(), "CAUGHT") {
+			h.t.Errorf("saga: %v", err)
+		}
+	}
+	h.ok("saga", manager.ExecuteSagaStep(outbox.WithSagaStep(ctx, "ship"), "s1", func(*sql.Tx) error { return nil }, event("undo"), event("done")))
+}
+
+// What init prints is run by a person, a superuser perhaps, with whatever search_path he has.
+func TestPrintedSQLExecutesNothingOfOthers(t *testing.T) {
+	t.Parallel()
+	h := newHostile(t, (*pgtest.Database).Plant)
+	_, appDSN := h.newRole()
+	_, streamDSN := h.newRole()
+	h.cfg.Source.DSN, h.cfg.Source.ReplicationDSN = config.DSN(appDSN), config.DSN(streamDSN)
+	text, err := InitSQL(testContext(t), h.cfg, InitOptions{AdminDSN: h.admin})
+	h.ok("print", err)
+	h.exec("set search_path = public, pg_catalog", text)
+	_, err = Init(testContext(t), h.cfg, InitOptions{})
+	h.ok("init", err)
+	_, err = Destroy(testContext(t), h.cfg, DestroyOptions{AdminDSN: h.admin})
+	h.ok("destroy", err)
+	h.planted.CheckNothingCaught(t)
+}
+
+// A ledger that is somebody else's is refused before anything of it is read or written.
+func TestALedgerOfSomebodyElseIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, made := range []string{
+		`create view outbox_checkpoints as select ''::text as slot_name, 'ready'::text as state, ''::text as system_identifier, '0/1'::pg_lsn as prefix_lsn
+			where trap.spring('view of the ledger')`,
+		`create view outbox_processors as select 1 as id, 'shop'::text as connector, 'moody'::text as processor_name, true as is_active
+			where trap.spring('view of the ledger')`,
+		"create view event_outbox_status as select 1 as id where trap.spring('view of the ledger')",
+		"create table public.outbox_checkpoints (slot_name text primary key, state text check (trap.spring('constraint')), system_identifier text default trap.spring('default')::text)",
+		"create view event_outbox as select 1 as id where trap.spring('view of the outbox')",
+	} {
+		t.Run("", func(t *testing.T) {
+			t.Parallel()
+			h := newHostile(t, (*pgtest.Database).Stranger)
+			h.planted.Exec(t, made)
+			h.exec("revoke create on schema public from " + h.planted.Role) // he could, once; and his things are still there
+			ctx := testContext(t)
+			refused := func(what string, err error) {
+				t.Helper()
+				if err == nil || strings.Contains(err.Error(), "CAUGHT") {
+					t.Errorf("%s of %.30s: %v", what, made, err)
+				}
+			}
+			_, err := InitPlan(ctx, h.cfg, InitOptions{})
+			if strings.Contains(made, "checkpoints") {
+				wantExit(t, err, 78, h.planted.Role, "source.ledger_schema")
+			}
+			_, err = Init(ctx, h.cfg, InitOptions{})
+			refused("init", err)
+			refused("start", h.service.Start())
+			_, err = Events(ctx, h.cfg, EventsQuery{Limit: 1})
+			refused("events", err)
+			_, err = Pause(ctx, h.cfg, []string{"moody"})
+			refused("pause", err)
+			_, err = Destroy(ctx, h.cfg, DestroyOptions{Ledger: true})
+			if err != nil && strings.Contains(err.Error(), "CAUGHT") {
+				t.Error(err)
+			}
+			h.planted.CheckNothingCaught(t)
+		})
+	}
+}
+
+// A mapped table may be of types that pg_catalog does not know.
+func TestMappedTableOfOtherTypes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec("create domain short as varchar(40)", "create type color as enum ('red', 'blue')", `create table tasks (id short primary key, kind color not null,
+		"of" text not null, what short not null, body jsonb not null, at timestamptz not null default now())`)
+	file := t.TempDir() + "/outbox.yaml"
+	text := "source: {dsn: '" + w.admin + "', slot: " + w.cfg.Source.Slot + `, table: public.tasks, columns: {id: id, aggregate_type: kind, aggregate_id: "of",
+    event_type: what, event_version: "", payload: body, metadata: "", created_at: at, max_retries: "", tenant_id: "", correlation_id: "", causation_id: ""}}
+sinks: [{type: stdout}]
+http: {listen: ""}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.configure(file)
+	if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var stdout lockedBuffer
+	c, err := Build(w.cfg, Parts{
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Health: &monitoring.Health{}, Stdout: &stdout, Metrics: monitoring.NewMetrics("", nil),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(testContext(t))
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	w.exec("insert into tasks values ('t1', 'red', '1', 'made', '{}')")
+	h := &hostile{world: w}
+	h.eventually("select count(*)::text from outbox_delivery_log where status = 'delivered'", "1")
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	d, err := ShowEvent(testContext(t), w.cfg, "t1", true)
+	if err != nil || len(d.Log) != 1 || !strings.Contains(stdout.String(), `"red"`) {
+		t.Errorf("%+v, %v; stdout %s", d, err, stdout.String())
+	}
+	w.park(1, 1, "dead", "event_id = 't2'")
+	if d, err = ShowEvent(testContext(t), w.cfg, "t2", true); err != nil || len(d.Parked) != 1 {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
