@@ -36,7 +36,15 @@ var settings = map[string]string{
 	// PostgreSQL 18 tells that it leaves out rows by a WARNING alone.
 	"client_min_messages": "notice",
 	// Plans are those that were measured.
-	"plan_cache_mode": "auto",
+	"plan_cache_mode":          "auto",
+	"enable_seqscan":           "on",
+	"enable_indexscan":         "on",
+	"enable_bitmapscan":        "on",
+	"enable_nestloop":          "on",
+	"enable_hashjoin":          "on",
+	"enable_mergejoin":         "on",
+	"enable_sort":              "on",
+	"enable_partition_pruning": "on",
 	// The slot's position is made durable apart from the WAL: without this a crash could keep "confirmed X" and
 	// lose the ledger rows before X.
 	"synchronous_commit": "on",
