@@ -146,12 +146,15 @@ func (c *Config) options() (*redis.Options, error) {
 	if c.TLS != nil {
 		o.TLSConfig = c.TLS.Clone()
 	}
+	if o.TLSConfig != nil && c.Master == "" {
+		o.Dialer = dialTLS(o.TLSConfig)
+	}
 	return o, nil
 }
 
 func clusterOptions(o *redis.Options, addresses []string) *redis.ClusterOptions {
 	return &redis.ClusterOptions{
-		Addrs: addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig, OnConnect: o.OnConnect,
+		Addrs: addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig, Dialer: o.Dialer, OnConnect: o.OnConnect,
 		MaxRedirects: -1, MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries,
 		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 		ReadBufferSize: o.ReadBufferSize, WriteBufferSize: o.WriteBufferSize,

@@ -19,6 +19,8 @@ func (e *dialError) Unwrap() error { return e.cause }
 
 var errInternal = errors.New("it has an internal address, to which no request is sent; add its host to allow_hosts if it is meant")
 
+var errNoTLS = errors.New("the server answers there, and not with TLS; correct the port of url, or write http:// and name the host in allow_hosts")
+
 // newTransport makes connections for s. It speaks HTTP/1.1 and knows no proxy, which would
 // connect where the guard does not see it.
 func newTransport(s *settings, own *tls.Config) *http.Transport {
@@ -55,6 +57,9 @@ func newTransport(s *settings, own *tls.Config) *http.Transport {
 		secured := tls.Client(conn, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			conn.Close()
+			if _, plain := errors.AsType[tls.RecordHeaderError](err); plain {
+				err = errNoTLS
+			}
 			return nil, &dialError{fmt.Errorf("TLS: %w", err)}
 		}
 		return secured, nil

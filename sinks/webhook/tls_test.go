@@ -146,3 +146,14 @@ func TestNoTLSThere(t *testing.T) {
 		t.Errorf("got %v", errs)
 	}
 }
+
+// https:// to a port that speaks HTTP.
+func TestTLSToPlainPort(t *testing.T) {
+	t.Parallel()
+	rec := startReceiver(t, nil)
+	s := newSink(t, Config{URL: "https" + strings.TrimPrefix(rec.URL, "http"), AllowHosts: []string{"127.0.0.1"}})
+	errs := deliver(t, s, batchOf("a/1"))
+	if len(errs) != 1 || !errors.Is(errs[0], sinks.ErrUnavailable) || !strings.Contains(errs[0].Error(), "not with TLS; correct the port") {
+		t.Errorf("got %v", errs)
+	}
+}
