@@ -126,6 +126,9 @@ type Metrics struct {
 type HTTP struct {
 	// Listen is host:port; empty means no server.
 	Listen string `yaml:"listen"`
+	// Hosts are names that a request may have in its header Host, beside localhost, 127.0.0.1 and ::1. Where Listen is no
+	// loopback address and Hosts is empty, every name is answered.
+	Hosts []string `yaml:"hosts,flow"`
 }
 
 // Default is the configuration before file and environment: complete but for Source.DSN, Sinks and what follows from

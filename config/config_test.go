@@ -139,20 +139,20 @@ delivery: {batch_size: 7, lanes: 7, max_retries: 7}
 	all := []string{
 		"DATABASE_URL=postgres://localhost/env", "SERVICE_NAME=from-env", "OUTBOX_PUBLISHER_TYPE=kafka",
 		"OUTBOX_KAFKA_BROKERS=env:9092", "OUTBOX_KAFKA_TOPIC=from-env", "OUTBOX_BATCH_SIZE=50", "OUTBOX_MAX_RETRIES=0",
-		"OUTBOX_WORKER_COUNT=2", "OUTBOX_ENABLE_METRICS=false", "OUTBOX_SLOT=from_env", "OUTBOX_PUBLICATION=from_env", "OUTBOX_LISTEN=:1",
+		"OUTBOX_WORKER_COUNT=2", "OUTBOX_ENABLE_METRICS=false", "OUTBOX_SLOT=from_env", "OUTBOX_PUBLICATION=from_env", "OUTBOX_LISTEN=:1", "OUTBOX_HTTP_HOSTS=a.example,b",
 		"OUTBOX_LEDGER_SCHEMA=env",
 	}
 	brief := func(c Config) string {
 		k := c.Sinks[0]
 		return fmt.Sprint(c.Name, " ", c.Source.DSN, " ", c.Source.Slot, " ", c.Source.Publication, " ", c.Source.LedgerSchema, " ", k.Name, " ", k.Topic, " ", k.Kafka.Brokers,
-			" ", c.Delivery.BatchSize, c.Delivery.Lanes, c.Delivery.MaxRetries, " ", c.Delivery.Timeout, " ", c.Metrics.Enabled, " ", c.HTTP.Listen)
+			" ", c.Delivery.BatchSize, c.Delivery.Lanes, c.Delivery.MaxRetries, " ", c.Delivery.Timeout, " ", c.Metrics.Enabled, " ", c.HTTP.Listen, " ", c.HTTP.Hosts)
 	}
 	empty := make([]string, len(all))
 	for i, e := range all {
 		name, _, _ := strings.Cut(e, "=")
 		empty[i] = name + "="
 	}
-	fromFile := "from_file postgres://localhost/file from_file from_file file events from-file [file:9092] 7 7 7 30s true 127.0.0.1:9640"
+	fromFile := "from_file postgres://localhost/file from_file from_file file events from-file [file:9092] 7 7 7 30s true 127.0.0.1:9640 []"
 	for _, c := range []struct {
 		name    string
 		environ []string
@@ -160,8 +160,8 @@ delivery: {batch_size: 7, lanes: 7, max_retries: 7}
 	}{
 		{"no variables", nil, fromFile},
 		{"empty variables", empty, fromFile},
-		{"all variables", all, "from-env postgres://localhost/env from_env from_env env events from-env [env:9092] 50 2 0 30s false :1"},
-		{"a name in the file", append([]string{"NAME=named"}, all...), "named postgres://localhost/env from_env from_env env events from-env [env:9092] 50 2 0 30s false :1"},
+		{"all variables", all, "from-env postgres://localhost/env from_env from_env env events from-env [env:9092] 50 2 0 30s false :1 [a.example b]"},
+		{"a name in the file", append([]string{"NAME=named"}, all...), "named postgres://localhost/env from_env from_env env events from-env [env:9092] 50 2 0 30s false :1 [a.example b]"},
 	} {
 		got, _, err := Parse("f.yml", []byte(file), c.environ, Options{})
 		if err != nil {

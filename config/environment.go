@@ -19,6 +19,7 @@ var variables = []struct{ name, path string }{
 	{"OUTBOX_MAX_RETRIES", "delivery.max_retries"},
 	{"OUTBOX_ENABLE_METRICS", "metrics.enabled"},
 	{"OUTBOX_LISTEN", "http.listen"},
+	{"OUTBOX_HTTP_HOSTS", "http.hosts"},
 }
 
 // sinkVariables are keys of the one sink of a type.

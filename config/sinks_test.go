@@ -113,7 +113,7 @@ func TestWebhookFromTheEnvironment(t *testing.T) {
 	if diff := cmp.Diff([]string{"other", "hooks.internal:8080"}, got.Sinks[0].Webhook.AllowHosts); diff != "" {
 		t.Errorf("allow_hosts (-want +got):\n%s", diff)
 	}
-	_, _, err = LoadWith("", append(environ, "OUTBOX_WEBHOOK_ALLOW_HOSTS=hooks.internal:8080,a b"), Options{CheckSink: func(Config, int) []Mistake {
+	_, _, err = LoadWith("", append(environ, "OUTBOX_WEBHOOK_ALLOW_HOSTS=hooks.internal:8080,a_b"), Options{CheckSink: func(Config, int) []Mistake {
 		return []Mistake{{Path: "allow_hosts[1]", Text: "is no host"}}
 	}})
 	if want := "OUTBOX_WEBHOOK_ALLOW_HOSTS: sinks[0].allow_hosts[1]: is no host"; errorText(err) != want {

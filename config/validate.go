@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net"
 	"regexp"
 	"slices"
@@ -38,8 +39,13 @@ func (v *validator) run() {
 	if !metricPrefix.MatchString(c.Metrics.Prefix) {
 		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
 	}
-	if c.HTTP.Listen != "" && !isHostPort(c.HTTP.Listen, 0) {
+	if c.HTTP.Listen != "" && !isHostPort(c.HTTP.Listen, anyHost) {
 		v.mistake("http.listen", "%q is no address to listen on; write 127.0.0.1:9640, or :9640 for all interfaces", c.HTTP.Listen)
+	}
+	for i, h := range c.HTTP.Hosts {
+		if !isHost(h) {
+			v.mistake(fmt.Sprintf("http.hosts[%d]", i), "%s is no host; write a name or an address, without a port", quoted(h))
+		}
 	}
 }
 
@@ -178,10 +184,32 @@ func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
-func isHostPort(s string, leastPort uint64) bool {
+// Whether an address may leave out the host: to listen on all interfaces.
+type needsHost bool
+
+const (
+	oneHost needsHost = true
+	anyHost needsHost = false
+)
+
+func isHostPort(s string, needs needsHost) bool {
 	host, port, err := net.SplitHostPort(s)
-	n, portErr := strconv.ParseUint(port, 10, 16)
-	return err == nil && portErr == nil && n >= leastPort && (host != "" || leastPort == 0) && !strings.ContainsAny(host, " \t\r\n/@")
+	return err == nil && isPort(port) && (host != "" || needs == anyHost) && !strings.ContainsAny(host, " \t\r\n/@")
+}
+
+// isPort tells a port that something can be reached at.
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+// isHost tells a name or an address without a port.
+func isHost(s string) bool {
+	if address, ok := strings.CutPrefix(s, "["); ok {
+		address, closed := strings.CutSuffix(address, "]")
+		return closed && net.ParseIP(address) != nil
+	}
+	return net.ParseIP(s) != nil || s != "" && !strings.ContainsAny(s, "/@?#*:[]%, \t\r\n") && !hasControl(s)
 }
 
 // isLocal says that what is sent to host stays on this machine: a loopback address or a socket's directory.

@@ -52,7 +52,7 @@ func (v *validator) kafka(path string, s *Sink) {
 		return
 	}
 	for i, b := range k.Brokers {
-		if !isHostPort(b, 1) {
+		if !isHostPort(b, oneHost) {
 			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%s is no broker; write host:9092", quoted(b))
 		}
 	}
@@ -111,7 +111,7 @@ func (v *validator) redis(path string, r *Redis) {
 		v.url(path+".url", r.URL, &r.TLS, "redis", "rediss")
 	}
 	for i, a := range r.Addresses {
-		if !isHostPort(a, 1) {
+		if !isHostPort(a, oneHost) {
 			v.mistake(fmt.Sprintf("%s.addresses[%d]", path, i), "%s is no address; write host:6379", quoted(a))
 		}
 	}
@@ -143,6 +143,11 @@ func (v *validator) webhook(path string, w *Webhook) {
 		}
 		if w.TLS != (TLS{}) { // with redis:// and nats:// it does have one: their clients insist on TLS then
 			v.mistake(path+".tls", "has no effect on a url with http, which goes in clear; write https there, or remove tls")
+		}
+	}
+	for i, h := range w.AllowHosts {
+		if !isHost(h) && !isHostPort(h, oneHost) {
+			v.mistake(fmt.Sprintf("%s.allow_hosts[%d]", path, i), "%s is no host, nor host:port", quoted(h))
 		}
 	}
 	for i, s := range w.Secrets {
@@ -189,6 +194,10 @@ func (v *validator) url(path string, address URL, t *TLS, schemes ...string) *ur
 	}
 	if !slices.Contains(schemes, u.Scheme) {
 		v.mistake(path, "has the scheme %q; write %s", u.Scheme, strings.Join(schemes, ", "))
+		return nil
+	}
+	if strings.HasSuffix(u.Host, ":") || u.Port() != "" && !isPort(u.Port()) {
+		v.mistake(path, "has a port that nothing can listen on; write one between 1 and 65535")
 		return nil
 	}
 	encrypted := t.Enabled || slices.Contains([]string{"rediss", "https", "tls"}, u.Scheme)

@@ -1,25 +1,11 @@
 package monitoring
 
 import (
-	"context"
 	"encoding/json"
-	"fmt"
-	"net"
 	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-)
-
-const (
-	// readHeaderTimeout and maxHeaderBytes bound what an idle or hostile client can hold.
-	readHeaderTimeout = 5 * time.Second
-	maxHeaderBytes    = 16 << 10
-	// writeTimeout is longer than any scrape.
-	writeTimeout = 30 * time.Second
-	// shutdownTimeout is how long a scrape may still take when the process ends.
-	shutdownTimeout = 3 * time.Second
 )
 
 // Handler serves /metrics from reg (not at all where reg is nil), /livez and /readyz from h. All are read only.
@@ -53,40 +39,4 @@ func writeReport(w http.ResponseWriter, status int, r Report) {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	_ = enc.Encode(r) // the client may be gone; there is nobody else to tell
-}
-
-// Serve answers on addr until ctx ends, then lets running requests finish for a moment. It returns nil after ctx has
-// ended, and an error when addr cannot be listened on or the server fails.
-func Serve(ctx context.Context, addr string, handler http.Handler) error {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", addr)
-	if err != nil {
-		return fmt.Errorf("listen for http: %w; set http.listen, or OUTBOX_LISTEN, to an address that is free", err)
-	}
-	return serve(ctx, l, handler)
-}
-
-func serve(ctx context.Context, l net.Listener, handler http.Handler) error {
-	srv := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		WriteTimeout:      writeTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-	}
-	// Serve returns as soon as Shutdown is called, so its end is awaited here as well as Serve's own.
-	stopped := make(chan error, 1)
-	release := context.AfterFunc(ctx, func() {
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		err := srv.Shutdown(last)
-		if err != nil {
-			err = srv.Close() // who still reads after the grace period is cut off
-		}
-		stopped <- err
-	})
-	err := srv.Serve(l)
-	if release() {
-		return fmt.Errorf("serve http: %w", err)
-	}
-	return <-stopped
 }

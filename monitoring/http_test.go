@@ -1,10 +1,7 @@
 package monitoring
 
 import (
-	"context"
 	"encoding/json"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -100,58 +97,4 @@ func TestHandler(t *testing.T) {
 	expect(without, "GET", "/metrics", 404)
 	expect(with, "POST", "/readyz", 405)
 	expect(with, "GET", "/", 404)
-}
-
-func TestServeFinishesRunningRequests(t *testing.T) {
-	t.Parallel()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		cancel()
-		// Shutdown closes the listener first, so a refused dial shows that this request outlives its beginning.
-		for r.Context().Err() == nil {
-			c, err := net.DialTimeout("tcp", l.Addr().String(), time.Second)
-			if err != nil {
-				break
-			}
-			c.Close()
-		}
-		_, _ = io.WriteString(w, "complete")
-	})
-	served := make(chan error, 1)
-	go func() { served <- serve(ctx, l, handler) }()
-
-	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || string(body) != "complete" {
-		t.Errorf("body = %q, %v", body, err)
-	}
-	if err := <-served; err != nil {
-		t.Errorf("serve = %v, want nil after its context ended", err)
-	}
-}
-
-func TestServeReportsBusyAddress(t *testing.T) {
-	t.Parallel()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if err := Serve(t.Context(), l.Addr().String(), http.NotFoundHandler()); err == nil {
-		t.Error("no error on an address in use")
-	}
 }

@@ -40,7 +40,9 @@ func Run(ctx context.Context, cfg config.Config, opts RunOptions) error {
 	var g errgroup.Group
 	if cfg.HTTP.Listen != "" {
 		g.Go(func() error {
-			err := monitoring.Serve(serving, cfg.HTTP.Listen, monitoring.Handler(reg, parts.Health))
+			err := monitoring.Server{
+				Listen: cfg.HTTP.Listen, Hosts: cfg.HTTP.Hosts, Handler: monitoring.Handler(reg, parts.Health), Logger: opts.Logger,
+			}.Serve(serving)
 			if err != nil {
 				stop(err)
 			}
