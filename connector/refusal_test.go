@@ -49,8 +49,8 @@ func TestPlaceOfAnError(t *testing.T) {
 	}
 }
 
-// What the server can never send ends the process, and anything else says after the third time that it comes for ever. The errors of rows
-// that are too large are those of PostgreSQL 14, 15 and 18 (a bytea of 600 MiB; two texts of 600 MiB); a walsender takes 1.2 GB of memory until it gives up.
+// What the server can never send ends the process, and anything else says after the third time that it comes for ever. XX000 is what PostgreSQL
+// 14 and 18 say of a bytea of 600 MiB, for which a walsender took 1.2 GB of memory; 54000 was read in their source, not seen.
 func TestErrorThatComesForEver(t *testing.T) {
 	t.Parallel()
 	c, _ := watching()
