@@ -118,34 +118,50 @@ func hostOf(header string) string {
 	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
 
-// connections bounds how many there are. Where one comes that is too many, the one is closed that has been without a request for
-// the longest time, the new one itself where all others are being answered: clients that only hold connections must not
-// use up the process's file descriptors, nor keep a scrape out.
+// connections bounds how many there are. A new one is never refused, because it may be a scrape: clients that only hold
+// connections must not use up the process's file descriptors, nor keep a scrape out. Instead the one is closed that has been
+// without a request for the longest time. Where all others have sent a request, it is the one whose request is the oldest: its
+// client withholds the body, or does not read the answer. A scrape takes milliseconds.
 type connections struct {
 	most int
 
 	mu      sync.Mutex
 	open    int
 	waiting []net.Conn // without a request, longest first
+	busy    []net.Conn // with a request, oldest first
 }
 
 // change is called by net/http when a connection's state changes.
 func (c *connections) change(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.waiting = slices.DeleteFunc(c.waiting, func(w net.Conn) bool { return w == conn })
+	same := func(other net.Conn) bool { return other == conn }
+	c.waiting = slices.DeleteFunc(c.waiting, same)
+	c.busy = slices.DeleteFunc(c.busy, same)
 	switch state {
 	case http.StateNew:
 		c.open++
-		c.waiting = append(c.waiting, conn)
 		if c.open > c.most {
-			_ = c.waiting[0].Close() // net/http notices, and tells of StateClosed
-			c.waiting = c.waiting[1:]
+			c.closeOne()
 		}
+		c.waiting = append(c.waiting, conn)
 	case http.StateIdle:
 		c.waiting = append(c.waiting, conn)
+	case http.StateActive:
+		c.busy = append(c.busy, conn)
 	case http.StateClosed, http.StateHijacked:
 		c.open--
-	case http.StateActive:
+	}
+}
+
+// closeOne makes room. net/http notices that the connection is closed, and tells of StateClosed.
+func (c *connections) closeOne() {
+	from := &c.waiting
+	if len(c.waiting) == 0 {
+		from = &c.busy
+	}
+	if len(*from) > 0 { // else all of them are about to end
+		_ = (*from)[0].Close()
+		*from = (*from)[1:]
 	}
 }

@@ -224,6 +224,38 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
+// Clients whose requests never end do not keep a scrape out either: the oldest requests give way.
+func TestConnectionsThatStayBusyGiveWay(t *testing.T) {
+	t.Parallel()
+	large := bytes.Repeat([]byte("x"), 8<<20) // more than the sockets' buffers take
+	for name, request := range map[string]string{
+		"body withheld": "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+		"not read":      "GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			reached := make(chan struct{}, 2*maxConnections)
+			addr, _ := serveAt(t, "127.0.0.1:0", Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				reached <- struct{}{}
+				if r.URL.Path == "/large" {
+					_, _ = w.Write(large)
+				}
+			})})
+			for range maxConnections {
+				if _, err := io.WriteString(dial(t, addr), request); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range maxConnections {
+				<-reached
+			}
+			if got := ask(t, addr, "localhost"); got != 200 {
+				t.Errorf("a scrape got %d", got)
+			}
+		})
+	}
+}
+
 // What net/http has to say is logged as everything else is.
 func TestServerErrorsAreLogged(t *testing.T) {
 	t.Parallel()
