@@ -55,7 +55,7 @@ func (c *Connector) refused(err error, what string) error {
 	}
 	text, refused := c.cfg.Source.DSN, func(config *pgconn.Config, err error) error { return replication.Refused(what, config, err) }
 	if what == replicationDSN {
-		text, refused = c.cfg.Source.ReplicationDSN, replication.ReplicationRefused
+		text, refused = c.cfg.Source.ReplicationDSN, replication.StreamRefused
 	}
 	config, parseErr := replication.ParseDSN(what, text)
 	if parseErr != nil {

@@ -44,7 +44,7 @@ func TestPlaceOfAnError(t *testing.T) {
 			t.Errorf("%s: %v at %s, want %q at %s", name, e, e.at(), c.want, c.at)
 		}
 	}
-	if other := errors.New("no error of the server"); (&reader{}).refusal(other) != other {
+	if other := errors.New("no error of the server"); !errors.Is((&reader{}).refusal(other), other) {
 		t.Error("another error was changed")
 	}
 }
@@ -77,9 +77,18 @@ func TestErrorThatComesForEver(t *testing.T) {
 		at      pglogrepl.LSN
 		forever bool
 	}{
-		{again, 1, false}, {again, 1, false}, {again, 1, true}, {again, 1, true},
-		{again, 2, false}, {again, 2, false}, {ended, 2, false}, {again, 2, true},
-		{ended, 3, false}, {ended, 3, false}, {ended, 3, false}, {ended, 3, false},
+		{again, 1, false},
+		{again, 1, false},
+		{again, 1, true},
+		{again, 1, true},
+		{again, 2, false},
+		{again, 2, false},
+		{ended, 2, false},
+		{again, 2, true},
+		{ended, 3, false},
+		{ended, 3, false},
+		{ended, 3, false},
+		{ended, 3, false},
 	} {
 		err := in(step.pg, step.at)
 		if got := strings.Contains(err.Error(), "comes for ever"); got != step.forever {

@@ -50,7 +50,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 			return r.Components["postgres"], len(r.Components) > 0 && !r.Ready
 		}
 
-		go ledger.Commit(t.Context(), checkpoint.Batch{})
+		go func() { _ = ledger.Commit(t.Context(), checkpoint.Batch{}) }() // it hangs
 		for range 4 {
 			second()
 		}
@@ -85,7 +85,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 
 		// Hanging again and again, at once, fills no log.
 		for range 5 {
-			go ledger.Commit(t.Context(), checkpoint.Batch{})
+			go func() { _ = ledger.Commit(t.Context(), checkpoint.Batch{}) }() // it hangs
 			for range 8 {
 				second()
 			}
@@ -205,8 +205,15 @@ func TestSenderThatDoesNotRun(t *testing.T) {
 		lag            float64
 		silent         bool
 	}{
-		{0, 7, 1, 0, false}, {10, 7, 1, 0, false}, {20, 7, 1, 0, false}, {30, 7, 1, 30, true}, {40, 7, 1, 40, true},
-		{50, 7, 50, 0, false}, {90, 8, 50, 0, false}, {100, 8, 0, 0, false}, {200, 8, 0, 0, false},
+		{0, 7, 1, 0, false},
+		{10, 7, 1, 0, false},
+		{20, 7, 1, 0, false},
+		{30, 7, 1, 30, true},
+		{40, 7, 1, 40, true},
+		{50, 7, 50, 0, false},
+		{90, 8, 50, 0, false},
+		{100, 8, 0, 0, false},
+		{200, 8, 0, 0, false},
 	} {
 		seen := sender{pid: step.pid}
 		if step.reply != 0 {

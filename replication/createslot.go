@@ -38,7 +38,7 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 	}
 	conn, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("connect for replication: %w", ReplicationRefused(config, err))
+		return nil, fmt.Errorf("connect for replication: %w", StreamRefused(config, err))
 	}
 	if err := CheckDirect(ctx, replicationDSN, conn, nil); err != nil {
 		closeReplication(ctx, conn)
@@ -50,8 +50,8 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 // replicationDSN is its name in messages. Where it is not set it is source.dsn, too.
 const replicationDSN = "source.replication_dsn"
 
-// ReplicationRefused is Refused for a connection for replication, which a role may not have.
-func ReplicationRefused(config *pgconn.Config, err error) error {
+// StreamRefused is Refused for a connection for replication, which a role may not have.
+func StreamRefused(config *pgconn.Config, err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !sets(config, parameterOf(pg.Message)) {
 		return replicationPrivilege(config.User)
 	}

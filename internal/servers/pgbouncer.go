@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
@@ -83,12 +84,13 @@ func (b *PgBouncer) writeFiles(dir string, p *Postgres, settings map[string]stri
 		"listen_addr": "127.0.0.1", "listen_port": strconv.Itoa(b.port), "unix_socket_dir": "", "auth_type": "plain", "auth_file": users, "admin_users": superuser,
 	}
 	maps.Copy(all, settings)
-	ini := fmt.Sprintf("[databases]\n* = host=127.0.0.1 port=%d\n[pgbouncer]\n", p.port)
+	var ini strings.Builder
+	fmt.Fprintf(&ini, "[databases]\n* = host=127.0.0.1 port=%d\n[pgbouncer]\n", p.port)
 	for name, value := range all {
-		ini += fmt.Sprintf("%s = %s\n", name, value)
+		fmt.Fprintf(&ini, "%s = %s\n", name, value)
 	}
 	for path, text := range map[string]string{
-		users: fmt.Sprintf("%q %q\n", superuser, p.password), filepath.Join(dir, "pgbouncer.ini"): ini,
+		users: fmt.Sprintf("%q %q\n", superuser, p.password), filepath.Join(dir, "pgbouncer.ini"): ini.String(),
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			return err

@@ -138,7 +138,7 @@ func (d *delivery) try(ctx, begin context.Context, m *sinks.Message) error {
 		}
 	}
 	began := time.Now()
-	s.sign(request, request.Header["webhook-id"][0], body, began)
+	s.sign(request, m.UniqueID(), body, began)
 	release := setBody(request, body)
 	v := d.sink.send(ctx, request)
 	release()
