@@ -49,12 +49,22 @@ begin
 
   -- Trusted are whoever runs this, the roles that he is a member of, and who may do anything in this schema or database
   -- anyway: their owners and superusers. A superuser counts as a member of every role, which says nothing about these.
+  --
+  -- A membership counts only if it was given by one of these masters, or up to PostgreSQL 15 by a role with CREATEROLE, which
+  -- can do anything there. Others can make a login a member of their own roles: up to PostgreSQL 14 of themselves ("grant
+  -- mallory to owner"), and in each version of a role of which they have the ADMIN OPTION.
   trusted := array(
-    select r.oid
-    from pg_roles r, pg_roles me, pg_namespace n, pg_database d
-    where me.rolname = current_user and n.oid = namespace and d.datname = current_database()
-      and (r.oid = me.oid or not me.rolsuper and pg_has_role(me.oid, r.oid, 'usage')
-           or pg_has_role(r.oid, n.nspowner, 'usage') or pg_has_role(r.oid, d.datdba, 'usage')));
+    with recursive masters as (
+      select r.oid from pg_roles r, pg_namespace n, pg_database d
+      where n.oid = namespace and d.datname = current_database()
+        and (pg_has_role(r.oid, n.nspowner, 'usage') or pg_has_role(r.oid, d.datdba, 'usage'))),
+    mine as (
+      select oid from pg_roles where rolname = current_user
+      union
+      select m.roleid from mine join pg_auth_members m on m.member = mine.oid join pg_roles g on g.oid = m.grantor
+      where not (select rolsuper from pg_roles where rolname = current_user) and pg_has_role(current_user, m.roleid, 'usage')
+        and (g.oid in (select oid from masters) or g.rolcreaterole and current_setting('server_version_num')::int < 160000))
+    select oid from masters union select oid from mine);
 
   -- Relations and types of our names may exist already, made by something else. Going on beside them would only fail later
   -- and less clearly, so nothing is touched unless all of them are ours.

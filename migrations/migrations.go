@@ -104,7 +104,7 @@ func pending(ctx context.Context, conn *pgx.Conn, schema string) ([]string, erro
 	}
 	// A table of somebody who is not trusted is not read: it could be a view that runs code of his. The files refuse it.
 	var ours bool
-	err = conn.QueryRow(ctx, trustedRoles+`
+	err = conn.QueryRow(ctx, ledger.TrustedRoles+`
 		select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
 			where nspname = $1 and relname = 'outbox_migrations' and relkind = 'r' and relowner in (select oid from trusted))`, schema).Scan(&ours)
 	if err != nil || !ours {

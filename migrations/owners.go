@@ -6,16 +6,9 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-)
 
-// trustedRoles are those whose tables in schema $1 are used: the session's own, the roles that it is a member of, and who may
-// do anything in the schema or the database anyway. The files say the same.
-const trustedRoles = `with trusted as (
-	select r.oid
-	from pg_roles r, pg_roles me, pg_namespace n, pg_database d
-	where me.rolname = current_user and n.nspname = $1 and d.datname = current_database()
-		and (r.oid = me.oid or not me.rolsuper and pg_has_role(me.oid, r.oid, 'usage')
-			or pg_has_role(r.oid, n.nspowner, 'usage') or pg_has_role(r.oid, d.datdba, 'usage')))`
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+)
 
 // Refusal says that Apply would refuse what it found. Trying again does not help.
 type Refusal struct{ text string }
@@ -33,7 +26,7 @@ func Check(ctx context.Context, conn *pgx.Conn, o Options) error {
 	if !o.Mapped {
 		names = append(names, "event_outbox", "event_outbox_status")
 	}
-	rows, err := conn.Query(ctx, trustedRoles+`
+	rows, err := conn.Query(ctx, ledger.TrustedRoles+`
 		select format('%I.%I belongs to role %I', nspname, relname, rolname)
 		from pg_class c join pg_namespace n on n.oid = relnamespace join pg_roles r on r.oid = relowner
 		where nspname = $1 and relname = any ($2) and relowner not in (select oid from trusted) order by relname`, o.Schema, names)
@@ -52,7 +45,7 @@ func Check(ctx context.Context, conn *pgx.Conn, o Options) error {
 // Creators warns where roles that are not trusted may create things in the ledger's schema. It gives an empty text where
 // there are none.
 func Creators(ctx context.Context, conn *pgx.Conn, schema string) (string, error) {
-	rows, err := conn.Query(ctx, trustedRoles+`
+	rows, err := conn.Query(ctx, ledger.TrustedRoles+`
 			select case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end
 			from pg_namespace n, aclexplode(coalesce(nspacl, acldefault('n', nspowner)))
 			where nspname = $1 and privilege_type = 'CREATE' and grantee not in (select oid from trusted) order by grantee`, schema)

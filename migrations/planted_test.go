@@ -218,6 +218,72 @@ func TestTrustedOwners(t *testing.T) {
 	}
 }
 
+// Nobody becomes trusted by making the login of init a member of a role of theirs.
+func TestMembershipsThatStrangersGive(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d := pgtest.Unmigrated(t)
+	role, thief := intruder(t, d)
+	owner, team := "owner_"+d.Name, "team_"+d.Name
+	t.Cleanup(func() {
+		exec1(t, d, "alter database "+d.Name+" owner to current_user")
+		exec1(t, d, "drop owned by "+owner+", "+team+" cascade")
+		exec1(t, d, "drop role "+owner+", "+team)
+	})
+	for _, sql := range []string{
+		"create role " + owner + " login password 'x'", "alter database " + d.Name + " owner to " + owner,
+		"create role " + team, "grant " + team + " to " + role + " with admin option",
+		"grant create, usage on schema public to " + owner + ", " + team,
+	} {
+		exec1(t, d, sql)
+	}
+	u, err := url.Parse(d.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(owner, "x")
+	conn, err := pgx.Connect(ctx, u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(ctx) })
+	var version int
+	if err := conn.QueryRow(ctx, "select current_setting('server_version_num')::int").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	steal := func(sql string) {
+		t.Helper()
+		if _, err := thief.Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := migrations.Options{Schema: "public"}
+	refused := func(holder string) {
+		t.Helper()
+		want := "public.outbox_metrics belongs to role " + holder
+		for i, got := range []error{migrations.Apply(ctx, u.String(), o), migrations.Check(ctx, conn, o)} {
+			if got == nil || !strings.Contains(got.Error(), want) {
+				t.Errorf("%d: %v, want %s", i, got, want)
+			}
+		}
+	}
+	steal("create table public.outbox_metrics (id bigint, processor_id int, metric_type text, time_window tstzrange, value float8, unit text, metadata jsonb)")
+	if version < 150000 { // every login may make others members of itself
+		steal("grant " + role + " to " + owner)
+		refused(role)
+		steal("revoke " + role + " from " + owner)
+	}
+	steal("alter table public.outbox_metrics owner to " + team)
+	steal("grant " + team + " to " + owner)
+	refused(team)
+	steal("revoke " + team + " from " + owner)
+	// The administrator's word counts.
+	exec1(t, d, "grant "+team+" to "+owner)
+	if err := migrations.Apply(ctx, u.String(), o); err != nil {
+		t.Error(err)
+	}
+}
+
 // The file changes no setting of a session that goes on.
 func TestSearchPathIsLeftAlone(t *testing.T) {
 	t.Parallel()

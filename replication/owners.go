@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const statusView = "event_outbox_status"
@@ -14,21 +16,17 @@ const statusView = "event_outbox_status"
 // writing a table his triggers, with the rights of whoever reads or writes: so it is asked before the first of either. It
 // reads catalogs only. Tables that are missing are nobody's.
 //
-// The owner may be the login itself or a role that it is a member of; one that may do as it likes in the schema anyway: the
-// schema's owner, the database's, a superuser; or one to which the right to create there was granted by name. What is left is who
-// may create things there because everybody may, or might do so once.
+// The owner may be a trusted role (ledger.TrustedRoles), or one to which the right to create there was granted by name. What
+// is left is who may create things there because everybody may, or might do so once.
 func CheckOwners(ctx context.Context, db SQL, s Source) error {
-	rows, err := db.Query(ctx, `select format('%I.%I', n.nspname, c.relname), r.rolname::text,
+	rows, err := db.Query(ctx, ledger.TrustedRoles+`select format('%I.%I', n.nspname, c.relname), r.rolname::text,
 			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])
 		from pg_class c
 		join pg_namespace n on n.oid = c.relnamespace
 		join pg_roles r on r.oid = c.relowner
-		join pg_roles me on me.rolname = current_user
-		join pg_database d on d.datname = current_database()
 		where n.nspname = $1 and (c.relname = any ($2) or c.relname = $3) and not (
 			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])
-			and (c.relowner = me.oid or not me.rolsuper and pg_has_role(me.oid, c.relowner, 'usage')
-				or pg_has_role(c.relowner, n.nspowner, 'usage') or pg_has_role(c.relowner, d.datdba, 'usage')
+			and (c.relowner in (select oid from trusted)
 				or exists (select from aclexplode(n.nspacl) a
 					where a.privilege_type = 'CREATE' and a.grantee <> 0 and pg_has_role(c.relowner, a.grantee, 'usage'))))
 		order by c.relname`, s.LedgerSchema, ledgerTables(), statusView)

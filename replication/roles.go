@@ -103,8 +103,6 @@ func (r Roles) sqlLimit() int { return 2*r.SQLConnections + 4 }
 func SQLText(s Source, r Roles) string {
 	var b strings.Builder
 	app, stream := pgx.Identifier{r.SQL}.Sanitize(), pgx.Identifier{r.Replication}.Sanitize()
-	// What others have made in the schemas of the search_path must not be found: format() with other types of arguments, say.
-	b.WriteString("\nbegin;\nset local search_path = pg_catalog, pg_temp;\n")
 	fmt.Fprintf(&b, `
 -- Nothing that other roles have made in a schema of the search_path is called.
 begin;

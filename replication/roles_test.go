@@ -40,3 +40,12 @@ func TestPrintedConnectionLimits(t *testing.T) {
 		}
 	}
 }
+
+// psql would warn of a transaction within a transaction, and an administrator would look for the mistake.
+func TestPrintedRolesAreOneTransaction(t *testing.T) {
+	t.Parallel()
+	text := SQLText(Source{Table: "public.event_outbox", LedgerSchema: "public", Publication: "outbox_cdc"}, Roles{SQL: "app", Replication: "stream"})
+	if begins, commits := strings.Count(text, "begin;\n"), strings.Count(text, "commit;\n"); begins != 1 || commits != 1 {
+		t.Errorf("%d begin, %d commit:\n%s", begins, commits, text)
+	}
+}
