@@ -70,7 +70,8 @@ type reader struct {
 	invalidRows, unrouted prometheus.Counter
 
 	unroutedLog *unroutedLog
-	warned      map[uint32]struct{} // other tables, by OID, of whose rows the log has told
+	drift       func(context.Context) error // gives an error if the table that is streamed is not the outbox any more
+	warned      map[uint32]struct{}         // other tables, by OID, of whose rows the log has told
 
 	tx struct {
 		open      bool
@@ -178,8 +179,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	pos := checkpoint.Position{LSN: r.tx.lsn, Index: r.tx.next}
 	r.tx.next++
 	if m.Event == nil {
-		r.warnForeign(m.Relation)
-		return nil
+		return r.foreign(ctx, m.Relation)
 	}
 	r.tx.ours = true
 	if pos.Compare(r.start.Prefix) <= 0 {
@@ -247,14 +247,21 @@ func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
 	return ok
 }
 
-// warnForeign tells once a session and table that rows of another table than the outbox arrive. They are not delivered.
-func (r *reader) warnForeign(oid uint32) {
+// foreign leaves out a row of another table than the outbox, and says so once a session and table. The first such row may
+// come of a table that has taken the outbox's place, or inherits from it. The keeper would find that out after the slot
+// has passed the row. So the reader asks here, while the transaction is open: if the session ends, the next one reads
+// the row again, whichever process and table that has.
+func (r *reader) foreign(ctx context.Context, oid uint32) error {
 	if _, ok := r.warned[oid]; ok {
-		return
+		return nil
+	}
+	if err := r.drift(ctx); err != nil {
+		return err
 	}
 	r.warned[oid] = struct{}{}
 	r.logger.Warn("rows of a table that is not the outbox arrive and are not delivered; see docs/operations.md#foreign",
 		"table", r.decoder.RelationName(oid), "oid", oid, "lsn", r.tx.lsn.String())
+	return nil
 }
 
 // recordUnrouted records an event that no sink receives, under processor 0: a row that is no valid event becomes a dead

@@ -204,6 +204,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts repli
 		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
 		router:  router.New(routes),
 		logger:  c.cfg.Logger,
+		drift:   c.drifted,
 		warned:  map[uint32]struct{}{}, unroutedLog: &c.unroutedLog,
 		// Of no sink: the row was no event, or no route wants it.
 		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),

@@ -92,6 +92,15 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 	return nil
 }
 
+// drifted gives an error if rows of the outbox may be missing in the stream. It is checkDrift for the reader, which has
+// to report to the server again before wal_sender_timeout.
+func (c *Connector) drifted(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
+	defer cancel()
+	_, err := replication.CheckDrift(ctx, c.pool, c.source(), c.table)
+	return err
+}
+
 // registerProcessors gives the ids of the sinks by name. It refuses to start while parked events would be forgotten.
 func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, error) {
 	var ps []replication.Processor

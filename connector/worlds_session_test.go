@@ -161,7 +161,7 @@ func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglog
 		w.breakers[i].attach(s.bySink[id])
 	}
 	s.reader = &reader{
-		warned: map[uint32]struct{}{}, unroutedLog: &unroutedLog{},
+		warned: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, drift: func(context.Context) error { return nil },
 		stream: s.stream, tracker: s.tracker, start: from, seenBefore: s.seenBefore, lanes: byProcessor, out: s.outcomes,
 		decoder: decoder.New(decoder.Table{OID: worldOID, Columns: worldColumns}, 1<<20), router: worldRouter(c.sinks), logger: logger,
 		invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),

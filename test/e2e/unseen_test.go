@@ -58,12 +58,40 @@ func TestOutboxReplaced(t *testing.T) {
 			if name == "for good" {
 				w.deliveredOnce("(select id from event_outbox union select id from event_outbox_old)", 31)
 				c.says("rows of a table that is not the outbox arrive", "public.event_outbox_old")
+				w.execAll(documented(t, "drop table if exists event_outbox_old cascade"))
+				c.does("init")
+				if seen, all := ask[int](w, "select count(*) from event_outbox_status"), ask[int](w, "select count(*) from event_outbox"); seen != all {
+					t.Errorf("the view has %d events, the outbox %d", seen, all)
+				}
 			} else {
 				w.deliveredOnce("event_outbox", 31)
 			}
 			c.term()
 		})
 	}
+}
+
+// The table that takes the outbox's name is published already. The process that streams stops before the slot passes a row of
+// it, and the one that stands by delivers them all.
+func TestPublishedTableReplacesTheOutbox(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{sinks: []string{"stdout"}})
+	c, other := w.connector(), w.connector()
+	c.start()
+	c.ready("leader")
+	other.start()
+	other.ready("standby")
+	w.insert(10)
+	w.deliveredAtLeast(10*time.Second, 10)
+	w.exec("create table eo2 (like event_outbox including all)")
+	w.execAll("begin; alter publication " + w.publication + " add table eo2; alter table event_outbox rename to event_outbox_old; alter table eo2 rename to event_outbox; commit")
+	w.insert(10)
+	c.exits(10*time.Second, 78)
+	c.says("public.event_outbox is another relation now")
+	w.insert(10)
+	other.ready("leader")
+	w.deliveredOnce("event_outbox", 20)
+	other.term()
 }
 
 // A table that inherits from the outbox is made while the connector runs. It stops, and init refuses such an outbox.
