@@ -39,7 +39,7 @@ func (v *validator) run() {
 	if !metricPrefix.MatchString(c.Metrics.Prefix) {
 		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
 	}
-	if c.HTTP.Listen != "" && !isHostPort(c.HTTP.Listen, anyHost) {
+	if c.HTTP.Listen != "" && !isListen(c.HTTP.Listen) {
 		v.mistake("http.listen", "%q is no address to listen on; write 127.0.0.1:9640, or :9640 for all interfaces", c.HTTP.Listen)
 	}
 	for i, h := range c.HTTP.Hosts {
@@ -184,17 +184,16 @@ func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
-// Whether an address may leave out the host: to listen on all interfaces.
-type needsHost bool
-
-const (
-	oneHost needsHost = true
-	anyHost needsHost = false
-)
-
-func isHostPort(s string, needs needsHost) bool {
+// isHostPort tells an address that something can be reached at.
+func isHostPort(s string) bool {
 	host, port, err := net.SplitHostPort(s)
-	return err == nil && isPort(port) && (host != "" || needs == anyHost) && !strings.ContainsAny(host, " \t\r\n/@")
+	return err == nil && host != "" && isPort(port) && !strings.ContainsAny(host, " \t\r\n/@")
+}
+
+// isListen tells an address to listen at. No host stands for all interfaces, and port 0 for one that the system chooses.
+func isListen(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	return err == nil && (port == "0" || isPort(port)) && !strings.ContainsAny(host, " \t\r\n/@")
 }
 
 // isPort tells a port that something can be reached at.

@@ -52,7 +52,7 @@ func (v *validator) kafka(path string, s *Sink) {
 		return
 	}
 	for i, b := range k.Brokers {
-		if !isHostPort(b, oneHost) {
+		if !isHostPort(b) {
 			v.mistake(fmt.Sprintf("%s.brokers[%d]", path, i), "%s is no broker; write host:9092", quoted(b))
 		}
 	}
@@ -111,7 +111,7 @@ func (v *validator) redis(path string, r *Redis) {
 		v.url(path+".url", r.URL, &r.TLS, "redis", "rediss")
 	}
 	for i, a := range r.Addresses {
-		if !isHostPort(a, oneHost) {
+		if !isHostPort(a) {
 			v.mistake(fmt.Sprintf("%s.addresses[%d]", path, i), "%s is no address; write host:6379", quoted(a))
 		}
 	}
@@ -146,7 +146,7 @@ func (v *validator) webhook(path string, w *Webhook) {
 		}
 	}
 	for i, h := range w.AllowHosts {
-		if !isHost(h) && !isHostPort(h, oneHost) {
+		if !isHost(h) && !isHostPort(h) {
 			v.mistake(fmt.Sprintf("%s.allow_hosts[%d]", path, i), "%s is no host, nor host:port", quoted(h))
 		}
 	}
