@@ -80,7 +80,11 @@ func Refused(what string, config *pgconn.Config, err error) error {
 	case "42704": // unrecognized configuration parameter
 		return problem(ErrConfig, "%s has the parameter %s, which the server does not know; remove it", what, name)
 	case "22023", "22P02": // invalid value; the message repeats it
-		return problem(ErrConfig, "%s has a value for the parameter %s that the server refuses; correct or remove it", what, name)
+		return problem(ErrConfig, "%s has a value for the parameter %s that the server refuses; correct or remove it", what, parameterWith(config, name))
+	case "42601": // invalid command-line argument for server process
+		if pg.SeverityUnlocalized == "FATAL" {
+			return problem(ErrConfig, "%s has a value for the parameter options that the server does not understand; correct or remove it", what)
+		}
 	case "0A000": // conversion between UTF8 and MULE_INTERNAL is not supported
 		if pg.SeverityUnlocalized == "FATAL" {
 			return problem(ErrConfig, "%s: %s, and nothing else is spoken; restore a dump of the database into one of encoding UTF8, see docs/operations.md#encodings", what, pg.Message)
@@ -107,6 +111,19 @@ func parameterOf(message string) string {
 		return unnamed
 	}
 	return m[1] + m[2]
+}
+
+// parameterWith finds the parameter of a message that names it, or repeats nothing but its value: role "x" does not exist.
+func parameterWith(config *pgconn.Config, nameOrValue string) string {
+	if sets(config, nameOrValue) {
+		return nameOrValue
+	}
+	for name, value := range config.RuntimeParams {
+		if value == nameOrValue {
+			return name
+		}
+	}
+	return unnamed
 }
 
 // sets says whether a connection string sets a parameter.

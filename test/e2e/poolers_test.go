@@ -89,6 +89,8 @@ func TestParametersThatTheServerRefuses(t *testing.T) {
 		{"nobody's", with("frobnicate=canary"), true, 78, []string{"frobnicate", "the server does not know", "remove it"}},
 		{"nobody's, in the options", with("options=" + "-c%20frobnicate%3Dcanary"), true, 78, []string{"frobnicate", "remove it"}},
 		{"a wrong value", with("work_mem=canary"), true, 78, []string{"work_mem", "remove it"}},
+		{"a role that does not exist", with("role=canary"), true, 78, []string{"the parameter role", "remove it"}},
+		{"options of another program", with("options=-x"), true, 78, []string{"the parameter options", "remove it"}},
 		{"not for sessions", with("shared_buffers=8MB"), true, 78, []string{"shared_buffers", "cannot be set for a session"}},
 		{"not while it runs", with("wal_level=logical"), true, 78, []string{"wal_level", "remove it"}},
 		{"of an extension, which is fine", with("application_name=x&shop.tenant=1"), true, 0, nil},
