@@ -16,9 +16,12 @@ import (
 type span struct{ start, end int }
 
 func (d *Decoder) insert(body []byte) (Message, error) {
-	m, ours, err := d.rowOf(body)
-	if err != nil || !ours {
-		return m, err
+	ours, err := d.isOurs(body)
+	if err != nil {
+		return Message{}, err
+	}
+	if !ours {
+		return rowOfAnother(body), nil
 	}
 	row := body[5:]
 	if err := d.split(row); err != nil {
@@ -27,22 +30,26 @@ func (d *Decoder) insert(body []byte) (Message, error) {
 	return d.event(row)
 }
 
-// rowOf says whether a row is one of the outbox. Of any other it returns the message.
-func (d *Decoder) rowOf(body []byte) (m Message, ours bool, err error) {
+// isOurs says whether a row is one of the outbox.
+func (d *Decoder) isOurs(body []byte) (bool, error) {
 	if len(body) < 5 {
-		return m, false, errShort
+		return false, errShort
 	}
 	oid := binary.BigEndian.Uint32(body)
 	if body[4] != 'N' {
-		return m, false, fmt.Errorf("a new row begins with 'N', not %q", body[4])
+		return false, fmt.Errorf("a new row begins with 'N', not %q", body[4])
 	}
 	if oid == d.table.OID && d.outbox != nil {
-		return m, true, nil
+		return true, nil
 	}
 	if _, known := d.others[oid]; !known || oid == d.table.OID {
-		return m, false, fmt.Errorf("row of relation %d, which was never announced", oid)
+		return false, fmt.Errorf("row of relation %d, which was never announced", oid)
 	}
-	return Message{Kind: KindInsert, Relation: oid}, false, nil
+	return false, nil
+}
+
+func rowOfAnother(body []byte) Message {
+	return Message{Kind: KindInsert, Relation: binary.BigEndian.Uint32(body)}
 }
 
 var (

@@ -52,9 +52,11 @@ func (d *Decoder) large(data []byte, rest int) (Message, *Large, error) {
 		m, err := d.decode(data[0], nil)
 		return m, nil, err
 	}
-	m, ours, err := d.rowOf(data[1:])
-	if err != nil || !ours {
-		return m, nil, err
+	switch ours, err := d.isOurs(data[1:]); {
+	case err != nil:
+		return Message{}, nil, err
+	case !ours:
+		return rowOfAnother(data[1:]), nil, nil
 	}
 	row := data[6:]
 	l := &Large{d: d, rest: len(row) - 2 + rest, columns: int(binary.BigEndian.Uint16(row)), into: -1}
