@@ -191,7 +191,7 @@ func TestEnvironmentMistakesAndWarnings(t *testing.T) {
 			"OUTBOX_ENABLE_METRICS=perhaps", "OUTBOX_SLOT=A", "OUTBOX_LISTEN=here",
 		}, err: `OUTBOX_BATCH_SIZE: delivery.batch_size: "many" is no whole number
 OUTBOX_ENABLE_METRICS: metrics.enabled: "perhaps" is neither true nor false
-DATABASE_URL: source.dsn: is no connection string that PostgreSQL understands: write postgres://user:password@host:5432/database?sslmode=verify-full, other characters than letters and digits of the password as %XX
+DATABASE_URL: source.dsn: is no connection string that PostgreSQL understands: its port is not within 1 and 65535; write postgres://user:password@host:5432/database?sslmode=verify-full, other characters than letters and digits of the password as %XX
 OUTBOX_SLOT: source.slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _
 OUTBOX_WORKER_COUNT: delivery.lanes: 0 is not between 1 and 256
 OUTBOX_LISTEN: http.listen: "here" is no address to listen on; write 127.0.0.1:9640, or :9640 for all interfaces`},

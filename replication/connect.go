@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -65,6 +66,9 @@ func dsnProblem(what string, err error) *Problem {
 func Refused(what string, config *pgconn.Config, err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
+		if insistsOnTLS(config) && strings.Contains(err.Error(), "server refused TLS connection") && !strings.Contains(err.Error(), "dial error") {
+			return problem(ErrConfig, "%s asks for TLS by its sslmode, which the server does not speak; set ssl = on there, or, where nobody can listen on the way, sslmode=disable here", what)
+		}
 		return err
 	}
 	name := parameterOf(pg.Message)
@@ -92,6 +96,11 @@ func Refused(what string, config *pgconn.Config, err error) error {
 	case "55P02": // cannot be changed now, or without a restart
 		return problem(ErrConfig, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)
 	case "42501":
+		for _, role := range []string{"role", "session_authorization"} { // the message has the value of these
+			if sets(config, role) {
+				name = role
+			}
+		}
 		if sets(config, name) {
 			return problem(ErrPrivilege, "%s has the parameter %s, which its user may not set; remove it, or let a superuser grant it", what, name)
 		}
@@ -134,6 +143,11 @@ func sets(config *pgconn.Config, name string) bool {
 		}
 	}
 	return name != unnamed && strings.Contains(config.RuntimeParams["options"], name)
+}
+
+// insistsOnTLS says whether a connection without TLS is never tried.
+func insistsOnTLS(config *pgconn.Config) bool {
+	return config.TLSConfig != nil && !slices.ContainsFunc(config.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.TLSConfig == nil })
 }
 
 const directly = "connect directly to PostgreSQL, see docs/operations.md#poolers"

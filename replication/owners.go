@@ -7,10 +7,16 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const statusView = "event_outbox_status"
+
+// hasStatusView says whether the view is made and read: not where the outbox is a table of the user's own.
+func (s Source) hasStatusView() bool {
+	return s.Table == s.LedgerSchema+".event_outbox" && s.Columns == decoder.DefaultColumns()
+}
 
 // CheckOwners refuses a ledger that is somebody else's. Reading a view runs the functions that its owner has put there, and
 // writing a table his triggers, with the rights of whoever reads or writes: so it is asked before the first of either. It
@@ -24,12 +30,12 @@ func CheckOwners(ctx context.Context, db SQL, s Source) error {
 		from pg_class c
 		join pg_namespace n on n.oid = c.relnamespace
 		join pg_roles r on r.oid = c.relowner
-		where n.nspname = $1 and (c.relname = any ($2) or c.relname = $3) and not (
+		where n.nspname = $1 and (c.relname = any ($2) or $4 and c.relname = $3) and not (
 			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])
 			and (c.relowner in (select oid from trusted)
 				or exists (select from aclexplode(n.nspacl) a
 					where a.privilege_type = 'CREATE' and a.grantee <> 0 and pg_has_role(c.relowner, a.grantee, 'usage'))))
-		order by c.relname`, s.LedgerSchema, ledgerTables(), statusView)
+		order by c.relname`, s.LedgerSchema, ledgerTables(), statusView, s.hasStatusView())
 	if err != nil {
 		return fmt.Errorf("look whose the ledger is: %w", err)
 	}

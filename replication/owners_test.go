@@ -3,6 +3,7 @@ package replication
 import (
 	"testing"
 
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
@@ -18,7 +19,7 @@ func TestCheckOwners(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := Source{LedgerSchema: "public"}
+	s := Source{Table: "public.event_outbox", LedgerSchema: "public", Columns: decoder.DefaultColumns()}
 	fine := func(what string) {
 		t.Helper()
 		if err := CheckOwners(testContext(t), conn, s); err != nil {
@@ -49,5 +50,7 @@ func TestCheckOwners(t *testing.T) {
 	fine("a superuser's")
 	stranger.Exec(t, "create table event_outbox_status (id int)")
 	refused("event_outbox_status of role", "of another kind")
+	s.Table = "public.orders_outbox"
+	fine("a view that nobody reads")
 	stranger.CheckNothingCaught(t)
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/pyairtable-compose/outbox-cdc/decoder"
 )
 
 // grant is what the SQL login needs of one table of the ledger.
@@ -169,7 +167,7 @@ func grantStatements(s Source, role string) []string {
 		add("grant %s on table %s.%s", strings.Join(g.privileges, ", "), ledger, g.table)
 	}
 	add("grant select on table %s.outbox_migrations", ledger)
-	if s.Table == s.LedgerSchema+".event_outbox" && s.Columns == decoder.DefaultColumns() { // else there is no view
+	if s.hasStatusView() {
 		add("grant select on table %s.event_outbox_status", ledger)
 	}
 	add("grant execute on function %s.%s", ledger, partitionFunction)

@@ -44,9 +44,15 @@ func Parse(text string) (*pgconn.Config, error) {
 
 // cause is what pgx has against a connection string, without what it quotes of it.
 func cause(err error) error {
+	const written = "write " + Form + ", other characters than letters and digits of the password as %XX"
 	why := errors.Unwrap(err)
-	if why == nil || strings.ContainsAny(why.Error(), "\"'`") {
-		return errors.New("is no connection string that PostgreSQL understands: write " + Form + ", other characters than letters and digits of the password as %XX")
+	switch {
+	case why == nil && strings.HasSuffix(err.Error(), ": invalid port"): // or a part of a password
+		return errors.New("is no connection string that PostgreSQL understands: its port is not within 1 and 65535; " + written)
+	case why == nil || strings.ContainsAny(why.Error(), "\"'`"):
+		return errors.New("is no connection string that PostgreSQL understands: " + written)
+	case why.Error() == "invalid keyword/value": // a text without "="
+		return fmt.Errorf("is no connection string that PostgreSQL understands: %w; write %s", why, Form)
 	}
 	return fmt.Errorf("is no connection string that PostgreSQL understands: %w", why)
 }
