@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -114,9 +115,12 @@ type repeated struct {
 	first, last time.Time
 }
 
-// explain says of an error of the server what it means for the slot, and gives it an exit code where no further try can
-// mend it.
+// explain says of an error that a place in the WAL causes what it means for the slot, and gives it an exit code where no
+// further try can mend it.
 func (c *Connector) explain(ctx context.Context, err error) error {
+	if e, ok := errors.AsType[*decoder.Error](err); ok && e.LSN != 0 {
+		return c.repeats(err, repeated{code: "decode", at: e.LSN})
+	}
 	e, ok := errors.AsType[*refusal](err)
 	if !ok {
 		return err
@@ -130,10 +134,19 @@ func (c *Connector) explain(ctx context.Context, err error) error {
 	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
 		return err // the end of a server or of a session says nothing of the place
 	}
-	now := time.Now()
 	// Where no transaction is open the place stays the same while nothing is written.
-	if c.same.code != e.cause.Code || c.same.at != e.at() || !e.inside && now.Sub(c.same.last) > time.Minute {
-		c.same = repeated{code: e.cause.Code, at: e.at(), first: now}
+	if !e.inside && time.Since(c.same.last) > time.Minute {
+		c.same = repeated{}
+	}
+	return c.repeats(err, repeated{code: e.cause.Code, at: e.at()})
+}
+
+// repeats counts an error at a place, and says if it has come there so often that it comes for ever.
+func (c *Connector) repeats(err error, here repeated) error {
+	now := time.Now()
+	if c.same.code != here.code || c.same.at != here.at {
+		here.first = now
+		c.same = here
 	}
 	c.same.times++
 	c.same.last = now

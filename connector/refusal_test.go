@@ -96,3 +96,18 @@ func TestErrorThatComesForEver(t *testing.T) {
 		}
 	}
 }
+
+// A row that was written without a column comes without it for ever.
+func TestDriftThatComesForEver(t *testing.T) {
+	t.Parallel()
+	c, _ := watching()
+	for i, step := range []struct {
+		lsn     pglogrepl.LSN
+		forever bool
+	}{{1, false}, {1, false}, {1, true}, {2, false}, {2, false}, {2, true}} {
+		err := c.explain(t.Context(), (&reader{}).undecodable(&decoder.Error{LSN: step.lsn, Kind: 'R', Err: errors.New("the schema drifted")}))
+		if got := strings.Contains(err.Error(), "comes for ever") && strings.Contains(err.Error(), "outbox-cdc destroy"); got != step.forever {
+			t.Errorf("step %d: %v", i, err)
+		}
+	}
+}
