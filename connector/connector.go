@@ -122,6 +122,7 @@ type Connector struct {
 	sender      sender       // the keeper's
 	silentSince atomic.Int64 // since when it has taken no report of ours, in Unix nanoseconds; 0 while it does
 	unroutedLog unroutedLog
+	publication string // its version when it was last looked at
 	moved       string // why the outbox has lost its name; empty: it has not
 	prepared    bool
 	ran         bool // a session has streamed,

@@ -65,6 +65,9 @@ func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 		return facts, err
 	}
 	c.table, c.moved = facts.Table.OID, ""
+	if err := c.lookAtPublication(ctx, conn); err != nil {
+		return facts, err
+	}
 	for _, w := range facts.Warnings {
 		if !slices.Contains(c.warned, w) { // once, however many sessions there are
 			c.warned = append(c.warned, w)
@@ -89,6 +92,21 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 		c.cfg.Health.Set("outbox", moved == "", moved)
 	}
 	c.moved = moved
+	return c.lookAtPublication(ctx, c.pool)
+}
+
+// lookAtPublication warns of a publication that is as it has to be, and was changed since this process last looked: what
+// was written in between may be missing in the stream.
+func (c *Connector) lookAtPublication(ctx context.Context, db replication.SQL) error {
+	version, err := replication.PublicationVersion(ctx, db, c.source(), c.table)
+	if err != nil {
+		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)
+	}
+	if c.publication != "" && version != c.publication {
+		c.cfg.Logger.Warn("the publication was changed and is right now; what was written in between may be missing in the stream; see docs/operations.md#publication",
+			"publication", c.cfg.Source.Publication)
+	}
+	c.publication = version
 	return nil
 }
 

@@ -106,6 +106,19 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 	return nil
 }
 
+// PublicationVersion tells two states of the publication apart, as far as they concern the table: another version means
+// that it was changed in between. A change that was undone meanwhile leaves no other trace. It is empty where the
+// publication does not exist.
+func PublicationVersion(ctx context.Context, db SQL, s Source, table uint32) (string, error) {
+	var version string
+	err := db.QueryRow(ctx, `select pg_catalog.concat_ws('/', p.oid, p.xmin, r.oid, r.xmin) from pg_catalog.pg_publication p
+		left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = $2 where p.pubname = $1`, s.Publication, table).Scan(&version)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return version, err
+}
+
 // publishedAncestor gives the quoted name of a published table that the table is a partition of, at any level; empty if there is none.
 func publishedAncestor(ctx context.Context, db SQL, table uint32, tables []publishedTable) (string, error) {
 	published := make([]uint32, len(tables))

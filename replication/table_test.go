@@ -326,3 +326,45 @@ func TestOutboxReplaced(t *testing.T) {
 		})
 	}
 }
+
+// The version of a publication changes with what concerns the outbox, also if it is changed back at once.
+func TestPublicationVersion(t *testing.T) {
+	t.Parallel()
+	o := newSetup(t)
+	f, err := o.preflight()
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := func() string {
+		t.Helper()
+		v, err := PublicationVersion(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	o.exec("create table other (i int)")
+	for _, step := range []struct {
+		sql     []string
+		changes bool
+	}{
+		{nil, false},
+		{[]string{"alter publication outbox_cdc add table other"}, false},
+		{[]string{"alter publication outbox_cdc set table event_outbox"}, false},
+		{[]string{"alter table event_outbox rename to x", "alter table x rename to event_outbox"}, false},
+		{[]string{"alter publication outbox_cdc drop table event_outbox", "alter publication outbox_cdc add table event_outbox"}, true},
+		{[]string{"alter publication outbox_cdc rename to x", "alter publication x rename to outbox_cdc"}, true},
+		{[]string{"alter publication outbox_cdc set (publish = 'delete')", "alter publication outbox_cdc set (publish = 'insert')"}, true},
+		{[]string{"drop publication outbox_cdc", publicationSQL(o.cfg.Source)}, true},
+		{[]string{"drop publication outbox_cdc"}, true},
+	} {
+		before := version()
+		o.exec(step.sql...)
+		if after := version(); (after != before) != step.changes {
+			t.Errorf("%v: %s became %s", step.sql, before, after)
+		}
+	}
+	if v := version(); v != "" {
+		t.Errorf("one that does not exist has the version %s", v)
+	}
+}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -92,6 +93,36 @@ func TestPublishedTableReplacesTheOutbox(t *testing.T) {
 	other.ready("leader")
 	w.deliveredOnce("event_outbox", 20)
 	other.term()
+}
+
+// The publication leaves out the outbox for a moment. Nothing but the change itself tells of the rows of that moment, and the
+// documented query finds them.
+func TestPublicationWithoutTheOutboxForAMoment(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{sinks: []string{"stdout"}})
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(10)
+	w.deliveredAtLeast(10*time.Second, 10)
+	w.exec("create table other (i int)")
+	w.exec("alter publication " + w.publication + " add table other")
+	w.exec("alter publication " + w.publication + " drop table event_outbox")
+	w.insert(3)
+	w.exec("alter publication " + w.publication + " add table event_outbox")
+	w.insert(10)
+	w.deliveredAtLeast(10*time.Second, 20)
+	eventually(t, 60*time.Second, "a warning", func() error {
+		if log := tail(c.last().stderr, 10); !strings.Contains(log, "the publication was changed") {
+			return errors.New(log)
+		}
+		return nil
+	})
+	if missing := ask[int](w, "select count(*) from ("+documented(t, "select e.* from event_outbox e where not exists")+") as missing"); missing != 3 {
+		t.Errorf("the documented query finds %d rows, want 3", missing)
+	}
+	c.ready("leader")
+	c.term()
 }
 
 // A table that inherits from the outbox is made while the connector runs. It stops, and init refuses such an outbox.
