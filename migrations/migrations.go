@@ -37,7 +37,8 @@ type Options struct {
 	Mapped bool
 	// EventIDType is "uuid" (also if empty) or "text", as the ids of a mapped table need it.
 	EventIDType string
-	// Timeout bounds how long Apply and Drop wait for another process that changes the schema; 0 means a minute.
+	// Timeout bounds how long Apply and Drop wait for another process that changes the schema, and for the lock of a table; 0
+	// means a minute.
 	Timeout time.Duration
 	// WaitingForLock is told of the session for whose end Apply or Drop waits; it may be nil.
 	WaitingForLock func(holder string)
@@ -85,7 +86,11 @@ func Apply(ctx context.Context, dsn string, o Options) error {
 }
 
 func lock(ctx context.Context, conn *pgx.Conn, o Options) error {
-	return advisory.Lock(ctx, conn, lockID, "the schema of outbox-cdc", advisory.Wait{Timeout: o.Timeout, Tell: o.WaitingForLock})
+	err := advisory.Lock(ctx, conn, lockID, "the schema of outbox-cdc", advisory.Wait{Timeout: o.Timeout, Tell: o.WaitingForLock})
+	if err != nil {
+		return err
+	}
+	return advisory.LimitTableLocks(ctx, conn, o.Timeout)
 }
 
 // Pending names the files that Apply would apply, without changing anything.
@@ -215,7 +220,7 @@ func session(ctx context.Context, dsn string, o Options, f func(conn *pgx.Conn, 
 	if _, err := conn.Exec(ctx, "set search_path = pg_catalog, pg_temp"); err != nil {
 		return err
 	}
-	return f(conn, schema)
+	return advisory.ExplainTableLock(ctx, conn, f(conn, schema))
 }
 
 // explain gives PostgreSQL's own words, hint included: the files state the remedy there.

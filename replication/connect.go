@@ -15,12 +15,14 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// connect opens a session for SQL.
+// connect opens a session for SQL of a command. It does not wait for the lock of a table for ever, because it says nothing
+// meanwhile.
 func connect(ctx context.Context, text string) (*pgx.Conn, error) {
 	config, err := SQLConfig("the dsn", text)
 	if err != nil {
 		return nil, err
 	}
+	config.RuntimeParams["lock_timeout"] = "1min"
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", Refused("the dsn", &config.Config, err))

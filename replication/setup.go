@@ -46,12 +46,17 @@ type SetupResult struct {
 // that was left half made from one that is somebody else's. It may be called again, and by several processes at once:
 // a lock on the slot's name lets one after the other in.
 func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
-	var result SetupResult
 	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN, advisory.Wait{Timeout: cfg.Timeout, Tell: cfg.WaitingForLock})
 	if err != nil {
-		return result, err
+		return SetupResult{}, err
 	}
 	defer closeConn(ctx, conn)
+	result, err := setUp(ctx, conn, cfg)
+	return result, advisory.ExplainTableLock(ctx, conn, err)
+}
+
+func setUp(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupResult, error) {
+	var result SetupResult
 	f, err := inspect(ctx, conn, cfg)
 	if err != nil {
 		return result, err
@@ -192,6 +197,9 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 	err = conn.QueryRow(ctx, "select hashtextextended('outbox-cdc slot ' || $1, 0)", s.Slot).Scan(&key)
 	if err == nil {
 		err = advisory.Lock(ctx, conn, key, fmt.Sprintf("slot %q", s.Slot), w)
+	}
+	if err == nil {
+		err = advisory.LimitTableLocks(ctx, conn, w.Timeout)
 	}
 	if err != nil {
 		closeConn(ctx, conn)

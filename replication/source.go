@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -67,5 +68,5 @@ func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error
 		return err
 	}
 	defer closeConn(ctx, conn)
-	return f(conn)
+	return advisory.ExplainTableLock(ctx, conn, f(conn))
 }

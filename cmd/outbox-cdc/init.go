@@ -44,6 +44,9 @@ leaves those rows undelivered.`,
 			if backlog != "" && backlog != "none" {
 				return usageError{fmt.Errorf("no backlog %q; write none", backlog)}
 			}
+			if timeout <= 0 {
+				return usageError{fmt.Errorf("no timeout %s; write how long to wait, such as 1m", timeout)}
+			}
 			if dryRun && printSQL {
 				return usageError{errors.New("--dry-run and --print-sql exclude each other")}
 			}
@@ -93,7 +96,7 @@ leaves those rows undelivered.`,
 	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already; none: they stay undelivered")
 	flags.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	flags.BoolVar(&printSQL, "print-sql", false, "print the SQL of tables, publication and logins, and do nothing")
-	flags.DurationVar(&timeout, "timeout", time.Minute, "how long to wait for transactions that hold up the slot, and for another init")
+	flags.DurationVar(&timeout, "timeout", time.Minute, "how long to wait for transactions that hold up the slot, for another init, and for the lock of a table")
 	return cmd
 }
 

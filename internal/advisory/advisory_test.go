@@ -71,3 +71,31 @@ func TestLockEndsWithItsContext(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A statement that waits for a table gives up, and says for whom it has waited; within a transaction as well.
+func TestTableLock(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	d := pgtest.Unmigrated(t)
+	holder, waiter := d.Conn(t), d.Conn(t)
+	for _, sql := range []string{"set application_name = 'vacuum'", "create table of_mine (id int)", "begin", "lock table of_mine in share update exclusive mode"} {
+		if _, err := holder.Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := advisory.LimitTableLocks(ctx, waiter, 100*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	who := regexp.MustCompile(`pid \d+ \(user "postgres", application "vacuum"\) has the ShareUpdateExclusiveLock of .*of_mine; wait .*pg_terminate_backend\(\d+\)`)
+	for _, sql := range []string{"create publication of_mine for table of_mine", "begin; drop table of_mine; commit"} {
+		_, err := waiter.PgConn().Exec(ctx, sql).ReadAll()
+		if err = advisory.ExplainTableLock(ctx, waiter, err); err == nil || !who.MatchString(err.Error()) {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	_, err := waiter.Exec(ctx, "select 1/0")
+	if got := advisory.ExplainTableLock(ctx, waiter, err); got != err {
+		t.Errorf("another error became %v", got)
+	}
+}

@@ -1,0 +1,48 @@
+package advisory
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// LimitTableLocks lets each statement of the session give up once it has waited that long for the lock of a table, of which a
+// session that waits says as little as of an advisory lock. 0 means a minute. ExplainTableLock makes a message of the error.
+func LimitTableLocks(ctx context.Context, conn *pgx.Conn, timeout time.Duration) error {
+	milliseconds := strconv.FormatInt(cmp.Or(timeout, time.Minute).Milliseconds(), 10)
+	_, err := conn.Exec(ctx, "select pg_catalog.set_config('lock_timeout', $1, false)", milliseconds)
+	return err
+}
+
+// ExplainTableLock says which session has the lock for which a statement of this one has waited until it gave up. It gives
+// other errors back as they are. After an error within a transaction it rolls that back.
+func ExplainTableLock(ctx context.Context, conn *pgx.Conn, err error) error {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || pg.Code != "55P03" {
+		return err
+	}
+	if conn.PgConn().TxStatus() != 'I' {
+		if _, failed := conn.Exec(ctx, "rollback"); failed != nil {
+			return err
+		}
+	}
+	var pid int
+	var who string
+	// Those that change nothing hold nothing that is in the way, but of a session that wants the table to itself.
+	failed := conn.QueryRow(ctx, `select l.pid, format('pid %s (user "%s", application "%s") has the %s of %s', l.pid, a.usename, a.application_name, l.mode, l.relation::regclass)
+		from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid join pg_catalog.pg_class c on c.oid = l.relation
+		where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid() and l.relation >= 16384 and c.relkind in ('r', 'p')
+			and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+		order by array_position('{AccessShareLock,RowShareLock,RowExclusiveLock}'::text[], l.mode) desc nulls first, a.xact_start limit 1`).Scan(&pid, &who)
+	if failed != nil { // it may have ended meanwhile
+		return fmt.Errorf("another session has held the lock of a table for too long; try again: %w", err)
+	}
+	return fmt.Errorf("another session holds the lock of a table for too long: %s; wait until it is done, or end it (select pg_terminate_backend(%d)), "+
+		"and try again: %w", who, pid, err)
+}
