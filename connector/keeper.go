@@ -34,7 +34,7 @@ type duty struct {
 // publication no longer publishes what we need. Anything else it reports and tries again.
 func (c *Connector) keep(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	c.sender = sender{}
+	c.sender = sender{since: time.Now()}
 	defer c.silentSince.Store(0)
 	for _, d := range []duty{
 		{name: "log partitions", every: partitionEvery, do: c.makePartitions},
@@ -156,6 +156,7 @@ func (c *Connector) measureLag(ctx context.Context) error {
 		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, c.cfg.Source.Slot).
 		Scan(&lag, &now.pid, &now.reply)
 	if err != nil {
+		c.senderUnknown(time.Now())
 		return fmt.Errorf("measure slot lag: %w", err)
 	}
 	if lag != nil {
@@ -179,4 +180,11 @@ func (c *Connector) senderRuns(seen sender, now time.Time) error {
 	c.silentSince.Store(last.since.UnixNano())
 	return fmt.Errorf("the server's process that sends the stream (pid %d) has taken no report of ours for %s or more: it is at work in a large transaction, "+
 		"or does not run (stopped, no CPU)", seen.pid, silentAfter)
+}
+
+// senderUnknown counts the lag from when the sender was last seen to run: a server that does not answer sends nothing either.
+func (c *Connector) senderUnknown(now time.Time) {
+	if now.Sub(c.sender.since) >= silentAfter {
+		c.silentSince.Store(c.sender.since.UnixNano())
+	}
 }

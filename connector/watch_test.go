@@ -214,7 +214,19 @@ func TestSenderThatDoesNotRun(t *testing.T) {
 		{90, 8, 50, 0, false},
 		{100, 8, 0, 0, false},
 		{200, 8, 0, 0, false},
+		{210, 0, 0, 0, false}, // the server does not answer
+		{229, 0, 0, 0, false},
+		{230, 0, 0, 30, false},
+		{240, 0, 0, 40, false},
+		{250, 8, 250, 0, false},
 	} {
+		if step.pid == 0 {
+			c.senderUnknown(at(step.at))
+			if c.showLag(at(step.at)); testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds) != step.lag {
+				t.Errorf("after %d s: a lag of %g s", step.at, testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds))
+			}
+			continue
+		}
 		seen := sender{pid: step.pid}
 		if step.reply != 0 {
 			reply := at(step.reply)

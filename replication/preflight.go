@@ -61,7 +61,9 @@ func preflight(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (F
 		return f, err
 	}
 	if table == nil {
-		p.add(ErrConfig, `table %s does not exist; run "outbox-cdc init", or correct source.table`, cfg.Table)
+		if err := checkMissing(ctx, db, cfg.Source, p); err != nil {
+			return f, err
+		}
 	} else {
 		f.Table = *table
 		if err := checkPublication(ctx, db, cfg.Source, table, p); err != nil {

@@ -88,6 +88,10 @@ func TestPreflightAfterSetup(t *testing.T) {
 			before: []string{"create table other ()", "alter publication outbox_cdc set table other"},
 			class:  ErrConfig, code: 78, words: []string{"does not publish table public.event_outbox", `add table "public"."event_outbox"`, "it publishes public.other: if"},
 		},
+		"an outbox of another name": {
+			before: []string{"alter table event_outbox rename to events"},
+			class:  ErrConfig, code: 78, words: []string{"table public.event_outbox does not exist", "publishes public.events", "set source.table to its name", "docs/operations.md#swapped"},
+		},
 		"a publication of a table of the same name": {
 			before: []string{"create schema other create table event_outbox ()", "alter publication outbox_cdc set table other.event_outbox"},
 			class:  ErrConfig, code: 78, words: []string{"does not publish table public.event_outbox"},

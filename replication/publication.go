@@ -89,13 +89,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 			break
 		}
 		text := fmt.Sprintf("publication %q does not publish table %s; alter publication %s add table %s"+leftOut, s.Publication, s.Table, name, s.table())
-		var others []string
-		for _, t := range tables {
-			if !t.ledger {
-				others = append(others, t.name)
-			}
-		}
-		if others != nil { // the outbox of before, perhaps, whose last rows are still to be delivered
+		if others := outside(tables); others != nil { // the outbox of before, perhaps, whose last rows are still to be delivered
 			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/operations.md#swapped first", some(others), s.Table)
 		}
 		p.add(ErrConfig, "%s", text)
@@ -103,6 +97,21 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 	if slices.ContainsFunc(tables, func(t publishedTable) bool { return t.ledger }) {
 		p.add(ErrConfig, "publication %q publishes the ledger's own tables, which sends their rows back to outbox-cdc; %s", s.Publication, remedy)
 	}
+	return nil
+}
+
+// checkMissing says that the outbox does not exist. It may be there under another name: then the publication has it still.
+func checkMissing(ctx context.Context, db SQL, s Source, p *problems) error {
+	tables, err := publishedTables(ctx, db, s)
+	if err != nil {
+		return err
+	}
+	if others := outside(tables); others != nil {
+		p.add(ErrConfig, "table %s does not exist, and publication %q publishes %s; if that is the outbox, set source.table to its name, or give it "+
+			"its old name back: see docs/operations.md#swapped", s.Table, s.Publication, some(others))
+		return nil
+	}
+	p.add(ErrConfig, `table %s does not exist; run "outbox-cdc init", or correct source.table`, s.Table)
 	return nil
 }
 
@@ -167,6 +176,17 @@ func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, e
 		err := row.Scan(&t.oid, &t.name, &t.ledger, &t.filter, &t.columns)
 		return t, err
 	})
+}
+
+// outside gives the names of those that are not the ledger's.
+func outside(tables []publishedTable) []string {
+	var names []string
+	for _, t := range tables {
+		if !t.ledger {
+			names = append(names, t.name)
+		}
+	}
+	return names
 }
 
 // without gives what of a is not in b.
