@@ -126,7 +126,7 @@ begin
   end loop;
   if strangers is not null then
     raise exception using errcode = 'duplicate_table', message = strangers || ', who could run code with your rights through it', hint =
-      'drop it, or make it yours (alter … owner to …) after looking at its triggers, rules and defaults; '
+      'drop it, or make it yours (alter ... owner to ...) after looking at its triggers, rules and defaults; '
       'or put the ledger into a schema where others cannot create anything, by source.ledger_schema';
   end if;
   if clash is null then
@@ -320,7 +320,7 @@ begin
   -- connector calls it ahead of time and, when an insert finds no partition, with the time of that row. There is no default
   -- partition: its rows would stand in the way of the day's own one, and outlive it.
   --
-  -- A partition is made on its own and then attached, which lets readers and writers of the log go on; "create table …
+  -- A partition is made on its own and then attached, which lets readers and writers of the log go on; "create table ...
   -- partition of" waits for every one of them, and stops all who come after.
   --
   -- It runs as its owner, so the connector needs no right to create tables. What it calls is PostgreSQL's own, by its
@@ -379,7 +379,7 @@ $body$);
   -- A view depends on the columns that it names, and PostgreSQL then refuses to change their type. So it reads them through
   -- functions that take the whole row, and whose text is parsed when it is planned. They are inlined: an index on the column
   -- is used as before. Inside a lateral subquery they would be given the whole row, payload included, at run time; "cross
-  -- join lateral … as o (event_id)" gives it the id alone.
+  -- join lateral ... as o (event_id)" gives it the id alone.
   if not mapped then
     for item in
       select name, type, format('%1$I.%2$I(%1$I.event_outbox)', ledger, 'outbox_status_' || name) as signature from (values

@@ -438,3 +438,23 @@ func TestDrop(t *testing.T) {
 	}
 	exec1(t, other, "select * from outbox_processors")
 }
+
+// A database of another encoding, such as LATIN1, takes no text that it has no characters for.
+func TestFilesAreASCII(t *testing.T) {
+	t.Parallel()
+	names, err := filepath.Glob("*.sql")
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, line := range strings.Split(string(text), "\n") {
+			if strings.ContainsFunc(line, func(r rune) bool { return r > 0x7e || r < ' ' }) {
+				t.Errorf("%s:%d: %q", name, n+1, line)
+			}
+		}
+	}
+}

@@ -61,7 +61,7 @@ func TestKillsAtEachMoment(t *testing.T) {
 func (w *world) openBehindCopy() {
 	w.t.Helper()
 	if open := ask[int](w, `select count(*) from pg_stat_activity a join pg_locks l on l.pid = a.pid
-		where a.datname = $1 and a.application_name like 'outbox-cdc%' and a.query like 'copy outbox_delivery_log%'
+		where a.datname = $1 and a.application_name like 'outbox-cdc%' and a.query like 'copy %.outbox_delivery_log (%'
 		and l.relation = 'outbox_delivery_log'::regclass and l.mode = 'RowExclusiveLock'`, w.database); open != 1 {
 		w.t.Errorf("%d transactions of the recorder are open behind a COPY, want 1", open)
 	}

@@ -104,7 +104,7 @@ func (p *tap) reached(s stream, kind byte, start []byte) bool {
 	case s.dir == servers.ToServer && kind == 'Q':
 		sql := strings.ToLower(string(bytes.TrimRight(start, "\x00")))
 		switch {
-		case strings.HasPrefix(sql, "copy outbox_delivery_log"):
+		case strings.HasPrefix(sql, "copy ") && strings.Contains(sql, ".outbox_delivery_log "):
 			p.copied[s.conn] = true
 			return p.moment == beforeCopy && p.strike(0)
 		case sql == "commit" && p.copied[s.conn]:
