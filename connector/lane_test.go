@@ -386,25 +386,6 @@ func TestLaneDeadline(t *testing.T) {
 	})
 }
 
-// A sink of one try keeps nothing for later: what it does not accept is discarded, whatever the reason, and the rest goes on.
-func TestLaneOneTry(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
-			return fail(batch, map[string]error{
-				"a1": fmt.Errorf("dial: %w", sinks.ErrUnavailable), "b1": errRefused, "c1": fmt.Errorf("too large: %w", sinks.ErrPermanent),
-			})
-		})
-		b.oneTry = true
-		b.run()
-		b.arrive("a1", "b1", "c1", "a2")
-		time.Sleep(time.Millisecond)
-		check(t, "calls", b.gotCalls(), "[a1 b1 c1]@0s [a2]@0s ")
-		b.stop()
-		check(t, "outcomes", b.gotRows(), "a1:discarded#1 b1:discarded#1 c1:discarded#1 a2:delivered#1 ")
-	})
-}
-
 func TestLaneCountsResults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -496,27 +477,4 @@ func laneEndsItsDeliver(t *testing.T, drained bool) {
 		t.Error("the lane has ended, and a Deliver goes on")
 	}
 	close(b.outcomes)
-}
-
-// What a sink that is tried once has discarded is recorded before the next Deliver: else a crash would deliver it behind what followed.
-func TestDiscardedIsRecordedFirst(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
-			return fail(batch, map[string]error{"a1": errRefused})
-		})
-		b.oneTry, b.held = true, true
-		b.run()
-		b.recorded <- 0
-		b.arrive("a1", "a2")
-		time.Sleep(10 * time.Second)
-		check(t, "calls before it is recorded", b.gotCalls(), "[a1 a2]@0s ")
-		b.mu.Lock()
-		b.held = false
-		b.mu.Unlock()
-		b.recorded <- 1
-		time.Sleep(10 * time.Second)
-		check(t, "calls", b.gotCalls(), "[a1 a2]@0s [a2]@10s ")
-		b.stop()
-	})
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
@@ -445,54 +444,6 @@ func TestSetupRefuses(t *testing.T) {
 				t.Errorf("slot %s became %s, checkpoint %s became %s", slot, o.slot(), checkpoint, o.checkpoint())
 			}
 		})
-	}
-}
-
-func TestDestroy(t *testing.T) {
-	t.Parallel()
-	o := newSetup(t)
-	cfg := DestroyConfig{Source: o.cfg.Source, DSN: o.dsn, ReplicationDSN: o.dsn}
-	// While somebody streams.
-	repl, err := connectReplication(testContext(t), o.dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = pglogrepl.StartReplication(testContext(t), repl, o.cfg.Slot, 0, pglogrepl.StartReplicationOptions{
-		PluginArgs: []string{"proto_version '1'", "publication_names 'outbox_cdc'"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = Destroy(testContext(t), cfg)
-	if !errors.Is(err, ErrSlotInUse) || !strings.Contains(err.Error(), `application "outbox-cdc"`) || !strings.Contains(err.Error(), "stop it first") {
-		t.Errorf("%v", err)
-	}
-	_ = repl.Close(testContext(t))
-	waitUntil(t, func() bool {
-		return o.text("select active::text from pg_replication_slots where slot_name = $1", o.cfg.Slot) == "false"
-	})
-
-	r, err := Destroy(testContext(t), cfg)
-	if diff := cmp.Diff(DestroyResult{true, true, true}, r); diff != "" || err != nil {
-		t.Errorf("%v %s", err, diff)
-	}
-	if o.slot() != "none" || o.checkpoint() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
-		t.Error("something was left")
-	}
-	r, err = Destroy(testContext(t), cfg)
-	if diff := cmp.Diff(DestroyResult{}, r); diff != "" || err != nil {
-		t.Errorf("again: %v %s", err, diff)
-	}
-	o.exec("select pg_create_logical_replication_slot('SLOT', 'pgoutput')")
-	_, err = Destroy(testContext(t), cfg)
-	wantProblem(t, err, ErrSlotLost, 70, "was not made by")
-
-	other := newSetup(t)
-	cfg.DSN, cfg.ReplicationDSN = other.dsn, other.dsn // and the slot's name is of the first
-	_, err = Destroy(testContext(t), cfg)
-	wantProblem(t, err, ErrSlotLost, 70, "belongs to database", "source.dsn")
-	if strings.Contains(err.Error(), "pg_drop_replication_slot") {
-		t.Errorf("advises to drop another database's slot: %v", err)
 	}
 }
 
