@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// What stands around a value by accident changes nothing, wherever the value comes from.
+// Spaces, newlines and a byte order mark around a value change nothing, whether it comes from a file or a variable.
 func TestNoiseAroundValues(t *testing.T) {
 	t.Parallel()
 	const dsn, secret = "postgres://u:p%20w@localhost/shop?sslmode=disable", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

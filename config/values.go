@@ -68,7 +68,8 @@ func (d DSN) String() string {
 	return mask
 }
 
-// maskPair is a pair as it is shown; written is its key as it stands there.
+// maskPair returns the text that is shown for a pair of a connection string. key is the decoded key, written is the key as the
+// user wrote it.
 func maskPair(pair, key, written string) string {
 	switch {
 	case shownParameters[key]:

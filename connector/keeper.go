@@ -136,8 +136,8 @@ func (c *Connector) heartbeat(ctx context.Context) error {
 	return err
 }
 
-// silentAfter is how long the process that sends the stream may take no report of ours before that is told. It takes none while it is
-// at work in a large transaction.
+// silentAfter is how long the walsender may leave our standby statuses unread before health and log say so. It reads none
+// while it decodes a large transaction, so a shorter time would raise false alarms.
 const silentAfter = 30 * time.Second
 
 // sender is what was last seen of the process that sends the stream.

@@ -33,14 +33,15 @@ func maySeen(pos checkpoint.Position, seenBefore pglogrepl.LSN) bool {
 // isNew says that the destination cannot have accepted d.
 func (d *delivery) isNew() bool { return !d.repeats && !d.isUncertain() }
 
-// isUncertain says that a try of d was not refused: nobody knows whether it was accepted.
+// isUncertain says whether the outcome of some try of d is unknown: the sink may have accepted it. Attempts count the tries that were
+// refused; tries count all.
 func (d *delivery) isUncertain() bool { return d.attempts < d.tries }
 
 // leaveTimeout bounds how long a session that ends tries to say that it ended clean.
 const leaveTimeout = 2 * time.Second
 
-// leavesNothing says whether a session whose lanes have ended, and whose outcomes are recorded, leaves nothing of the stream behind
-// that was, or may have been, sent and is not settled.
+// leavesNothing says whether everything that a session may have sent to a sink is settled. It is asked after the lanes have
+// ended and the outcomes are recorded. What committed before seenBefore may have been sent by an earlier session.
 func leavesNothing(lanes []*lane, t *checkpoint.Tracker, seenBefore pglogrepl.LSN) bool {
 	return t.Confirmed() >= seenBefore && !slices.ContainsFunc(lanes, func(l *lane) bool { return len(l.again) > 0 })
 }

@@ -60,7 +60,7 @@ func (s *steps) hanging(now time.Time) (*step, time.Time) {
 	return longest, from
 }
 
-// watched is a ledger whose transactions are watched.
+// watched wraps a ledger, so that health and log can say when one of its transactions hangs.
 type watched struct {
 	checkpoint.Ledger
 	step *step

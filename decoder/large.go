@@ -25,7 +25,7 @@ type Large struct {
 	left    int     // bytes still to come of the value at hand,
 	into    field   // which is kept here; -1: it is not kept
 
-	first   [fieldCount]field // the first field with the same column: it stands for all of them
+	first   [fieldCount]field // by field, the first field that is mapped to the same column: it is read for all of them
 	null    [fieldCount]bool
 	sizes   sizes
 	kept    [fieldCount]text
@@ -206,7 +206,8 @@ func (l *Large) giveUp() {
 	}
 }
 
-// wanted says whether a field that this one stands for was not given up.
+// wanted says whether the column of owner is still needed: several fields may be mapped to one column, and the column is needed
+// until all of them were given up.
 func (l *Large) wanted(owner field) bool {
 	for f, first := range l.first {
 		if first == owner && !slices.Contains(expendable[:l.dropped], field(f)) {
@@ -270,7 +271,7 @@ type hexReader struct {
 	half [2]byte // the first digit of a byte whose second is in the next piece
 }
 
-// read appends to t the bytes that p stands for. t has room for them.
+// read decodes the hexadecimal digits in p and appends the bytes to t, which must have room for them.
 func (h *hexReader) read(t *text, p []byte) error {
 	for ; h.seen < len(hexPrefix) && len(p) > 0; p = p[1:] {
 		if p[0] != hexPrefix[h.seen] {

@@ -54,7 +54,7 @@ func TestPartitionsMadeBeforehand(t *testing.T) {
 	}
 }
 
-// The types of the outbox's columns can be changed as if there were no view, whose own stay.
+// The view does not keep anybody from changing the types of the outbox's columns. Its own columns keep their types.
 func TestColumnTypesCanChange(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

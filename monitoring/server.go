@@ -100,7 +100,7 @@ func (s Server) checkHost(next http.Handler) http.Handler {
 }
 
 // answers tells whether host is one of ours: a name of this machine for itself, a configured one, or the very address that the
-// client has connected to, which no name stands for.
+// client has connected to. An address in Host is safe: DNS rebinding needs a name.
 func (s Server) answers(ctx context.Context, host string) bool {
 	if local, ok := ctx.Value(http.LocalAddrContextKey).(*net.TCPAddr); ok && host == local.IP.String() {
 		return true

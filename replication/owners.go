@@ -20,10 +20,10 @@ func (s Source) hasStatusView() bool {
 
 // CheckOwners refuses a ledger that is somebody else's. Reading a view runs the functions that its owner has put there, and
 // writing a table his triggers, with the rights of whoever reads or writes: so it is asked before the first of either. It
-// reads catalogs only. Tables that are missing are nobody's.
+// reads catalogs only. A table that is missing is no reason to refuse.
 //
-// The owner may be a trusted role (ledger.TrustedRoles), or one to which the right to create there was granted by name. What
-// is left is who may create things there because everybody may, or might do so once.
+// The owner must be a trusted role (ledger.TrustedRoles), or a role to which CREATE on the schema was granted by name. A role
+// that may create things there only because PUBLIC may is refused, and so is one that no longer may.
 func CheckOwners(ctx context.Context, db SQL, s Source) error {
 	rows, err := db.Query(ctx, ledger.TrustedRoles+`select format('%I.%I', n.nspname, c.relname), r.rolname::text,
 			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])

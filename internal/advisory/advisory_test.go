@@ -95,7 +95,7 @@ func TestTableLock(t *testing.T) {
 		}
 	}
 	_, err := waiter.Exec(ctx, "select 1/0")
-	if got := advisory.ExplainTableLock(ctx, waiter, err); got != err {
+	if got := advisory.ExplainTableLock(ctx, waiter, err); got.Error() != err.Error() {
 		t.Errorf("another error became %v", got)
 	}
 }

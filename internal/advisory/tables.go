@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// LimitTableLocks lets each statement of the session give up once it has waited that long for the lock of a table, of which a
-// session that waits says as little as of an advisory lock. 0 means a minute. ExplainTableLock makes a message of the error.
+// LimitTableLocks sets how long each statement of the session waits for the lock of a table before it gives up; 0 means a
+// minute. Without it a statement waits for ever and says nothing. ExplainTableLock makes a message of the error.
 func LimitTableLocks(ctx context.Context, conn *pgx.Conn, timeout time.Duration) error {
 	milliseconds := strconv.FormatInt(cmp.Or(timeout, time.Minute).Milliseconds(), 10)
 	_, err := conn.Exec(ctx, "select pg_catalog.set_config('lock_timeout', $1, false)", milliseconds)
@@ -34,7 +34,7 @@ func ExplainTableLock(ctx context.Context, conn *pgx.Conn, err error) error {
 	}
 	var pid int
 	var who string
-	// Those that change nothing hold nothing that is in the way, but of a session that wants the table to itself.
+	// Ordinary reads and writes conflict only with statements that need the table for themselves, so stronger locks come first.
 	failed := conn.QueryRow(ctx, `select l.pid, format('pid %s (user "%s", application "%s") has the %s of %s', l.pid, a.usename, a.application_name, l.mode, l.relation::regclass)
 		from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid join pg_catalog.pg_class c on c.oid = l.relation
 		where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid() and l.relation >= 16384 and c.relkind in ('r', 'p')
