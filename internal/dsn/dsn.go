@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -33,13 +34,29 @@ func Parse(text string) (*pgconn.Config, error) {
 	if err != nil {
 		return nil, cause(err)
 	}
-	var errs []error
+	errs := broken(text, config)
 	for _, name := range sorted(config.RuntimeParams) {
 		if hint, ok := foreign(name); ok {
 			errs = append(errs, fmt.Errorf("has the parameter %s, which no PostgreSQL server takes; remove it%s", name, hint))
 		}
 	}
 	return config, errors.Join(errs...)
+}
+
+// broken finds line breaks within a part, such as the one at the end of a secret that was put into the connection string.
+// Whoever means one writes it as %XX.
+func broken(text string, config *pgconn.Config) (errs []error) {
+	if !strings.ContainsFunc(text, unicode.IsControl) {
+		return nil
+	}
+	for _, part := range []struct{ name, value string }{
+		{"host", config.Host}, {"user", config.User}, {"password", config.Password}, {"database", config.Database},
+	} {
+		if strings.ContainsFunc(part.value, unicode.IsControl) {
+			errs = append(errs, fmt.Errorf("has a line break or another control character in its %s; remove it, or write it as %%XX", part.name))
+		}
+	}
+	return errs
 }
 
 // cause is what pgx has against a connection string, without what it quotes of it.

@@ -45,3 +45,23 @@ func TestParse(t *testing.T) {
 		}
 	}
 }
+
+// A secret with a newline behind it, put into a connection string.
+func TestLineBreakInAPart(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres://u:p\n@h/d":          "in its password",
+		"postgres://u\n:p@h/d":          "in its user",
+		"postgres://u:p@h\n/d":          "in its host",
+		"postgres://u:p@h/d\n?a=b":      "in its database",
+		"host=h user=u password='p\n'":  "in its password",
+		"host=h\nuser=u\npassword='p'":  "",
+		"postgres://u:p%0A@h/d":         "",
+		"postgres://u:p@h/d?a=b%0A&c=d": "",
+	} {
+		_, err := Parse(text)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
