@@ -118,6 +118,36 @@ func TestTemplateThatIsAURL(t *testing.T) {
 	}
 }
 
+// An event does not choose the URL of a webhook by making one of a topic that is none.
+func TestTopicThatBecomesAURL(t *testing.T) {
+	t.Parallel()
+	e := &outbox.Event{AggregateType: "http", EventType: "http://h/admin?all=1", AggregateID: "https://h/1"}
+	for template, want := range map[string]string{
+		"{event_type}":                "http%3A//h/admin?all=1",
+		"{aggregate_id}{event_type}":  "https%3A//h/1http://h/admin?all=1",
+		"{aggregate_type}://h/x":      "http%3A//h/x",
+		"h{causation_id}ttp://h/x":    "http%3A//h/x",
+		"events.{event_type}":         "events.http://h/admin?all=1",
+		"https://h/{aggregate_type}":  "https://h/http",
+		"https://h/?x={aggregate_id}": "https://h/?x=https%3A%2F%2Fh%2F1",
+	} {
+		topic, err := ParseTopic(template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := topic.Expand(e); got != want {
+			t.Errorf("topic %s: %s, want %s", template, got, want)
+		}
+	}
+	key, err := ParseTemplate("{aggregate_id}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := key.Expand(e); got != e.AggregateID {
+		t.Errorf("the key is %s", got)
+	}
+}
+
 func TestTemplateMistakes(t *testing.T) {
 	t.Parallel()
 	const fields = "an event has id, aggregate_type, aggregate_id, event_type, event_version, tenant_id, correlation_id, causation_id"

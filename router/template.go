@@ -75,14 +75,25 @@ type part struct {
 // expands to nothing. In one that is a URL (of a webhook) the fields' values are escaped: whoever writes an event chooses
 // no more of the URL than the place of the field.
 type Template struct {
-	parts []part
-	isURL bool
-	path  urlPath
+	parts   []part
+	isURL   bool
+	isTopic bool
+	path    urlPath
 }
+
+// ParseTopic reads the template of a topic. A topic is a URL only if its template is one. Where the values of fields would make
+// one of another, as of {event_type}, its colon is escaped: a webhook would send the event wherever on its host the value says.
+func ParseTopic(s string) (Template, error) {
+	t, err := ParseTemplate(s)
+	t.isTopic = true
+	return t, err
+}
+
+func isURL(s string) bool { return strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://") }
 
 // ParseTemplate reads s. Its errors name the field that no event has.
 func ParseTemplate(s string) (Template, error) {
-	t := Template{isURL: strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://")}
+	t := Template{isURL: isURL(s)}
 	for rest := s; rest != ""; {
 		at := strings.IndexAny(rest, "{}")
 		if at < 0 {
@@ -121,6 +132,14 @@ func (t *Template) quoted(word, s string) string {
 
 // Expand gives the text for e. A field that is NULL in the row is left out.
 func (t *Template) Expand(e *outbox.Event) string {
+	s := t.join(e)
+	if t.isTopic && !t.isURL && isURL(s) {
+		return strings.Replace(s, ":", "%3A", 1)
+	}
+	return s
+}
+
+func (t *Template) join(e *outbox.Event) string {
 	switch len(t.parts) {
 	case 0:
 		return ""

@@ -57,10 +57,11 @@ func membersOf(cfg config.Config, name string, e *outbox.Event) (out []Target, e
 		sc := byName[member]
 		t := Target{Sink: sc.Name, Type: sc.Type}
 		for _, x := range []struct {
-			text string
-			into *string
-		}{{sc.Topic, &t.Topic}, {sc.Key, &t.Key}} {
-			template, err := router.ParseTemplate(x.text)
+			text  string
+			parse func(string) (router.Template, error)
+			into  *string
+		}{{sc.Topic, router.ParseTopic, &t.Topic}, {sc.Key, router.ParseTemplate, &t.Key}} {
+			template, err := x.parse(x.text)
 			if err != nil {
 				return nil, err
 			}

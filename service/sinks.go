@@ -121,13 +121,14 @@ func buildRoutes(cfg config.Config) ([]connector.Route, error) {
 			}
 		}
 		for _, t := range []struct {
-			text string
-			into **router.Template
-		}{{rc.Topic, &r.Topic}, {rc.Key, &r.Key}} {
+			text  string
+			parse func(string) (router.Template, error)
+			into  **router.Template
+		}{{rc.Topic, router.ParseTopic, &r.Topic}, {rc.Key, router.ParseTemplate, &r.Key}} {
 			if t.text == "" {
 				continue
 			}
-			template, err := router.ParseTemplate(t.text)
+			template, err := t.parse(t.text)
 			if err != nil {
 				return nil, fmt.Errorf("routes[%d]: %w", i, err)
 			}
@@ -171,10 +172,11 @@ func (b sinkBuilder) build(sc config.Sink) (connector.Sink, []config.Mistake) {
 	var mistakes []config.Mistake
 	for _, t := range []struct {
 		key, text string
+		parse     func(string) (router.Template, error)
 		into      *router.Template
-	}{{"topic", sc.Topic, &s.Topic}, {"key", sc.Key, &s.Key}} {
+	}{{"topic", sc.Topic, router.ParseTopic, &s.Topic}, {"key", sc.Key, router.ParseTemplate, &s.Key}} {
 		var err error
-		if *t.into, err = router.ParseTemplate(t.text); err != nil {
+		if *t.into, err = t.parse(t.text); err != nil {
 			mistakes = append(mistakes, config.Mistake{Path: t.key, Text: err.Error()})
 		}
 	}
