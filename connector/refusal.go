@@ -86,7 +86,7 @@ func (e *refusal) rows(table string) string {
 	if !e.inside {
 		return "find the row"
 	}
-	return fmt.Sprintf("find the row (select ctid from %s where xmin = '%d')", table, e.xid)
+	return fmt.Sprintf("find the row (select ctid from %s where xmin = '%d', or of another table that the publication has)", table, e.xid)
 }
 
 // publicationMissing says that the server did not find the publication.
