@@ -39,8 +39,6 @@ func topicFault(s *Sink, topic string) string {
 		return subjectFault(topic)
 	case s.Type == SinkWebhook && isWebURL(topic): // another topic only names something
 		return targetFault(s.Webhook.URL, topic)
-	case s.Type == SinkWebhook && isWebURL(strings.ToLower(topic)):
-		return "is a URL whose scheme has capital letters, and would not be taken for one; write https:// or http://"
 	}
 	return ""
 }
