@@ -222,7 +222,7 @@ func (l *worldLedger) person(sink, pick int, retry, kill bool) {
 	}
 	e := l.w.events[r.id]
 	l.w.trace("PERSON kills %v of sink%d", e, sink)
-	r.dead, r.due = true, time.Time{}
+	r.dead, r.due, r.attempts = true, time.Time{}, min(r.attempts, max(r.tries-1, 0)) // a try may be under way
 	if l.w.cfg.block {
 		r.due = forever
 	}

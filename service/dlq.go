@@ -278,7 +278,10 @@ const discardRows = `with changed as (delete from ledger.outbox_parked p using `
 	logged as (` + logChange + `)
 	select processor_id from changed`
 
+// killRows counts one refusal less: a try may be under way, whose answer the recorder no longer writes into the row. So retryRows takes
+// it for one of unknown outcome.
 const killRows = `with changed as (update ledger.outbox_parked p set status = 'dead', next_attempt_at = $7::text::timestamptz,
+			attempts = least(p.attempts, greatest(p.tries - 1, 0)),
 			error_message = left(concat($5::text, '; before that: ' || nullif(p.error_message, '')), $8)
 		from ` + theseRows + ` and p.status = 'parked'
 		returning p.event_id, p.processor_id, p.tries, p.commit_lsn, p.tx_index),
