@@ -177,6 +177,6 @@ func (r *memRow) delivery(seenBefore pglogrepl.LSN) *delivery {
 	return &delivery{
 		Message: sinks.Message{Event: e, Key: e.AggregateID, LSN: r.pos.LSN, Index: r.pos.Index, CommitTime: committed},
 		hash:    r.hash, attempts: r.attempts, tries: r.tries, triedAt: r.triedAt, row: true,
-		repeats: maySeen(r.pos, seenBefore),
+		repeats: mayRepeat(r.pos, seenBefore),
 	}
 }

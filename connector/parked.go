@@ -317,7 +317,7 @@ func (t *parkedTable) scan(rows pgx.Rows, more ...any) (*delivery, error) {
 	if tried != nil {
 		d.triedAt = time.Now().Add(-time.Duration(*tried * float64(time.Second)))
 	}
-	d.repeats = maySeen(d.position(), t.seenBefore)
+	d.repeats = mayRepeat(d.position(), t.seenBefore)
 	d.Topic, d.Key = t.address(e)
 	return d, nil
 }

@@ -212,7 +212,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		d.Message = sinks.Message{
 			Event: m.Event, Topic: t.Topic, Key: t.Key, LSN: pos.LSN, Index: pos.Index, CommitTime: r.tx.committed,
 		}
-		d.hash, d.entry, d.repeats = hash, entry, maySeen(pos, r.seenBefore)
+		d.hash, d.entry, d.repeats = hash, entry, mayRepeat(pos, r.seenBefore)
 		lanes := r.lanes[t.Processor]
 		in := lanes[router.Lane(hash, len(lanes))]
 		in.collected = append(in.collected, d)

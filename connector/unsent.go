@@ -25,8 +25,8 @@ import (
 //     tried, or something of the stream from before is not settled, a session does not leave clean.
 //  4. What a person retries begins with one try more than were refused, unless all were: see retryRows in service/dlq.go.
 
-// maySeen says of a delivery of the stream, or of a row, that an earlier session may have sent it.
-func maySeen(pos checkpoint.Position, seenBefore pglogrepl.LSN) bool {
+// mayRepeat reports whether an earlier session may already have sent the event at this position.
+func mayRepeat(pos checkpoint.Position, seenBefore pglogrepl.LSN) bool {
 	return pos.LSN < seenBefore || pos.Index < 0 // what the stream never carried may have been sent before there was a slot
 }
 
