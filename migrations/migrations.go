@@ -76,7 +76,11 @@ func Apply(ctx context.Context, dsn string, o Options) error {
 		if err := conn.QueryRow(ctx, "select exists (select from pg_namespace where nspname = $1)", schema).Scan(&exists); err != nil {
 			return err
 		}
-		text, err := script(o, names, !exists)
+		first := ""
+		if !exists {
+			first = createSchema(schema)
+		}
+		text, err := script(o, names, first)
 		if err != nil {
 			return err
 		}
@@ -157,16 +161,21 @@ func SQL(o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return script(o, names, o.Schema != "")
+	first := ""
+	if o.Schema != "" {
+		first = createSchema(o.Schema)
+	}
+	return script(o, names, first)
 }
 
-// script is one transaction, after which the session's settings are as before.
-func script(o Options, names []string, createSchema bool) (string, error) {
+func createSchema(name string) string {
+	return fmt.Sprintf("create schema if not exists %s;\n", pgx.Identifier{name}.Sanitize())
+}
+
+// script runs the statements first, and then these files, in one transaction. The session's settings are as before after it.
+func script(o Options, names []string, first string) (string, error) {
 	var b strings.Builder
-	b.WriteString("begin;\n")
-	if createSchema {
-		fmt.Fprintf(&b, "create schema if not exists %s;\n", pgx.Identifier{o.Schema}.Sanitize())
-	}
+	b.WriteString("begin;\n" + first)
 	if o.Schema != "" {
 		fmt.Fprintf(&b, "set local outbox.schema = '%s';\n", strings.ReplaceAll(o.Schema, "'", "''"))
 	}
