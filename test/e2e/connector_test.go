@@ -50,6 +50,17 @@ func (w *world) connector() *connector {
 	return c
 }
 
+// streaming starts a connector, and returns when n events were delivered and the slot has passed them.
+func (w *world) streaming(n int) *connector {
+	w.t.Helper()
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.insert(n)
+	w.allPassed(10 * time.Second)
+	return c
+}
+
 func (c *connector) cleanup() {
 	if c.running() {
 		c.kill()

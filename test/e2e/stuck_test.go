@@ -35,11 +35,7 @@ func (w *world) goOn(c *connector) {
 func TestPublicationMadeAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{})
-	c := w.connector()
-	c.start()
-	c.ready("leader")
-	w.insert(20)
-	w.allPassed(10 * time.Second)
+	c := w.streaming(20)
 	again := "create publication " + w.publication + " for table event_outbox with (publish = 'insert')"
 
 	// While it runs, between two looks at the publication.
@@ -191,11 +187,7 @@ func inEncoding(t testing.TB, dsn, encoding string) string {
 func TestCommitThatHangs(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{pg: ownPostgres(t, nil)})
-	c := w.connector()
-	c.start()
-	c.ready("leader")
-	w.insert(20)
-	w.allPassed(10 * time.Second)
+	c := w.streaming(20)
 
 	w.exec("alter system set synchronous_standby_names = 'far_away'")
 	w.exec("select pg_reload_conf()")
@@ -251,11 +243,7 @@ func TestCommitThatHangs(t *testing.T) {
 func TestFrozenProcesses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{pg: ownPostgres(t, nil)})
-	c := w.connector()
-	c.start()
-	c.ready("leader")
-	w.insert(20)
-	w.allPassed(10 * time.Second)
+	c := w.streaming(20)
 	for _, frozen := range []struct{ pid, component, tells string }{
 		{"select recorder_pid from outbox_checkpoints", "postgres", "the transaction that records outcomes"},
 		{"select active_pid from pg_replication_slots where slot_name = '" + w.slot + "'", "keeper:slot lag", "sends the stream"},
