@@ -5,17 +5,17 @@ import (
 	"sync"
 )
 
-// largeTurn is whose turn it is, among a sink's lanes, to hold a parked row that is larger than an ordinary read. What a lane reads of
-// the table is in memory outside of the window. Without turns each lane could hold a row of max_event_bytes, twice while it reads it.
-// Each sink has its own, so that no sink waits for another. Lanes have their turns in the order in which they ask: one whose
-// row is never answered does not keep the others out. The zero value is ready for use by all lanes.
+// largeTurn lets one lane of a sink at a time hold a parked row that is larger than an ordinary read. The window does not count what
+// lanes read of outbox_parked, so without turns each lane could hold a row of max_event_bytes, and two copies of it while it
+// reads. Each sink has a largeTurn of its own, so that no sink waits for another. Lanes get their turns in the order in
+// which they ask, so a lane whose row is never answered does not keep the others out. All lanes may use it; the zero value is ready.
 type largeTurn struct {
 	mu      sync.Mutex
 	holder  *lane
 	waiting []*lane
 }
 
-// take says whether it is this lane's turn. If not, the lane is asked to look again when it is.
+// take reports whether this lane has the turn, and gives it the turn if it is free. A lane that has to wait is woken when its turn comes.
 func (t *largeTurn) take(l *lane) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -28,7 +28,7 @@ func (t *largeTurn) take(l *lane) bool {
 	return t.holder == l
 }
 
-// end ends this lane's turn, if it has it.
+// end gives this lane's turn to the lane that has waited longest. It does nothing if this lane does not have the turn.
 func (t *largeTurn) end(l *lane) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -148,7 +148,7 @@ func (s *slot) sign(r *http.Request, id string, body []byte, now time.Time) {
 // belongs to the request, and net/http sends it with the headers in one write.
 const largeBody = 64 << 10
 
-// bodies are the readers of a large body.
+// bodies makes the readers of one request's body: one for the first sending, and one for net/http to send it again.
 type bodies struct {
 	mu    sync.Mutex
 	bytes []byte
