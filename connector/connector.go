@@ -155,7 +155,7 @@ func (c *Connector) makeSinks() {
 
 // Run delivers until ctx ends and what is on the wire has been recorded: then its error is nil. A session that ends with
 // an error is followed by another, from where the slot stands. Run itself ends with an error only for what no
-// further try can mend; such an error has ExitCode() int, as DESIGN.md section 8 lists them.
+// further try can mend; such an error has ExitCode() int, one of the exit codes that the README lists.
 func (c *Connector) Run(ctx context.Context) error {
 	pool, err := c.openPool()
 	if err != nil {

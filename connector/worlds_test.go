@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// The real reader, tracker, lanes, breaker, slow rule and recorder run through random worlds that are unkind to them, by a clock
-// that costs nothing: see shared/model, whose faults and checks these are.
+// TestWorlds runs the real reader, tracker, lanes, breaker, slow rule and recorder through random worlds. A world crashes
+// the connector and PostgreSQL, loses answers, and makes sinks fail, hang and refuse. Time is synctest's, so that a world of
+// hours takes milliseconds. worlds_check_test.go has what is checked.
 //
 //	go test ./connector -run '^TestWorlds$' -worlds 10m         as many worlds as fit
 //	go test ./connector -run '^TestWorlds$' -seed 77 -steps     one, step by step

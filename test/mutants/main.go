@@ -32,7 +32,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
-// rules is how many there are in section 5 of the design: each needs a mutant.
+// rules is the number of LSN rules in docs/design.md. Each of them needs a mutant.
 const rules = 10
 
 func main() {
