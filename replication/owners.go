@@ -13,9 +13,10 @@ import (
 
 const statusView = "event_outbox_status"
 
-// hasStatusView says whether the view is made and read: not where the outbox is a table of the user's own.
-func (s Source) hasStatusView() bool {
-	return s.Table == s.LedgerSchema+".event_outbox" && s.Columns == decoder.DefaultColumns()
+// Mapped reports whether the outbox is a table of the user's own. Then init does not make the table, and there is no view of the
+// status of its events.
+func (s Source) Mapped() bool {
+	return s.Table != s.LedgerSchema+".event_outbox" || s.Columns != decoder.DefaultColumns()
 }
 
 // CheckOwners refuses a ledger that is somebody else's. Reading a view runs the functions that its owner has put there, and
@@ -35,7 +36,7 @@ func CheckOwners(ctx context.Context, db SQL, s Source) error {
 			and (c.relowner in (select oid from trusted)
 				or exists (select from aclexplode(n.nspacl) a
 					where a.privilege_type = 'CREATE' and a.grantee <> 0 and pg_has_role(c.relowner, a.grantee, 'usage'))))
-		order by c.relname`, s.LedgerSchema, ledgerTables(), statusView, s.hasStatusView())
+		order by c.relname`, s.LedgerSchema, ledgerTables(), statusView, !s.Mapped())
 	if err != nil {
 		return fmt.Errorf("look whose the ledger is: %w", err)
 	}

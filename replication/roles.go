@@ -167,7 +167,7 @@ func grantStatements(s Source, role string) []string {
 		add("grant %s on table %s.%s", strings.Join(g.privileges, ", "), ledger, g.table)
 	}
 	add("grant select on table %s.outbox_migrations", ledger)
-	if s.hasStatusView() {
+	if !s.Mapped() {
 		add("grant select on table %s.event_outbox_status", ledger)
 	}
 	add("grant execute on function %s.%s", ledger, partitionFunction)

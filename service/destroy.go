@@ -30,7 +30,7 @@ type DestroyResult struct {
 // Destroy takes away what Init has made, but never the outbox.
 func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyResult, error) {
 	dsn := cmp.Or(o.AdminDSN, string(cfg.Source.DSN))
-	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: mapped(cfg), WaitingForLock: o.WaitingForLock}
+	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped(), WaitingForLock: o.WaitingForLock}
 	if err := checkOwners(ctx, cfg, dsn); err != nil {
 		return DestroyResult{}, unreachable(err)
 	}

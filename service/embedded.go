@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
@@ -209,7 +210,8 @@ func (s *OutboxService) prepare(ctx context.Context) error {
 	}
 	err := unreachable(initialize(ctx, s.cfg, s.parts.Logger))
 	var coded interface{ ExitCode() int }
-	if errors.As(err, &coded) && coded.ExitCode() == 77 || sqlState(err) == "42501" {
+	var pg *pgconn.PgError
+	if errors.As(err, &coded) && coded.ExitCode() == 77 || errors.As(err, &pg) && pg.Code == "42501" {
 		return exitError{77, fmt.Errorf(`%w; let "outbox-cdc init" make it all once, with an owner's login`, err)}
 	}
 	return err

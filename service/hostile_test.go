@@ -14,6 +14,7 @@ import (
 
 	_ "github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -132,7 +133,7 @@ func TestNothingOfOthersIsExecuted(t *testing.T) {
 	h.people(ctx)
 	h.sink.away.Store(false)
 	h.sink.mended.Store(true)
-	if _, err := ChangeParked(ctx, h.cfg, Retry, ChangeOptions{}); err != nil {
+	if _, err := admin.ChangeParked(ctx, AdminConfig(h.cfg), admin.Retry, admin.ChangeOptions{}); err != nil {
 		t.Error(err)
 	}
 	h.eventually("select count(*)::text from public.outbox_parked", "0")
@@ -155,36 +156,36 @@ func TestNothingOfOthersIsExecuted(t *testing.T) {
 // people do what the commands do.
 func (h *hostile) people(ctx context.Context) {
 	h.t.Helper()
-	for _, status := range append(EventStatuses, "") {
-		page, err := Events(ctx, h.cfg, EventsQuery{Status: status, Limit: 2})
+	for _, status := range append(admin.EventStatuses, "") {
+		page, err := admin.Events(ctx, AdminConfig(h.cfg), admin.EventsQuery{Status: status, Limit: 2})
 		h.ok("events "+status, err)
 		if page.Next != "" {
-			_, err = Events(ctx, h.cfg, EventsQuery{Status: status, Limit: 2, After: page.Next, Filter: Filter{Since: time.Now().Add(-time.Hour)}})
+			_, err = admin.Events(ctx, AdminConfig(h.cfg), admin.EventsQuery{Status: status, Limit: 2, After: page.Next, Filter: admin.Filter{Since: time.Now().Add(-time.Hour)}})
 			h.ok("more events "+status, err)
 		}
 	}
 	id := h.text("select event_id::text from public.outbox_parked where status = 'dead' order by commit_lsn limit 1")
-	_, err := ShowEvent(ctx, h.cfg, id, true)
+	_, err := admin.ShowEvent(ctx, AdminConfig(h.cfg), id, true)
 	h.ok("show", err)
-	_, err = Events(ctx, h.cfg, EventsQuery{Limit: 2, Filter: Filter{IDs: []string{id}}})
+	_, err = admin.Events(ctx, AdminConfig(h.cfg), admin.EventsQuery{Limit: 2, Filter: admin.Filter{IDs: []string{id}}})
 	h.ok("event by id", err)
-	_, err = ShowDeadLetters(ctx, h.cfg, Filter{IDs: []string{id}, Error: "never"}, true, 5)
+	_, err = admin.ShowDeadLetters(ctx, AdminConfig(h.cfg), admin.Filter{IDs: []string{id}, Error: "never"}, true, 5)
 	h.ok("dlq show", err)
-	if err := DeadLetters(ctx, h.cfg, Filter{Sinks: []string{"moody"}}, false, func(*Parked) (bool, error) { return true, nil }); err != nil {
+	if err := admin.DeadLetters(ctx, AdminConfig(h.cfg), admin.Filter{Sinks: []string{"moody"}}, false, func(*admin.Parked) (bool, error) { return true, nil }); err != nil {
 		h.t.Errorf("dlq list: %v", err)
 	}
-	_, err = ChangeParked(ctx, h.cfg, Discard, ChangeOptions{Filter: Filter{IDs: []string{id}}, Reason: "test"})
+	_, err = admin.ChangeParked(ctx, AdminConfig(h.cfg), admin.Discard, admin.ChangeOptions{Filter: admin.Filter{IDs: []string{id}}, Reason: "test"})
 	h.ok("discard", err)
-	_, err = ChangeParked(ctx, h.cfg, Retry, ChangeOptions{Filter: Filter{IDs: []string{id}}})
+	_, err = admin.ChangeParked(ctx, AdminConfig(h.cfg), admin.Retry, admin.ChangeOptions{Filter: admin.Filter{IDs: []string{id}}})
 	if err == nil || strings.Contains(err.Error(), "CAUGHT") {
 		h.t.Errorf("retry of what was discarded: %v", err)
 	}
-	_, err = Pause(ctx, h.cfg, []string{"moody"})
+	_, err = admin.Pause(ctx, AdminConfig(h.cfg), []string{"moody"})
 	h.ok("pause", err)
 	waiting := h.text("select event_id::text from public.outbox_parked where status = 'parked' order by commit_lsn desc limit 1")
-	_, err = ChangeParked(ctx, h.cfg, Kill, ChangeOptions{Filter: Filter{IDs: []string{waiting}}, Reason: "test"})
+	_, err = admin.ChangeParked(ctx, AdminConfig(h.cfg), admin.Kill, admin.ChangeOptions{Filter: admin.Filter{IDs: []string{waiting}}, Reason: "test"})
 	h.ok("kill", err)
-	_, err = Resume(ctx, h.cfg, []string{"moody"})
+	_, err = admin.Resume(ctx, AdminConfig(h.cfg), []string{"moody"})
 	h.ok("resume", err)
 }
 
@@ -253,9 +254,9 @@ func TestALedgerOfSomebodyElseIsRefused(t *testing.T) {
 			_, err = Init(ctx, h.cfg, InitOptions{})
 			refused("init", err)
 			refused("start", h.service.Start())
-			_, err = Events(ctx, h.cfg, EventsQuery{Limit: 1})
+			_, err = admin.Events(ctx, AdminConfig(h.cfg), admin.EventsQuery{Limit: 1})
 			refused("events", err)
-			_, err = Pause(ctx, h.cfg, []string{"moody"})
+			_, err = admin.Pause(ctx, AdminConfig(h.cfg), []string{"moody"})
 			refused("pause", err)
 			_, err = Destroy(ctx, h.cfg, DestroyOptions{Ledger: true})
 			if err != nil && strings.Contains(err.Error(), "CAUGHT") {
@@ -302,12 +303,13 @@ http: {listen: ""}
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	d, err := ShowEvent(testContext(t), w.cfg, "t1", true)
+	d, err := admin.ShowEvent(testContext(t), AdminConfig(w.cfg), "t1", true)
 	if err != nil || len(d.Log) != 1 || !strings.Contains(stdout.String(), `"red"`) {
 		t.Errorf("%+v, %v; stdout %s", d, err, stdout.String())
 	}
-	w.park(1, 1, "dead", "event_id = 't2'")
-	if d, err = ShowEvent(testContext(t), w.cfg, "t2", true); err != nil || len(d.Parked) != 1 {
+	w.exec(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)
+		values (1, '0/1', 0, 't2', 1, 'dead', '{"aggregate_type":"order","aggregate_id":"1","event_type":"order.made"}')`)
+	if d, err = admin.ShowEvent(testContext(t), AdminConfig(w.cfg), "t2", true); err != nil || len(d.Parked) != 1 {
 		t.Errorf("%+v, %v", d, err)
 	}
 }

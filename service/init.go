@@ -131,7 +131,7 @@ func plan(ctx context.Context, cfg config.Config, setup replication.SetupConfig)
 // checkOwners refuses a ledger of roles that are not trusted.
 func checkOwners(ctx context.Context, cfg config.Config, dsn string) error {
 	return replication.WithConn(ctx, dsn, source(cfg), func(conn *pgx.Conn) error {
-		return migrations.Check(ctx, conn, migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: mapped(cfg)})
+		return migrations.Check(ctx, conn, migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped()})
 	})
 }
 
@@ -141,7 +141,7 @@ func checkOwners(ctx context.Context, cfg config.Config, dsn string) error {
 func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, error) {
 	setup := setupConfig(cfg, o)
 	m := migrations.Options{Schema: cfg.Source.LedgerSchema}
-	if mapped(cfg) {
+	if setup.Source.Mapped() {
 		var err error
 		if m, err = migrationOptions(ctx, cfg, setup); err != nil {
 			return "", err
@@ -177,14 +177,9 @@ func source(cfg config.Config) replication.Source {
 	}
 }
 
-// mapped says whether the outbox is a table of the user's own, which init does not make.
-func mapped(cfg config.Config) bool {
-	return cfg.Source.Table != cfg.Source.LedgerSchema+".event_outbox" || decoder.Columns(cfg.Source.Columns) != decoder.DefaultColumns()
-}
-
 // migrationOptions asks an outbox that exists for the type of its ids: the ledger's must be the same.
 func migrationOptions(ctx context.Context, cfg config.Config, setup replication.SetupConfig) (migrations.Options, error) {
-	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: mapped(cfg)}
+	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: setup.Source.Mapped()}
 	table, err := replication.FindTable(ctx, setup.DSN, setup.Source)
 	if err != nil {
 		return m, err

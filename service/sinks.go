@@ -26,8 +26,15 @@ import (
 // buildSinks makes the connector's sinks of the configured ones: all but the composites, which are routing, and the
 // members of an "any", which are one sink together.
 func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
+	all, _, err := buildSinksAndMembers(cfg, p)
+	return all, err
+}
+
+// buildSinksAndMembers does what buildSinks does. It also returns the members of each "any", by the name of the composite.
+func buildSinksAndMembers(cfg config.Config, p Parts) ([]connector.Sink, map[string][]connector.Sink, error) {
 	b := newSinkBuilder(cfg, p)
 	built := map[string]connector.Sink{}
+	members := map[string][]connector.Sink{}
 	var all []config.Mistake
 	for i, sc := range cfg.Sinks {
 		if sc.Composite != nil {
@@ -42,18 +49,19 @@ func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
 		built[sc.Name] = s
 	}
 	if all != nil {
-		return nil, &config.Error{Mistakes: all}
+		return nil, nil, &config.Error{Mistakes: all}
 	}
 	for _, sc := range cfg.Sinks {
 		switch c := sc.Composite; {
 		case c == nil:
 		case c.Strategy == config.StrategyAny:
-			one, err := anyOf(sc, built)
-			if err != nil {
-				return nil, err
-			}
 			for _, name := range c.Members {
+				members[sc.Name] = append(members[sc.Name], built[name])
 				delete(built, name)
+			}
+			one, err := anyOf(sc, members[sc.Name])
+			if err != nil {
+				return nil, nil, err
 			}
 			one.MaxRetries, one.RenamedFrom = sc.MaxRetries, sc.RenamedFrom
 			built[sc.Name] = one
@@ -71,15 +79,11 @@ func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
 			out = append(out, s)
 		}
 	}
-	return out, nil
+	return out, members, nil
 }
 
 // anyOf makes one sink of the members of a composite.
-func anyOf(sc config.Sink, built map[string]connector.Sink) (connector.Sink, error) {
-	members := make([]connector.Sink, len(sc.Composite.Members))
-	for i, name := range sc.Composite.Members {
-		members[i] = built[name]
-	}
+func anyOf(sc config.Sink, members []connector.Sink) (connector.Sink, error) {
 	description, err := json.Marshal(map[string]any{"strategy": sc.Composite.Strategy, "members": sc.Composite.Members})
 	return connector.Sink{
 		Name: sc.Name, Type: sc.Type, Description: description,

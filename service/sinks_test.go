@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
@@ -35,45 +36,45 @@ sinks:
 `
 
 // What a composite becomes, and where events go.
-func TestRouteOf(t *testing.T) {
+func TestRouting(t *testing.T) {
 	t.Parallel()
 	event := outbox.Event{ID: "1", AggregateType: "order", AggregateID: "42", EventType: "order.paid", TenantID: "acme"}
-	kafka := Target{Sink: "events", Type: "kafka", Topic: "outbox.event.order", Key: "42"}
-	stream := Target{Sink: "stream", Type: "redis_stream", Topic: "outbox.event.order", Key: "42"}
-	hook := Target{Sink: "hook", Type: "webhook", Topic: "outbox.event.order", Key: "42"}
-	bus := Target{Sink: "bus", Type: "event_bus", Topic: "outbox.event.order.order.paid", Key: "42"}
-	log := Target{Sink: "log", Type: "stdout", Topic: "outbox.event.order", Key: "42"}
-	once := func(t Target) Target { t.OneTry = true; return t }
+	kafka := admin.Target{Sink: "events", Type: "kafka", Topic: "outbox.event.order", Key: "42"}
+	stream := admin.Target{Sink: "stream", Type: "redis_stream", Topic: "outbox.event.order", Key: "42"}
+	hook := admin.Target{Sink: "hook", Type: "webhook", Topic: "outbox.event.order", Key: "42"}
+	bus := admin.Target{Sink: "bus", Type: "event_bus", Topic: "outbox.event.order.order.paid", Key: "42"}
+	log := admin.Target{Sink: "log", Type: "stdout", Topic: "outbox.event.order", Key: "42"}
+	once := func(t admin.Target) admin.Target { t.OneTry = true; return t }
 	for name, test := range map[string]struct {
 		file string
-		want []Target
+		want []admin.Target
 	}{
-		"no routes": {allSinks, []Target{kafka, stream, hook, bus, log}},
+		"no routes": {allSinks, []admin.Target{kafka, stream, hook, bus, log}},
 		"the first that fits": {allSinks + `
 routes:
   - {match: {event_type: ["payment.*"]}, sinks: [log]}
   - {match: {event_type: ["order.*"], tenant_id: [acme]}, sinks: [hook, events], topic: "t.{tenant_id}", key: "{id}"}
   - {sinks: [bus]}
-`, []Target{
+`, []admin.Target{
 			{Sink: "hook", Type: "webhook", Topic: "t.acme", Key: "1"}, {Sink: "events", Type: "kafka", Topic: "t.acme", Key: "1"},
 		}},
-		"nobody's": {allSinks + "routes: [{match: {tenant_id: [other]}, sinks: [log]}]\n", []Target{}},
-		"all":      {allSinks + "  - {name: both, type: composite, members: [events, log]}\nroutes: [{sinks: [both, bus]}]\n", []Target{kafka, log, bus}},
+		"nobody's": {allSinks + "routes: [{match: {tenant_id: [other]}, sinks: [log]}]\n", []admin.Target{}},
+		"all":      {allSinks + "  - {name: both, type: composite, members: [events, log]}\nroutes: [{sinks: [both, bus]}]\n", []admin.Target{kafka, log, bus}},
 		"primary": {
 			allSinks + "  - {name: both, type: composite, strategy: primary, members: [hook, stream, log]}\nroutes: [{sinks: [both]}]\n",
-			[]Target{hook, once(stream), once(log)},
+			[]admin.Target{hook, once(stream), once(log)},
 		},
 		"any": {
 			allSinks + "  - {name: either, type: composite, strategy: any, members: [bus, stream]}\n",
-			[]Target{kafka, hook, log, {Sink: "either", Type: "composite", Members: []Target{bus, stream}}},
+			[]admin.Target{kafka, hook, log, {Sink: "either", Type: "composite", Members: []admin.Target{bus, stream}}},
 		},
 	} {
-		got, err := RouteOf(loadFile(t, test.file), &event)
+		routing, err := Routing(loadFile(t, test.file))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if diff := cmp.Diff(test.want, got); diff != "" {
+		if diff := cmp.Diff(test.want, routing.Targets(&event)); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", name, diff)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/service"
 )
@@ -23,17 +24,18 @@ error, until a person acts. What belongs to no sink (sink "none") was no valid e
 	cmd.AddCommand(
 		newDLQListCommand(environ),
 		newDLQShowCommand(environ),
-		newDLQChangeCommand(environ, service.Retry),
-		newDLQChangeCommand(environ, service.Discard),
-		newDLQChangeCommand(environ, service.Kill),
+		newDLQChangeCommand(environ, admin.Retry),
+		newDLQChangeCommand(environ, admin.Discard),
+		newDLQChangeCommand(environ, admin.Kill),
 		newDLQExportCommand(environ),
 	)
 	return cmd
 }
 
-// ledgerConfig loads a configuration for a command that talks to the ledger alone.
-func ledgerConfig(cmd *cobra.Command, path string, environ []string) (config.Config, error) {
-	return loadConfig(cmd, path, environ, config.Options{NoSinks: true})
+// adminConfig loads a configuration for a command that works on the ledger alone.
+func adminConfig(cmd *cobra.Command, path string, environ []string) (admin.Config, error) {
+	cfg, err := loadConfig(cmd, path, environ, config.Options{NoSinks: true})
+	return service.AdminConfig(cfg), err
 }
 
 func newDLQListCommand(environ []string) *cobra.Command {
@@ -59,11 +61,11 @@ func newDLQListCommand(environ []string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := ledgerConfig(cmd, path, environ)
+			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
 				return err
 			}
-			found, err := service.Events(cmd.Context(), cfg, service.EventsQuery{Status: "dead", Filter: f, Limit: page.limit, After: page.after})
+			found, err := admin.Events(cmd.Context(), cfg, admin.EventsQuery{Status: "dead", Filter: f, Limit: page.limit, After: page.after})
 			if err != nil {
 				return err
 			}
@@ -86,8 +88,8 @@ func newDLQListCommand(environ []string) *cobra.Command {
 }
 
 type deadLetters struct {
-	DeadLetters []*service.Parked `json:"dead_letters"`
-	Next        string            `json:"next,omitempty"`
+	DeadLetters []*admin.Parked `json:"dead_letters"`
+	Next        string          `json:"next,omitempty"`
 }
 
 func newDLQShowCommand(environ []string) *cobra.Command {
@@ -112,11 +114,11 @@ func newDLQShowCommand(environ []string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := ledgerConfig(cmd, path, environ)
+			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
 				return err
 			}
-			letters, err := service.ShowDeadLetters(cmd.Context(), cfg, f, payload, limit)
+			letters, err := admin.ShowDeadLetters(cmd.Context(), cfg, f, payload, limit)
 			if err != nil {
 				return err
 			}
@@ -162,13 +164,13 @@ func newDLQExportCommand(environ []string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := ledgerConfig(cmd, path, environ)
+			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
 				return err
 			}
 			enc := json.NewEncoder(cmd.OutOrStdout())
 			enc.SetEscapeHTML(false)
-			return service.DeadLetters(cmd.Context(), cfg, f, payload, func(p *service.Parked) (bool, error) {
+			return admin.DeadLetters(cmd.Context(), cfg, f, payload, func(p *admin.Parked) (bool, error) {
 				if err := enc.Encode(p); err != nil {
 					return false, fmt.Errorf("write: %w", err)
 				}

@@ -14,19 +14,19 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/pyairtable-compose/outbox-cdc/service"
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 )
 
 // changeHelp is of the commands that change rows. Those with a question ask it first.
-var changeHelp = map[service.Action]struct{ short, long, example, question string }{
-	service.Retry: {
+var changeHelp = map[admin.Action]struct{ short, long, example, question string }{
+	admin.Retry: {
 		short: "Try dead letters again",
 		long: `Make dead letters due again, with no try counted. A connector that runs delivers them at once. Where the aggregate went on
 meanwhile, the event comes after later ones of it.`,
 		example: `  outbox-cdc dlq retry --id 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f
   outbox-cdc dlq retry --sink partner --error 'status 400' --rate 100 --dry-run`,
 	},
-	service.Discard: {
+	admin.Discard: {
 		short: "Delete dead letters",
 		long: `Delete dead letters, payload included. Each leaves a row in the log that says by whom and why. The outbox is not touched.
 Asks first; off a terminal it needs --yes.`,
@@ -34,7 +34,7 @@ Asks first; off a terminal it needs --yes.`,
   outbox-cdc dlq discard --aggregate order/42 --until 2026-01-31`,
 		question: "Delete %s for good?",
 	},
-	service.Kill: {
+	admin.Kill: {
 		short: "Give up on events that wait",
 		long: `Make dead letters of events that are parked: they are tried no more, and what waits behind them goes on, unless
 delivery.on_dead_letter is block. Asks first; off a terminal it needs --yes.`,
@@ -43,11 +43,11 @@ delivery.on_dead_letter is block. Asks first; off a terminal it needs --yes.`,
 	},
 }
 
-func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command {
+func newDLQChangeCommand(environ []string, action admin.Action) *cobra.Command {
 	var (
 		path     string
 		filter   filterFlags
-		o        service.ChangeOptions
+		o        admin.ChangeOptions
 		all, yes bool
 		output   outputFormat
 		help     = changeHelp[action]
@@ -73,12 +73,12 @@ func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command
 			case asks && !yes && !o.DryRun && !isTTY(cmd.InOrStdin()):
 				return usageError{fmt.Errorf("%s asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes", cmd.CommandPath())}
 			}
-			cfg, err := ledgerConfig(cmd, path, environ)
+			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
 				return err
 			}
 			if asks && !yes {
-				o.Confirm = func(total int, sinks []service.SinkRows) error {
+				o.Confirm = func(total int, sinks []admin.SinkRows) error {
 					return askYes(cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf(help.question, rowsText(total, sinks)))
 				}
 			}
@@ -87,7 +87,7 @@ func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command
 			}
 			bar := &progress{w: cmd.ErrOrStderr()}
 			o.Progress = bar.show
-			result, err := service.ChangeParked(cmd.Context(), cfg, action, o)
+			result, err := admin.ChangeParked(cmd.Context(), cfg, action, o)
 			if err != nil {
 				bar.clear()
 				return err
@@ -110,7 +110,7 @@ func newDLQChangeCommand(environ []string, action service.Action) *cobra.Command
 }
 
 // reasonText says by whom and why.
-func reasonText(action service.Action, why string) string {
+func reasonText(action admin.Action, why string) string {
 	by := "a person"
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		by = u.Username
@@ -122,7 +122,7 @@ func reasonText(action service.Action, why string) string {
 	return text
 }
 
-func rowsText(total int, sinks []service.SinkRows) string {
+func rowsText(total int, sinks []admin.SinkRows) string {
 	var parts []string
 	for _, s := range sinks {
 		parts = append(parts, fmt.Sprintf("%d of %s", s.Rows, s.Sink))
@@ -134,7 +134,7 @@ func rowsText(total int, sinks []service.SinkRows) string {
 	return fmt.Sprintf("%d %s (%s)", total, noun, strings.Join(parts, ", "))
 }
 
-func changeText(r service.ChangeResult) string {
+func changeText(r admin.ChangeResult) string {
 	var b strings.Builder
 	if r.DryRun {
 		fmt.Fprintf(&b, "would %s %s\n", r.Action, rowsText(r.Matched, r.Sinks))
@@ -148,7 +148,7 @@ func changeText(r service.ChangeResult) string {
 		fmt.Fprintf(&b, "%d of no sink were left: they are no valid events, and cannot be retried\n", r.Left)
 	}
 	for _, s := range r.Sinks {
-		if s.Paused && r.Action == service.Retry {
+		if s.Paused && r.Action == admin.Retry {
 			fmt.Fprintf(&b, "%s is paused: they wait until outbox-cdc resume %s\n", s.Sink, s.Sink)
 		}
 	}

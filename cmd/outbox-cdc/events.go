@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/pyairtable-compose/outbox-cdc/service"
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 )
 
 func newEventsCommand(environ []string) *cobra.Command {
@@ -43,18 +43,18 @@ or --id says otherwise.`,
 			if err := check(output.check, page.check); err != nil {
 				return err
 			}
-			if status != "" && !slices.Contains(service.EventStatuses, status) {
-				return usageError{fmt.Errorf("no status %q; write %s", status, strings.Join(service.EventStatuses, ", "))}
+			if status != "" && !slices.Contains(admin.EventStatuses, status) {
+				return usageError{fmt.Errorf("no status %q; write %s", status, strings.Join(admin.EventStatuses, ", "))}
 			}
 			f, err := filter.parse(time.Now())
 			if err != nil {
 				return err
 			}
-			cfg, err := ledgerConfig(cmd, path, environ)
+			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
 				return err
 			}
-			found, err := service.Events(cmd.Context(), cfg, service.EventsQuery{Status: status, Filter: f, Limit: page.limit, After: page.after})
+			found, err := admin.Events(cmd.Context(), cfg, admin.EventsQuery{Status: status, Filter: f, Limit: page.limit, After: page.after})
 			if err != nil {
 				return err
 			}
@@ -65,15 +65,15 @@ or --id says otherwise.`,
 	filter.register(cmd, &path, environ)
 	page.register(cmd)
 	output.register(cmd)
-	cmd.Flags().StringVar(&status, "status", "", strings.Join(service.EventStatuses, ", "))
-	err := cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(service.EventStatuses, cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(&status, "status", "", strings.Join(admin.EventStatuses, ", "))
+	err := cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(admin.EventStatuses, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil {
 		panic(err) // the flag was made above
 	}
 	return cmd
 }
 
-func pageText(p service.EventsPage, status string) string {
+func pageText(p admin.EventsPage, status string) string {
 	var text string
 	switch {
 	case len(p.Parked) > 0 && status == "dead":
@@ -110,11 +110,11 @@ func newEventsShowCommand(environ []string) *cobra.Command {
 			if err := output.check(); err != nil {
 				return err
 			}
-			cfg, err := ledgerConfig(cmd, path, environ)
+			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
 				return err
 			}
-			d, err := service.ShowEvent(cmd.Context(), cfg, args[0], payload)
+			d, err := admin.ShowEvent(cmd.Context(), cfg, args[0], payload)
 			if err != nil {
 				return err
 			}
@@ -127,10 +127,10 @@ func newEventsShowCommand(environ []string) *cobra.Command {
 	return cmd
 }
 
-func eventText(d service.EventDetails) string {
+func eventText(d admin.EventDetails) string {
 	var parts []string
 	if d.Event != nil {
-		parts = append(parts, eventsTable([]service.Event{*d.Event}))
+		parts = append(parts, eventsTable([]admin.Event{*d.Event}))
 	}
 	for _, p := range d.Parked {
 		parts = append(parts, parkedDetails(p))

@@ -9,13 +9,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
-	"github.com/pyairtable-compose/outbox-cdc/service"
 )
 
 // filterFlags pick events.
 type filterFlags struct {
-	filter       service.Filter
+	filter       admin.Filter
 	since, until string
 	cmd          *cobra.Command
 }
@@ -35,27 +35,27 @@ func (f *filterFlags) register(cmd *cobra.Command, path *string, environ []strin
 }
 
 // parse gives the filter, or a usage error.
-func (f *filterFlags) parse(now time.Time) (service.Filter, error) {
+func (f *filterFlags) parse(now time.Time) (admin.Filter, error) {
 	// A variable of a script that is not set must not make a filter pick all.
 	for _, name := range []string{"sink", "type", "aggregate", "tenant", "error", "since", "until", "id"} {
 		if flag := f.cmd.Flags().Lookup(name); flag.Changed && (flag.Value.String() == "" || flag.Value.String() == "[]") {
-			return service.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
+			return admin.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
 		}
 	}
 	var err error
 	if f.filter.Since, err = parseTime("since", f.since, now); err != nil {
-		return service.Filter{}, err
+		return admin.Filter{}, err
 	}
 	if f.filter.Until, err = parseTime("until", f.until, now); err != nil {
-		return service.Filter{}, err
+		return admin.Filter{}, err
 	}
 	if !f.filter.Until.IsZero() && !f.filter.Since.Before(f.filter.Until) {
-		return service.Filter{}, usageError{errors.New("--since is not before --until")}
+		return admin.Filter{}, usageError{errors.New("--since is not before --until")}
 	}
 	for name, values := range map[string][]string{"sink": f.filter.Sinks, "id": f.filter.IDs} {
 		for i, v := range values {
 			if values[i] = strings.TrimSpace(v); values[i] == "" {
-				return service.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
+				return admin.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
 			}
 		}
 	}

@@ -7,20 +7,19 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/pyairtable-compose/outbox-cdc/config"
-	"github.com/pyairtable-compose/outbox-cdc/service"
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 )
 
 func newPauseCommand(environ []string) *cobra.Command {
 	return pauseCommand(environ, "pause", "Deliver nothing to a sink until it is resumed", `Deliver nothing to a sink from now on: its events are parked, in order. It stays so beyond the end of the process, until
-"resume". A connector that runs is told at once; what is on the wire is finished. Other sinks, and the slot, go on.`, service.Pause)
+"resume". A connector that runs is told at once; what is on the wire is finished. Other sinks, and the slot, go on.`, admin.Pause)
 }
 
 func newResumeCommand(environ []string) *cobra.Command {
-	return pauseCommand(environ, "resume", "Deliver to a sink that was paused", `Deliver to a sink that was paused again: first what was parked meanwhile, in order. A connector that runs is told at once.`, service.Resume)
+	return pauseCommand(environ, "resume", "Deliver to a sink that was paused", `Deliver to a sink that was paused again: first what was parked meanwhile, in order. A connector that runs is told at once.`, admin.Resume)
 }
 
-func pauseCommand(environ []string, name, short, long string, set func(context.Context, config.Config, []string) ([]service.Paused, error)) *cobra.Command {
+func pauseCommand(environ []string, name, short, long string, set func(context.Context, admin.Config, []string) ([]admin.Paused, error)) *cobra.Command {
 	var (
 		path   string
 		output outputFormat
@@ -41,7 +40,7 @@ func pauseCommand(environ []string, name, short, long string, set func(context.C
 			if err := output.check(); err != nil {
 				return err
 			}
-			cfg, err := ledgerConfig(cmd, path, environ)
+			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
 				return err
 			}
@@ -57,7 +56,7 @@ func pauseCommand(environ []string, name, short, long string, set func(context.C
 	return cmd
 }
 
-func pausedText(result []service.Paused) string {
+func pausedText(result []admin.Paused) string {
 	var b strings.Builder
 	for _, p := range result {
 		state := "is delivered to"

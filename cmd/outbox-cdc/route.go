@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/service"
@@ -39,10 +40,11 @@ Columns that are not given are empty.`,
 			if err != nil {
 				return err
 			}
-			targets, err := service.RouteOf(cfg, &event)
+			routing, err := service.Routing(cfg)
 			if err != nil {
 				return err
 			}
+			targets := routing.Targets(&event)
 			return output.write(cmd.OutOrStdout(), map[string]any{"targets": targets}, routeText(targets))
 		},
 	}
@@ -60,12 +62,12 @@ Columns that are not given are empty.`,
 	return cmd
 }
 
-func routeText(targets []service.Target) string {
+func routeText(targets []admin.Target) string {
 	if len(targets) == 0 {
 		return "no route: it would be discarded\n"
 	}
 	var b strings.Builder
-	line := func(indent string, t service.Target) {
+	line := func(indent string, t admin.Target) {
 		fmt.Fprintf(&b, "%s%s (%s)", indent, t.Sink, t.Type)
 		if t.Topic != "" {
 			fmt.Fprintf(&b, " topic %s key %q", t.Topic, t.Key)

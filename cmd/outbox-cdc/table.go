@@ -9,7 +9,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/pyairtable-compose/outbox-cdc/service"
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 )
 
 // tableText lines columns up.
@@ -73,7 +73,7 @@ func nextText(next string) string {
 }
 
 // deadTable lists dead letters.
-func deadTable(letters []*service.Parked) string {
+func deadTable(letters []*admin.Parked) string {
 	var rows [][]string
 	for _, p := range letters {
 		e := p.Event
@@ -86,7 +86,7 @@ func deadTable(letters []*service.Parked) string {
 }
 
 // parkedTable lists what waits.
-func parkedTable(parked []*service.Parked) string {
+func parkedTable(parked []*admin.Parked) string {
 	var rows [][]string
 	for _, p := range parked {
 		e := p.Event
@@ -98,7 +98,7 @@ func parkedTable(parked []*service.Parked) string {
 	return tableText("EVENT SINK TYPE AGGREGATE PARKED ATTEMPTS/TRIES NEXT WAITS-FOR ERROR", rows)
 }
 
-func triesTable(tries []service.Try) string {
+func triesTable(tries []admin.Try) string {
 	var rows [][]string
 	for _, t := range tries {
 		duration := ""
@@ -110,7 +110,7 @@ func triesTable(tries []service.Try) string {
 	return tableText("EVENT SINK STATUS TRY AT TOOK ERROR", rows)
 }
 
-func eventsTable(events []service.Event) string {
+func eventsTable(events []admin.Event) string {
 	var rows [][]string
 	for _, e := range events {
 		rows = append(rows, []string{
@@ -131,7 +131,7 @@ func (d *details) line(name, value string) {
 }
 
 // parkedDetails shows all of one row.
-func parkedDetails(p *service.Parked) string {
+func parkedDetails(p *admin.Parked) string {
 	var d details
 	e := p.Event
 	d.line("event", e.ID)

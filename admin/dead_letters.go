@@ -1,4 +1,4 @@
-package service
+package admin
 
 import (
 	"cmp"
@@ -13,7 +13,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
-	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
 // Action is what a person does to rows of outbox_parked.
@@ -89,9 +88,9 @@ const (
 // ChangeParked does an action to the rows that a filter picks. They are found first, and then changed by 500 in transactions of their own,
 // each of which wakes the lanes. A filter that picks nothing, or an id that is not what the action is for, is an error, and nothing is changed. An error in
 // the middle leaves what was done, which the result says.
-func ChangeParked(ctx context.Context, cfg config.Config, a Action, o ChangeOptions) (ChangeResult, error) {
+func ChangeParked(ctx context.Context, c Config, a Action, o ChangeOptions) (ChangeResult, error) {
 	result := ChangeResult{Action: a, DryRun: o.DryRun, Sinks: []SinkRows{}}
-	err := withLedger(ctx, cfg, func(l *ledger) error {
+	err := withLedger(ctx, c, func(l *ledgerConn) error {
 		keys, err := l.find(ctx, a, o.Filter, &result)
 		if err != nil {
 			return err
@@ -110,7 +109,7 @@ func ChangeParked(ctx context.Context, cfg config.Config, a Action, o ChangeOpti
 }
 
 // find gives the keys of the rows: 24 bytes each. What a person confirms is what is changed, whatever dies meanwhile.
-func (l *ledger) find(ctx context.Context, a Action, f Filter, result *ChangeResult) ([]checkpoint.Key, error) {
+func (l *ledgerConn) find(ctx context.Context, a Action, f Filter, result *ChangeResult) ([]checkpoint.Key, error) {
 	processors, err := l.named(f.Sinks)
 	if err != nil {
 		return nil, err
@@ -154,7 +153,7 @@ func (l *ledger) find(ctx context.Context, a Action, f Filter, result *ChangeRes
 }
 
 // nothing says that a filter picks nothing, and whether there is anything that it could pick.
-func (l *ledger) nothing(ctx context.Context, status string, f Filter) error {
+func (l *ledgerConn) nothing(ctx context.Context, status string, f Filter) error {
 	all, err := l.named(nil)
 	if err != nil {
 		return err
@@ -174,7 +173,7 @@ func (l *ledger) nothing(ctx context.Context, status string, f Filter) error {
 func unchanged(err error) error { return fmt.Errorf("%w; nothing was changed", err) }
 
 // notThat says what an event is that has not the status for what was to be done with it.
-func (l *ledger) notThat(ctx context.Context, wanted, done, id string, processors []int32) error {
+func (l *ledgerConn) notThat(ctx context.Context, wanted, done, id string, processors []int32) error {
 	rows, err := l.conn.Query(ctx, l.sql(`select processor_id, status from ledger.outbox_parked where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
 		union all
 		select * from (select distinct on (processor_id) processor_id, status from ledger.outbox_delivery_log
@@ -207,7 +206,7 @@ func (l *ledger) notThat(ctx context.Context, wanted, done, id string, processor
 	return fmt.Errorf("event %s cannot be %s: it is no %s, but %s", id, done, noun(wanted), strings.Join(states, ", "))
 }
 
-func (l *ledger) changeAll(ctx context.Context, a Action, o ChangeOptions, keys []checkpoint.Key, result *ChangeResult) error {
+func (l *ledgerConn) changeAll(ctx context.Context, a Action, o ChangeOptions, keys []checkpoint.Key, result *ChangeResult) error {
 	chunk := chunkRows
 	limit := rate.NewLimiter(rate.Inf, chunk)
 	if o.Rate > 0 {
@@ -240,7 +239,7 @@ func (l *ledger) changeAll(ctx context.Context, a Action, o ChangeOptions, keys 
 }
 
 // change does a chunk. The connector settles rows of it at the same time, in another order: who loses a deadlock tries again.
-func (l *ledger) change(ctx context.Context, a Action, o ChangeOptions, keys []checkpoint.Key) (n int, err error) {
+func (l *ledgerConn) change(ctx context.Context, a Action, o ChangeOptions, keys []checkpoint.Key) (n int, err error) {
 	for try := 1; ; try++ {
 		err = pgx.BeginFunc(ctx, l.conn, func(tx pgx.Tx) (err error) {
 			n, err = l.changeIn(ctx, tx, a, o, keys)
@@ -288,7 +287,7 @@ const killRows = `with changed as (update ledger.outbox_parked p set status = 'd
 	logged as (` + logChange + `)
 	select processor_id from changed`
 
-func (l *ledger) changeIn(ctx context.Context, tx pgx.Tx, a Action, o ChangeOptions, keys []checkpoint.Key) (int, error) {
+func (l *ledgerConn) changeIn(ctx context.Context, tx pgx.Tx, a Action, o ChangeOptions, keys []checkpoint.Key) (int, error) {
 	var processors []int32
 	var lsns []string
 	var indexes []int64
@@ -302,7 +301,7 @@ func (l *ledger) changeIn(ctx context.Context, tx pgx.Tx, a Action, o ChangeOpti
 		sql, args = discardRows, append(args, "discarded", reason, l.cfg.Source.Slot)
 	case Kill:
 		var next *string
-		if l.cfg.Delivery.OnDeadLetter == config.DeadBlock {
+		if l.cfg.Block {
 			next = new("infinity")
 		}
 		sql, args = killRows, append(args, "dead", reason, l.cfg.Source.Slot, next, longestError)
@@ -333,8 +332,8 @@ type DeadLetter struct {
 }
 
 // DeadLetters calls f with the dead letters that a filter picks, in order of sink and position, until it returns false.
-func DeadLetters(ctx context.Context, cfg config.Config, f Filter, payload bool, each func(*Parked) (bool, error)) error {
-	return withLedger(ctx, cfg, func(l *ledger) error {
+func DeadLetters(ctx context.Context, c Config, f Filter, payload bool, each func(*Parked) (bool, error)) error {
+	return withLedger(ctx, c, func(l *ledgerConn) error {
 		processors, err := l.named(f.Sinks)
 		if err != nil {
 			return err
@@ -345,9 +344,9 @@ func DeadLetters(ctx context.Context, cfg config.Config, f Filter, payload bool,
 
 // ShowDeadLetters gives at most limit dead letters with their history. An id that is none is an error, and so is a filter that
 // picks nothing.
-func ShowDeadLetters(ctx context.Context, cfg config.Config, f Filter, payload bool, limit int) ([]DeadLetter, error) {
+func ShowDeadLetters(ctx context.Context, c Config, f Filter, payload bool, limit int) ([]DeadLetter, error) {
 	var letters []DeadLetter
-	err := withLedger(ctx, cfg, func(l *ledger) error {
+	err := withLedger(ctx, c, func(l *ledgerConn) error {
 		processors, err := l.named(f.Sinks)
 		if err != nil {
 			return err
@@ -395,7 +394,7 @@ func cutText(s string, longest int) string {
 }
 
 // since is a time that long ago, by the server's clock, which the rows have.
-func (l *ledger) since(ctx context.Context, ago time.Duration) (t time.Time, err error) {
+func (l *ledgerConn) since(ctx context.Context, ago time.Duration) (t time.Time, err error) {
 	err = l.conn.QueryRow(ctx, "select clock_timestamp() - $1::interval", ago).Scan(&t)
 	return t, err
 }

@@ -1,4 +1,4 @@
-package service
+package admin
 
 import (
 	"context"
@@ -9,77 +9,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/jackc/pgx/v5"
-
-	"github.com/pyairtable-compose/outbox-cdc/config"
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 )
-
-// ledgerWorld is a ledger with the sinks "a" (id 1) and "b" (id 2) of our connector, and one of another connector.
-func ledgerWorld(t *testing.T) *world {
-	w := newWorld(t)
-	if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	w.exec("delete from outbox_processors", `insert into outbox_processors (id, connector, processor_name, processor_type)
-		values (1, '`+w.cfg.Name+`', 'a', 'stdout'), (2, '`+w.cfg.Name+`', 'b', 'stdout'), (3, 'other', 'a', 'stdout')`,
-		"update outbox_checkpoints set epoch = 7")
-	return w
-}
-
-func eventID(n int) string { return fmt.Sprintf("00000000-0000-7000-8000-%012d", n) }
-
-// park makes row n of a processor; set says what differs from an untried one.
-func (w *world) park(processor, n int, status string, set string) {
-	w.t.Helper()
-	w.exec(fmt.Sprintf(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event, payload)
-		values (%[1]d, '0/%[2]X', 0, '%[3]s', %[4]d, '%[5]s',
-			'{"aggregate_type":"order","aggregate_id":"%[4]d","event_type":"order.made","tenant_id":"acme","metadata":{"nul":"\u0000"}}', '{"n": %[2]d}')`,
-		processor, n, eventID(n), n%10, status))
-	if set != "" {
-		w.exec(fmt.Sprintf("update outbox_parked set %s where processor_id = %d and commit_lsn = '0/%X'", set, processor, n))
-	}
-}
-
-const rowsNow = `select coalesce(string_agg(concat_ws(':', processor_id, commit_lsn, status, attempts, tries, tried_at is not null,
-	next_attempt_at <= now(), error_message), ' ' order by processor_id, commit_lsn), '') from outbox_parked`
-
-const logNow = `select coalesce(string_agg(concat_ws(':', processor_id, commit_lsn, tx_index, event_id is not null, status, attempt_number, epoch, error_message), ' '
-	order by processor_id, commit_lsn), '') from outbox_delivery_log`
-
-// heard gives what was told on the channel since the last time.
-func heard(t *testing.T, conn *pgx.Conn) (payloads []string) {
-	t.Helper()
-	if _, err := conn.Exec(testContext(t), "select 1"); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-		n, err := conn.WaitForNotification(ctx)
-		cancel()
-		if err != nil {
-			return payloads
-		}
-		payloads = append(payloads, n.Payload)
-	}
-}
-
-func (w *world) listen() *pgx.Conn {
-	w.t.Helper()
-	conn, err := pgx.Connect(testContext(w.t), w.admin)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { conn.Close(context.Background()) })
-	if _, err := conn.Exec(testContext(w.t), "listen "+connector.Changed); err != nil {
-		w.t.Fatal(err)
-	}
-	return conn
-}
 
 func TestRetry(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	dead := "attempts = 4, tries = 9, tried_at = now() - interval '1 day', error_message = 'status 400'"
 	w.park(1, 1, "dead", dead)
 	w.park(1, 2, "dead", dead+", next_attempt_at = 'infinity'")
@@ -91,14 +25,14 @@ func TestRetry(t *testing.T) {
 
 	o := ChangeOptions{Filter: Filter{Sinks: []string{"a"}}, DryRun: true}
 	before := w.text(rowsNow)
-	r, err := ChangeParked(testContext(t), w.cfg, Retry, o)
+	r, err := ChangeParked(testContext(t), w.admin, Retry, o)
 	want := ChangeResult{Action: Retry, DryRun: true, Matched: 2, Sinks: []SinkRows{{Sink: "a", Rows: 2}}}
 	if diff := cmp.Diff(want, r); diff != "" || err != nil || w.text(rowsNow) != before {
 		t.Errorf("dry run: %v %s", err, diff)
 	}
 	var progress []int
 	o.DryRun, o.Progress = false, func(done, total int) { progress = append(progress, done, total) }
-	r, err = ChangeParked(testContext(t), w.cfg, Retry, o)
+	r, err = ChangeParked(testContext(t), w.admin, Retry, o)
 	want.DryRun, want.Changed = false, 2
 	if diff := cmp.Diff(want, r); diff != "" || err != nil {
 		t.Errorf("retry: %v %s", err, diff)
@@ -114,7 +48,7 @@ func TestRetry(t *testing.T) {
 		t.Error(diff)
 	}
 	// All: neither another connector's, nor what is of no sink.
-	r, err = ChangeParked(testContext(t), w.cfg, Retry, ChangeOptions{})
+	r, err = ChangeParked(testContext(t), w.admin, Retry, ChangeOptions{})
 	if err != nil || r.Changed != 1 || r.Left != 1 {
 		t.Errorf("retry of all: %+v, %v", r, err)
 	}
@@ -125,7 +59,7 @@ func TestRetry(t *testing.T) {
 
 func TestDiscardAndKill(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	w.park(1, 1, "dead", "tries = 3, error_message = 'status 400'")
 	w.park(0, 2, "dead", "event = '{}', event_id = null")
 	w.park(1, 3, "parked", "tries = 2, attempts = 1, next_attempt_at = now(), error_message = 'status 500'")
@@ -140,11 +74,11 @@ func TestDiscardAndKill(t *testing.T) {
 		return asked
 	}}
 	before := w.text(rowsNow)
-	if _, err := ChangeParked(testContext(t), w.cfg, Discard, o); !errors.Is(err, asked) || w.text(rowsNow) != before {
+	if _, err := ChangeParked(testContext(t), w.admin, Discard, o); !errors.Is(err, asked) || w.text(rowsNow) != before {
 		t.Errorf("the answer no: %v", err)
 	}
 	o.Confirm = nil
-	r, err := ChangeParked(testContext(t), w.cfg, Discard, o)
+	r, err := ChangeParked(testContext(t), w.admin, Discard, o)
 	if err != nil || r.Changed != 2 {
 		t.Errorf("discard: %+v, %v", r, err)
 	}
@@ -152,12 +86,12 @@ func TestDiscardAndKill(t *testing.T) {
 	if got := w.text(logNow); got != want {
 		t.Errorf("log %s\nwant %s", got, want)
 	}
-	r, err = ChangeParked(testContext(t), w.cfg, Kill, ChangeOptions{Filter: Filter{IDs: []string{strings.ToUpper(eventID(3)), eventID(4)}}, Reason: "killed by me"})
+	r, err = ChangeParked(testContext(t), w.admin, Kill, ChangeOptions{Filter: Filter{IDs: []string{strings.ToUpper(eventID(3)), eventID(4)}}, Reason: "killed by me"})
 	if err != nil || r.Changed != 2 {
 		t.Errorf("kill: %+v, %v", r, err)
 	}
-	w.cfg.Delivery.OnDeadLetter = config.DeadBlock
-	if r, err = ChangeParked(testContext(t), w.cfg, Kill, ChangeOptions{Filter: Filter{Sinks: []string{"b"}}, Reason: "killed by me"}); err != nil || r.Changed != 1 {
+	w.admin.Block = true
+	if r, err = ChangeParked(testContext(t), w.admin, Kill, ChangeOptions{Filter: Filter{Sinks: []string{"b"}}, Reason: "killed by me"}); err != nil || r.Changed != 1 {
 		t.Errorf("kill with block: %+v, %v", r, err)
 	}
 	want = "1:0/3:dead:1:2:f:killed by me; before that: status 500 1:0/4:dead:0:0:f:killed by me 2:0/5:dead:0:0:f:f:killed by me"
@@ -179,7 +113,7 @@ func TestDiscardAndKill(t *testing.T) {
 // Whatever cannot be done is said in so many words, and nothing is changed.
 func TestChangesThatAreRefused(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	w.park(1, 1, "dead", "")
 	w.park(1, 2, "parked", "")
 	w.park(0, 3, "dead", "")
@@ -197,7 +131,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		filter Filter
 		want   string
 	}{
-		{Retry, Filter{Sinks: []string{"c"}}, `no sink "c"; those of connector "` + w.cfg.Name + `" are: a, b`},
+		{Retry, Filter{Sinks: []string{"c"}}, `no sink "c"; those of connector "` + w.admin.Name + `" are: a, b`},
 		{Retry, Filter{Sinks: []string{"b"}}, `no dead letter matches (sink "b"), of 2; nothing was changed`},
 		{Kill, Filter{Type: "payment.*", Aggregate: "order/1"}, `no parked event matches (type "payment.*", aggregate "order/1"), of 1; nothing was changed`},
 		{Retry, ids(1, 2), "event " + eventID(2) + " cannot be retried: it is no dead letter, but parked at a; nothing was changed"},
@@ -209,7 +143,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		{Retry, ids(3), "1 dead letter of no sink cannot be retried"},
 		{Retry, Filter{Sinks: []string{NoSink}}, "1 dead letter of no sink cannot be retried"},
 	} {
-		_, err := ChangeParked(testContext(t), w.cfg, tc.action, ChangeOptions{Filter: tc.filter, Reason: "x"})
+		_, err := ChangeParked(testContext(t), w.admin, tc.action, ChangeOptions{Filter: tc.filter, Reason: "x"})
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s %s: %v, want %s", tc.action, tc.filter, err, tc.want)
 		}
@@ -218,14 +152,14 @@ func TestChangesThatAreRefused(t *testing.T) {
 		t.Errorf("rows are now %s, and were %s", got, before)
 	}
 	w.exec("delete from outbox_parked")
-	if _, err := ChangeParked(testContext(t), w.cfg, Discard, ChangeOptions{}); err == nil || err.Error() != "there is no dead letter; nothing was changed" {
+	if _, err := ChangeParked(testContext(t), w.admin, Discard, ChangeOptions{}); err == nil || err.Error() != "there is no dead letter; nothing was changed" {
 		t.Errorf("nothing there: %v", err)
 	}
 }
 
 func TestFilters(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	w.park(1, 1, "dead", "error_message = 'Status 400'")
 	w.park(1, 12, "dead", `event = '{"aggregate_type":"order","aggregate_id":"1/2","event_type":"order.paid"}'`)
 	w.park(2, 3, "dead", "parked_at = now() - interval '2 days'")
@@ -246,7 +180,7 @@ func TestFilters(t *testing.T) {
 		"":         {Tenant: "acm"},
 	} {
 		got := ""
-		err := DeadLetters(testContext(t), w.cfg, f, false, func(p *Parked) (bool, error) {
+		err := DeadLetters(testContext(t), w.admin, f, false, func(p *Parked) (bool, error) {
 			got += strings.TrimLeft(p.Event.ID[24:], "0") + " "
 			if p.Payload != nil {
 				t.Error("a payload that nobody asked for")
@@ -262,11 +196,11 @@ func TestFilters(t *testing.T) {
 // More rows than a page and a chunk hold, with a transaction that holds one of them, and a rate.
 func TestManyDeadLetters(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	w.exec(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)
 		select 1, '0/0'::pg_lsn + n / 3, n % 3, gen_random_uuid(), n, 'dead', '{}' from generate_series(1, 1234) n`)
 	conn := w.listen()
-	r, err := ChangeParked(testContext(t), w.cfg, Retry, ChangeOptions{Rate: 4000})
+	r, err := ChangeParked(testContext(t), w.admin, Retry, ChangeOptions{Rate: 4000})
 	if err != nil || r.Matched != 1234 || r.Changed != 1234 {
 		t.Errorf("retry: %+v, %v", r, err)
 	}
@@ -274,7 +208,7 @@ func TestManyDeadLetters(t *testing.T) {
 		t.Errorf("told %d times, want once a chunk", len(got))
 	}
 	w.exec("begin", "select from outbox_parked where tx_index = 1 and commit_lsn = '0/C8' for update") // in the second chunk
-	r, err = ChangeParked(testContext(t), w.cfg, Kill, ChangeOptions{})
+	r, err = ChangeParked(testContext(t), w.admin, Kill, ChangeOptions{})
 	w.exec("rollback")
 	if err == nil || r.Changed != 500 || !strings.HasPrefix(err.Error(), "another session holds rows of the ledger locked: 500 of 1234 killed, then: ") {
 		t.Errorf("a locked row: %+v, %v", r, err)
@@ -285,7 +219,7 @@ func TestManyDeadLetters(t *testing.T) {
 	// It is a person's rate, not a chunk's: what does not come at once comes in quarters of a second.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if r, err = ChangeParked(ctx, w.cfg, Retry, ChangeOptions{Rate: 40}); err == nil || r.Changed < 10 || r.Changed > 60 {
+	if r, err = ChangeParked(ctx, w.admin, Retry, ChangeOptions{Rate: 40}); err == nil || r.Changed < 10 || r.Changed > 60 {
 		t.Errorf("40/s for a second: %+v, %v", r, err)
 	}
 }
@@ -293,11 +227,11 @@ func TestManyDeadLetters(t *testing.T) {
 // A log without the partition of today, as the connector was away for long.
 func TestDiscardMakesThePartition(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	w.park(1, 1, "dead", "")
 	w.exec(`do $$ declare p text; begin for p in select inhrelid::regclass::text from pg_inherits where inhparent = 'outbox_delivery_log'::regclass
 		loop execute 'drop table ' || p; end loop; end $$`)
-	if r, err := ChangeParked(testContext(t), w.cfg, Discard, ChangeOptions{Reason: "x"}); err != nil || r.Changed != 1 {
+	if r, err := ChangeParked(testContext(t), w.admin, Discard, ChangeOptions{Reason: "x"}); err != nil || r.Changed != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -305,12 +239,12 @@ func TestDiscardMakesThePartition(t *testing.T) {
 // The connector's own login is enough.
 func TestChangesNeedNoOwner(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	w.park(1, 1, "dead", "")
 	w.park(1, 2, "parked", "")
 	name, dsn := w.newRole()
-	cfg := w.cfg
-	cfg.Source.DSN = config.DSN(dsn)
+	cfg := w.admin
+	cfg.DSN = dsn
 	_, err := ChangeParked(testContext(t), cfg, Retry, ChangeOptions{})
 	wantExit(t, err, 77, "permission denied for table outbox_processors", "let the owner grant it")
 	w.exec("grant select, insert, update, delete on outbox_processors, outbox_parked, outbox_checkpoints to "+name,
@@ -331,18 +265,18 @@ func TestChangesNeedNoOwner(t *testing.T) {
 	cfg.Source.LedgerSchema = "elsewhere"
 	_, err = Pause(testContext(t), cfg, []string{"a"})
 	wantExit(t, err, 78, "is source.ledger_schema right?")
-	cfg.Source.DSN = "postgres://127.0.0.1:1/x"
+	cfg.DSN = "postgres://127.0.0.1:1/x"
 	_, err = Pause(testContext(t), cfg, []string{"a"})
 	wantExit(t, err, 69)
 }
 
 func TestPause(t *testing.T) {
 	t.Parallel()
-	w := ledgerWorld(t)
+	w := newWorld(t)
 	w.park(2, 1, "parked", "")
 	conn := w.listen()
 	for _, tc := range []struct {
-		set  func(context.Context, config.Config, []string) ([]Paused, error)
+		set  func(context.Context, Config, []string) ([]Paused, error)
 		want Paused
 	}{
 		{Pause, Paused{Sink: "b", Paused: true, Changed: true, Waiting: 1}},
@@ -350,7 +284,7 @@ func TestPause(t *testing.T) {
 		{Resume, Paused{Sink: "b", Changed: true, Waiting: 1}},
 		{Resume, Paused{Sink: "b", Waiting: 1}},
 	} {
-		got, err := tc.set(testContext(t), w.cfg, []string{"b"})
+		got, err := tc.set(testContext(t), w.admin, []string{"b"})
 		if diff := cmp.Diff([]Paused{tc.want}, got); diff != "" || err != nil {
 			t.Error(err, diff)
 		}
@@ -361,15 +295,15 @@ func TestPause(t *testing.T) {
 	if diff := cmp.Diff([]string{"public:2", "public:2", "public:2", "public:2"}, heard(t, conn)); diff != "" {
 		t.Error(diff)
 	}
-	_, err := Pause(testContext(t), w.cfg, []string{"a", "x"})
+	_, err := Pause(testContext(t), w.admin, []string{"a", "x"})
 	if err == nil || !strings.HasPrefix(err.Error(), `no sink "x"; those of`) || w.text("select is_active::text from outbox_processors where id = 1") != "true" {
 		t.Errorf("an unknown sink: %v", err)
 	}
-	if _, err = Pause(testContext(t), w.cfg, []string{NoSink}); err == nil {
+	if _, err = Pause(testContext(t), w.admin, []string{NoSink}); err == nil {
 		t.Error("what belongs to no sink was paused")
 	}
 	w.exec("delete from outbox_processors")
-	if _, err = Pause(testContext(t), w.cfg, []string{"a"}); err == nil || !strings.Contains(err.Error(), "has none yet") {
+	if _, err = Pause(testContext(t), w.admin, []string{"a"}); err == nil || !strings.Contains(err.Error(), "has none yet") {
 		t.Errorf("no sinks: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package service
+package admin
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
@@ -19,10 +18,10 @@ import (
 // NoSink is how processor 0 is called: what stands there belongs to no sink, a row of the outbox that is no valid event, say.
 const NoSink = "none"
 
-// ledger is a person's session with the ledger of a connector.
-type ledger struct {
+// ledgerConn is a person's session with the ledger of a connector.
+type ledgerConn struct {
 	conn    *pgx.Conn
-	cfg     config.Config
+	cfg     Config
 	sinks   []knownSink // of this connector, by id
 	uuidIDs bool
 }
@@ -38,10 +37,10 @@ type knownSink struct {
 var personal = "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; " + connector.PlanParked("set")
 
 // withLedger calls f with a session for SQL. Its error may have ExitCode() int.
-func withLedger(ctx context.Context, cfg config.Config, f func(*ledger) error) error {
+func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error {
 	var fault error // what f says: a server that goes away in the middle is no server that cannot be reached
-	err := replication.WithConn(ctx, string(cfg.Source.DSN), source(cfg), func(conn *pgx.Conn) error {
-		l := &ledger{conn: conn, cfg: cfg}
+	err := replication.WithConn(ctx, c.DSN, c.Source, func(conn *pgx.Conn) error {
+		l := &ledgerConn{conn: conn, cfg: c}
 		if err := l.open(ctx); err != nil {
 			return err
 		}
@@ -54,11 +53,11 @@ func withLedger(ctx context.Context, cfg config.Config, f func(*ledger) error) e
 	return ledgerError(fault)
 }
 
-func (l *ledger) open(ctx context.Context) error {
+func (l *ledgerConn) open(ctx context.Context) error {
 	if _, err := l.conn.Exec(ctx, personal); err != nil {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
-	if err := replication.CheckOwners(ctx, l.conn, source(l.cfg)); err != nil {
+	if err := replication.CheckOwners(ctx, l.conn, l.cfg.Source); err != nil {
 		return err
 	}
 	rows, err := l.conn.Query(ctx, l.sql("select id, processor_name, is_active from ledger.outbox_processors where connector = $1 order by id"), l.cfg.Name)
@@ -79,7 +78,7 @@ func (l *ledger) open(ctx context.Context) error {
 }
 
 // sql names the ledger's tables in a statement that writes them as ledger.outbox_….
-func (l *ledger) sql(text string) string { return source(l.cfg).Ledger(text) }
+func (l *ledgerConn) sql(text string) string { return l.cfg.Source.Ledger(text) }
 
 // ledgerError gives what the database refuses its exit code and its remedy.
 func ledgerError(err error) error {
@@ -99,7 +98,7 @@ func ledgerError(err error) error {
 }
 
 // named gives the ids of sinks by name: with no names of all, processor 0 included.
-func (l *ledger) named(names []string) ([]int32, error) {
+func (l *ledgerConn) named(names []string) ([]int32, error) {
 	if len(names) == 0 {
 		ids := []int32{0}
 		for _, s := range l.sinks {
@@ -123,7 +122,7 @@ func (l *ledger) named(names []string) ([]int32, error) {
 	return slices.Compact(ids), nil
 }
 
-func (l *ledger) unknown(name string) error {
+func (l *ledgerConn) unknown(name string) error {
 	if len(l.sinks) == 0 {
 		return fmt.Errorf("no sink %q: connector %q has none yet; its first start, or init, makes them known", name, l.cfg.Name)
 	}
@@ -135,7 +134,7 @@ func (l *ledger) unknown(name string) error {
 }
 
 // sink is the row of an id; nil for processor 0 and those of other connectors.
-func (l *ledger) sink(id int32) *knownSink {
+func (l *ledgerConn) sink(id int32) *knownSink {
 	for i := range l.sinks {
 		if l.sinks[i].id == id {
 			return &l.sinks[i]
@@ -144,7 +143,7 @@ func (l *ledger) sink(id int32) *knownSink {
 	return nil
 }
 
-func (l *ledger) name(id int32) string {
+func (l *ledgerConn) name(id int32) string {
 	if s := l.sink(id); s != nil {
 		return s.name
 	}
@@ -152,7 +151,7 @@ func (l *ledger) name(id int32) string {
 }
 
 // checkIDs says what is wrong with ids of events, before the database does in its own words.
-func (l *ledger) checkIDs(ids []string) error {
+func (l *ledgerConn) checkIDs(ids []string) error {
 	for _, id := range ids {
 		if l.uuidIDs && !isUUID(id) {
 			return fmt.Errorf("%q is no event id: those of this outbox are of type uuid, as %s", id, exampleID)
@@ -167,7 +166,7 @@ const exampleID = "0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f"
 func isUUID(s string) bool { return uuid.Validate(s) == nil && len(s) <= len("{"+exampleID+"}") }
 
 // idType is the type of event ids.
-func (l *ledger) idType() string {
+func (l *ledgerConn) idType() string {
 	if l.uuidIDs {
 		return "uuid"
 	}
@@ -175,7 +174,7 @@ func (l *ledger) idType() string {
 }
 
 // canonical is an id as the database writes it.
-func (l *ledger) canonical(id string) string {
+func (l *ledgerConn) canonical(id string) string {
 	if u, err := uuid.Parse(id); l.uuidIDs && err == nil {
 		return u.String()
 	}
@@ -183,7 +182,7 @@ func (l *ledger) canonical(id string) string {
 }
 
 // tell wakes the lanes of a sink, when tx commits.
-func (l *ledger) tell(ctx context.Context, tx pgx.Tx, processor int32) error {
+func (l *ledgerConn) tell(ctx context.Context, tx pgx.Tx, processor int32) error {
 	_, err := tx.Exec(ctx, "select pg_notify($1, $2)", connector.Changed, fmt.Sprintf("%s:%d", l.cfg.Source.LedgerSchema, processor))
 	if err != nil {
 		return fmt.Errorf("notify: %w", err)

@@ -1,4 +1,4 @@
-package service
+package admin
 
 import (
 	"context"
@@ -6,8 +6,6 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
 // Paused says what Pause or Resume has done to a sink.
@@ -22,18 +20,18 @@ type Paused struct {
 
 // Pause keeps events of sinks parked from now on, also beyond the end of the process, until Resume. A connector that runs
 // is told. A sink that is not known is an error that names those which are, and nothing is changed.
-func Pause(ctx context.Context, cfg config.Config, sinks []string) ([]Paused, error) {
-	return setActive(ctx, cfg, sinks, false)
+func Pause(ctx context.Context, c Config, sinks []string) ([]Paused, error) {
+	return setActive(ctx, c, sinks, false)
 }
 
 // Resume lets sinks that were paused be delivered to again.
-func Resume(ctx context.Context, cfg config.Config, sinks []string) ([]Paused, error) {
-	return setActive(ctx, cfg, sinks, true)
+func Resume(ctx context.Context, c Config, sinks []string) ([]Paused, error) {
+	return setActive(ctx, c, sinks, true)
 }
 
-func setActive(ctx context.Context, cfg config.Config, sinks []string, active bool) ([]Paused, error) {
+func setActive(ctx context.Context, c Config, sinks []string, active bool) ([]Paused, error) {
 	var result []Paused
-	err := withLedger(ctx, cfg, func(l *ledger) error {
+	err := withLedger(ctx, c, func(l *ledgerConn) error {
 		ids, err := l.named(sinks)
 		if err != nil {
 			return err
@@ -55,7 +53,7 @@ func setActive(ctx context.Context, cfg config.Config, sinks []string, active bo
 	return result, err
 }
 
-func (l *ledger) activate(ctx context.Context, tx pgx.Tx, id int32, active bool) (Paused, error) {
+func (l *ledgerConn) activate(ctx context.Context, tx pgx.Tx, id int32, active bool) (Paused, error) {
 	p := Paused{Sink: l.name(id), Paused: !active}
 	tag, err := tx.Exec(ctx, l.sql("update ledger.outbox_processors set is_active = $2 where id = $1 and is_active <> $2"), id, active)
 	if err != nil {

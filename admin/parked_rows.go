@@ -1,4 +1,4 @@
-package service
+package admin
 
 import (
 	"context"
@@ -119,7 +119,7 @@ type parkedQuery struct {
 
 // each calls f with the rows in order of processor and position until it returns false. Between two pages nothing is held
 // in the database, so f may take its time.
-func (l *ledger) each(ctx context.Context, q parkedQuery, f func(*Parked) (bool, error)) error {
+func (l *ledgerConn) each(ctx context.Context, q parkedQuery, f func(*Parked) (bool, error)) error {
 	if err := l.checkIDs(q.filter.IDs); err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ const selectParked = `select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_h
 	order by p.commit_lsn, p.tx_index limit $9`
 
 // page reads in the order of the key; ids are looked up first.
-func (l *ledger) page(ctx context.Context, q parkedQuery, processor int32, from checkpoint.Position, limit int) ([]*Parked, error) {
+func (l *ledgerConn) page(ctx context.Context, q parkedQuery, processor int32, from checkpoint.Position, limit int) ([]*Parked, error) {
 	f := q.filter
 	args := []any{processor, from.LSN, from.Index, q.status, timeOrNull(f.Since), timeOrNull(f.Until), f.Error, q.payload, limit}
 	table := "ledger.outbox_parked"
@@ -190,7 +190,7 @@ func timeOrNull(t time.Time) *time.Time {
 	return &t
 }
 
-func (l *ledger) scanParked(row pgx.CollectableRow, processor int32) (*Parked, error) {
+func (l *ledgerConn) scanParked(row pgx.CollectableRow, processor int32) (*Parked, error) {
 	p := &Parked{Sink: l.name(processor), key: checkpoint.Key{Processor: processor}}
 	var id *string
 	var next pgtype.Timestamptz
@@ -223,7 +223,7 @@ func (l *ledger) scanParked(row pgx.CollectableRow, processor int32) (*Parked, e
 }
 
 // waits says what a row waits for, as far as the row itself tells.
-func (l *ledger) waits(p *Parked, now time.Time) string {
+func (l *ledgerConn) waits(p *Parked, now time.Time) string {
 	sink := l.sink(p.key.Processor)
 	switch {
 	case p.Status == "dead" && p.Blocks:
@@ -241,7 +241,7 @@ func (l *ledger) waits(p *Parked, now time.Time) string {
 }
 
 // behind finds out which rows are held by an earlier one of their aggregate.
-func (l *ledger) behind(ctx context.Context, page []*Parked) error {
+func (l *ledgerConn) behind(ctx context.Context, page []*Parked) error {
 	var processors []int32
 	var hashes, indexes []int64
 	var lsns []string

@@ -1,4 +1,4 @@
-package service
+package admin
 
 import (
 	"context"
@@ -10,8 +10,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
 // EventStatuses are what Events can be asked for. "" is all of the outbox.
@@ -69,8 +67,8 @@ type EventsPage struct {
 // Events lists events by what became of them: parked and dead from outbox_parked in order of sink and position, failed and discarded
 // from the log and the others from the outbox, both the newest first. Of the outbox it is those of the last hour unless Since
 // or ids say otherwise.
-func Events(ctx context.Context, cfg config.Config, q EventsQuery) (page EventsPage, err error) {
-	err = withLedger(ctx, cfg, func(l *ledger) error {
+func Events(ctx context.Context, c Config, q EventsQuery) (page EventsPage, err error) {
+	err = withLedger(ctx, c, func(l *ledgerConn) error {
 		if err := l.checkIDs(q.Filter.IDs); err != nil {
 			return err
 		}
@@ -85,7 +83,7 @@ func Events(ctx context.Context, cfg config.Config, q EventsQuery) (page EventsP
 	return page, err
 }
 
-func (l *ledger) listParked(ctx context.Context, q EventsQuery, page *EventsPage) error {
+func (l *ledgerConn) listParked(ctx context.Context, q EventsQuery, page *EventsPage) error {
 	after, err := parseCursor(q.After)
 	if err != nil {
 		return err
@@ -113,14 +111,14 @@ func (l *ledger) listParked(ctx context.Context, q EventsQuery, page *EventsPage
 const tryColumns = `coalesce(event_id::text, ''), processor_id, status, attempt_number, completed_at, duration_ms::float8, coalesce(error_message, ''),
 	concat(commit_lsn, ':', tx_index), id`
 
-func (l *ledger) scanTry(row pgx.CollectableRow) (t Try, err error) {
+func (l *ledgerConn) scanTry(row pgx.CollectableRow) (t Try, err error) {
 	var processor int32
 	err = row.Scan(&t.EventID, &processor, &t.Status, &t.Attempt, &t.CompletedAt, &t.DurationMS, &t.Error, &t.Position, &t.id)
 	t.Sink = l.name(processor)
 	return t, err
 }
 
-func (l *ledger) listTries(ctx context.Context, q EventsQuery, page *EventsPage) error {
+func (l *ledgerConn) listTries(ctx context.Context, q EventsQuery, page *EventsPage) error {
 	f := q.Filter
 	if f.Type != "" || f.Aggregate != "" || f.Tenant != "" {
 		return fmt.Errorf("the log has no type, aggregate or tenant to look for %s events by; name their ids", q.Status)
@@ -160,7 +158,7 @@ func (l *ledger) listTries(ctx context.Context, q EventsQuery, page *EventsPage)
 }
 
 // tries are the log's rows of an event, the last one first.
-func (l *ledger) tries(ctx context.Context, id string, processors []int32, limit int) ([]Try, error) {
+func (l *ledgerConn) tries(ctx context.Context, id string, processors []int32, limit int) ([]Try, error) {
 	rows, err := l.conn.Query(ctx, l.sql(`select `+tryColumns+` from ledger.outbox_delivery_log where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
 		order by completed_at desc, id desc limit $3`), id, processors, limit)
 	if err != nil {
@@ -181,10 +179,10 @@ func scanEvent(row pgx.CollectableRow) (e Event, err error) {
 	return e, err
 }
 
-func (l *ledger) listEvents(ctx context.Context, q EventsQuery, page *EventsPage) error {
+func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *EventsPage) error {
 	f := q.Filter
 	switch {
-	case mapped(l.cfg):
+	case l.cfg.Source.Mapped():
 		return fmt.Errorf("%s is a table of your own, so there is no view that says what became of its events; list parked, dead, failed or discarded ones, "+
 			"or show one by its id", l.cfg.Source.Table)
 	case len(f.Sinks) > 0 || f.Error != "":
@@ -222,7 +220,7 @@ func (l *ledger) listEvents(ctx context.Context, q EventsQuery, page *EventsPage
 	}
 }
 
-func (l *ledger) eventRows(ctx context.Context, q EventsQuery, f Filter, at time.Time, id string) ([]Event, error) {
+func (l *ledgerConn) eventRows(ctx context.Context, q EventsQuery, f Filter, at time.Time, id string) ([]Event, error) {
 	args := []any{q.Status, timeOrNull(f.Since), timeOrNull(f.Until), q.Limit + 1}
 	more := ""
 	if !at.IsZero() {
@@ -253,9 +251,9 @@ type EventDetails struct {
 }
 
 // ShowEvent gives all that is known of one event. One of which nothing is known is an error.
-func ShowEvent(ctx context.Context, cfg config.Config, id string, payload bool) (d EventDetails, err error) {
+func ShowEvent(ctx context.Context, c Config, id string, payload bool) (d EventDetails, err error) {
 	d.Parked, d.Log = []*Parked{}, []Try{}
-	err = withLedger(ctx, cfg, func(l *ledger) error {
+	err = withLedger(ctx, c, func(l *ledgerConn) error {
 		if err := l.checkIDs([]string{id}); err != nil {
 			return err
 		}
@@ -278,7 +276,7 @@ func ShowEvent(ctx context.Context, cfg config.Config, id string, payload bool) 
 		if d.Log, err = l.tries(ctx, id, processors, 100); err != nil {
 			return err
 		}
-		if !mapped(cfg) {
+		if !c.Source.Mapped() {
 			if d.Event, err = l.event(ctx, id); err != nil && sqlState(err) != "42501" {
 				return err
 			}
@@ -291,7 +289,7 @@ func ShowEvent(ctx context.Context, cfg config.Config, id string, payload bool) 
 	return d, err
 }
 
-func (l *ledger) event(ctx context.Context, id string) (*Event, error) {
+func (l *ledgerConn) event(ctx context.Context, id string) (*Event, error) {
 	rows, err := l.conn.Query(ctx, l.sql("select "+eventColumns+" from ledger.event_outbox_status where id = $1::text::uuid"), id)
 	if err != nil {
 		return nil, fmt.Errorf("read event_outbox_status: %w", err)

@@ -1,0 +1,23 @@
+package service
+
+import (
+	"github.com/pyairtable-compose/outbox-cdc/admin"
+	"github.com/pyairtable-compose/outbox-cdc/config"
+)
+
+// AdminConfig returns what the functions of package admin need to work on the ledger of the connector that cfg describes.
+func AdminConfig(cfg config.Config) admin.Config {
+	return admin.Config{
+		Name: cfg.Name, DSN: string(cfg.Source.DSN), Source: source(cfg), Block: cfg.Delivery.OnDeadLetter == config.DeadBlock,
+	}
+}
+
+// Routing returns the sinks and routes of cfg, so that package admin can say where an event would go. It connects to nothing.
+func Routing(cfg config.Config) (admin.Routing, error) {
+	sinks, members, err := buildSinksAndMembers(cfg, Parts{})
+	if err != nil {
+		return admin.Routing{}, err
+	}
+	routes, err := buildRoutes(cfg)
+	return admin.Routing{Sinks: sinks, Routes: routes, Members: members}, err
+}
