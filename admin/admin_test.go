@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
@@ -85,10 +85,9 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-func wantExit(t *testing.T, err error, code int, words ...string) {
+func wantExit(t *testing.T, err error, code exitcode.Code, words ...string) {
 	t.Helper()
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != code {
+	if exitcode.Of(err) != code {
 		t.Fatalf("exit code of %v is not %d", err, code)
 	}
 	for _, w := range words {

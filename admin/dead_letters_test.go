@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 func TestRetry(t *testing.T) {
@@ -246,7 +248,7 @@ func TestChangesNeedNoOwner(t *testing.T) {
 	cfg := w.admin
 	cfg.DSN = dsn
 	_, err := ChangeParked(testContext(t), cfg, Retry, ChangeOptions{})
-	wantExit(t, err, 77, "permission denied for table outbox_processors", "let the owner grant it")
+	wantExit(t, err, exitcode.Privilege, "permission denied for table outbox_processors", "let the owner grant it")
 	w.exec("grant select, insert, update, delete on outbox_processors, outbox_parked, outbox_checkpoints to "+name,
 		"grant select, insert on outbox_delivery_log to "+name, "grant usage on schema public to "+name)
 	for _, a := range []Action{Kill, Discard} {
@@ -261,13 +263,13 @@ func TestChangesNeedNoOwner(t *testing.T) {
 		t.Errorf("%+v, %v", d, err) // the view is not among what it may read
 	}
 	_, err = Events(testContext(t), cfg, EventsQuery{Limit: 1})
-	wantExit(t, err, 77, "event_outbox_status")
+	wantExit(t, err, exitcode.Privilege, "event_outbox_status")
 	cfg.Source.LedgerSchema = "elsewhere"
 	_, err = Pause(testContext(t), cfg, []string{"a"})
-	wantExit(t, err, 78, "is source.ledger_schema right?")
+	wantExit(t, err, exitcode.Config, "is source.ledger_schema right?")
 	cfg.DSN = "postgres://127.0.0.1:1/x"
 	_, err = Pause(testContext(t), cfg, []string{"a"})
-	wantExit(t, err, 69)
+	wantExit(t, err, exitcode.Unavailable)
 }
 
 func TestPause(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/connector"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -88,9 +89,9 @@ func ledgerError(err error) error {
 	}
 	switch pg.Code {
 	case "42P01":
-		return exitError{78, fmt.Errorf("%w; is source.ledger_schema right? outbox-cdc init makes the ledger", err)}
+		return exitcode.Errorf(exitcode.Config, "%w; is source.ledger_schema right? outbox-cdc init makes the ledger", err)
 	case "42501":
-		return exitError{77, fmt.Errorf("%w; let the owner grant it to the login of source.dsn", err)}
+		return exitcode.Errorf(exitcode.Privilege, "%w; let the owner grant it to the login of source.dsn", err)
 	case "55P03":
 		return fmt.Errorf("another session holds rows of the ledger locked: %w; end its transaction (pg_stat_activity), then try again", err)
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -98,11 +100,8 @@ func TestUnreadableFile(t *testing.T) {
 		if err == nil || err.Error() != want {
 			t.Errorf("Load(%s) = %v, want %s", path, err, want)
 		}
-		if coded, ok := errors.AsType[interface {
-			error
-			ExitCode() int
-		}](err); !ok || coded.ExitCode() != 78 {
-			t.Errorf("Load(%s): exit code is not 78", path)
+		if code := exitcode.Of(err); code != exitcode.Config {
+			t.Errorf("Load(%s): exit code %d, want %d", path, code, exitcode.Config)
 		}
 	}
 }

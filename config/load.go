@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // Load makes a Config of the YAML file at path, or of the environment alone where path is empty. The environment, as
@@ -284,7 +286,7 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// ExitCode is that of an invalid configuration, EX_CONFIG of sysexits.h.
-func (e *Error) ExitCode() int { return 78 }
+// ExitCode is that of an invalid configuration.
+func (e *Error) ExitCode() int { return int(exitcode.Config) }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
@@ -155,7 +155,7 @@ func (c *Connector) makeSinks() {
 
 // Run delivers until ctx ends and what is on the wire has been recorded: then its error is nil. A session that ends with
 // an error is followed by another, from where the slot stands. Run itself ends with an error only for what no
-// further try can mend; such an error has ExitCode() int, one of the exit codes that the README lists.
+// further try can mend; such an error has the method ExitCode() int, which returns one of the exit codes that the README lists.
 func (c *Connector) Run(ctx context.Context) error {
 	pool, err := c.openPool()
 	if err != nil {
@@ -207,7 +207,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			continue
 		}
 		if !c.ran && Unreachable(err) && time.Since(started) > unreachableFor {
-			return exitError{69, fmt.Errorf("PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)}
+			return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)
 		}
 		failures++
 		wait := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}.delay(failures)

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
@@ -115,12 +116,11 @@ func (r *running) stop() {
 }
 
 // wantExit waits for Run to end by itself, with this exit code and text.
-func (r *running) wantExit(code int, text string) {
+func (r *running) wantExit(code exitcode.Code, text string) {
 	r.w.t.Helper()
 	select {
 	case err := <-r.ended:
-		var coded interface{ ExitCode() int }
-		if !errors.As(err, &coded) || coded.ExitCode() != code || !strings.Contains(err.Error(), text) {
+		if exitcode.Of(err) != code || !strings.Contains(err.Error(), text) {
 			r.w.t.Errorf("run ended with %v, want exit code %d and %q", err, code, text)
 		}
 	case <-time.After(15 * time.Second):
@@ -279,7 +279,7 @@ func TestForeignHistoryIsRefused(t *testing.T) {
 			w := newWorld(t)
 			w.event("a", "one")
 			w.exec(tt.sql)
-			w.run().wantRefusal(70, tt.text)
+			w.run().wantRefusal(exitcode.SlotLost, tt.text)
 			if got := w.received(); got != "" {
 				t.Errorf("received %q", got)
 			}
@@ -296,7 +296,7 @@ func TestLostColumnStops(t *testing.T) {
 	w.eventually(logged, "one:delivered")
 	w.exec("alter table event_outbox rename column payload to body")
 	w.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('t', 'a', 'two', '{}')`)
-	r.wantExit(78, "payload")
+	r.wantExit(exitcode.Config, "payload")
 	// The slot itself says so: other tests write into the same WAL, and what lies before the row may be confirmed.
 	still := w.query("select count(*) from pg_logical_slot_peek_binary_changes((select slot_name from outbox_checkpoints), null, null, " +
 		"'proto_version', '1', 'publication_names', '" + w.cfg.Source.Publication + "') where get_byte(data, 0) = ascii('I')")
@@ -396,7 +396,7 @@ func TestUnreachable(t *testing.T) {
 	if !Unreachable(err) {
 		t.Errorf("%v is not Unreachable", err)
 	}
-	if c.fatal(exitError{69, err}) != true || (&Connector{ran: true}).fatal(exitError{69, err}) {
-		t.Error("69 ends the process before the first session only")
+	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{ran: true}).fatal(coded) {
+		t.Error("exitcode.Unavailable should end the process before the first session only")
 	}
 }

@@ -3,41 +3,20 @@ package connector
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// exitError is an error that no further try can mend, with the exit code of DESIGN.md section 8.
-type exitError struct {
-	code int
-	error
-}
-
-// ExitCode is the process's exit code.
-func (e exitError) ExitCode() int { return e.code }
-
-func (e exitError) Unwrap() error { return e.error }
-
-// lost is a slot that is lost, or not ours.
-func lost(format string, args ...any) error { return exitError{70, fmt.Errorf(format, args...)} }
-
-// fatal says that the process should end with err. A wrong password is a mistake before the first session, and a
-// rotation that is under way after it.
+// fatal reports whether the process should end with err: no further try can mend it, or PostgreSQL could not be reached for
+// a first session. After the first session the connector waits for PostgreSQL for ever.
 func (c *Connector) fatal(err error) bool {
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) {
-		return false
-	}
-	switch coded.ExitCode() {
-	case 70, 77, 78:
-		return true
-	}
-	return !c.ran
+	code := exitcode.Of(err)
+	return code.Final() || code == exitcode.Unavailable && !c.ran
 }
 
 // The names of the connection strings in messages.

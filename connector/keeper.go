@@ -2,12 +2,12 @@ package connector
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -60,11 +60,10 @@ func (c *Connector) keepDoing(ctx context.Context, d duty) error {
 	for fine, first := true, true; ; first = false {
 		next := time.Now().Add(d.every)
 		err := c.doDuty(ctx, d)
-		var problem interface{ ExitCode() int }
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.As(err, &problem):
+		case exitcode.Of(err).Final():
 			return err
 		case err != nil:
 			next = time.Now().Add(min(d.every, dutyRetry))

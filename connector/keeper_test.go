@@ -3,7 +3,6 @@ package connector
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -51,9 +51,8 @@ func TestKeeperLooksForDrift(t *testing.T) {
 	w := newWorld(t)
 	w.exec("alter publication " + w.cfg.Source.Publication + " set (publish = 'update')")
 	took, err := w.keepFor(time.Hour)
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != 78 || !strings.Contains(err.Error(), "does not publish inserts") {
-		t.Errorf("ended with %v, want exit code 78 and the drift", err)
+	if exitcode.Of(err) != exitcode.Config || !strings.Contains(err.Error(), "does not publish inserts") {
+		t.Errorf("ended with %v, want exit code %d and the drift", err, exitcode.Config)
 	}
 	if took > driftEvery+time.Second {
 		t.Errorf("found after %s, want 30 s at most", took)
@@ -68,9 +67,8 @@ func TestKeeperFindsTheOutboxReplaced(t *testing.T) {
 		w.exec("create table eo2 (like event_outbox including all)")
 		w.exec("begin; alter table event_outbox rename to eo_old; alter table eo2 rename to event_outbox; commit")
 	})
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != 78 || !strings.Contains(err.Error(), "is public.eo_old now") {
-		t.Errorf("ended with %v, want exit code 78 and the old table's name", err)
+	if exitcode.Of(err) != exitcode.Config || !strings.Contains(err.Error(), "is public.eo_old now") {
+		t.Errorf("ended with %v, want exit code %d and the old table's name", err, exitcode.Config)
 	}
 	if took > driftEvery+time.Second {
 		t.Errorf("found after %s, want 30 s at most", took)

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/sony/gobreaker/v2"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -207,7 +208,7 @@ func TestOrphans(t *testing.T) {
 	w.eventually("select count(*) from outbox_parked", "1")
 	r.stop()
 	w.cfg.Sinks[0].Name = "t"
-	w.run().wantExit(78, "renamed_from")
+	w.run().wantExit(exitcode.Config, "renamed_from")
 	w.cfg.Sinks[0].RenamedFrom = "s" // as it was told
 	r = w.run()
 	w.event("a", "two")

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -129,7 +130,7 @@ func (c *Connector) explain(ctx context.Context, err error) error {
 		return c.historyMissing(ctx, e, err)
 	}
 	if why := e.unsendable(); why != "" {
-		return lost("%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.rows(c.cfg.Source.Table), replication.StartAnew)
+		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.rows(c.cfg.Source.Table), replication.StartAnew)
 	}
 	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
 		return err // the end of a server or of a session says nothing of the place
@@ -168,7 +169,7 @@ func (c *Connector) historyMissing(ctx context.Context, e *refusal, err error) e
 	if c.pool.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", publication).Scan(&exists) != nil || !exists {
 		return err // the next session finds out more
 	}
-	return lost("%w; publication %q exists now, and did not when that was written: it was dropped and made again, or source.publication has "+
+	return exitcode.Errorf(exitcode.SlotLost, "%w; publication %q exists now, and did not when that was written: it was dropped and made again, or source.publication has "+
 		"another name than before, which can be set back; PostgreSQL decodes what was written by the publication as it was then, so the slot can never "+
 		"pass it; find out who dropped it, %s", err, publication, replication.StartAnew)
 }

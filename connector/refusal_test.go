@@ -13,6 +13,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // The server's error names the transaction, by what it has sent and by what it says of itself, in whatever language.
@@ -64,8 +65,7 @@ func TestErrorThatComesForEver(t *testing.T) {
 		{Code: "XX000", Message: "invalid memory alloc request size 1258291203"},
 		{Code: "54000", Message: "out of memory"},
 	} {
-		var coded interface{ ExitCode() int }
-		if err := in(pg, 1); !errors.As(err, &coded) || coded.ExitCode() != 70 || !strings.Contains(err.Error(), "where xmin = '7'") ||
+		if err := in(pg, 1); exitcode.Of(err) != exitcode.SlotLost || !strings.Contains(err.Error(), "where xmin = '7'") ||
 			!strings.Contains(err.Error(), "outbox-cdc destroy") {
 			t.Errorf("%s: %v", pg.Code, err)
 		}

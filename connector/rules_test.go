@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -27,7 +28,7 @@ func (r *running) streaming() bool {
 }
 
 // wantRefusal waits for Run to end by itself without ever streaming, with this exit code and text.
-func (r *running) wantRefusal(code int, text string) {
+func (r *running) wantRefusal(code exitcode.Code, text string) {
 	r.w.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		select {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
@@ -115,10 +116,10 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 	slot := c.cfg.Source.Slot
 	const remedy = "; " + replication.StartAnew
 	if id.SystemID != start.SystemIdentifier {
-		return 0, lost("slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
+		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
 	}
 	if id.Timeline != start.Timeline {
-		return 0, lost("slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
+		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
 	}
 	var confirmed, written pglogrepl.LSN
 	err := c.pool.QueryRow(ctx, "select confirmed_flush_lsn, pg_current_wal_insert_lsn() from pg_replication_slots where slot_name = $1", slot).
@@ -127,11 +128,11 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 		return 0, fmt.Errorf("ask where slot %q stands: %w", slot, err)
 	}
 	if confirmed > start.Confirmed {
-		return 0, lost("slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
+		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
 	}
 	// The server does not check what is reported to it: the slot would jump there, past all events to come.
 	if start.Confirmed > written {
-		return 0, lost("the checkpoint of slot %q stands at %s, ahead of the server's %s: it is of another history"+remedy, slot, start.Confirmed, written)
+		return 0, exitcode.Errorf(exitcode.SlotLost, "the checkpoint of slot %q stands at %s, ahead of the server's %s: it is of another history"+remedy, slot, start.Confirmed, written)
 	}
 	return written, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -50,7 +51,7 @@ func TestRenamedAfterInit(t *testing.T) {
 	}
 	made("t", "false") // as init does; and a person pauses it
 	w.cfg.Sinks[0].Name = "t"
-	w.run().wantExit(78, "write renamed_from: s")
+	w.run().wantExit(exitcode.Config, "write renamed_from: s")
 	w.cfg.Sinks[0].RenamedFrom = "s"
 	made("t", "false") // nor does init itself, beside which another process may run
 	if got := w.query("select string_agg(processor_name, ' ' order by id) from outbox_processors"); got != "s t" {
@@ -68,7 +69,7 @@ func TestRenamedAfterInit(t *testing.T) {
 	w.exec(`insert into outbox_delivery_log (processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
 		select id, 1, 'delivered', now(), '0/1', 0, 1 from outbox_processors where processor_name = 'u'`)
 	w.cfg.Sinks[0].Name, w.cfg.Sinks[0].RenamedFrom = "u", "t"
-	w.run().wantExit(78, `sink "u" has deliveries of its own, so it cannot take over the 2 parked events of "t"`)
+	w.run().wantExit(exitcode.Config, `sink "u" has deliveries of its own, so it cannot take over the 2 parked events of "t"`)
 	w.exec("update outbox_processors set is_active = true")
 	away.Store(false)
 	own := w.cfg.Sinks[0]

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -162,5 +163,5 @@ func (c *Connector) forgotten(orphans map[string]int64) error {
 	if all == nil {
 		return nil
 	}
-	return exitError{78, errors.Join(all...)}
+	return exitcode.With(exitcode.Config, errors.Join(all...))
 }

@@ -2,7 +2,6 @@ package connector
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
@@ -37,7 +37,7 @@ func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	}
 	cfg, err := pgxpool.ParseConfig(c.cfg.Source.DSN)
 	if err != nil {
-		return nil, exitError{78, errors.New("source.dsn is no connection string for a pool")}
+		return nil, exitcode.Errorf(exitcode.Config, "source.dsn is no connection string for a pool")
 	}
 	cfg.ConnConfig = conn
 	cfg.MinConns = 0

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -16,7 +17,7 @@ type Refusal struct{ text string }
 func (r *Refusal) Error() string { return r.text }
 
 // ExitCode is that of a configuration that does not fit.
-func (r *Refusal) ExitCode() int { return 78 }
+func (r *Refusal) ExitCode() int { return int(exitcode.Config) }
 
 // Check refuses tables and views of our names that belong to roles that are not trusted. Whoever is about to read the ledger
 // with an owner's rights asks this first: a view, or a trigger, would run somebody's code with those rights.

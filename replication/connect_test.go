@@ -3,6 +3,8 @@ package replication
 import (
 	"net/url"
 	"testing"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // What a server will never grant to a connection string ends the start at once, and names what to change.
@@ -13,12 +15,12 @@ func TestRefusedConnections(t *testing.T) {
 	for name, test := range map[string]struct {
 		set   map[string]string
 		class error
-		code  int
+		code  exitcode.Code
 		words []string
 	}{
-		"another role":    {map[string]string{"role": "postgres"}, ErrPrivilege, 77, []string{"the parameter role", "remove it"}},
-		"another session": {map[string]string{"session_authorization": "postgres"}, ErrPrivilege, 77, []string{"the parameter session_authorization", "remove it"}},
-		"TLS":             {map[string]string{"sslmode": "require"}, ErrConfig, 78, []string{"asks for TLS by its sslmode", "ssl = on"}},
+		"another role":    {map[string]string{"role": "postgres"}, ErrPrivilege, exitcode.Privilege, []string{"the parameter role", "remove it"}},
+		"another session": {map[string]string{"session_authorization": "postgres"}, ErrPrivilege, exitcode.Privilege, []string{"the parameter session_authorization", "remove it"}},
+		"TLS":             {map[string]string{"sslmode": "require"}, ErrConfig, exitcode.Config, []string{"asks for TLS by its sslmode", "ssl = on"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // The classes of what is wrong before a session can begin. None of it mends itself.
@@ -33,11 +35,11 @@ func (p *Problem) Unwrap() error { return p.Class }
 func (p *Problem) ExitCode() int {
 	switch {
 	case errors.Is(p.Class, ErrSlotLost), errors.Is(p.Class, ErrSlotMissing):
-		return 70
+		return int(exitcode.SlotLost)
 	case errors.Is(p.Class, ErrPrivilege):
-		return 77
+		return int(exitcode.Privilege)
 	default:
-		return 78
+		return int(exitcode.Config)
 	}
 }
 

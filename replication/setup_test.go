@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -107,13 +108,12 @@ func testContext(t *testing.T) context.Context {
 }
 
 // wantProblem wants an error of a class and an exit code, with all these words in it.
-func wantProblem(t *testing.T, err, class error, code int, words ...string) {
+func wantProblem(t *testing.T, err, class error, code exitcode.Code, words ...string) {
 	t.Helper()
 	if !errors.Is(err, class) {
 		t.Fatalf("got %v, want one of class %q", err, class)
 	}
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != code {
+	if exitcode.Of(err) != code {
 		t.Errorf("exit code of %v is not %d", err, code)
 	}
 	for _, w := range words {
@@ -274,7 +274,7 @@ func TestSetupBacklog(t *testing.T) {
 	o := newOutbox(t)
 	o.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')")
 	_, err := Setup(testContext(t), o.cfg)
-	wantProblem(t, err, ErrConfig, 78, "public.event_outbox holds rows", `"outbox-cdc init --backlog none"`)
+	wantProblem(t, err, ErrConfig, exitcode.Config, "public.event_outbox holds rows", `"outbox-cdc init --backlog none"`)
 	if o.slot() != "none" || o.checkpoint() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
 		t.Error("a refusal made something")
 	}
@@ -305,7 +305,7 @@ func TestSetupBacklogWhileWaiting(t *testing.T) {
 		})
 	}
 	_, err = Setup(testContext(t), o.cfg)
-	wantProblem(t, err, ErrConfig, 78, "holds rows from before the slot")
+	wantProblem(t, err, ErrConfig, exitcode.Config, "holds rows from before the slot")
 	if o.slot() != "none" {
 		t.Error("a slot was left behind: " + o.slot())
 	}
@@ -325,7 +325,7 @@ func TestSetupAfterAnAbortedOne(t *testing.T) {
 			o.exec(before...)
 			old := o.slot()
 			_, err := Preflight(testContext(t), o.conn, PreflightConfig{Source: o.cfg.Source})
-			wantProblem(t, err, ErrConfig, 78, `run "outbox-cdc init"`)
+			wantProblem(t, err, ErrConfig, exitcode.Config, `run "outbox-cdc init"`)
 			if r := o.setup(); !r.SlotCreated || o.slot() == old {
 				t.Errorf("%+v, slot %s before and %s after", r, old, o.slot())
 			}
@@ -346,7 +346,7 @@ func TestSetupEpoch(t *testing.T) {
 	p := newOutbox(t)
 	p.exec("insert into outbox_parked (processor_id, commit_lsn, tx_index, agg_hash, status, event) values (1, '7F/0', 0, 1, 'dead', '{}')")
 	_, err := Setup(testContext(t), p.cfg)
-	wantProblem(t, err, ErrSlotLost, 70, "another history", "docs/operations.md#parked-rows", `"outbox-cdc dlq kill --all"`)
+	wantProblem(t, err, ErrSlotLost, exitcode.SlotLost, "another history", "docs/operations.md#parked-rows", `"outbox-cdc dlq kill --all"`)
 	if p.slot() != "none" {
 		t.Error("a slot was left behind")
 	}
@@ -358,70 +358,70 @@ func TestSetupRefuses(t *testing.T) {
 		before []string
 		change func(*outboxDB)
 		class  error
-		code   int
+		code   exitcode.Code
 		words  []string
 	}{
 		"a slot of somebody else": {
 			before: []string{"select pg_create_logical_replication_slot('SLOT', 'test_decoding')"},
-			class:  ErrSlotLost, code: 70, words: []string{"was not made by", "select pg_drop_replication_slot('SLOT')", "source.slot"},
+			class:  ErrSlotLost, code: exitcode.SlotLost, words: []string{"was not made by", "select pg_drop_replication_slot('SLOT')", "source.slot"},
 		},
 		"half made with another plugin": {
 			before: []string{"insert into outbox_checkpoints (slot_name, state) values ('SLOT', 'building')", "select pg_create_logical_replication_slot('SLOT', 'test_decoding')"},
-			class:  ErrSlotLost, code: 70, words: []string{"somebody else"},
+			class:  ErrSlotLost, code: exitcode.SlotLost, words: []string{"somebody else"},
 		},
 		"half made over an older one": {
 			before: []string{"insert into outbox_checkpoints (slot_name, state, prefix_lsn, prefix_index) values ('SLOT', 'building', '0/1', 0)"},
-			class:  ErrSlotLost, code: 70, words: []string{"an older slot", StartAnew},
+			class:  ErrSlotLost, code: exitcode.SlotLost, words: []string{"an older slot", StartAnew},
 		},
 		"a slot that is gone": {
 			before: []string{"insert into outbox_checkpoints (slot_name, state, system_identifier, prefix_lsn, prefix_index) select 'SLOT', 'ready', system_identifier::text, '0/1', 0 from pg_control_system()"},
-			class:  ErrSlotMissing, code: 70, words: []string{StartAnew},
+			class:  ErrSlotMissing, code: exitcode.SlotLost, words: []string{StartAnew},
 		},
 		"another cluster": {
 			before: []string{"insert into outbox_checkpoints (slot_name, state, system_identifier, prefix_lsn, prefix_index) values ('SLOT', 'ready', '7', '0/1', 0)"},
-			class:  ErrSlotLost, code: 70, words: []string{"cluster with system identifier 7", "source.dsn"},
+			class:  ErrSlotLost, code: exitcode.SlotLost, words: []string{"cluster with system identifier 7", "source.dsn"},
 		},
 		"a publication of all tables": {
 			before: []string{"create publication outbox_cdc for all tables"},
-			class:  ErrConfig, code: 78, words: []string{"of all tables", "source.publication"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{"of all tables", "source.publication"},
 		},
 		"no such table": {
 			change: func(o *outboxDB) { o.cfg.Table = "public.nothing" },
-			class:  ErrConfig, code: 78, words: []string{"table public.nothing does not exist", "source.table"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{"table public.nothing does not exist", "source.table"},
 		},
 		"a view": {
 			change: func(o *outboxDB) { o.cfg.Table = "public.event_outbox_status" },
-			class:  ErrConfig, code: 78, words: []string{"is no table"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{"is no table"},
 		},
 		"columns that are not there": {
 			change: func(o *outboxDB) { o.cfg.Columns.AggregateID, o.cfg.Columns.MaxRetries = "aggregateid", "event_type" },
-			class:  ErrConfig, code: 78, words: []string{`"aggregateid"`, "max_retries", "source.columns"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{`"aggregateid"`, "max_retries", "source.columns"},
 		},
 		"an unlogged table": {
 			before: []string{"alter table event_outbox set unlogged"},
-			class:  ErrConfig, code: 78, words: []string{"unlogged", "set logged"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{"unlogged", "set logged"},
 		},
 		"a slot's name": {
 			change: func(o *outboxDB) { o.cfg.Slot = "x; drop" },
-			class:  ErrConfig, code: 78, words: []string{"a-z, 0-9 and _"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{"a-z, 0-9 and _"},
 		},
 		"a wrong dsn": {
 			change: func(o *outboxDB) { o.cfg.DSN = "postgres://u:hunter2@localhost:port/db" },
-			class:  ErrConfig, code: 78, words: []string{"postgres://user:password@host:5432/database"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{"postgres://user:password@host:5432/database"},
 		},
 		"a wrong password": {
 			change: func(o *outboxDB) { o.cfg.DSN = o.as("postgres", "hunter2") },
-			class:  ErrPrivilege, code: 77, words: []string{"password authentication failed", "pg_hba.conf"},
+			class:  ErrPrivilege, code: exitcode.Privilege, words: []string{"password authentication failed", "pg_hba.conf"},
 		},
 		"no such database": {
 			change: func(o *outboxDB) { o.cfg.DSN = strings.Replace(o.dsn, o.conn.Config().Database, "nothing", 1) },
-			class:  ErrConfig, code: 78, words: []string{`database "nothing" does not exist`, "correct the database"},
+			class:  ErrConfig, code: exitcode.Config, words: []string{`database "nothing" does not exist`, "correct the database"},
 		},
 		"replication from another database": {
 			change: func(o *outboxDB) {
 				o.cfg.ReplicationDSN = strings.Replace(o.dsn, o.conn.Config().Database, "postgres", 1)
 			},
-			class: ErrConfig, code: 78, words: []string{`to "postgres" of`, "source.replication_dsn"},
+			class: ErrConfig, code: exitcode.Config, words: []string{`to "postgres" of`, "source.replication_dsn"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/router"
@@ -58,7 +59,7 @@ routes:
 		t.Fatal(err)
 	}
 	_, _, err := config.LoadWith(file, nil, config.Options{CheckSink: CheckSink})
-	wantExit(t, err, 78)
+	wantExit(t, err, exitcode.Config)
 	want := `DIR/outbox.yaml:6: sinks[0].credentials_file: DIR/nowhere.creds cannot be read: no such file or directory
 DIR/outbox.yaml:7: sinks[0].topic: "a.>" is no subject to publish to: it has a space, a control character, * or >
 DIR/outbox.yaml:11: sinks[1].credentials_file: nkeys: no nkey seed found
@@ -72,7 +73,7 @@ DIR/outbox.yaml:25: routes[0].topic: for "hook": is a URL of another scheme, hos
 		t.Errorf("mistakes (-want +got):\n%s", diff)
 	}
 	_, err = Build(loadFile(t, "sinks: [{type: event_bus, url: nats://localhost, credentials_file: "+dir+"/nowhere.creds}]\n"), Parts{})
-	wantExit(t, err, 78, "sinks[0].credentials_file: "+dir+"/nowhere.creds cannot be read: no such file or directory")
+	wantExit(t, err, exitcode.Config, "sinks[0].credentials_file: "+dir+"/nowhere.creds cannot be read: no such file or directory")
 }
 
 // The configuration refuses a topic where, and only where, the sink would refuse every event under it for good.

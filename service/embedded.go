@@ -17,6 +17,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
@@ -209,10 +210,9 @@ func (s *OutboxService) prepare(ctx context.Context) error {
 		return unreachable(err)
 	}
 	err := unreachable(initialize(ctx, s.cfg, s.parts.Logger))
-	var coded interface{ ExitCode() int }
 	var pg *pgconn.PgError
-	if errors.As(err, &coded) && coded.ExitCode() == 77 || errors.As(err, &pg) && pg.Code == "42501" {
-		return exitError{77, fmt.Errorf(`%w; let "outbox-cdc init" make it all once, with an owner's login`, err)}
+	if exitcode.Of(err) == exitcode.Privilege || errors.As(err, &pg) && pg.Code == "42501" {
+		return exitcode.Errorf(exitcode.Privilege, `%w; let "outbox-cdc init" make it all once, with an owner's login`, err)
 	}
 	return err
 }
@@ -243,11 +243,11 @@ func (s *OutboxService) sameOutbox(ctx context.Context) error {
 	case err != nil:
 		return err
 	case ours != theirs:
-		return exitError{78, fmt.Errorf("the service's *sql.DB leads to database %q of cluster %d, DatabaseURL (DATABASE_URL) to %q of %d: "+
-			"what the service commits would not be delivered; let both lead to the same", ours.database, ours.system, theirs.database, theirs.system)}
+		return exitcode.Errorf(exitcode.Config, "the service's *sql.DB leads to database %q of cluster %d, DatabaseURL (DATABASE_URL) to %q of %d: "+
+			"what the service commits would not be delivered; let both lead to the same", ours.database, ours.system, theirs.database, theirs.system)
 	case table != 0 && table != streamed:
-		return exitError{78, fmt.Errorf("the search_path of the service's *sql.DB leads to another event_outbox than %s, which is streamed: "+
-			"what the service commits would not be delivered; put its schema first", s.cfg.Source.Table)}
+		return exitcode.Errorf(exitcode.Config, "the search_path of the service's *sql.DB leads to another event_outbox than %s, which is streamed: "+
+			"what the service commits would not be delivered; put its schema first", s.cfg.Source.Table)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/outboxtest"
 	"github.com/pyairtable-compose/outbox-cdc/service"
@@ -246,12 +247,13 @@ func (h *onMessage) Handle(ctx context.Context, r slog.Record) error {
 
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()
-	exit := func(err error) int {
+	// A service finds the code by the method alone.
+	exit := func(err error) exitcode.Code {
 		var coded interface{ ExitCode() int }
 		if !errors.As(err, &coded) {
 			return -1
 		}
-		return coded.ExitCode()
+		return exitcode.Code(coded.ExitCode())
 	}
 	db, other := outboxtest.NewDB(t), outboxtest.NewDB(t)
 	name := "role_" + strings.ToLower(rand.Text())
@@ -268,12 +270,12 @@ func TestStartRefuses(t *testing.T) {
 	poor = "postgres://" + name + ":x@" + host
 	for what, test := range map[string]struct {
 		dsn  string
-		code int
+		code exitcode.Code
 		word string
 	}{
-		"another database": {outboxtest.DSN(t, other), 78, "would not be delivered; let both lead to the same"},
-		"no rights":        {poor, 77, `"outbox-cdc init"`},
-		"nobody there":     {"postgres://u:hunter2@127.0.0.1:1/d?sslmode=disable", 69, "cannot be reached"},
+		"another database": {outboxtest.DSN(t, other), exitcode.Config, "would not be delivered; let both lead to the same"},
+		"no rights":        {poor, exitcode.Privilege, `"outbox-cdc init"`},
+		"nobody there":     {"postgres://u:hunter2@127.0.0.1:1/d?sslmode=disable", exitcode.Unavailable, "cannot be reached"},
 	} {
 		c := configOf(t, db, outboxtest.NewSink())
 		c.DatabaseURL = test.dsn

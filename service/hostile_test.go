@@ -16,6 +16,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
@@ -249,7 +250,7 @@ func TestALedgerOfSomebodyElseIsRefused(t *testing.T) {
 			}
 			_, err := InitPlan(ctx, h.cfg, InitOptions{})
 			if strings.Contains(made, "checkpoints") {
-				wantExit(t, err, 78, h.planted.Role, "source.ledger_schema")
+				wantExit(t, err, exitcode.Config, h.planted.Role, "source.ledger_schema")
 			}
 			_, err = Init(ctx, h.cfg, InitOptions{})
 			refused("init", err)

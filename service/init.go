@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
@@ -242,9 +243,9 @@ func migrationError(err error) error {
 	}
 	switch pg.Code {
 	case "42P07": // tables of the same names, which are not ours
-		return exitError{78, err}
+		return exitcode.With(exitcode.Config, err)
 	case "42501":
-		return exitError{77, fmt.Errorf("%w; give an owner's login by --dsn or OUTBOX_ADMIN_URL, or let an administrator run what --print-sql prints", err)}
+		return exitcode.Errorf(exitcode.Privilege, "%w; give an owner's login by --dsn or OUTBOX_ADMIN_URL, or let an administrator run what --print-sql prints", err)
 	}
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
 	"log/slog"
 	"net/url"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
@@ -93,10 +93,9 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-func wantExit(t *testing.T, err error, code int, words ...string) {
+func wantExit(t *testing.T, err error, code exitcode.Code, words ...string) {
 	t.Helper()
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != code {
+	if exitcode.Of(err) != code {
 		t.Fatalf("exit code of %v is not %d", err, code)
 	}
 	for _, w := range words {
@@ -144,7 +143,7 @@ func TestInitAndDestroy(t *testing.T) {
 	}
 	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')")
 	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 78, "holds rows", "--backlog none")
+	wantExit(t, err, exitcode.Config, "holds rows", "--backlog none")
 	if w.text("select count(*)::text from pg_class where relname = 'outbox_parked'") != "0" {
 		t.Error("a refusal made tables")
 	}
@@ -173,7 +172,7 @@ sinks: [{type: stdout}]
 	}
 	w.configure(file)
 	_, err := Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 78, "table shop.event_outbox does not exist", "source.table")
+	wantExit(t, err, exitcode.Config, "table shop.event_outbox does not exist", "source.table")
 	if w.text("select count(*)::text from pg_class where relname ~ 'outbox'") != "0" {
 		t.Error("a refusal made tables")
 	}
@@ -203,24 +202,24 @@ func TestInitRefuses(t *testing.T) {
 	w := newWorld(t)
 	w.exec("create table outbox_metrics (mine int)")
 	_, err := Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 78, "table outbox_metrics is not ours", "columns unknown: mine", "source.ledger_schema")
+	wantExit(t, err, exitcode.Config, "table outbox_metrics is not ours", "columns unknown: mine", "source.ledger_schema")
 
 	w = newWorld(t)
 	w.cfg.Source.DSN = "postgres://u:hunter2@127.0.0.1:1/d?sslmode=disable"
 	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 69, "cannot be reached", "connection refused")
+	wantExit(t, err, exitcode.Unavailable, "cannot be reached", "connection refused")
 	_, err = Destroy(testContext(t), w.cfg, DestroyOptions{})
-	wantExit(t, err, 69, "cannot be reached")
+	wantExit(t, err, exitcode.Unavailable, "cannot be reached")
 
 	w = newWorld(t)
 	name, dsn := w.newRole()
 	w.exec("revoke create on schema public from public") // as it is from PostgreSQL 15 on
 	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(dsn), config.DSN(dsn)
 	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 77, "may not replicate", "alter role \""+name)
+	wantExit(t, err, exitcode.Privilege, "may not replicate", "alter role \""+name)
 	w.exec("alter role " + name + " replication")
 	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 77, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
+	wantExit(t, err, exitcode.Privilege, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
 }
 
 // What another role may do in the ledger's schema is told, and what it has done there is refused before anything is read.
@@ -246,11 +245,11 @@ func TestInitAmongOthers(t *testing.T) {
 	}
 	want := "public.outbox_checkpoints belongs to role " + role + ", who could run code with your rights through it"
 	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 78, want, "source.ledger_schema")
+	wantExit(t, err, exitcode.Config, want, "source.ledger_schema")
 	_, err = InitPlan(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, 78, want)
+	wantExit(t, err, exitcode.Config, want)
 	_, err = Destroy(testContext(t), w.cfg, DestroyOptions{Ledger: true})
-	wantExit(t, err, 78, want)
+	wantExit(t, err, exitcode.Config, want)
 
 	w.exec("drop view public.outbox_checkpoints")
 	result, err := Init(testContext(t), w.cfg, InitOptions{})

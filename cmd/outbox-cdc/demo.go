@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/internal/demo"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
@@ -51,10 +52,10 @@ waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
 				return err
 			}
 			if o.Rate < 0 || o.Rate > maxDemoRate {
-				return usageError{fmt.Errorf("no rate %d; write 0 to %d events a second", o.Rate, maxDemoRate)}
+				return usageError("no rate %d; write 0 to %d events a second", o.Rate, maxDemoRate)
 			}
 			if o.Duration < 0 {
-				return usageError{fmt.Errorf("no duration %s; write 0 for no end, or how long, such as 30s", o.Duration)}
+				return usageError("no duration %s; write 0 for no end, or how long, such as 30s", o.Duration)
 			}
 			if _, err := logs.logger(io.Discard); err != nil {
 				return err
@@ -70,8 +71,8 @@ waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
 					args = append(args, "--log-level", logs.level, "--log-format", logs.format)
 				}
 				// Without the environment, which would beat the file.
-				if code := execute(ctx, args, nil, said, cmd.ErrOrStderr()); code != 0 {
-					return commandFailed{args[0], code}
+				if code := execute(ctx, args, nil, said, cmd.ErrOrStderr()); code != exitcode.OK {
+					return exitcode.Errorf(code, "outbox-cdc %s: exit code %d", args[0], code) // it has printed why
 				}
 				return nil
 			}
@@ -130,25 +131,6 @@ func demoSignals(parent context.Context) (ctx, work context.Context, release fun
 	}
 }
 
-// commandFailed is a command that has printed why.
-type commandFailed struct {
-	name string
-	code int
-}
-
-func (c commandFailed) Error() string {
-	return fmt.Sprintf("outbox-cdc %s: exit code %d", c.name, c.code)
-}
-
-func (c commandFailed) ExitCode() int { return c.code }
-
-// unreachableError is a PostgreSQL that could not be talked to.
-type unreachableError struct{ error }
-
-func (unreachableError) ExitCode() int { return 69 }
-
-func (e unreachableError) Unwrap() error { return e.error }
-
 func newDemoInsertCommand() *cobra.Command {
 	var (
 		e            outbox.Event
@@ -163,14 +145,14 @@ func newDemoInsertCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if dsn == "" {
-				return usageError{errors.New("--dsn is missing; the demo prints it when it starts")}
+				return usageError("--dsn is missing; the demo prints it when it starts")
 			}
 			e.Payload = []byte(payload)
 			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 			defer cancel()
 			id, err := demo.Insert(ctx, dsn, e)
 			if err != nil && connector.Unreachable(err) {
-				return unreachableError{err}
+				return exitcode.With(exitcode.Unavailable, err)
 			}
 			if err != nil {
 				return err

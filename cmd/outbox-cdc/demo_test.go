@@ -23,6 +23,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
@@ -57,7 +58,7 @@ func TestDemoUsageErrors(t *testing.T) {
 func TestDemoInsertWithoutDemo(t *testing.T) {
 	t.Parallel()
 	got := command(t, nil, "demo", "insert", "--dsn", "postgres://postgres:canary@127.0.0.1:1/shop")
-	if got.code != 69 || !strings.Contains(got.stderr, "is the demo still running?") || strings.Contains(got.stderr, "canary") {
+	if got.code != exitcode.Unavailable || !strings.Contains(got.stderr, "is the demo still running?") || strings.Contains(got.stderr, "canary") {
 		t.Errorf("code %d, stderr %q", got.code, got.stderr)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
@@ -64,11 +65,11 @@ func TestUsageErrorsOfTheLedgerCommands(t *testing.T) {
 		}
 	}
 	for _, line := range []string{"dlq list", "dlq retry --all", "events list", "pause a"} {
-		if got := command(t, []string{"DATABASE_URL=postgres://127.0.0.1:1/nowhere"}, strings.Fields(line)...); got.code != 69 {
-			t.Errorf("%s: code %d, stderr %q, want 69", line, got.code, got.stderr)
+		if got := command(t, []string{"DATABASE_URL=postgres://127.0.0.1:1/nowhere"}, strings.Fields(line)...); got.code != exitcode.Unavailable {
+			t.Errorf("%s: code %d, stderr %q, want %d", line, got.code, got.stderr, exitcode.Unavailable)
 		}
-		if got := command(t, nil, strings.Fields(line)...); got.code != 78 {
-			t.Errorf("%s without DATABASE_URL: code %d, stderr %q, want 78", line, got.code, got.stderr)
+		if got := command(t, nil, strings.Fields(line)...); got.code != exitcode.Config {
+			t.Errorf("%s without DATABASE_URL: code %d, stderr %q, want %d", line, got.code, got.stderr, exitcode.Config)
 		}
 	}
 }
@@ -76,7 +77,7 @@ func TestUsageErrorsOfTheLedgerCommands(t *testing.T) {
 func TestDLQ(t *testing.T) {
 	t.Parallel()
 	conn, environ := ledger(t)
-	run := func(line string, code int, stdout, stderr string) string {
+	run := func(line string, code exitcode.Code, stdout, stderr string) string {
 		t.Helper()
 		got := command(t, environ, strings.Fields(line)...)
 		if got.code != code || !strings.Contains(got.stdout, stdout) || !strings.Contains(got.stderr, stderr) {

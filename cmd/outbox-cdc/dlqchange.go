@@ -65,13 +65,13 @@ func newDLQChangeCommand(environ []string, action admin.Action) *cobra.Command {
 			}
 			switch {
 			case o.Filter.Empty() && !all:
-				return usageError{fmt.Errorf("say what to %s, by --id, --sink, --type or another filter, or write --all", action)}
+				return usageError("say what to %s, by --id, --sink, --type or another filter, or write --all", action)
 			case !o.Filter.Empty() && all:
-				return usageError{errors.New("--all and filters exclude each other")}
+				return usageError("--all and filters exclude each other")
 			case o.Rate < 0:
-				return usageError{fmt.Errorf("--rate %d: write rows a second, or 0 for as fast as they go", o.Rate)}
+				return usageError("--rate %d: write rows a second, or 0 for as fast as they go", o.Rate)
 			case asks && !yes && !o.DryRun && !isTTY(cmd.InOrStdin()):
-				return usageError{fmt.Errorf("%s asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes", cmd.CommandPath())}
+				return usageError("%s asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes", cmd.CommandPath())
 			}
 			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {

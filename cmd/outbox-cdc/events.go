@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +43,7 @@ or --id says otherwise.`,
 				return err
 			}
 			if status != "" && !slices.Contains(admin.EventStatuses, status) {
-				return usageError{fmt.Errorf("no status %q; write %s", status, strings.Join(admin.EventStatuses, ", "))}
+				return usageError("no status %q; write %s", status, strings.Join(admin.EventStatuses, ", "))
 			}
 			f, err := filter.parse(time.Now())
 			if err != nil {
@@ -102,7 +101,7 @@ func newEventsShowCommand(environ []string) *cobra.Command {
 		Example: "  outbox-cdc events show 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usageError{fmt.Errorf("%s takes the id of one event; see %s --help", cmd.CommandPath(), cmd.CommandPath())}
+				return usageError("%s takes the id of one event; see %s --help", cmd.CommandPath(), cmd.CommandPath())
 			}
 			return nil
 		},

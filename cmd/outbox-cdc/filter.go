@@ -1,8 +1,6 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -39,7 +37,7 @@ func (f *filterFlags) parse(now time.Time) (admin.Filter, error) {
 	// A variable of a script that is not set must not make a filter pick all.
 	for _, name := range []string{"sink", "type", "aggregate", "tenant", "error", "since", "until", "id"} {
 		if flag := f.cmd.Flags().Lookup(name); flag.Changed && (flag.Value.String() == "" || flag.Value.String() == "[]") {
-			return admin.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
+			return admin.Filter{}, usageError("--%s names nothing", name)
 		}
 	}
 	var err error
@@ -50,12 +48,12 @@ func (f *filterFlags) parse(now time.Time) (admin.Filter, error) {
 		return admin.Filter{}, err
 	}
 	if !f.filter.Until.IsZero() && !f.filter.Since.Before(f.filter.Until) {
-		return admin.Filter{}, usageError{errors.New("--since is not before --until")}
+		return admin.Filter{}, usageError("--since is not before --until")
 	}
 	for name, values := range map[string][]string{"sink": f.filter.Sinks, "id": f.filter.IDs} {
 		for i, v := range values {
 			if values[i] = strings.TrimSpace(v); values[i] == "" {
-				return admin.Filter{}, usageError{fmt.Errorf("--%s names nothing", name)}
+				return admin.Filter{}, usageError("--%s names nothing", name)
 			}
 		}
 	}
@@ -80,7 +78,7 @@ func parseTime(flag, text string, now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now.Add(-d), nil
 	}
-	return time.Time{}, usageError{fmt.Errorf("--%s %q is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d", flag, text)}
+	return time.Time{}, usageError("--%s %q is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d", flag, text)
 }
 
 // completeSinks makes the shell complete --sink from the configuration.
@@ -113,7 +111,7 @@ func (f *listFormat) register(cmd *cobra.Command) {
 
 func (f *listFormat) check() error {
 	if f.outputFormat != "table" && f.outputFormat != "json" {
-		return usageError{fmt.Errorf("no output format %q; write table or json", string(f.outputFormat))}
+		return usageError("no output format %q; write table or json", string(f.outputFormat))
 	}
 	return nil
 }
@@ -131,7 +129,7 @@ func (f *pageFlags) register(cmd *cobra.Command) {
 
 func (f *pageFlags) check() error {
 	if f.limit < 1 || f.limit > 10_000 {
-		return usageError{fmt.Errorf("--limit %d is not within 1 and 10000", f.limit)}
+		return usageError("--limit %d is not within 1 and 10000", f.limit)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -42,13 +41,13 @@ leaves those rows undelivered.`,
 				return err
 			}
 			if backlog != "" && backlog != "none" {
-				return usageError{fmt.Errorf("no backlog %q; write none", backlog)}
+				return usageError("no backlog %q; write none", backlog)
 			}
 			if timeout <= 0 {
-				return usageError{fmt.Errorf("no timeout %s; write how long to wait, such as 1m", timeout)}
+				return usageError("no timeout %s; write how long to wait, such as 1m", timeout)
 			}
 			if dryRun && printSQL {
-				return usageError{errors.New("--dry-run and --print-sql exclude each other")}
+				return usageError("--dry-run and --print-sql exclude each other")
 			}
 			owner := adminDSN(admin, environ)
 			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, NoSinks: dryRun || printSQL, CheckSink: service.CheckSink})
@@ -157,7 +156,7 @@ func (f *outputFormat) register(cmd *cobra.Command) {
 
 func (f *outputFormat) check() error {
 	if *f != "text" && *f != "json" {
-		return usageError{fmt.Errorf("no output format %q; write text or json", string(*f))}
+		return usageError("no output format %q; write text or json", string(*f))
 	}
 	return nil
 }

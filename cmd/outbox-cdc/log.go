@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -21,7 +20,7 @@ func (f *logFlags) register(cmd *cobra.Command) {
 func (f *logFlags) logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.level)); err != nil {
-		return nil, usageError{fmt.Errorf("no log level %q; write debug, info, warn or error", f.level)}
+		return nil, usageError("no log level %q; write debug, info, warn or error", f.level)
 	}
 	options := &slog.HandlerOptions{Level: level}
 	switch {
@@ -30,7 +29,7 @@ func (f *logFlags) logger(w io.Writer) (*slog.Logger, error) {
 	case f.format == "json", f.format == "auto":
 		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
-	return nil, usageError{fmt.Errorf("no log format %q; write auto, text or json", f.format)}
+	return nil, usageError("no log format %q; write auto, text or json", f.format)
 }
 
 func isTerminal(w io.Writer) bool {

@@ -11,6 +11,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 func main() {
@@ -18,12 +20,12 @@ func main() {
 	// The first signal asks for a clean end. A moment later, as some send it to the process and then to its group, signals are
 	// the system's again, and the second one ends the process at once.
 	context.AfterFunc(ctx, func() { time.AfterFunc(100*time.Millisecond, stop) })
-	os.Exit(execute(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	os.Exit(int(execute(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)))
 }
 
-// execute runs one command and gives its exit code. Standard output belongs to what a command prints and to a stdout
+// execute runs one command and returns its exit code. Standard output belongs to what a command prints and to a stdout
 // sink's events; everything else goes to stderr.
-func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writer) exitcode.Code {
 	root := newRootCommand(environ)
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -32,29 +34,13 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	if _, logged := errors.AsType[loggedError](err); err != nil && !logged {
 		fmt.Fprintln(stderr, err)
 	}
-	return exitCode(err)
+	return exitcode.Of(err)
 }
 
-// exitCode is 0 for no error, what an error says by itself, and 1 for all others.
-func exitCode(err error) int {
-	if err == nil {
-		return 0
-	}
-	if coded, ok := errors.AsType[interface {
-		error
-		ExitCode() int
-	}](err); ok {
-		return coded.ExitCode()
-	}
-	return 1
+// usageError is the error of a command line that cannot be understood.
+func usageError(format string, args ...any) error {
+	return exitcode.Errorf(exitcode.Usage, format, args...)
 }
-
-// usageError is a command line that cannot be understood.
-type usageError struct{ error }
-
-func (usageError) ExitCode() int { return 2 }
-
-func (e usageError) Unwrap() error { return e.error }
 
 // loggedError has been told to the log already.
 type loggedError struct{ error }

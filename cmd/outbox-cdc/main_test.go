@@ -13,11 +13,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // outcome is what a command line comes to.
 type outcome struct {
-	code           int
+	code           exitcode.Code
 	stdout, stderr string
 }
 
@@ -56,7 +57,7 @@ func TestInvalidConfiguration(t *testing.T) {
 	}
 	for _, line := range []string{"run", "validate", "config effective"} {
 		got := command(t, []string{"DATABASE_URL=postgres://localhost/shop"}, append(strings.Fields(line), "--config", file)...)
-		if got.code != 78 || got.stdout != "" || !strings.HasPrefix(got.stderr, file+":2: source.slots: unknown key") {
+		if got.code != exitcode.Config || got.stdout != "" || !strings.HasPrefix(got.stderr, file+":2: source.slots: unknown key") {
 			t.Errorf("%s: code %d, stdout %q, stderr %q", line, got.code, got.stdout, got.stderr)
 		}
 	}
@@ -131,7 +132,7 @@ DIR/outbox.yaml:37: routes[0].sinks[1]: "elsewhere" is no sink; these are: both,
 `
 	for _, line := range []string{"run", "validate", "init", "route test"} {
 		got := command(t, nil, append(strings.Fields(line), "--config", file)...)
-		if diff := cmp.Diff(strings.TrimSpace(want), strings.TrimSpace(strings.ReplaceAll(got.stderr, dir, "DIR"))); got.code != 78 || diff != "" {
+		if diff := cmp.Diff(strings.TrimSpace(want), strings.TrimSpace(strings.ReplaceAll(got.stderr, dir, "DIR"))); got.code != exitcode.Config || diff != "" {
 			t.Errorf("%s: code %d, stderr (-want +got):\n%s", line, got.code, diff)
 		}
 	}
@@ -179,24 +180,38 @@ func TestHelpAndCompletion(t *testing.T) {
 	}
 }
 
-type coded int
-
-func (c coded) Error() string { return fmt.Sprint("code ", int(c)) }
-func (c coded) ExitCode() int { return int(c) }
-
 func TestExitCode(t *testing.T) {
 	t.Parallel()
-	for want, err := range map[int]error{
-		0:  nil,
-		1:  errors.New("any"),
-		2:  usageError{errors.New("usage")},
-		69: coded(69),
-		70: loggedError{fmt.Errorf("start: %w", coded(70))},
-		77: errors.Join(errors.New("first"), coded(77)),
-		78: &config.Error{},
+	for want, err := range map[exitcode.Code]error{
+		exitcode.Usage:    usageError("usage"),
+		exitcode.SlotLost: loggedError{fmt.Errorf("start: %w", exitcode.With(exitcode.SlotLost, errors.New("gone")))},
+		exitcode.Config:   &config.Error{},
 	} {
-		if got := exitCode(err); got != want {
-			t.Errorf("exitCode(%v) = %d, want %d", err, got, want)
+		if got := exitcode.Of(err); got != want {
+			t.Errorf("exitcode.Of(%v) = %d, want %d", err, got, want)
+		}
+	}
+}
+
+// The help and the README list the exit codes, each with what it means.
+func TestExitCodesAreDocumented(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for place, text := range map[string]string{"--help": command(t, nil, "--help").stdout, "README.md": string(readme)} {
+		_, list, ok := strings.Cut(strings.Join(strings.Fields(text), " "), "Exit codes: ")
+		if !ok {
+			t.Fatalf("%s lists no exit codes", place)
+		}
+		for code, meaning := range map[exitcode.Code]string{
+			exitcode.OK: "done", exitcode.Failure: "failure", exitcode.Usage: "usage", exitcode.Unavailable: "PostgreSQL",
+			exitcode.SlotLost: "the slot is lost", exitcode.Privilege: "a privilege is missing", exitcode.Config: "",
+		} {
+			if want := fmt.Sprintf("%d %s", code, meaning); !strings.Contains(list, want) {
+				t.Errorf("%s: %q is not in the list of exit codes", place, want)
+			}
 		}
 	}
 }

@@ -32,7 +32,7 @@ func pauseCommand(environ []string, name, short, long string, set func(context.C
 		ValidArgsFunction: sinkNames(&path, environ),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError{fmt.Errorf("say which sink to %s; see %s --help", name, cmd.CommandPath())}
+				return usageError("say which sink to %s; see %s --help", name, cmd.CommandPath())
 			}
 			return nil
 		},

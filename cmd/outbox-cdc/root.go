@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // newRootCommand makes the tree of commands. They read variables from environ only, never from the process.
@@ -12,12 +14,13 @@ func newRootCommand(environ []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "outbox-cdc",
 		Short: "Deliver the events of an outbox table, in order, from PostgreSQL's write-ahead log",
-		Long: `outbox-cdc reads the committed inserts of an outbox table from PostgreSQL's write-ahead log, delivers them to
+		Long: fmt.Sprintf(`outbox-cdc reads the committed inserts of an outbox table from PostgreSQL's write-ahead log, delivers them to
 sinks in order per aggregate, writes what became of each into a ledger, and only then lets the replication slot
 move on.
 
-Exit codes: 0 done, 1 failure, 2 usage, 69 PostgreSQL cannot be reached, 70 the slot is lost or not ours, 77 a
-privilege is missing, 78 the configuration (or the database's) is invalid.`,
+Exit codes: %d done, %d failure, %d usage, %d PostgreSQL cannot be reached, %d the slot is lost or not ours, %d a
+privilege is missing, %d the configuration (or the database's) is invalid.`, exitcode.OK, exitcode.Failure, exitcode.Usage,
+			exitcode.Unavailable, exitcode.SlotLost, exitcode.Privilege, exitcode.Config),
 		Example: `  DATABASE_URL=postgres://localhost/shop OUTBOX_PUBLISHER_TYPE=stdout outbox-cdc run --init
   outbox-cdc config example > outbox.yaml
   outbox-cdc validate --config outbox.yaml
@@ -28,7 +31,7 @@ privilege is missing, 78 the configuration (or the database's) is invalid.`,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+		return usageError("%w; see %s --help", err, cmd.CommandPath())
 	})
 	asGroup(root)
 	root.AddCommand(
@@ -60,14 +63,14 @@ func asGroup(cmd *cobra.Command) {
 		if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
 			hint = "did you mean " + strings.Join(similar, " or ") + "?"
 		}
-		return usageError{fmt.Errorf("%s has no command %q; %s", cmd.CommandPath(), args[0], hint)}
+		return usageError("%s has no command %q; %s", cmd.CommandPath(), args[0], hint)
 	}
 }
 
 // noArgs is cobra.NoArgs as a usage error.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usageError{fmt.Errorf("%s takes no arguments, and got %q; see %s --help", cmd.CommandPath(), args, cmd.CommandPath())}
+		return usageError("%s takes no arguments, and got %q; see %s --help", cmd.CommandPath(), args, cmd.CommandPath())
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/service"
 )
 
@@ -36,7 +37,7 @@ Another instance with the same slot stands by, ready, and takes over. A sink tha
 				logger.Warn("configuration", "warning", w)
 			}
 			if err := service.Run(cmd.Context(), c, service.RunOptions{Init: initial, Logger: logger}); err != nil {
-				logger.Error("stopped", "err", err, "exit_code", exitCode(err))
+				logger.Error("stopped", "err", err, "exit_code", int(exitcode.Of(err)))
 				return loggedError{err}
 			}
 			return nil

@@ -59,7 +59,7 @@ func newVersionCommand() *cobra.Command {
 				enc.SetIndent("", "  ")
 				return enc.Encode(v)
 			}
-			return usageError{fmt.Errorf("no output format %q; write text or json", output)}
+			return usageError("no output format %q; write text or json", output)
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")

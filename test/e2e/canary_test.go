@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
@@ -108,7 +109,7 @@ func TestCanary(t *testing.T) {
 
 	w.source["dsn"] = asRole(t, w.dsn, w.database, canary("guess"))
 	w.writeConfig(g.c)
-	g.c.refuses(77, "password", "source.dsn")
+	g.c.refuses(exitcode.Privilege, "password", "source.dsn")
 	w.source["dsn"] = through(t, w.source["dsn"].(string), nowhere)
 	w.writeConfig(g.c)
 	g.c.start("--log-level", "debug")
@@ -311,8 +312,8 @@ func (g *cage) misconfigured() {
 		}
 		for _, line := range []string{"validate", "run --log-level debug"} {
 			out, code := g.c.command([]string{"DATABASE_URL="}, append(strings.Fields(line), "--config", file)...)
-			if code != 78 {
-				g.t.Errorf("%s of faulty file %d: exit code %d, want 78\n%s", line, i, code, out)
+			if code != exitcode.Config {
+				g.t.Errorf("%s of faulty file %d: exit code %d, want %d\n%s", line, i, code, exitcode.Config, out)
 			}
 			g.seen[fmt.Sprintf("%s of faulty file %d", line, i)] = out
 		}

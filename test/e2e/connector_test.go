@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // connector is one instance of "outbox-cdc run", which may be started and ended many times.
@@ -153,14 +155,14 @@ func (c *connector) term() {
 }
 
 // exits waits for its end, and wants this exit code.
-func (c *connector) exits(patience time.Duration, code int) {
+func (c *connector) exits(patience time.Duration, code exitcode.Code) {
 	c.t.Helper()
 	select {
 	case <-c.last().done:
 	case <-time.After(patience):
 		c.t.Fatalf("the connector still runs after %s", patience)
 	}
-	if got := c.last().cmd.ProcessState.ExitCode(); got != code {
+	if got := exitcode.Code(c.last().cmd.ProcessState.ExitCode()); got != code {
 		c.t.Fatalf("exit code %d, want %d; the end of its log:\n%s", got, code, tail(c.last().stderr, 5))
 	}
 }
@@ -308,7 +310,7 @@ func (c *connector) get(path string) (body []byte, code int, err error) {
 var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 // command runs another command of the binary to its end.
-func (c *connector) command(env []string, args ...string) (output string, code int) {
+func (c *connector) command(env []string, args ...string) (output string, code exitcode.Code) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -318,7 +320,7 @@ func (c *connector) command(env []string, args ...string) (output string, code i
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
 		c.t.Fatal(err)
 	}
-	return string(out), cmd.ProcessState.ExitCode()
+	return string(out), exitcode.Code(cmd.ProcessState.ExitCode())
 }
 
 func tail(file string, lines int) string {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // told is how long a person who changes something waits at most until the connector that runs has done its part: it is told,
@@ -20,7 +22,7 @@ func TestPersonActs(t *testing.T) {
 	c := w.connector()
 	c.start()
 	c.ready("leader")
-	run := func(line string, code int, words ...string) string {
+	run := func(line string, code exitcode.Code, words ...string) string {
 		t.Helper()
 		out, got := c.command(nil, append(strings.Fields(line), "--config", c.config)...)
 		for _, word := range words {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
@@ -118,7 +119,7 @@ func TestStepsForALostSlot(t *testing.T) {
 			w.insert(5) // nobody hears of them
 			lost.happen(w)
 			w.writeConfig(c)
-			c.refuses(70, w.slot, lost.tells, "outbox-cdc init --backlog none")
+			c.refuses(exitcode.SlotLost, w.slot, lost.tells, "outbox-cdc init --backlog none")
 
 			if lost.mend != nil {
 				lost.mend(w)
@@ -130,7 +131,7 @@ func TestStepsForALostSlot(t *testing.T) {
 			c.does("destroy", "--yes")
 			if lost.beyond {
 				out, code := c.command(nil, "init", "--backlog", "none", "--config", c.config)
-				if code != 70 || !containsAll(out, []string{"outbox_parked holds rows beyond", "docs/operations.md#parked-rows"}) {
+				if code != exitcode.SlotLost || !containsAll(out, []string{"outbox_parked holds rows beyond", "docs/operations.md#parked-rows"}) {
 					t.Fatalf("init: exit code %d\n%s", code, out)
 				}
 				w.exec(documented(t, "update outbox_parked"))

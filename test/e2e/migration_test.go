@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
@@ -67,7 +68,7 @@ func TestMigrationFromPolling(t *testing.T) {
 	m := &migration{world: w, service: asRole(t, w.dsn, role, "secret"), committed: map[string]numbered{}}
 	newTable := []string{"OUTBOX_TABLE=public.event_outbox_new"}
 	c := w.connector()
-	command := func(want int, env []string, args ...string) {
+	command := func(want exitcode.Code, env []string, args ...string) {
 		t.Helper()
 		if out, code := c.command(env, append(args, "--config", c.config)...); code != want {
 			t.Fatalf("%v: exit code %d, want %d\n%s", args, code, want, out)
@@ -87,7 +88,7 @@ func TestMigrationFromPolling(t *testing.T) {
 	w.exec(m.page("### 1."))
 
 	// 2. and 3., the way back, and again.
-	command(78, nil, "init")
+	command(exitcode.Config, nil, "init")
 	w.exec(m.page("### 2."))
 	command(0, newTable, "init")
 	command(0, newTable, "destroy", "--ledger", "--yes")

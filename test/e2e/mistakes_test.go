@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // refuses starts c, and wants it to end with this exit code and to tell all of these.
-func (c *connector) refuses(code int, tells ...string) {
+func (c *connector) refuses(code exitcode.Code, tells ...string) {
 	c.t.Helper()
 	c.start()
 	c.exits(20*time.Second, code)
@@ -48,65 +50,65 @@ func TestMistakesBeforeTheStart(t *testing.T) {
 		source map[string]any // over the right one
 		wrong  string         // SQL
 		mended string
-		code   int
+		code   exitcode.Code
 		tells  []string
 	}{
-		{"password", map[string]any{"dsn": asRole(t, w.dsn, w.database, "guess")}, "", "", 77, []string{"password", "source.dsn"}},
+		{"password", map[string]any{"dsn": asRole(t, w.dsn, w.database, "guess")}, "", "", exitcode.Privilege, []string{"password", "source.dsn"}},
 		{
 			"no connection string",
 			map[string]any{"dsn": "postgres://app:guess%@localhost/shop"},
-			"", "", 78,
+			"", "", exitcode.Config,
 			[]string{"outbox.yaml:", "source.dsn", "percent-encoded", "password"},
 		},
-		{"database", map[string]any{"dsn": strings.Replace(w.dsn, "/"+w.database, "/nosuch", 1)}, "", "", 78, []string{"nosuch", "source.dsn"}},
-		{"a role that may not replicate", map[string]any{"replication_dsn": plain}, "", "", 77, []string{w.database, "may not replicate", "alter role"}},
-		{"a role without rights", map[string]any{"dsn": plain, "replication_dsn": w.dsn}, "", "", 77, []string{"outbox_delivery_log", "grant"}},
+		{"database", map[string]any{"dsn": strings.Replace(w.dsn, "/"+w.database, "/nosuch", 1)}, "", "", exitcode.Config, []string{"nosuch", "source.dsn"}},
+		{"a role that may not replicate", map[string]any{"replication_dsn": plain}, "", "", exitcode.Privilege, []string{w.database, "may not replicate", "alter role"}},
+		{"a role without rights", map[string]any{"dsn": plain, "replication_dsn": w.dsn}, "", "", exitcode.Privilege, []string{"outbox_delivery_log", "grant"}},
 		{
 			"a missing right",
 			map[string]any{"dsn": plain, "replication_dsn": w.dsn},
 			"grant all on all tables in schema public to " + w.database + "; grant all on all functions in schema public to " + w.database +
 				"; revoke insert on outbox_delivery_log from " + w.database,
-			"drop owned by " + w.database, 77,
+			"drop owned by " + w.database, exitcode.Privilege,
 			[]string{"insert on", "outbox_delivery_log", "grant"},
 		},
 		{
 			"no publication", nil, "drop publication " + w.publication,
-			"create publication " + w.publication + " for table event_outbox with (publish = 'insert')", 78,
+			"create publication " + w.publication + " for table event_outbox with (publish = 'insert')", exitcode.Config,
 			[]string{w.publication, "outbox-cdc init"},
 		},
 		{
 			"a publication of updates", nil, "alter publication " + w.publication + " set (publish = 'update')",
-			"alter publication " + w.publication + " set (publish = 'insert')", 78,
+			"alter publication " + w.publication + " set (publish = 'insert')", exitcode.Config,
 			[]string{"does not publish inserts", "alter publication"},
 		},
 		{
 			"a publication of another table", nil, "create table other (id int); alter publication " + w.publication + " set table other",
-			"alter publication " + w.publication + " set table event_outbox", 78,
+			"alter publication " + w.publication + " set table event_outbox", exitcode.Config,
 			[]string{"does not publish table public.event_outbox", "alter publication"},
 		},
 		{
 			"a row filter (15)", nil, "alter publication " + w.publication + " set table event_outbox where (event_type <> 'made')",
-			"alter publication " + w.publication + " set table event_outbox", 78,
+			"alter publication " + w.publication + " set table event_outbox", exitcode.Config,
 			[]string{"leaves out rows", "alter publication"},
 		},
 		{
 			"a column list (15)", nil, "alter publication " + w.publication + " set table event_outbox (id, payload)",
-			"alter publication " + w.publication + " set table event_outbox", 78,
+			"alter publication " + w.publication + " set table event_outbox", exitcode.Config,
 			[]string{"leaves out columns", "aggregate_id", "alter publication"},
 		},
 		{
-			"no table", nil, "alter table event_outbox rename to outbox_event", "alter table outbox_event rename to event_outbox", 78,
+			"no table", nil, "alter table event_outbox rename to outbox_event", "alter table outbox_event rename to event_outbox", exitcode.Config,
 			[]string{"public.event_outbox does not exist", "source.table"},
 		},
 		{
 			"no column", nil, "alter table event_outbox rename aggregate_id to id_of_aggregate",
-			"alter table event_outbox rename id_of_aggregate to aggregate_id", 78,
+			"alter table event_outbox rename id_of_aggregate to aggregate_id", exitcode.Config,
 			[]string{"aggregate_id", "is missing", "id_of_aggregate", "source.columns"},
 		},
-		{"no ledger", map[string]any{"ledger_schema": "elsewhere"}, "", "", 78, []string{"elsewhere", "outbox_checkpoints", "outbox-cdc init"}},
-		{"no slot of that name", map[string]any{"slot": w.slot + "_new"}, "", "", 78, []string{w.slot + "_new", "outbox-cdc init"}},
-		{"unknown key", map[string]any{"slots": "x"}, "", "", 78, []string{"outbox.yaml:", "source.slots", "unknown key"}},
-		{"several at once", map[string]any{"slot": "No Slot", "table": "outbox"}, "", "", 78, []string{"source.slot", "source.table"}},
+		{"no ledger", map[string]any{"ledger_schema": "elsewhere"}, "", "", exitcode.Config, []string{"elsewhere", "outbox_checkpoints", "outbox-cdc init"}},
+		{"no slot of that name", map[string]any{"slot": w.slot + "_new"}, "", "", exitcode.Config, []string{w.slot + "_new", "outbox-cdc init"}},
+		{"unknown key", map[string]any{"slots": "x"}, "", "", exitcode.Config, []string{"outbox.yaml:", "source.slots", "unknown key"}},
+		{"several at once", map[string]any{"slot": "No Slot", "table": "outbox"}, "", "", exitcode.Config, []string{"source.slot", "source.table"}},
 	} {
 		if strings.Contains(mistake.name, "(15)") && w.version() < 15 {
 			continue
@@ -136,7 +138,7 @@ func TestMistakesBeforeTheStart(t *testing.T) {
 		if err := os.WriteFile(c.config, []byte("source:\n  dsn: [\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c.refuses(78, "outbox.yaml:")
+		c.refuses(exitcode.Config, "outbox.yaml:")
 		w.stands(stands)
 	})
 	c := w.connector()
@@ -157,7 +159,7 @@ func TestPostgresThatIsAwayAtTheStart(t *testing.T) {
 	c := w.connector()
 	c.start()
 	c.red("session", "connection refused")
-	c.exits(45*time.Second, 69)
+	c.exits(45*time.Second, exitcode.Unavailable)
 	c.says("not reachable", "30s", "source.dsn")
 	w.stands(stands)
 	w.source["dsn"] = w.dsn
@@ -172,10 +174,10 @@ func TestWALLevelReplica(t *testing.T) {
 	w := newWorld(t, worldOptions{pg: ownPostgres(t, map[string]string{"wal_level": "replica"}), bare: true})
 	c := w.connector()
 	out, code := c.command(nil, "init", "--config", c.config)
-	if code != 78 || !containsAll(out, []string{"wal_level", "logical", "restart"}) {
+	if code != exitcode.Config || !containsAll(out, []string{"wal_level", "logical", "restart"}) {
 		t.Errorf("init: exit code %d, %s", code, out)
 	}
-	c.refuses(78, "wal_level", "logical", "restart")
+	c.refuses(exitcode.Config, "wal_level", "logical", "restart")
 	if n := ask[int](w, "select (select count(*) from pg_replication_slots) + (select count(*) from pg_publication)"); n != 0 {
 		t.Errorf("%d slots and publications were made", n)
 	}
@@ -193,13 +195,13 @@ func TestSlotMadeAnew(t *testing.T) {
 	c.term()
 	w.insert(10)
 	w.exec("select pg_drop_replication_slot($1)", w.slot)
-	c.refuses(70, w.slot, "is gone", "outbox-cdc init --backlog none", "docs/operations.md#lost-slot")
+	c.refuses(exitcode.SlotLost, w.slot, "is gone", "outbox-cdc init --backlog none", "docs/operations.md#lost-slot")
 	if n := ask[int](w, "select count(*) from pg_replication_slots where slot_name = $1", w.slot); n != 0 {
 		t.Error("somebody has replaced the slot")
 	}
 	w.exec("select pg_create_logical_replication_slot($1, 'pgoutput')", w.slot)
 	stands := w.confirmed()
-	c.refuses(70, w.slot, "ahead of the checkpoint", "outbox-cdc init --backlog none", "docs/operations.md#lost-slot")
+	c.refuses(exitcode.SlotLost, w.slot, "ahead of the checkpoint", "outbox-cdc init --backlog none", "docs/operations.md#lost-slot")
 	w.stands(stands)
 	w.owed(10)
 }
@@ -251,9 +253,9 @@ func TestSlotLostWhileStreaming(t *testing.T) {
 		w.exec("insert into busy select string_agg(md5(i::text), '') from generate_series(1, 32768) i")
 	}
 	w.exec("checkpoint")
-	c.exits(20*time.Second, 70)
+	c.exits(20*time.Second, exitcode.SlotLost)
 	c.says(w.slot, "was invalidated", "outbox-cdc init --backlog none", "docs/operations.md#lost-slot")
-	c.refuses(70, w.slot, "outbox-cdc init --backlog none", "docs/operations.md#lost-slot")
+	c.refuses(exitcode.SlotLost, w.slot, "outbox-cdc init --backlog none", "docs/operations.md#lost-slot")
 	if status := ask[string](w, "select wal_status from pg_replication_slots where slot_name = $1", w.slot); status != "lost" {
 		t.Errorf("wal_status is %s: somebody has replaced the slot", status)
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
@@ -37,14 +38,14 @@ func TestPoolerInTheWay(t *testing.T) {
 				for key, other := range map[string]string{"dsn": "replication_dsn", "replication_dsn": "dsn"} {
 					w.source[key], w.source[other] = pooled, w.dsn
 					c := w.connector()
-					c.refuses(78, append(tells, "source."+key)...)
+					c.refuses(exitcode.Config, append(tells, "source."+key)...)
 					w.stands(stands)
 				}
 				w.source["dsn"], w.source["replication_dsn"] = pooled, w.dsn
 				c := w.connector()
 				for _, line := range []string{"init", "destroy --yes", "events list", "events list --status parked", "dlq list", "pause stdout"} {
 					out, code := c.command(nil, append(strings.Fields(line), "--config", c.config)...)
-					if code != 78 || !containsAll(out, tells) {
+					if code != exitcode.Config || !containsAll(out, tells) {
 						t.Errorf("%s: exit code %d\n%s", line, code, out)
 					}
 				}
@@ -53,10 +54,10 @@ func TestPoolerInTheWay(t *testing.T) {
 				w.writeConfig(c)
 				w.exec("select pg_drop_replication_slot($1)", w.slot)
 				w.exec("delete from outbox_checkpoints")
-				if out, code := c.command(nil, "init", "--config", c.config); code != 78 || !containsAll(out, tells) {
+				if out, code := c.command(nil, "init", "--config", c.config); code != exitcode.Config || !containsAll(out, tells) {
 					t.Errorf("init: exit code %d\n%s", code, out)
 				}
-				if out, code := c.command(nil, "init", "--config", c.config, "--dsn", pooled); code != 78 || !containsAll(out, tells) {
+				if out, code := c.command(nil, "init", "--config", c.config, "--dsn", pooled); code != exitcode.Config || !containsAll(out, tells) {
 					t.Errorf("init --dsn: exit code %d\n%s", code, out)
 				}
 			})
@@ -73,26 +74,26 @@ func TestParametersThatTheServerRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name, dsn string
 		valid     bool // for validate, which asks no server
-		code      int
+		code      exitcode.Code
 		tells     []string
 	}{
-		{"of pgxpool", with("pool_max_conns=canary"), false, 78, []string{"pool_max_conns", "source.max_connections"}},
-		{"of another pool", with("pool_min_conns=4&pool_max_conn_lifetime=1h"), false, 78, []string{"pool_min_conns", "pool_max_conn_lifetime"}},
-		{"of pgx", with("default_query_exec_mode=simple_protocol"), false, 78, []string{"default_query_exec_mode", "remove it"}},
-		{"of pgx's caches", with("statement_cache_capacity=0&description_cache_capacity=0"), false, 78, []string{"statement_cache_capacity", "description_cache_capacity"}},
-		{"Prisma's schema", with("schema=canary"), false, 78, []string{"schema", "source.table"}},
-		{"JDBC's schema", with("currentSchema=canary"), false, 78, []string{"currentSchema", "source.table"}},
-		{"replication", with("replication=database"), false, 78, []string{"replication", "asks for replication itself"}},
-		{"a JDBC URL", "jdbc:" + w.dsn, false, 78, []string{"is a JDBC URL", "write postgres://"}},
-		{"a JDBC URL with properties", "jdbc:postgresql://" + w.pg.Addr() + "/" + w.database + "?user=postgres&password=canary", false, 78, []string{"JDBC URL"}},
-		{"SQLAlchemy", "postgresql+psycopg://" + strings.TrimPrefix(w.dsn, "postgres://"), false, 78, []string{"postgresql+psycopg://", "postgres://"}},
-		{"nobody's", with("frobnicate=canary"), true, 78, []string{"frobnicate", "the server does not know", "remove it"}},
-		{"nobody's, in the options", with("options=" + "-c%20frobnicate%3Dcanary"), true, 78, []string{"frobnicate", "remove it"}},
-		{"a wrong value", with("work_mem=canary"), true, 78, []string{"work_mem", "remove it"}},
-		{"a role that does not exist", with("role=canary"), true, 78, []string{"the parameter role", "remove it"}},
-		{"options of another program", with("options=-x"), true, 78, []string{"the parameter options", "remove it"}},
-		{"not for sessions", with("shared_buffers=8MB"), true, 78, []string{"shared_buffers", "cannot be set for a session"}},
-		{"not while it runs", with("wal_level=logical"), true, 78, []string{"wal_level", "remove it"}},
+		{"of pgxpool", with("pool_max_conns=canary"), false, exitcode.Config, []string{"pool_max_conns", "source.max_connections"}},
+		{"of another pool", with("pool_min_conns=4&pool_max_conn_lifetime=1h"), false, exitcode.Config, []string{"pool_min_conns", "pool_max_conn_lifetime"}},
+		{"of pgx", with("default_query_exec_mode=simple_protocol"), false, exitcode.Config, []string{"default_query_exec_mode", "remove it"}},
+		{"of pgx's caches", with("statement_cache_capacity=0&description_cache_capacity=0"), false, exitcode.Config, []string{"statement_cache_capacity", "description_cache_capacity"}},
+		{"Prisma's schema", with("schema=canary"), false, exitcode.Config, []string{"schema", "source.table"}},
+		{"JDBC's schema", with("currentSchema=canary"), false, exitcode.Config, []string{"currentSchema", "source.table"}},
+		{"replication", with("replication=database"), false, exitcode.Config, []string{"replication", "asks for replication itself"}},
+		{"a JDBC URL", "jdbc:" + w.dsn, false, exitcode.Config, []string{"is a JDBC URL", "write postgres://"}},
+		{"a JDBC URL with properties", "jdbc:postgresql://" + w.pg.Addr() + "/" + w.database + "?user=postgres&password=canary", false, exitcode.Config, []string{"JDBC URL"}},
+		{"SQLAlchemy", "postgresql+psycopg://" + strings.TrimPrefix(w.dsn, "postgres://"), false, exitcode.Config, []string{"postgresql+psycopg://", "postgres://"}},
+		{"nobody's", with("frobnicate=canary"), true, exitcode.Config, []string{"frobnicate", "the server does not know", "remove it"}},
+		{"nobody's, in the options", with("options=" + "-c%20frobnicate%3Dcanary"), true, exitcode.Config, []string{"frobnicate", "remove it"}},
+		{"a wrong value", with("work_mem=canary"), true, exitcode.Config, []string{"work_mem", "remove it"}},
+		{"a role that does not exist", with("role=canary"), true, exitcode.Config, []string{"the parameter role", "remove it"}},
+		{"options of another program", with("options=-x"), true, exitcode.Config, []string{"the parameter options", "remove it"}},
+		{"not for sessions", with("shared_buffers=8MB"), true, exitcode.Config, []string{"shared_buffers", "cannot be set for a session"}},
+		{"not while it runs", with("wal_level=logical"), true, exitcode.Config, []string{"wal_level", "remove it"}},
 		{"of an extension, which is fine", with("application_name=x&shop.tenant=1"), true, 0, nil},
 	} {
 		for _, key := range []string{"dsn", "replication_dsn"} {
@@ -103,7 +104,7 @@ func TestParametersThatTheServerRefuses(t *testing.T) {
 				w.source[key] = tt.dsn
 				c := w.connector()
 				out, code := c.command(nil, "validate", "--config", c.config)
-				if want := map[bool]int{true: 0, false: 78}[tt.valid]; code != want || !tt.valid && !containsAll(out, append(tt.tells, "source."+key)) {
+				if want := map[bool]exitcode.Code{true: exitcode.OK, false: exitcode.Config}[tt.valid]; code != want || !tt.valid && !containsAll(out, append(tt.tells, "source."+key)) {
 					t.Errorf("validate: exit code %d\n%s", code, out)
 				}
 				if tt.code == 0 {
@@ -127,11 +128,11 @@ func TestParametersThatTheServerRefuses(t *testing.T) {
 		w.t = t
 		w.source["dsn"] = asRole(t, with("session_preload_libraries=canary"), login, "secret")
 		w.source["replication_dsn"] = w.dsn
-		w.connector().refuses(77, "session_preload_libraries", "source.dsn", "remove it")
+		w.connector().refuses(exitcode.Privilege, "session_preload_libraries", "source.dsn", "remove it")
 	})
 	w.t = t
 	w.source["dsn"], w.source["replication_dsn"] = w.dsn, asRole(t, w.dsn, login, "guess")
-	w.connector().refuses(77, "password authentication failed", "source.replication_dsn")
+	w.connector().refuses(exitcode.Privilege, "password authentication failed", "source.replication_dsn")
 }
 
 // A newline at the end of a secret, as most tools that write one to a file leave it.

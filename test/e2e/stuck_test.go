@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // goOn takes the steps of docs/operations.md#lost-slot, word for word, after which nothing is owed any more.
@@ -43,22 +45,22 @@ func TestPublicationMadeAgain(t *testing.T) {
 	w.insert(10)
 	w.exec(again)
 	w.insert(10)
-	c.exits(25*time.Second, 70)
+	c.exits(25*time.Second, exitcode.SlotLost)
 	tells := []string{`publication \"` + w.publication, "exists now", "transaction", "outbox-cdc destroy", "init --backlog none", "#lost-slot"}
 	c.says(tells...)
 	w.before(20)
 	stands := w.confirmed()
 
 	// At a start.
-	c.refuses(70, tells...)
+	c.refuses(exitcode.SlotLost, tells...)
 	w.stands(stands)
 	w.owed(20)
 
 	// Where it is missing now as well, making it is the first thing to do.
 	w.exec("drop publication " + w.publication)
-	c.refuses(78, "does not exist", "outbox-cdc init")
+	c.refuses(exitcode.Config, "does not exist", "outbox-cdc init")
 	w.exec(again)
-	c.refuses(70, tells...)
+	c.refuses(exitcode.SlotLost, tells...)
 	w.stands(stands)
 	w.goOn(c)
 }
@@ -72,7 +74,7 @@ func TestPublicationRenamed(t *testing.T) {
 	w.exec("create publication " + w.publication + "_b for table event_outbox with (publish = 'insert')")
 	w.source["publication"] = w.publication + "_b"
 	w.writeConfig(c)
-	c.refuses(70, "source.publication has another name than before")
+	c.refuses(exitcode.SlotLost, "source.publication has another name than before")
 	w.before(0)
 	w.exec("drop publication " + w.publication + "_b")
 	w.source["publication"] = w.publication
@@ -104,11 +106,11 @@ func TestBytesThatAreNoUTF8(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', 'fine', 'made', '{}')")
-	c.exits(20*time.Second, 70)
+	c.exits(20*time.Second, exitcode.SlotLost)
 	tells := []string{"in transaction " + xid + " (commit LSN ", "22021", "where xmin = '" + xid + "'", "cannot be converted", "outbox-cdc destroy"}
 	c.says(tells...)
 	stands := w.confirmed()
-	c.refuses(70, tells...)
+	c.refuses(exitcode.SlotLost, tells...)
 	w.stands(stands)
 
 	// The row that the message leads to is mended, and what was not delivered is inserted again.
@@ -164,10 +166,10 @@ func TestEncodingWithoutUTF8(t *testing.T) {
 	w := newWorld(t, worldOptions{encoding: "MULE_INTERNAL", sinks: []string{"stdout"}, bare: true})
 	c := w.connector()
 	out, code := c.command(nil, "init", "--config", c.config)
-	if code != 78 || !containsAll(out, []string{"MULE_INTERNAL", "docs/operations.md#encodings"}) {
+	if code != exitcode.Config || !containsAll(out, []string{"MULE_INTERNAL", "docs/operations.md#encodings"}) {
 		t.Errorf("init: exit code %d, %s", code, out)
 	}
-	c.refuses(78, "MULE_INTERNAL", "docs/operations.md#encodings")
+	c.refuses(exitcode.Config, "MULE_INTERNAL", "docs/operations.md#encodings")
 }
 
 // inEncoding is a DSN of sessions that talk in another encoding.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
@@ -21,10 +22,10 @@ func TestPublicationDrifts(t *testing.T) {
 	w.insert(20)
 	w.deliveredAtLeast(10*time.Second, 20)
 	w.exec("alter publication " + w.publication + " drop table event_outbox")
-	c.exits(45*time.Second, 78)
+	c.exits(45*time.Second, exitcode.Config)
 	c.says("does not publish table public.event_outbox", "alter publication")
 	stands := w.confirmed()
-	c.refuses(78, "does not publish table public.event_outbox", "alter publication")
+	c.refuses(exitcode.Config, "does not publish table public.event_outbox", "alter publication")
 	w.stands(stands)
 	w.exec("alter publication " + w.publication + " add table event_outbox")
 	w.insert(20)
@@ -40,7 +41,7 @@ func TestPublicationDropped(t *testing.T) {
 	c := w.streaming(20)
 	w.exec("drop publication " + w.publication)
 	w.insert(20)
-	c.exits(45*time.Second, 78)
+	c.exits(45*time.Second, exitcode.Config)
 	c.says("publication", "does not exist", "outbox-cdc init")
 	w.before(20)
 	w.owed(20)
@@ -54,7 +55,7 @@ func TestColumnRenamed(t *testing.T) {
 	c := w.streaming(20)
 	w.exec("alter table event_outbox rename event_type to kind")
 	w.exec("insert into event_outbox (aggregate_type, aggregate_id, kind, payload) select 'order', i % 3, 'renamed', '{}' from generate_series(1, 10) i")
-	c.exits(45*time.Second, 78)
+	c.exits(45*time.Second, exitcode.Config)
 	c.says("event_type", "is missing", "kind", "source.columns")
 	w.before(20)
 	w.snapshot()

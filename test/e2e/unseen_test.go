@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // deliveredOnce wants all n events of a table to be delivered, each of them once.
@@ -47,9 +49,9 @@ func TestOutboxReplaced(t *testing.T) {
 			w.deliveredAtLeast(10*time.Second, 10)
 			w.swap()
 			w.insert(10)
-			c.exits(60*time.Second, 78)
+			c.exits(60*time.Second, exitcode.Config)
 			c.says("public.event_outbox is another relation now", "which is public.event_outbox_old now", "docs/operations.md#swapped")
-			c.refuses(78, "does not publish table public.event_outbox", "it publishes public.event_outbox_old", "docs/operations.md#swapped")
+			c.refuses(exitcode.Config, "does not publish table public.event_outbox", "it publishes public.event_outbox_old", "docs/operations.md#swapped")
 			// An event of the old table that the connector has not read.
 			w.exec("insert into event_outbox_old (aggregate_type, aggregate_id, event_type, payload) values ('order', '1', 'late', '{}')")
 			w.execAll(strings.ReplaceAll(documented(t, mend), "publication outbox_cdc ", "publication "+w.publication+" "))
@@ -87,7 +89,7 @@ func TestPublishedTableReplacesTheOutbox(t *testing.T) {
 	w.exec("create table eo2 (like event_outbox including all)")
 	w.execAll("begin; alter publication " + w.publication + " add table eo2; alter table event_outbox rename to event_outbox_old; alter table eo2 rename to event_outbox; commit")
 	w.insert(10)
-	c.exits(10*time.Second, 78)
+	c.exits(10*time.Second, exitcode.Config)
 	c.says("public.event_outbox is another relation now")
 	w.insert(10)
 	other.ready("leader")
@@ -135,11 +137,11 @@ func TestOutboxGetsAChild(t *testing.T) {
 	w.insert(10)
 	w.deliveredAtLeast(10*time.Second, 10)
 	w.exec("create table child () inherits (event_outbox)")
-	c.exits(60*time.Second, 78)
+	c.exits(60*time.Second, exitcode.Config)
 	c.says("inherit from public.event_outbox", "public.child", "docs/operations.md#inheritance")
-	c.refuses(78, "inherit from public.event_outbox", "public.child")
+	c.refuses(exitcode.Config, "inherit from public.event_outbox", "public.child")
 	c.does("destroy", "--yes")
-	if out, code := c.command(nil, "init", "--backlog", "none", "--config", c.config); code != 78 || !containsAll(out, []string{"public.child"}) {
+	if out, code := c.command(nil, "init", "--backlog", "none", "--config", c.config); code != exitcode.Config || !containsAll(out, []string{"public.child"}) {
 		t.Errorf("init: exit code %d\n%s", code, out)
 	}
 	w.exec(`alter table child no inherit "public"."event_outbox"`)
@@ -162,7 +164,7 @@ func TestGeneratedColumn(t *testing.T) {
 	}
 	c := w.connector()
 	out, code := c.command(nil, "init", "--config", c.config)
-	if code != 78 || !containsAll(out, []string{"name", "generated", "docs/operations.md#generated"}) {
+	if code != exitcode.Config || !containsAll(out, []string{"name", "generated", "docs/operations.md#generated"}) {
 		t.Fatalf("init: exit code %d\n%s", code, out)
 	}
 	insert := "insert into events (id, kind, of, body) values (gen_random_uuid(), 'order', 7, '{}')"
