@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e bench bench-memory bench-overhead soak demo test-matrix test-containers clean
+.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead soak demo test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -9,6 +9,7 @@ DURATION ?= 10m
 VERSIONS ?= 14 16 17 18
 SINKS    ?= kafka
 AWAY     ?= 10m
+PAIRS    ?= 5
 
 GO_TEST := go test -race -shuffle=on
 
@@ -50,6 +51,11 @@ test-containers: ## test against servers in containers, OUTBOX_TEST_POSTGRES_IMA
 bench: ## measure beside pg_recvlogical, on a machine that does nothing else; SINKS='kafka redis_stream webhook event_bus', ONLY=latency
 	go run ./test/bench -sink '$(SINKS)' -only '$(ONLY)'
 	test -n '$(ONLY)' || $(MAKE) bench-overhead
+
+# The benchmark is a process of make's own: "go run" would not hand on the signal that ends it.
+bench-compare: ## measure two revisions in turn, OLD=<revision> and the working tree; PAIRS=5, ONLY=latency, SINKS=webhook
+	go build -o bin/bench ./test/bench
+	exec bin/bench -compare '$(OLD)' -pairs '$(PAIRS)' -sink '$(SINKS)' -only '$(ONLY)'
 
 bench-overhead: ## measure what the library adds to a transaction, beside the same written by hand
 	go test ./outbox -run '^$$' -bench Overhead -benchtime 2s -count 3

@@ -207,5 +207,5 @@ func (d *database) settle(ctx context.Context) error {
 	if _, err := d.conn.Exec(ctx, "checkpoint"); err != nil {
 		return err
 	}
-	return awaitQuiet(ctx, d.others/2)
+	return awaitQuiet(ctx, d.others/2, d.patience)
 }

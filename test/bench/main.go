@@ -7,6 +7,7 @@
 //	go run ./test/bench -sink kafka,redis_stream,webhook,event_bus
 //	go run ./test/bench -only memory
 //	go run ./test/bench -profile DIR      # one run of each kind, with a CPU profile of the connector; -only as well
+//	go run ./test/bench -compare REVISION # the connector of another revision and this one, in turn; -pairs, -only as well
 //
 // It starts a PostgreSQL (fsync on, defaults otherwise) and, anew for each run, what the sink delivers to, in a process of
 // its own: a Kafka fake, a Redis, a NATS server, or a receiver of webhooks that answers after a millisecond. Several sinks
@@ -29,6 +30,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
@@ -42,6 +44,9 @@ type options struct {
 	output         string
 	results        string
 	profile        string
+	compareWith    string // a revision
+	pairs          int
+	patience       time.Duration // how long to wait before a run until others use little of the CPU
 	version        string
 	dir            string
 	others         float64
@@ -55,7 +60,7 @@ const (
 )
 
 func parseOptions(args []string) (options, error) {
-	o := options{rows: []int{100, 1}}
+	o := options{rows: []int{100, 1}, patience: 30 * time.Second}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.rounds, "rounds", 5, "rounds that count, of pg_recvlogical and outbox-cdc each; 3 with several sinks")
 	flags.IntVar(&o.events, "events", 200_000, "events of the backlog, 100000 with several sinks; the memory part also reads ten and five times as many")
@@ -70,7 +75,7 @@ func parseOptions(args []string) (options, error) {
 		}
 		return nil
 	})
-	flags.StringVar(&o.only, "only", "", "throughput, latency or memory (default throughput and latency)")
+	flags.StringVar(&o.only, "only", "", "throughput, latency or memory (default throughput and latency; with -compare throughput)")
 	flags.Func("sink", "the sinks to deliver to, as a list: kafka, redis_stream, webhook, event_bus (default kafka)", func(s string) error {
 		o.sinks = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
 		for i, sink := range o.sinks {
@@ -81,8 +86,10 @@ func parseOptions(args []string) (options, error) {
 		return nil
 	})
 	flags.StringVar(&o.output, "o", "table", "what to print: table or json")
-	flags.StringVar(&o.results, "results", "bin/bench.json", "the `file` into which the results go as JSON")
+	flags.StringVar(&o.results, "results", "", "the `file` into which the results go as JSON (default bin/bench.json, with -compare bin/bench-compare.json)")
 	flags.StringVar(&o.profile, "profile", "", "measure nothing, but write CPU profiles of the connector into this `directory`")
+	flags.StringVar(&o.compareWith, "compare", "", "measure the connector of this `revision` and that of the working tree in turn")
+	flags.IntVar(&o.pairs, "pairs", 5, "with -compare: pairs of runs that count")
 	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
 	flags.Float64Var(&o.others, "others", 0.05, "share of the CPU that others may use in a round that counts")
 	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
@@ -92,10 +99,12 @@ func parseOptions(args []string) (options, error) {
 	if len(o.sinks) == 0 {
 		o.sinks = []string{config.SinkKafka}
 	}
+	given := map[string]bool{}
+	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	if len(o.sinks) > 1 {
-		o.shorten(flags)
+		o.shorten(given)
 	}
-	var errs []error
+	errs := o.forComparison(given)
 	if flags.NArg() > 0 {
 		errs = append(errs, fmt.Errorf("unknown argument %q", flags.Arg(0)))
 	}
@@ -122,9 +131,7 @@ func parseOptions(args []string) (options, error) {
 }
 
 // shorten sets other defaults: several sinks, of which some are ten times slower than others, take minutes.
-func (o *options) shorten(flags *flag.FlagSet) {
-	given := map[string]bool{}
-	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+func (o *options) shorten(given map[string]bool) {
 	if !given["rounds"] {
 		o.rounds = 3
 	}
@@ -134,6 +141,32 @@ func (o *options) shorten(flags *flag.FlagSet) {
 	if !given["rows"] {
 		o.rows = []int{100}
 	}
+}
+
+// forComparison sets the defaults that depend on whether two revisions are compared, and says what does not fit.
+func (o *options) forComparison(given map[string]bool) (errs []error) {
+	if !given["compare"] {
+		o.results = cmp.Or(o.results, "bin/bench.json")
+		if given["pairs"] {
+			errs = append(errs, errors.New("-pairs needs -compare"))
+		}
+		return errs
+	}
+	o.results = cmp.Or(o.results, "bin/bench-compare.json")
+	o.only = cmp.Or(o.only, throughput)
+	o.patience = 5 * time.Second // both runs of a pair meet the same noise
+	if o.compareWith == "" {
+		errs = append(errs, errors.New("name the revision to compare with: make bench-compare OLD=REVISION"))
+	}
+	if o.pairs < 1 {
+		errs = append(errs, errors.New("-pairs must be at least 1"))
+	}
+	for _, other := range []string{"rounds", "profile"} {
+		if given[other] {
+			errs = append(errs, fmt.Errorf("-%s does not go with -compare", other))
+		}
+	}
+	return errs
 }
 
 // bench is what all parts share.
@@ -179,6 +212,13 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	b := &bench{options: o, dir: dir}
+	var old, now revision
+	if o.compareWith != "" {
+		if old, now, err = b.buildRevisions(ctx); err != nil {
+			return err
+		}
+		b.cli = now.binary
+	}
 	if err := b.build(ctx); err != nil {
 		return err
 	}
@@ -187,7 +227,7 @@ func run(ctx context.Context, o options) (err error) {
 		"max_wal_size":           "64GB", // no checkpoint but those between the runs
 		"checkpoint_timeout":     "1h",
 		"track_commit_timestamp": "on", // latency counts from the commit
-		"max_replication_slots":  strconv.Itoa((1+len(b.sinks))*b.attempts() + 8),
+		"max_replication_slots":  strconv.Itoa(b.slots() + 8),
 	}})
 	if err != nil {
 		return err
@@ -200,11 +240,22 @@ func run(ctx context.Context, o options) (err error) {
 	if o.profile != "" {
 		return b.profiles(ctx)
 	}
+	if o.compareWith != "" {
+		return b.runComparison(ctx, old, now)
+	}
 	results, err := b.measure(ctx)
 	if err != nil {
 		return err
 	}
 	return errors.Join(results.write(os.Stdout, o), results.check())
+}
+
+// slots is how many a database needs at most.
+func (b *bench) slots() int {
+	if b.compareWith != "" {
+		return (1 + 2*len(b.sinks)) * (1 + b.pairs)
+	}
+	return (1 + len(b.sinks)) * b.attempts()
 }
 
 func (b *bench) measure(ctx context.Context) (results, error) {
@@ -237,9 +288,13 @@ func (b *bench) measure(ctx context.Context) (results, error) {
 
 // build makes the programs to measure from the sources at hand, so that nothing older is measured by mistake.
 func (b *bench) build(ctx context.Context) error {
-	b.cli, b.fake = filepath.Join(b.dir, "outbox-cdc"), filepath.Join(b.dir, "kafkafake")
+	b.fake = filepath.Join(b.dir, "kafkafake")
+	packages := map[string]string{b.fake: "./internal/servers/cmd/kafkafake"}
+	if b.cli == "" { // no comparison, which has built both
+		b.cli = filepath.Join(b.dir, "outbox-cdc")
+		packages[b.cli] = "./cmd/outbox-cdc"
+	}
 	b.connector = b.cli
-	packages := map[string]string{b.cli: "./cmd/outbox-cdc", b.fake: "./internal/servers/cmd/kafkafake"}
 	if b.profile != "" {
 		b.connector = filepath.Join(b.dir, "connector")
 		packages[b.connector] = "./test/bench/connector"

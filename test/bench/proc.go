@@ -114,11 +114,11 @@ func (u usage) othersSince(then usage) float64 {
 	return float64(u.others-then.others) / float64(u.at.Sub(then.at)) / float64(runtime.NumCPU())
 }
 
-// awaitQuiet waits until others use less than a share of the CPU, for a while at most: what is measured then may have to
-// be repeated.
-func awaitQuiet(ctx context.Context, share float64) error {
+// awaitQuiet waits until others use less than a share of the CPU, or until it has waited long enough: what is measured
+// then may have to be repeated.
+func awaitQuiet(ctx context.Context, share float64, longest time.Duration) error {
 	const window = 500 * time.Millisecond
-	for range 60 {
+	for range longest / window {
 		then, err := takeUsage()
 		if err != nil {
 			return err

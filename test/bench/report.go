@@ -85,15 +85,20 @@ func (r results) counts() (c counts) {
 }
 
 // check: how fast it is depends on the machine; that it is right does not.
-func (r results) check() error {
-	if c := r.counts(); c != (counts{}) {
+func (r results) check() error { return r.counts().check() }
+
+func (c counts) check() error {
+	if c != (counts{}) {
 		return fmt.Errorf("%d events are missing, %d misordered, %d duplicated, %d not in the ledger", c.Missing, c.Misordered, c.Duplicated, c.Unrecorded)
 	}
 	return nil
 }
 
-func (r results) write(w io.Writer, o options) error {
-	data, err := json.MarshalIndent(r, "", "  ")
+func (r results) write(w io.Writer, o options) error { return writeResults(w, o, r, r.table) }
+
+// writeResults writes results as JSON into their file, and prints them as JSON or as a table.
+func writeResults(w io.Writer, o options, results any, table func(io.Writer)) error {
+	data, err := json.MarshalIndent(results, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -108,7 +113,7 @@ func (r results) write(w io.Writer, o options) error {
 		_, err = w.Write(data)
 		return err
 	}
-	r.table(w)
+	table(w)
 	return nil
 }
 
