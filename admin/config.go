@@ -1,18 +1,23 @@
-// Package admin holds what people do with a connector: list events, look at dead letters and change them, pause sinks, and ask where
-// an event would go. It works on the connector's ledger in PostgreSQL, so it needs no running connector; one that runs is told of each
-// change. The commands of outbox-cdc are made of it.
+// Package admin does what people do with a connector: it lists events and shows what became of them, lists dead letters and
+// retries, discards or makes them, pauses and resumes sinks, and says where an event would go. The commands of outbox-cdc
+// call it; so can a service that embeds the connector.
 //
-// It reads no configuration and opens no sinks: service translates the configuration for it.
+// Except for Routing.Targets, everything here works on the ledger in PostgreSQL, over a connection of its own. It needs no
+// running connector. A connector that runs is told of each change by NOTIFY.
+//
+// The package does not run a connector, and it does not make or remove what one needs: service and provision do that. It
+// reads no configuration either: service translates one into a Config and a Routing.
 package admin
 
 import "github.com/pyairtable-compose/outbox-cdc/replication"
 
-// Config says which connector's ledger the functions of this package work on.
+// Config says on which connector's ledger the functions of this package work.
 type Config struct {
-	// Name of the connector: its sinks are those that outbox_processors holds under this name.
+	// Name of the connector. Its sinks are the rows of outbox_processors that have this name in the column connector.
 	Name string
-	// DSN of the database with the ledger.
-	DSN    string
+	// DSN of the database that holds the ledger.
+	DSN string
+	// Source names the outbox table, the schema of the ledger, and the slot.
 	Source replication.Source
 	// Block says that a dead letter holds its aggregate until a person acts.
 	Block bool

@@ -5,18 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// EventStatuses are what Events can be asked for. "" is all of the outbox.
+// EventStatuses are the values of EventsQuery.Status, which may also be empty.
 var EventStatuses = []string{"parked", "dead", "failed", "discarded", "delivered", "pending"}
 
-// recent is how far back the outbox is looked at by default: what became of an event is looked up one by one.
-const recent = time.Hour
+// recentEvents is how far back Events reads the outbox by default. The view event_outbox_status looks up one by one what
+// became of each event, so reading all of the outbox would take long.
+const recentEvents = time.Hour
 
 // Try is a row of outbox_delivery_log.
 type Try struct {
@@ -32,7 +32,7 @@ type Try struct {
 	id int64
 }
 
-// Event is a row of the outbox with what became of it, over all sinks: the worst one wins.
+// Event is a row of the outbox with what became of it. Status is the worst that it has at any sink.
 type Event struct {
 	ID            string     `json:"id"`
 	AggregateType string     `json:"aggregate_type"`
@@ -49,24 +49,25 @@ type Event struct {
 
 // EventsQuery says which events to list.
 type EventsQuery struct {
-	Status string
+	Status string // one of EventStatuses; "" lists all events of the outbox
 	Filter Filter
-	Limit  int    // at least 1
-	After  string // Next of the page before
+	Limit  int    // of a page, at least 1
+	After  string // Next of the page before; "" for the first page
 }
 
-// EventsPage is a part of a list. One of the three is set: rows that wait or are dead, tries, or events of the outbox.
+// EventsPage is one page of a list. One of Parked, Tries and Events is set, depending on the status that was asked for.
 type EventsPage struct {
-	Parked []*Parked `json:"parked,omitzero"`
-	Tries  []Try     `json:"tries,omitzero"`
-	Events []Event   `json:"events,omitzero"`
-	// Next goes into After; "" at the end.
+	Parked []*ParkedRow `json:"parked,omitzero"`
+	Tries  []Try        `json:"tries,omitzero"`
+	Events []Event      `json:"events,omitzero"`
+	// Next is the query's After for the next page. It is empty on the last page.
 	Next string `json:"next,omitempty"`
 }
 
-// Events lists events by what became of them: parked and dead from outbox_parked in order of sink and position, failed and discarded
-// from the log and the others from the outbox, both the newest first. Of the outbox it is those of the last hour unless Since
-// or ids say otherwise.
+// Events lists events by what became of them. The status decides what is listed:
+//   - parked and dead: rows of outbox_parked, in the order of sink and position;
+//   - failed and discarded: tries of the delivery log, the newest first;
+//   - delivered, pending and "": events of the outbox, the newest first. Without Since and IDs, only those of the last hour.
 func Events(ctx context.Context, c Config, q EventsQuery) (page EventsPage, err error) {
 	err = withLedger(ctx, c, func(l *ledgerConn) error {
 		if err := l.checkIDs(q.Filter.IDs); err != nil {
@@ -83,19 +84,20 @@ func Events(ctx context.Context, c Config, q EventsQuery) (page EventsPage, err 
 	return page, err
 }
 
+// listParked reads outbox_parked. The list shows no metadata, which may be long.
 func (l *ledgerConn) listParked(ctx context.Context, q EventsQuery, page *EventsPage) error {
-	after, err := parseCursor(q.After)
+	after, err := parseKeyCursor(q.After)
 	if err != nil {
 		return err
 	}
-	processors, err := l.named(q.Filter.Sinks)
+	processors, err := l.processorIDs(q.Filter.Sinks)
 	if err != nil {
 		return err
 	}
-	page.Parked = []*Parked{}
-	err = l.each(ctx, parkedQuery{status: q.Status, filter: q.Filter, processors: processors, after: after}, func(p *Parked) (bool, error) {
+	page.Parked = []*ParkedRow{}
+	err = l.eachParkedRow(ctx, parkedQuery{status: q.Status, filter: q.Filter, processors: processors, after: after}, func(p *ParkedRow) (bool, error) {
 		if len(page.Parked) == q.Limit {
-			page.Next = cursor(page.Parked[q.Limit-1].key)
+			page.Next = keyCursor(page.Parked[q.Limit-1].key)
 			return false, nil
 		}
 		p.Event.Metadata, p.Event.MetadataText = nil, nil
@@ -105,7 +107,7 @@ func (l *ledgerConn) listParked(ctx context.Context, q EventsQuery, page *Events
 	if err != nil {
 		return err
 	}
-	return l.behind(ctx, page.Parked)
+	return l.findHolders(ctx, page.Parked)
 }
 
 const tryColumns = `coalesce(event_id::text, ''), processor_id, status, attempt_number, completed_at, duration_ms::float8, coalesce(error_message, ''),
@@ -114,16 +116,17 @@ const tryColumns = `coalesce(event_id::text, ''), processor_id, status, attempt_
 func (l *ledgerConn) scanTry(row pgx.CollectableRow) (t Try, err error) {
 	var processor int32
 	err = row.Scan(&t.EventID, &processor, &t.Status, &t.Attempt, &t.CompletedAt, &t.DurationMS, &t.Error, &t.Position, &t.id)
-	t.Sink = l.name(processor)
+	t.Sink = l.sinkName(processor)
 	return t, err
 }
 
+// listTries reads the delivery log. Its filter is without type, aggregate and tenant, which the log does not have.
 func (l *ledgerConn) listTries(ctx context.Context, q EventsQuery, page *EventsPage) error {
 	f := q.Filter
 	if f.Type != "" || f.Aggregate != "" || f.Tenant != "" {
 		return fmt.Errorf("the log has no type, aggregate or tenant to look for %s events by; name their ids", q.Status)
 	}
-	processors, err := l.named(f.Sinks)
+	processors, err := l.processorIDs(f.Sinks)
 	if err != nil {
 		return err
 	}
@@ -157,8 +160,8 @@ func (l *ledgerConn) listTries(ctx context.Context, q EventsQuery, page *EventsP
 	return nil
 }
 
-// tries are the log's rows of an event, the last one first.
-func (l *ledgerConn) tries(ctx context.Context, id string, processors []int32, limit int) ([]Try, error) {
+// triesOf returns the newest tries of an event, the newest first.
+func (l *ledgerConn) triesOf(ctx context.Context, id string, processors []int32, limit int) ([]Try, error) {
 	rows, err := l.conn.Query(ctx, l.sql(`select `+tryColumns+` from ledger.outbox_delivery_log where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
 		order by completed_at desc, id desc limit $3`), id, processors, limit)
 	if err != nil {
@@ -179,6 +182,7 @@ func scanEvent(row pgx.CollectableRow) (e Event, err error) {
 	return e, err
 }
 
+// listEvents reads the view event_outbox_status.
 func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *EventsPage) error {
 	f := q.Filter
 	switch {
@@ -193,11 +197,12 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 		return err
 	}
 	if f.Since.IsZero() && len(f.IDs) == 0 {
-		if f.Since, err = l.since(ctx, recent); err != nil {
+		if f.Since, err = l.timeBefore(ctx, recentEvents); err != nil {
 			return fmt.Errorf("ask for the time: %w", err)
 		}
 	}
 	page.Events = []Event{}
+	// The statement cannot select by type, aggregate and tenant, so one page of the list may take several reads.
 	for {
 		rows, err := l.eventRows(ctx, q, f, at, id)
 		if err != nil {
@@ -220,6 +225,7 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 	}
 }
 
+// eventRows reads rows of the view that come after the time at and the id, one more than a page has.
 func (l *ledgerConn) eventRows(ctx context.Context, q EventsQuery, f Filter, at time.Time, id string) ([]Event, error) {
 	args := []any{q.Status, timeOrNull(f.Since), timeOrNull(f.Until), q.Limit + 1}
 	more := ""
@@ -240,29 +246,38 @@ func (l *ledgerConn) eventRows(ctx context.Context, q EventsQuery, f Filter, at 
 	return pgx.CollectRows(rows, scanEvent)
 }
 
-// EventDetails are all that is known of one event.
+// EventDetails is all that outbox and ledger know of one event.
 type EventDetails struct {
-	// Event is its row of the outbox; nil where that is gone, or in a table of the user's own, or the login may not read the view.
+	// Event is the event's row of the outbox. It is nil if the row is gone, if the outbox is a table of the user's own, or if the
+	// login may not read the view event_outbox_status.
 	Event *Event `json:"event,omitempty"`
-	// Parked are what sinks are owed of it, or have given up on.
-	Parked []*Parked `json:"parked"`
-	// Log are the newest tries, the last one first.
+	// Parked lists the sinks that are still owed the event, and those that it is a dead letter of.
+	Parked []*ParkedRow `json:"parked"`
+	// Log holds the newest tries, the newest first.
 	Log []Try `json:"log"`
 }
 
-// ShowEvent gives all that is known of one event. One of which nothing is known is an error.
-func ShowEvent(ctx context.Context, c Config, id string, payload bool) (d EventDetails, err error) {
-	d.Parked, d.Log = []*Parked{}, []Try{}
+// EventDetailsQuery says which event to show.
+type EventDetailsQuery struct {
+	ID string
+	// Payload asks for the payloads of parked rows and dead letters.
+	Payload bool
+}
+
+// ShowEvent returns all that is known of one event. If nothing is known of it, that is an error.
+func ShowEvent(ctx context.Context, c Config, q EventDetailsQuery) (d EventDetails, err error) {
+	d.Parked, d.Log = []*ParkedRow{}, []Try{}
 	err = withLedger(ctx, c, func(l *ledgerConn) error {
-		if err := l.checkIDs([]string{id}); err != nil {
+		if err := l.checkIDs([]string{q.ID}); err != nil {
 			return err
 		}
-		processors, err := l.named(nil)
+		processors, err := l.processorIDs(nil)
 		if err != nil {
 			return err
 		}
 		for _, status := range []string{"parked", "dead"} {
-			err := l.each(ctx, parkedQuery{status: status, filter: Filter{IDs: []string{id}}, processors: processors, payload: payload}, func(p *Parked) (bool, error) {
+			rows := parkedQuery{status: status, filter: Filter{IDs: []string{q.ID}}, processors: processors, payload: q.Payload}
+			err := l.eachParkedRow(ctx, rows, func(p *ParkedRow) (bool, error) {
 				d.Parked = append(d.Parked, p)
 				return true, nil
 			})
@@ -270,26 +285,27 @@ func ShowEvent(ctx context.Context, c Config, id string, payload bool) (d EventD
 				return err
 			}
 		}
-		if err := l.behind(ctx, d.Parked); err != nil {
+		if err := l.findHolders(ctx, d.Parked); err != nil {
 			return err
 		}
-		if d.Log, err = l.tries(ctx, id, processors, 100); err != nil {
+		if d.Log, err = l.triesOf(ctx, q.ID, processors, 100); err != nil {
 			return err
 		}
 		if !c.Source.Mapped() {
-			if d.Event, err = l.event(ctx, id); err != nil && sqlState(err) != "42501" {
+			if d.Event, err = l.outboxEvent(ctx, q.ID); err != nil && sqlState(err) != "42501" {
 				return err
 			}
 		}
 		if d.Event == nil && len(d.Parked)+len(d.Log) == 0 {
-			return fmt.Errorf("nothing is known of event %s: neither the outbox nor the ledger has it", id)
+			return fmt.Errorf("nothing is known of event %s: neither the outbox nor the ledger has it", q.ID)
 		}
 		return nil
 	})
 	return d, err
 }
 
-func (l *ledgerConn) event(ctx context.Context, id string) (*Event, error) {
+// outboxEvent returns nil if the outbox has no row with this id.
+func (l *ledgerConn) outboxEvent(ctx context.Context, id string) (*Event, error) {
 	rows, err := l.conn.Query(ctx, l.sql("select "+eventColumns+" from ledger.event_outbox_status where id = $1::text::uuid"), id)
 	if err != nil {
 		return nil, fmt.Errorf("read event_outbox_status: %w", err)
@@ -304,19 +320,7 @@ func (l *ledgerConn) event(ctx context.Context, id string) (*Event, error) {
 	return &found[0], nil
 }
 
-func timeCursor(t time.Time, id string) string { return t.UTC().Format(time.RFC3339Nano) + "," + id }
-
-func parseTimeCursor(s, example string, isID func(string) bool) (t time.Time, id string, err error) {
-	if s == "" {
-		return t, "0", nil
-	}
-	text, id, _ := strings.Cut(s, ",")
-	if t, err = time.Parse(time.RFC3339Nano, text); err != nil || t.IsZero() || !isID(id) {
-		return t, "", badCursor(s, "2026-01-31T12:00:00.5Z,"+example)
-	}
-	return t, id, nil
-}
-
+// sqlState returns the SQLSTATE of an error of the server, or "".
 func sqlState(err error) string {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pg.Code

@@ -135,11 +135,11 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	d, err := ShowEvent(testContext(t), w.admin, eventID(2), true)
+	d, err := ShowEvent(testContext(t), w.admin, EventDetailsQuery{ID: eventID(2), Payload: true})
 	if err != nil || d.Event == nil || d.Event.Status != "parked" || len(d.Parked) != 1 || string(d.Parked[0].Payload) != `{"n": 2}` || len(d.Log) != 3 {
 		t.Errorf("%+v, %v", d, err)
 	}
-	if _, err = ShowEvent(testContext(t), w.admin, eventID(9), false); err == nil || !strings.HasPrefix(err.Error(), "nothing is known of event") {
+	if _, err = ShowEvent(testContext(t), w.admin, EventDetailsQuery{ID: eventID(9)}); err == nil || !strings.HasPrefix(err.Error(), "nothing is known of event") {
 		t.Error(err)
 	}
 }
@@ -153,7 +153,7 @@ func TestShowDeadLetters(t *testing.T) {
 	w.exec(`insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
 		values ('` + eventID(1) + `', 1, 1, 'failed', now() - interval '1 s', '0/1', 0, 1), ('` + eventID(1) + `', 1, 2, 'dead', now(), '0/1', 0, 1),
 			('` + eventID(1) + `', 2, 1, 'delivered', now(), '0/1', 0, 1)`)
-	letters, err := ShowDeadLetters(testContext(t), w.admin, Filter{IDs: []string{eventID(1)}}, true, 5)
+	letters, err := ShowDeadLetters(testContext(t), w.admin, DeadLetterQuery{Filter: Filter{IDs: []string{eventID(1)}}, Payload: true, Limit: 5})
 	if err != nil || len(letters) != 1 {
 		t.Fatal(letters, err)
 	}
@@ -161,14 +161,14 @@ func TestShowDeadLetters(t *testing.T) {
 	if string(l.PayloadBase64) != "\xff\x00" || l.Payload != nil || len(l.Log) != 2 || l.Log[0].Status != "dead" || string(l.Event.Metadata) != `{"nul":"\u0000"}` {
 		t.Errorf("%+v", l)
 	}
-	if letters, err = ShowDeadLetters(testContext(t), w.admin, Filter{}, false, 1); err != nil || len(letters) != 1 || letters[0].PayloadBase64 != nil {
+	if letters, err = ShowDeadLetters(testContext(t), w.admin, DeadLetterQuery{Filter: Filter{}, Limit: 1}); err != nil || len(letters) != 1 || letters[0].PayloadBase64 != nil {
 		t.Error(letters, err)
 	}
 	for want, f := range map[string]Filter{
 		"event " + eventID(3) + " cannot be shown as a dead letter: it is no dead letter, but parked at a": {IDs: []string{eventID(3)}},
 		`no dead letter matches (tenant "x"), of 2`:                                                        {Tenant: "x"},
 	} {
-		if _, err := ShowDeadLetters(testContext(t), w.admin, f, false, 1); err == nil || err.Error() != want {
+		if _, err := ShowDeadLetters(testContext(t), w.admin, DeadLetterQuery{Filter: f, Limit: 1}); err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -16,15 +17,15 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// NoSink is how processor 0 is called: what stands there belongs to no sink, a row of the outbox that is no valid event, say.
-const NoSink = "none"
+// noSink is the name of processor 0. Its rows belong to no sink: for example a row of the outbox that is no valid event.
+const noSink = "none"
 
-// ledgerConn is a person's session with the ledger of a connector.
+// ledgerConn is a connection to the ledger of a connector, for one request of a person.
 type ledgerConn struct {
 	conn    *pgx.Conn
 	cfg     Config
-	sinks   []knownSink // of this connector, by id
-	uuidIDs bool
+	sinks   []knownSink // the sinks of this connector, by id
+	uuidIDs bool        // event ids are of type uuid, not text
 }
 
 // knownSink is a row of outbox_processors.
@@ -34,12 +35,13 @@ type knownSink struct {
 	active bool
 }
 
-// A person must neither wait for a lock for ever nor hold one.
-var personal = "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; " + connector.PlanParked("set")
+// personSettings keep a person's statements from waiting for a lock for ever, and from holding one for long.
+var personSettings = "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; " + connector.PlanParked("set")
 
-// withLedger calls f with a session for SQL. Its error may have ExitCode() int.
+// withLedger connects to the ledger, calls f, and closes the connection. The error may have a method ExitCode() int.
 func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error {
-	var fault error // what f says: a server that goes away in the middle is no server that cannot be reached
+	// The error of f is kept apart: if the server goes away while f works, that is not "PostgreSQL cannot be reached".
+	var fault error
 	err := replication.WithConn(ctx, c.DSN, c.Source, func(conn *pgx.Conn) error {
 		l := &ledgerConn{conn: conn, cfg: c}
 		if err := l.open(ctx); err != nil {
@@ -54,8 +56,10 @@ func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error 
 	return ledgerError(fault)
 }
 
+// open prepares the session and reads which sinks the connector has. It reads the ledger only after CheckOwners has found that
+// the ledger's tables belong to trusted roles: reading a stranger's view would run his functions with this login's rights.
 func (l *ledgerConn) open(ctx context.Context) error {
-	if _, err := l.conn.Exec(ctx, personal); err != nil {
+	if _, err := l.conn.Exec(ctx, personSettings); err != nil {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
 	if err := replication.CheckOwners(ctx, l.conn, l.cfg.Source); err != nil {
@@ -78,10 +82,10 @@ func (l *ledgerConn) open(ctx context.Context) error {
 	return nil
 }
 
-// sql names the ledger's tables in a statement that writes them as ledger.outbox_….
+// sql puts the ledger's schema into a statement that writes its tables as ledger.outbox_….
 func (l *ledgerConn) sql(text string) string { return l.cfg.Source.Ledger(text) }
 
-// ledgerError gives what the database refuses its exit code and its remedy.
+// ledgerError adds the remedy, and the exit code where there is one, to an error of the database.
 func ledgerError(err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -98,8 +102,8 @@ func ledgerError(err error) error {
 	return err
 }
 
-// named gives the ids of sinks by name: with no names of all, processor 0 included.
-func (l *ledgerConn) named(names []string) ([]int32, error) {
+// processorIDs returns the ids of the sinks with these names, in order. Without names it returns all, processor 0 included.
+func (l *ledgerConn) processorIDs(names []string) ([]int32, error) {
 	if len(names) == 0 {
 		ids := []int32{0}
 		for _, s := range l.sinks {
@@ -113,17 +117,18 @@ func (l *ledgerConn) named(names []string) ([]int32, error) {
 		switch {
 		case i >= 0:
 			ids = append(ids, l.sinks[i].id)
-		case name == NoSink:
+		case name == noSink:
 			ids = append(ids, 0)
 		default:
-			return nil, l.unknown(name)
+			return nil, l.unknownSink(name)
 		}
 	}
 	slices.Sort(ids)
 	return slices.Compact(ids), nil
 }
 
-func (l *ledgerConn) unknown(name string) error {
+// unknownSink is the error for a name that no sink of this connector has.
+func (l *ledgerConn) unknownSink(name string) error {
 	if len(l.sinks) == 0 {
 		return fmt.Errorf("no sink %q: connector %q has none yet; its first start, or init, makes them known", name, l.cfg.Name)
 	}
@@ -134,8 +139,8 @@ func (l *ledgerConn) unknown(name string) error {
 	return fmt.Errorf("no sink %q; those of connector %q are: %s", name, l.cfg.Name, strings.Join(known, ", "))
 }
 
-// sink is the row of an id; nil for processor 0 and those of other connectors.
-func (l *ledgerConn) sink(id int32) *knownSink {
+// sinkByID returns nil for processor 0 and for the sinks of other connectors.
+func (l *ledgerConn) sinkByID(id int32) *knownSink {
 	for i := range l.sinks {
 		if l.sinks[i].id == id {
 			return &l.sinks[i]
@@ -144,14 +149,20 @@ func (l *ledgerConn) sink(id int32) *knownSink {
 	return nil
 }
 
-func (l *ledgerConn) name(id int32) string {
-	if s := l.sink(id); s != nil {
+func (l *ledgerConn) sinkName(id int32) string {
+	if s := l.sinkByID(id); s != nil {
 		return s.name
 	}
-	return NoSink
+	return noSink
 }
 
-// checkIDs says what is wrong with ids of events, before the database does in its own words.
+func (l *ledgerConn) isPaused(id int32) bool {
+	s := l.sinkByID(id)
+	return s != nil && !s.active
+}
+
+// checkIDs refuses ids that cannot be event ids of this outbox. The database would refuse them too, with a message that helps
+// less.
 func (l *ledgerConn) checkIDs(ids []string) error {
 	for _, id := range ids {
 		if l.uuidIDs && !isUUID(id) {
@@ -163,10 +174,10 @@ func (l *ledgerConn) checkIDs(ids []string) error {
 
 const exampleID = "0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f"
 
-// isUUID: as PostgreSQL reads it, which knows no URNs.
+// isUUID accepts the forms that PostgreSQL accepts. uuid.Validate accepts the form urn:uuid:… as well, which is longer.
 func isUUID(s string) bool { return uuid.Validate(s) == nil && len(s) <= len("{"+exampleID+"}") }
 
-// idType is the type of event ids.
+// idType returns the PostgreSQL type of event ids.
 func (l *ledgerConn) idType() string {
 	if l.uuidIDs {
 		return "uuid"
@@ -174,19 +185,25 @@ func (l *ledgerConn) idType() string {
 	return "text"
 }
 
-// canonical is an id as the database writes it.
-func (l *ledgerConn) canonical(id string) string {
+// canonicalID returns an event id in the form that the database writes.
+func (l *ledgerConn) canonicalID(id string) string {
 	if u, err := uuid.Parse(id); l.uuidIDs && err == nil {
 		return u.String()
 	}
 	return id
 }
 
-// tell wakes the lanes of a sink, when tx commits.
-func (l *ledgerConn) tell(ctx context.Context, tx pgx.Tx, processor int32) error {
+// notify tells the connector, when tx commits, that rows of a processor or its pause have changed.
+func (l *ledgerConn) notify(ctx context.Context, tx pgx.Tx, processor int32) error {
 	_, err := tx.Exec(ctx, "select pg_notify($1, $2)", connector.Changed, fmt.Sprintf("%s:%d", l.cfg.Source.LedgerSchema, processor))
 	if err != nil {
 		return fmt.Errorf("notify: %w", err)
 	}
 	return nil
+}
+
+// timeBefore returns the time that long ago by the server's clock, which has written the times in the rows.
+func (l *ledgerConn) timeBefore(ctx context.Context, ago time.Duration) (t time.Time, err error) {
+	err = l.conn.QueryRow(ctx, "select clock_timestamp() - $1::interval", ago).Scan(&t)
+	return t, err
 }

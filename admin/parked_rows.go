@@ -5,121 +5,66 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
-	"github.com/pyairtable-compose/outbox-cdc/internal/glob"
 )
 
+// ParkedRow is a row of outbox_parked: an event that the connector owes to a sink, or that it has given up on. The latter is
+// called a dead letter.
+type ParkedRow struct {
+	Sink string `json:"sink"`
+	// Position is LSN:index. Rows of an aggregate are delivered in this order.
+	Position string `json:"position"`
+	Status   string `json:"status"` // parked or dead
+	// Event is the event without its payload.
+	Event    connector.StoredEvent `json:"event"`
+	Attempts int                   `json:"attempts"` // tries that the sink has refused
+	Tries    int                   `json:"tries"`    // all tries, also those that found the sink away
+	ParkedAt time.Time             `json:"parked_at"`
+	FirstTry *time.Time            `json:"first_try_at,omitempty"`
+	// NextAttempt is when the row is due. It is nil if the row waits for its turn or for another row, and for a dead letter.
+	NextAttempt *time.Time `json:"next_attempt_at,omitempty"`
+	// Blocks says that this dead letter holds its aggregate until a person acts.
+	Blocks bool   `json:"blocks,omitempty"`
+	Error  string `json:"error,omitempty"`
+	Replay bool   `json:"replay,omitempty"`
+	// Waits says in words what the row waits for. Behind is the event that it waits behind, if any.
+	Waits  string `json:"waits,omitempty"`
+	Behind string `json:"behind,omitempty"`
+	// Payload is set if the payload was asked for and is JSON. A payload that is not JSON is in PayloadBase64.
+	Payload       json.RawMessage `json:"payload,omitempty"`
+	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
+
+	key           checkpoint.Key
+	aggregateHash int64
+}
+
+// How many rows one statement reads. A single payload may have megabytes, so a page with payloads is small.
 const (
-	// How many rows are read at once: without payloads, and with them, of which one may have megabytes.
 	pageRows        = 500
 	pagePayloadRows = 20
 )
 
-// Filter picks events. What is empty picks all.
-type Filter struct {
-	Sinks []string // by name; NoSink for what belongs to none
-	Type  string   // of the event; * and ? as in routes
-	// Aggregate is type/id, or the type alone.
-	Aggregate string
-	Tenant    string
-	Error     string // a part of the error, in any case
-	// Since and Until (exclusive) bound when the row was parked.
-	Since, Until time.Time
-	IDs          []string
-}
+// positionBeforeAll stands before the position of every row.
+var positionBeforeAll = checkpoint.Position{LSN: 0, Index: math.MinInt64}
 
-// Empty says whether it picks all.
-func (f Filter) Empty() bool {
-	return len(f.Sinks) == 0 && f.Type == "" && f.Aggregate == "" && f.Tenant == "" && f.Error == "" && f.Since.IsZero() && f.Until.IsZero() && len(f.IDs) == 0
-}
-
-// String names what it picks, for an error.
-func (f Filter) String() string {
-	var parts []string
-	add := func(name, value string) {
-		if value != "" {
-			parts = append(parts, name+" "+strconv.Quote(value))
-		}
-	}
-	add("sink", strings.Join(f.Sinks, ", "))
-	add("type", f.Type)
-	add("aggregate", f.Aggregate)
-	add("tenant", f.Tenant)
-	add("error", f.Error)
-	if !f.Since.IsZero() {
-		add("since", f.Since.UTC().Format(time.RFC3339))
-	}
-	if !f.Until.IsZero() {
-		add("until", f.Until.UTC().Format(time.RFC3339))
-	}
-	add("id", strings.Join(f.IDs, ", "))
-	return strings.Join(parts, ", ")
-}
-
-// matches looks at what stands in the event. It is not asked in SQL: a metadata column of type json may hold what ->> refuses.
-func (f Filter) matches(eventType, aggregateType, aggregateID, tenant string) bool {
-	if f.Type != "" && !glob.Match(f.Type, eventType) || f.Tenant != "" && f.Tenant != tenant {
-		return false
-	}
-	typ, id, both := strings.Cut(f.Aggregate, "/")
-	return f.Aggregate == "" || typ == aggregateType && (!both || id == aggregateID)
-}
-
-// StoredEvent is an event as outbox_parked keeps it, without its payload.
-type StoredEvent = connector.StoredEvent
-
-// Parked is a row of outbox_parked: one event owed to one sink, or given up on.
-type Parked struct {
-	Sink     string      `json:"sink"`
-	Position string      `json:"position"` // LSN:index, the order of delivery
-	Status   string      `json:"status"`   // parked or dead
-	Event    StoredEvent `json:"event"`
-	Attempts int         `json:"attempts"` // tries that were refused
-	Tries    int         `json:"tries"`    // all
-	ParkedAt time.Time   `json:"parked_at"`
-	FirstTry *time.Time  `json:"first_try_at,omitempty"`
-	// NextAttempt is not set where it waits for another, and on dead ones.
-	NextAttempt *time.Time `json:"next_attempt_at,omitempty"`
-	// Blocks: it is dead, and holds its aggregate until a person acts.
-	Blocks bool   `json:"blocks,omitempty"`
-	Error  string `json:"error,omitempty"`
-	Replay bool   `json:"replay,omitempty"`
-	// Waits says in words what it waits for, and Behind the event that it stands behind.
-	Waits  string `json:"waits,omitempty"`
-	Behind string `json:"behind,omitempty"`
-	// Payload as it is where it is JSON, else PayloadBase64. Only where asked for.
-	Payload       json.RawMessage `json:"payload,omitempty"`
-	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
-
-	key  checkpoint.Key
-	hash int64
-}
-
-// beginning is before all positions.
-var beginning = checkpoint.Position{LSN: 0, Index: math.MinInt64}
-
-// parkedQuery picks rows of outbox_parked.
+// parkedQuery selects rows of outbox_parked.
 type parkedQuery struct {
 	status     string // parked or dead
 	filter     Filter
 	processors []int32
-	after      checkpoint.Key // the zero key: from the beginning
-	payload    bool
+	after      checkpoint.Key // only rows after this key; the zero key selects all
+	payload    bool           // read the payloads as well
 }
 
-// each calls f with the rows in order of processor and position until it returns false. Between two pages nothing is held
-// in the database, so f may take its time.
-func (l *ledgerConn) each(ctx context.Context, q parkedQuery, f func(*Parked) (bool, error)) error {
+// eachParkedRow calls f with the rows that q selects, in the order of processor and position, until f returns false. It reads
+// the rows in pages, and holds no transaction and no cursor open between two pages, so f may take its time.
+func (l *ledgerConn) eachParkedRow(ctx context.Context, q parkedQuery, f func(*ParkedRow) (more bool, err error)) error {
 	if err := l.checkIDs(q.filter.IDs); err != nil {
 		return err
 	}
@@ -128,7 +73,7 @@ func (l *ledgerConn) each(ctx context.Context, q parkedQuery, f func(*Parked) (b
 		rows = pagePayloadRows
 	}
 	for _, id := range q.processors {
-		from := beginning
+		from := positionBeforeAll
 		switch {
 		case id < q.after.Processor:
 			continue
@@ -136,7 +81,7 @@ func (l *ledgerConn) each(ctx context.Context, q parkedQuery, f func(*Parked) (b
 			from = q.after.Position
 		}
 		for {
-			page, err := l.page(ctx, q, id, from, rows)
+			page, err := l.readPage(ctx, q, id, from, rows)
 			if err != nil {
 				return fmt.Errorf("read outbox_parked: %w", err)
 			}
@@ -166,13 +111,14 @@ const selectParked = `select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_h
 		and ($7 = '' or position(lower($7) in lower(p.error_message)) > 0)
 	order by p.commit_lsn, p.tx_index limit $9`
 
-// page reads in the order of the key; ids are looked up first.
-func (l *ledgerConn) page(ctx context.Context, q parkedQuery, processor int32, from checkpoint.Position, limit int) ([]*Parked, error) {
+// readPage reads the next rows of one processor after the position from. If the filter has ids, the statement looks these up
+// first; otherwise it walks the primary key.
+func (l *ledgerConn) readPage(ctx context.Context, q parkedQuery, processor int32, from checkpoint.Position, limit int) ([]*ParkedRow, error) {
 	f := q.filter
 	args := []any{processor, from.LSN, from.Index, q.status, timeOrNull(f.Since), timeOrNull(f.Until), f.Error, q.payload, limit}
 	table := "ledger.outbox_parked"
 	if len(f.IDs) > 0 {
-		// "offset 0" keeps the planner from walking the key instead.
+		// Without "offset 0" the planner would merge the subquery and walk the primary key.
 		table = "(select * from ledger.outbox_parked where event_id = any ($10::" + l.idType() + "[]) offset 0)"
 		args = append(args, f.IDs)
 	}
@@ -180,7 +126,7 @@ func (l *ledgerConn) page(ctx context.Context, q parkedQuery, processor int32, f
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Parked, error) { return l.scanParked(row, processor) })
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ParkedRow, error) { return l.scanParkedRow(row, processor) })
 }
 
 func timeOrNull(t time.Time) *time.Time {
@@ -190,13 +136,13 @@ func timeOrNull(t time.Time) *time.Time {
 	return &t
 }
 
-func (l *ledgerConn) scanParked(row pgx.CollectableRow, processor int32) (*Parked, error) {
-	p := &Parked{Sink: l.name(processor), key: checkpoint.Key{Processor: processor}}
+func (l *ledgerConn) scanParkedRow(row pgx.CollectableRow, processor int32) (*ParkedRow, error) {
+	p := &ParkedRow{Sink: l.sinkName(processor), key: checkpoint.Key{Processor: processor}}
 	var id *string
 	var next pgtype.Timestamptz
 	var event, payload []byte
 	var now time.Time
-	err := row.Scan(&p.key.Position.LSN, &p.key.Position.Index, &id, &p.hash, &p.Status, &p.Attempts, &p.Tries, &p.ParkedAt, &p.FirstTry, &next,
+	err := row.Scan(&p.key.Position.LSN, &p.key.Position.Index, &id, &p.aggregateHash, &p.Status, &p.Attempts, &p.Tries, &p.ParkedAt, &p.FirstTry, &next,
 		&p.Error, &p.Replay, &event, &payload, &now)
 	if err != nil {
 		return nil, err
@@ -218,19 +164,18 @@ func (l *ledgerConn) scanParked(row pgx.CollectableRow, processor int32) (*Parke
 	case payload != nil:
 		p.PayloadBase64 = payload
 	}
-	p.Waits = l.waits(p, now)
+	p.Waits = l.waitsFor(p, now)
 	return p, nil
 }
 
-// waits says what a row waits for, as far as the row itself tells.
-func (l *ledgerConn) waits(p *Parked, now time.Time) string {
-	sink := l.sink(p.key.Processor)
+// waitsFor says what a row waits for, as far as the row itself and the state of its sink tell. now is the server's time.
+func (l *ledgerConn) waitsFor(p *ParkedRow, now time.Time) string {
 	switch {
 	case p.Status == "dead" && p.Blocks:
 		return "dead; its aggregate waits for a person"
 	case p.Status == "dead":
 		return ""
-	case sink != nil && !sink.active:
+	case l.isPaused(p.key.Processor):
 		return "the sink is paused"
 	case p.NextAttempt == nil:
 		return "its turn"
@@ -240,18 +185,18 @@ func (l *ledgerConn) waits(p *Parked, now time.Time) string {
 	return "its next attempt, which is due"
 }
 
-// behind finds out which rows are held by an earlier one of their aggregate.
-func (l *ledgerConn) behind(ctx context.Context, page []*Parked) error {
+// findHolders sets Behind and Waits of those rows that an earlier row of their aggregate holds.
+func (l *ledgerConn) findHolders(ctx context.Context, page []*ParkedRow) error {
 	var processors []int32
 	var hashes, indexes []int64
 	var lsns []string
-	var untried []*Parked
+	var untried []*ParkedRow
 	for _, p := range page {
 		if p.Status != "parked" || p.NextAttempt != nil {
 			continue
 		}
 		untried = append(untried, p)
-		processors, hashes = append(processors, p.key.Processor), append(hashes, p.hash)
+		processors, hashes = append(processors, p.key.Processor), append(hashes, p.aggregateHash)
 		lsns, indexes = append(lsns, p.key.Position.LSN.String()), append(indexes, p.key.Position.Index)
 	}
 	if untried == nil {
@@ -273,46 +218,10 @@ func (l *ledgerConn) behind(ctx context.Context, page []*Parked) error {
 		p.Behind = id
 		if status == "dead" {
 			p.Waits = "behind the dead letter " + id
-		} else if sink := l.sink(p.key.Processor); sink == nil || sink.active {
+		} else if !l.isPaused(p.key.Processor) {
 			p.Waits = "behind " + id
 		}
 		return nil
 	})
 	return err
-}
-
-// cursor is a key as --after takes it.
-func cursor(k checkpoint.Key) string {
-	return fmt.Sprintf("%d,%s,%d", k.Processor, k.Position.LSN, k.Position.Index)
-}
-
-func parseCursor(s string) (k checkpoint.Key, err error) {
-	if s == "" {
-		return k, nil
-	}
-	parts := strings.Split(s, ",")
-	if len(parts) == 3 {
-		var id int64
-		id, err = strconv.ParseInt(parts[0], 10, 32)
-		k.Processor = int32(id)
-		if err == nil {
-			k.Position.LSN, err = pglogrepl.ParseLSN(parts[1])
-		}
-		if err == nil {
-			k.Position.Index, err = strconv.ParseInt(parts[2], 10, 64)
-		}
-	}
-	if len(parts) != 3 || err != nil {
-		return k, badCursor(s, "1,16/B374D848,0")
-	}
-	return k, nil
-}
-
-func badCursor(s, example string) error {
-	return fmt.Errorf("--after %q is not where such a list has ended, as %s is; copy what it says there, with the same filters", s, example)
-}
-
-// without leaves processor 0 out.
-func without(ids []int32) []int32 {
-	return slices.DeleteFunc(slices.Clone(ids), func(id int32) bool { return id == 0 })
 }

@@ -7,27 +7,27 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
-// Target is a sink that an event goes to, and how it is addressed there.
+// Routing decides where an event goes. service makes it of the configuration.
+type Routing struct {
+	Sinks  []connector.Sink
+	Routes []connector.Route
+	// Members by the name of a composite sink with the strategy "any", in the order in which they are tried.
+	Members map[string][]connector.Sink
+}
+
+// Target is a sink that an event goes to, with the topic and key that the event has there.
 type Target struct {
 	Sink  string `json:"sink"`
 	Type  string `json:"type"`
 	Topic string `json:"topic,omitempty"`
 	Key   string `json:"key,omitempty"`
-	// OneTry: what is not accepted at once is discarded.
+	// OneTry says that the event is discarded if the sink does not accept it at once.
 	OneTry bool `json:"one_try,omitempty"`
-	// Members of a composite of which any may accept, in the order in which they are tried.
+	// Members of a composite with the strategy "any", in the order in which they are tried.
 	Members []Target `json:"members,omitempty"`
 }
 
-// Routing is what decides where an event goes.
-type Routing struct {
-	Sinks  []connector.Sink
-	Routes []connector.Route
-	// Members of the sinks that are composites of which any member may accept, by the composite's name.
-	Members map[string][]connector.Sink
-}
-
-// Targets says where an event would go. Nothing is connected to; no target means that it would be discarded.
+// Targets returns where an event would go. It connects to nothing. An event without targets would be discarded.
 func (r Routing) Targets(e *outbox.Event) []Target {
 	c := connector.Config{Sinks: r.Sinks, Routes: r.Routes}
 	processors := map[string]int32{}

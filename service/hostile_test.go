@@ -166,13 +166,13 @@ func (h *hostile) people(ctx context.Context) {
 		}
 	}
 	id := h.text("select event_id::text from public.outbox_parked where status = 'dead' order by commit_lsn limit 1")
-	_, err := admin.ShowEvent(ctx, AdminConfig(h.cfg), id, true)
+	_, err := admin.ShowEvent(ctx, AdminConfig(h.cfg), admin.EventDetailsQuery{ID: id, Payload: true})
 	h.ok("show", err)
 	_, err = admin.Events(ctx, AdminConfig(h.cfg), admin.EventsQuery{Limit: 2, Filter: admin.Filter{IDs: []string{id}}})
 	h.ok("event by id", err)
-	_, err = admin.ShowDeadLetters(ctx, AdminConfig(h.cfg), admin.Filter{IDs: []string{id}, Error: "never"}, true, 5)
+	_, err = admin.ShowDeadLetters(ctx, AdminConfig(h.cfg), admin.DeadLetterQuery{Filter: admin.Filter{IDs: []string{id}, Error: "never"}, Payload: true, Limit: 5})
 	h.ok("dlq show", err)
-	if err := admin.DeadLetters(ctx, AdminConfig(h.cfg), admin.Filter{Sinks: []string{"moody"}}, false, func(*admin.Parked) (bool, error) { return true, nil }); err != nil {
+	if err := admin.EachDeadLetter(ctx, AdminConfig(h.cfg), admin.DeadLetterQuery{Filter: admin.Filter{Sinks: []string{"moody"}}}, func(*admin.ParkedRow) (bool, error) { return true, nil }); err != nil {
 		h.t.Errorf("dlq list: %v", err)
 	}
 	_, err = admin.ChangeParked(ctx, AdminConfig(h.cfg), admin.Discard, admin.ChangeOptions{Filter: admin.Filter{IDs: []string{id}}, Reason: "test"})
@@ -304,13 +304,13 @@ http: {listen: ""}
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	d, err := admin.ShowEvent(testContext(t), AdminConfig(w.cfg), "t1", true)
+	d, err := admin.ShowEvent(testContext(t), AdminConfig(w.cfg), admin.EventDetailsQuery{ID: "t1", Payload: true})
 	if err != nil || len(d.Log) != 1 || !strings.Contains(stdout.String(), `"red"`) {
 		t.Errorf("%+v, %v; stdout %s", d, err, stdout.String())
 	}
 	w.exec(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)
 		values (1, '0/1', 0, 't2', 1, 'dead', '{"aggregate_type":"order","aggregate_id":"1","event_type":"order.made"}')`)
-	if d, err = admin.ShowEvent(testContext(t), AdminConfig(w.cfg), "t2", true); err != nil || len(d.Parked) != 1 {
+	if d, err = admin.ShowEvent(testContext(t), AdminConfig(w.cfg), admin.EventDetailsQuery{ID: "t2", Payload: true}); err != nil || len(d.Parked) != 1 {
 		t.Errorf("%+v, %v", d, err)
 	}
 }

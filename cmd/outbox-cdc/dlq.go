@@ -88,8 +88,8 @@ func newDLQListCommand(environ []string) *cobra.Command {
 }
 
 type deadLetters struct {
-	DeadLetters []*admin.Parked `json:"dead_letters"`
-	Next        string          `json:"next,omitempty"`
+	DeadLetters []*admin.ParkedRow `json:"dead_letters"`
+	Next        string             `json:"next,omitempty"`
 }
 
 func newDLQShowCommand(environ []string) *cobra.Command {
@@ -118,13 +118,13 @@ func newDLQShowCommand(environ []string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			letters, err := admin.ShowDeadLetters(cmd.Context(), cfg, f, payload, limit)
+			letters, err := admin.ShowDeadLetters(cmd.Context(), cfg, admin.DeadLetterQuery{Filter: f, Payload: payload, Limit: limit})
 			if err != nil {
 				return err
 			}
 			var texts []string
 			for i := range letters {
-				text := parkedDetails(&letters[i].Parked)
+				text := parkedDetails(&letters[i].ParkedRow)
 				if len(letters[i].Log) > 0 {
 					text += triesTable(letters[i].Log)
 				}
@@ -170,7 +170,7 @@ func newDLQExportCommand(environ []string) *cobra.Command {
 			}
 			enc := json.NewEncoder(cmd.OutOrStdout())
 			enc.SetEscapeHTML(false)
-			return admin.DeadLetters(cmd.Context(), cfg, f, payload, func(p *admin.Parked) (bool, error) {
+			return admin.EachDeadLetter(cmd.Context(), cfg, admin.DeadLetterQuery{Filter: f, Payload: payload}, func(p *admin.ParkedRow) (bool, error) {
 				if err := enc.Encode(p); err != nil {
 					return false, fmt.Errorf("write: %w", err)
 				}

@@ -113,7 +113,7 @@ func newEventsShowCommand(environ []string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			d, err := admin.ShowEvent(cmd.Context(), cfg, args[0], payload)
+			d, err := admin.ShowEvent(cmd.Context(), cfg, admin.EventDetailsQuery{ID: args[0], Payload: payload})
 			if err != nil {
 				return err
 			}

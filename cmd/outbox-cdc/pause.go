@@ -19,7 +19,7 @@ func newResumeCommand(environ []string) *cobra.Command {
 	return pauseCommand(environ, "resume", "Deliver to a sink that was paused", `Deliver to a sink that was paused again: first what was parked meanwhile, in order. A connector that runs is told at once.`, admin.Resume)
 }
 
-func pauseCommand(environ []string, name, short, long string, set func(context.Context, admin.Config, []string) ([]admin.Paused, error)) *cobra.Command {
+func pauseCommand(environ []string, name, short, long string, set func(context.Context, admin.Config, []string) ([]admin.PauseResult, error)) *cobra.Command {
 	var (
 		path   string
 		output outputFormat
@@ -56,7 +56,7 @@ func pauseCommand(environ []string, name, short, long string, set func(context.C
 	return cmd
 }
 
-func pausedText(result []admin.Paused) string {
+func pausedText(result []admin.PauseResult) string {
 	var b strings.Builder
 	for _, p := range result {
 		state := "is delivered to"

@@ -73,7 +73,7 @@ func nextText(next string) string {
 }
 
 // deadTable lists dead letters.
-func deadTable(letters []*admin.Parked) string {
+func deadTable(letters []*admin.ParkedRow) string {
 	var rows [][]string
 	for _, p := range letters {
 		e := p.Event
@@ -86,7 +86,7 @@ func deadTable(letters []*admin.Parked) string {
 }
 
 // parkedTable lists what waits.
-func parkedTable(parked []*admin.Parked) string {
+func parkedTable(parked []*admin.ParkedRow) string {
 	var rows [][]string
 	for _, p := range parked {
 		e := p.Event
@@ -131,7 +131,7 @@ func (d *details) line(name, value string) {
 }
 
 // parkedDetails shows all of one row.
-func parkedDetails(p *admin.Parked) string {
+func parkedDetails(p *admin.ParkedRow) string {
 	var d details
 	e := p.Event
 	d.line("event", e.ID)

@@ -70,7 +70,7 @@ func TestDiscardAndKill(t *testing.T) {
 	conn := w.listen()
 	asked := errors.New("no")
 	o := ChangeOptions{Reason: "discarded by me: test\x00", Confirm: func(total int, sinks []SinkRows) error {
-		if diff := cmp.Diff([]SinkRows{{Sink: NoSink, Rows: 1}, {Sink: "a", Rows: 1}}, sinks); diff != "" || total != 2 {
+		if diff := cmp.Diff([]SinkRows{{Sink: noSink, Rows: 1}, {Sink: "a", Rows: 1}}, sinks); diff != "" || total != 2 {
 			t.Errorf("asked for %d, %s", total, diff)
 		}
 		return asked
@@ -143,7 +143,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		{Retry, Filter{IDs: []string{eventID(1)}, Tenant: "other"}, "it is no dead letter, but dead, and the other filters leave it out, at a"},
 		{Retry, Filter{IDs: []string{"12"}}, `"12" is no event id: those of this outbox are of type uuid, as 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f`},
 		{Retry, ids(3), "1 dead letter of no sink cannot be retried"},
-		{Retry, Filter{Sinks: []string{NoSink}}, "1 dead letter of no sink cannot be retried"},
+		{Retry, Filter{Sinks: []string{noSink}}, "1 dead letter of no sink cannot be retried"},
 	} {
 		_, err := ChangeParked(testContext(t), w.admin, tc.action, ChangeOptions{Filter: tc.filter, Reason: "x"})
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -170,7 +170,7 @@ func TestFilters(t *testing.T) {
 	for want, f := range map[string]Filter{
 		"4 1 12 3": {},
 		"1 12":     {Sinks: []string{"a"}},
-		"4 3":      {Sinks: []string{NoSink, "b"}},
+		"4 3":      {Sinks: []string{noSink, "b"}},
 		"12":       {Type: "order.p*"},
 		"1 12 3":   {Aggregate: "order"},
 		"1":        {Error: "sTATUS"},
@@ -182,7 +182,7 @@ func TestFilters(t *testing.T) {
 		"":         {Tenant: "acm"},
 	} {
 		got := ""
-		err := DeadLetters(testContext(t), w.admin, f, false, func(p *Parked) (bool, error) {
+		err := EachDeadLetter(testContext(t), w.admin, DeadLetterQuery{Filter: f}, func(p *ParkedRow) (bool, error) {
 			got += strings.TrimLeft(p.Event.ID[24:], "0") + " "
 			if p.Payload != nil {
 				t.Error("a payload that nobody asked for")
@@ -259,7 +259,7 @@ func TestChangesNeedNoOwner(t *testing.T) {
 	if _, err := Pause(testContext(t), cfg, []string{"a"}); err != nil {
 		t.Error(err)
 	}
-	if d, err := ShowEvent(testContext(t), cfg, eventID(2), false); err != nil || d.Event != nil || len(d.Log) != 2 {
+	if d, err := ShowEvent(testContext(t), cfg, EventDetailsQuery{ID: eventID(2)}); err != nil || d.Event != nil || len(d.Log) != 2 {
 		t.Errorf("%+v, %v", d, err) // the view is not among what it may read
 	}
 	_, err = Events(testContext(t), cfg, EventsQuery{Limit: 1})
@@ -278,16 +278,16 @@ func TestPause(t *testing.T) {
 	w.park(2, 1, "parked", "")
 	conn := w.listen()
 	for _, tc := range []struct {
-		set  func(context.Context, Config, []string) ([]Paused, error)
-		want Paused
+		set  func(context.Context, Config, []string) ([]PauseResult, error)
+		want PauseResult
 	}{
-		{Pause, Paused{Sink: "b", Paused: true, Changed: true, Waiting: 1}},
-		{Pause, Paused{Sink: "b", Paused: true, Waiting: 1}},
-		{Resume, Paused{Sink: "b", Changed: true, Waiting: 1}},
-		{Resume, Paused{Sink: "b", Waiting: 1}},
+		{Pause, PauseResult{Sink: "b", Paused: true, Changed: true, Waiting: 1}},
+		{Pause, PauseResult{Sink: "b", Paused: true, Waiting: 1}},
+		{Resume, PauseResult{Sink: "b", Changed: true, Waiting: 1}},
+		{Resume, PauseResult{Sink: "b", Waiting: 1}},
 	} {
 		got, err := tc.set(testContext(t), w.admin, []string{"b"})
-		if diff := cmp.Diff([]Paused{tc.want}, got); diff != "" || err != nil {
+		if diff := cmp.Diff([]PauseResult{tc.want}, got); diff != "" || err != nil {
 			t.Error(err, diff)
 		}
 		if got := w.text("select is_active::text from outbox_processors where id = 2"); got != fmt.Sprint(!tc.want.Paused) {
@@ -301,7 +301,7 @@ func TestPause(t *testing.T) {
 	if err == nil || !strings.HasPrefix(err.Error(), `no sink "x"; those of`) || w.text("select is_active::text from outbox_processors where id = 1") != "true" {
 		t.Errorf("an unknown sink: %v", err)
 	}
-	if _, err = Pause(testContext(t), w.admin, []string{NoSink}); err == nil {
+	if _, err = Pause(testContext(t), w.admin, []string{noSink}); err == nil {
 		t.Error("what belongs to no sink was paused")
 	}
 	w.exec("delete from outbox_processors")
