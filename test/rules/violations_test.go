@@ -1,0 +1,132 @@
+package rules
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "remove the lines of allowed.txt and known.txt that are no longer needed")
+
+// violations are what breaks a rule, by the name under which a list may excuse it. Names have no line numbers, which
+// change too often.
+type violations map[string]string
+
+// add notes a violation; the first of a name is kept.
+func (v *violations) add(name, format string, args ...any) {
+	if *v == nil {
+		*v = violations{}
+	}
+	if _, known := (*v)[name]; !known {
+		(*v)[name] = fmt.Sprintf(format, args...)
+	}
+}
+
+// lists are the files with what is excused. A line is
+//
+//	rule: name  # reason
+//
+// and every line of allowed.txt needs its reason.
+var lists = []string{"allowed.txt", "known.txt"}
+
+// listsMu is held while lists are read or written: the tests run in parallel.
+var listsMu sync.Mutex
+
+// compare fails for each violation that no list excuses, and for each excuse that is no longer needed.
+func (v violations) compare(t *testing.T, rule string) {
+	t.Helper()
+	listsMu.Lock()
+	defer listsMu.Unlock()
+	excused := map[string]bool{}
+	for _, list := range lists {
+		text, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var keep []string
+		for line := range strings.Lines(string(text)) {
+			name, reason, ok := parseLine(line, rule)
+			switch {
+			case !ok:
+			case list == "allowed.txt" && reason == "":
+				t.Errorf("%s: %s: say why", list, strings.TrimSpace(line))
+			case excused[name]:
+				t.Errorf("%s: %s %q is excused twice", list, rule, name)
+			case v[name] == "" && !*update:
+				t.Errorf("%s: %s %q is mended: remove the line, or run go test ./test/rules -update", list, rule, name)
+			case v[name] == "":
+				continue
+			default:
+				excused[name] = true
+			}
+			keep = append(keep, line)
+		}
+		if now := strings.Join(keep, ""); *update && now != string(text) {
+			if err := os.WriteFile(list, []byte(now), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		if !excused[name] {
+			t.Errorf("%s (%s: %s)", v[name], rule, name)
+		}
+	}
+}
+
+// parseLine reads a line of a list; ok is false if it is not of this rule.
+func parseLine(line, rule string) (name, reason string, ok bool) {
+	line = strings.TrimSpace(line)
+	if strings.HasPrefix(line, "#") {
+		return "", "", false
+	}
+	of, rest, found := strings.Cut(line, ": ")
+	if !found || of != rule {
+		return "", "", false
+	}
+	name, reason, _ = strings.Cut(rest, "  # ")
+	return strings.TrimSpace(name), strings.TrimSpace(reason), true
+}
+
+func TestParseLine(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{
+		"panic: config.scalar  # a mistake of ours\n": "config.scalar|a mistake of ours|true",
+		"panic: a.b\n":        "a.b||true",
+		"case: x: Foo, foo\n": "||false",
+		"# panic: a\n":        "||false",
+		"\n":                  "||false",
+	} {
+		name, reason, ok := parseLine(line, "panic")
+		if got := fmt.Sprintf("%s|%s|%v", name, reason, ok); got != want {
+			t.Errorf("%q: %s, want %s", line, got, want)
+		}
+	}
+}
+
+// TestListsNameRules: a line of a rule that does not exist would excuse nothing, and never be missed.
+func TestListsNameRules(t *testing.T) {
+	t.Parallel()
+	listsMu.Lock()
+	defer listsMu.Unlock()
+	for _, list := range lists {
+		text, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line)
+			rule, _, _ := strings.Cut(line, ": ")
+			if line != "" && !strings.HasPrefix(line, "#") && !slices.Contains(ruleNames, rule) {
+				t.Errorf("%s: %q begins with none of %s", list, line, strings.Join(ruleNames, ", "))
+			}
+		}
+	}
+}
+
+var ruleNames = []string{"imports", "length", "case", "bool", "goroutine", "panic", "init", "name", "error", "prose", "reference", "exported"}
