@@ -384,7 +384,7 @@ func TestDrift(t *testing.T) {
 		t.Errorf("drift: %v", err)
 	}
 	r.cancel()
-	if err := <-r.ended; err != nil && !errors.Is(err, replication.ErrConfig) {
+	if err := <-r.ended; err != nil && exitcode.Of(err) != exitcode.Config {
 		t.Error(err)
 	}
 }

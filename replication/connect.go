@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -59,44 +60,44 @@ func ParseDSN(what, text string) (*pgconn.Config, error) {
 }
 
 // dsnProblem says why a DSN cannot be used, without repeating it.
-func dsnProblem(what string, err error) *Problem {
-	return &Problem{ErrConfig, what + " " + strings.ReplaceAll(err.Error(), "\n", "; it ")}
+func dsnProblem(what string, err error) error {
+	return exitcode.Errorf(exitcode.Config, "%s %s", what, strings.ReplaceAll(err.Error(), "\n", "; it "))
 }
 
 // Refused tells a connection that was turned away, as the same connection string will be each time, from a server that is away:
-// then its error is a Problem. It gives all others back as they are.
+// then its error has an exit code. It gives all others back as they are.
 func Refused(what string, config *pgconn.Config, err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
 		if insistsOnTLS(config) && strings.Contains(err.Error(), "server refused TLS connection") && !strings.Contains(err.Error(), "dial error") {
-			return problem(ErrConfig, "%s asks for TLS by its sslmode, which the server does not speak; set ssl = on there, or, where nobody can listen on the way, sslmode=disable here", what)
+			return exitcode.Errorf(exitcode.Config, "%s asks for TLS by its sslmode, which the server does not speak; set ssl = on there, or, where nobody can listen on the way, sslmode=disable here", what)
 		}
 		return err
 	}
 	name := parameterOf(pg.Message)
 	switch pg.Code {
 	case "28000", "28P01":
-		return problem(ErrPrivilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
+		return exitcode.Errorf(exitcode.Privilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
 	case "3D000":
-		return problem(ErrConfig, "%s; correct the database of %s", pg.Message, what)
+		return exitcode.Errorf(exitcode.Config, "%s; correct the database of %s", pg.Message, what)
 	case "08P01": // a violation of the protocol, which poolers call what they do not support
 		if strings.Contains(pg.Message, "unsupported startup parameter") {
-			return problem(ErrConfig, "%s leads to a connection pooler, which refuses the startup parameter %s; %s", what, name, directly)
+			return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler, which refuses the startup parameter %s; %s", what, name, directly)
 		}
 	case "42704": // unrecognized configuration parameter
-		return problem(ErrConfig, "%s has the parameter %s, which the server does not know; remove it", what, name)
+		return exitcode.Errorf(exitcode.Config, "%s has the parameter %s, which the server does not know; remove it", what, name)
 	case "22023", "22P02": // invalid value; the message repeats it
-		return problem(ErrConfig, "%s has a value for the parameter %s that the server refuses; correct or remove it", what, parameterWith(config, name))
+		return exitcode.Errorf(exitcode.Config, "%s has a value for the parameter %s that the server refuses; correct or remove it", what, parameterWith(config, name))
 	case "42601": // invalid command-line argument for server process
 		if pg.SeverityUnlocalized == "FATAL" {
-			return problem(ErrConfig, "%s has a value for the parameter options that the server does not understand; correct or remove it", what)
+			return exitcode.Errorf(exitcode.Config, "%s has a value for the parameter options that the server does not understand; correct or remove it", what)
 		}
 	case "0A000": // conversion between UTF8 and MULE_INTERNAL is not supported
 		if pg.SeverityUnlocalized == "FATAL" {
-			return problem(ErrConfig, "%s: %s, and nothing else is spoken; restore a dump of the database into one of encoding UTF8, see docs/operations.md#encodings", what, pg.Message)
+			return exitcode.Errorf(exitcode.Config, "%s: %s, and nothing else is spoken; restore a dump of the database into one of encoding UTF8, see docs/operations.md#encodings", what, pg.Message)
 		}
 	case "55P02": // cannot be changed now, or without a restart
-		return problem(ErrConfig, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)
+		return exitcode.Errorf(exitcode.Config, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)
 	case "42501":
 		for _, role := range []string{"role", "session_authorization"} { // the message has the value of these
 			if sets(config, role) {
@@ -104,9 +105,9 @@ func Refused(what string, config *pgconn.Config, err error) error {
 			}
 		}
 		if sets(config, name) {
-			return problem(ErrPrivilege, "%s has the parameter %s, which its user may not set; remove it, or let a superuser grant it", what, name)
+			return exitcode.Errorf(exitcode.Privilege, "%s has the parameter %s, which its user may not set; remove it, or let a superuser grant it", what, name)
 		}
-		return problem(ErrPrivilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
+		return exitcode.Errorf(exitcode.Privilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
 	}
 	return err
 }
@@ -165,11 +166,11 @@ func CheckDirect(ctx context.Context, what string, conn *pgconn.PgConn, settings
 	}
 	row := results[0].Rows[0]
 	if pid := conn.PID(); pid != 0 && string(row[0]) != fmt.Sprint(pid) {
-		return problem(ErrConfig, "%s leads to a connection pooler: the session has another pid (%s) than the connection was told (%d); %s", what, row[0], pid, directly)
+		return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler: the session has another pid (%s) than the connection was told (%d); %s", what, row[0], pid, directly)
 	}
 	for i, name := range []string{"search_path", "row_security"} {
 		if want, asked := settings[name]; asked && string(row[i+1]) != want {
-			return problem(ErrConfig, "%s leads to a connection pooler: the session does not have the setting %s that the connection asked for; %s", what, name, directly)
+			return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler: the session does not have the setting %s that the connection asked for; %s", what, name, directly)
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -58,9 +59,9 @@ func StreamRefused(config *pgconn.Config, err error) error {
 	return Refused(replicationDSN, config, err)
 }
 
-func replicationPrivilege(user string) *Problem {
-	return &Problem{ErrPrivilege, fmt.Sprintf("role %q may not replicate; alter role %s replication (on RDS: grant rds_replication to %[2]s)",
-		user, pgx.Identifier{user}.Sanitize())}
+func replicationPrivilege(user string) error {
+	return exitcode.Errorf(exitcode.Privilege, "role %q may not replicate; alter role %s replication (on RDS: grant rds_replication to %[2]s)",
+		user, pgx.Identifier{user}.Sanitize())
 }
 
 // createSlot gives the slot's consistent point and its snapshot, which is good until the next command on repl.
@@ -127,9 +128,9 @@ func createError(ctx context.Context, slot string, err error, blockers []Blocker
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch pg.Code {
 		case "53400":
-			return problem(ErrConfig, "create slot %q: %s; drop one that nobody needs, or raise max_replication_slots and restart the server", slot, pg.Message)
+			return exitcode.Errorf(exitcode.Config, "create slot %q: %s; drop one that nobody needs, or raise max_replication_slots and restart the server", slot, pg.Message)
 		case "42501":
-			return problem(ErrPrivilege, "create slot %q: %s; give the login of source.replication_dsn the attribute replication", slot, pg.Message)
+			return exitcode.Errorf(exitcode.Privilege, "create slot %q: %s; give the login of source.replication_dsn the attribute replication", slot, pg.Message)
 		}
 	}
 	return fmt.Errorf("create slot %q: %w", slot, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // DestroyConfig says what Destroy takes away.
@@ -82,10 +83,10 @@ func mayDrop(ctx context.Context, db SQL, s Source, slot *Slot, c *Checkpoint) e
 		return err
 	}
 	if slot.Database != "" && slot.Database != database { // a physical one has none
-		return problem(ErrSlotLost, "replication slot %q belongs to database %q, this is %q; correct source.slot or source.dsn", s.Slot, slot.Database, database)
+		return exitcode.Errorf(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.slot or source.dsn", s.Slot, slot.Database, database)
 	}
 	if c == nil || slot.Plugin != plugin {
-		return problem(ErrSlotLost, `replication slot %q was not made by "outbox-cdc init"; `+
+		return exitcode.Errorf(exitcode.SlotLost, `replication slot %q was not made by "outbox-cdc init"; `+
 			"whoever made it may drop it: select pg_drop_replication_slot('%s')", s.Slot, s.Slot)
 	}
 	if slot.ActivePID == 0 {
@@ -108,7 +109,7 @@ func mayDrop(ctx context.Context, db SQL, s Source, slot *Slot, c *Checkpoint) e
 func ownerError(step string, err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42501" {
-		return problem(ErrPrivilege, "%s: %s; give an owner's login by --dsn or OUTBOX_ADMIN_URL", step, pg.Message)
+		return exitcode.Errorf(exitcode.Privilege, "%s: %s; give an owner's login by --dsn or OUTBOX_ADMIN_URL", step, pg.Message)
 	}
 	return fmt.Errorf("%s: %w", step, err)
 }

@@ -3,6 +3,8 @@ package replication
 import (
 	"context"
 	"fmt"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // CheckDrift finds out whether the table that is streamed, by its OID, is still the outbox, and whether its inserts
@@ -38,7 +40,7 @@ func checkDrift(ctx context.Context, db SQL, s Source, table uint32, p *problems
 		if called != nil {
 			was = "is " + *called + " now"
 		}
-		p.add(ErrConfig, "%s is another relation now, with OID %d; outbox-cdc streams the one with OID %d, which %s. Rows of the new one are not delivered: "+
+		p.add(exitcode.Config, "%s is another relation now, with OID %d; outbox-cdc streams the one with OID %d, which %s. Rows of the new one are not delivered: "+
 			"give the outbox its name back, or make the new one the outbox: see docs/operations.md#swapped", s.Table, *named, table, was)
 		return "", nil
 	case called == nil:

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -57,7 +58,7 @@ func CheckOwners(ctx context.Context, db SQL, s Source) error {
 	if strange == nil {
 		return nil
 	}
-	return problem(ErrConfig, "this is not the ledger that init makes, and could run code with the rights of this login: %s; "+
+	return exitcode.Errorf(exitcode.Config, "this is not the ledger that init makes, and could run code with the rights of this login: %s; "+
 		"drop what is not yours; or make it the property of a role that you trust (alter … owner to …), after looking at its triggers, rules and defaults; "+
 		"or set source.ledger_schema to a schema where others cannot create anything; see docs/operations.md#shared-schema", strings.Join(strange, "; "))
 }

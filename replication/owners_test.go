@@ -29,7 +29,7 @@ func TestCheckOwners(t *testing.T) {
 	}
 	refused := func(words ...string) {
 		t.Helper()
-		wantProblem(t, CheckOwners(testContext(t), conn, s), ErrConfig, exitcode.Config, append(words, "source.ledger_schema", "owner to")...)
+		wantProblem(t, CheckOwners(testContext(t), conn, s), exitcode.Config, append(words, "source.ledger_schema", "owner to")...)
 	}
 	fine("nothing is there")
 	stranger.Exec(t, "create view outbox_checkpoints as select trap.spring('view') as slot_name")

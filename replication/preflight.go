@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // plugin is the output plugin of our slots.
@@ -99,14 +101,14 @@ func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
 	}
 	srv.systemIdentifier = strconv.FormatUint(uint64(id), 10) // as IDENTIFY_SYSTEM writes it
 	if srv.version < minVersion {
-		p.add(ErrConfig, "PostgreSQL %d is too old; upgrade to %d or newer", srv.version/10000, minVersion/10000)
+		p.add(exitcode.Config, "PostgreSQL %d is too old; upgrade to %d or newer", srv.version/10000, minVersion/10000)
 	}
 	if walLevel != "logical" {
-		p.add(ErrConfig, "wal_level is %s, which leaves out what is needed; set wal_level = logical in postgresql.conf "+
+		p.add(exitcode.Config, "wal_level is %s, which leaves out what is needed; set wal_level = logical in postgresql.conf "+
 			"(where it is managed: rds.logical_replication = 1, cloudsql.logical_decoding = on) and restart the server", walLevel)
 	}
 	if standby {
-		p.add(ErrConfig, "the server is a standby, where nothing can be recorded; let source.dsn lead to the primary")
+		p.add(exitcode.Config, "the server is a standby, where nothing can be recorded; let source.dsn lead to the primary")
 	}
 	return srv, nil
 }
@@ -122,7 +124,7 @@ func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problem
 		return false, err
 	}
 	if missing := without(ledgerTables(), have); len(missing) > 0 {
-		p.add(ErrConfig, `schema %q lacks the tables %s; run "outbox-cdc init", or correct source.ledger_schema`, s.LedgerSchema, strings.Join(missing, ", "))
+		p.add(exitcode.Config, `schema %q lacks the tables %s; run "outbox-cdc init", or correct source.ledger_schema`, s.LedgerSchema, strings.Join(missing, ", "))
 		return false, nil
 	}
 	var eventID string
@@ -133,7 +135,7 @@ func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problem
 		return false, err
 	}
 	if table != nil && table.IDType != 0 && table.EventIDType() != eventID {
-		p.add(ErrConfig, `the ledger in schema %q was made for ids of type %s, those of %s need %s; `+
+		p.add(exitcode.Config, `the ledger in schema %q was made for ids of type %s, those of %s need %s; `+
 			`set source.ledger_schema to another schema and run "outbox-cdc init"`, s.LedgerSchema, eventID, s.Table, table.EventIDType())
 	}
 	return true, nil
@@ -171,9 +173,9 @@ func checkSlot(ctx context.Context, db SQL, s Source, srv server, f *Facts, p *p
 	}
 	switch judge(s, srv, slot, c, p) {
 	case slotAbsent:
-		p.add(ErrConfig, `replication slot %q was not made yet; run "outbox-cdc init"`, s.Slot)
+		p.add(exitcode.Config, `replication slot %q was not made yet; run "outbox-cdc init"`, s.Slot)
 	case slotHalf:
-		p.add(ErrConfig, `replication slot %q is half made: an init did not end; run "outbox-cdc init" again`, s.Slot)
+		p.add(exitcode.Config, `replication slot %q is half made: an init did not end; run "outbox-cdc init" again`, s.Slot)
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // publicationSQL creates the publication: of our table alone, and of inserts alone. One that publishes updates or deletes
@@ -39,22 +41,22 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 	err := db.QueryRow(ctx, `select puballtables, pubinsert, pubviaroot from pg_catalog.pg_publication where pubname = $1`, s.Publication).
 		Scan(&all, &inserts, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
-		p.add(ErrConfig, `publication %q does not exist; run "outbox-cdc init", or create it: %s`, s.Publication, publicationSQL(s))
+		p.add(exitcode.Config, `publication %q does not exist; run "outbox-cdc init", or create it: %s`, s.Publication, publicationSQL(s))
 		return nil
 	} else if err != nil {
 		return err
 	}
 	name := pgx.Identifier{s.Publication}.Sanitize()
 	if all {
-		p.add(ErrConfig, `publication %q is of all tables, which sends the ledger's own rows back to outbox-cdc; `+
+		p.add(exitcode.Config, `publication %q is of all tables, which sends the ledger's own rows back to outbox-cdc; `+
 			`drop it and run "outbox-cdc init", or set source.publication to another name`, s.Publication)
 		return nil
 	}
 	if !inserts {
-		p.add(ErrConfig, "publication %q does not publish inserts; alter publication %s set (publish = 'insert')"+leftOut, s.Publication, name)
+		p.add(exitcode.Config, "publication %q does not publish inserts; alter publication %s set (publish = 'insert')"+leftOut, s.Publication, name)
 	}
 	if partitioned && !viaRoot {
-		p.add(ErrConfig, "publication %q publishes the rows of %s under the names of its partitions; "+
+		p.add(exitcode.Config, "publication %q publishes the rows of %s under the names of its partitions; "+
 			"alter publication %s set (publish_via_partition_root = true)"+leftOut, s.Publication, s.Table, name)
 	}
 	tables, err := publishedTables(ctx, db, s)
@@ -67,13 +69,13 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 	case i >= 0:
 		t := tables[i]
 		if t.filter != "" {
-			p.add(ErrConfig, "publication %q leaves out rows of %s by a filter: %s; %s"+leftOut, s.Publication, s.Table, t.filter, remedy)
+			p.add(exitcode.Config, "publication %q leaves out rows of %s by a filter: %s; %s"+leftOut, s.Publication, s.Table, t.filter, remedy)
 		}
 		if missing := without(without(s.columns(), table.generated), t.columns); t.columns != nil && len(missing) > 0 {
-			p.add(ErrConfig, "publication %q leaves out columns of %s: %s; %s", s.Publication, s.Table, strings.Join(missing, ", "), remedy)
+			p.add(exitcode.Config, "publication %q leaves out columns of %s: %s; %s", s.Publication, s.Table, strings.Join(missing, ", "), remedy)
 		}
 		if missing := without(table.generated, t.columns); len(missing) > 0 {
-			p.add(ErrConfig, "publication %q leaves out columns of %s that are generated: %s; %s; alter publication %s set (publish_generated_columns = stored): "+
+			p.add(exitcode.Config, "publication %q leaves out columns of %s that are generated: %s; %s; alter publication %s set (publish_generated_columns = stored): "+
 				"see docs/operations.md#generated", s.Publication, s.Table, strings.Join(missing, ", "), remedy, name)
 		}
 	case partitioned && !viaRoot: // said already
@@ -83,7 +85,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 			return err
 		}
 		if root != "" && viaRoot {
-			p.add(ErrConfig, "table %s is a partition of %s, which publication %q publishes too, so that its rows come as rows of that one; "+
+			p.add(exitcode.Config, "table %s is a partition of %s, which publication %q publishes too, so that its rows come as rows of that one; "+
 				"alter publication %s drop table %s (where it publishes a whole schema, set source.publication to another name)"+leftOut,
 				s.Table, root, s.Publication, name, root)
 			break
@@ -92,10 +94,10 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 		if others := outside(tables); others != nil { // the outbox of before, perhaps, whose last rows are still to be delivered
 			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/operations.md#swapped first", some(others), s.Table)
 		}
-		p.add(ErrConfig, "%s", text)
+		p.add(exitcode.Config, "%s", text)
 	}
 	if slices.ContainsFunc(tables, func(t publishedTable) bool { return t.ledger }) {
-		p.add(ErrConfig, "publication %q publishes the ledger's own tables, which sends their rows back to outbox-cdc; %s", s.Publication, remedy)
+		p.add(exitcode.Config, "publication %q publishes the ledger's own tables, which sends their rows back to outbox-cdc; %s", s.Publication, remedy)
 	}
 	return nil
 }
@@ -107,11 +109,11 @@ func checkMissing(ctx context.Context, db SQL, s Source, p *problems) error {
 		return err
 	}
 	if others := outside(tables); others != nil {
-		p.add(ErrConfig, "table %s does not exist, and publication %q publishes %s; if that is the outbox, set source.table to its name, or give it "+
+		p.add(exitcode.Config, "table %s does not exist, and publication %q publishes %s; if that is the outbox, set source.table to its name, or give it "+
 			"its old name back: see docs/operations.md#swapped", s.Table, s.Publication, some(others))
 		return nil
 	}
-	p.add(ErrConfig, `table %s does not exist; run "outbox-cdc init", or correct source.table`, s.Table)
+	p.add(exitcode.Config, `table %s does not exist; run "outbox-cdc init", or correct source.table`, s.Table)
 	return nil
 }
 

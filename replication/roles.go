@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // grant is what the SQL login needs of one table of the ledger.
@@ -76,7 +78,7 @@ func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
 	for i := range lacking {
 		lacking[i] += login
 	}
-	p.add(ErrPrivilege, "role %q lacks privileges; as the owner of the tables: %s", user, strings.Join(lacking, "; "))
+	p.add(exitcode.Privilege, "role %q lacks privileges; as the owner of the tables: %s", user, strings.Join(lacking, "; "))
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // SetupConfig says what Setup makes. The tables exist already.
@@ -154,7 +155,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error
 				return f, err
 			}
 		} else if len(f.table.generated) > 0 {
-			p.add(ErrConfig, "columns of %s are generated, and a publication leaves such columns out by default: %s; create it yourself, and run init again: "+
+			p.add(exitcode.Config, "columns of %s are generated, and a publication leaves such columns out by default: %s; create it yourself, and run init again: "+
 				"%s: see docs/operations.md#generated", cfg.Table, strings.Join(f.table.generated, ", "), generatedPublicationSQL(cfg.Source))
 		}
 		if fits && f.state != slotReady && !cfg.SkipBacklog {
@@ -179,9 +180,9 @@ func holdsRows(ctx context.Context, db SQL, s Source) (bool, error) {
 	return filled, nil
 }
 
-func backlogProblem(s Source) *Problem {
-	return &Problem{ErrConfig, fmt.Sprintf("table %s holds rows from before the slot, which the stream never carries; "+
-		`run "outbox-cdc init --backlog none" to leave them undelivered, or empty the table`, s.Table)}
+func backlogProblem(s Source) error {
+	return exitcode.Errorf(exitcode.Config, "table %s holds rows from before the slot, which the stream never carries; "+
+		`run "outbox-cdc init --backlog none" to leave them undelivered, or empty the table`, s.Table)
 }
 
 // lockSlot opens a session that holds the lock of the slot's name. The lock ends with the session.
@@ -225,7 +226,7 @@ func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f found) (_ 
 		return 0, fmt.Errorf("identify system: %w", err)
 	}
 	if sys.SystemID != f.server.systemIdentifier || sys.DBName != f.server.database {
-		return 0, problem(ErrConfig, "the dsn leads to database %q of cluster %s, the one for replication to %q of %s; correct source.replication_dsn",
+		return 0, exitcode.Errorf(exitcode.Config, "the dsn leads to database %q of cluster %s, the one for replication to %q of %s; correct source.replication_dsn",
 			f.server.database, f.server.systemIdentifier, sys.DBName, sys.SystemID)
 	}
 	if f.state == slotHalf {
@@ -276,7 +277,7 @@ func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.Ident
 			return fmt.Errorf("look for parked rows of another history: %w", err)
 		}
 		if foreign {
-			return problem(ErrSlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; number them anew as docs/operations.md#parked-rows shows, `+
+			return exitcode.Errorf(exitcode.SlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; number them anew as docs/operations.md#parked-rows shows, `+
 				`or give them up with "outbox-cdc dlq kill --all" and "outbox-cdc dlq discard --all"; then run "outbox-cdc init --backlog none" again`, point)
 		}
 		tag, err := tx.Exec(ctx, s.Ledger(`update ledger.outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,

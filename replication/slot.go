@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // Slot is a replication slot as pg_replication_slots shows it.
@@ -101,38 +103,38 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 	case c == nil && slot == nil:
 		return slotAbsent
 	case c == nil && slot.Database != srv.database && slot.Database != "": // somebody else's, who may be away for a while
-		p.add(ErrSlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.Database, srv.database)
+		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.Database, srv.database)
 	case c == nil:
-		p.add(ErrSlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
+		p.add(exitcode.SlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
 	case c.Older:
-		p.add(ErrSlotLost, "the checkpoint of slot %q is half made, and tells of an older slot; "+StartAnew, s.Slot)
+		p.add(exitcode.SlotLost, "the checkpoint of slot %q is half made, and tells of an older slot; "+StartAnew, s.Slot)
 	case c.State == building && slot == nil:
 		return slotAbsent
 	case c.State == building:
 		if slot.Plugin != plugin || slot.Database != srv.database {
-			p.add(ErrSlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
+			p.add(exitcode.SlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
 		} else if slot.ActivePID != 0 {
-			p.add(ErrSlotLost, `replication slot %q is half made and in use by pid %d; end that, then run "outbox-cdc init"`, s.Slot, slot.ActivePID)
+			p.add(exitcode.SlotLost, `replication slot %q is half made and in use by pid %d; end that, then run "outbox-cdc init"`, s.Slot, slot.ActivePID)
 		}
 		return slotHalf
 	case c.SystemIdentifier != srv.systemIdentifier:
-		p.add(ErrSlotLost, `the checkpoint of slot %q belongs to the cluster with system identifier %s, this is %s: `+
+		p.add(exitcode.SlotLost, `the checkpoint of slot %q belongs to the cluster with system identifier %s, this is %s: `+
 			"a restored copy, or another server; correct source.dsn, or, to go on with this server, "+StartAnew,
 			s.Slot, c.SystemIdentifier, srv.systemIdentifier)
 	case slot == nil:
-		p.add(ErrSlotMissing, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
+		p.add(exitcode.SlotLost, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
 	case slot.Plugin != plugin:
-		p.add(ErrSlotLost, "replication slot %q is not a logical slot of %s, so somebody else has made it; set source.slot to another name, or drop it "+
+		p.add(exitcode.SlotLost, "replication slot %q is not a logical slot of %s, so somebody else has made it; set source.slot to another name, or drop it "+
 			"(select pg_drop_replication_slot('%s')), "+StartAnew, s.Slot, plugin, s.Slot)
 	case slot.Database != srv.database:
-		p.add(ErrSlotLost, "replication slot %q belongs to database %q, this is %q; correct source.dsn, or set source.slot to another name",
+		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.dsn, or set source.slot to another name",
 			s.Slot, slot.Database, srv.database)
 	case slot.Temporary:
-		p.add(ErrSlotLost, "replication slot %q is temporary, and ends with the session that made it; end that (select pg_terminate_backend(%d)), "+
+		p.add(exitcode.SlotLost, "replication slot %q is temporary, and ends with the session that made it; end that (select pg_terminate_backend(%d)), "+
 			StartAnew, s.Slot, slot.ActivePID)
 	case slot.Lost != "":
-		p.add(ErrSlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.Lost)
+		p.add(exitcode.SlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.Lost)
 	}
 	return slotReady
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -44,13 +45,13 @@ var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 func (s Source) checkNames() error {
 	var p problems
 	if !slotName.MatchString(s.Slot) {
-		p.add(ErrConfig, "slot %q: a slot's name is made of 1 to 63 of a-z, 0-9 and _", s.Slot)
+		p.add(exitcode.Config, "slot %q: a slot's name is made of 1 to 63 of a-z, 0-9 and _", s.Slot)
 	}
 	if schema, name := s.tableName(); schema == "" || name == "" {
-		p.add(ErrConfig, "table %q: write it as schema.table", s.Table)
+		p.add(exitcode.Config, "table %q: write it as schema.table", s.Table)
 	}
 	if s.Publication == "" || s.LedgerSchema == "" {
-		p.add(ErrConfig, "publication and ledger schema must be named")
+		p.add(exitcode.Config, "publication and ledger schema must be named")
 	}
 	return p.join()
 }

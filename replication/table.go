@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
 // Table is the outbox as the database has it.
@@ -35,7 +36,7 @@ func (t Table) EventIDType() string {
 
 // TableMissing says that the outbox does not exist.
 func TableMissing(s Source) error {
-	return problem(ErrConfig, `table %s does not exist; create it, or correct source.table (init makes only event_outbox, in source.ledger_schema)`, s.Table)
+	return exitcode.Errorf(exitcode.Config, `table %s does not exist; create it, or correct source.table (init makes only event_outbox, in source.ledger_schema)`, s.Table)
 }
 
 // FindTable looks at the outbox before there is anything else. It gives nil where it does not exist.
@@ -83,11 +84,11 @@ func checkTable(ctx context.Context, db SQL, s Source, oid uint32, p *problems) 
 		return nil, err
 	}
 	if !t.readable() {
-		p.add(ErrConfig, "%s is no table, and only those have WAL to read; correct source.table", s.Table)
+		p.add(exitcode.Config, "%s is no table, and only those have WAL to read; correct source.table", s.Table)
 		return &t, nil
 	}
 	if persistence == "u" {
-		p.add(ErrConfig, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+leftOut, s.Table, s.table())
+		p.add(exitcode.Config, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+leftOut, s.Table, s.table())
 	}
 	if err := checkRelatives(ctx, db, s, &t, p); err != nil {
 		return nil, err
@@ -135,14 +136,14 @@ func checkRelatives(ctx context.Context, db SQL, s Source, t *Table, p *problems
 		case !r.partition:
 			children = append(children, r.name)
 		case r.kind == "f":
-			p.add(ErrConfig, "partition %s of %s is a foreign table: its rows are written to another server and are not in the stream; "+
+			p.add(exitcode.Config, "partition %s of %s is a foreign table: its rows are written to another server and are not in the stream; "+
 				"detach it, and make an ordinary partition in its place: see docs/operations.md#inheritance", r.name, s.Table)
 		case r.unlogged && r.kind == "r": // before PostgreSQL 18 a partitioned table may be called so, which means nothing
-			p.add(ErrConfig, "partition %s of %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+leftOut, r.name, s.Table, r.quoted)
+			p.add(exitcode.Config, "partition %s of %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+leftOut, r.name, s.Table, r.quoted)
 		}
 	}
 	if children != nil {
-		p.add(ErrConfig, "tables inherit from %s and are no partitions of it: %s; their rows are not in the stream as rows of %s; "+
+		p.add(exitcode.Config, "tables inherit from %s and are no partitions of it: %s; their rows are not in the stream as rows of %s; "+
 			"end the inheritance (alter table … no inherit %s), and whatever writes into them instead of the outbox, or partition the outbox "+
 			"declaratively: see docs/operations.md#inheritance", s.Table, some(children), s.Table, s.table())
 	}
@@ -168,7 +169,7 @@ func checkRules(ctx context.Context, db SQL, s Source, oid uint32, p *problems) 
 	}
 	rules, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	for _, rule := range rules {
-		p.add(ErrConfig, "rule %q does something else instead of an insert into %s, so that the row is not in the stream; drop rule %s on %s"+leftOut,
+		p.add(exitcode.Config, "rule %q does something else instead of an insert into %s, so that the row is not in the stream; drop rule %s on %s"+leftOut,
 			rule, s.Table, pgx.Identifier{rule}.Sanitize(), s.table())
 	}
 	return err
@@ -189,7 +190,7 @@ func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, 
 		}
 	}
 	if err := s.Columns.Check(types, names); err != nil {
-		p.add(ErrConfig, "table %s does not fit: %v; correct source.columns", s.Table, err)
+		p.add(exitcode.Config, "table %s does not fit: %v; correct source.columns", s.Table, err)
 	}
 	t.IDType = types[s.Columns.ID]
 	needed := s.columns()
@@ -199,11 +200,11 @@ func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, 
 		case c.generated == "s" && version >= 180000:
 			t.generated = append(t.generated, c.name) // checkPublication asks whether it is published
 		case c.generated == "s":
-			p.add(ErrConfig, "column %q of %s is generated, and such columns are not in the stream before PostgreSQL 18; "+
+			p.add(exitcode.Config, "column %q of %s is generated, and such columns are not in the stream before PostgreSQL 18; "+
 				"alter table %s alter column %s drop expression, and let whatever writes the rows fill it, or name another column in source.columns: "+
 				"see docs/operations.md#generated", c.name, s.Table, s.table(), pgx.Identifier{c.name}.Sanitize())
 		default:
-			p.add(ErrConfig, "column %q of %s is generated and not stored, so that it is never in the stream; "+
+			p.add(exitcode.Config, "column %q of %s is generated and not stored, so that it is never in the stream; "+
 				"make it an ordinary column, or name another one in source.columns: see docs/operations.md#generated", c.name, s.Table)
 		}
 	}

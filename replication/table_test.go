@@ -111,9 +111,9 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 			}
 			o.exec(test.sql)
 			_, err := FindTable(testContext(t), o.dsn, o.cfg.Source)
-			wantProblem(t, err, ErrConfig, exitcode.Config, test.words...)
+			wantProblem(t, err, exitcode.Config, test.words...)
 			_, err = Setup(testContext(t), o.cfg)
-			wantProblem(t, err, ErrConfig, exitcode.Config, test.words...)
+			wantProblem(t, err, exitcode.Config, test.words...)
 			if got := o.slot(); got != "none" {
 				t.Errorf("init has left %s", got)
 			}
@@ -139,9 +139,9 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 			}
 			o.exec(test.sql)
 			_, err = o.preflight()
-			wantProblem(t, err, ErrConfig, exitcode.Config, test.words...)
+			wantProblem(t, err, exitcode.Config, test.words...)
 			_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
-			wantProblem(t, err, ErrConfig, exitcode.Config, test.words...)
+			wantProblem(t, err, exitcode.Config, test.words...)
 			o.exec(test.remedy)
 			if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
 				t.Errorf("after the remedy: %s, %v", moved, err)
@@ -187,9 +187,9 @@ func TestOutboxIsPartitionOfAPublishedTable(t *testing.T) {
 		t.Errorf("a root that is not published does no harm: %v", err)
 	}
 	o.exec(`alter publication outbox_cdc add table "the Root"`)
-	wantProblem(t, check(), ErrConfig, exitcode.Config, `is a partition of public."the Root"`, `alter publication "outbox_cdc" drop table public."the Root"`)
+	wantProblem(t, check(), exitcode.Config, `is a partition of public."the Root"`, `alter publication "outbox_cdc" drop table public."the Root"`)
 	_, err = o.preflight()
-	wantProblem(t, err, ErrConfig, exitcode.Config, `is a partition of public."the Root"`)
+	wantProblem(t, err, exitcode.Config, `is a partition of public."the Root"`)
 	o.exec(`alter publication "outbox_cdc" drop table public."the Root"`)
 	if err := check(); err != nil {
 		t.Error(err)
@@ -208,7 +208,7 @@ func TestGeneratedColumnFrom18(t *testing.T) {
 	_, err := Setup(testContext(t), o.cfg)
 	create := `create publication "outbox_cdc" for table "public"."event_outbox" with ` +
 		`(publish = 'insert', publish_via_partition_root = true, publish_generated_columns = stored)`
-	wantProblem(t, err, ErrConfig, exitcode.Config, "tenant_id", create, "docs/operations.md#generated")
+	wantProblem(t, err, exitcode.Config, "tenant_id", create, "docs/operations.md#generated")
 	if o.slot() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
 		t.Error("a refusal made something")
 	}
@@ -220,12 +220,12 @@ func TestGeneratedColumnFrom18(t *testing.T) {
 	}
 	o.exec("alter publication outbox_cdc set (publish_generated_columns = none)")
 	_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
-	wantProblem(t, err, ErrConfig, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set (publish_generated_columns = stored)`)
+	wantProblem(t, err, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set (publish_generated_columns = stored)`)
 	o.exec(`alter publication "outbox_cdc" set (publish_generated_columns = stored)`,
 		"alter publication outbox_cdc set table event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, "+
 			"created_at, max_retries, correlation_id, causation_id)")
 	_, err = o.preflight()
-	wantProblem(t, err, ErrConfig, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set table "public"."event_outbox"; alter publication`)
+	wantProblem(t, err, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set table "public"."event_outbox"; alter publication`)
 	o.exec(`alter publication "outbox_cdc" set table "public"."event_outbox"`)
 	if _, err := o.preflight(); err != nil {
 		t.Error(err)
@@ -249,7 +249,7 @@ func TestUnloggedInAPublishedSchema(t *testing.T) {
 	}
 	o.exec("alter table shop.events set unlogged")
 	_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
-	wantProblem(t, err, ErrConfig, exitcode.Config, "table shop.events is unlogged", `alter table "shop"."events" set logged`)
+	wantProblem(t, err, exitcode.Config, "table shop.events is unlogged", `alter table "shop"."events" set logged`)
 	o.exec(`alter table "shop"."events" set logged`)
 	if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
 		t.Errorf("%s, %v", moved, err)
@@ -311,9 +311,9 @@ func TestOutboxReplaced(t *testing.T) {
 				if test.called != "" {
 					was = "which is " + test.called + " now"
 				}
-				wantProblem(t, err, ErrConfig, exitcode.Config, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/operations.md#swapped")
+				wantProblem(t, err, exitcode.Config, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/operations.md#swapped")
 			case test.words != nil:
-				wantProblem(t, err, ErrConfig, exitcode.Config, test.words...)
+				wantProblem(t, err, exitcode.Config, test.words...)
 			case err != nil:
 				t.Error(err)
 			case test.called == "":
