@@ -16,7 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
@@ -32,7 +32,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	d := pgtest.New(t)
-	w := &world{t: t, conn: d.Conn(t), admin: Config{Name: "shop", DSN: d.DSN, Source: replication.Source{
+	w := &world{t: t, conn: d.Conn(t), admin: Config{Name: "shop", DSN: d.DSN, Source: provision.Source{
 		Table: "public.event_outbox", LedgerSchema: "public", Slot: "shop", Publication: "shop", Columns: decoder.DefaultColumns(),
 	}}}
 	w.exec(`insert into outbox_processors (id, connector, processor_name, processor_type)

@@ -9,7 +9,7 @@
 // reads no configuration either: service translates one into a Config and a Routing.
 package admin
 
-import "github.com/pyairtable-compose/outbox-cdc/replication"
+import "github.com/pyairtable-compose/outbox-cdc/provision"
 
 // Config says on which connector's ledger the functions of this package work.
 type Config struct {
@@ -18,7 +18,7 @@ type Config struct {
 	// DSN of the database that holds the ledger.
 	DSN string
 	// Source names the outbox table, the schema of the ledger, and the slot.
-	Source replication.Source
+	Source provision.Source
 	// Block says that a dead letter holds its aggregate until a person acts.
 	Block bool
 }

@@ -14,7 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // noSink is the name of processor 0. Its rows belong to no sink: for example a row of the outbox that is no valid event.
@@ -42,7 +42,7 @@ var personSettings = "set lock_timeout = '2s'; set idle_in_transaction_session_t
 func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error {
 	// The error of f is kept apart: if the server goes away while f works, that is not "PostgreSQL cannot be reached".
 	var fault error
-	err := replication.WithConn(ctx, c.DSN, c.Source, func(conn *pgx.Conn) error {
+	err := provision.WithConn(ctx, c.DSN, c.Source, func(conn *pgx.Conn) error {
 		l := &ledgerConn{conn: conn, cfg: c}
 		if err := l.open(ctx); err != nil {
 			return err
@@ -62,7 +62,7 @@ func (l *ledgerConn) open(ctx context.Context) error {
 	if _, err := l.conn.Exec(ctx, personSettings); err != nil {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
-	if err := replication.CheckOwners(ctx, l.conn, l.cfg.Source); err != nil {
+	if err := provision.CheckOwners(ctx, l.conn, l.cfg.Source); err != nil {
 		return err
 	}
 	rows, err := l.conn.Query(ctx, l.sql("select id, processor_name, is_active from ledger.outbox_processors where connector = $1 order by id"), l.cfg.Name)

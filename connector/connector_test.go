@@ -16,7 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -56,7 +56,7 @@ func newWorldIn(t *testing.T, db *pgtest.Database) *world {
 		},
 	}
 	w.sink(func(context.Context, []sinks.Message) []error { return nil })
-	_, err := replication.Setup(context.Background(), replication.SetupConfig{
+	_, err := provision.Setup(context.Background(), provision.SetupConfig{
 		Source: (&Connector{cfg: w.cfg}).source(), DSN: db.DSN, ReplicationDSN: db.DSN,
 	})
 	if err != nil {

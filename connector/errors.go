@@ -19,12 +19,6 @@ func (c *Connector) fatal(err error) bool {
 	return code.Final() || code == exitcode.Unavailable && !c.ran
 }
 
-// The names of the connection strings in messages.
-const (
-	sourceDSN      = "source.dsn"
-	replicationDSN = "source.replication_dsn"
-)
-
 // refused tells a connection that the server turns away, as the same DSN will be each time, from a server that is away. A login
 // that has worked before is taken for one that is being changed, and is tried again.
 func (c *Connector) refused(err error, what string) error {
@@ -33,7 +27,7 @@ func (c *Connector) refused(err error, what string) error {
 		return err
 	}
 	text, refused := c.cfg.Source.DSN, func(config *pgconn.Config, err error) error { return replication.Refused(what, config, err) }
-	if what == replicationDSN {
+	if what == replication.ReplicationDSNKey {
 		text, refused = c.cfg.Source.ReplicationDSN, replication.StreamRefused
 	}
 	config, parseErr := replication.ParseDSN(what, text)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -130,7 +131,7 @@ func (c *Connector) explain(ctx context.Context, err error) error {
 		return c.historyMissing(ctx, e, err)
 	}
 	if why := e.unsendable(); why != "" {
-		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.rows(c.cfg.Source.Table), replication.StartAnew)
+		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.rows(c.cfg.Source.Table), provision.StartAnew)
 	}
 	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
 		return err // the end of a server or of a session says nothing of the place
@@ -156,7 +157,7 @@ func (c *Connector) repeats(err error, here repeated) error {
 		return err
 	}
 	return fmt.Errorf("%w; it was the same error at the same place %d times in a row, and comes for ever unless its cause is mended; "+
-		"where nothing can mend it, %s", err, c.same.times, replication.StartAnew)
+		"where nothing can mend it, %s", err, c.same.times, provision.StartAnew)
 }
 
 // historyMissing tells a publication that is missing, which preflight refuses with the remedy, from one that exists again. The
@@ -171,5 +172,5 @@ func (c *Connector) historyMissing(ctx context.Context, e *refusal, err error) e
 	}
 	return exitcode.Errorf(exitcode.SlotLost, "%w; publication %q exists now, and did not when that was written: it was dropped and made again, or source.publication has "+
 		"another name than before, which can be set back; PostgreSQL decodes what was written by the publication as it was then, so the slot can never "+
-		"pass it; find out who dropped it, %s", err, publication, replication.StartAnew)
+		"pass it; find out who dropped it, %s", err, publication, provision.StartAnew)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -52,7 +53,7 @@ func (c *Connector) session(ctx context.Context) error {
 	}
 	stream, id, err := c.openStream(ctx)
 	if err != nil {
-		return c.refused(err, replicationDSN)
+		return c.refused(err, replication.ReplicationDSNKey)
 	}
 	// The slot is ours until here: whoever waits for it may have it once the last status is sent.
 	defer stream.Close()
@@ -82,7 +83,7 @@ func (c *Connector) openStream(ctx context.Context) (*replication.Stream, replic
 
 // begin makes everything that run needs while the stream is kept alive: the ledger's lock may have to be waited for, and millions
 // of parked rows looked at.
-func (s *session) begin(ctx context.Context, id replication.Identity, facts replication.Facts) error {
+func (s *session) begin(ctx context.Context, id replication.Identity, facts provision.Facts) error {
 	var making sync.WaitGroup
 	defer making.Wait() // what it has made is ours to close
 	ctx, cancel := context.WithCancel(ctx)
@@ -94,7 +95,7 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts repl
 }
 
 // makeReady takes the ledger over, and then looks at it.
-func (s *session) makeReady(ctx context.Context, id replication.Identity, facts replication.Facts) error {
+func (s *session) makeReady(ctx context.Context, id replication.Identity, facts provision.Facts) error {
 	s.c.steps.takeOver.begin()
 	ledger, start, err := checkpoint.OpenLedger(ctx, s.c.ledgerConfig())
 	s.c.steps.takeOver.end()
@@ -114,7 +115,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 // delivered, or lie on another timeline. It returns how far the server has written.
 func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start checkpoint.Start) (pglogrepl.LSN, error) {
 	slot := c.cfg.Source.Slot
-	const remedy = "; " + replication.StartAnew
+	const remedy = "; " + provision.StartAnew
 	if id.SystemID != start.SystemIdentifier {
 		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
 	}
@@ -138,7 +139,7 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 }
 
 // build makes everything that run starts. Nothing runs yet.
-func (s *session) build(ctx context.Context, start checkpoint.Start, facts replication.Facts) error {
+func (s *session) build(ctx context.Context, start checkpoint.Start, facts provision.Facts) error {
 	c := s.c
 	d := c.cfg.Delivery
 	origin, err := c.origin()

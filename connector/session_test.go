@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // What a session does before its first event may take long, with millions of parked rows: the server, which ends a connection that
@@ -43,7 +43,7 @@ func TestRenamedAfterInit(t *testing.T) {
 	r.stop()
 	made := func(name, isActive string) {
 		t.Helper()
-		_, err := replication.RegisterProcessors(t.Context(), w.conn, replication.Source{LedgerSchema: "public"}, "test", []replication.Processor{{Name: name, Type: "test", RenamedFrom: w.cfg.Sinks[0].RenamedFrom}})
+		_, err := provision.RegisterProcessors(t.Context(), w.conn, provision.Source{LedgerSchema: "public"}, "test", []provision.Processor{{Name: name, Type: "test", RenamedFrom: w.cfg.Sinks[0].RenamedFrom}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +99,7 @@ func TestSQLConnectionsDetectDeadPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	for name, db := range map[string]replication.SQL{"the pool": pool, "a connection of its own": conn} {
+	for name, db := range map[string]provision.SQL{"the pool": pool, "a connection of its own": conn} {
 		var idle, patience string
 		err := db.QueryRow(t.Context(), "select current_setting('tcp_keepalives_idle'), current_setting('tcp_user_timeout')").Scan(&idle, &patience)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -19,16 +20,16 @@ import (
 // answerTimeout bounds what only reads before a session, and can be begun anew.
 const answerTimeout = 30 * time.Second
 
-func (c *Connector) source() replication.Source {
+func (c *Connector) source() provision.Source {
 	s := c.cfg.Source
-	return replication.Source{
+	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns,
 	}
 }
 
 // origin is sinks.Message's. The database is the one that the DSN names: one by another name would be another database.
 func (c *Connector) origin() (string, error) {
-	cfg, err := replication.ParseDSN(sourceDSN, c.cfg.Source.DSN)
+	cfg, err := replication.ParseDSN(replication.SourceDSNKey, c.cfg.Source.DSN)
 	if err != nil {
 		return "", err
 	}
@@ -41,11 +42,11 @@ func (c *Connector) origin() (string, error) {
 }
 
 // preflight finds out, before each session, whether everything is in place.
-func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
-	cfg := replication.PreflightConfig{Source: c.source()}
-	rc, err := replication.ParseDSN(replicationDSN, c.cfg.Source.ReplicationDSN)
+func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
+	cfg := provision.PreflightConfig{Source: c.source()}
+	rc, err := replication.ParseDSN(replication.ReplicationDSNKey, c.cfg.Source.ReplicationDSN)
 	if err != nil {
-		return replication.Facts{}, err
+		return provision.Facts{}, err
 	}
 	cfg.ReplicationUser = rc.User
 	c.steps.preflight.begin()
@@ -55,13 +56,13 @@ func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 	defer cancel()
 	conn, err := c.pool.Acquire(ctx)
 	if err != nil {
-		return replication.Facts{}, c.refused(err, sourceDSN)
+		return provision.Facts{}, c.refused(err, replication.SourceDSNKey)
 	}
 	defer conn.Release()
-	if err := replication.CheckDirect(ctx, sourceDSN, conn.Conn().PgConn(), conn.Conn().Config().RuntimeParams); err != nil {
-		return replication.Facts{}, err
+	if err := replication.CheckDirect(ctx, replication.SourceDSNKey, conn.Conn().PgConn(), conn.Conn().Config().RuntimeParams); err != nil {
+		return provision.Facts{}, err
 	}
-	facts, err := replication.Preflight(ctx, conn, cfg)
+	facts, err := provision.Preflight(ctx, conn, cfg)
 	if err != nil {
 		return facts, err
 	}
@@ -82,7 +83,7 @@ func (c *Connector) preflight(ctx context.Context) (replication.Facts, error) {
 // comes on the stream: what has drifted shows there only by the absence of rows. An error ends the session. A table that
 // has lost its name is told once, and shown by /readyz, because its rows are still delivered.
 func (c *Connector) checkDrift(ctx context.Context) error {
-	moved, err := replication.CheckDrift(ctx, c.pool, c.source(), c.table)
+	moved, err := provision.CheckDrift(ctx, c.pool, c.source(), c.table)
 	if err != nil {
 		return err
 	}
@@ -98,8 +99,8 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 
 // lookAtPublication warns of a publication that is as it has to be, and was changed since this process last looked: what
 // was written in between may be missing in the stream.
-func (c *Connector) lookAtPublication(ctx context.Context, db replication.SQL) error {
-	version, err := replication.PublicationVersion(ctx, db, c.source(), c.table)
+func (c *Connector) lookAtPublication(ctx context.Context, db provision.SQL) error {
+	version, err := provision.PublicationVersion(ctx, db, c.source(), c.table)
 	if err != nil {
 		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)
 	}
@@ -116,25 +117,25 @@ func (c *Connector) lookAtPublication(ctx context.Context, db replication.SQL) e
 func (c *Connector) drifted(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
-	_, err := replication.CheckDrift(ctx, c.pool, c.source(), c.table)
+	_, err := provision.CheckDrift(ctx, c.pool, c.source(), c.table)
 	return err
 }
 
 // registerProcessors gives the ids of the sinks by name. It refuses to start while parked events would be forgotten.
 func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, error) {
-	var ps []replication.Processor
+	var ps []provision.Processor
 	known := slices.Clone(c.cfg.Abandoned)
 	for _, s := range c.cfg.Sinks {
-		ps = append(ps, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true})
+		ps = append(ps, provision.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true})
 		known = append(known, s.Name)
 	}
 	var ids map[string]int32
 	// Where the start is refused nothing was changed.
 	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
-		if ids, err = replication.RegisterProcessors(ctx, tx, c.source(), c.cfg.Name, ps); err != nil {
+		if ids, err = provision.RegisterProcessors(ctx, tx, c.source(), c.cfg.Name, ps); err != nil {
 			return err
 		}
-		orphans, err := replication.Orphans(ctx, tx, c.source(), c.cfg.Name, known)
+		orphans, err := provision.Orphans(ctx, tx, c.source(), c.cfg.Name, known)
 		if err != nil {
 			return err
 		}

@@ -67,7 +67,7 @@ func (c *Connector) connect(ctx context.Context) (*pgx.Conn, error) {
 }
 
 func (c *Connector) sqlConfig() (*pgx.ConnConfig, error) {
-	cfg, err := replication.SQLConfig(sourceDSN, c.cfg.Source.DSN)
+	cfg, err := replication.SQLConfig(replication.SourceDSNKey, c.cfg.Source.DSN)
 	if err != nil {
 		return nil, err
 	}

@@ -50,13 +50,12 @@ func TestSessionsAreOpenedInFewPlaces(t *testing.T) {
 	t.Parallel()
 	opens := regexp.MustCompile(`(pgx|pgconn)\.Connect(Config)?\(|pgxpool\.New|sql\.Open\(|stdlib\.Open`)
 	known := map[string]bool{
-		"connector/sql.go":          true, // by replication.SQLConfig
-		"replication/connect.go":    true,
-		"replication/createslot.go": true, // of the replication protocol, as the next one
-		"replication/open.go":       true,
-		"migrations/migrations.go":  true, // sets what the migrations need by itself
+		"connector/sql.go":         true, // by replication.SQLConfig
+		"provision/connect.go":     true, // by replication.SQLConfig, and one of the replication protocol
+		"replication/open.go":      true, // of the replication protocol
+		"migrations/migrations.go": true, // sets what the migrations need by itself
 	}
-	for _, dir := range []string{"checkpoint", "cmd", "config", "connector", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring", "replication", "router", "service", "sinks"} {
+	for _, dir := range []string{"checkpoint", "cmd", "config", "connector", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring", "provision", "replication", "router", "service", "sinks"} {
 		err := filepath.WalkDir(filepath.Join("..", dir), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

@@ -16,24 +16,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// connect opens a session for SQL of a command. It does not wait for the lock of a table for ever, because it says nothing
-// meanwhile.
-func connect(ctx context.Context, text string) (*pgx.Conn, error) {
-	config, err := SQLConfig("the dsn", text)
-	if err != nil {
-		return nil, err
-	}
-	config.RuntimeParams["lock_timeout"] = "1min"
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("connect: %w", Refused("the dsn", &config.Config, err))
-	}
-	if err := CheckDirect(ctx, "the dsn", conn.PgConn(), config.RuntimeParams); err != nil {
-		closeConn(ctx, conn)
-		return nil, err
-	}
-	return conn, nil
-}
+// The keys of the configuration that hold the connection strings. A message calls a connection string by its key, and never
+// shows it.
+const (
+	SourceDSNKey      = "source.dsn"
+	ReplicationDSNKey = "source.replication_dsn" // its default is source.dsn
+)
 
 // SQLConfig reads the connection string of a login for SQL. what is its name in messages, such as source.dsn. The session has
 // what every SQL session of ours has; the caller may add to it.
@@ -110,6 +98,20 @@ func Refused(what string, config *pgconn.Config, err error) error {
 		return exitcode.Errorf(exitcode.Privilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
 	}
 	return err
+}
+
+// StreamRefused is Refused for a connection for replication, which a role may not have.
+func StreamRefused(config *pgconn.Config, err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !sets(config, parameterOf(pg.Message)) {
+		return ReplicationPrivilege(config.User)
+	}
+	return Refused(ReplicationDSNKey, config, err)
+}
+
+// ReplicationPrivilege is the error of a role that may not replicate.
+func ReplicationPrivilege(user string) error {
+	return exitcode.Errorf(exitcode.Privilege, "role %q may not replicate; alter role %s replication (on RDS: grant rds_replication to %[2]s)",
+		user, pgx.Identifier{user}.Sanitize())
 }
 
 const unnamed = "that the server's log names"

@@ -52,7 +52,7 @@ func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 		_ = conn.Close(ctx) // the first error counts
 		return nil, Identity{}, err
 	}
-	if err := CheckDirect(ctx, replicationDSN, conn, nil); err != nil {
+	if err := CheckDirect(ctx, ReplicationDSNKey, conn, nil); err != nil {
 		return fail(err)
 	}
 	sys, err := pglogrepl.IdentifySystem(ctx, conn)
@@ -80,7 +80,7 @@ func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 
 // streamConfig pins what the text output of rows depends on: a role's own settings would change it.
 func streamConfig(dsn string) (*pgconn.Config, error) {
-	pc, err := ParseDSN(replicationDSN, dsn)
+	pc, err := ParseDSN(ReplicationDSNKey, dsn)
 	if err != nil {
 		return nil, err
 	}

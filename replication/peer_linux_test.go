@@ -36,19 +36,23 @@ func vanishing(t *testing.T, dsn string) (*servers.Proxy, string) {
 func TestVanishedServer(t *testing.T) {
 	t.Parallel()
 	src := newSource(t)
-	src.exec("create schema here")
 	proxy, dsn := vanishing(t, src.db.DSN)
 	stream, _, err := Open(t.Context(), StreamConfig{DSN: dsn, Slot: src.slot, Publication: `the "p"`})
 	if err != nil {
 		t.Fatal(err)
 	}
 	asked := make(chan error, 1)
-	said := Source{Table: "public.t", Slot: src.slot, Publication: "p", LedgerSchema: "here"}
+	config, err := SQLConfig("the dsn", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
 	go func() {
-		asked <- WithConn(context.Background(), dsn, said, func(conn *pgx.Conn) error {
-			_, err := conn.Exec(context.Background(), "select pg_sleep(3600)")
-			return err
-		})
+		_, err := conn.Exec(context.Background(), "select pg_sleep(3600)")
+		asked <- err
 	}()
 	const sleeping = "select count(*) from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(3600)'"
 	for n := 0; n == 0; time.Sleep(10 * time.Millisecond) { // until it is there

@@ -1,6 +1,8 @@
-// Package replication owns what PostgreSQL calls logical replication: publication and slot (made, checked, dropped), and
-// the stream, the one connection over which changes come and the confirmed LSN goes back. It does not know what the
-// changes mean: that is the decoder's.
+// Package replication is the stream: the one connection over which PostgreSQL sends changes, and over which we report the
+// confirmed LSN. It also knows how every connection of ours to PostgreSQL is set up, and why a server refuses one.
+//
+// It does not make or check slot and publication, which is what package provision does, and it does not know what the changes
+// mean, which is what package decoder does.
 package replication
 
 import (

@@ -6,7 +6,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // DestroyOptions say how much Destroy takes away.
@@ -34,7 +34,7 @@ func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyR
 	if err := checkOwners(ctx, cfg, dsn); err != nil {
 		return DestroyResult{}, unreachable(err)
 	}
-	gone, err := replication.Destroy(ctx, replication.DestroyConfig{
+	gone, err := provision.Destroy(ctx, provision.DestroyConfig{
 		Source: source(cfg), DSN: dsn, ReplicationDSN: string(cfg.Source.ReplicationDSN),
 		WaitingForLock: o.WaitingForLock,
 	})

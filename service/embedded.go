@@ -20,7 +20,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // settleTime is how long Start waits for the first session once everything is in place. One that takes longer is tried
@@ -235,7 +235,7 @@ func (s *OutboxService) sameOutbox(ctx context.Context) error {
 	if err := s.db.QueryRowContext(ctx, where, "event_outbox").Scan(&ours.database, &ours.system, &table); err != nil {
 		return fmt.Errorf("ask the service's database where it is: %w", err)
 	}
-	err := replication.WithConn(ctx, string(s.cfg.Source.DSN), source(s.cfg), func(conn *pgx.Conn) error {
+	err := provision.WithConn(ctx, string(s.cfg.Source.DSN), source(s.cfg), func(conn *pgx.Conn) error {
 		name := pgx.Identifier(strings.Split(s.cfg.Source.Table, ".")).Sanitize()
 		return conn.QueryRow(ctx, where, name).Scan(&theirs.database, &theirs.system, &streamed)
 	})

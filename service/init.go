@@ -16,7 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // InitOptions say how Init makes things.
@@ -30,7 +30,7 @@ type InitOptions struct {
 	// created; 0 means a minute.
 	Timeout time.Duration
 	// Waiting is told for whom it waits, from another goroutine; it may be nil.
-	Waiting func([]replication.Blocker)
+	Waiting func([]provision.Blocker)
 	// WaitingForLock is told of the session that makes or drops the same, for whose end Init waits; it may be nil.
 	WaitingForLock func(holder string)
 }
@@ -71,7 +71,7 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 	if err := migrations.Apply(ctx, setup.DSN, m); err != nil {
 		return result, migrationError(err)
 	}
-	err = replication.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
+	err = provision.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
 		warning, err := migrations.Creators(ctx, conn, m.Schema)
 		if warning != "" {
 			result.Warnings = append(result.Warnings, warning)
@@ -84,7 +84,7 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 	if err := grant(ctx, cfg, setup); err != nil {
 		return result, err
 	}
-	made, err := replication.Setup(ctx, setup)
+	made, err := provision.Setup(ctx, setup)
 	result.Warnings = append(result.Warnings, made.Warnings...)
 	if err != nil {
 		return result, err
@@ -122,16 +122,16 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 }
 
 // plan reads the ledger, if there is one, only after it has made sure that it is not somebody else's.
-func plan(ctx context.Context, cfg config.Config, setup replication.SetupConfig) ([]string, error) {
+func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig) ([]string, error) {
 	if err := checkOwners(ctx, cfg, setup.DSN); err != nil {
 		return nil, err
 	}
-	return replication.Plan(ctx, setup)
+	return provision.Plan(ctx, setup)
 }
 
 // checkOwners refuses a ledger of roles that are not trusted.
 func checkOwners(ctx context.Context, cfg config.Config, dsn string) error {
-	return replication.WithConn(ctx, dsn, source(cfg), func(conn *pgx.Conn) error {
+	return provision.WithConn(ctx, dsn, source(cfg), func(conn *pgx.Conn) error {
 		return migrations.Check(ctx, conn, migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped()})
 	})
 }
@@ -152,18 +152,18 @@ func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, err
 	if err != nil {
 		return "", err
 	}
-	roles := replication.Roles{SQL: "outbox_cdc", Replication: "outbox_cdc_replication", SQLConnections: cfg.Source.MaxConnections}
+	roles := provision.Roles{SQL: "outbox_cdc", Replication: "outbox_cdc_replication", SQLConnections: cfg.Source.MaxConnections}
 	if app := user(string(cfg.Source.DSN)); app != "" && app != user(setup.DSN) {
 		roles.SQL = app
 	}
 	if stream := user(string(cfg.Source.ReplicationDSN)); stream != "" && stream != user(setup.DSN) {
 		roles.Replication = stream
 	}
-	return text + replication.SQLText(setup.Source, roles), nil
+	return text + provision.SQLText(setup.Source, roles), nil
 }
 
-func setupConfig(cfg config.Config, o InitOptions) replication.SetupConfig {
-	return replication.SetupConfig{
+func setupConfig(cfg config.Config, o InitOptions) provision.SetupConfig {
+	return provision.SetupConfig{
 		Source:         source(cfg),
 		DSN:            cmp.Or(o.AdminDSN, string(cfg.Source.DSN)),
 		ReplicationDSN: string(cfg.Source.ReplicationDSN),
@@ -171,17 +171,17 @@ func setupConfig(cfg config.Config, o InitOptions) replication.SetupConfig {
 	}
 }
 
-func source(cfg config.Config) replication.Source {
+func source(cfg config.Config) provision.Source {
 	s := cfg.Source
-	return replication.Source{
+	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: decoder.Columns(s.Columns),
 	}
 }
 
 // migrationOptions asks an outbox that exists for the type of its ids: the ledger's must be the same.
-func migrationOptions(ctx context.Context, cfg config.Config, setup replication.SetupConfig) (migrations.Options, error) {
+func migrationOptions(ctx context.Context, cfg config.Config, setup provision.SetupConfig) (migrations.Options, error) {
 	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: setup.Source.Mapped()}
-	table, err := replication.FindTable(ctx, setup.DSN, setup.Source)
+	table, err := provision.FindTable(ctx, setup.DSN, setup.Source)
 	if err != nil {
 		return m, err
 	}
@@ -189,13 +189,13 @@ func migrationOptions(ctx context.Context, cfg config.Config, setup replication.
 	case table != nil:
 		m.EventIDType = table.EventIDType()
 	case m.Mapped:
-		return m, replication.TableMissing(setup.Source)
+		return m, provision.TableMissing(setup.Source)
 	}
 	return m, nil
 }
 
 // grantee is the configuration's login where another one does the work.
-func grantee(cfg config.Config, setup replication.SetupConfig) string {
+func grantee(cfg config.Config, setup provision.SetupConfig) string {
 	if app := user(string(cfg.Source.DSN)); app != user(setup.DSN) {
 		return app
 	}
@@ -211,26 +211,26 @@ func user(dsn string) string {
 	return c.User
 }
 
-func grant(ctx context.Context, cfg config.Config, setup replication.SetupConfig) error {
+func grant(ctx context.Context, cfg config.Config, setup provision.SetupConfig) error {
 	role := grantee(cfg, setup)
 	if role == "" {
 		return nil
 	}
-	return replication.Grant(ctx, setup.DSN, setup.Source, role)
+	return provision.Grant(ctx, setup.DSN, setup.Source, role)
 }
 
 // registerSinks makes the sinks known. What was in the outbox before them is owed to those of a first start.
-func registerSinks(ctx context.Context, cfg config.Config, setup replication.SetupConfig, fromStart bool) error {
-	var processors []replication.Processor
+func registerSinks(ctx context.Context, cfg config.Config, setup provision.SetupConfig, fromStart bool) error {
+	var processors []provision.Processor
 	sinks, err := buildSinks(cfg, Parts{})
 	if err != nil {
 		return err
 	}
 	for _, s := range sinks {
-		processors = append(processors, replication.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, FromStart: fromStart})
+		processors = append(processors, provision.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, FromStart: fromStart})
 	}
-	return replication.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
-		_, err := replication.RegisterProcessors(ctx, conn, setup.Source, cfg.Name, processors)
+	return provision.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
+		_, err := provision.RegisterProcessors(ctx, conn, setup.Source, cfg.Name, processors)
 		return err
 	})
 }
@@ -253,7 +253,7 @@ func migrationError(err error) error {
 // initialize is Init before a run, which tries again by itself where PostgreSQL is away.
 func initialize(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
 	result, err := initAll(ctx, cfg, InitOptions{
-		Waiting: func(b []replication.Blocker) {
+		Waiting: func(b []provision.Blocker) {
 			logger.Warn("slot creation waits for open transactions", "slot", cfg.Source.Slot, "for", blockerText(b))
 		},
 		WaitingForLock: func(holder string) {
@@ -271,7 +271,7 @@ func initialize(ctx context.Context, cfg config.Config, logger *slog.Logger) err
 	return nil
 }
 
-func blockerText(blockers []replication.Blocker) string {
+func blockerText(blockers []provision.Blocker) string {
 	var texts []string
 	for _, b := range blockers {
 		texts = append(texts, b.String())

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/service"
 )
 
@@ -57,7 +57,7 @@ leaves those rows undelivered.`,
 			o := service.InitOptions{
 				AdminDSN: owner, SkipBacklog: backlog == "none", Timeout: timeout,
 				WaitingForLock: tellLock(cmd),
-				Waiting: func(blockers []replication.Blocker) {
+				Waiting: func(blockers []provision.Blocker) {
 					for _, b := range blockers {
 						fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the end of %s\n", b)
 					}

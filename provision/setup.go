@@ -1,4 +1,4 @@
-package replication
+package provision
 
 import (
 	"context"
@@ -8,11 +8,10 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
-	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // SetupConfig says what Setup makes. The tables exist already.
@@ -138,8 +137,8 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error
 		return f, err
 	}
 	f.state = judge(cfg.Source, f.server, slot, c, &p)
-	if repl, err := dsn.Parse(cfg.ReplicationDSN); err != nil {
-		p = append(p, dsnProblem(replicationDSN, err))
+	if repl, err := replication.ParseDSN(replication.ReplicationDSNKey, cfg.ReplicationDSN); err != nil {
+		p = append(p, err)
 	} else if err := checkReplicationUser(ctx, conn, repl.User, &p); err != nil {
 		return f, err
 	}
@@ -293,19 +292,4 @@ func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.Ident
 		}
 		return nil
 	})
-}
-
-// closeTimeout bounds the farewell to a server that may be away.
-const closeTimeout = 5 * time.Second
-
-func closeConn(ctx context.Context, conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	_ = conn.Close(ctx) // nothing is lost with it
-}
-
-func closeReplication(ctx context.Context, conn *pgconn.PgConn) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	_ = conn.Close(ctx) // as above
 }

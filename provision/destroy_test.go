@@ -1,4 +1,4 @@
-package replication
+package provision
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 func TestDestroy(t *testing.T) {
@@ -27,7 +28,7 @@ func TestDestroy(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Destroy(testContext(t), cfg)
-	if !errors.Is(err, ErrSlotInUse) || !strings.Contains(err.Error(), `application "outbox-cdc"`) || !strings.Contains(err.Error(), "stop it first") {
+	if !errors.Is(err, replication.ErrSlotInUse) || !strings.Contains(err.Error(), `application "outbox-cdc"`) || !strings.Contains(err.Error(), "stop it first") {
 		t.Errorf("%v", err)
 	}
 	_ = repl.Close(testContext(t))

@@ -1,4 +1,4 @@
-package replication
+package provision
 
 import (
 	"cmp"
@@ -12,57 +12,14 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
-	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const (
 	blockerEvery = 250 * time.Millisecond // how often it is looked for whom the server waits,
 	blockerAfter = 2 * time.Second        // and after how long that is worth telling
 )
-
-// connectReplication opens a connection for commands. What it does when its context ends matters: a server that is
-// creating a slot does not notice that its client has gone, and would make the slot in the end, for nobody. So it is
-// sent a cancel request.
-func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error) {
-	config, err := ParseDSN(replicationDSN, dsn)
-	if err != nil {
-		return nil, err
-	}
-	DetectDeadPeer(config)
-	ledger.Pin(config)
-	config.RuntimeParams["replication"] = "database"
-	config.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: closeTimeout}
-	}
-	conn, err := pgconn.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("connect for replication: %w", StreamRefused(config, err))
-	}
-	if err := CheckDirect(ctx, replicationDSN, conn, nil); err != nil {
-		closeReplication(ctx, conn)
-		return nil, err
-	}
-	return conn, nil
-}
-
-// replicationDSN is its name in messages. Where it is not set it is source.dsn, too.
-const replicationDSN = "source.replication_dsn"
-
-// StreamRefused is Refused for a connection for replication, which a role may not have.
-func StreamRefused(config *pgconn.Config, err error) error {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !sets(config, parameterOf(pg.Message)) {
-		return replicationPrivilege(config.User)
-	}
-	return Refused(replicationDSN, config, err)
-}
-
-func replicationPrivilege(user string) error {
-	return exitcode.Errorf(exitcode.Privilege, "role %q may not replicate; alter role %s replication (on RDS: grant rds_replication to %[2]s)",
-		user, pgx.Identifier{user}.Sanitize())
-}
 
 // createSlot gives the slot's consistent point and its snapshot, which is good until the next command on repl.
 func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg SetupConfig) (pglogrepl.LSN, string, error) {

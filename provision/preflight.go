@@ -1,4 +1,4 @@
-package replication
+package provision
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // plugin is the output plugin of our slots.
@@ -154,7 +155,7 @@ func checkReplicationUser(ctx context.Context, db SQL, user string, p *problems)
 		return err
 	}
 	if !may {
-		*p = append(*p, replicationPrivilege(user))
+		*p = append(*p, replication.ReplicationPrivilege(user))
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package replication
+package provision
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // DestroyConfig says what Destroy takes away.
@@ -102,7 +103,7 @@ func mayDrop(ctx context.Context, db SQL, s Source, slot *Slot, c *Checkpoint) e
 	case !errors.Is(err, pgx.ErrNoRows): // gone meanwhile: the pid is all that can be said
 		return err
 	}
-	return fmt.Errorf("%w: %s streams from slot %q; stop it first", ErrSlotInUse, who, s.Slot)
+	return fmt.Errorf("%w: %s streams from slot %q; stop it first", replication.ErrSlotInUse, who, s.Slot)
 }
 
 // ownerError tells apart what only an owner may do.

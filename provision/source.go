@@ -1,4 +1,4 @@
-package replication
+package provision
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
-	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
@@ -59,15 +58,4 @@ func (s Source) checkNames() error {
 // Ledger names the ledger's tables in a statement that writes them as ledger.outbox_….
 func (s Source) Ledger(sql string) string { return ledger.Schema(s.LedgerSchema).SQL(sql) }
 
-// WithConn calls f with a session for SQL.
-func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error) error {
-	if err := s.checkNames(); err != nil {
-		return err
-	}
-	conn, err := connect(ctx, dsn)
-	if err != nil {
-		return err
-	}
-	defer closeConn(ctx, conn)
-	return advisory.ExplainTableLock(ctx, conn, f(conn))
-}
+func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
