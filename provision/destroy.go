@@ -70,8 +70,8 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 		return result, ownerError(fmt.Sprintf("drop publication %q", cfg.Publication), err)
 	}
 	if c != nil {
-		if _, err := conn.Exec(ctx, cfg.Ledger("delete from ledger.outbox_checkpoints where slot_name = $1"), cfg.Slot); err != nil {
-			return result, fmt.Errorf("delete the checkpoint of slot %q: %w", cfg.Slot, err)
+		if err := deleteCheckpoint(ctx, conn, cfg.Source); err != nil {
+			return result, err
 		}
 		result.CheckpointDeleted = true
 	}

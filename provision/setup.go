@@ -211,9 +211,8 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 // makeSlot makes the slot and its checkpoint. Whatever fails, no slot is left behind to keep WAL for nobody; the
 // checkpoint may be left building, with which the next Setup begins again.
 func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f found) (_ pglogrepl.LSN, err error) {
-	_, err = conn.Exec(ctx, cfg.Ledger("insert into ledger.outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing"), cfg.Slot, building)
-	if err != nil {
-		return 0, fmt.Errorf("write the checkpoint of slot %q: %w", cfg.Slot, err)
+	if err := beginCheckpoint(ctx, conn, cfg.Source); err != nil {
+		return 0, err
 	}
 	repl, err := connectReplication(ctx, cfg.ReplicationDSN)
 	if err != nil {
@@ -262,34 +261,5 @@ func checkSnapshot(ctx context.Context, conn *pgx.Conn, s Source, snapshot strin
 			return backlogProblem(s)
 		}
 		return err
-	})
-}
-
-// setReady begins the checkpoint at the consistent point. Index −1 is before the first event of a commit record that
-// starts exactly there. The epoch never goes back, not below that of log rows beyond the point either, which another
-// slot left (in a restored copy, say): rows of epochs before slot_epoch settle nothing.
-func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		var foreign bool
-		err := tx.QueryRow(ctx, s.Ledger("select exists (select from ledger.outbox_parked where commit_lsn >= $1 and tx_index >= 0)"), point).Scan(&foreign)
-		if err != nil {
-			return fmt.Errorf("look for parked rows of another history: %w", err)
-		}
-		if foreign {
-			return exitcode.Errorf(exitcode.SlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; number them anew as docs/operations.md#parked-rows shows, `+
-				`or give them up with "outbox-cdc dlq kill --all" and "outbox-cdc dlq discard --all"; then run "outbox-cdc init --backlog none" again`, point)
-		}
-		tag, err := tx.Exec(ctx, s.Ledger(`update ledger.outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
-				prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
-			from (select greatest((select epoch from ledger.outbox_checkpoints where slot_name = $1),
-				(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
-			where slot_name = $1 and state = $6`), s.Slot, ready, sys.SystemID, sys.Timeline, point, building)
-		if err != nil {
-			return fmt.Errorf("write the checkpoint of slot %q: %w", s.Slot, err)
-		}
-		if tag.RowsAffected() != 1 {
-			return fmt.Errorf("write the checkpoint of slot %q: somebody else has changed it", s.Slot)
-		}
-		return nil
 	})
 }

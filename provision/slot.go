@@ -21,19 +21,6 @@ type Slot struct {
 	ConfirmedFlush pglogrepl.LSN
 }
 
-// Checkpoint is what the ledger says of a slot.
-type Checkpoint struct {
-	State            string
-	SystemIdentifier string
-	// Older means that the row was written for a slot that came before the one that is half made.
-	Older bool
-}
-
-const (
-	building = "building"
-	ready    = "ready"
-)
-
 // StartAnew is the end of a message about a slot that cannot go on: what to do when its cause is mended. It may follow a
 // comma.
 const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; ` +
@@ -56,29 +43,6 @@ func readSlot(ctx context.Context, db SQL, name string) (*Slot, error) {
 		return nil, fmt.Errorf("read slot %q: %w", name, err)
 	}
 	return &s, nil
-}
-
-// readCheckpoint gives nil where there is none, or no ledger yet.
-func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) {
-	var ledger bool
-	err := db.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
-		where nspname = $1 and relname = 'outbox_checkpoints')`, s.LedgerSchema).Scan(&ledger)
-	if err != nil || !ledger {
-		return nil, err
-	}
-	if err := CheckOwners(ctx, db, s); err != nil {
-		return nil, err
-	}
-	var c Checkpoint
-	err = db.QueryRow(ctx, s.Ledger(`select state, coalesce(system_identifier, ''), state = 'building' and prefix_lsn is not null
-		from ledger.outbox_checkpoints where slot_name = $1`), s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Older)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read checkpoint of slot %q: %w", s.Slot, err)
-	}
-	return &c, nil
 }
 
 // server is what a slot and its checkpoint must agree with.
