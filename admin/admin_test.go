@@ -12,10 +12,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
@@ -141,7 +141,7 @@ func (w *world) listen() *pgx.Conn {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { conn.Close(context.Background()) })
-	if _, err := conn.Exec(testContext(w.t), "listen "+connector.Changed); err != nil {
+	if err := ledger.ListenChanged(testContext(w.t), conn); err != nil {
 		w.t.Fatal(err)
 	}
 	return conn

@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
@@ -34,9 +34,6 @@ type knownSink struct {
 	name   string
 	active bool
 }
-
-// personSettings keep a person's statements from waiting for a lock for ever, and from holding one for long.
-var personSettings = "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; " + connector.PlanParked("set")
 
 // withLedger connects to the ledger, calls f, and closes the connection. The error may have a method ExitCode() int.
 func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error {
@@ -59,8 +56,8 @@ func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error 
 // open prepares the session and reads which sinks the connector has. It reads the ledger only after CheckOwners has found that
 // the ledger's tables belong to trusted roles: reading a stranger's view would run his functions with this login's rights.
 func (l *ledgerConn) open(ctx context.Context) error {
-	if _, err := l.conn.Exec(ctx, personSettings); err != nil {
-		return fmt.Errorf("set up the connection: %w", err)
+	if err := ledger.SetUpPersonal(ctx, l.conn); err != nil {
+		return err
 	}
 	if err := provision.CheckOwners(ctx, l.conn, l.cfg.Source); err != nil {
 		return err
@@ -195,11 +192,7 @@ func (l *ledgerConn) canonicalID(id string) string {
 
 // notify tells the connector, when tx commits, that rows of a processor or its pause have changed.
 func (l *ledgerConn) notify(ctx context.Context, tx pgx.Tx, processor int32) error {
-	_, err := tx.Exec(ctx, "select pg_notify($1, $2)", connector.Changed, fmt.Sprintf("%s:%d", l.cfg.Source.LedgerSchema, processor))
-	if err != nil {
-		return fmt.Errorf("notify: %w", err)
-	}
-	return nil
+	return ledger.Schema(l.cfg.Source.LedgerSchema).NotifyChanged(ctx, tx, processor)
 }
 
 // timeBefore returns the time that long ago by the server's clock, which has written the times in the rows.

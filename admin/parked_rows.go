@@ -4,14 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
-	"github.com/pyairtable-compose/outbox-cdc/connector"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // ParkedRow is a row of outbox_parked: an event that the connector owes to a sink, or that it has given up on. The latter is
@@ -22,11 +21,11 @@ type ParkedRow struct {
 	Position string `json:"position"`
 	Status   string `json:"status"` // parked or dead
 	// Event is the event without its payload.
-	Event    connector.StoredEvent `json:"event"`
-	Attempts int                   `json:"attempts"` // tries that the sink has refused
-	Tries    int                   `json:"tries"`    // all tries, also those that found the sink away
-	ParkedAt time.Time             `json:"parked_at"`
-	FirstTry *time.Time            `json:"first_try_at,omitempty"`
+	Event    ledger.StoredEvent `json:"event"`
+	Attempts int                `json:"attempts"` // tries that the sink has refused
+	Tries    int                `json:"tries"`    // all tries, also those that found the sink away
+	ParkedAt time.Time          `json:"parked_at"`
+	FirstTry *time.Time         `json:"first_try_at,omitempty"`
 	// NextAttempt is when the row is due. It is nil if the row waits for its turn or for another row, and for a dead letter.
 	NextAttempt *time.Time `json:"next_attempt_at,omitempty"`
 	// Blocks says that this dead letter holds its aggregate until a person acts.
@@ -50,9 +49,6 @@ const (
 	pagePayloadRows = 20
 )
 
-// positionBeforeAll stands before the position of every row.
-var positionBeforeAll = checkpoint.Position{LSN: 0, Index: math.MinInt64}
-
 // parkedQuery selects rows of outbox_parked.
 type parkedQuery struct {
 	status     string // parked or dead
@@ -73,7 +69,7 @@ func (l *ledgerConn) eachParkedRow(ctx context.Context, q parkedQuery, f func(*P
 		rows = pagePayloadRows
 	}
 	for _, id := range q.processors {
-		from := positionBeforeAll
+		from := checkpoint.MinPosition
 		switch {
 		case id < q.after.Processor:
 			continue

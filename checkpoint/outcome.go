@@ -52,11 +52,11 @@ type Outcome struct {
 	CompletedAt time.Time
 	Error       string
 	// Parked is set where Row is RowInsert or RowUpdate.
-	Parked *ParkedRow
+	Parked *ParkedState
 }
 
-// ParkedRow is what is kept of a delivery in outbox_parked beside what its outcome says. Times are by this process's clock.
-type ParkedRow struct {
+// ParkedState is what is kept of a delivery in outbox_parked beside what its outcome says. Times are by this process's clock.
+type ParkedState struct {
 	AggregateHash int64
 	Attempts      int       // tries that were refused
 	Tries         int       // all tries
@@ -83,6 +83,6 @@ type Outcomes struct {
 
 // Batch is what one transaction of the recorder commits.
 type Batch struct {
-	Outcomes []Outcomes
-	Mark     Mark
+	Outcomes  []Outcomes
+	Watermark Watermark
 }

@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"cmp"
 	"fmt"
+	"math"
 
 	"github.com/jackc/pglogrepl"
 )
@@ -15,6 +16,13 @@ type Position struct {
 	Index int64
 }
 
+var (
+	// MinPosition is before the positions of all events.
+	MinPosition = Position{LSN: 0, Index: math.MinInt64}
+	// MaxPosition is behind the positions of all events.
+	MaxPosition = Position{LSN: math.MaxUint64, Index: math.MaxInt64}
+)
+
 // Compare orders positions as the stream does.
 func (p Position) Compare(q Position) int {
 	if c := cmp.Compare(p.LSN, q.LSN); c != 0 {
@@ -25,3 +33,10 @@ func (p Position) Compare(q Position) int {
 
 // String gives "16/B374D848/3".
 func (p Position) String() string { return fmt.Sprintf("%s/%d", p.LSN, p.Index) }
+
+// Key names a delivery: an event and the processor (the row of outbox_processors) of the sink that it goes to. Processor 0
+// stands for no sink.
+type Key struct {
+	Processor int32
+	Position  Position
+}

@@ -32,8 +32,8 @@ type Ledger interface {
 	Close()
 }
 
-// Pace is how the recorder is run. All of it is required.
-type Pace struct {
+// RecorderConfig is how the recorder is run. All of it is required.
+type RecorderConfig struct {
 	// Fast says that the stream is fast enough for pacing.
 	Fast func() bool
 	// State is told of a change between working (nil) and failing, and why. It is called by the recorder's goroutine.
@@ -45,13 +45,15 @@ type Pace struct {
 // the tracker after the COMMIT. It tries again until its context ends: nothing else can be done with outcomes.
 type Recorder struct {
 	ledger  Ledger
-	cfg     Pace
+	cfg     RecorderConfig
 	tracker *Tracker
 	entries []uint64
 }
 
 // NewRecorder makes a recorder over a ledger, which it owns from then on. Close it when Run is not called.
-func NewRecorder(ledger Ledger, cfg Pace) *Recorder { return &Recorder{ledger: ledger, cfg: cfg} }
+func NewRecorder(ledger Ledger, cfg RecorderConfig) *Recorder {
+	return &Recorder{ledger: ledger, cfg: cfg}
+}
 
 // Close ends what the ledger holds open.
 func (r *Recorder) Close() { r.ledger.Close() }

@@ -168,8 +168,8 @@ func (t *Tracker) Settle(entries []uint64) {
 	}
 }
 
-// Mark is what a checkpoint row says: everything up to Prefix is settled, and LSN may be confirmed.
-type Mark struct {
+// Watermark is what a checkpoint row says: everything up to Prefix is settled, and LSN may be confirmed.
+type Watermark struct {
 	Prefix Position
 	LSN    pglogrepl.LSN
 
@@ -177,10 +177,10 @@ type Mark struct {
 }
 
 // Settled returns the mark that holds once everything given to Settle is committed.
-func (t *Tracker) Settled() Mark {
+func (t *Tracker) Settled() Watermark {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	m := Mark{Prefix: t.prefix, LSN: t.end, entries: t.head}
+	m := Watermark{Prefix: t.prefix, LSN: t.end, entries: t.head}
 	for ; m.entries < t.next; m.entries++ {
 		e := t.at(m.entries)
 		if e.left > 0 {
@@ -199,7 +199,7 @@ func (t *Tracker) Settled() Mark {
 }
 
 // Publish makes a mark the truth after the checkpoint row that holds it was committed. Confirmed moves here only.
-func (t *Tracker) Publish(m Mark) {
+func (t *Tracker) Publish(m Watermark) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for ; t.head < m.entries; t.head++ {

@@ -11,7 +11,7 @@ import (
 func pos(lsn pglogrepl.LSN, index int64) Position { return Position{lsn, index} }
 
 // settle commits the outcomes of these entries, as the recorder does.
-func settle(t *Tracker, entries ...uint64) Mark {
+func settle(t *Tracker, entries ...uint64) Watermark {
 	t.Settle(entries)
 	m := t.Settled()
 	t.Publish(m)

@@ -24,7 +24,7 @@ func newBreakerBench(t *testing.T, never bool) *breakerBench {
 		func(s gobreaker.State) { b.seen = append(b.seen, s.String()) })
 	t.Cleanup(b.close)
 	for i := range 2 {
-		b.lanes = append(b.lanes, newLane(&target{}, i, nil, nil))
+		b.lanes = append(b.lanes, newLane(&target{}, i, rowSource{}, nil))
 	}
 	b.attach(b.lanes)
 	return b

@@ -6,6 +6,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const (
@@ -23,11 +24,11 @@ type catching struct {
 	waited    bool        // and have done so for one Deliver
 	rows      []*delivery // read, to be delivered
 	reading   bool
-	asking    question // of the read that runs
-	probing   bool     // of which one row is delivered, as a probe
-	whole     bool     // the read that runs began a pass, and arrivals waited when it began
+	asking    ledger.ParkedQuery // of the read that runs
+	probing   bool               // of which one row is delivered, as a probe
+	whole     bool               // the read that runs began a pass, and arrivals waited when it began
 	read      chan readResult
-	startRead func(question)
+	startRead func(ledger.ParkedQuery)
 	readAt    time.Time // not before
 	look      bool      // somebody changed rows
 	lookAt    time.Time
@@ -38,11 +39,6 @@ type catching struct {
 	prev, from checkpoint.Position // a pass: fresh rows up to from are behind it; those before prev were asked for
 	passed     map[int64]struct{}  // hashes of which it left rows behind
 	floor      floor               // where a pass begins
-}
-
-type readResult struct {
-	answer
-	err error
 }
 
 // catchUp: the table first; arrivals wait.
@@ -155,15 +151,18 @@ func (l *lane) readRows(now time.Time) {
 		return
 	}
 	if l.look || p.probe || l.wantsLarge || len(l.passed) > maxPassed {
-		l.from = before
+		l.from = checkpoint.MinPosition // a new pass
 	}
-	if l.from == before {
-		l.prev, l.passed = before, nil
+	if l.from == checkpoint.MinPosition {
+		l.prev, l.passed = checkpoint.MinPosition, nil
 	}
-	l.asking = question{Prev: l.prev, From: l.from, Floor: l.floor.at, Passed: l.passed, Batch: l.delivery.BatchSize, Large: l.wantsLarge}
+	l.asking = ledger.ParkedQuery{
+		Prev: l.prev, From: l.from, Floor: l.floor.at, Passed: l.passed,
+		MaxDue: l.delivery.BatchSize, MaxHeads: maxHeld, MaxBytes: maxReadBytes, Large: l.wantsLarge,
+	}
 	l.floor.readBegins()
 	l.probing = p.probe
-	l.whole = l.from == before && l.waiting
+	l.whole = l.asking.NewPass() && l.waiting
 	l.look, l.reading = false, true
 	l.lookAt = now.Add(lookEvery)
 	l.startRead(l.asking)
@@ -187,7 +186,7 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	l.state.read(res.err)
 	if res.err != nil {
 		l.readAt, l.look = now.Add(readRetry), false
-		l.from = before
+		l.from = checkpoint.MinPosition
 		return
 	}
 	if l.passed == nil {
@@ -196,20 +195,20 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	for _, h := range res.Left {
 		l.passed[h] = struct{}{}
 	}
-	if n := len(res.Fresh); n > 0 {
-		l.floor.read(res.Fresh[n-1].position())
+	if n := len(res.fresh); n > 0 {
+		l.floor.read(res.fresh[n-1].position())
 	}
-	if l.asking.From == before {
+	if l.asking.NewPass() {
 		l.floor.readEnds(res.First)
 	}
-	l.prev, l.from = l.asking.From, before
+	l.prev, l.from = l.asking.From, checkpoint.MinPosition
 	clear(l.held)
 	if l.probing {
 		l.rows = res.probe()
 	} else {
-		l.rows = append(append(l.rows[:0:0], res.Fresh...), res.Due...)
+		l.rows = append(append(l.rows[:0:0], res.fresh...), res.due...)
 		if res.More {
-			l.from = res.Fresh[len(res.Fresh)-1].position()
+			l.from = res.fresh[len(res.fresh)-1].position()
 		}
 	}
 	l.wantsLarge = res.Large
@@ -217,7 +216,7 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	// Arrivals may have stopped waiting while the read was under way.
 	whole := l.whole && l.waiting
 	switch {
-	case res.More || res.Large || len(res.Fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
+	case res.More || res.Large || len(res.fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
 		l.waiting = false // too many are left, or their number is not known: arrivals are parked meanwhile
 	case len(l.rows) > 0 && l.waiting && !l.waited:
 		l.waited = true // they wait for the Deliver of these: else some would be parked meanwhile, each time anew

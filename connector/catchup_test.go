@@ -19,7 +19,7 @@ func TestLaneReadsWhatWasParkedMeanwhile(t *testing.T) {
 		b := newLaneBench(t, func(context.Context, int, []sinks.Message) []error { return nil })
 		slow := b.ledger.table(1, 0, 1)
 		slow.delay = func() { time.Sleep(time.Second) }
-		b.table = slow
+		b.parked = slow
 		b.run()
 		time.Sleep(1500 * time.Millisecond) // the first read has seen nothing, and has not come back
 		b.arrive("a1")
@@ -104,9 +104,9 @@ func TestLargeRowsTakeTurns(t *testing.T) {
 			table := b.ledger.table(1, n, lanes)
 			table.large = func(r *memRow) bool { return r.id[0] == 'L' }
 			if n > 0 {
-				all = append(all, newLane(b.target, n, table, b.outcomes))
+				all = append(all, newLane(b.target, n, rowSource{parked: table, address: ofTestEvent}, b.outcomes))
 			}
-			all[n].table = table
+			all[n].parked = table
 		}
 		b.breaker.attach(all)
 		ended := make(chan error, lanes)

@@ -45,13 +45,13 @@ func (d *delivery) outcome(processor int32, status checkpoint.Status, inPlace bo
 			o.Row = checkpoint.RowDelete
 		}
 	default:
-		o.Parked = &checkpoint.ParkedRow{AggregateHash: d.hash, Attempts: d.attempts, Tries: d.tries, TriedAt: d.triedAt}
+		o.Parked = &checkpoint.ParkedState{AggregateHash: d.hash, Attempts: d.attempts, Tries: d.tries, TriedAt: d.triedAt}
 		if d.repeats && d.tries > 0 && !d.isUncertain() {
 			o.Parked.Tries++ // that of an earlier session, of which nobody knows
 		}
 		if o.Row = checkpoint.RowUpdate; !d.row {
 			o.Row = checkpoint.RowInsert
-			o.Parked.Event, o.Parked.Payload = eventJSON(d.Event, d.CommitTime), d.Event.Payload
+			o.Parked.Event, o.Parked.Payload = storedEvent(d.Event, d.CommitTime).Encode(), d.Event.Payload
 		}
 		d.row = true
 	}

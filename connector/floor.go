@@ -22,10 +22,11 @@ type parkedUpTo struct {
 	first checkpoint.Position
 }
 
-// behind is the position behind all others: none.
-var behind = checkpoint.Position{LSN: ^checkpoint.Position{}.LSN, Index: 1<<63 - 1}
-
-func newFloor() floor { return floor{at: before, highest: before, unseen: behind, pending: behind} }
+func newFloor() floor {
+	return floor{
+		at: checkpoint.MinPosition, highest: checkpoint.MinPosition, unseen: checkpoint.MaxPosition, pending: checkpoint.MaxPosition,
+	}
+}
 
 // parked notes a row that will be written.
 func (f *floor) parked(at checkpoint.Position) {
@@ -36,9 +37,9 @@ func (f *floor) parked(at checkpoint.Position) {
 
 // gave notes that the recorder has what was parked.
 func (f *floor) gave(seq uint64) {
-	if f.pending != behind {
+	if f.pending != checkpoint.MaxPosition {
 		f.given = append(f.given, parkedUpTo{seq, f.pending})
-		f.pending = behind
+		f.pending = checkpoint.MaxPosition
 	}
 }
 
@@ -62,10 +63,10 @@ func (f *floor) read(at checkpoint.Position) { f.highest = latest(f.highest, at)
 // readEnds takes what a read that began at the floor found as the first untried row; before: none.
 func (f *floor) readEnds(first checkpoint.Position) {
 	f.at = f.highest
-	if first != before {
+	if first != checkpoint.MinPosition {
 		f.at = justBefore(first)
 	}
-	if f.unseen != behind {
+	if f.unseen != checkpoint.MaxPosition {
 		f.at = earliest(f.at, justBefore(f.unseen))
 	}
 }

@@ -25,7 +25,7 @@ func TestFloor(t *testing.T) {
 		f := newFloor()
 		var rows []row // untried
 		var given, committed uint64
-		snapshot, reading := before, false
+		snapshot, reading := checkpoint.MinPosition, false
 		for step := range 40 {
 			switch r.IntN(6) {
 			case 0, 1:
@@ -41,12 +41,12 @@ func TestFloor(t *testing.T) {
 			case 4:
 				if reading {
 					f.readEnds(snapshot)
-					rose = rose || f.at != before
+					rose = rose || f.at != checkpoint.MinPosition
 				} else {
 					f.readBegins()
-					snapshot = before
+					snapshot = checkpoint.MinPosition
 					for _, x := range rows {
-						if x.seq <= committed && x.at.Compare(f.at) > 0 && (snapshot == before || x.at.Compare(snapshot) < 0) {
+						if x.seq <= committed && x.at.Compare(f.at) > 0 && (snapshot == checkpoint.MinPosition || x.at.Compare(snapshot) < 0) {
 							snapshot = x.at
 						}
 					}

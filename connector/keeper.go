@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
-	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const (
@@ -126,13 +125,11 @@ func errText(err error) string {
 }
 
 func (c *Connector) makePartitions(ctx context.Context) error {
-	_, err := c.pool.Exec(ctx, c.sql(ledger.MakePartitions))
-	return err
+	return c.schema().MakePartitions(ctx, c.pool)
 }
 
 func (c *Connector) heartbeat(ctx context.Context) error {
-	_, err := c.pool.Exec(ctx, c.sql("update ledger.outbox_processors set heartbeat_at = now() where connector = $1"), c.cfg.Name)
-	return err
+	return c.schema().Heartbeat(ctx, c.pool, c.cfg.Name)
 }
 
 // silentAfter is how long the walsender may leave our standby statuses unread before health and log say so. It reads none

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -58,8 +59,8 @@ func (t *target) inPlace() bool { return t.oneTry || t.delivery.never() }
 // was not accepted holds its aggregate until the table was read again.
 type lane struct {
 	*target
-	number  int
-	table   table
+	number int
+	rowSource
 	maxHeld int // aggregates in memory
 
 	in       chan []*delivery           // from the reader, which closes it
@@ -120,8 +121,8 @@ type result struct {
 	started, completed time.Time
 }
 
-func newLane(t *target, number int, rows table, out chan<- checkpoint.Outcomes) *lane {
-	l := &lane{target: t, number: number, table: rows, maxHeld: maxHeld, out: out}
+func newLane(t *target, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {
+	l := &lane{target: t, number: number, rowSource: rows, maxHeld: maxHeld, out: out}
 	// The reader hands over up to handOver deliveries a time; two more slots let it go on while the lane is at work.
 	l.in = make(chan []*delivery, 2)
 	l.recorded = make(chan uint64, 1)
@@ -132,7 +133,7 @@ func newLane(t *target, number int, rows table, out chan<- checkpoint.Outcomes) 
 	l.held = map[int64]struct{}{}
 	l.noAnswer = fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
 	// Every session starts with the table, arrivals waiting.
-	l.waiting, l.from, l.floor = true, before, newFloor()
+	l.waiting, l.from, l.floor = true, checkpoint.MinPosition, newFloor()
 	return l
 }
 
@@ -158,11 +159,8 @@ func (l *lane) run(work, deliver context.Context) error {
 	var reads sync.WaitGroup
 	defer reads.Wait()
 	defer endRead()
-	l.startRead = func(q question) {
-		reads.Go(func() {
-			a, err := l.table.read(reading, q)
-			l.read <- readResult{a, err}
-		})
+	l.startRead = func(q ledger.ParkedQuery) {
+		reads.Go(func() { l.read <- l.readParked(reading, q) })
 	}
 	delivering, endDelivering := context.WithCancel(deliver)
 	ended := make(chan struct{})
@@ -231,8 +229,8 @@ func (l *lane) step(now time.Time) {
 	}
 	l.wakeAt(l.lookAt)
 	if asks&askLook != 0 {
-		l.rows = nil        // a person may have taken them away,
-		l.floor.at = before // or have written others
+		l.rows = nil                        // a person may have taken them away,
+		l.floor.at = checkpoint.MinPosition // or have written others
 	}
 	if asks&askPark != 0 || l.hangs(now) {
 		l.parkArrivals()

@@ -77,7 +77,7 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 			BatchSize: 3, Timeout: 30 * time.Second, MaxRetries: 2, Retry: Retry{Initial: time.Second, Max: time.Minute},
 		},
 	}
-	b.lane = newLane(to, 0, b.ledger.table(1, 0, 1), b.outcomes)
+	b.lane = newLane(to, 0, rowSource{parked: b.ledger.table(1, 0, 1), address: ofTestEvent}, b.outcomes)
 	b.breaker.attach([]*lane{b.lane})
 	return b
 }

@@ -5,13 +5,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-)
 
-// Changed is the channel on which whoever has changed rows of outbox_parked, or paused or resumed a sink, tells so. The
-// payload is "schema of the ledger:processor", as channels belong to the whole database.
-const Changed = "outbox_changed"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+)
 
 const (
 	// countEvery is how often what is owed is counted.
@@ -58,10 +55,10 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 		defer cancel()
 		_ = conn.Close(ctx) // nothing is lost with it
 	}()
-	if _, err := conn.Exec(beginning, "listen "+Changed); err != nil {
-		return fmt.Errorf("listen: %w", err)
+	if err := ledger.ListenChanged(beginning, conn); err != nil {
+		return err
 	}
-	for _, l := range s.lanes { // what was said before nobody has heard
+	for _, l := range s.lanes { // nobody has heard what was said until now
 		l.ask(askLook)
 	}
 	for {
@@ -75,10 +72,6 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 			return err
 		}
 	}
-}
-
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
 type notified interface {
@@ -99,61 +92,44 @@ func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session, 
 			}
 			return fmt.Errorf("wait for notifications: %w", err)
 		}
-		for id, lanes := range s.bySink {
-			if n.Payload != fmt.Sprintf("%s:%d", c.cfg.Source.LedgerSchema, id) {
-				continue
-			}
-			for _, l := range lanes {
-				l.ask(askLook)
-			}
-			// Many changes may follow each other: they are counted together.
-			if soon := now.Add(max(countPace, rest)); soon.Before(until) {
-				until = soon
-			}
+		id, ok := c.schema().ChangedProcessor(n.Payload)
+		if !ok || s.bySink[id] == nil {
+			continue
+		}
+		for _, l := range s.bySink[id] {
+			l.ask(askLook)
+		}
+		// Many changes may follow each other. They are counted together.
+		if soon := now.Add(max(countPace, rest)); soon.Before(until) {
+			until = soon
 		}
 	}
 }
 
 // takeStock asks which sinks are paused and what each has in outbox_parked.
-func (c *Connector) takeStock(ctx context.Context, conn querier, s *session) error {
+func (c *Connector) takeStock(ctx context.Context, db ledger.Querier, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, stockTimeout)
 	defer cancel()
-	if err := c.readPauses(ctx, conn, s); err != nil {
+	if err := c.readPaused(ctx, db, s); err != nil {
 		return err
 	}
-	rows, err := conn.Query(ctx, c.sql(`select p.id, count(*) filter (where k.status = 'parked'), count(*) filter (where k.status = 'dead'),
-			coalesce(extract(epoch from clock_timestamp() - min(k.parked_at) filter (where k.status = 'parked')), 0)::float8
-		from ledger.outbox_processors p left join ledger.outbox_parked k on k.processor_id = p.id where p.id = any ($1) group by p.id`), s.processors())
+	counts, err := c.schema().CountParked(ctx, db, s.processors())
 	if err != nil {
-		return fmt.Errorf("count parked rows: %w", err)
+		return err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var id int32
-		var o owed
-		var oldest float64
-		if err := rows.Scan(&id, &o.parked, &o.dead, &oldest); err != nil {
-			return fmt.Errorf("count parked rows: %w", err)
-		}
-		o.oldest = time.Duration(oldest * float64(time.Second))
-		s.bySink[id][0].state.owes(o)
+	for id, count := range counts {
+		s.bySink[id][0].state.owes(count)
 	}
-	return rows.Err()
+	return nil
 }
 
-// readPauses tells lanes whether a person has paused their sink.
-func (c *Connector) readPauses(ctx context.Context, conn querier, s *session) error {
-	rows, err := conn.Query(ctx, c.sql("select id, not is_active from ledger.outbox_processors where id = any ($1)"), s.processors())
+// readPaused tells the lanes whether a person has paused their sink.
+func (c *Connector) readPaused(ctx context.Context, db ledger.Querier, s *session) error {
+	all, err := c.schema().ReadPaused(ctx, db, s.processors())
 	if err != nil {
-		return fmt.Errorf("read which sinks are paused: %w", err)
+		return err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var id int32
-		var paused bool
-		if err := rows.Scan(&id, &paused); err != nil {
-			return fmt.Errorf("read which sinks are paused: %w", err)
-		}
+	for id, paused := range all {
 		lanes := s.bySink[id]
 		lanes[0].state.isPaused(paused)
 		if lanes[0].paused.Swap(paused) != paused {
@@ -162,7 +138,7 @@ func (c *Connector) readPauses(ctx context.Context, conn querier, s *session) er
 			}
 		}
 	}
-	return rows.Err()
+	return nil
 }
 
 func (s *session) processors() []int32 {
@@ -171,27 +147,4 @@ func (s *session) processors() []int32 {
 		ids = append(ids, id)
 	}
 	return ids
-}
-
-// reviseParked makes the times of parked rows those of this configuration: none is further away than the longest backoff, and a
-// dead row holds its aggregate or not.
-func (c *Connector) reviseParked(ctx context.Context, ids map[string]int32) error {
-	var all []int32
-	for _, id := range ids {
-		all = append(all, id)
-	}
-	d := c.cfg.Delivery
-	_, err := c.pool.Exec(ctx, c.sql(`update ledger.outbox_parked set next_attempt_at = now() + $2
-		where processor_id = any ($1) and next_attempt_at > now() + $2 and next_attempt_at < 'infinity'`), all, d.Retry.Max)
-	if err == nil && d.Block {
-		_, err = c.pool.Exec(ctx, c.sql(`update ledger.outbox_parked set next_attempt_at = 'infinity'
-			where processor_id = any ($1) and status = 'dead' and next_attempt_at is null`), all)
-	} else if err == nil {
-		_, err = c.pool.Exec(ctx, c.sql(`update ledger.outbox_parked set next_attempt_at = null
-			where processor_id = any ($1) and status = 'dead' and next_attempt_at is not null`), all)
-	}
-	if err != nil {
-		return fmt.Errorf("revise outbox_parked: %w", err)
-	}
-	return nil
 }

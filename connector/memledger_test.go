@@ -2,15 +2,15 @@ package connector
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/jackc/pglogrepl"
-
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/router"
-	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // memLedger is outbox_parked in memory: what the recorder's SQL does to it, and what a lane's SQL reads of it, in the plainest
@@ -87,22 +87,22 @@ type memTable struct {
 	*memLedger
 	processor   int32
 	lane, lanes int
-	seenBefore  pglogrepl.LSN
 	limit       int // rows of one read
 	large       func(*memRow) bool
 	delay       func() // before and after the snapshot
 }
 
 func (l *memLedger) table(processor int32, lane, lanes int) *memTable {
-	return &memTable{l, processor, lane, lanes, 0, maxFresh, func(*memRow) bool { return false }, func() {}}
+	return &memTable{l, processor, lane, lanes, ledger.MaxFresh, func(*memRow) bool { return false }, func() {}}
 }
 
-func (t *memTable) read(_ context.Context, q question) (answer, error) {
+// Read is ledger.ParkedReader's.
+func (t *memTable) Read(_ context.Context, q ledger.ParkedQuery) (ledger.ParkedRows, error) {
 	t.delay()
 	defer t.delay()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a := answer{Heads: map[int64]time.Time{}, First: before}
+	a := ledger.ParkedRows{Heads: map[int64]time.Time{}, First: checkpoint.MinPosition}
 	passed := map[int64]struct{}{}
 	for h := range q.Passed {
 		passed[h] = struct{}{}
@@ -113,7 +113,7 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 			continue
 		}
 		mine = append(mine, r)
-		if q.From == before && a.First == before && !r.dead && r.due.IsZero() && r.pos.Compare(q.Floor) > 0 {
+		if q.NewPass() && a.First == checkpoint.MinPosition && !r.dead && r.due.IsZero() && r.pos.Compare(q.Floor) > 0 {
 			a.First = r.pos
 		}
 		if r.pos.Compare(q.Prev) > 0 && r.pos.Compare(q.From) <= 0 && (!r.dead || !r.due.IsZero()) {
@@ -133,25 +133,22 @@ func (t *memTable) read(_ context.Context, q question) (answer, error) {
 			if !r.dead && !r.due.After(time.Now()) {
 				due = append(due, r)
 			}
-		case !r.dead && r.pos.Compare(q.start()) > 0 && !left && total < t.limit:
+		case !r.dead && r.pos.Compare(q.Start()) > 0 && !left && total < t.limit:
 			total++
 			a.Fresh = t.fitting(a.Fresh, total, r, q.Large, &a)
 		}
 	}
 	slices.SortStableFunc(due, func(a, b *memRow) int { return a.due.Compare(b.due) })
 	large := q.Large && (len(a.Fresh) == 0 || !t.large(t.rowOf(a.Fresh[0])))
-	for i, r := range due[:min(len(due), q.Batch)] {
+	for i, r := range due[:min(len(due), q.MaxDue)] {
 		a.Due = t.fitting(a.Due, i+1, r, large, &a)
-	}
-	for _, d := range a.Due {
-		d.due = true
 	}
 	a.More = len(a.Fresh) > 0 && (total == t.limit || len(a.Fresh) < total)
 	return a, nil
 }
 
 // fitting adds the nth row to a list if all before it are there, and it is not large; or if it is large, the first, and may be.
-func (t *memTable) fitting(list []*delivery, nth int, r *memRow, mayBeLarge bool, a *answer) []*delivery {
+func (t *memTable) fitting(list []ledger.ParkedRow, nth int, r *memRow, mayBeLarge bool, a *ledger.ParkedRows) []ledger.ParkedRow {
 	alone := len(list) == 1 && t.large(t.rowOf(list[0]))
 	if len(list) < nth-1 || alone {
 		return list
@@ -160,23 +157,23 @@ func (t *memTable) fitting(list []*delivery, nth int, r *memRow, mayBeLarge bool
 		a.Large = a.Large || nth == 1
 		return list
 	}
-	return append(list, r.delivery(t.seenBefore))
+	return append(list, r.parked())
 }
 
-func (t *memTable) rowOf(d *delivery) *memRow {
-	i, _ := t.find(t.processor, d.position())
+func (t *memTable) rowOf(row ledger.ParkedRow) *memRow {
+	i, _ := t.find(t.processor, row.Position)
 	return t.rows[i]
 }
 
-func (r *memRow) delivery(seenBefore pglogrepl.LSN) *delivery {
-	e, committed, err := eventOf(r.event, r.payload)
-	if err != nil {
+func (r *memRow) parked() ledger.ParkedRow {
+	row := ledger.ParkedRow{
+		Position: r.pos, EventID: r.id, Payload: r.payload, AggregateHash: r.hash, Attempts: r.attempts, Tries: r.tries, TriedAt: r.triedAt,
+	}
+	if err := json.Unmarshal(r.event, &row.Event); err != nil {
 		panic(err)
 	}
-	e.ID = r.id
-	return &delivery{
-		Message: sinks.Message{Event: e, Key: e.AggregateID, LSN: r.pos.LSN, Index: r.pos.Index, CommitTime: committed},
-		hash:    r.hash, attempts: r.attempts, tries: r.tries, triedAt: r.triedAt, row: true,
-		repeats: mayRepeat(r.pos, seenBefore),
-	}
+	return row
 }
+
+// ofTestEvent is a lane's address of the events in tests.
+func ofTestEvent(e *outbox.Event) (topic, key string) { return "", e.AggregateID }

@@ -139,7 +139,7 @@ func TestDeadLetterBlocks(t *testing.T) {
 	w.eventually(parkedNow, "poison:dead:1:1 a2:parked:0:0 a3:parked:0:0")
 	mended.Store(true)
 	w.exec("update outbox_parked set status = 'parked', attempts = 0, tries = 0, next_attempt_at = now() where status = 'dead'")
-	w.exec("select pg_notify($1, 'public:' || (select id from outbox_processors))", Changed)
+	w.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
 	w.eventually("select count(*) from outbox_parked", "0")
 	if got := w.received(); got != "b1 poison a2 a3" {
 		t.Errorf("received %s", got)
@@ -156,7 +156,7 @@ func TestPaused(t *testing.T) {
 	w.eventually(logged, "one:delivered")
 	change := func(active bool) {
 		w.exec("update outbox_processors set is_active = $1", active)
-		w.exec("select pg_notify($1, 'public:' || (select id from outbox_processors))", Changed)
+		w.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
 	}
 	change(false)
 	w.waitFor("paused", func() bool { return r.health.Report().Components["sink:s"].Detail != "" })
@@ -259,7 +259,7 @@ func TestKilledWhileCatchingUp(t *testing.T) {
 	up.Store(true)
 	w.eventually("select count(*) < 55 from outbox_parked", "true")
 	w.exec("update outbox_parked set status = 'dead', next_attempt_at = null")
-	w.exec("select pg_notify($1, 'public:' || (select id from outbox_processors))", Changed)
+	w.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
 	killed := len(strings.Fields(w.received()))
 	w.event("b", "last")
 	w.eventually("select count(*) from outbox_parked where status = 'parked'", "0")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -58,7 +59,7 @@ type reader struct {
 	decoder *decoder.Decoder
 	router  *router.Router
 	tracker *checkpoint.Tracker
-	start   checkpoint.Start
+	start   ledger.Start
 	// seenBefore is where the server had written to when the session began; 0: the session before has left clean. See unsent.go.
 	seenBefore pglogrepl.LSN
 	lanes      map[int32][]*inlet // by processor
@@ -284,7 +285,7 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
 		o.Status, o.Error = checkpoint.Dead, m.Invalid.Error()
 		o.Row = checkpoint.RowInsert
-		o.Parked = &checkpoint.ParkedRow{Event: eventJSON(m.Event, r.tx.committed), Payload: m.Event.Payload}
+		o.Parked = &checkpoint.ParkedState{Event: storedEvent(m.Event, r.tx.committed).Encode(), Payload: m.Event.Payload}
 	}
 	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
@@ -31,7 +32,7 @@ type readerBench struct {
 	log      *bytes.Buffer
 }
 
-func newReaderBench(t *testing.T, start checkpoint.Start) *readerBench {
+func newReaderBench(t *testing.T, start ledger.Start) *readerBench {
 	tpl, err := router.ParseTemplate("{aggregate_type}")
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +85,7 @@ func (b *readerBench) collected() string {
 // An event's position is the commit record's LSN and its index among all inserts of the transaction, from 0.
 func TestReaderPositions(t *testing.T) {
 	t.Parallel()
-	b := newReaderBench(t, checkpoint.Start{})
+	b := newReaderBench(t, ledger.Start{})
 	b.transaction(100, 130, "", "a", "", "b")
 	b.transaction(200, 230, "c")
 	check(t, "collected", b.collected(), "a@100/1 b@100/3 c@200/0")
@@ -94,7 +95,7 @@ func TestReaderPositions(t *testing.T) {
 // would lose a transaction whose commit record begins there.
 func TestReaderConfirmsTheEndOfTheCommitRecord(t *testing.T) {
 	t.Parallel()
-	b := newReaderBench(t, checkpoint.Start{})
+	b := newReaderBench(t, ledger.Start{})
 	b.transaction(100, 130, "a")
 	if got := b.tracker.Settled().LSN; got != 0 {
 		t.Errorf("%d may be confirmed before the event is settled", got)
@@ -115,9 +116,9 @@ func TestReaderLeavesOutWhatIsSettled(t *testing.T) {
 	at := func(lsn pglogrepl.LSN, index int64) checkpoint.Position {
 		return checkpoint.Position{LSN: lsn, Index: index}
 	}
-	b := newReaderBench(t, checkpoint.Start{
-		Prefix: at(100, 1), Confirmed: 95,
-		Settled: map[checkpoint.Key]struct{}{{Processor: 1, Position: at(100, 3)}: {}, {Processor: 0, Position: at(200, 1)}: {}},
+	b := newReaderBench(t, ledger.Start{
+		Checkpoint: ledger.Checkpoint{Prefix: at(100, 1), Confirmed: 95},
+		Settled:    map[checkpoint.Key]struct{}{{Processor: 1, Position: at(100, 3)}: {}, {Processor: 0, Position: at(200, 1)}: {}},
 	})
 	b.transaction(90, 95, "v")
 	b.transaction(100, 130, "a", "b", "c", "d", "e")
@@ -131,7 +132,7 @@ func TestReaderLeavesOutWhatIsSettled(t *testing.T) {
 // A row that is no valid event is one dead letter of processor 0, owed until it is recorded, and stops nothing.
 func TestReaderInvalidRow(t *testing.T) {
 	t.Parallel()
-	b := newReaderBench(t, checkpoint.Start{})
+	b := newReaderBench(t, ledger.Start{})
 	b.transaction(100, 130, "a", "!", "b")
 	check(t, "collected", b.collected(), "a@100/0 b@100/2")
 	if len(b.outcomes) != 1 {
@@ -157,7 +158,7 @@ func TestReaderInvalidRow(t *testing.T) {
 // What no route wants is owed until its discarded row is written, once.
 func TestReaderDiscards(t *testing.T) {
 	t.Parallel()
-	b := newReaderBench(t, checkpoint.Start{Settled: map[checkpoint.Key]struct{}{
+	b := newReaderBench(t, ledger.Start{Settled: map[checkpoint.Key]struct{}{
 		{Processor: 0, Position: checkpoint.Position{LSN: 100, Index: 1}}: {},
 	}})
 	b.transaction(100, 130, "?one", "?two", "a")
@@ -182,7 +183,7 @@ func TestReaderDiscards(t *testing.T) {
 // Rows of another table are not delivered, and each such table is named once.
 func TestReaderNamesForeignTables(t *testing.T) {
 	t.Parallel()
-	b := newReaderBench(t, checkpoint.Start{})
+	b := newReaderBench(t, ledger.Start{})
 	decode := func(message []byte) {
 		m, err := b.decoder.Decode(message)
 		if err != nil {
@@ -224,7 +225,7 @@ func TestReaderNamesForeignTables(t *testing.T) {
 // The first row of another table ends the session if the outbox has drifted, before the slot may pass it.
 func TestReaderAsksForDrift(t *testing.T) {
 	t.Parallel()
-	b := newReaderBench(t, checkpoint.Start{})
+	b := newReaderBench(t, ledger.Start{})
 	b.transaction(100, 130, "a")
 	drifted := errors.New("it is another relation now")
 	b.drift = func(context.Context) error { return drifted }
@@ -299,7 +300,7 @@ func TestIdleCheckpoints(t *testing.T) {
 // In the middle of a transaction a keepalive says nothing, whether or not it has brought an event yet.
 func TestReaderNotesOpenTransactions(t *testing.T) {
 	t.Parallel()
-	b := newReaderBench(t, checkpoint.Start{})
+	b := newReaderBench(t, ledger.Start{})
 	if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 100}); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,12 +99,12 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts prov
 // makeReady takes the ledger over, and then looks at it.
 func (s *session) makeReady(ctx context.Context, id replication.Identity, facts provision.Facts) error {
 	s.c.steps.takeOver.begin()
-	ledger, start, err := checkpoint.OpenLedger(ctx, s.c.ledgerConfig())
+	tables, start, err := ledger.Open(ctx, s.c.ledgerConfig())
 	s.c.steps.takeOver.end()
 	if err != nil {
 		return err
 	}
-	s.recorder = checkpoint.NewRecorder(watched{ledger, &s.c.steps.record}, s.c.pace(s.stream.Fast))
+	s.recorder = checkpoint.NewRecorder(watched{tables, &s.c.steps.record}, s.c.pace(s.stream.Fast))
 	s.c.steps.build.begin()
 	defer s.c.steps.build.end()
 	if s.written, err = s.c.checkHistory(ctx, id, start); err != nil {
@@ -113,7 +115,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 
 // checkHistory refuses a slot whose history is not the checkpoint's: what lies between them may never have been
 // delivered, or lie on another timeline. It returns how far the server has written.
-func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start checkpoint.Start) (pglogrepl.LSN, error) {
+func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start ledger.Start) (pglogrepl.LSN, error) {
 	slot := c.cfg.Source.Slot
 	const remedy = "; " + provision.StartAnew
 	if id.SystemID != start.SystemIdentifier {
@@ -139,7 +141,7 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 }
 
 // build makes everything that run starts. Nothing runs yet.
-func (s *session) build(ctx context.Context, start checkpoint.Start, facts provision.Facts) error {
+func (s *session) build(ctx context.Context, start ledger.Start, facts provision.Facts) error {
 	c := s.c
 	d := c.cfg.Delivery
 	origin, err := c.origin()
@@ -159,12 +161,12 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts provi
 	total := len(c.cfg.Sinks) * d.Lanes
 	// Room for all the Deliver calls that lanes may have unrecorded. A lane waits for the recorder only with what it parks.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
-	if err := c.reviseParked(ctx, ids); err != nil {
+	policy := ledger.ParkedPolicy{Longest: d.Retry.Max, DeadBlocks: d.Block}
+	if err := c.schema().ReviseParked(ctx, c.pool, slices.Collect(maps.Values(ids)), policy); err != nil {
 		return err
 	}
 	routes := c.cfg.RouterRoutes(ids)
 	byProcessor := map[int32][]*inlet{}
-	sql := newParkedSQL(ledger.Schema(c.cfg.Source.LedgerSchema))
 	s.bySink = map[int32][]*lane{}
 	for _, sc := range c.cfg.Sinks {
 		sink, err := sc.Open()
@@ -184,8 +186,8 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts provi
 		}
 		own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
 		for i := range d.Lanes {
-			rows := &parkedTable{
-				pool: c.pool, sql: sql, processor: id, lane: i, lanes: d.Lanes, most: maxReadBytes,
+			rows := rowSource{
+				parked:  c.schema().ReadParked(c.pool, id, i, d.Lanes),
 				address: addressOf(router.New(routes), own), seenBefore: seenBefore,
 			}
 			l := newLane(t, i, rows, s.outcomes)
@@ -197,7 +199,7 @@ func (s *session) build(ctx context.Context, start checkpoint.Start, facts provi
 		t.metrics.Held.Set(0)
 		life.breaker.attach(s.bySink[id])
 	}
-	if err := c.readPauses(ctx, c.pool, s); err != nil {
+	if err := c.readPaused(ctx, c.pool, s); err != nil {
 		return err
 	}
 	s.reader = &reader{

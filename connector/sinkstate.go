@@ -9,6 +9,7 @@ import (
 
 	"github.com/sony/gobreaker/v2"
 
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -32,14 +33,8 @@ type sinkState struct {
 	breaker gobreaker.State
 	since   time.Time // of breaker
 	paused  bool
-	owed    owed
+	owed    ledger.ParkedCount
 	unread  error // why the parked rows cannot be read
-}
-
-// owed is what a sink has in outbox_parked.
-type owed struct {
-	parked, dead int64
-	oldest       time.Duration // of the parked ones
 }
 
 func newSinkState(name string, inPlace bool, health *monitoring.Health, metrics monitoring.SinkMetrics, logger *slog.Logger) *sinkState {
@@ -118,13 +113,13 @@ func (s *sinkState) isPaused(paused bool) {
 }
 
 // owes tells what waits for the sink.
-func (s *sinkState) owes(o owed) {
+func (s *sinkState) owes(o ledger.ParkedCount) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.owed = o
-	s.metrics.Parked.Set(float64(o.parked))
-	s.metrics.DeadLetters.Set(float64(o.dead))
-	s.metrics.OldestParked.Set(o.oldest.Seconds())
+	s.metrics.Parked.Set(float64(o.Parked))
+	s.metrics.DeadLetters.Set(float64(o.Dead))
+	s.metrics.OldestParked.Set(o.Oldest.Seconds())
 	s.show()
 }
 
@@ -154,11 +149,11 @@ func (s *sinkState) show() {
 	case s.paused:
 		text = "paused by a person; outbox-cdc resume goes on"
 	}
-	if s.owed.parked > 0 {
-		text += sep(text) + fmt.Sprintf("%d parked, the oldest %s ago", s.owed.parked, s.owed.oldest.Round(time.Second))
+	if s.owed.Parked > 0 {
+		text += sep(text) + fmt.Sprintf("%d parked, the oldest %s ago", s.owed.Parked, s.owed.Oldest.Round(time.Second))
 	}
-	if s.owed.dead > 0 {
-		text += sep(text) + fmt.Sprintf("%d dead", s.owed.dead)
+	if s.owed.Dead > 0 {
+		text += sep(text) + fmt.Sprintf("%d dead", s.owed.Dead)
 	}
 	s.health.Set("sink:"+s.name, ok, text)
 }

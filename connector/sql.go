@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -15,20 +14,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// sql names the ledger's tables in a statement that writes them as ledger.outbox_….
-func (c *Connector) sql(text string) string {
-	return ledger.Schema(c.cfg.Source.LedgerSchema).SQL(text)
-}
-
-// pin adds the parameters of every SQL session of a run to those of every SQL session.
-func (c *Connector) pin(config *pgconn.Config) {
-	config.RuntimeParams["application_name"] = c.applicationName()
-	// A session of ours that hangs must not hold a lock for ever, nor wait for one for ever.
-	config.RuntimeParams["idle_in_transaction_session_timeout"] = "2s"
-	config.RuntimeParams["lock_timeout"] = "2s"
-}
-
-func (c *Connector) applicationName() string { return "outbox-cdc " + c.cfg.Source.Slot }
+// schema is where the ledger's tables are.
+func (c *Connector) schema() ledger.Schema { return ledger.Schema(c.cfg.Source.LedgerSchema) }
 
 func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	conn, err := c.sqlConfig()
@@ -50,10 +37,10 @@ func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-func (c *Connector) ledgerConfig() checkpoint.LedgerConfig {
+func (c *Connector) ledgerConfig() ledger.Config {
 	host, _ := os.Hostname() // for people only
-	return checkpoint.LedgerConfig{
-		Schema: ledger.Schema(c.cfg.Source.LedgerSchema), Slot: c.cfg.Source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Connect: c.connect,
+	return ledger.Config{
+		Schema: c.schema(), Slot: c.cfg.Source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Connect: c.connect,
 	}
 }
 
@@ -71,12 +58,12 @@ func (c *Connector) sqlConfig() (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.pin(&cfg.Config)
+	ledger.PinRun(&cfg.Config, c.cfg.Source.Slot)
 	return cfg, nil
 }
 
-func (c *Connector) pace(fast func() bool) checkpoint.Pace {
-	return checkpoint.Pace{
+func (c *Connector) pace(fast func() bool) checkpoint.RecorderConfig {
+	return checkpoint.RecorderConfig{
 		Fast: fast, Logger: c.cfg.Logger,
 		State: func(err error) { c.cfg.Health.Set("recorder", err == nil, errText(err)) },
 	}

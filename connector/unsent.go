@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
-	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // A destination that refuses duplicates may mistake an event for another one with the same id, and what it says then must not
@@ -55,7 +54,7 @@ func (s *session) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	processors := slices.Collect(maps.Keys(s.bySink))
-	if err := checkpoint.Leave(ctx, s.c.pool, ledger.Schema(s.c.cfg.Source.LedgerSchema), s.c.cfg.Source.Slot, s.reader.start.Epoch, processors, s.reader.seenBefore); err != nil {
+	if err := s.c.schema().Leave(ctx, s.c.pool, s.c.cfg.Source.Slot, s.reader.start.Epoch, processors, s.reader.seenBefore); err != nil {
 		s.c.cfg.Logger.Debug("a clean end was not recorded", "slot", s.c.cfg.Source.Slot, "err", err)
 	}
 }

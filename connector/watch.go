@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const (
@@ -151,7 +152,7 @@ func (c *Connector) asksServer(ctx context.Context) string {
 		from pg_stat_activity a
 		where a.application_name in (left($1::text, 63), 'outbox-cdc') and a.backend_type = 'client backend' and a.pid <> pg_backend_pid()
 			and a.state <> 'idle' and a.query_start < clock_timestamp() - interval '3 s'
-		order by a.query_start limit 1`, c.applicationName())
+		order by a.query_start limit 1`, ledger.ApplicationName(c.cfg.Source.Slot))
 	if err != nil {
 		return "it does not answer another connection either: " + err.Error()
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // worldKey is an event at a sink, by its processor.
@@ -112,7 +113,7 @@ func (l *worldLedger) apply(b checkpoint.Batch) {
 	}
 	l.seq++
 	w.stats.Commits++
-	w.trace("LEDGER #%d: %d rows, prefix %s, confirmed %s", l.seq, len(rows), b.Mark.Prefix, b.Mark.LSN)
+	w.trace("LEDGER #%d: %d rows, prefix %s, confirmed %s", l.seq, len(rows), b.Watermark.Prefix, b.Watermark.LSN)
 	for _, o := range rows {
 		l.outcome(o)
 	}
@@ -127,10 +128,10 @@ func (l *worldLedger) apply(b checkpoint.Batch) {
 			w.bad("no prefix", "of aggregate %s at processor %d %d events are settled, but not %v", w.events[o.EventID].aggregate, o.Processor, a.settled, a.events[a.prefix])
 		}
 	}
-	if b.Mark.Prefix.Compare(l.prefix) < 0 || b.Mark.LSN < l.confirmed {
-		w.bad("back", "the checkpoint moves from %s and %s to %s and %s", l.prefix, l.confirmed, b.Mark.Prefix, b.Mark.LSN)
+	if b.Watermark.Prefix.Compare(l.prefix) < 0 || b.Watermark.LSN < l.confirmed {
+		w.bad("back", "the checkpoint moves from %s and %s to %s and %s", l.prefix, l.confirmed, b.Watermark.Prefix, b.Watermark.LSN)
 	}
-	l.prefix, l.confirmed = b.Mark.Prefix, b.Mark.LSN
+	l.prefix, l.confirmed = b.Watermark.Prefix, b.Watermark.LSN
 	l.cover()
 }
 
@@ -274,17 +275,19 @@ type worldConn struct {
 var errWorldPG = errors.New("connection refused")
 
 // open raises the epoch and reads what is settled beyond the prefix, in one snapshot.
-func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, checkpoint.Start, error) {
+func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger.Start, error) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
 	if !l.w.pgUp {
-		return nil, checkpoint.Start{}, errWorldPG
+		return nil, ledger.Start{}, errWorldPG
 	}
 	l.epoch++
 	defer func() { l.clean = false }()
-	start := checkpoint.Start{Epoch: l.epoch, Clean: l.clean, Prefix: l.prefix, Confirmed: l.confirmed, Settled: map[checkpoint.Key]struct{}{}}
+	start := ledger.Start{
+		Checkpoint: ledger.Checkpoint{Epoch: l.epoch, Prefix: l.prefix, Confirmed: l.confirmed}, Clean: l.clean, Settled: map[checkpoint.Key]struct{}{},
+	}
 	events := map[checkpoint.Position]struct{}{}
 	add := func(k checkpoint.Key) {
 		if k.Position.Compare(l.prefix) > 0 {
@@ -304,7 +307,7 @@ func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, checkp
 	return &worldConn{worldLedger: l, session: session, epoch: l.epoch, seq: l.seq, killed: killed}, start, nil
 }
 
-// leave is checkpoint.Leave.
+// leave is ledger.Schema.Leave.
 func (l *worldLedger) leave(session int, seenBefore pglogrepl.LSN) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
@@ -395,21 +398,22 @@ type worldTable struct {
 	dice dice
 }
 
-func (t *worldTable) read(ctx context.Context, q question) (answer, error) {
+// Read is ledger.ParkedReader's.
+func (t *worldTable) Read(ctx context.Context, q ledger.ParkedQuery) (ledger.ParkedRows, error) {
 	t.w.step()
 	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
-		return answer{}, context.Cause(ctx)
+		return ledger.ParkedRows{}, context.Cause(ctx)
 	}
 	if !t.w.up() || t.w.failing() && t.dice.p(0.02) {
-		return answer{}, errWorldPG
+		return ledger.ParkedRows{}, errWorldPG
 	}
-	a, err := t.memTable.read(ctx, q)
+	a, err := t.memTable.Read(ctx, q)
 	t.w.mu.Lock()
 	t.w.stats.Reads++
 	t.w.trace("lane %d of processor %d reads from %s: %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
 	t.w.mu.Unlock()
 	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
-		return answer{}, context.Cause(ctx)
+		return ledger.ParkedRows{}, context.Cause(ctx)
 	}
 	return a, err
 }

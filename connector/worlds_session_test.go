@@ -17,6 +17,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
@@ -107,12 +108,12 @@ func (s *worldSession) bury() {
 	s.w.trace("SESSION %d has ended", s.n)
 }
 
-func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglogrepl.LSN, r dice) {
+func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl.LSN, r dice) {
 	w, c := s.w, &s.w.cfg
 	logger := w.logger()
 	s.tracker = checkpoint.NewTracker(c.ring, 1<<30, from.Prefix, from.Confirmed)
 	s.stream = newWorldStream(w, s.tracker, start, s.n)
-	s.recorder = checkpoint.NewRecorder(conn, checkpoint.Pace{Fast: func() bool { return c.fast }, State: func(error) {}, Logger: logger})
+	s.recorder = checkpoint.NewRecorder(conn, checkpoint.RecorderConfig{Fast: func() bool { return c.fast }, State: func(error) {}, Logger: logger})
 	delivery := Delivery{
 		BatchSize: c.batch, Timeout: 200 * unit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
 		Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, Block: c.block,
@@ -148,9 +149,9 @@ func (s *worldSession) build(conn *worldConn, from checkpoint.Start, start pglog
 		}
 		for n := range w.lanes[i] {
 			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.dice("table", s.n, i, n)}
-			table.limit, table.seenBefore = c.readLimit, s.seenBefore
+			table.limit = c.readLimit
 			table.large = func(r *memRow) bool { return w.dice("large", r.id).p(c.large) }
-			l := newLane(t, n, table, s.outcomes)
+			l := newLane(t, n, rowSource{parked: table, address: ofTestEvent, seenBefore: s.seenBefore}, s.outcomes)
 			l.maxHeld = c.maxHeld
 			s.bySink[id] = append(s.bySink[id], l)
 			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in, processor: id})

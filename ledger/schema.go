@@ -1,26 +1,42 @@
-// Package ledger says how the tables of the ledger are asked: in a session whose search_path finds no table and no function
-// of anybody (Pin), by statements that name the ledger's schema (Schema.SQL).
+// Package ledger owns the ledger's tables: outbox_checkpoints, outbox_delivery_log, outbox_parked, outbox_processors,
+// outbox_backlog and outbox_metrics, and the view event_outbox_status. No other package has SQL on them, except the files of
+// package migrations, which make them, and the grants of package provision. The package decides nothing: what is delivered, parked
+// or retried is the business of its callers.
 //
-// The reason is that others may create things in the ledger's schema: up to PostgreSQL 14, and in a database upgraded from
-// it, everybody may do so in "public". PostgreSQL takes the function or operator that fits the types of the arguments best,
-// of all schemas of the search_path. With the ledger's schema on the path, somebody else's "bigint % integer" or
-// "format(text, name)" would run with the connector's rights.
+// Its statements run in sessions whose search_path finds no table and no function of anybody (Pin), and name the ledger's
+// schema (Schema.SQL). The reason is that others may create things in the ledger's schema: up to PostgreSQL 14, and in a
+// database upgraded from it, everybody may do so in "public". PostgreSQL takes the function or operator that fits the types of
+// the arguments best, of all schemas of the search_path. With the ledger's schema on the path, somebody else's
+// "bigint % integer" or "format(text, name)" would run with the connector's rights.
 package ledger
 
 import (
+	"context"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Schema is the name of the schema that the ledger is in, as it is, without quotes.
+// Schema is the name of the schema that the ledger is in, as it is, without quotes. Its methods are safe for all goroutines.
 type Schema string
+
+// Querier is a database that can be asked: a connection, a pool or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Execer is a database in which something can be changed: a connection, a pool or a transaction.
+type Execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
 
 // SQL puts the quoted name of the schema in the place of "ledger" in ledger.outbox_… and ledger.event_outbox…:
 //
 //	Schema("cdc").SQL("select count(*) from ledger.outbox_parked")
 //
-// It gives the same text each time, so that a connection prepares a statement once. Where a statement is sent often, make its
+// It returns the same text each time, so that a connection prepares a statement once. If a statement is sent often, make its
 // text once and keep it.
 func (s Schema) SQL(text string) string {
 	name := s.quoted()
@@ -32,6 +48,9 @@ func (s Schema) Name(name string) string { return pgx.Identifier{string(s), name
 
 func (s Schema) quoted() string { return pgx.Identifier{string(s)}.Sanitize() }
 
-// MakePartitions makes the log's partitions of today and the next days. It gives both arguments, of the exact types: a
+// MakePartitions makes the log's partitions of today and the next days. The statement gives both arguments, of the exact types: a
 // function of the same name and without arguments, which somebody else may have made, would fit a call without any better.
-const MakePartitions = "select ledger.outbox_make_partitions(now(), 7)"
+func (s Schema) MakePartitions(ctx context.Context, db Execer) error {
+	_, err := db.Exec(ctx, s.SQL("select ledger.outbox_make_partitions(now(), 7)"))
+	return err
+}

@@ -1,21 +1,22 @@
 package ledger
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// settings are the parameters of every SQL session of ours. What else a session needs, such as a lock_timeout, its owner adds
-// after Pin.
-var settings = map[string]string{
+// pinnedSettings are the parameters of every SQL session of ours.
+var pinnedSettings = map[string]string{
 	// See the package comment. Temporary tables come last, or they would be found before those of pg_catalog.
 	"search_path": "pg_catalog, pg_temp",
 	"TimeZone":    "UTC",
 	// An error instead of hidden rows.
 	"row_security": "off",
-	// A role's own settings would end or refuse what is right.
+	// A role's own settings could end our sessions or refuse what we do.
 	"idle_session_timeout":           "0",
 	"statement_timeout":              "0",
 	"default_transaction_read_only":  "off",
@@ -33,9 +34,9 @@ var settings = map[string]string{
 	"standard_conforming_strings": "on",
 	"array_nulls":                 "on",
 	"transform_null_equals":       "off",
-	// PostgreSQL 18 tells that it leaves out rows by a WARNING alone.
+	// PostgreSQL 18 says by a WARNING alone that it leaves out rows.
 	"client_min_messages": "notice",
-	// Plans are those that were measured.
+	// The plans are those that were measured.
 	"plan_cache_mode":          "auto",
 	"enable_seqscan":           "on",
 	"enable_indexscan":         "on",
@@ -50,20 +51,56 @@ var settings = map[string]string{
 	"synchronous_commit": "on",
 }
 
-// Pin sets what every SQL session of ours is to have, whatever the DSN, the role and the database say. A session for SQL is
-// opened nowhere without it.
+// Pin sets the parameters that every SQL session of ours has, whatever the DSN, the role and the database say. No session for
+// SQL is opened without it.
 func Pin(c *pgconn.Config) {
-	// The server takes the names of parameters in any case, and of two the later one.
+	// The server takes the names of parameters in any case. Of two equal ones the later one counts.
 	maps.DeleteFunc(c.RuntimeParams, func(name, _ string) bool {
-		for pinned := range settings {
+		for pinned := range pinnedSettings {
 			if strings.EqualFold(name, pinned) {
 				return true
 			}
 		}
 		return false
 	})
-	maps.Copy(c.RuntimeParams, settings)
+	maps.Copy(c.RuntimeParams, pinnedSettings)
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "outbox-cdc"
 	}
+}
+
+// PinRun adds to Pin what the sessions of a running connector have. People see the slot in pg_stat_activity.
+func PinRun(c *pgconn.Config, slot string) {
+	Pin(c)
+	c.RuntimeParams["application_name"] = ApplicationName(slot)
+	// A session of ours that hangs must not hold a lock for ever, nor wait for one for ever.
+	c.RuntimeParams["idle_in_transaction_session_timeout"] = "2s"
+	c.RuntimeParams["lock_timeout"] = "2s"
+}
+
+// ApplicationName is the application_name of the sessions of the connector that streams from this slot.
+func ApplicationName(slot string) string { return "outbox-cdc " + slot }
+
+// SetUpPersonal sets up a session of an operator's command: it must neither wait for a lock for ever nor hold one, and its reads
+// of outbox_parked are planned as a lane's are.
+func SetUpPersonal(ctx context.Context, db Execer) error {
+	_, err := db.Exec(ctx, "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; "+planParked("set"))
+	if err != nil {
+		return fmt.Errorf("set up the connection: %w", err)
+	}
+	return nil
+}
+
+// planBatches makes the planner take the indexes of outbox_parked for the recorder's changes. It sets less than planParked,
+// because the same few statements come again and again and are planned once.
+const planBatches = "set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set jit = off"
+
+// planParked returns the statements that set the planner up for reads of outbox_parked; how is "set" or "set local". A queue
+// rarely has usable statistics, and without them the planner sorts a million rows. With these settings it can only follow the
+// primary key in order, and probe the partial index idx_outbox_retry_ready for each row.
+func planParked(how string) string {
+	return how + " " + strings.Join([]string{
+		"enable_seqscan = off", "enable_bitmapscan = off", "enable_hashjoin = off", "enable_mergejoin = off", "enable_material = off", "enable_sort = off",
+		"jit = off", "work_mem = '32MB'", "max_parallel_workers_per_gather = 0", "plan_cache_mode = force_custom_plan",
+	}, "; "+how+" ")
 }

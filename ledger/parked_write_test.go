@@ -1,24 +1,27 @@
-package checkpoint
+package ledger_test
 
 import (
 	"bytes"
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // parking gives the recorder one outcome about the row of each LSN, all in one transaction of it.
-func (r *recording) parking(entry uint64, outcomes ...Outcome) {
+func (r *recording) parking(entry uint64, outcomes ...checkpoint.Outcome) {
 	for i := range outcomes {
 		o := &outcomes[i]
 		o.Entry, o.Processor, o.EventID, o.Attempt = entry, 1, eventID(int(o.Position.LSN)), 1
 		o.StartedAt, o.CompletedAt = time.Now(), time.Now()
-		if o.Parked != nil && o.Row == RowInsert {
+		if o.Parked != nil && o.Row == checkpoint.RowInsert {
 			o.Parked.Event, o.Parked.Payload = fmt.Appendf(nil, `{"n":%d}`, o.Position.LSN), []byte("p")
 		}
 	}
 	r.seq++
-	r.in <- Outcomes{Rows: outcomes, Seq: r.seq, Recorded: r.told, Urgent: true}
+	r.in <- checkpoint.Outcomes{Rows: outcomes, Seq: r.seq, Recorded: r.told, Urgent: true}
 	r.recorded()
 }
 
@@ -30,14 +33,14 @@ func TestParkedRows(t *testing.T) {
 	r.Begin()
 	e := r.Add(pos(100, 0), 100, 10, time.Now())
 	r.Tracker.Commit(100, 108, 0, true)
-	insert := func(lsn int) Outcome {
-		return Outcome{Status: Parked, Settles: true, Row: RowInsert, Position: pos(100, int64(lsn)), Parked: &ParkedRow{}}
+	insert := func(lsn int) checkpoint.Outcome {
+		return checkpoint.Outcome{Status: checkpoint.Parked, Settles: true, Row: checkpoint.RowInsert, Position: pos(100, int64(lsn)), Parked: &checkpoint.ParkedState{}}
 	}
-	update := func(lsn int, s Status, row ParkedRow) Outcome {
-		return Outcome{Status: s, Row: RowUpdate, Position: pos(100, int64(lsn)), Error: "why", Parked: &row}
+	update := func(lsn int, s checkpoint.Status, row checkpoint.ParkedState) checkpoint.Outcome {
+		return checkpoint.Outcome{Status: s, Row: checkpoint.RowUpdate, Position: pos(100, int64(lsn)), Error: "why", Parked: &row}
 	}
-	remove := func(lsn int) Outcome {
-		return Outcome{Status: Delivered, Row: RowDelete, Position: pos(100, int64(lsn))}
+	remove := func(lsn int) checkpoint.Outcome {
+		return checkpoint.Outcome{Status: checkpoint.Delivered, Row: checkpoint.RowDelete, Position: pos(100, int64(lsn))}
 	}
 	rows := func(want string) {
 		t.Helper()
@@ -51,21 +54,21 @@ func TestParkedRows(t *testing.T) {
 	due := time.Now().Add(10 * time.Minute)
 	r.parking(e, insert(1), insert(2), insert(3), insert(4), insert(5))
 	rows("1 parked 0 0 null - p; 2 parked 0 0 null - p; 3 parked 0 0 null - p; 4 parked 0 0 null - p; 5 parked 0 0 null - p")
-	r.parking(e, remove(1), update(2, Failed, ParkedRow{Attempts: 1, Tries: 2, TriedAt: time.Now(), NextAttempt: due}),
-		update(3, Dead, ParkedRow{Attempts: 4, Tries: 4, Blocks: true}), update(4, Dead, ParkedRow{Attempts: 4, Tries: 4}))
+	r.parking(e, remove(1), update(2, checkpoint.Failed, checkpoint.ParkedState{Attempts: 1, Tries: 2, TriedAt: time.Now(), NextAttempt: due}),
+		update(3, checkpoint.Dead, checkpoint.ParkedState{Attempts: 4, Tries: 4, Blocks: true}), update(4, checkpoint.Dead, checkpoint.ParkedState{Attempts: 4, Tries: 4}))
 	rows("2 parked 1 2 10 why p; 3 dead 4 4 blocks why p; 4 dead 4 4 null why p; 5 parked 0 0 null - p")
 	// The first try stays the first, whatever another clock makes of it.
-	r.parking(e, update(2, Failed, ParkedRow{Attempts: 1, Tries: 3, TriedAt: time.Now().Add(time.Hour), NextAttempt: due}))
+	r.parking(e, update(2, checkpoint.Failed, checkpoint.ParkedState{Attempts: 1, Tries: 3, TriedAt: time.Now().Add(time.Hour), NextAttempt: due}))
 	if got := l.query("select (tried_at < clock_timestamp())::text from outbox_parked where tx_index = 2"); got != "true" {
 		t.Error("the time of the first try has moved")
 	}
 	// Within one transaction.
-	r.parking(e, insert(6), remove(6), insert(7), update(7, Failed, ParkedRow{Tries: 1, NextAttempt: due}),
-		update(2, Failed, ParkedRow{Tries: 3, NextAttempt: due}), remove(2), remove(5))
+	r.parking(e, insert(6), remove(6), insert(7), update(7, checkpoint.Failed, checkpoint.ParkedState{Tries: 1, NextAttempt: due}),
+		update(2, checkpoint.Failed, checkpoint.ParkedState{Tries: 3, NextAttempt: due}), remove(2), remove(5))
 	rows("3 dead 4 4 blocks why p; 4 dead 4 4 null why p; 7 parked 0 1 10 why p")
 	// A person was there first: nothing comes back, nothing is undone.
 	l.exec("delete from outbox_parked where tx_index = 4")
-	r.parking(e, update(3, Failed, ParkedRow{Tries: 9, NextAttempt: due}), update(4, Failed, ParkedRow{Tries: 9, NextAttempt: due}), remove(4))
+	r.parking(e, update(3, checkpoint.Failed, checkpoint.ParkedState{Tries: 9, NextAttempt: due}), update(4, checkpoint.Failed, checkpoint.ParkedState{Tries: 9, NextAttempt: due}), remove(4))
 	rows("3 dead 4 4 blocks why p; 7 parked 0 1 10 why p")
 	if err := r.end(); err != nil {
 		t.Fatal(err)
@@ -84,16 +87,16 @@ func TestParkedRowsOfAllSizes(t *testing.T) {
 	r.Begin()
 	e := r.Add(pos(100, 0), 100, 10, time.Now())
 	r.Tracker.Commit(100, 108, 0, true)
-	sizes := []int{0, 1, largeValue - 1, largeValue, largeValue + 1, 3 << 20, 10, 5 * largeValue, 3}
+	sizes := []int{0, 1, ledger.SentFromPlace - 1, ledger.SentFromPlace, ledger.SentFromPlace + 1, 3 << 20, 10, 5 * ledger.SentFromPlace, 3}
 	value := func(i, size int) []byte { return bytes.Repeat([]byte{'a' + byte(i)}, size) }
-	var outcomes []Outcome
+	var outcomes []checkpoint.Outcome
 	for i, size := range sizes {
-		outcomes = append(outcomes, Outcome{
-			Status: Parked, Settles: true, Row: RowInsert, Position: pos(100, int64(i)), Entry: e, Processor: 1, EventID: eventID(i),
-			Parked: &ParkedRow{Event: fmt.Appendf(nil, "%q", value(i, sizes[len(sizes)-1-i])), Payload: value(i, size)},
+		outcomes = append(outcomes, checkpoint.Outcome{
+			Status: checkpoint.Parked, Settles: true, Row: checkpoint.RowInsert, Position: pos(100, int64(i)), Entry: e, Processor: 1, EventID: eventID(i),
+			Parked: &checkpoint.ParkedState{Event: fmt.Appendf(nil, "%q", value(i, sizes[len(sizes)-1-i])), Payload: value(i, size)},
 		})
 	}
-	r.in <- Outcomes{Rows: outcomes, Seq: 1, Recorded: r.told, Urgent: true}
+	r.in <- checkpoint.Outcomes{Rows: outcomes, Seq: 1, Recorded: r.told, Urgent: true}
 	r.seq = 1
 	r.recorded()
 	for i, size := range sizes {

@@ -1,60 +1,57 @@
-package checkpoint
+package ledger
 
 import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
-// logColumns are the columns that copyRows writes, in its order.
+// logColumns are the columns that logRows writes, in its order.
 const logColumns = "event_id, processor_id, attempt_number, status, started_at, completed_at, duration_ms, error_message, commit_lsn, tx_index, epoch"
 
 // copyHeader begins a binary COPY: signature, flags, extension length
 // (https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format").
 const copyHeader = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
-const maxErrorText = 2000 // bytes kept of an error in the log
+// postgresEpoch is the time from which PostgreSQL counts, 2000-01-01, in microseconds of Unix time.
+const postgresEpoch = 946_684_800_000_000
 
-// pgEpoch is PostgreSQL's year 2000, in microseconds of Unix time.
-const pgEpoch = 946_684_800_000_000
-
-// copyRows appends the log rows as a binary COPY. Written out by hand because every event passes here: pgx's CopyFrom
-// costs an interface value and a plan per column.
-func copyRows(b []byte, batches []Outcomes, epoch int32, uuidIDs bool, clock time.Duration) ([]byte, int, error) {
+// logRows appends the rows of the log to b, as a binary COPY, and returns how many they are. It is written by hand because every
+// event passes here: pgx's CopyFrom costs an interface value and a plan per column.
+func (t *Tables) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, int, error) {
 	b = append(b, copyHeader...)
 	n := 0
 	for i := range batches {
 		rows := batches[i].Rows
 		for j := range rows {
 			o := &rows[j]
-			if o.Status == Parked {
+			if o.Status == checkpoint.Parked {
 				continue
 			}
 			n++
 			b = binary.BigEndian.AppendUint16(b, 11)
 			var err error
-			if b, err = appendID(b, o.EventID, uuidIDs); err != nil {
+			if b, err = t.appendID(b, o.EventID); err != nil {
 				return nil, 0, err
 			}
 			b = appendInt4(b, o.Processor)
 			b = appendInt4(b, int32(o.Attempt))
 			b = appendText(b, o.Status.String())
-			b = appendTime(b, o.StartedAt.Add(clock))
-			b = appendTime(b, o.CompletedAt.Add(clock))
+			b = appendTime(b, o.StartedAt.Add(t.clock))
+			b = appendTime(b, o.CompletedAt.Add(t.clock))
 			b = binary.BigEndian.AppendUint32(b, 4)
 			b = binary.BigEndian.AppendUint32(b, math.Float32bits(float32(o.CompletedAt.Sub(o.StartedAt).Seconds()*1000)))
 			if o.Error == "" {
 				b = appendNull(b)
 			} else {
-				b = appendText(b, cleanText(o.Error))
+				b = appendText(b, t.errorText(o.Error))
 			}
 			b = appendInt8(b, int64(o.Position.LSN))
 			b = appendInt8(b, o.Position.Index)
-			b = appendInt4(b, epoch)
+			b = appendInt4(b, t.epoch)
 		}
 	}
 	return binary.BigEndian.AppendUint16(b, 0xffff), n, nil
@@ -72,19 +69,19 @@ func appendInt8(b []byte, v int64) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(v))
 }
 
-func appendTime(b []byte, t time.Time) []byte { return appendInt8(b, t.UnixMicro()-pgEpoch) }
+func appendTime(b []byte, t time.Time) []byte { return appendInt8(b, t.UnixMicro()-postgresEpoch) }
 
 func appendText(b []byte, s string) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
 	return append(b, s...)
 }
 
-// appendID writes an event's id as the log's column has it: 16 bytes of a uuid, or text. A row without an id has none.
-func appendID(b []byte, id string, isUUID bool) ([]byte, error) {
+// appendID appends an event's id in the type of the column event_id: the 16 bytes of a uuid, or text. An empty id becomes null.
+func (t *Tables) appendID(b []byte, id string) ([]byte, error) {
 	if id == "" {
 		return appendNull(b), nil
 	}
-	if !isUUID {
+	if !t.uuidIDs {
 		return appendText(b, id), nil
 	}
 	if len(id) != 36 {
@@ -106,6 +103,7 @@ func appendID(b []byte, id string, isUUID bool) ([]byte, error) {
 	return b, nil
 }
 
+// unhex gives the value of a hexadecimal digit, and 0xff for other characters.
 var unhex = func() (t [256]byte) {
 	for i := range t {
 		t[i] = 0xff
@@ -118,31 +116,3 @@ var unhex = func() (t [256]byte) {
 	}
 	return t
 }()
-
-// cleanText makes an error's text fit for a text column: valid UTF-8 without NUL, of bounded length.
-func cleanText(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\ufffd"), "\x00", "\ufffd")
-	if len(s) <= maxErrorText {
-		return s
-	}
-	s = s[:maxErrorText]
-	for !utf8.ValidString(s) {
-		s = s[:len(s)-1]
-	}
-	return s
-}
-
-// asciiErrors makes the texts of errors, which come from anywhere, fit for every encoding. All else came out of the database.
-func asciiErrors(batch []Outcomes) {
-	for i := range batch {
-		for j := range batch[i].Rows {
-			o := &batch[i].Rows[j]
-			o.Error = strings.Map(func(r rune) rune {
-				if r > unicode.MaxASCII {
-					return '?'
-				}
-				return r
-			}, o.Error)
-		}
-	}
-}

@@ -1,4 +1,4 @@
-package checkpoint
+package ledger
 
 import (
 	"context"
@@ -10,13 +10,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
 const copyParked = `copy ledger.outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, attempts, tries, tried_at,
 	next_attempt_at, parked_at, error_message, event, payload) from stdin (format binary)`
 
-// What a person has declared dead meanwhile stays so. The first try's time is written once: turned from one clock into the
-// other and back at each try, it would wander.
+// A row that a person has declared dead meanwhile stays dead. The time of the first try is written once: if it were turned from one
+// clock into the other and back at each try, it would wander.
 const updateParked = `update ledger.outbox_parked p set status = c.status, attempts = c.attempts, tries = c.tries,
 		tried_at = coalesce(p.tried_at, c.tried_at), next_attempt_at = c.next_attempt_at, error_message = c.error_message
 	from unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[], $4::text[], $5::int[], $6::int[], $7::timestamptz[], $8::timestamptz[], $9::text[])
@@ -26,38 +28,39 @@ const updateParked = `update ledger.outbox_parked p set status = c.status, attem
 const deleteParked = `delete from ledger.outbox_parked p using unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
 	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
 
-// writeParked makes the changes of rows that the outcomes ask for, each delivery's together: what is parked and settled within
-// one batch leaves nothing.
-func (l *postgres) writeParked(ctx context.Context, batch []Outcomes) error {
+// writeParked makes the changes of rows of outbox_parked that the outcomes ask for. The changes of one delivery are made as one: a
+// delivery that is parked and settled within one batch leaves no row.
+func (t *Tables) writeParked(ctx context.Context, batch []checkpoint.Outcomes) error {
 	changes := rowChanges(batch)
 	if len(changes) == 0 {
 		return nil
 	}
-	if err := l.insertParked(ctx, changes); err != nil {
+	if err := t.insertParked(ctx, changes); err != nil {
 		return err
 	}
 	q := &pgx.Batch{}
-	l.queueUpdates(q, changes)
-	l.queueDeletes(q, changes)
+	t.queueUpdates(q, changes)
+	t.queueDeletes(q, changes)
 	if q.Len() == 0 {
 		return nil
 	}
-	if err := l.conn.SendBatch(ctx, q).Close(); err != nil {
+	if err := t.conn.SendBatch(ctx, q).Close(); err != nil {
 		return fmt.Errorf("change parked rows: %w", err)
 	}
 	return nil
 }
 
-// rowChanges are the outcomes that change a row, one a delivery: what several of them come to. RowNone: to nothing.
-func rowChanges(batch []Outcomes) []Outcome {
-	var changes []Outcome
-	at := map[Key]int{}
+// rowChanges returns the outcomes that change a row, one for each delivery. Several changes of a delivery come to one, which may be
+// RowNone.
+func rowChanges(batch []checkpoint.Outcomes) []checkpoint.Outcome {
+	var changes []checkpoint.Outcome
+	at := map[checkpoint.Key]int{}
 	for i := range batch {
 		for _, o := range batch[i].Rows {
-			if o.Row == RowNone {
+			if o.Row == checkpoint.RowNone {
 				continue
 			}
-			k := Key{o.Processor, o.Position}
+			k := checkpoint.Key{Processor: o.Processor, Position: o.Position}
 			if n, ok := at[k]; ok {
 				changes[n] = folded(changes[n], o)
 				continue
@@ -69,24 +72,24 @@ func rowChanges(batch []Outcomes) []Outcome {
 	return changes
 }
 
-// folded is what a change and a later one come to.
-func folded(before, after Outcome) Outcome {
-	if before.Row != RowInsert {
-		return after
+// folded returns the one change that a change and a later one of the same row come to.
+func folded(earlier, later checkpoint.Outcome) checkpoint.Outcome {
+	if earlier.Row != checkpoint.RowInsert {
+		return later
 	}
-	if after.Row == RowDelete {
-		after.Row = RowNone
-		return after
+	if later.Row == checkpoint.RowDelete {
+		later.Row = checkpoint.RowNone
+		return later
 	}
-	row := *after.Parked
-	row.Event, row.Payload = before.Parked.Event, before.Parked.Payload
-	after.Row, after.Parked = RowInsert, &row
-	return after
+	row := *later.Parked
+	row.Event, row.Payload = earlier.Parked.Event, earlier.Parked.Payload
+	later.Row, later.Parked = checkpoint.RowInsert, &row
+	return later
 }
 
-func (l *postgres) insertParked(ctx context.Context, changes []Outcome) error {
-	b := append(l.buf[:0], copyHeader...)
-	var parts net.Buffers // what is before b[from:]; large values are sent from where they are
+func (t *Tables) insertParked(ctx context.Context, changes []checkpoint.Outcome) error {
+	b := append(t.buf[:0], copyHeader...)
+	var parts net.Buffers // what comes before b[from:]; large values are not copied, but sent from where they are
 	from, n := 0, 0
 	add := func(value []byte) {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(value)))
@@ -100,7 +103,7 @@ func (l *postgres) insertParked(ctx context.Context, changes []Outcome) error {
 	now := time.Now()
 	for i := range changes {
 		o := &changes[i]
-		if o.Row != RowInsert {
+		if o.Row != checkpoint.RowInsert {
 			continue
 		}
 		n++
@@ -110,24 +113,24 @@ func (l *postgres) insertParked(ctx context.Context, changes []Outcome) error {
 		b = appendInt8(b, int64(o.Position.LSN))
 		b = appendInt8(b, o.Position.Index)
 		var err error
-		if b, err = appendID(b, o.EventID, l.uuidIDs); err != nil {
+		if b, err = t.appendID(b, o.EventID); err != nil {
 			return err
 		}
 		b = appendInt8(b, p.AggregateHash)
 		b = appendText(b, rowStatus(o.Status))
 		b = appendInt4(b, int32(p.Attempts))
 		b = appendInt4(b, int32(p.Tries))
-		b = l.appendTimeOrNull(b, p.TriedAt)
+		b = t.appendTimeOrNull(b, p.TriedAt)
 		if p.Blocks {
 			b = appendInt8(b, math.MaxInt64) // infinity, as timestamptz has it
 		} else {
-			b = l.appendTimeOrNull(b, p.NextAttempt)
+			b = t.appendTimeOrNull(b, p.NextAttempt)
 		}
-		b = appendTime(b, now.Add(l.clock))
+		b = appendTime(b, now.Add(t.clock))
 		if o.Error == "" {
 			b = appendNull(b)
 		} else {
-			b = appendText(b, cleanText(o.Error))
+			b = appendText(b, t.errorText(o.Error))
 		}
 		add(p.Event)
 		if p.Payload == nil {
@@ -137,42 +140,42 @@ func (l *postgres) insertParked(ctx context.Context, changes []Outcome) error {
 		}
 	}
 	b = binary.BigEndian.AppendUint16(b, 0xffff)
-	l.keep(b)
+	t.keep(b)
 	parts = append(parts, b[from:])
-	return l.copy(ctx, "the parked rows", l.sql.copyParked, &parts, n)
+	return t.copy(ctx, "the parked rows", t.sql.copyParked, &parts, n)
 }
 
 // largeValue is the size from which a value is not copied into the buffer of a COPY.
 const largeValue = 64 << 10
 
-func (l *postgres) appendTimeOrNull(b []byte, t time.Time) []byte {
-	if t.IsZero() {
+func (t *Tables) appendTimeOrNull(b []byte, at time.Time) []byte {
+	if at.IsZero() {
 		return appendNull(b)
 	}
-	return appendTime(b, t.Add(l.clock))
+	return appendTime(b, at.Add(t.clock))
 }
 
-func rowStatus(s Status) string {
-	if s == Dead {
+func rowStatus(s checkpoint.Status) string {
+	if s == checkpoint.Dead {
 		return "dead"
 	}
 	return "parked"
 }
 
-// keys are the columns by which rows are found.
+// keys are the values of the columns by which rows are found, for unnest.
 type keys struct {
 	processors []int32
 	lsns       []string
 	indexes    []int64
 }
 
-func (k *keys) add(o *Outcome) {
+func (k *keys) add(o *checkpoint.Outcome) {
 	k.processors = append(k.processors, o.Processor)
 	k.lsns = append(k.lsns, o.Position.LSN.String())
 	k.indexes = append(k.indexes, o.Position.Index)
 }
 
-func (l *postgres) queueUpdates(q *pgx.Batch, changes []Outcome) {
+func (t *Tables) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
 	var k keys
 	var status []string
 	var attempts, tries []int32
@@ -180,38 +183,38 @@ func (l *postgres) queueUpdates(q *pgx.Batch, changes []Outcome) {
 	var errs []*string
 	for i := range changes {
 		o := &changes[i]
-		if o.Row != RowUpdate {
+		if o.Row != checkpoint.RowUpdate {
 			continue
 		}
 		k.add(o)
 		status = append(status, rowStatus(o.Status))
 		attempts, tries = append(attempts, int32(o.Parked.Attempts)), append(tries, int32(o.Parked.Tries))
-		tried = append(tried, l.timeOrNull(o.Parked.TriedAt))
-		due := l.timeOrNull(o.Parked.NextAttempt)
+		tried = append(tried, t.timeOrNull(o.Parked.TriedAt))
+		due := t.timeOrNull(o.Parked.NextAttempt)
 		if o.Parked.Blocks {
 			due = pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
 		}
 		next = append(next, due)
-		text := cleanText(o.Error)
+		text := t.errorText(o.Error)
 		errs = append(errs, &text)
 	}
 	if len(status) > 0 {
-		q.Queue(l.sql.updateParked, k.processors, k.lsns, k.indexes, status, attempts, tries, tried, next, errs)
+		q.Queue(t.sql.updateParked, k.processors, k.lsns, k.indexes, status, attempts, tries, tried, next, errs)
 	}
 }
 
-func (l *postgres) timeOrNull(t time.Time) pgtype.Timestamptz {
-	return pgtype.Timestamptz{Time: t.Add(l.clock), Valid: !t.IsZero()}
+func (t *Tables) timeOrNull(at time.Time) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: at.Add(t.clock), Valid: !at.IsZero()}
 }
 
-func (l *postgres) queueDeletes(q *pgx.Batch, changes []Outcome) {
+func (t *Tables) queueDeletes(q *pgx.Batch, changes []checkpoint.Outcome) {
 	var k keys
 	for i := range changes {
-		if changes[i].Row == RowDelete {
+		if changes[i].Row == checkpoint.RowDelete {
 			k.add(&changes[i])
 		}
 	}
 	if len(k.lsns) > 0 {
-		q.Queue(l.sql.deleteParked, k.processors, k.lsns, k.indexes)
+		q.Queue(t.sql.deleteParked, k.processors, k.lsns, k.indexes)
 	}
 }

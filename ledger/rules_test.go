@@ -1,4 +1,4 @@
-package checkpoint
+package ledger_test
 
 import (
 	"context"
@@ -7,6 +7,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // What is still being recorded by the session before is waited for, and then read.
@@ -26,12 +29,12 @@ func TestStartWaitsForThePredecessor(t *testing.T) {
 		return conn, err
 	}
 	type opened struct {
-		start Start
+		start ledger.Start
 		err   error
 	}
 	done := make(chan opened, 1)
 	go func() {
-		r, start, err := OpenLedger(context.Background(), cfg.LedgerConfig)
+		r, start, err := ledger.Open(context.Background(), cfg.Config)
 		if err == nil {
 			r.Close()
 		}
@@ -43,7 +46,7 @@ func TestStartWaitsForThePredecessor(t *testing.T) {
 	if o.err != nil {
 		t.Fatal(o.err)
 	}
-	if _, settled := o.start.Settled[Key{1, pos(0x80, 0)}]; !settled || o.start.Prefix != pos(0x70, 2) || o.start.Confirmed != 0x68 {
+	if _, settled := o.start.Settled[checkpoint.Key{Processor: 1, Position: pos(0x80, 0)}]; !settled || o.start.Prefix != pos(0x70, 2) || o.start.Confirmed != 0x68 {
 		t.Errorf("start %+v, want what was recorded last", o.start)
 	}
 }
@@ -64,7 +67,7 @@ func TestFailedSettlesNothing(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	r := l.record(l.config())
-	r.give(100, Failed)
+	r.give(100, checkpoint.Failed)
 	r.recorded()
 	if got := r.Confirmed(); got != 0x64 || r.InFlight() != 1 {
 		t.Errorf("confirmed %d, %d in flight, want 100, 1", got, r.InFlight())
@@ -83,7 +86,7 @@ func TestRecorderComesBack(t *testing.T) {
 	l := newLedger(t)
 	r := l.record(l.config())
 	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
-	r.give(100, Delivered)
+	r.give(100, checkpoint.Delivered)
 	r.recorded()
 	if err := r.end(); err != nil {
 		t.Error(err)
@@ -108,10 +111,10 @@ func TestRecorderLetsGo(t *testing.T) {
 	}
 	r := l.record(cfg)
 	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
-	r.give(100, Delivered)
+	r.give(100, checkpoint.Delivered)
 	select {
 	case err := <-r.ended:
-		if !ServerStopping(err) {
+		if !checkpoint.ServerStopping(err) {
 			t.Errorf("ended with %v, want 57P03", err)
 		}
 	case <-r.told:

@@ -1,4 +1,4 @@
-package checkpoint
+package ledger_test
 
 import (
 	"context"
@@ -15,11 +15,16 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const slot = "s"
+
+func pos(lsn pglogrepl.LSN, index int64) checkpoint.Position {
+	return checkpoint.Position{LSN: lsn, Index: index}
+}
 
 // testLedger is a migrated database with a checkpoint at 0/64.
 type testLedger struct {
@@ -57,19 +62,19 @@ func (l *testLedger) query(sql string) string {
 
 // config is all that a recorder over a ledger needs.
 type config struct {
-	LedgerConfig
-	Pace
+	ledger.Config
+	checkpoint.RecorderConfig
 }
 
 func (l *testLedger) config() config {
 	return config{
-		LedgerConfig{
+		ledger.Config{
 			Schema: "public", Slot: slot, Owner: "test",
 			Connect: func(ctx context.Context) (*pgx.Conn, error) {
 				return l.connect(ctx, nil)
 			},
 		},
-		Pace{Fast: func() bool { return false }, State: func(error) {}, Logger: slog.New(slog.DiscardHandler)},
+		checkpoint.RecorderConfig{Fast: func() bool { return false }, State: func(error) {}, Logger: slog.New(slog.DiscardHandler)},
 	}
 }
 
@@ -95,10 +100,10 @@ func (l *testLedger) connect(ctx context.Context, wrap func(net.Conn) net.Conn) 
 
 // recording is a recorder at work.
 type recording struct {
-	*Tracker
+	*checkpoint.Tracker
 	t     *testing.T
-	start Start
-	in    chan Outcomes
+	start ledger.Start
+	in    chan checkpoint.Outcomes
 	ended chan error
 	told  chan uint64
 	seq   uint64
@@ -106,17 +111,17 @@ type recording struct {
 
 func (l *testLedger) record(cfg config) *recording {
 	l.t.Helper()
-	opened, start, err := OpenLedger(context.Background(), cfg.LedgerConfig)
+	opened, start, err := ledger.Open(context.Background(), cfg.Config)
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	rec := &recording{
-		Tracker: NewTracker(100, 1<<20, start.Prefix, start.Confirmed), t: l.t, start: start,
-		in: make(chan Outcomes, 10), ended: make(chan error, 1), told: make(chan uint64, 1),
+		Tracker: checkpoint.NewTracker(100, 1<<20, start.Prefix, start.Confirmed), t: l.t, start: start,
+		in: make(chan checkpoint.Outcomes, 10), ended: make(chan error, 1), told: make(chan uint64, 1),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.t.Cleanup(cancel)
-	r := NewRecorder(opened, cfg.Pace)
+	r := checkpoint.NewRecorder(opened, cfg.RecorderConfig)
 	go func() { rec.ended <- r.Run(ctx, rec.Tracker, rec.in) }()
 	return rec
 }
@@ -124,34 +129,34 @@ func (l *testLedger) record(cfg config) *recording {
 func eventID(n int) string { return fmt.Sprintf("0190a5d0-0000-7000-8000-%012x", n) }
 
 // give adds a transaction of one event with these statuses as its outcomes, and gives them to the recorder.
-func (r *recording) give(lsn pglogrepl.LSN, statuses ...Status) {
+func (r *recording) give(lsn pglogrepl.LSN, statuses ...checkpoint.Status) {
 	r.Begin()
 	n := 0
 	for _, s := range statuses {
-		if s != Failed {
+		if s != checkpoint.Failed {
 			n++
 		}
 	}
 	e := r.Add(pos(lsn, 0), max(1, n), 10, time.Now())
 	r.Tracker.Commit(lsn, lsn+8, 0, true)
-	var rows []Outcome
+	var rows []checkpoint.Outcome
 	for i, s := range statuses {
-		o := Outcome{
-			Entry: e, Processor: int32(i + 1), Position: pos(lsn, 0), EventID: eventID(int(lsn)), Attempt: 1, Status: s, Settles: s != Failed,
+		o := checkpoint.Outcome{
+			Entry: e, Processor: int32(i + 1), Position: pos(lsn, 0), EventID: eventID(int(lsn)), Attempt: 1, Status: s, Settles: s != checkpoint.Failed,
 			StartedAt: time.Now().Add(-time.Second), CompletedAt: time.Now(),
 		}
 		switch s {
-		case Failed:
+		case checkpoint.Failed:
 			o.Error = "bad\x00 \xff text"
-		case Dead:
+		case checkpoint.Dead:
 			o.Error = "dead"
-			o.Row = RowInsert
-			o.Parked = &ParkedRow{AggregateHash: -5, Attempts: 1, Tries: 2, TriedAt: time.Now(), Event: []byte(`{"id": "x"}`), Payload: []byte("\x00payload")}
+			o.Row = checkpoint.RowInsert
+			o.Parked = &checkpoint.ParkedState{AggregateHash: -5, Attempts: 1, Tries: 2, TriedAt: time.Now(), Event: []byte(`{"id": "x"}`), Payload: []byte("\x00payload")}
 		}
 		rows = append(rows, o)
 	}
 	r.seq++
-	r.in <- Outcomes{Rows: rows, Seq: r.seq, Recorded: r.told}
+	r.in <- checkpoint.Outcomes{Rows: rows, Seq: r.seq, Recorded: r.told}
 }
 
 // recorded waits until everything given is committed.
@@ -181,9 +186,9 @@ func TestRecord(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	r := l.record(l.config())
-	r.give(100, Delivered, Failed)
-	r.give(120, Dead)
-	r.give(140, Discarded)
+	r.give(100, checkpoint.Delivered, checkpoint.Failed)
+	r.give(120, checkpoint.Dead)
+	r.give(140, checkpoint.Discarded)
 	r.recorded()
 	if got := r.Confirmed(); got != 148 {
 		t.Errorf("confirmed %d, want 148", got)
@@ -225,7 +230,10 @@ func TestStartReadsWhatIsSettled(t *testing.T) {
 	l.exec(parkedRow, 3, "0/60", 5, "parked")             // before the prefix
 	l.exec(parkedRow, 3, "0/80", int64(-1<<60), "parked") // never streamed
 	r := l.record(l.config())
-	want := map[Key]struct{}{{1, pos(0x70, 3)}: {}, {1, pos(0x80, 0)}: {}, {0, pos(0x80, 1)}: {}, {3, pos(0x80, 5)}: {}}
+	want := map[checkpoint.Key]struct{}{
+		{Processor: 1, Position: pos(0x70, 3)}: {}, {Processor: 1, Position: pos(0x80, 0)}: {},
+		{Processor: 0, Position: pos(0x80, 1)}: {}, {Processor: 3, Position: pos(0x80, 5)}: {},
+	}
 	if fmt.Sprint(r.start.Settled) != fmt.Sprint(want) {
 		t.Errorf("settled %v, want %v", r.start.Settled, want)
 	}
@@ -242,13 +250,13 @@ func TestFenced(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	old := l.record(l.config())
-	old.give(100, Delivered)
+	old.give(100, checkpoint.Delivered)
 	old.recorded()
-	if _, _, err := OpenLedger(context.Background(), l.config().LedgerConfig); err != nil {
+	if _, _, err := ledger.Open(context.Background(), l.config().Config); err != nil {
 		t.Fatal(err)
 	}
-	old.give(120, Delivered)
-	if err := <-old.ended; !errors.Is(err, ErrFenced) {
+	old.give(120, checkpoint.Delivered)
+	if err := <-old.ended; !errors.Is(err, checkpoint.ErrFenced) {
 		t.Errorf("ended with %v, want ErrFenced", err)
 	}
 	if got := l.query("select count(*)::text from outbox_delivery_log"); got != "1" {
@@ -264,22 +272,19 @@ func TestFencedWhileAway(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	old := l.record(l.config())
-	old.give(100, Delivered)
+	old.give(100, checkpoint.Delivered)
 	old.recorded()
 	next := l.record(l.config()) // ends the backend of old
 	successor := l.query("select recorder_pid::text from outbox_checkpoints")
-	r := &postgres{cfg: l.config().LedgerConfig, epoch: next.start.Epoch - 1}
+	r := ledger.OfEpoch(l.config().Config, next.start.Epoch-1)
 	defer r.Close()
-	if err := r.connect(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.committed(context.Background()); !errors.Is(err, ErrFenced) {
+	if _, err := r.Reconnect(context.Background()); !errors.Is(err, checkpoint.ErrFenced) {
 		t.Errorf("got %v, want ErrFenced", err)
 	}
 	if got := l.query("select recorder_pid::text from outbox_checkpoints"); got != successor {
 		t.Errorf("the recorder is %s, want %s", got, successor)
 	}
-	next.give(120, Delivered)
+	next.give(120, checkpoint.Delivered)
 	next.recorded()
 	if err := next.end(); err != nil {
 		t.Error(err)
@@ -293,12 +298,9 @@ func TestReconnectedIsEnded(t *testing.T) {
 	old := l.record(l.config())
 	l.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
 	first := l.query("select recorder_pid::text from outbox_checkpoints")
-	r := &postgres{cfg: l.config().LedgerConfig, epoch: old.start.Epoch}
+	r := ledger.OfEpoch(l.config().Config, old.start.Epoch)
 	defer r.Close()
-	if err := r.connect(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if done, err := r.committed(context.Background()); done || err != nil {
+	if done, err := r.Reconnect(context.Background()); done || err != nil {
 		t.Fatalf("committed: %t, %v", done, err)
 	}
 	second := l.query("select recorder_pid::text from outbox_checkpoints")
@@ -307,7 +309,7 @@ func TestReconnectedIsEnded(t *testing.T) {
 	}
 	next := l.record(l.config())
 	var ended *pgconn.PgError
-	if err := r.conn.Ping(context.Background()); !errors.As(err, &ended) || ended.Code != "57P01" {
+	if err := r.Ping(context.Background()); !errors.As(err, &ended) || ended.Code != "57P01" {
 		t.Errorf("the backend of before lives on: %v", err)
 	}
 	if err := next.end(); err != nil {
@@ -319,8 +321,8 @@ func TestNotReady(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	l.exec("update outbox_checkpoints set state = 'building'")
-	if _, _, err := OpenLedger(context.Background(), l.config().LedgerConfig); !errors.Is(err, ErrNotReady) {
-		t.Errorf("got %v, want ErrNotReady", err)
+	if _, _, err := ledger.Open(context.Background(), l.config().Config); !errors.Is(err, ledger.NotReady) {
+		t.Errorf("got %v, want ledger.NotReady", err)
 	}
 }
 
@@ -362,8 +364,8 @@ func TestLostCommit(t *testing.T) {
 			}
 			r := l.record(cfg)
 			cut.Store(false)
-			r.give(100, Delivered)
-			r.give(120, Delivered)
+			r.give(100, checkpoint.Delivered)
+			r.give(120, checkpoint.Delivered)
 			r.recorded()
 			if !cut.Load() {
 				t.Fatal("no COMMIT was cut")
@@ -391,7 +393,7 @@ func TestLockedLedger(t *testing.T) {
 	r := l.record(cfg)
 	l.exec("begin")
 	l.exec("lock table outbox_delivery_log in access exclusive mode")
-	r.give(100, Delivered)
+	r.give(100, checkpoint.Delivered)
 	for range 2 {
 		if err := <-states; err == nil {
 			t.Error("recorder says it works while the ledger is locked")
@@ -419,7 +421,7 @@ func TestMissingPartition(t *testing.T) {
 			execute format('drop table %s', p);
 		end loop; end $$`)
 	r := l.record(l.config())
-	r.give(100, Delivered)
+	r.give(100, checkpoint.Delivered)
 	r.recorded()
 	if err := r.end(); err != nil {
 		t.Fatal(err)
@@ -438,43 +440,4 @@ func TestCleanEndCoversTheKeepalive(t *testing.T) {
 	if got := l.query("select concat_ws(' ', prefix_lsn, prefix_index, confirmed_lsn) from outbox_checkpoints"); got != "0/500 -1 0/500" {
 		t.Errorf("checkpoint %s", got)
 	}
-}
-
-func TestCleanText(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"fine":       "fine",
-		"a\x00b\xff": "a\ufffdb\ufffd",
-	} {
-		if got := cleanText(in); got != want {
-			t.Errorf("%q became %q", in, got)
-		}
-	}
-	if got := cleanText(strings.Repeat("ü", maxErrorText)); len(got) > maxErrorText || got[len(got)-2:] != "ü" {
-		t.Errorf("cut to %d bytes, ending %q", len(got), got[len(got)-2:])
-	}
-}
-
-// A database of LATIN1 does not have every character of an error's text, which may come from anywhere.
-func TestErrorsForNarrowEncodings(t *testing.T) {
-	t.Parallel()
-	batch := []Outcomes{{Rows: []Outcome{{Error: "400: Müller → Ω"}, {Error: "plain"}}}}
-	asciiErrors(batch)
-	if got, want := batch[0].Rows[0].Error+"|"+batch[0].Rows[1].Error, "400: M?ller ? ?|plain"; got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
-func BenchmarkCopyRows(b *testing.B) {
-	rows := make([]Outcome, 2000)
-	for i := range rows {
-		rows[i] = Outcome{EventID: eventID(i), Attempt: 1, StartedAt: time.Now(), CompletedAt: time.Now(), Position: pos(100, int64(i))}
-	}
-	batch := []Outcomes{{Rows: rows}}
-	var buf []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		buf, _, _ = copyRows(buf[:0], batch, 1, true, 0)
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/2000, "ns/row")
 }

@@ -1,0 +1,42 @@
+package connector
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
+)
+
+// storedEvent returns what outbox_parked keeps of an event beside its payload.
+func storedEvent(e *outbox.Event, committed time.Time) ledger.StoredEvent {
+	return ledger.StoredEvent{
+		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType, EventVersion: e.EventVersion,
+		CreatedAt: &e.CreatedAt, CommittedAt: &committed, MaxRetries: e.MaxRetries,
+		TenantID: e.TenantID, CorrelationID: e.CorrelationID, CausationID: e.CausationID, Metadata: e.Metadata,
+	}
+}
+
+// eventOf returns the event of a parked row and the commit time of its transaction. It undoes storedEvent.
+func eventOf(row *ledger.ParkedRow) (*outbox.Event, time.Time) {
+	s := &row.Event
+	e := &outbox.Event{
+		ID: s.ID, AggregateType: s.AggregateType, AggregateID: s.AggregateID, EventType: s.EventType, EventVersion: s.EventVersion,
+		Payload: row.Payload, Metadata: s.Metadata, MaxRetries: s.MaxRetries,
+		TenantID: s.TenantID, CorrelationID: s.CorrelationID, CausationID: s.CausationID,
+	}
+	if row.EventID != "" {
+		e.ID = row.EventID
+	}
+	if s.MetadataText != nil {
+		e.Metadata = json.RawMessage(*s.MetadataText)
+	}
+	if s.CreatedAt != nil {
+		e.CreatedAt = *s.CreatedAt
+	}
+	var committed time.Time
+	if s.CommittedAt != nil {
+		committed = *s.CommittedAt
+	}
+	return e, committed
+}

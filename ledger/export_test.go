@@ -1,0 +1,38 @@
+package ledger
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// SentFromPlace is the size from which a value is not copied into the buffer of a COPY.
+const SentFromPlace = largeValue
+
+// NotReady is the error of a slot without a checkpoint from which a session can start.
+var NotReady = errNotReady
+
+// OfEpoch is a recorder's connection of a session with this epoch, which is away.
+func OfEpoch(cfg Config, epoch int32) *Tables { return &Tables{cfg: cfg, epoch: epoch} }
+
+// Reconnect does what Commit does with a connection that was lost: it reports whether the last batch was committed.
+func (t *Tables) Reconnect(ctx context.Context) (bool, error) {
+	if err := t.connect(ctx); err != nil {
+		return false, err
+	}
+	return t.committed(ctx)
+}
+
+// Ping asks whether the connection lives.
+func (t *Tables) Ping(ctx context.Context) error { return t.conn.Ping(ctx) }
+
+// PlanOfReads sets the planner up for one transaction of reads.
+var PlanOfReads = planParkedLocal
+
+// Statements are those of a read, by name.
+func (r *ParkedReader) Statements() map[string]string {
+	return map[string]string{"fresh": r.sql.fresh, "first": r.sql.first, "heads": r.sql.heads, "due": r.sql.due, "left": r.sql.left}
+}
+
+// Pool is where it reads.
+func (r *ParkedReader) Pool() *pgxpool.Pool { return r.pool }
