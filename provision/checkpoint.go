@@ -12,7 +12,7 @@ import (
 )
 
 // Checkpoint is the row of a slot in outbox_checkpoints.
-type Checkpoint struct {
+type checkpointRow struct {
 	State            string
 	SystemIdentifier string
 	// Older means that the row was written for a slot that came before the one that is half made.
@@ -20,12 +20,12 @@ type Checkpoint struct {
 }
 
 const (
-	building = "building"
-	ready    = "ready"
+	stateBuilding = "building"
+	stateReady    = "ready"
 )
 
 // readCheckpoint gives nil where there is none, or no ledger yet.
-func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) {
+func readCheckpoint(ctx context.Context, db SQL, s Source) (*checkpointRow, error) {
 	var ledger bool
 	err := db.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
 		where nspname = $1 and relname = 'outbox_checkpoints')`, s.LedgerSchema).Scan(&ledger)
@@ -35,7 +35,7 @@ func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) 
 	if err := CheckOwners(ctx, db, s); err != nil {
 		return nil, err
 	}
-	var c Checkpoint
+	var c checkpointRow
 	err = db.QueryRow(ctx, s.Ledger(`select state, coalesce(system_identifier, ''), state = 'building' and prefix_lsn is not null
 		from ledger.outbox_checkpoints where slot_name = $1`), s.Slot).Scan(&c.State, &c.SystemIdentifier, &c.Older)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -49,7 +49,7 @@ func readCheckpoint(ctx context.Context, db SQL, s Source) (*Checkpoint, error) 
 
 // beginCheckpoint writes the row of a slot that is about to be made. A row that exists stays as it is.
 func beginCheckpoint(ctx context.Context, conn *pgx.Conn, s Source) error {
-	_, err := conn.Exec(ctx, s.Ledger("insert into ledger.outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing"), s.Slot, building)
+	_, err := conn.Exec(ctx, s.Ledger("insert into ledger.outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing"), s.Slot, stateBuilding)
 	if err != nil {
 		return fmt.Errorf("write the checkpoint of slot %q: %w", s.Slot, err)
 	}
@@ -74,7 +74,7 @@ func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.Ident
 				prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
 			from (select greatest((select epoch from ledger.outbox_checkpoints where slot_name = $1),
 				(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
-			where slot_name = $1 and state = $6`), s.Slot, ready, sys.SystemID, sys.Timeline, point, building)
+			where slot_name = $1 and state = $6`), s.Slot, stateReady, sys.SystemID, sys.Timeline, point, stateBuilding)
 		if err != nil {
 			return fmt.Errorf("write the checkpoint of slot %q: %w", s.Slot, err)
 		}

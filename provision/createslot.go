@@ -16,11 +16,6 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-const (
-	blockerEvery = 250 * time.Millisecond // how often it is looked for whom the server waits,
-	blockerAfter = 2 * time.Second        // and after how long that is worth telling
-)
-
 // createSlot gives the slot's consistent point and its snapshot, which is good until the next command on repl.
 func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg SetupConfig) (pglogrepl.LSN, string, error) {
 	timeout := cmp.Or(cfg.Timeout, time.Minute)
@@ -30,7 +25,7 @@ func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg Se
 	var last []Blocker
 	var wg sync.WaitGroup
 	wg.Go(func() { last = watchBlockers(watching, conn, repl.PID(), cfg.Waiting) })
-	slot, err := pglogrepl.CreateReplicationSlot(ctx, repl, cfg.Slot, plugin,
+	slot, err := pglogrepl.CreateReplicationSlot(ctx, repl, cfg.Slot, outputPlugin,
 		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
 	stop()
 	wg.Wait()
@@ -39,34 +34,6 @@ func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg Se
 	}
 	point, err := pglogrepl.ParseLSN(slot.ConsistentPoint)
 	return point, slot.SnapshotName, err
-}
-
-// watchBlockers looks, until ctx ends, for whom the creation of the slot waits, and gives the last ones. It is the only
-// user of conn meanwhile; a query of it ends by itself, as ending it from outside would end the session and its lock.
-func watchBlockers(ctx context.Context, conn *pgx.Conn, pid uint32, tell func([]Blocker)) []Blocker {
-	var last []Blocker
-	tick := time.NewTicker(blockerEvery)
-	defer tick.Stop()
-	tellAt := time.Now().Add(blockerAfter)
-	for {
-		select {
-		case <-ctx.Done():
-			return last
-		case <-tick.C:
-		}
-		b, err := blockers(context.WithoutCancel(ctx), conn, pid)
-		if err != nil {
-			return last // the creation itself will say what is wrong
-		}
-		if ctx.Err() != nil {
-			return last // it may have been asked after the creation was given up
-		}
-		last = b
-		if now := time.Now(); len(b) > 0 && tell != nil && now.After(tellAt) {
-			tell(b)
-			tellAt = now.Add(blockerAfter)
-		}
-	}
 }
 
 func createError(ctx context.Context, slot string, err error, blockers []Blocker) error {

@@ -48,7 +48,7 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 		return result, err
 	}
 	if slot != nil {
-		if err := mayDrop(ctx, conn, cfg.Source, slot, c); err != nil {
+		if err := checkDroppable(ctx, conn, cfg.Source, slot, c); err != nil {
 			return result, err
 		}
 		repl, err := connectReplication(ctx, cfg.ReplicationDSN)
@@ -78,7 +78,7 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 	return result, nil
 }
 
-func mayDrop(ctx context.Context, db SQL, s Source, slot *Slot, c *Checkpoint) error {
+func checkDroppable(ctx context.Context, db SQL, s Source, slot *Slot, c *checkpointRow) error {
 	var database string
 	if err := db.QueryRow(ctx, "select current_database()").Scan(&database); err != nil {
 		return err
@@ -86,7 +86,7 @@ func mayDrop(ctx context.Context, db SQL, s Source, slot *Slot, c *Checkpoint) e
 	if slot.Database != "" && slot.Database != database { // a physical one has none
 		return exitcode.Errorf(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.slot or source.dsn", s.Slot, slot.Database, database)
 	}
-	if c == nil || slot.Plugin != plugin {
+	if c == nil || slot.Plugin != outputPlugin {
 		return exitcode.Errorf(exitcode.SlotLost, `replication slot %q was not made by "outbox-cdc init"; `+
 			"whoever made it may drop it: select pg_drop_replication_slot('%s')", s.Slot, s.Slot)
 	}

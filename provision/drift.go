@@ -15,14 +15,14 @@ import (
 // stream knows the table by its OID.
 func CheckDrift(ctx context.Context, db SQL, s Source, table uint32) (moved string, err error) {
 	var p problems
-	moved, err = checkDrift(ctx, db, s, table, &p)
+	moved, err = findDrift(ctx, db, s, table, &p)
 	if err != nil {
 		return "", fmt.Errorf("look whether %s and publication %q have changed: %w", s.Table, s.Publication, err)
 	}
 	return moved, p.join()
 }
 
-func checkDrift(ctx context.Context, db SQL, s Source, table uint32, p *problems) (moved string, err error) {
+func findDrift(ctx context.Context, db SQL, s Source, table uint32, p *problems) (moved string, err error) {
 	schema, name := s.tableName()
 	var named *uint32  // what the outbox's name means now
 	var called *string // what the table that is streamed is called now

@@ -9,11 +9,10 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // plugin is the output plugin of our slots.
-const plugin = "pgoutput"
+const outputPlugin = "pgoutput"
 
 // minVersion is the oldest server that is supported, as server_version_num.
 const minVersion = 140000
@@ -42,14 +41,14 @@ func Preflight(ctx context.Context, db SQL, cfg PreflightConfig) (Facts, error) 
 		return Facts{}, err
 	}
 	var p problems
-	facts, err := preflight(ctx, db, cfg, &p)
+	facts, err := checkAll(ctx, db, cfg, &p)
 	if err != nil {
 		return Facts{}, fmt.Errorf("preflight: %w", err)
 	}
 	return facts, p.join()
 }
 
-func preflight(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (Facts, error) {
+func checkAll(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (Facts, error) {
 	var f Facts
 	srv, err := checkServer(ctx, db, p)
 	if err != nil {
@@ -59,7 +58,7 @@ func preflight(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (F
 	if f.Warnings, err = encodingWarnings(ctx, db); err != nil {
 		return f, err
 	}
-	table, err := findTable(ctx, db, cfg.Source, p)
+	table, err := checkNamedTable(ctx, db, cfg.Source, p)
 	if err != nil {
 		return f, err
 	}
@@ -140,24 +139,6 @@ func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problem
 			`set source.ledger_schema to another schema and run "outbox-cdc init"`, s.LedgerSchema, eventID, s.Table, table.EventIDType())
 	}
 	return true, nil
-}
-
-func checkReplicationUser(ctx context.Context, db SQL, user string, p *problems) error {
-	if user == "" {
-		return nil
-	}
-	var may bool
-	// Managed servers give the right by membership of a role of theirs.
-	err := db.QueryRow(ctx, `select exists (select from pg_roles where rolname = $1 and (rolreplication or rolsuper)) or exists
-		(select from pg_roles m join pg_roles u on u.rolname = $1
-		 where m.rolname in ('rds_replication', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') and pg_has_role(u.oid, m.oid, 'member'))`, user).Scan(&may)
-	if err != nil {
-		return err
-	}
-	if !may {
-		*p = append(*p, replication.ReplicationPrivilege(user))
-	}
-	return nil
 }
 
 func checkSlot(ctx context.Context, db SQL, s Source, srv server, f *Facts, p *problems) error {

@@ -1,14 +1,11 @@
 package provision
 
 import (
-	"context"
-	"crypto/rand"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
@@ -20,18 +17,6 @@ import (
 func (o *outboxDB) preflight() (Facts, error) {
 	o.t.Helper()
 	return Preflight(testContext(o.t), o.conn, PreflightConfig{Source: o.cfg.Source, ReplicationUser: o.conn.Config().User})
-}
-
-// skipBefore ends a test that needs a newer server.
-func (o *outboxDB) skipBefore(version int) {
-	o.t.Helper()
-	var have int
-	if err := o.conn.QueryRow(testContext(o.t), "select current_setting('server_version_num')::int").Scan(&have); err != nil {
-		o.t.Fatal(err)
-	}
-	if have < version {
-		o.t.Skipf("PostgreSQL %d cannot do that", have/10000)
-	}
 }
 
 func TestPreflightFacts(t *testing.T) {
@@ -175,7 +160,9 @@ func TestPreflightAfterSetup(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newSetup(t)
-			o.skipBefore(test.since)
+			if version := o.version(); version < test.since {
+				t.Skipf("PostgreSQL %d cannot do that", version/10000)
+			}
 			o.exec(test.before...)
 			_, err := o.preflight()
 			for i := range test.words {
@@ -214,35 +201,6 @@ func TestPreflightPartitionedTable(t *testing.T) {
 	o.exec("alter publication outbox_cdc set (publish_via_partition_root = true)", `alter table public."my Events" alter key type uuid using null`)
 	_, err = o.preflight()
 	wantProblem(t, err, exitcode.Config, `the ledger in schema "cdc" was made for ids of type text`, "source.ledger_schema")
-}
-
-func TestPublicationDrifts(t *testing.T) {
-	t.Parallel()
-	o := newSetup(t)
-	f, err := o.preflight()
-	if err != nil {
-		t.Fatal(err)
-	}
-	check := func() error {
-		_, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
-		return err
-	}
-	if err := check(); err != nil {
-		t.Fatal(err)
-	}
-	o.exec("alter publication outbox_cdc drop table event_outbox")
-	wantProblem(t, check(), exitcode.Config, "does not publish table")
-	// The table is known by its OID: under another name it is the same.
-	o.exec("alter table event_outbox rename to renamed", "alter publication outbox_cdc add table renamed")
-	if err := check(); err != nil {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	_, err = CheckDrift(ctx, o.conn, o.cfg.Source, f.Table.OID)
-	if exitcode.Of(err) != exitcode.Failure {
-		t.Errorf("a server that is away is taken for drift: %v", err)
-	}
 }
 
 func TestWALLevelReplica(t *testing.T) {
@@ -284,186 +242,11 @@ func TestLostSlot(t *testing.T) {
 	}
 }
 
-// newRole is a login of the server that ends with the test.
-func (o *outboxDB) newRole() (name, password string) {
-	o.t.Helper()
-	name = "role_" + strings.ToLower(rand.Text())
-	o.exec("create role " + name + " login password 'x'")
-	o.t.Cleanup(func() {
-		for _, sql := range []string{"drop owned by " + name, "drop role " + name} {
-			if _, err := o.conn.Exec(context.Background(), sql); err != nil {
-				o.t.Error(err)
-			}
-		}
-	})
-	return name, "x"
-}
-
-func (o *outboxDB) connectAs(name, password string) *pgx.Conn {
-	o.t.Helper()
-	conn, err := connect(testContext(o.t), o.as(name, password))
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	o.t.Cleanup(func() { conn.Close(context.Background()) })
-	return conn
-}
-
-func TestPreflightPrivileges(t *testing.T) {
-	t.Parallel()
-	o := newSetup(t)
-	o.exec("create schema closed", "alter table event_outbox set schema closed")
-	o.cfg.Table = "closed.event_outbox"
-	name, password := o.newRole()
-	conn := o.connectAs(name, password)
-	cfg := PreflightConfig{Source: o.cfg.Source, ReplicationUser: name}
-	_, err := Preflight(testContext(t), conn, cfg)
-	wantProblem(t, err, exitcode.Privilege,
-		"grant usage on schema closed to \""+name, "grant select on table closed.event_outbox to", "grant insert, select on table public.outbox_delivery_log to",
-		"grant delete, insert, select, update on table public.outbox_checkpoints to", "grant execute on function public.outbox_make_partitions(timestamptz, int) to",
-		"may not replicate", `alter role "`+name+`" replication`)
-	// What it says is what has to be done.
-	for line := range strings.SplitSeq(err.Error(), "\n") {
-		if _, remedy, ok := strings.Cut(line, "as the owner of the tables: "); ok {
-			o.exec(strings.Split(remedy, "; ")...)
-		}
-	}
-	o.exec("alter role " + name + " replication")
-	if _, err := Preflight(testContext(t), conn, cfg); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestReplicationPrivilege(t *testing.T) {
-	t.Parallel()
-	o := newOutbox(t)
-	name, password := o.newRole()
-	o.cfg.ReplicationDSN = o.as(name, password)
-	_, err := Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
-	_, err = connectReplication(testContext(t), o.cfg.ReplicationDSN)
-	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
-	// An owner's rights are missing as well.
-	o.exec(strings.Join(grantStatements(o.cfg.Source, name), "; "), "alter role "+name+" replication")
-	o.cfg.DSN = o.cfg.ReplicationDSN
-	_, err = Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Privilege, "create publication", "--dsn or OUTBOX_ADMIN_URL")
-}
-
-// The printed grants are enough for init, for what a run asks for, and for destroy but for the publication.
-func TestLeastPrivilege(t *testing.T) {
-	t.Parallel()
-	d := pgtest.Unmigrated(t)
-	o := newOutboxAt(t, d.DSN, d.Conn(t), d.Slot(t))
-	app, appPassword := o.newRole()
-	stream, streamPassword := o.newRole()
-	text, err := migrations.SQL(migrations.Options{Schema: "public"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	text += "revoke create on schema public from public;" // as it is from PostgreSQL 15 on
-	text += SQLText(o.cfg.Source, Roles{SQL: app, Replication: stream})
-	for range 2 { // it can be run again
-		if _, err := o.conn.Exec(testContext(t), text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	o.cfg.DSN, o.cfg.ReplicationDSN = o.as(app, appPassword), o.as(stream, streamPassword)
-	if err := migrations.Apply(testContext(t), o.cfg.DSN, migrations.Options{Schema: "public"}); err != nil {
-		t.Fatal(err)
-	}
-	if r := o.setup(); !r.SlotCreated || r.PublicationCreated {
-		t.Errorf("%+v", r)
-	}
-	conn := o.connectAs(app, appPassword)
-	cfg := PreflightConfig{Source: o.cfg.Source, ReplicationUser: stream}
-	f, err := Preflight(testContext(t), conn, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID); err != nil {
-		t.Error(err)
-	}
-	if _, err := RegisterProcessors(testContext(t), conn, o.cfg.Source, "c", []Processor{{Name: "a", Type: "kafka"}}); err != nil {
-		t.Error(err)
-	}
-	if _, err := conn.Exec(testContext(t), "set search_path = public"); err != nil {
-		t.Fatal(err)
-	}
-	for _, sql := range []string{
-		"select outbox_make_partitions(now() + interval '40 days')",
-		"insert into outbox_delivery_log (processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch) values (1, 1, 'delivered', now(), '0/1', 0, 1)",
-		"insert into outbox_parked (processor_id, commit_lsn, tx_index, agg_hash, status, event) values (1, '0/1', 0, 1, 'dead', '{}')",
-		"delete from outbox_parked",
-		"update outbox_checkpoints set epoch = epoch + 1",
-		"insert into outbox_backlog (processor_id, mode, status) values (1, 'replay', 'new')",
-		"insert into outbox_metrics (processor_id, metric_type, time_window, value) values (1, 'x', '[2026-01-01,2026-01-02)', 1)",
-		"select count(*) from event_outbox",
-	} {
-		if _, err := conn.Exec(testContext(t), sql); err != nil {
-			t.Errorf("%s: %v", sql, err)
-		}
-	}
-	for _, sql := range []string{
-		"insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')",
-		"delete from event_outbox", "delete from outbox_delivery_log", "update outbox_delivery_log set epoch = 0", "create table mine ()",
-	} {
-		if _, err := conn.Exec(testContext(t), sql); err == nil || !strings.Contains(err.Error(), "permission denied") {
-			t.Errorf("%s: %v", sql, err)
-		}
-	}
-	r, err := Destroy(testContext(t), DestroyConfig{Source: o.cfg.Source, DSN: o.cfg.DSN, ReplicationDSN: o.cfg.ReplicationDSN})
-	wantProblem(t, err, exitcode.Privilege, "drop publication", "--dsn or OUTBOX_ADMIN_URL")
-	if !r.SlotDropped || r.PublicationDropped || r.CheckpointDeleted {
-		t.Errorf("%+v", r)
-	}
-	if r, err = Destroy(testContext(t), DestroyConfig{Source: o.cfg.Source, DSN: o.dsn, ReplicationDSN: o.dsn}); err != nil || !r.CheckpointDeleted {
-		t.Errorf("%+v, %v", r, err)
-	}
-}
-
-func TestRegisterProcessors(t *testing.T) {
-	t.Parallel()
-	o := newOutbox(t)
-	register := func(connector string, ps ...Processor) map[string]int32 {
-		t.Helper()
-		ids, err := RegisterProcessors(testContext(t), o.conn, o.cfg.Source, connector, ps)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return ids
-	}
-	kafka := Processor{Name: "events", Type: "kafka", Configuration: []byte(`{"topic": "a"}`), FromStart: true}
-	if diff := cmp.Diff(map[string]int32{"events": 1}, register("c", kafka)); diff != "" {
-		t.Error(diff)
-	}
-	o.exec("update outbox_processors set is_active = false")
-	version := func() string { return o.text("select xmin::text from outbox_processors where id = 1") }
-	before := version()
-	register("c", kafka)
-	if version() != before {
-		t.Error("the same again was written")
-	}
-	kafka.Configuration, kafka.FromStart = []byte(`{"topic": "b"}`), false
-	if diff := cmp.Diff(map[string]int32{"events": 1, "log": 2}, register("c", kafka, Processor{Name: "log", Type: "stdout"})); diff != "" {
-		t.Error(diff)
-	}
-	if diff := cmp.Diff(map[string]int32{"events": 3}, register("d", kafka)); diff != "" {
-		t.Error(diff)
-	}
-	got := o.text(`select string_agg(format('%s %s/%s %s %s %s %s', id, connector, processor_name, processor_type, configuration, is_active, since = '-infinity'), '; ' order by id)
-		from outbox_processors`)
-	want := `1 c/events kafka {"topic": "b"} f t; 2 c/log stdout {} t f; 3 d/events kafka {"topic": "b"} t f`
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-}
-
 // A slot of another database may be somebody's who is away: nobody is told to drop it.
 func TestSlotOfAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	var p problems
-	judge(Source{Slot: "s"}, server{database: "here"}, &Slot{Plugin: plugin, Database: "there"}, nil, &p)
+	judge(Source{Slot: "s"}, server{database: "here"}, &Slot{Plugin: outputPlugin, Database: "there"}, nil, &p)
 	if len(p) != 1 || !strings.Contains(p[0].Error(), `belongs to database "there"`) || strings.Contains(p[0].Error(), "drop") {
 		t.Errorf("problems %v, want one that names the database and drops nothing", p)
 	}

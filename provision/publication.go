@@ -28,7 +28,7 @@ func generatedPublicationSQL(s Source) string {
 
 // leftOut warns of rows that no repair of the publication brings back: PostgreSQL decides when it decodes a row, by the
 // publication as it was when the row was written.
-const leftOut = "; what was written meanwhile is not in the stream: see docs/operations.md#publication"
+const rowsLeftOut = "; what was written meanwhile is not in the stream: see docs/operations.md#publication"
 
 // checkPublication finds out whether the publication publishes every insert into the table, with every column that is
 // needed.
@@ -53,11 +53,11 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 		return nil
 	}
 	if !inserts {
-		p.add(exitcode.Config, "publication %q does not publish inserts; alter publication %s set (publish = 'insert')"+leftOut, s.Publication, name)
+		p.add(exitcode.Config, "publication %q does not publish inserts; alter publication %s set (publish = 'insert')"+rowsLeftOut, s.Publication, name)
 	}
 	if partitioned && !viaRoot {
 		p.add(exitcode.Config, "publication %q publishes the rows of %s under the names of its partitions; "+
-			"alter publication %s set (publish_via_partition_root = true)"+leftOut, s.Publication, s.Table, name)
+			"alter publication %s set (publish_via_partition_root = true)"+rowsLeftOut, s.Publication, s.Table, name)
 	}
 	tables, err := publishedTables(ctx, db, s)
 	if err != nil {
@@ -69,7 +69,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 	case i >= 0:
 		t := tables[i]
 		if t.filter != "" {
-			p.add(exitcode.Config, "publication %q leaves out rows of %s by a filter: %s; %s"+leftOut, s.Publication, s.Table, t.filter, remedy)
+			p.add(exitcode.Config, "publication %q leaves out rows of %s by a filter: %s; %s"+rowsLeftOut, s.Publication, s.Table, t.filter, remedy)
 		}
 		if missing := without(without(s.columns(), table.generated), t.columns); t.columns != nil && len(missing) > 0 {
 			p.add(exitcode.Config, "publication %q leaves out columns of %s: %s; %s", s.Publication, s.Table, strings.Join(missing, ", "), remedy)
@@ -86,13 +86,13 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 		}
 		if root != "" && viaRoot {
 			p.add(exitcode.Config, "table %s is a partition of %s, which publication %q publishes too, so that its rows come as rows of that one; "+
-				"alter publication %s drop table %s (where it publishes a whole schema, set source.publication to another name)"+leftOut,
+				"alter publication %s drop table %s (where it publishes a whole schema, set source.publication to another name)"+rowsLeftOut,
 				s.Table, root, s.Publication, name, root)
 			break
 		}
-		text := fmt.Sprintf("publication %q does not publish table %s; alter publication %s add table %s"+leftOut, s.Publication, s.Table, name, s.table())
-		if others := outside(tables); others != nil { // the outbox of before, perhaps, whose last rows are still to be delivered
-			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/operations.md#swapped first", some(others), s.Table)
+		text := fmt.Sprintf("publication %q does not publish table %s; alter publication %s add table %s"+rowsLeftOut, s.Publication, s.Table, name, s.table())
+		if others := namesOutsideLedger(tables); others != nil { // the outbox of before, perhaps, whose last rows are still to be delivered
+			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/operations.md#swapped first", firstFew(others), s.Table)
 		}
 		p.add(exitcode.Config, "%s", text)
 	}
@@ -108,9 +108,9 @@ func checkMissing(ctx context.Context, db SQL, s Source, p *problems) error {
 	if err != nil {
 		return err
 	}
-	if others := outside(tables); others != nil {
+	if others := namesOutsideLedger(tables); others != nil {
 		p.add(exitcode.Config, "table %s does not exist, and publication %q publishes %s; if that is the outbox, set source.table to its name, or give it "+
-			"its old name back: see docs/operations.md#swapped", s.Table, s.Publication, some(others))
+			"its old name back: see docs/operations.md#swapped", s.Table, s.Publication, firstFew(others))
 		return nil
 	}
 	p.add(exitcode.Config, `table %s does not exist; run "outbox-cdc init", or correct source.table`, s.Table)
@@ -181,7 +181,7 @@ func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, e
 }
 
 // outside gives the names of those that are not the ledger's.
-func outside(tables []publishedTable) []string {
+func namesOutsideLedger(tables []publishedTable) []string {
 	var names []string
 	for _, t := range tables {
 		if !t.ledger {

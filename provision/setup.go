@@ -51,11 +51,11 @@ func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 		return SetupResult{}, err
 	}
 	defer closeConn(ctx, conn)
-	result, err := setUp(ctx, conn, cfg)
+	result, err := setUpLocked(ctx, conn, cfg)
 	return result, advisory.ExplainTableLock(ctx, conn, err)
 }
 
-func setUp(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupResult, error) {
+func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupResult, error) {
 	var result SetupResult
 	f, err := inspect(ctx, conn, cfg)
 	if err != nil {
@@ -86,7 +86,7 @@ func setUp(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupResult, e
 
 // Plan says what Setup would do, and changes nothing. The tables need not exist yet.
 func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
-	var f found
+	var f existing
 	err := WithConn(ctx, cfg.DSN, cfg.Source, func(conn *pgx.Conn) (err error) {
 		f, err = inspect(ctx, conn, cfg)
 		return err
@@ -101,15 +101,15 @@ func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
 	switch f.state {
 	case slotHalf:
 		steps = append(steps, fmt.Sprintf("drop replication slot %s, which an earlier init left half made", cfg.Slot),
-			fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, plugin))
+			fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, outputPlugin))
 	case slotAbsent:
-		steps = append(steps, fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, plugin))
+		steps = append(steps, fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, outputPlugin))
 	}
 	return steps, nil
 }
 
 // found is what there is already.
-type found struct {
+type existing struct {
 	server      server
 	table       *Table // nil where it does not exist
 	publication bool
@@ -117,8 +117,8 @@ type found struct {
 }
 
 // inspect looks at everything before anything is made, and refuses with all that is wrong.
-func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error) {
-	var f found
+func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, error) {
+	var f existing
 	var p problems
 	var err error
 	if f.server, err = checkServer(ctx, conn, &p); err != nil {
@@ -144,7 +144,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (found, error
 	}
 	before := len(p)
 	// The migrations may be about to make the table.
-	if f.table, err = findTable(ctx, conn, cfg.Source, &p); err != nil {
+	if f.table, err = checkNamedTable(ctx, conn, cfg.Source, &p); err != nil {
 		return f, err
 	}
 	fits := len(p) == before // else reading it may fail, as where a partition is a foreign table
@@ -210,7 +210,7 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 
 // makeSlot makes the slot and its checkpoint. Whatever fails, no slot is left behind to keep WAL for nobody; the
 // checkpoint may be left building, with which the next Setup begins again.
-func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f found) (_ pglogrepl.LSN, err error) {
+func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f existing) (_ pglogrepl.LSN, err error) {
 	if err := beginCheckpoint(ctx, conn, cfg.Source); err != nil {
 		return 0, err
 	}

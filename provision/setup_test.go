@@ -100,6 +100,16 @@ func (o *outboxDB) as(user, password string) string {
 	return u.String()
 }
 
+// version is server_version_num.
+func (o *outboxDB) version() int {
+	o.t.Helper()
+	var version int
+	if err := o.conn.QueryRow(testContext(o.t), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
+		o.t.Fatal(err)
+	}
+	return version
+}
+
 func testContext(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)

@@ -62,7 +62,7 @@ const (
 )
 
 // judge compares the slot with the checkpoint. What neither init nor run may touch is added to p.
-func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotState {
+func judge(s Source, srv server, slot *Slot, c *checkpointRow, p *problems) slotState {
 	switch {
 	case c == nil && slot == nil:
 		return slotAbsent
@@ -73,10 +73,10 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
 	case c.Older:
 		p.add(exitcode.SlotLost, "the checkpoint of slot %q is half made, and tells of an older slot; "+StartAnew, s.Slot)
-	case c.State == building && slot == nil:
+	case c.State == stateBuilding && slot == nil:
 		return slotAbsent
-	case c.State == building:
-		if slot.Plugin != plugin || slot.Database != srv.database {
+	case c.State == stateBuilding:
+		if slot.Plugin != outputPlugin || slot.Database != srv.database {
 			p.add(exitcode.SlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
 		} else if slot.ActivePID != 0 {
 			p.add(exitcode.SlotLost, `replication slot %q is half made and in use by pid %d; end that, then run "outbox-cdc init"`, s.Slot, slot.ActivePID)
@@ -88,9 +88,9 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 			s.Slot, c.SystemIdentifier, srv.systemIdentifier)
 	case slot == nil:
 		p.add(exitcode.SlotLost, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
-	case slot.Plugin != plugin:
+	case slot.Plugin != outputPlugin:
 		p.add(exitcode.SlotLost, "replication slot %q is not a logical slot of %s, so somebody else has made it; set source.slot to another name, or drop it "+
-			"(select pg_drop_replication_slot('%s')), "+StartAnew, s.Slot, plugin, s.Slot)
+			"(select pg_drop_replication_slot('%s')), "+StartAnew, s.Slot, outputPlugin, s.Slot)
 	case slot.Database != srv.database:
 		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.dsn, or set source.slot to another name",
 			s.Slot, slot.Database, srv.database)
@@ -101,59 +101,4 @@ func judge(s Source, srv server, slot *Slot, c *Checkpoint, p *problems) slotSta
 		p.add(exitcode.SlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.Lost)
 	}
 	return slotReady
-}
-
-// Blocker is a transaction for whose end the creation of a slot has to wait.
-type Blocker struct {
-	PID      int    // 0 for a prepared transaction
-	Prepared string // its name
-	Xid      string
-	User     string
-	Since    string // when the transaction began, and when its last statement did;
-	Query    string // empty where the login may not see them
-}
-
-func (b Blocker) String() string {
-	text := fmt.Sprintf("pid %d", b.PID)
-	if b.PID == 0 {
-		text = fmt.Sprintf("prepared transaction %q", b.Prepared)
-	}
-	text += fmt.Sprintf(" (transaction %s of user %q", b.Xid, b.User)
-	if b.Since != "" {
-		text += ", open since " + b.Since
-	}
-	if b.Query != "" {
-		text += ", last statement at " + b.Query
-	}
-	return text + ")"
-}
-
-// remedy is the statement that ends it.
-func (b Blocker) remedy() string {
-	if b.PID == 0 {
-		return "rollback prepared '" + b.Prepared + "'"
-	}
-	return fmt.Sprintf("select pg_terminate_backend(%d)", b.PID)
-}
-
-// blockers names the transactions that pid, which is creating a slot, waits for: it waits until every transaction that
-// was writing when it began has ended, in whatever database. The locks are readable by everybody, times of others only
-// by a member of pg_read_all_stats.
-func blockers(ctx context.Context, db SQL, pid uint32) ([]Blocker, error) {
-	rows, err := db.Query(ctx, `select coalesce(h.pid, 0), coalesce(p.gid, ''), w.transactionid::text, coalesce(a.usename, p.owner, ''),
-			coalesce(to_char(coalesce(a.xact_start, p.prepared), 'YYYY-MM-DD HH24:MI:SSOF'), ''),
-			coalesce(to_char(a.query_start, 'YYYY-MM-DD HH24:MI:SSOF'), '')
-		from pg_locks w
-		join pg_locks h on h.locktype = 'transactionid' and h.transactionid = w.transactionid and h.granted and h.mode = 'ExclusiveLock'
-		left join pg_stat_activity a on a.pid = h.pid
-		left join pg_prepared_xacts p on p.transaction = w.transactionid
-		where w.pid = $1 and w.locktype = 'transactionid' and not w.granted`, int(pid))
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Blocker, error) {
-		var b Blocker
-		err := row.Scan(&b.PID, &b.Prepared, &b.Xid, &b.User, &b.Since, &b.Query)
-		return b, err
-	})
 }

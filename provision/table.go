@@ -44,7 +44,7 @@ func FindTable(ctx context.Context, dsn string, s Source) (*Table, error) {
 	var p problems
 	var t *Table
 	err := WithConn(ctx, dsn, s, func(conn *pgx.Conn) (err error) {
-		t, err = findTable(ctx, conn, s, &p)
+		t, err = checkNamedTable(ctx, conn, s, &p)
 		return err
 	})
 	if err != nil {
@@ -54,7 +54,7 @@ func FindTable(ctx context.Context, dsn string, s Source) (*Table, error) {
 }
 
 // findTable looks for the outbox by its name, and checks it.
-func findTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
+func checkNamedTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
 	schema, name := s.tableName()
 	var oid uint32
 	err := db.QueryRow(ctx, `select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -88,7 +88,7 @@ func checkTable(ctx context.Context, db SQL, s Source, oid uint32, p *problems) 
 		return &t, nil
 	}
 	if persistence == "u" {
-		p.add(exitcode.Config, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+leftOut, s.Table, s.table())
+		p.add(exitcode.Config, "table %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+rowsLeftOut, s.Table, s.table())
 	}
 	if err := checkRelatives(ctx, db, s, &t, p); err != nil {
 		return nil, err
@@ -139,19 +139,19 @@ func checkRelatives(ctx context.Context, db SQL, s Source, t *Table, p *problems
 			p.add(exitcode.Config, "partition %s of %s is a foreign table: its rows are written to another server and are not in the stream; "+
 				"detach it, and make an ordinary partition in its place: see docs/operations.md#inheritance", r.name, s.Table)
 		case r.unlogged && r.kind == "r": // before PostgreSQL 18 a partitioned table may be called so, which means nothing
-			p.add(exitcode.Config, "partition %s of %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+leftOut, r.name, s.Table, r.quoted)
+			p.add(exitcode.Config, "partition %s of %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+rowsLeftOut, r.name, s.Table, r.quoted)
 		}
 	}
 	if children != nil {
 		p.add(exitcode.Config, "tables inherit from %s and are no partitions of it: %s; their rows are not in the stream as rows of %s; "+
 			"end the inheritance (alter table … no inherit %s), and whatever writes into them instead of the outbox, or partition the outbox "+
-			"declaratively: see docs/operations.md#inheritance", s.Table, some(children), s.Table, s.table())
+			"declaratively: see docs/operations.md#inheritance", s.Table, firstFew(children), s.Table, s.table())
 	}
 	return nil
 }
 
 // some lists names, but not hundreds.
-func some(names []string) string {
+func firstFew(names []string) string {
 	const most = 5
 	if len(names) > most {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
@@ -169,7 +169,7 @@ func checkRules(ctx context.Context, db SQL, s Source, oid uint32, p *problems) 
 	}
 	rules, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	for _, rule := range rules {
-		p.add(exitcode.Config, "rule %q does something else instead of an insert into %s, so that the row is not in the stream; drop rule %s on %s"+leftOut,
+		p.add(exitcode.Config, "rule %q does something else instead of an insert into %s, so that the row is not in the stream; drop rule %s on %s"+rowsLeftOut,
 			rule, s.Table, pgx.Identifier{rule}.Sanitize(), s.table())
 	}
 	return err

@@ -1,9 +1,6 @@
 package provision
 
 import (
-	"context"
-	"fmt"
-	"strings"
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
@@ -15,15 +12,6 @@ func (o *outboxDB) partitioned() {
 	o.exec("drop view event_outbox_status", "alter table event_outbox rename to plain",
 		"create table event_outbox (like plain including defaults) partition by range (created_at)",
 		"create table p1 partition of event_outbox for values from ('2026-01-01') to ('2030-01-01')")
-}
-
-func (o *outboxDB) version() int {
-	o.t.Helper()
-	var version int
-	if err := o.conn.QueryRow(testContext(o.t), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
-		o.t.Fatal(err)
-	}
-	return version
 }
 
 // Whatever keeps rows that are written under the outbox's name from the stream is refused by init, by each start, and
@@ -140,10 +128,10 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 			o.exec(test.sql)
 			_, err = o.preflight()
 			wantProblem(t, err, exitcode.Config, test.words...)
-			_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+			_, err = o.drift(f)
 			wantProblem(t, err, exitcode.Config, test.words...)
 			o.exec(test.remedy)
-			if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
+			if moved, err := o.drift(f); moved != "" || err != nil {
 				t.Errorf("after the remedy: %s, %v", moved, err)
 			}
 		})
@@ -164,35 +152,8 @@ func TestRowsThatTheStreamHas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
+	if moved, err := o.drift(f); moved != "" || err != nil {
 		t.Errorf("%s, %v", moved, err)
-	}
-}
-
-// A publication that has the outbox's root as well sends the outbox's rows as those of the root.
-func TestOutboxIsPartitionOfAPublishedTable(t *testing.T) {
-	t.Parallel()
-	o := newSetup(t)
-	f, err := o.preflight()
-	if err != nil {
-		t.Fatal(err)
-	}
-	check := func() error {
-		_, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
-		return err
-	}
-	o.exec(`create table "the Root" (like event_outbox including defaults) partition by list (aggregate_type)`,
-		`alter table "the Root" attach partition event_outbox default`)
-	if err := check(); err != nil {
-		t.Errorf("a root that is not published does no harm: %v", err)
-	}
-	o.exec(`alter publication outbox_cdc add table "the Root"`)
-	wantProblem(t, check(), exitcode.Config, `is a partition of public."the Root"`, `alter publication "outbox_cdc" drop table public."the Root"`)
-	_, err = o.preflight()
-	wantProblem(t, err, exitcode.Config, `is a partition of public."the Root"`)
-	o.exec(`alter publication "outbox_cdc" drop table public."the Root"`)
-	if err := check(); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -219,7 +180,7 @@ func TestGeneratedColumnFrom18(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.exec("alter publication outbox_cdc set (publish_generated_columns = none)")
-	_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+	_, err = o.drift(f)
 	wantProblem(t, err, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set (publish_generated_columns = stored)`)
 	o.exec(`alter publication "outbox_cdc" set (publish_generated_columns = stored)`,
 		"alter publication outbox_cdc set table event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, "+
@@ -248,125 +209,10 @@ func TestUnloggedInAPublishedSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.exec("alter table shop.events set unlogged")
-	_, err = CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+	_, err = o.drift(f)
 	wantProblem(t, err, exitcode.Config, "table shop.events is unlogged", `alter table "shop"."events" set logged`)
 	o.exec(`alter table "shop"."events" set logged`)
-	if moved, err := CheckDrift(testContext(t), o.conn, o.cfg.Source, f.Table.OID); moved != "" || err != nil {
+	if moved, err := o.drift(f); moved != "" || err != nil {
 		t.Errorf("%s, %v", moved, err)
-	}
-}
-
-// The outbox's name comes to mean another table, or none, while the connector runs.
-func TestOutboxReplaced(t *testing.T) {
-	t.Parallel()
-	copied := "create table eo2 (like event_outbox including all); "
-	for name, test := range map[string]struct {
-		sql     string
-		replace bool   // it is another table now
-		called  string // what the old one is called; empty: it was dropped
-		words   []string
-	}{
-		"renamed, and another in its place": {
-			sql:     copied + "begin; alter table event_outbox rename to eo_old; alter table eo2 rename to event_outbox; commit",
-			replace: true, called: "public.eo_old",
-		},
-		"moved away, and another in its place": {
-			sql: copied + "create schema archive; begin; alter table event_outbox set schema archive; alter table eo2 rename to event_outbox; commit", replace: true,
-			called: "archive.event_outbox",
-		},
-		"dropped and made anew":  {sql: copied + "drop table event_outbox cascade; alter table eo2 rename to event_outbox", replace: true},
-		"replaced by a view":     {sql: "alter table event_outbox rename to base; create view event_outbox as select * from base", replace: true, called: "public.base"},
-		"replaced by its root":   {sql: "alter table event_outbox rename to p1; create table event_outbox (like p1) partition by list (tenant_id); alter table event_outbox attach partition p1 default", replace: true, called: "public.p1"},
-		"replaced by a sequence": {sql: "alter table event_outbox rename to base; create sequence event_outbox", replace: true, called: "public.base"},
-		"replaced by a foreign one": {
-			sql: "create foreign data wrapper w; create server s foreign data wrapper w; alter table event_outbox rename to base; " +
-				"create foreign table event_outbox (id uuid) server s", replace: true, called: "public.base",
-		},
-		"its schema renamed, and another in its place": {
-			sql:     "alter schema public rename to old; create schema public; create table public.event_outbox (like old.event_outbox including all)",
-			replace: true, called: "old.event_outbox",
-		},
-		"renamed":             {sql: "alter table event_outbox rename to events", called: "public.events"},
-		"moved":               {sql: `create schema "other One"; alter table event_outbox set schema "other One"`, called: "other One.event_outbox"},
-		"dropped for good":    {sql: "drop table event_outbox cascade"},
-		"renamed, and broken": {sql: "alter table event_outbox rename to events; alter publication outbox_cdc drop table events", called: "public.events", words: []string{"does not publish table public.events", `add table "public"."events"`}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			o := newSetup(t)
-			f, err := o.preflight()
-			if err != nil {
-				t.Fatal(err)
-			}
-			o.exec(test.sql)
-			conn, err := connect(testContext(t), o.dsn)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close(context.Background())
-			moved, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID)
-			switch {
-			case test.replace:
-				was := "which was dropped"
-				if test.called != "" {
-					was = "which is " + test.called + " now"
-				}
-				wantProblem(t, err, exitcode.Config, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/operations.md#swapped")
-			case test.words != nil:
-				wantProblem(t, err, exitcode.Config, test.words...)
-			case err != nil:
-				t.Error(err)
-			case test.called == "":
-				if !strings.Contains(moved, "table public.event_outbox was dropped") {
-					t.Errorf("it says %q", moved)
-				}
-			default:
-				if !strings.Contains(moved, "table public.event_outbox is called "+test.called+" now") {
-					t.Errorf("it says %q", moved)
-				}
-			}
-		})
-	}
-}
-
-// The version of a publication changes with what concerns the outbox, also if it is changed back at once.
-func TestPublicationVersion(t *testing.T) {
-	t.Parallel()
-	o := newSetup(t)
-	f, err := o.preflight()
-	if err != nil {
-		t.Fatal(err)
-	}
-	version := func() string {
-		t.Helper()
-		v, err := PublicationVersion(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	o.exec("create table other (i int)")
-	for _, step := range []struct {
-		sql     []string
-		changes bool
-	}{
-		{nil, false},
-		{[]string{"alter publication outbox_cdc add table other"}, false},
-		{[]string{"alter publication outbox_cdc set table event_outbox"}, false},
-		{[]string{"alter table event_outbox rename to x", "alter table x rename to event_outbox"}, false},
-		{[]string{"alter publication outbox_cdc drop table event_outbox", "alter publication outbox_cdc add table event_outbox"}, true},
-		{[]string{"alter publication outbox_cdc rename to x", "alter publication x rename to outbox_cdc"}, true},
-		{[]string{"alter publication outbox_cdc set (publish = 'delete')", "alter publication outbox_cdc set (publish = 'insert')"}, true},
-		{[]string{"drop publication outbox_cdc", publicationSQL(o.cfg.Source)}, true},
-		{[]string{"drop publication outbox_cdc"}, true},
-	} {
-		before := version()
-		o.exec(step.sql...)
-		if after := version(); (after != before) != step.changes {
-			t.Errorf("%v: %s became %s", step.sql, before, after)
-		}
-	}
-	if v := version(); v != "" {
-		t.Errorf("one that does not exist has the version %s", v)
 	}
 }

@@ -1,0 +1,138 @@
+package provision
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+)
+
+// grant is what the SQL login needs of one table of the ledger.
+type tableRights struct {
+	table      string
+	privileges []string
+}
+
+// grants: the log is append-only, for us as well.
+var ledgerRights = []tableRights{
+	{"outbox_delivery_log", []string{"select", "insert"}},
+	{"outbox_processors", []string{"select", "insert", "update", "delete"}},
+	{"outbox_parked", []string{"select", "insert", "update", "delete"}},
+	{"outbox_checkpoints", []string{"select", "insert", "update", "delete"}},
+	{"outbox_backlog", []string{"select", "insert", "update", "delete"}},
+	{"outbox_metrics", []string{"select", "insert", "update", "delete"}},
+}
+
+const partitionFunction = "outbox_make_partitions(timestamptz, int)"
+
+func ledgerTables() []string {
+	var names []string
+	for _, g := range ledgerRights {
+		names = append(names, g.table)
+	}
+	return names
+}
+
+// checkPrivileges adds one problem with all the grants that the session's login lacks. It reads catalogs only: naming
+// a table in a schema that one may not use is an error by itself.
+func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
+	schema, name := s.tableName()
+	var schemas, names, wanted []string
+	want := func(schema, name, privilege string) {
+		schemas, names, wanted = append(schemas, schema), append(names, name), append(wanted, privilege)
+	}
+	want(schema, name, "select")
+	for _, g := range ledgerRights {
+		for _, privilege := range g.privileges {
+			want(s.LedgerSchema, g.table, privilege)
+		}
+	}
+	var user string
+	if err := db.QueryRow(ctx, "select current_user::text").Scan(&user); err != nil {
+		return err
+	}
+	login := pgx.Identifier{user}.Sanitize()
+	rows, err := db.Query(ctx, `select distinct format('grant usage on schema %I to ', nspname)
+			from pg_namespace where nspname in ($1, $2) and not has_schema_privilege(oid, 'usage')
+		union all
+		select format('grant %s on table %I.%I to ', string_agg(privilege, ', ' order by privilege), schema, name)
+			from unnest($3::text[], $4::text[], $5::text[]) as w (schema, name, privilege)
+			join pg_namespace n on nspname = schema join pg_class c on relnamespace = n.oid and relname = name
+			where not has_table_privilege(c.oid, privilege) group by schema, name
+		union all
+		select format('grant execute on function %I.%s to ', nspname, $6::text)
+			from pg_proc p join pg_namespace n on n.oid = pronamespace
+			where nspname = $2 and proname = 'outbox_make_partitions' and not has_function_privilege(p.oid, 'execute')`,
+		schema, s.LedgerSchema, schemas, names, wanted, partitionFunction)
+	if err != nil {
+		return err
+	}
+	lacking, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(lacking) == 0 {
+		return err
+	}
+	for i := range lacking {
+		lacking[i] += login
+	}
+	p.add(exitcode.Privilege, "role %q lacks privileges; as the owner of the tables: %s", user, strings.Join(lacking, "; "))
+	return nil
+}
+
+func checkReplicationUser(ctx context.Context, db SQL, user string, p *problems) error {
+	if user == "" {
+		return nil
+	}
+	var may bool
+	// Managed servers give the right by membership of a role of theirs.
+	err := db.QueryRow(ctx, `select exists (select from pg_roles where rolname = $1 and (rolreplication or rolsuper)) or exists
+		(select from pg_roles m join pg_roles u on u.rolname = $1
+		 where m.rolname in ('rds_replication', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') and pg_has_role(u.oid, m.oid, 'member'))`, user).Scan(&may)
+	if err != nil {
+		return err
+	}
+	if !may {
+		*p = append(*p, replication.ReplicationPrivilege(user))
+	}
+	return nil
+}
+
+// Grant gives a login for SQL what it needs. dsn is of the tables' owner.
+func Grant(ctx context.Context, dsn string, s Source, role string) error {
+	return WithConn(ctx, dsn, s, func(conn *pgx.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			for _, statement := range grantStatements(s, role) {
+				if _, err := tx.Exec(ctx, statement); err != nil {
+					return ownerError(statement, err)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func grantStatements(s Source, role string) []string {
+	app, ledger := pgx.Identifier{role}.Sanitize(), pgx.Identifier{s.LedgerSchema}.Sanitize()
+	schema, _ := s.tableName()
+	var statements []string
+	add := func(format string, args ...any) {
+		statements = append(statements, fmt.Sprintf(format, args...)+" to "+app)
+	}
+	for _, name := range slices.Compact([]string{pgx.Identifier{schema}.Sanitize(), ledger}) {
+		add("grant usage on schema %s", name)
+	}
+	add("grant select on table %s", s.table())
+	for _, g := range ledgerRights {
+		add("grant %s on table %s.%s", strings.Join(g.privileges, ", "), ledger, g.table)
+	}
+	add("grant select on table %s.outbox_migrations", ledger)
+	if !s.Mapped() {
+		add("grant select on table %s.event_outbox_status", ledger)
+	}
+	add("grant execute on function %s.%s", ledger, partitionFunction)
+	return statements
+}

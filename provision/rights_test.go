@@ -1,0 +1,152 @@
+package provision
+
+import (
+	"context"
+	"crypto/rand"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/migrations"
+)
+
+// newRole is a login of the server that ends with the test.
+func (o *outboxDB) newRole() (name, password string) {
+	o.t.Helper()
+	name = "role_" + strings.ToLower(rand.Text())
+	o.exec("create role " + name + " login password 'x'")
+	o.t.Cleanup(func() {
+		for _, sql := range []string{"drop owned by " + name, "drop role " + name} {
+			if _, err := o.conn.Exec(context.Background(), sql); err != nil {
+				o.t.Error(err)
+			}
+		}
+	})
+	return name, "x"
+}
+
+func (o *outboxDB) connectAs(name, password string) *pgx.Conn {
+	o.t.Helper()
+	conn, err := connect(testContext(o.t), o.as(name, password))
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	o.t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+func TestPreflightPrivileges(t *testing.T) {
+	t.Parallel()
+	o := newSetup(t)
+	o.exec("create schema closed", "alter table event_outbox set schema closed")
+	o.cfg.Table = "closed.event_outbox"
+	name, password := o.newRole()
+	conn := o.connectAs(name, password)
+	cfg := PreflightConfig{Source: o.cfg.Source, ReplicationUser: name}
+	_, err := Preflight(testContext(t), conn, cfg)
+	wantProblem(t, err, exitcode.Privilege,
+		"grant usage on schema closed to \""+name, "grant select on table closed.event_outbox to", "grant insert, select on table public.outbox_delivery_log to",
+		"grant delete, insert, select, update on table public.outbox_checkpoints to", "grant execute on function public.outbox_make_partitions(timestamptz, int) to",
+		"may not replicate", `alter role "`+name+`" replication`)
+	// What it says is what has to be done.
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		if _, remedy, ok := strings.Cut(line, "as the owner of the tables: "); ok {
+			o.exec(strings.Split(remedy, "; ")...)
+		}
+	}
+	o.exec("alter role " + name + " replication")
+	if _, err := Preflight(testContext(t), conn, cfg); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReplicationPrivilege(t *testing.T) {
+	t.Parallel()
+	o := newOutbox(t)
+	name, password := o.newRole()
+	o.cfg.ReplicationDSN = o.as(name, password)
+	_, err := Setup(testContext(t), o.cfg)
+	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
+	_, err = connectReplication(testContext(t), o.cfg.ReplicationDSN)
+	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
+	// An owner's rights are missing as well.
+	o.exec(strings.Join(grantStatements(o.cfg.Source, name), "; "), "alter role "+name+" replication")
+	o.cfg.DSN = o.cfg.ReplicationDSN
+	_, err = Setup(testContext(t), o.cfg)
+	wantProblem(t, err, exitcode.Privilege, "create publication", "--dsn or OUTBOX_ADMIN_URL")
+}
+
+// The printed grants are enough for init, for what a run asks for, and for destroy but for the publication.
+func TestLeastPrivilege(t *testing.T) {
+	t.Parallel()
+	d := pgtest.Unmigrated(t)
+	o := newOutboxAt(t, d.DSN, d.Conn(t), d.Slot(t))
+	app, appPassword := o.newRole()
+	stream, streamPassword := o.newRole()
+	text, err := migrations.SQL(migrations.Options{Schema: "public"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text += "revoke create on schema public from public;" // as it is from PostgreSQL 15 on
+	text += SQLText(o.cfg.Source, Roles{SQL: app, Replication: stream})
+	for range 2 { // it can be run again
+		if _, err := o.conn.Exec(testContext(t), text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.cfg.DSN, o.cfg.ReplicationDSN = o.as(app, appPassword), o.as(stream, streamPassword)
+	if err := migrations.Apply(testContext(t), o.cfg.DSN, migrations.Options{Schema: "public"}); err != nil {
+		t.Fatal(err)
+	}
+	if r := o.setup(); !r.SlotCreated || r.PublicationCreated {
+		t.Errorf("%+v", r)
+	}
+	conn := o.connectAs(app, appPassword)
+	cfg := PreflightConfig{Source: o.cfg.Source, ReplicationUser: stream}
+	f, err := Preflight(testContext(t), conn, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID); err != nil {
+		t.Error(err)
+	}
+	if _, err := RegisterProcessors(testContext(t), conn, o.cfg.Source, "c", []Processor{{Name: "a", Type: "kafka"}}); err != nil {
+		t.Error(err)
+	}
+	if _, err := conn.Exec(testContext(t), "set search_path = public"); err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{
+		"select outbox_make_partitions(now() + interval '40 days')",
+		"insert into outbox_delivery_log (processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch) values (1, 1, 'delivered', now(), '0/1', 0, 1)",
+		"insert into outbox_parked (processor_id, commit_lsn, tx_index, agg_hash, status, event) values (1, '0/1', 0, 1, 'dead', '{}')",
+		"delete from outbox_parked",
+		"update outbox_checkpoints set epoch = epoch + 1",
+		"insert into outbox_backlog (processor_id, mode, status) values (1, 'replay', 'new')",
+		"insert into outbox_metrics (processor_id, metric_type, time_window, value) values (1, 'x', '[2026-01-01,2026-01-02)', 1)",
+		"select count(*) from event_outbox",
+	} {
+		if _, err := conn.Exec(testContext(t), sql); err != nil {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	for _, sql := range []string{
+		"insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')",
+		"delete from event_outbox", "delete from outbox_delivery_log", "update outbox_delivery_log set epoch = 0", "create table mine ()",
+	} {
+		if _, err := conn.Exec(testContext(t), sql); err == nil || !strings.Contains(err.Error(), "permission denied") {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	r, err := Destroy(testContext(t), DestroyConfig{Source: o.cfg.Source, DSN: o.cfg.DSN, ReplicationDSN: o.cfg.ReplicationDSN})
+	wantProblem(t, err, exitcode.Privilege, "drop publication", "--dsn or OUTBOX_ADMIN_URL")
+	if !r.SlotDropped || r.PublicationDropped || r.CheckpointDeleted {
+		t.Errorf("%+v", r)
+	}
+	if r, err = Destroy(testContext(t), DestroyConfig{Source: o.cfg.Source, DSN: o.dsn, ReplicationDSN: o.dsn}); err != nil || !r.CheckpointDeleted {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
