@@ -5,8 +5,8 @@ package config
 
 import "time"
 
-// ParkNever is the value of Delivery.ParkAfter that keeps an undelivered event in its lane and lets the slot wait.
-const ParkNever = "never"
+// parkNever is the value of Delivery.ParkAfter that keeps an undelivered event in its lane and lets the slot wait.
+const parkNever = "never"
 
 // What a dead letter does to its aggregate.
 const (
@@ -79,7 +79,7 @@ type Delivery struct {
 	// MaxRetries after the first attempt, where the event does not say itself.
 	MaxRetries int   `yaml:"max_retries"`
 	Retry      Retry `yaml:"retry"`
-	// ParkAfter is how long a sink may make others wait before its events are parked, or ParkNever.
+	// ParkAfter is how long a sink may make others wait before its events are parked, or "never".
 	ParkAfter string `yaml:"park_after"`
 	// GiveUpAfter: an event that was first tried longer ago dies of its next failure; 0: never.
 	GiveUpAfter time.Duration `yaml:"give_up_after"`
@@ -92,7 +92,7 @@ type Delivery struct {
 	MaxEventBytes Bytes `yaml:"max_event_bytes"`
 }
 
-// Park is ParkAfter as a duration; 0 is ParkNever.
+// Park is ParkAfter as a duration; 0 is "never".
 func (d *Delivery) Park() time.Duration {
 	after, err := parseDuration(d.ParkAfter)
 	if err != nil {

@@ -9,10 +9,10 @@ import (
 )
 
 //go:embed example.yml
-var example string
+var exampleText string
 
 // Example is a configuration with a comment on every key. It loads where DATABASE_URL is set.
-func Example() string { return example }
+func Example() string { return exampleText }
 
 // Effective writes what a configuration comes to, every default included and every secret masked, as YAML that loads
 // where there was no secret.

@@ -132,7 +132,7 @@ func (v *validator) delivery(d *Delivery) {
 	if d.Retry.Initial > d.Retry.Max {
 		v.mistake("delivery.retry", "initial (%v) is longer than max (%v); delays grow from the one to the other", d.Retry.Initial, d.Retry.Max)
 	}
-	if d.ParkAfter != ParkNever {
+	if d.ParkAfter != parkNever {
 		if after, err := parseDuration(d.ParkAfter); err != nil {
 			v.mistake("delivery.park_after", "%q %v; or write never", d.ParkAfter, err)
 		} else {

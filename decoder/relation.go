@@ -155,7 +155,7 @@ func (c *Columns) find(columns []column, types TypeNames) (*relation, error) {
 		}
 		oid := columns[at].oid
 		if need.types != nil && !slices.Contains(need.types, oid) && (!need.userType || oid < firstUserOID) {
-			lost = append(lost, fmt.Sprintf("column %q (%s) is of type %s, it must be %s", name, need.name, types.name(oid), typeNames(need.types)))
+			lost = append(lost, fmt.Sprintf("column %q (%s) is of type %s, it must be %s", name, need.name, types.name(oid), describeTypes(need.types)))
 			continue
 		}
 		rel.column[f] = at

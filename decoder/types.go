@@ -39,8 +39,8 @@ func (t TypeNames) name(oid uint32) string {
 	return fmt.Sprintf("with OID %d", oid)
 }
 
-// typeNames lists the types that PostgreSQL brings along.
-func typeNames(oids []uint32) string {
+// describeTypes lists the types that PostgreSQL brings along.
+func describeTypes(oids []uint32) string {
 	names := make([]string, len(oids))
 	for i, oid := range oids {
 		names[i] = TypeNames(nil).name(oid)

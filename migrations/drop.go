@@ -22,14 +22,14 @@ func Drop(ctx context.Context, dsn string, o Options) (bool, error) {
 			return err
 		}
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
-			found, err = drop(ctx, tx, o)
+			found, err = dropLedger(ctx, tx, o)
 			return err
 		})
 	})
 	return found && err == nil, err
 }
 
-func drop(ctx context.Context, tx pgx.Tx, o Options) (bool, error) {
+func dropLedger(ctx context.Context, tx pgx.Tx, o Options) (bool, error) {
 	var ours, outbox bool
 	quoted := pgx.Identifier{o.Schema}.Sanitize()
 	// Other software has tables named outbox_processors; a ledger has checkpoints.

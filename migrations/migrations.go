@@ -63,7 +63,7 @@ func Apply(ctx context.Context, dsn string, o Options) error {
 		if err := lock(ctx, conn, o); err != nil {
 			return err
 		}
-		names, err := pending(ctx, conn, schema)
+		names, err := pendingFiles(ctx, conn, schema)
 		if err != nil {
 			return err
 		}
@@ -100,13 +100,13 @@ func lock(ctx context.Context, conn *pgx.Conn, o Options) error {
 // Pending names the files that Apply would apply, without changing anything.
 func Pending(ctx context.Context, dsn string, o Options) (names []string, err error) {
 	err = session(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
-		names, err = pending(ctx, conn, schema)
+		names, err = pendingFiles(ctx, conn, schema)
 		return err
 	})
 	return names, err
 }
 
-func pending(ctx context.Context, conn *pgx.Conn, schema string) ([]string, error) {
+func pendingFiles(ctx context.Context, conn *pgx.Conn, schema string) ([]string, error) {
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil {
 		return nil, err
@@ -145,7 +145,7 @@ func checkIDType(ctx context.Context, conn *pgx.Conn, o Options, schema string) 
 	err := conn.QueryRow(ctx, `select coalesce(max(format_type(atttypid, null)), $2) from pg_attribute
 		where attrelid = to_regclass($1) and attname = 'event_id'`, pgx.Identifier{schema, "outbox_delivery_log"}.Sanitize(), wanted).Scan(&has)
 	if err == nil && has != wanted {
-		err = &Refusal{fmt.Sprintf("outbox_delivery_log.event_id is of type %s, the outbox's id needs %s; "+
+		err = &refusal{fmt.Sprintf("outbox_delivery_log.event_id is of type %s, the outbox's id needs %s; "+
 			"put the ledger into another schema by source.ledger_schema", has, wanted)}
 	}
 	return err

@@ -11,13 +11,13 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// Refusal says that Apply would refuse what it found. Trying again does not help.
-type Refusal struct{ text string }
+// refusal says that Apply would refuse what it found. Trying again does not help.
+type refusal struct{ text string }
 
-func (r *Refusal) Error() string { return r.text }
+func (r *refusal) Error() string { return r.text }
 
 // ExitCode is that of a configuration that does not fit.
-func (r *Refusal) ExitCode() int { return int(exitcode.Config) }
+func (r *refusal) ExitCode() int { return int(exitcode.Config) }
 
 // Check refuses tables and views of our names that belong to roles that are not trusted. Whoever is about to read the ledger
 // with an owner's rights asks this first: a view, or a trigger, would run somebody's code with those rights.
@@ -38,7 +38,7 @@ func Check(ctx context.Context, conn *pgx.Conn, o Options) error {
 	if err != nil || len(strangers) == 0 {
 		return err
 	}
-	return &Refusal{strings.Join(strangers, "; ") + ", who could run code with your rights through it; drop it, or make it yours " +
+	return &refusal{strings.Join(strangers, "; ") + ", who could run code with your rights through it; drop it, or make it yours " +
 		"(alter … owner to …) after looking at its triggers, rules and defaults; or put the ledger into a schema where others " +
 		"cannot create anything, by source.ledger_schema"}
 }

@@ -40,7 +40,7 @@ import (
 // Up to a thousand events, or about 1 MiB, take one round trip, more take several; without events nothing is sent.
 // Nothing of events is changed, or kept once Insert has returned. Insert uses tx, which is for one goroutine at a time.
 func Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
-	return insert(ctx, events, func(statement string, args []any) error {
+	return writeEvents(ctx, events, func(statement string, args []any) error {
 		_, err := tx.Exec(ctx, statement, args...)
 		return err
 	})
@@ -49,7 +49,7 @@ func Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
 // InsertSQL is Insert for database/sql, with pgx/stdlib or lib/pq as its driver. Errors of the database are the
 // driver's.
 func InsertSQL(ctx context.Context, tx *sql.Tx, events ...Event) error {
-	return insert(ctx, events, func(statement string, args []any) error {
+	return writeEvents(ctx, events, func(statement string, args []any) error {
 		_, err := tx.ExecContext(ctx, statement, args...)
 		return err
 	})
@@ -99,7 +99,7 @@ const (
 	statementBytes  = 1 << 20
 )
 
-func insert(ctx context.Context, events []Event, exec func(statement string, args []any) error) error {
+func writeEvents(ctx context.Context, events []Event, exec func(statement string, args []any) error) error {
 	events = fill(ctx, events)
 	if err := validate(events); err != nil {
 		return err

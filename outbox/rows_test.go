@@ -40,7 +40,7 @@ func TestStatements(t *testing.T) {
 		{"invalid at the end", append(slices.Repeat(sized(0), 1001), Event{}), "[]"},
 	} {
 		got := []int{}
-		_ = insert(t.Context(), test.events, func(_ string, args []any) error {
+		_ = writeEvents(t.Context(), test.events, func(_ string, args []any) error {
 			got = append(got, strings.Count(args[0].(string), ",")+1) // of ids
 			return nil
 		})
@@ -53,7 +53,7 @@ func TestStatements(t *testing.T) {
 func TestNothingIsSentAfterAnError(t *testing.T) {
 	t.Parallel()
 	broken, calls := errors.New("broken"), 0
-	err := insert(t.Context(), slices.Repeat([]Event{valid()}, 2500), func(string, []any) error { calls++; return broken })
+	err := writeEvents(t.Context(), slices.Repeat([]Event{valid()}, 2500), func(string, []any) error { calls++; return broken })
 	if !errors.Is(err, broken) || err.Error() != "insert events: broken" || calls != 1 {
 		t.Errorf("%d calls: %v", calls, err)
 	}

@@ -70,7 +70,7 @@ func (m *OutboxSagaManager) ExecuteSagaStep(ctx context.Context, sagaID string, 
 		if err != nil {
 			return err
 		}
-		return insert(ctx, results, func(statement string, args []any) error {
+		return writeEvents(ctx, results, func(statement string, args []any) error {
 			ids = idsOf(results)
 			_, err := tx.ExecContext(ctx, statement, args...)
 			return err
@@ -107,7 +107,7 @@ func (m *OutboxSagaManager) compensate(ctx context.Context, s sagaStep, compensa
 				return errCommitted
 			}
 		}
-		return insert(ctx, compensation, func(statement string, args []any) error {
+		return writeEvents(ctx, compensation, func(statement string, args []any) error {
 			_, err := tx.ExecContext(ctx, statement+"\non conflict do nothing", args...)
 			return err
 		})

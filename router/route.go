@@ -17,8 +17,8 @@ type Match struct {
 	AggregateType, EventType, TenantID []string
 }
 
-// Fits says whether e is meant.
-func (m *Match) Fits(e *outbox.Event) bool {
+// fits says whether e is meant.
+func (m *Match) fits(e *outbox.Event) bool {
 	return fitsAny(m.AggregateType, e.AggregateType) && fitsAny(m.EventType, e.EventType) && fitsAny(m.TenantID, e.TenantID)
 }
 

@@ -27,27 +27,27 @@ type Target struct {
 
 // Router sends an event along the first route that it fits. It is for one goroutine.
 type Router struct {
-	routes []route
+	routes []compiledRoute
 }
 
-type route struct {
+type compiledRoute struct {
 	match Match
-	sinks []sink
+	sinks []compiledSink
 }
 
-type sink struct {
+type compiledSink struct {
 	processor  int32
 	topic, key expansion
 }
 
 // New makes a router. The targets of a route come in the order of its sinks.
 func New(routes []Route) *Router {
-	r := &Router{routes: make([]route, len(routes))}
+	r := &Router{routes: make([]compiledRoute, len(routes))}
 	for i, from := range routes {
 		to := &r.routes[i]
 		to.match = from.Match
 		for _, s := range from.Sinks {
-			to.sinks = append(to.sinks, sink{processor: s.Processor, topic: newExpansion(s.Topic), key: newExpansion(s.Key)})
+			to.sinks = append(to.sinks, compiledSink{processor: s.Processor, topic: newExpansion(s.Topic), key: newExpansion(s.Key)})
 		}
 	}
 	return r
@@ -56,7 +56,7 @@ func New(routes []Route) *Router {
 // Route appends the targets of e to into, which is returned. What fits no route has none.
 func (r *Router) Route(e *outbox.Event, into []Target) []Target {
 	for i := range r.routes {
-		if !r.routes[i].match.Fits(e) {
+		if !r.routes[i].match.fits(e) {
 			continue
 		}
 		sinks := r.routes[i].sinks

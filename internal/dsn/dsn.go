@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Form is how a connection string is written, for messages.
-const Form = "postgres://user:password@host:5432/database?sslmode=verify-full"
+// urlForm is how a connection string is written, for messages.
+const urlForm = "postgres://user:password@host:5432/database?sslmode=verify-full"
 
 var scheme = regexp.MustCompile(`^\s*([A-Za-z][A-Za-z0-9+.-]{0,40}):`)
 
@@ -25,9 +25,9 @@ func Parse(text string) (*pgconn.Config, error) {
 	if m := scheme.FindStringSubmatch(text); m != nil {
 		switch s := strings.ToLower(m[1]); {
 		case s == "jdbc":
-			return nil, errors.New("is a JDBC URL; write " + Form)
+			return nil, errors.New("is a JDBC URL; write " + urlForm)
 		case s != "postgres" && s != "postgresql" && strings.Contains(text, "://"):
-			return nil, fmt.Errorf("begins with %s:// instead of postgres://; write %s", m[1], Form)
+			return nil, fmt.Errorf("begins with %s:// instead of postgres://; write %s", m[1], urlForm)
 		}
 	}
 	config, err := pgconn.ParseConfig(text)
@@ -61,7 +61,7 @@ func broken(text string, config *pgconn.Config) (errs []error) {
 
 // cause is what pgx has against a connection string, without what it quotes of it.
 func cause(err error) error {
-	const written = "write " + Form + ", other characters than letters and digits of the password as %XX"
+	const written = "write " + urlForm + ", other characters than letters and digits of the password as %XX"
 	why := errors.Unwrap(err)
 	switch {
 	case why == nil && strings.HasSuffix(err.Error(), ": invalid port"): // or a part of a password
@@ -69,7 +69,7 @@ func cause(err error) error {
 	case why == nil || strings.ContainsAny(why.Error(), "\"'`"):
 		return errors.New("is no connection string that PostgreSQL understands: " + written)
 	case why.Error() == "invalid keyword/value": // a text without "="
-		return fmt.Errorf("is no connection string that PostgreSQL understands: %w; write %s", why, Form)
+		return fmt.Errorf("is no connection string that PostgreSQL understands: %w; write %s", why, urlForm)
 	}
 	return fmt.Errorf("is no connection string that PostgreSQL understands: %w", why)
 }

@@ -26,16 +26,16 @@ var releases = map[string]embeddedpostgres.PostgresVersion{
 
 const oldestMajor = 14
 
-// Binaries are the programs of one PostgreSQL.
-type Binaries struct {
+// installation is the programs of one PostgreSQL.
+type installation struct {
 	Dir     string // holds initdb and postgres; psql and pg_recvlogical are missing in downloaded builds
 	Version string // such as 15.18
 	Reason  string // why these were chosen, for people
 }
 
-// Find looks for the PostgreSQL of o.Version on this machine, else in the download cache, else it downloads one.
+// findInstallation looks for the PostgreSQL of o.Version on this machine, else in the download cache, else it downloads one.
 // o.BinDir, when not empty, is the only place that is looked at.
-func Find(ctx context.Context, o PostgresOptions) (Binaries, error) {
+func findInstallation(ctx context.Context, o PostgresOptions) (installation, error) {
 	version := o.Version
 	if o.BinDir != "" {
 		return inspect(ctx, o.BinDir, version, "it was asked for")
@@ -50,7 +50,7 @@ func Find(ctx context.Context, o PostgresOptions) (Binaries, error) {
 	}
 	found, err := download(ctx, version, o.tell)
 	if err != nil {
-		return Binaries{}, fmt.Errorf("no PostgreSQL %s: %w; install it (Debian: apt-get install postgresql; macOS: brew install postgresql@18)",
+		return installation{}, fmt.Errorf("no PostgreSQL %s: %w; install it (Debian: apt-get install postgresql; macOS: brew install postgresql@18)",
 			cmp.Or(version, "14 to 18"), errors.Join(append(rejected, err)...))
 	}
 	return found, nil
@@ -82,41 +82,41 @@ var versionPattern = regexp.MustCompile(`\(PostgreSQL\) ((\d+)\S*)`)
 
 // inspect runs the server binary as the user who will run the server, and so finds out both its version and whether
 // that user may run it.
-func inspect(ctx context.Context, dir, version, reason string) (Binaries, error) {
+func inspect(ctx context.Context, dir, version, reason string) (installation, error) {
 	owner, err := serverUser()
 	if err != nil {
-		return Binaries{}, err
+		return installation{}, err
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version")
 	cmd.Dir = "/"
 	cmd.SysProcAttr = childAttributes(owner, syscall.SIGKILL)
 	out, err := cmd.Output()
 	if err != nil {
-		return Binaries{}, fmt.Errorf("%s: %w", dir, err)
+		return installation{}, fmt.Errorf("%s: %w", dir, err)
 	}
 	match := versionPattern.FindStringSubmatch(string(out))
 	if match == nil {
-		return Binaries{}, fmt.Errorf("%s: unknown version %q", dir, out)
+		return installation{}, fmt.Errorf("%s: unknown version %q", dir, out)
 	}
 	major, err := strconv.Atoi(match[2])
 	if err != nil || major < oldestMajor || version != "" && version != match[2] {
-		return Binaries{}, fmt.Errorf("%s is version %s", dir, match[1])
+		return installation{}, fmt.Errorf("%s is version %s", dir, match[1])
 	}
 	if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {
-		return Binaries{}, err
+		return installation{}, err
 	}
-	return Binaries{Dir: dir, Version: match[1], Reason: reason}, nil
+	return installation{Dir: dir, Version: match[1], Reason: reason}, nil
 }
 
 // download takes a release from the cache, or puts it there. What its library does cannot be told to end: where ctx
 // does, it is left alone, and what it then leaves half done is in the cache, where the next download removes it.
-func download(ctx context.Context, version string, tell func(string)) (Binaries, error) {
+func download(ctx context.Context, version string, tell func(string)) (installation, error) {
 	if version == "" {
 		version = "18"
 	}
 	release, known := releases[version]
 	if !known {
-		return Binaries{}, fmt.Errorf("version %q cannot be downloaded, only %s", version,
+		return installation{}, fmt.Errorf("version %q cannot be downloaded, only %s", version,
 			strings.Join(slices.Sorted(maps.Keys(releases)), ", "))
 	}
 	reason := "it was downloaded before"
@@ -134,10 +134,10 @@ func download(ctx context.Context, version string, tell func(string)) (Binaries,
 	select {
 	case err := <-done:
 		if err != nil {
-			return Binaries{}, fmt.Errorf("download PostgreSQL %s: %w", release, err)
+			return installation{}, fmt.Errorf("download PostgreSQL %s: %w", release, err)
 		}
 	case <-ctx.Done():
-		return Binaries{}, fmt.Errorf("download PostgreSQL %s: %w", release, context.Cause(ctx))
+		return installation{}, fmt.Errorf("download PostgreSQL %s: %w", release, context.Cause(ctx))
 	}
 	return inspect(ctx, filepath.Join(dir, "bin"), version, reason)
 }

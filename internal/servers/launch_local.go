@@ -17,7 +17,7 @@ import (
 
 // launchPostgres makes a cluster and what runs it, not yet started.
 func launchPostgres(ctx context.Context, o PostgresOptions, port int, password string) (_ instance, binDir string, err error) {
-	binaries, err := Find(ctx, o)
+	binaries, err := findInstallation(ctx, o)
 	if err != nil {
 		return nil, "", err
 	}
@@ -44,7 +44,7 @@ func launchPostgres(ctx context.Context, o PostgresOptions, port int, password s
 	return p, binaries.Dir, nil
 }
 
-func (p *process) initdb(ctx context.Context, binaries Binaries, settings map[string]string, password string) error {
+func (p *process) initdb(ctx context.Context, binaries installation, settings map[string]string, password string) error {
 	data := filepath.Join(p.dir.path, "data")
 	passwordFile := filepath.Join(p.dir.path, "password")
 	if err := os.WriteFile(passwordFile, []byte(password), 0o600); err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-func startPostgres(t *testing.T, o PostgresOptions) *Postgres {
+func postgresFor(t *testing.T, o PostgresOptions) *Postgres {
 	t.Helper()
 	p, err := StartPostgres(t.Context(), o)
 	if err != nil {
@@ -42,7 +42,7 @@ func queryString(t *testing.T, dsn, sql string) string {
 
 func TestPostgresRestartsWithItsSlot(t *testing.T) {
 	t.Parallel()
-	p := startPostgres(t, PostgresOptions{Settings: map[string]string{"max_slot_wal_keep_size": "64MB"}})
+	p := postgresFor(t, PostgresOptions{Settings: map[string]string{"max_slot_wal_keep_size": "64MB"}})
 	dsn := p.DSN("postgres")
 	t.Logf("PostgreSQL %s of %s at %s", p.Version(), p.BinDir(), p.Addr())
 
@@ -71,7 +71,7 @@ func TestPostgresRestartsWithItsSlot(t *testing.T) {
 
 func TestStopSaysThatTheServerStillRuns(t *testing.T) {
 	t.Parallel()
-	p := startPostgres(t, PostgresOptions{Settings: NoSync()})
+	p := postgresFor(t, PostgresOptions{Settings: NoSync()})
 	conn, err := pgx.Connect(t.Context(), p.DSN("postgres"))
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestStartTellsWhyTheServerDidNotStart(t *testing.T) {
 
 func TestNoPostgresToBeHadNamesTheRemedy(t *testing.T) {
 	t.Parallel()
-	_, err := Find(t.Context(), PostgresOptions{Version: "9"})
+	_, err := findInstallation(t.Context(), PostgresOptions{Version: "9"})
 	if err == nil || !strings.Contains(err.Error(), "install it") {
 		t.Errorf("error = %v, want a remedy", err)
 	}

@@ -68,7 +68,7 @@ func TestStartsAServerForAnotherTest(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	p := startPostgres(t, PostgresOptions{Settings: NoSync(), Dir: dir})
+	p := postgresFor(t, PostgresOptions{Settings: NoSync(), Dir: dir})
 	os.Stdout.WriteString("server at " + p.Addr() + "\n")
 	<-t.Context().Done()
 }

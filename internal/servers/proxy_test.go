@@ -35,7 +35,7 @@ func echo(t *testing.T) (addr string) {
 	return listener.Addr().String()
 }
 
-func newProxy(t *testing.T) *Proxy {
+func echoProxy(t *testing.T) *Proxy {
 	t.Helper()
 	p, err := NewProxy(echo(t))
 	if err != nil {
@@ -100,7 +100,7 @@ func wantEnd(t *testing.T, conn net.Conn) {
 
 func TestProxyForwards(t *testing.T) {
 	t.Parallel()
-	conn := dial(t, newProxy(t))
+	conn := dial(t, echoProxy(t))
 	large := bytes.Repeat([]byte("0123456789"), 100_000)
 	wrote := make(chan error, 1)
 	go func() {
@@ -122,7 +122,7 @@ func TestProxyForwards(t *testing.T) {
 func TestProxyStallsAndResumes(t *testing.T) {
 	t.Parallel()
 	for _, dir := range []Direction{ToServer, ToClient} {
-		p := newProxy(t)
+		p := echoProxy(t)
 		conn := dial(t, p)
 		p.Stall(dir)
 		send(t, conn, "slow")
@@ -134,7 +134,7 @@ func TestProxyStallsAndResumes(t *testing.T) {
 
 func TestProxyCutsAndRefuses(t *testing.T) {
 	t.Parallel()
-	p := newProxy(t)
+	p := echoProxy(t)
 	conn := dial(t, p)
 	send(t, conn, "a")
 	wantReply(t, conn, "a")
@@ -155,7 +155,7 @@ func TestProxyCutsAndRefuses(t *testing.T) {
 
 func TestProxyHookSeesBytesBeforeTheyPass(t *testing.T) {
 	t.Parallel()
-	p := newProxy(t)
+	p := echoProxy(t)
 	other, conn := dial(t, p), dial(t, p)
 	send(t, other, "0")
 	wantReply(t, other, "0")
@@ -190,7 +190,7 @@ func TestProxyHookSeesBytesBeforeTheyPass(t *testing.T) {
 // A client that is killed while its bytes are held must not speak from the grave.
 func TestProxyCutDropsWhatIsHeld(t *testing.T) {
 	t.Parallel()
-	p := newProxy(t)
+	p := echoProxy(t)
 	conn := dial(t, p)
 	held := make(chan struct{})
 	passed := make(chan struct{}, 1)
@@ -217,7 +217,7 @@ func TestProxyCutDropsWhatIsHeld(t *testing.T) {
 
 func TestProxyDelays(t *testing.T) {
 	t.Parallel()
-	p := newProxy(t)
+	p := echoProxy(t)
 	p.SetLatency(30 * time.Millisecond)
 	conn := dial(t, p)
 	start := time.Now()
@@ -230,7 +230,7 @@ func TestProxyDelays(t *testing.T) {
 
 func TestProxySlowReader(t *testing.T) {
 	t.Parallel()
-	p := newProxy(t)
+	p := echoProxy(t)
 	p.SetRate(20_000, ToServer)
 	conn := dial(t, p)
 	began := time.Now()

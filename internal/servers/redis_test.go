@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func startRedis(t *testing.T, o RedisOptions) *Redis {
+func redisFor(t *testing.T, o RedisOptions) *Redis {
 	t.Helper()
 	r, err := StartRedis(t.Context(), o)
 	if err != nil {
@@ -30,7 +30,7 @@ func wantSaid(t *testing.T, r *Redis, command, want string) {
 
 func TestRedisKeepsWhatItAccepted(t *testing.T) {
 	t.Parallel()
-	r := startRedis(t, RedisOptions{Settings: map[string]string{"maxmemory": "12mb"}})
+	r := redisFor(t, RedisOptions{Settings: map[string]string{"maxmemory": "12mb"}})
 	t.Logf("Redis %s at %s", r.Version(), r.URL())
 	wantSaid(t, r, "SET greeting one", "+OK")
 	if err := r.Kill(); err != nil {
@@ -61,14 +61,14 @@ func TestRedisKeepsWhatItAccepted(t *testing.T) {
 
 func TestRedisCluster(t *testing.T) {
 	t.Parallel()
-	r := startRedis(t, RedisOptions{Cluster: true})
+	r := redisFor(t, RedisOptions{Cluster: true})
 	wantSaid(t, r, "SET a 1", "+OK")
 	wantSaid(t, r, "SET b 2", "+OK")
 }
 
 func TestSentinel(t *testing.T) {
 	t.Parallel()
-	master := startRedis(t, RedisOptions{})
+	master := redisFor(t, RedisOptions{})
 	s, err := StartSentinel(t.Context(), "shop", master.Addr())
 	if err != nil {
 		t.Fatal(err)

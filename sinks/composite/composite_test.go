@@ -58,7 +58,7 @@ func (f *fake) Close() error {
 	return errors.New("late")
 }
 
-func member(f *fake) Member {
+func memberOf(f *fake) Member {
 	return Member{f.name, f, func(e *outbox.Event) (string, string) { return f.name, e.AggregateID }}
 }
 
@@ -96,7 +96,7 @@ func TestAny(t *testing.T) {
 		{"one behind fails elsewhere", map[string]error{"a1": errAway}, map[string]error{"a2": errRefused}, "b1; a1", "ok, refused, ok"},
 	} {
 		first, second := &fake{name: "first", errs: test.first}, &fake{name: "second", errs: test.second}
-		errs := NewAny(member(first), member(second)).Deliver(t.Context(), batch("a1", "a2", "b1"))
+		errs := NewAny(memberOf(first), memberOf(second)).Deliver(t.Context(), batch("a1", "a2", "b1"))
 		if got := strings.ReplaceAll(strings.Join(first.accepted, " "), "first/", "") + "; " +
 			strings.ReplaceAll(strings.Join(second.accepted, " "), "second/", ""); got != test.accepted {
 			t.Errorf("%s: accepted %q, want %q", test.name, got, test.accepted)
@@ -133,7 +133,7 @@ func TestAnyHangs(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		began := time.Now()
-		if errs := NewAny(member(first), member(second)).Deliver(ctx, batch("a1")); errs != nil {
+		if errs := NewAny(memberOf(first), memberOf(second)).Deliver(ctx, batch("a1")); errs != nil {
 			t.Errorf("%v", errs)
 		}
 		if took := time.Since(began); took != 15*time.Second {
@@ -145,7 +145,7 @@ func TestAnyHangs(t *testing.T) {
 func TestAnyCloses(t *testing.T) {
 	t.Parallel()
 	first, second := &fake{name: "first"}, &fake{name: "second"}
-	err := NewAny(member(first), member(second)).Close()
+	err := NewAny(memberOf(first), memberOf(second)).Close()
 	if !first.closed || !second.closed || err == nil || err.Error() != "first: late\nsecond: late" {
 		t.Errorf("closed %t and %t: %v", first.closed, second.closed, err)
 	}

@@ -14,10 +14,7 @@ import (
 // defaultConcurrency is of a Bus.
 const defaultConcurrency = 16
 
-// Handler takes a message, which is the bus's own copy, shared by all handlers of this call: read it, keep it if need
-// be, do not change it. nil accepts it. Another error refuses it, or is of class sinks.ErrPermanent or
-// sinks.ErrUnavailable where it wraps one of them. It should return soon when ctx ends.
-type Handler = func(ctx context.Context, m *sinks.Message) error
+type handler = func(ctx context.Context, m *sinks.Message) error
 
 // Bus hands messages to handlers within the process. It is a sinks.Sink and safe for concurrent use.
 //
@@ -43,7 +40,7 @@ type Bus struct {
 
 type subscription struct {
 	pattern string
-	handler Handler
+	handler handler
 }
 
 var (
@@ -64,6 +61,10 @@ func NewBus(concurrency int) *Bus {
 // and ? for one, as in routes: payment.* is every type that begins with "payment.". It may be called at any time, by
 // handlers too, and holds for messages whose handling begins afterwards. cancel ends it likewise: a call that is under
 // way goes on.
+//
+// The message is the bus's own copy, shared by all handlers of this call: a handler may read and keep it, and must not
+// change it. A handler that returns nil accepts it. Another error refuses it, or is of class sinks.ErrPermanent or
+// sinks.ErrUnavailable where it wraps one of them. A handler should return soon when ctx ends.
 func (b *Bus) Subscribe(pattern string, handler func(ctx context.Context, m *sinks.Message) error) (cancel func()) {
 	s := &subscription{pattern: pattern, handler: handler}
 	b.mu.Lock()
@@ -76,7 +77,7 @@ func (b *Bus) Subscribe(pattern string, handler func(ctx context.Context, m *sin
 	}
 }
 
-func (b *Bus) fitting(eventType string) (handlers []Handler) {
+func (b *Bus) fitting(eventType string) (handlers []handler) {
 	b.mu.Lock()
 	all := b.subscriptions
 	b.mu.Unlock()

@@ -64,7 +64,7 @@ func (b *Bus) handle(ctx context.Context, m *sinks.Message) error {
 
 // call is the one place that recovers: a handler is the user's code, and his mistake about one event must not end the
 // connector for all.
-func call(ctx context.Context, h Handler, m *sinks.Message) (err error) {
+func call(ctx context.Context, h handler, m *sinks.Message) (err error) {
 	defer func() {
 		switch v := recover().(type) {
 		case nil:

@@ -35,7 +35,7 @@ type Config struct {
 	// it, and nothing else looks at it.
 	Source string
 	// Placement, of format debezium, says which columns become headers beside the id, in the syntax of Debezium's
-	// table.fields.additional.placement, see ParsePlacement. A column that is NULL has no header, where Debezium sends
+	// table.fields.additional.placement, see parsePlacement. A column that is NULL has no header, where Debezium sends
 	// one of value null. Empty stands for
 	// event_type:header:eventType,event_version:header:eventVersion,tenant_id:header:tenantId,correlation_id:header:correlationId,causation_id:header:causationId
 	// and "id:header" for the id alone, as Debezium has it by default.

@@ -91,7 +91,7 @@ func (c *Config) layout() (l layout, err error) {
 		l.names = headerNames()
 	}
 	l.tombstone, l.lsn = c.TombstoneOnEmptyPayload, c.LSNHeader
-	placed, err := ParsePlacement(c.Placement, c.Columns)
+	placed, err := parsePlacement(c.Placement, c.Columns)
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -99,7 +99,7 @@ func (c *Config) layout() (l layout, err error) {
 		mistake("placement and header encoding are of format %q; add it", formatDebezium)
 	}
 	if c.Placement == "" && l.debezium {
-		placed, _ = ParsePlacement(defaultPlacement, nil)
+		placed, _ = parsePlacement(defaultPlacement, nil)
 	}
 	if err := l.setHeaders(placed, c.HeadersFromMetadata); err != nil {
 		errs = append(errs, err)
@@ -108,7 +108,7 @@ func (c *Config) layout() (l layout, err error) {
 }
 
 // setHeaders sees to it that no two headers have one name.
-func (l *layout) setHeaders(placed []Placed, fromMetadata []string) error {
+func (l *layout) setHeaders(placed []headerColumn, fromMetadata []string) error {
 	var errs []error
 	taken := map[string]bool{headerContentType: true, headerTraceParent: true, headerTraceState: true, headerID: l.debezium, headerLSN: l.lsn}
 	take := func(option, name string) {

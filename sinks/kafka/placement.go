@@ -11,8 +11,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// Placed is a column that becomes a header.
-type Placed struct {
+// headerColumn is a column that becomes a header.
+type headerColumn struct {
 	Column string // our name of it
 	Header string
 }
@@ -65,17 +65,17 @@ func (c column) of(e *outbox.Event) string {
 	}
 }
 
-// ParsePlacement reads Debezium's table.fields.additional.placement: entries column:place or column:place:alias, with
+// parsePlacement reads Debezium's table.fields.additional.placement: entries column:place or column:place:alias, with
 // commas between them; without an alias the header has the column's name. Columns have our names, or those of the
 // user's table, which columns translates into ours (it may be nil). An empty text is no placement.
 //
 // The place must be header: where Debezium knows envelope and partition, the error says why we do not. It tells all
 // mistakes. (Syntax: EventRouterConfigDefinition of debezium-core; spaces around the parts are allowed here.)
-func ParsePlacement(text string, columns map[string]string) ([]Placed, error) {
+func parsePlacement(text string, columns map[string]string) ([]headerColumn, error) {
 	if strings.TrimSpace(text) == "" {
 		return nil, nil
 	}
-	var placed []Placed
+	var placed []headerColumn
 	var errs []error
 	for entry := range strings.SplitSeq(text, ",") {
 		p, err := parsePlaced(entry, columns)
@@ -88,7 +88,7 @@ func ParsePlacement(text string, columns map[string]string) ([]Placed, error) {
 	return placed, errors.Join(errs...)
 }
 
-func parsePlaced(entry string, columns map[string]string) (p Placed, err error) {
+func parsePlaced(entry string, columns map[string]string) (p headerColumn, err error) {
 	parts := strings.Split(entry, ":")
 	for i := range parts {
 		parts[i] = strings.TrimSpace(parts[i])
@@ -105,7 +105,7 @@ func parsePlaced(entry string, columns map[string]string) (p Placed, err error) 
 	default:
 		return p, fmt.Errorf("%q is no place; write header", parts[1])
 	}
-	p = Placed{Column: parts[0], Header: parts[len(parts)-1]}
+	p = headerColumn{Column: parts[0], Header: parts[len(parts)-1]}
 	if len(parts) == 2 {
 		p.Header = parts[0]
 	}

@@ -12,7 +12,7 @@ import (
 func TestParsePlacement(t *testing.T) {
 	t.Parallel()
 	columns := map[string]string{"type": "event_type", "aggregateid": "aggregate_id", "event_type": "aggregate_type"}
-	for text, want := range map[string][]Placed{
+	for text, want := range map[string][]headerColumn{
 		"":                       nil,
 		" ":                      nil,
 		"id:header":              {{"id", "id"}},
@@ -22,7 +22,7 @@ func TestParsePlacement(t *testing.T) {
 		"event_type:header":      {{"aggregate_type", "event_type"}}, // the table's names come first
 		"tenant_id:header:t,aggregateid:header:a,created_at:header": {{"tenant_id", "t"}, {"aggregate_id", "a"}, {"created_at", "created_at"}},
 	} {
-		got, err := ParsePlacement(text, columns)
+		got, err := parsePlacement(text, columns)
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%q: %v %s", text, err, diff)
 		}
@@ -44,7 +44,7 @@ func TestPlacementMistakes(t *testing.T) {
 		"version:header, payload:header:p": `placement "version:header": "version" is none of the columns ` + columns + "\n" +
 			`placement "payload:header:p": "payload" is none of the columns ` + columns,
 	} {
-		if placed, err := ParsePlacement(text, nil); err == nil || err.Error() != want {
+		if placed, err := parsePlacement(text, nil); err == nil || err.Error() != want {
 			t.Errorf("%q: want %s, got %v, %v", text, want, placed, err)
 		}
 	}
