@@ -9,18 +9,18 @@ import (
 )
 
 const (
-	blockerEvery = 250 * time.Millisecond // how often it is looked for whom the server waits,
-	blockerAfter = 2 * time.Second        // and after how long that is worth telling
+	blockerEvery = 250 * time.Millisecond // between two looks at the transactions that the server waits for
+	blockerAfter = 2 * time.Second        // between two reports of them, and before the first
 )
 
-// Blocker is a transaction for whose end the creation of a slot has to wait.
+// Blocker is an open transaction that the creation of a slot has to wait for.
 type Blocker struct {
 	PID      int    // 0 for a prepared transaction
-	Prepared string // its name
+	Prepared string // the name of a prepared transaction
 	Xid      string
 	User     string
-	Since    string // when the transaction began, and when its last statement did;
-	Query    string // empty where the login may not see them
+	Since    string // when the transaction began; empty if the login may not see it
+	Query    string // when its last statement began; empty likewise
 }
 
 func (b Blocker) String() string {
@@ -38,7 +38,7 @@ func (b Blocker) String() string {
 	return text + ")"
 }
 
-// remedy is the statement that ends it.
+// remedy is the statement that ends the transaction.
 func (b Blocker) remedy() string {
 	if b.PID == 0 {
 		return "rollback prepared '" + b.Prepared + "'"
@@ -46,9 +46,9 @@ func (b Blocker) remedy() string {
 	return fmt.Sprintf("select pg_terminate_backend(%d)", b.PID)
 }
 
-// blockers names the transactions that pid, which is creating a slot, waits for: it waits until every transaction that
-// was writing when it began has ended, in whatever database. The locks are readable by everybody, times of others only
-// by a member of pg_read_all_stats.
+// blockers returns the transactions that the backend pid waits for while it creates a slot. The server waits for the end of
+// every transaction that was writing when the creation began, in whatever database. Everybody may see the locks; only a member
+// of pg_read_all_stats may see the times of other users' transactions.
 func blockers(ctx context.Context, db SQL, pid uint32) ([]Blocker, error) {
 	rows, err := db.Query(ctx, `select coalesce(h.pid, 0), coalesce(p.gid, ''), w.transactionid::text, coalesce(a.usename, p.owner, ''),
 			coalesce(to_char(coalesce(a.xact_start, p.prepared), 'YYYY-MM-DD HH24:MI:SSOF'), ''),
@@ -68,8 +68,9 @@ func blockers(ctx context.Context, db SQL, pid uint32) ([]Blocker, error) {
 	})
 }
 
-// watchBlockers looks, until ctx ends, for whom the creation of the slot waits, and gives the last ones. It is the only
-// user of conn meanwhile; a query of it ends by itself, as ending it from outside would end the session and its lock.
+// watchBlockers asks again and again, until ctx ends, which transactions the creation of the slot waits for, tells them to
+// tell, and returns those that it saw last. Nobody else uses conn meanwhile. The end of ctx does not end a query: pgx would
+// close the connection, and the lock of the slot's name would end with it.
 func watchBlockers(ctx context.Context, conn *pgx.Conn, pid uint32, tell func([]Blocker)) []Blocker {
 	var last []Blocker
 	tick := time.NewTicker(blockerEvery)
@@ -83,10 +84,10 @@ func watchBlockers(ctx context.Context, conn *pgx.Conn, pid uint32, tell func([]
 		}
 		b, err := blockers(context.WithoutCancel(ctx), conn, pid)
 		if err != nil {
-			return last // the creation itself will say what is wrong
+			return last // the creation of the slot will fail too, and say why
 		}
 		if ctx.Err() != nil {
-			return last // it may have been asked after the creation was given up
+			return last // b may be from after the end of the creation
 		}
 		last = b
 		if now := time.Now(); len(b) > 0 && tell != nil && now.After(tellAt) {

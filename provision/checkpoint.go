@@ -15,7 +15,7 @@ import (
 type checkpointRow struct {
 	State            string
 	SystemIdentifier string
-	// Older means that the row was written for a slot that came before the one that is half made.
+	// Older means that the slot is half made, and that the row also has the prefix of a slot that came before it.
 	Older bool
 }
 
@@ -24,7 +24,7 @@ const (
 	stateReady    = "ready"
 )
 
-// readCheckpoint gives nil where there is none, or no ledger yet.
+// readCheckpoint reads the checkpoint of the slot. It returns nil if there is none, or no ledger yet.
 func readCheckpoint(ctx context.Context, db SQL, s Source) (*checkpointRow, error) {
 	var ledger bool
 	err := db.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
@@ -56,9 +56,14 @@ func beginCheckpoint(ctx context.Context, conn *pgx.Conn, s Source) error {
 	return nil
 }
 
-// setReady begins the checkpoint at the consistent point. Index −1 is before the first event of a commit record that
-// starts exactly there. The epoch never goes back, not below that of log rows beyond the point either, which another
-// slot left (in a restored copy, say): rows of epochs before slot_epoch settle nothing.
+// setReady starts the checkpoint of a new slot at the slot's consistent point.
+//
+// The prefix has the index −1, because a commit record may start exactly at the consistent point, and its first event has the
+// index 0.
+//
+// The new epoch is not lower than any epoch of this checkpoint, nor than that of any log row beyond the consistent point. Such
+// rows were left by another slot, for example in a restored copy. They settle nothing, because their epochs are below
+// slot_epoch.
 func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		var foreign bool
@@ -85,6 +90,7 @@ func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.Ident
 	})
 }
 
+// deleteCheckpoint deletes the row of a slot that was dropped.
 func deleteCheckpoint(ctx context.Context, conn *pgx.Conn, s Source) error {
 	if _, err := conn.Exec(ctx, s.Ledger("delete from ledger.outbox_checkpoints where slot_name = $1"), s.Slot); err != nil {
 		return fmt.Errorf("delete the checkpoint of slot %q: %w", s.Slot, err)

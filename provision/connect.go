@@ -14,7 +14,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// WithConn calls f with a session for SQL.
+// WithConn opens a session for SQL, calls f with it, and closes it. If f waits for the lock of a table in vain, the error says
+// who holds the lock.
 func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error) error {
 	if err := s.checkNames(); err != nil {
 		return err
@@ -27,8 +28,8 @@ func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error
 	return advisory.ExplainTableLock(ctx, conn, f(conn))
 }
 
-// connect opens a session for SQL of a command. It does not wait for the lock of a table for ever, because it says nothing
-// meanwhile.
+// connect opens a session for the SQL of a command. Its statements wait for the lock of a table for a minute at most, because
+// the command shows nothing while it waits.
 func connect(ctx context.Context, text string) (*pgx.Conn, error) {
 	config, err := replication.SQLConfig("the dsn", text)
 	if err != nil {
@@ -46,9 +47,10 @@ func connect(ctx context.Context, text string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// connectReplication opens a connection for commands. What it does when its context ends matters: a server that is
-// creating a slot does not notice that its client has gone, and would make the slot in the end, for nobody. So it is
-// sent a cancel request.
+// connectReplication opens a connection for replication commands, such as those that create and drop a slot.
+//
+// If the context of a command ends, the connection sends a cancel request. To close the connection would not be enough: a
+// server that is creating a slot does not notice that its client has gone, and would still make the slot, for nobody.
 func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error) {
 	config, err := replication.ParseDSN(replication.ReplicationDSNKey, dsn)
 	if err != nil {
@@ -71,17 +73,17 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 	return conn, nil
 }
 
-// closeTimeout bounds the farewell to a server that may be away.
+// closeTimeout bounds what we still do over a connection after a failure or at the end: the server may be away.
 const closeTimeout = 5 * time.Second
 
 func closeConn(ctx context.Context, conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	_ = conn.Close(ctx) // nothing is lost with it
+	_ = conn.Close(ctx) // everything is committed already
 }
 
 func closeReplication(ctx context.Context, conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	_ = conn.Close(ctx) // as above
+	_ = conn.Close(ctx) // the commands have been answered already
 }

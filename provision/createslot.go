@@ -16,7 +16,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// createSlot gives the slot's consistent point and its snapshot, which is good until the next command on repl.
+// createSlot creates the slot over repl, and meanwhile asks over conn which transactions the server waits for. It returns the
+// slot's consistent point and the name of its snapshot, which is valid until the next command on repl.
 func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg SetupConfig) (pglogrepl.LSN, string, error) {
 	timeout := cmp.Or(cfg.Timeout, time.Minute)
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done within %s", timeout))
@@ -36,6 +37,7 @@ func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg Se
 	return point, slot.SnapshotName, err
 }
 
+// createError explains why a slot could not be created. blockers are the transactions that the server waited for last.
 func createError(ctx context.Context, slot string, err error, blockers []Blocker) error {
 	if ctx.Err() != nil {
 		err = fmt.Errorf("create slot %q: %w", slot, context.Cause(ctx))
@@ -68,7 +70,7 @@ func dropSlot(ctx context.Context, repl *pgconn.PgConn, slot string) error {
 	return nil
 }
 
-// joinDrop drops a slot that came to nothing because of err.
+// joinDrop drops the slot that was made before err, and joins the error of that to err.
 func joinDrop(ctx context.Context, err error, repl *pgconn.PgConn, slot string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()

@@ -13,25 +13,27 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// DestroyConfig says what Destroy takes away.
+// DestroyConfig says what Destroy removes.
 type DestroyConfig struct {
 	Source
-	// DSN is of a login that owns the publication, and may write the ledger.
+	// DSN is the connection string of a login that owns the publication and may write the ledger.
 	DSN string
-	// ReplicationDSN is of a login that may replicate.
+	// ReplicationDSN is the connection string of a login with the attribute REPLICATION.
 	ReplicationDSN string
-	// WaitingForLock is told of the session that makes or drops the same slot, for whose end Destroy waits; it may be nil.
+	// WaitingForLock is called with the session that makes or drops the same slot, if Destroy has to wait for its end. It may
+	// be nil.
 	WaitingForLock func(holder string)
 }
 
-// DestroyResult says what Destroy has taken away; what it has not was not there.
+// DestroyResult says what Destroy has removed. The rest was not there.
 type DestroyResult struct {
 	SlotDropped, PublicationDropped, CheckpointDeleted bool
 }
 
-// Destroy takes away what Setup has made: the slot first, which keeps WAL, and the checkpoint last, which knows whose slot
-// it was. It never touches the outbox, nor the ledger otherwise. A slot that is streamed from, or that Setup did not
-// make, is refused.
+// Destroy removes what Setup has made. It drops the slot first, because the slot makes the server keep WAL, and deletes the
+// checkpoint last, because only the checkpoint shows that Setup made the slot: after a failure in between, Destroy can go on.
+// It never touches the outbox or the rest of the ledger. It refuses a slot that somebody streams from, and a slot that Setup
+// did not make.
 func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 	var result DestroyResult
 	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN, advisory.Wait{Tell: cfg.WaitingForLock})
@@ -78,12 +80,13 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 	return result, nil
 }
 
+// checkDroppable returns an error if the slot must not be dropped: it is not ours, or somebody streams from it.
 func checkDroppable(ctx context.Context, db SQL, s Source, slot *Slot, c *checkpointRow) error {
 	var database string
 	if err := db.QueryRow(ctx, "select current_database()").Scan(&database); err != nil {
 		return err
 	}
-	if slot.Database != "" && slot.Database != database { // a physical one has none
+	if slot.Database != "" && slot.Database != database { // a physical slot has no database
 		return exitcode.Errorf(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.slot or source.dsn", s.Slot, slot.Database, database)
 	}
 	if c == nil || slot.Plugin != outputPlugin {
@@ -100,13 +103,14 @@ func checkDroppable(ctx context.Context, db SQL, s Source, slot *Slot, c *checkp
 	switch {
 	case err == nil:
 		who += fmt.Sprintf(" (user %q, application %q, address %s)", user, application, address)
-	case !errors.Is(err, pgx.ErrNoRows): // gone meanwhile: the pid is all that can be said
+	case !errors.Is(err, pgx.ErrNoRows): // without a row the session has just ended, and the pid is all that we know
 		return err
 	}
 	return fmt.Errorf("%w: %s streams from slot %q; stop it first", replication.ErrSlotInUse, who, s.Slot)
 }
 
-// ownerError tells apart what only an owner may do.
+// ownerError wraps the error of a step that only an owner may do. If the login lacks the right, the error has an exit code and
+// names the remedy.
 func ownerError(step string, err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42501" {

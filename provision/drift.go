@@ -7,12 +7,13 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// CheckDrift finds out whether the table that is streamed, by its OID, is still the outbox, and whether its inserts
-// still come on the stream with every column that is needed. What has drifted shows on the stream only by the absence of
-// rows, so it is asked again while streaming; it costs a few reads of the catalog.
+// CheckDrift checks two things: whether the table with this OID, which is streamed, is still the one that the outbox's name
+// means, and whether all its inserts still come on the stream, with every column that is needed. A running connector asks this
+// again and again, because the stream itself does not show such a change: rows are merely absent. A check costs a few reads of
+// the catalog.
 //
-// moved, where it is not empty, says that no table has the outbox's name any more. That does no harm yet, because the
-// stream knows the table by its OID.
+// If no table has the outbox's name any more, moved says so. This does no harm yet, because the stream knows the table by its
+// OID.
 func CheckDrift(ctx context.Context, db SQL, s Source, table uint32) (moved string, err error) {
 	var p problems
 	moved, err = findDrift(ctx, db, s, table, &p)
@@ -24,8 +25,8 @@ func CheckDrift(ctx context.Context, db SQL, s Source, table uint32) (moved stri
 
 func findDrift(ctx context.Context, db SQL, s Source, table uint32, p *problems) (moved string, err error) {
 	schema, name := s.tableName()
-	var named *uint32  // what the outbox's name means now
-	var called *string // what the table that is streamed is called now
+	var named *uint32  // the OID of the table that has the outbox's name now; nil if there is none
+	var called *string // the present name of the table that is streamed; nil if it was dropped
 	err = db.QueryRow(ctx, `select (select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 				where n.nspname = $1 and c.relname = $2),
 			(select n.nspname::pg_catalog.text || '.' || c.relname::pg_catalog.text

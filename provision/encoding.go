@@ -6,12 +6,14 @@ import (
 	"slices"
 )
 
-// wholeEncodings have a character for each of their codes, so that PostgreSQL can convert every row to UTF8. A test asks it.
+// wholeEncodings are the encodings in which each code is a character. PostgreSQL can convert every text of such a database to
+// UTF8. A test compares the list with what PostgreSQL itself can convert.
 var wholeEncodings = []string{
 	"UTF8", "LATIN1", "LATIN2", "LATIN4", "LATIN5", "LATIN6", "LATIN7", "LATIN8", "LATIN9", "LATIN10", "ISO_8859_5", "KOI8R", "KOI8U", "WIN866", "WIN1256",
 }
 
-// encodingWarnings warns of an encoding with rows that can never be sent. Such rows may never come, so it is no reason to refuse.
+// encodingWarnings warns if the database has an encoding in which a row may hold bytes that can never be sent. It is no reason
+// to refuse, because such a row may never come.
 func encodingWarnings(ctx context.Context, db SQL) ([]string, error) {
 	var encoding string
 	if err := db.QueryRow(ctx, "select current_setting('server_encoding')").Scan(&encoding); err != nil {

@@ -20,12 +20,12 @@ func (s Source) Mapped() bool {
 	return s.Table != s.LedgerSchema+".event_outbox" || s.Columns != decoder.DefaultColumns()
 }
 
-// CheckOwners refuses a ledger that is somebody else's. Reading a view runs the functions that its owner has put there, and
-// writing a table his triggers, with the rights of whoever reads or writes: so it is asked before the first of either. It
-// reads catalogs only. A table that is missing is no reason to refuse.
+// CheckOwners refuses a ledger that belongs to somebody else. To read a view runs functions of its owner, and to write a table
+// runs triggers of its owner, both with the rights of whoever reads or writes. So CheckOwners comes before the first statement
+// that reads or writes the ledger. It reads catalogs only. It does not refuse a ledger because a table is missing.
 //
 // The owner must be a trusted role (ledger.TrustedRoles), or a role to which CREATE on the schema was granted by name. A role
-// that may create things there only because PUBLIC may is refused, and so is one that no longer may.
+// that may create things there only because PUBLIC may is refused, and so is a role that no longer may.
 func CheckOwners(ctx context.Context, db SQL, s Source) error {
 	rows, err := db.Query(ctx, ledger.TrustedRoles+`select format('%I.%I', n.nspname, c.relname), r.rolname::text,
 			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])
@@ -43,7 +43,7 @@ func CheckOwners(ctx context.Context, db SQL, s Source) error {
 	}
 	var strange []string
 	var name, owner string
-	var kind bool
+	var kind bool // it is of the right kind: a table, or a view
 	_, err = pgx.ForEachRow(rows, []any{&name, &owner, &kind}, func() error {
 		if kind {
 			strange = append(strange, fmt.Sprintf("%s belongs to role %q", name, owner))

@@ -11,31 +11,31 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// plugin is the output plugin of our slots.
+// outputPlugin is the output plugin of our slots.
 const outputPlugin = "pgoutput"
 
-// minVersion is the oldest server that is supported, as server_version_num.
+// minVersion is the server_version_num of the oldest server that is supported.
 const minVersion = 140000
 
-// PreflightConfig says what has to be in place before a session.
+// PreflightConfig says what Preflight checks.
 type PreflightConfig struct {
 	Source
-	// ReplicationUser is the login that will stream; empty where it is not known.
+	// ReplicationUser is the login that will stream. If it is empty, Preflight does not check its rights.
 	ReplicationUser string
 }
 
-// Facts are what preflight found out.
+// Facts are what Preflight has found out.
 type Facts struct {
 	ServerVersion    int // server_version_num
 	SystemIdentifier string
 	Table            Table
 	Slot             Slot
-	// Warnings are of what is no reason to refuse.
+	// Warnings are about what is no reason to refuse.
 	Warnings []string
 }
 
-// Preflight finds out whether a session can begin. It reports every mistake at once: the error joins Problems, the one
-// that decides the exit code first. It changes nothing. db is a session of the SQL login.
+// Preflight checks whether a session can begin. Its error joins all mistakes, and the one that decides the exit code is the
+// first. Preflight changes nothing. db is a session of the login for SQL.
 func Preflight(ctx context.Context, db SQL, cfg PreflightConfig) (Facts, error) {
 	if err := cfg.checkNames(); err != nil {
 		return Facts{}, err
@@ -84,7 +84,7 @@ func checkAll(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (Fa
 		return f, err
 	}
 	if !ledger || len(*p) > lacking {
-		return f, nil // nothing can be said of the slot without reading its checkpoint
+		return f, nil // to judge the slot, we would have to read its checkpoint
 	}
 	return f, checkSlot(ctx, db, cfg.Source, srv, &f, p)
 }
@@ -99,7 +99,7 @@ func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
 	if err != nil {
 		return srv, err
 	}
-	srv.systemIdentifier = strconv.FormatUint(uint64(id), 10) // as IDENTIFY_SYSTEM writes it
+	srv.systemIdentifier = strconv.FormatUint(uint64(id), 10) // unsigned, as IDENTIFY_SYSTEM writes it
 	if srv.version < minVersion {
 		p.add(exitcode.Config, "PostgreSQL %d is too old; upgrade to %d or newer", srv.version/10000, minVersion/10000)
 	}
@@ -113,7 +113,8 @@ func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
 	return srv, nil
 }
 
-// checkLedger says whether the ledger is there and fits the table.
+// checkLedger checks whether the ledger has all its tables, and whether it was made for ids of the outbox's type. It reports
+// whether the tables are there.
 func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problems) (bool, error) {
 	rows, err := db.Query(ctx, `select relname::text from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1`, s.LedgerSchema)
 	if err != nil {

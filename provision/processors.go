@@ -9,30 +9,31 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Processor is a sink as outbox_processors knows it.
+// Processor is a sink as a row of outbox_processors describes it.
 type Processor struct {
 	Name string
 	Type string
-	// Configuration is for people. It holds no secrets.
+	// Configuration is shown to people. It holds no secrets.
 	Configuration json.RawMessage
-	// RenamedFrom is the name that it had before, or empty. Where that one is known, and the new one is not, it is renamed.
+	// RenamedFrom is the name that the sink had before, or empty. If a row has that name and none has the new one, the row is
+	// renamed.
 	RenamedFrom string
-	// Replaces: a row of the new name that owns nothing gives way to the renamed one. For whoever holds the slot alone: a
-	// session of the row that goes would write on for it, and nobody would ever find that again.
+	// Replaces deletes a row of the new name that owns nothing, so that the row of the old name can be renamed. Only a process
+	// that holds the slot may set it: another process could go on to write outcomes under the id of the deleted row, and nobody
+	// would ever find them.
 	Replaces bool
-	// FromStart: what the outbox holds from before the sink was first known is owed to it as well.
+	// FromStart says that the sink is also owed the events that were in the outbox before the sink was registered.
 	FromStart bool
 }
 
-// Session is a database in which something can be written: a connection, a pool or a transaction.
+// Session is what can begin a transaction: a connection, a pool, or a transaction.
 type Session interface {
 	SQL
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// RegisterProcessors makes the sinks of a connector known, and gives their ids by name. It may be called at every start:
-// what has not changed is not written, and whether a sink is paused and since when it is owed events stays as it
-// is.
+// RegisterProcessors writes the sinks of a connector into outbox_processors, and returns their ids by name. Each start calls it:
+// a row that has not changed is not written. Whether a sink is paused, and since when it is owed events, stays as it is.
 func RegisterProcessors(ctx context.Context, db Session, s Source, connector string, processors []Processor) (map[string]int32, error) {
 	ids := map[string]int32{}
 	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
@@ -59,7 +60,7 @@ func registerProcessor(ctx context.Context, tx pgx.Tx, s Source, connector strin
 	if err := rename(ctx, tx, s, connector, p); err != nil {
 		return 0, err
 	}
-	// Asked for first: an insert that meets a conflict uses up an id.
+	// The insert asks first whether the row exists, because an insert that ends in a conflict uses up an id all the same.
 	_, err := tx.Exec(ctx, s.Ledger(`insert into ledger.outbox_processors (connector, processor_name, processor_type, configuration, since)
 		select $1, $2, $3, $4::jsonb, case when $5 then '-infinity' else now() end
 		where not exists (select from ledger.outbox_processors where connector = $1 and processor_name = $2)
@@ -78,14 +79,16 @@ func registerProcessor(ctx context.Context, tx pgx.Tx, s Source, connector strin
 	return id, err
 }
 
-// deleteEmpty deletes the row of a new name that owns nothing while the old one is there, and says whether a person has paused it. The
-// log, which has no index of processors, is read no further than to the first row, and not from before the sink was known.
+// deleteEmpty deletes the row of the new name if the row of the old name exists and the new one owns nothing: no parked row and
+// no row in the log. It returns whether a person has paused the deleted sink. The log has no index on processors, so the
+// statement stops at the first row that it finds, and looks at no row from before the sink was registered.
 const deleteEmpty = `delete from ledger.outbox_processors n where connector = $1 and processor_name = $3
 		and exists (select from ledger.outbox_processors where connector = $1 and processor_name = $2)
 		and not exists (select from ledger.outbox_parked where processor_id = n.id)
 		and (select true from ledger.outbox_delivery_log where processor_id = n.id and completed_at >= n.since - interval '1 hour' limit 1) is null
 	returning not is_active`
 
+// rename gives the row of the old name the new one. If a row of the new name was deleted, its pause is kept.
 func rename(ctx context.Context, tx pgx.Tx, s Source, connector string, p Processor) error {
 	if p.RenamedFrom == "" {
 		return nil
@@ -102,7 +105,8 @@ func rename(ctx context.Context, tx pgx.Tx, s Source, connector string, p Proces
 	return err
 }
 
-// Orphans names the sinks of a connector that are not among these and still have parked events, with their number.
+// Orphans returns the sinks of a connector that are not among the known ones and still have parked events, each with the number
+// of these events.
 func Orphans(ctx context.Context, db SQL, s Source, connector string, known []string) (map[string]int64, error) {
 	rows, err := db.Query(ctx, s.Ledger(`select p.processor_name, (select count(*) from ledger.outbox_parked where processor_id = p.id and status = 'parked')
 		from ledger.outbox_processors p where p.connector = $1 and p.processor_name <> all ($2)

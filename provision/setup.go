@@ -14,37 +14,44 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// SetupConfig says what Setup makes. The tables exist already.
+// SetupConfig says what Setup makes. The migrations have made the tables before.
 type SetupConfig struct {
 	Source
-	// DSN is of a login that may create the publication, or of any that may write the ledger where that exists.
+	// DSN is the connection string of a login that may create the publication. If the publication exists, any login that may
+	// write the ledger will do.
 	DSN string
-	// ReplicationDSN is of a login that may replicate, on the same server.
+	// ReplicationDSN is the connection string of a login with the attribute REPLICATION, on the same server.
 	ReplicationDSN string
-	// SkipBacklog leaves undelivered what is in the table when the slot is made. Otherwise a table that holds rows is
-	// refused.
+	// SkipBacklog leaves the rows undelivered that are in the table when the slot is made. Without it, Setup refuses a table
+	// that holds rows.
 	SkipBacklog bool
-	// Timeout bounds how long the creation of the slot waits for open transactions, and before that how long Setup waits for
-	// another one of the same slot; 0 means a minute.
+	// Timeout bounds two waits, each by itself: the wait for another Setup or Destroy of the same slot, and then the wait of
+	// the slot's creation for open transactions. 0 means a minute.
 	Timeout time.Duration
-	// Waiting is told for whom it waits, again and again, from another goroutine; it may be nil.
+	// Waiting is called with the transactions that the slot's creation waits for, every two seconds, from another goroutine.
+	// It may be nil.
 	Waiting func([]Blocker)
-	// WaitingForLock is told of the session that makes or drops the same slot, for whose end Setup waits; it may be nil.
+	// WaitingForLock is called with the session that makes or drops the same slot, if Setup has to wait for its end. It may
+	// be nil.
 	WaitingForLock func(holder string)
 }
 
-// SetupResult says what Setup has made; what it has not made was there.
+// SetupResult says what Setup has made. What it has not made was there before.
 type SetupResult struct {
 	PublicationCreated bool
 	SlotCreated        bool
-	ConsistentPoint    pglogrepl.LSN // of a new slot: what commits from here on is delivered
-	Warnings           []string      // of what is no reason to refuse
+	ConsistentPoint    pglogrepl.LSN // of a new slot: every transaction that commits from here on is delivered
+	Warnings           []string      // about what is no reason to refuse
 }
 
-// Setup makes the publication, then the checkpoint, then the slot. The order matters. WAL from before the publication
-// cannot be decoded with it; and a checkpoint that says "building" before there is a slot lets the next Setup know a slot
-// that was left half made from one that is somebody else's. It may be called again, and by several processes at once:
-// a lock on the slot's name lets one after the other in.
+// Setup makes the publication, then the checkpoint, then the slot. This order matters for two reasons:
+//
+//   - PostgreSQL cannot decode WAL with a publication that did not exist when the WAL was written.
+//   - The checkpoint says "building" before there is a slot. So, after a crash, the next Setup can tell a slot that was left
+//     half made from one that somebody else has made.
+//
+// Setup makes only what is missing, so it may be called again. Several processes may call it at once: an advisory lock on the
+// slot's name lets in one after the other.
 func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 	conn, err := lockSlot(ctx, cfg.Source, cfg.DSN, advisory.Wait{Timeout: cfg.Timeout, Tell: cfg.WaitingForLock})
 	if err != nil {
@@ -84,7 +91,7 @@ func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupRes
 	return result, err
 }
 
-// Plan says what Setup would do, and changes nothing. The tables need not exist yet.
+// Plan lists what Setup would do, and changes nothing. The tables need not exist yet.
 func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
 	var f existing
 	err := WithConn(ctx, cfg.DSN, cfg.Source, func(conn *pgx.Conn) (err error) {
@@ -108,15 +115,15 @@ func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
 	return steps, nil
 }
 
-// found is what there is already.
+// existing is what inspect has found: what is there before Setup makes anything.
 type existing struct {
 	server      server
-	table       *Table // nil where it does not exist
+	table       *Table // nil if it does not exist
 	publication bool
 	state       slotState
 }
 
-// inspect looks at everything before anything is made, and refuses with all that is wrong.
+// inspect looks at everything before Setup makes anything. Its error names everything that is wrong.
 func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, error) {
 	var f existing
 	var p problems
@@ -143,11 +150,11 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 		return f, err
 	}
 	before := len(p)
-	// The migrations may be about to make the table.
+	// A table that does not exist is no mistake here: Plan may be asked before the migrations have run.
 	if f.table, err = checkNamedTable(ctx, conn, cfg.Source, &p); err != nil {
 		return f, err
 	}
-	fits := len(p) == before // else reading it may fail, as where a partition is a foreign table
+	fits := len(p) == before // if not, reading the table may fail, for example because a partition is a foreign table
 	if f.table != nil {
 		if f.publication {
 			if err := checkPublication(ctx, conn, cfg.Source, f.table, &p); err != nil {
@@ -170,7 +177,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 	return f, p.join()
 }
 
-// holdsRows looks as far as the first row.
+// holdsRows reports whether the outbox holds a row. It reads one row at most.
 func holdsRows(ctx context.Context, db SQL, s Source) (bool, error) {
 	var filled bool
 	if err := db.QueryRow(ctx, "select exists (select from "+s.table()+")").Scan(&filled); err != nil {
@@ -179,12 +186,13 @@ func holdsRows(ctx context.Context, db SQL, s Source) (bool, error) {
 	return filled, nil
 }
 
+// backlogProblem is the error for a table with rows that were written before the slot.
 func backlogProblem(s Source) error {
 	return exitcode.Errorf(exitcode.Config, "table %s holds rows from before the slot, which the stream never carries; "+
 		`run "outbox-cdc init --backlog none" to leave them undelivered, or empty the table`, s.Table)
 }
 
-// lockSlot opens a session that holds the lock of the slot's name. The lock ends with the session.
+// lockSlot opens a session for SQL that holds the advisory lock of the slot's name. The lock ends with the session.
 func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx.Conn, error) {
 	if err := s.checkNames(); err != nil {
 		return nil, err
@@ -208,8 +216,8 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 	return conn, nil
 }
 
-// makeSlot makes the slot and its checkpoint. Whatever fails, no slot is left behind to keep WAL for nobody; the
-// checkpoint may be left building, with which the next Setup begins again.
+// makeSlot makes the slot and its checkpoint. If a step fails, it drops the slot again, because a slot that nobody reads makes
+// the server keep WAL for ever. The checkpoint may be left in the state "building"; the next Setup then begins again.
 func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f existing) (_ pglogrepl.LSN, err error) {
 	if err := beginCheckpoint(ctx, conn, cfg.Source); err != nil {
 		return 0, err
@@ -249,8 +257,9 @@ func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f existing) 
 	return point, setReady(ctx, conn, cfg.Source, sys, point)
 }
 
-// checkSnapshot looks for rows that the slot will not send, exactly: its snapshot shows what has committed before its
-// consistent point. The first look came before and saw none, but the world went on while the slot was made.
+// checkSnapshot refuses if the outbox holds rows that the slot will not send. The slot's snapshot shows exactly what has
+// committed before its consistent point. inspect has looked before and found no row, but others may have written some while
+// the slot was made.
 func checkSnapshot(ctx context.Context, conn *pgx.Conn, s Source, snapshot string) error {
 	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set transaction snapshot "+quoteLiteral(snapshot)); err != nil {
