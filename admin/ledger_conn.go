@@ -48,7 +48,7 @@ func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error 
 		return nil
 	})
 	if err != nil {
-		return ledgerError(unreachable(err))
+		return ledgerError(connector.Unavailable(err))
 	}
 	return ledgerError(fault)
 }

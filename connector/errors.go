@@ -37,7 +37,16 @@ func (c *Connector) refused(err error, what string) error {
 	return refused(config, err)
 }
 
-// Unreachable says that PostgreSQL could not be talked to at all.
+// Unavailable attaches the exit code for "PostgreSQL cannot be reached" to an error that says so. It returns other errors, and
+// nil, as they are.
+func Unavailable(err error) error {
+	if err != nil && Unreachable(err) {
+		return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL cannot be reached: %w", err)
+	}
+	return err
+}
+
+// Unreachable reports whether an error means that no connection to PostgreSQL could be had.
 func Unreachable(err error) bool {
 	var connect *pgconn.ConnectError
 	var network net.Error

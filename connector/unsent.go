@@ -22,7 +22,7 @@ import (
 //  3. The same holds for rows of outbox_parked from before, whose last try may not be recorded. One that is refused now is
 //     written with a try more than were refused, so that it never passes for new again. As long as there is one that was not
 //     tried, or something of the stream from before is not settled, a session does not leave clean.
-//  4. What a person retries begins with one try more than were refused, unless all were: see retryRows in service/dlq.go.
+//  4. What a person retries begins with one try more than were refused, unless all were: see retryRows in admin/change.go.
 
 // mayRepeat reports whether an earlier session may already have sent the event at this position.
 func mayRepeat(pos checkpoint.Position, seenBefore pglogrepl.LSN) bool {

@@ -12,9 +12,9 @@ func AdminConfig(cfg config.Config) admin.Config {
 	}
 }
 
-// Routing returns the sinks and routes of cfg, so that package admin can say where an event would go. It connects to nothing.
+// Routing returns the sinks and routes of cfg, by which package admin says where an event would go. It connects to nothing.
 func Routing(cfg config.Config) (admin.Routing, error) {
-	sinks, members, err := buildSinksAndMembers(cfg, Parts{})
+	sinks, members, err := buildSinksAndMembers(cfg, BuildOptions{})
 	if err != nil {
 		return admin.Routing{}, err
 	}

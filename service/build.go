@@ -1,4 +1,11 @@
-// Package service makes a connector out of a configuration, for the command and for Go services alike.
+// Package service makes a connector out of a configuration. Two kinds of programs use it: the command outbox-cdc, and Go services
+// that embed the connector.
+//
+// A service that embeds the connector needs OutboxService alone, with OutboxServiceConfig or one of the Setup functions. It can
+// import this package under the name outbox: the names of the packages outbox and sinks that it needs are here as well.
+//
+// The command uses Run, Init and Destroy. What people do with a connector, such as looking at dead letters, is not here but in
+// package admin.
 package service
 
 import (
@@ -13,22 +20,24 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// Parts are what a connector shares with the process around it. All are required unless they say otherwise.
-type Parts struct {
+// BuildOptions hold what a connector shares with the process around it. A connector that is to run needs all of them, except
+// where a comment says otherwise. One that is built only to find mistakes needs none.
+type BuildOptions struct {
 	Logger  *slog.Logger
 	Metrics *monitoring.Metrics
 	Health  *monitoring.Health
 	// Stdout is where a sink of type stdout writes.
 	Stdout io.Writer
-	// InProcess opens the sinks of type config.SinkInProcess, by name; nil where there is none.
+	// InProcess opens the sinks of type config.SinkInProcess, by name. It may be nil if there are none.
 	InProcess map[string]func() (sinks.Sink, error)
-	// Prepare is called before the first session; it may be nil.
+	// Prepare is called before the first session. It may be nil.
 	Prepare func(context.Context) error
 }
 
-// Build makes the connector that cfg describes. It connects to nothing. cfg was validated by config.Load; where it was
-// by config.LoadWith with CheckSink, what the sinks' packages have against it was told there, with lines.
-func Build(cfg config.Config, p Parts) (*connector.Connector, error) {
+// Build makes the connector that cfg describes. It connects to nothing. The caller has loaded cfg with package config, which
+// has validated it. Only the packages of the sinks may still find mistakes; if config.Options.CheckSink was CheckSink, they
+// have found them already, and the mistakes came with the lines of the file.
+func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 	d := cfg.Delivery
 	c := connector.Config{
 		Name: cfg.Name, Abandoned: cfg.Abandoned,
@@ -46,10 +55,10 @@ func Build(cfg config.Config, p Parts) (*connector.Connector, error) {
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},
 		Breaker: connector.Breaker(cfg.Breaker),
-		Metrics: p.Metrics, Health: p.Health, Logger: p.Logger, Prepare: p.Prepare,
+		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
 	}
 	var err error
-	if c.Sinks, err = buildSinks(cfg, p); err != nil {
+	if c.Sinks, err = buildSinks(cfg, o); err != nil {
 		return nil, err
 	}
 	if c.Routes, err = buildRoutes(cfg); err != nil {

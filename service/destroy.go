@@ -5,21 +5,23 @@ import (
 	"context"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
-// DestroyOptions say how much Destroy takes away.
+// DestroyOptions say what Destroy removes.
 type DestroyOptions struct {
-	// AdminDSN is of a login with an owner's rights; the configuration's own by default.
+	// AdminDSN is the connection string of a login with an owner's rights. By default it is the configuration's source.dsn.
 	AdminDSN string
-	// Ledger takes away the ledger's tables as well, with what is still owed and every dead letter.
+	// Ledger removes the ledger's tables as well, together with all parked events and dead letters.
 	Ledger bool
-	// WaitingForLock is told of the session that makes or drops the same, for whose end Destroy waits; it may be nil.
+	// WaitingForLock is called with the session that makes or drops the same things, while Destroy waits for its end. It may be
+	// nil.
 	WaitingForLock func(holder string)
 }
 
-// DestroyResult says what Destroy has taken away; what it has not was not there.
+// DestroyResult says what Destroy has removed. What it has not removed did not exist.
 type DestroyResult struct {
 	SlotDropped        bool `json:"slot_dropped"`
 	PublicationDropped bool `json:"publication_dropped"`
@@ -27,12 +29,12 @@ type DestroyResult struct {
 	LedgerDropped      bool `json:"ledger_dropped"`
 }
 
-// Destroy takes away what Init has made, but never the outbox.
+// Destroy removes what Init has made, but never the outbox.
 func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyResult, error) {
 	dsn := cmp.Or(o.AdminDSN, string(cfg.Source.DSN))
 	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped(), WaitingForLock: o.WaitingForLock}
 	if err := checkOwners(ctx, cfg, dsn); err != nil {
-		return DestroyResult{}, unreachable(err)
+		return DestroyResult{}, connector.Unavailable(err)
 	}
 	gone, err := provision.Destroy(ctx, provision.DestroyConfig{
 		Source: source(cfg), DSN: dsn, ReplicationDSN: string(cfg.Source.ReplicationDSN),
@@ -40,7 +42,7 @@ func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyR
 	})
 	result := DestroyResult{SlotDropped: gone.SlotDropped, PublicationDropped: gone.PublicationDropped, CheckpointDeleted: gone.CheckpointDeleted}
 	if err != nil || !o.Ledger {
-		return result, unreachable(err)
+		return result, connector.Unavailable(err)
 	}
 	result.LedgerDropped, err = migrations.Drop(ctx, dsn, m)
 	return result, migrationError(err)

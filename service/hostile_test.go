@@ -288,7 +288,7 @@ http: {listen: ""}
 		t.Fatal(err)
 	}
 	var stdout lockedBuffer
-	c, err := Build(w.cfg, Parts{
+	c, err := Build(w.cfg, BuildOptions{
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Health: &monitoring.Health{}, Stdout: &stdout, Metrics: monitoring.NewMetrics("", nil),
 	})
 	if err != nil {

@@ -13,45 +13,47 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
-// InitOptions say how Init makes things.
+// InitOptions say how Init works.
 type InitOptions struct {
-	// AdminDSN is of a login with an owner's rights; the configuration's own by default. It then also grants the
-	// configuration's login what that needs.
+	// AdminDSN is the connection string of a login with an owner's rights. By default it is the configuration's source.dsn. If it
+	// is of another login than that, Init also grants the login of source.dsn what the connector needs.
 	AdminDSN string
-	// SkipBacklog leaves undelivered what is in the outbox when the slot is made, instead of refusing.
+	// SkipBacklog leaves the rows that are in the outbox when the slot is made undelivered. Without it, Init refuses to make a slot
+	// if there are such rows.
 	SkipBacklog bool
-	// Timeout bounds each wait: for another process that makes or drops the same, and for open transactions when the slot is
-	// created; 0 means a minute.
+	// Timeout bounds each of two waits: for another process that makes or drops the same things, and for open transactions when
+	// the slot is created. 0 means a minute.
 	Timeout time.Duration
-	// Waiting is told for whom it waits, from another goroutine; it may be nil.
+	// Waiting is called with the open transactions that Init waits for. It is called on another goroutine. It may be nil.
 	Waiting func([]provision.Blocker)
-	// WaitingForLock is told of the session that makes or drops the same, for whose end Init waits; it may be nil.
+	// WaitingForLock is called with the session that makes or drops the same things, while Init waits for its end. It may be nil.
 	WaitingForLock func(holder string)
 }
 
-// InitResult says what Init has made; what it has not made was there.
+// InitResult says what Init has made. What it has not made existed before.
 type InitResult struct {
 	Migrations         []string `json:"migrations"`
 	PublicationCreated bool     `json:"publication_created"`
 	SlotCreated        bool     `json:"slot_created"`
-	// ConsistentPoint of a new slot: what commits from here on is delivered.
+	// ConsistentPoint is the LSN from which on a new slot delivers what commits.
 	ConsistentPoint string `json:"consistent_point,omitempty"`
-	// Warnings are of what is no reason to refuse.
+	// Warnings name what should be mended, but is no reason to refuse.
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Init makes what a run needs and is not there yet: tables, publication, slot and checkpoint. It may be called again, and
-// by several processes at once. Everything is looked at first, so that a refusal leaves nothing half made. Its
-// error may have ExitCode() int.
+// Init makes what a connector needs and what does not exist yet: tables, publication, slot and checkpoint. It may be called
+// again, and by several processes at once. It checks everything before it makes anything, so that a refusal leaves nothing half
+// made. The error may have a method ExitCode() int.
 func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	result, err := initAll(ctx, cfg, o)
-	return result, unreachable(err)
+	return result, connector.Unavailable(err)
 }
 
 func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
@@ -93,15 +95,15 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 	if made.SlotCreated {
 		result.ConsistentPoint = made.ConsistentPoint.String()
 	}
-	return result, registerSinks(ctx, cfg, setup, made.SlotCreated && !o.SkipBacklog)
+	return result, registerSinks(ctx, cfg, setup, made)
 }
 
-// InitPlan says in words what Init would do, and changes nothing.
+// InitPlan returns in words, a step each, what Init would do. It changes nothing.
 func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, error) {
 	setup := setupConfig(cfg, o)
 	steps, err := plan(ctx, cfg, setup)
 	if err != nil {
-		return nil, unreachable(err)
+		return nil, connector.Unavailable(err)
 	}
 	m, err := migrationOptions(ctx, cfg, setup)
 	if err != nil {
@@ -121,7 +123,8 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 	return append(first, steps...), nil
 }
 
-// plan reads the ledger, if there is one, only after it has made sure that it is not somebody else's.
+// plan returns the steps that provision.Plan finds. It reads the ledger, if there is one, only after checkOwners has accepted its
+// owners.
 func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig) ([]string, error) {
 	if err := checkOwners(ctx, cfg, setup.DSN); err != nil {
 		return nil, err
@@ -129,16 +132,16 @@ func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig) (
 	return provision.Plan(ctx, setup)
 }
 
-// checkOwners refuses a ledger of roles that are not trusted.
+// checkOwners refuses a ledger whose tables belong to roles that are not trusted.
 func checkOwners(ctx context.Context, cfg config.Config, dsn string) error {
 	return provision.WithConn(ctx, dsn, source(cfg), func(conn *pgx.Conn) error {
 		return migrations.Check(ctx, conn, migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped()})
 	})
 }
 
-// InitSQL is what an administrator runs where Init is to have no more rights than the connector: tables, publication and
-// the two logins with the least that they need. Init then makes slot and checkpoint. It reads the database only where
-// the outbox is a mapped table, whose type of id decides.
+// InitSQL returns SQL for an administrator to run where Init shall have no more rights than the connector. It makes tables,
+// publication and two logins with the least privileges that they need. Init then makes slot and checkpoint. InitSQL reads the
+// database only if the outbox is a mapped table, because the ledger needs the type of that table's ids.
 func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, error) {
 	setup := setupConfig(cfg, o)
 	m := migrations.Options{Schema: cfg.Source.LedgerSchema}
@@ -153,10 +156,10 @@ func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, err
 		return "", err
 	}
 	roles := provision.Roles{SQL: "outbox_cdc", Replication: "outbox_cdc_replication", SQLConnections: cfg.Source.MaxConnections}
-	if app := user(string(cfg.Source.DSN)); app != "" && app != user(setup.DSN) {
+	if app := userOf(string(cfg.Source.DSN)); app != "" && app != userOf(setup.DSN) {
 		roles.SQL = app
 	}
-	if stream := user(string(cfg.Source.ReplicationDSN)); stream != "" && stream != user(setup.DSN) {
+	if stream := userOf(string(cfg.Source.ReplicationDSN)); stream != "" && stream != userOf(setup.DSN) {
 		roles.Replication = stream
 	}
 	return text + provision.SQLText(setup.Source, roles), nil
@@ -178,7 +181,7 @@ func source(cfg config.Config) provision.Source {
 	}
 }
 
-// migrationOptions asks an outbox that exists for the type of its ids: the ledger's must be the same.
+// migrationOptions finds out which type the event ids of the ledger must have: that of the ids of an outbox that exists.
 func migrationOptions(ctx context.Context, cfg config.Config, setup provision.SetupConfig) (migrations.Options, error) {
 	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: setup.Source.Mapped()}
 	table, err := provision.FindTable(ctx, setup.DSN, setup.Source)
@@ -194,16 +197,16 @@ func migrationOptions(ctx context.Context, cfg config.Config, setup provision.Se
 	return m, nil
 }
 
-// grantee is the configuration's login where another one does the work.
+// grantee returns the login of source.dsn if another login does the work of Init, and "" otherwise.
 func grantee(cfg config.Config, setup provision.SetupConfig) string {
-	if app := user(string(cfg.Source.DSN)); app != user(setup.DSN) {
+	if app := userOf(string(cfg.Source.DSN)); app != userOf(setup.DSN) {
 		return app
 	}
 	return ""
 }
 
-// user of a DSN; one that cannot be parsed has none, which whoever connects will say.
-func user(dsn string) string {
+// userOf returns the user of a DSN. For a DSN that cannot be parsed it returns "": the first connection reports the error.
+func userOf(dsn string) string {
 	c, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return ""
@@ -219,10 +222,12 @@ func grant(ctx context.Context, cfg config.Config, setup provision.SetupConfig) 
 	return provision.Grant(ctx, setup.DSN, setup.Source, role)
 }
 
-// registerSinks makes the sinks known. What was in the outbox before them is owed to those of a first start.
-func registerSinks(ctx context.Context, cfg config.Config, setup provision.SetupConfig, fromStart bool) error {
+// registerSinks writes the sinks into outbox_processors. Only the sinks of a first start are owed the events that were in the
+// outbox before; that is why the processors have FromStart.
+func registerSinks(ctx context.Context, cfg config.Config, setup provision.SetupConfig, made provision.SetupResult) error {
+	fromStart := made.SlotCreated && !setup.SkipBacklog
 	var processors []provision.Processor
-	sinks, err := buildSinks(cfg, Parts{})
+	sinks, err := buildSinks(cfg, BuildOptions{})
 	if err != nil {
 		return err
 	}
@@ -235,14 +240,14 @@ func registerSinks(ctx context.Context, cfg config.Config, setup provision.Setup
 	})
 }
 
-// migrationError gives a refusal of the migrations its exit code: trying again cannot mend it.
+// migrationError attaches the exit code to an error of the migrations that no further try can mend.
 func migrationError(err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return err
 	}
 	switch pg.Code {
-	case "42P07": // tables of the same names, which are not ours
+	case "42P07": // tables with these names exist, and are not ours
 		return exitcode.With(exitcode.Config, err)
 	case "42501":
 		return exitcode.Errorf(exitcode.Privilege, "%w; give an owner's login by --dsn or OUTBOX_ADMIN_URL, or let an administrator run what --print-sql prints", err)
@@ -250,7 +255,8 @@ func migrationError(err error) error {
 	return err
 }
 
-// initialize is Init before a run, which tries again by itself where PostgreSQL is away.
+// initialize is Init as a connector does it before its first session. It logs what Init reports. It does not turn "PostgreSQL
+// cannot be reached" into an exit code, because the connector tries again.
 func initialize(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
 	result, err := initAll(ctx, cfg, InitOptions{
 		Waiting: func(b []provision.Blocker) {

@@ -359,11 +359,11 @@ func TestLeastPrivilege(t *testing.T) {
 func runAndDeliver(t *testing.T, w *world) {
 	t.Helper()
 	var stdout lockedBuffer
-	parts := Parts{
+	options := BuildOptions{
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Health: &monitoring.Health{}, Stdout: &stdout,
 		Metrics: monitoring.NewMetrics(w.cfg.Metrics.Prefix, monitoring.NewRegistry()),
 	}
-	c, err := Build(w.cfg, parts)
+	c, err := Build(w.cfg, options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,34 +19,36 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/publisher"
 )
 
-// OutboxServiceConfig configures a connector within a service. A field that is zero has the daemon's default, unless it says
-// otherwise. It becomes the same configuration that the daemon has; what the fields do not name is as there.
+// OutboxServiceConfig configures a connector within a service. A field that is zero stands for the daemon's default, unless the
+// field's comment says otherwise. The fields are translated into the daemon's configuration; every setting that has no field here
+// has the daemon's default too.
 type OutboxServiceConfig struct {
-	// ServiceName is the connector's name in the ledger; SERVICE_NAME by default, else Slot.
+	// ServiceName is the connector's name in the ledger. By default it is the variable SERVICE_NAME, and without that Slot.
 	ServiceName string
-	// DatabaseURL is for the replication stream and the ledger, as a *sql.DB does not tell its own; DATABASE_URL by default.
+	// DatabaseURL is for the replication stream and the ledger. It is needed because a *sql.DB does not tell which database it
+	// leads to. By default it is the variable DATABASE_URL.
 	DatabaseURL string
 	// Slot and Publication are outbox_cdc by default. All replicas of a service have the same, and so have all services that
 	// share an outbox table; services with other databases on the same server need slots of other names.
 	Slot, Publication string
-	// LedgerSchema is where the connector keeps its tables; by default beside event_outbox. It is needed where those of another
-	// outbox have taken their names, as after a migration.
+	// LedgerSchema is the schema of the connector's tables, by default that of event_outbox. Set it if tables of another outbox
+	// have the same names there, as after a migration.
 	LedgerSchema string
 
-	// PublisherType is kafka, redis_stream, webhook, event_bus, composite or stdout. It may be empty where there are Publishers
-	// or Sinks, which get every event as well.
+	// PublisherType is kafka, redis_stream, webhook, event_bus, composite or stdout. It may be empty if there are Publishers or
+	// Sinks. They get every event too.
 	PublisherType string
-	// PublisherConfig has the keys that such a sink has in the daemon's file, such as brokers and topic, url, headers and
-	// secret. For redis_stream, redis_url and stream may be written for url and topic. An event_bus without url is within the
-	// process: OutboxService.EventBus. A composite has strategy (all, any or primary), a map for each member, under
-	// its type, and members, their names in order, which any and primary need: the first is the primary.
+	// PublisherConfig has the keys of such a sink in the daemon's file, for example brokers and topic, or url, headers and secret.
+	// For redis_stream the keys url and topic may also be written redis_url and stream. An event_bus without url is one within
+	// the process: OutboxService.EventBus. A composite has the key strategy (all, any or primary), a map for each member under
+	// its type, and members: the members' names in order. The strategies any and primary need members; the first is the primary.
 	PublisherConfig map[string]any
-	// Publishers are the service's own, each a sink that is named by GetName. They are not closed.
+	// Publishers are written by the service. Each becomes a sink with the name that GetName returns. They are never closed.
 	Publishers []publisher.Publisher
-	// Sinks are the service's own, by name. Each is opened at the beginning of a session and closed at its end.
+	// Sinks are written by the service, by name. Each is opened at the beginning of a session and closed at its end.
 	Sinks map[string]func() (sinks.Sink, error)
 
-	// BatchSize is the most events that a sink is given at a time.
+	// BatchSize is the most events that a sink gets in one call.
 	BatchSize int
 	// PollInterval has no effect: nothing is polled.
 	PollInterval time.Duration
@@ -54,38 +56,39 @@ type OutboxServiceConfig struct {
 	MaxRetries int
 	// WorkerCount is the number of lanes of each sink.
 	WorkerCount int
-	// EnableMetrics registers the metrics with Registerer while the service runs; prometheus.DefaultRegisterer where that is nil.
+	// EnableMetrics registers the metrics with Registerer while the connector runs. A nil Registerer stands for
+	// prometheus.DefaultRegisterer.
 	EnableMetrics bool
 	Registerer    prometheus.Registerer
-	// RetentionDays is accepted. Nothing is deleted yet.
+	// RetentionDays has no effect yet: nothing is deleted.
 	RetentionDays int
 
-	// Without CircuitBreakerEnabled a sink that is away is never left alone.
+	// CircuitBreakerEnabled stops deliveries to a destination that is away. Without it the connector goes on trying.
 	CircuitBreakerEnabled      bool
-	CircuitBreakerMaxFailures  int           // batches in a row that found the destination away
-	CircuitBreakerResetTimeout time.Duration // after which it is asked whether it is back
+	CircuitBreakerMaxFailures  int           // the breaker opens after so many batches in a row have found the destination away
+	CircuitBreakerResetTimeout time.Duration // an open breaker lets one message ask after this time
 
 	// Logger is slog.Default() by default.
 	Logger *slog.Logger
 }
 
-// embedded is what an OutboxServiceConfig comes to.
-type embedded struct {
+// loadedConfig is the result of OutboxServiceConfig.load.
+type loadedConfig struct {
 	config   config.Config
 	warnings []string
-	opens    map[string]func() (sinks.Sink, error) // the sinks that are made in Go
-	bus      *eventbus.Bus                         // nil where none is in the process
+	openers  map[string]func() (sinks.Sink, error) // of the sinks that are made in Go
+	bus      *eventbus.Bus                         // nil if there is none within the process
 }
 
-// explicit is the environment for a configuration that says all by itself.
-func (c *OutboxServiceConfig) explicit() []string {
+// explicitEnviron returns the only variables that NewOutboxService reads. All else it takes from the fields.
+func (c *OutboxServiceConfig) explicitEnviron() []string {
 	return []string{"SERVICE_NAME=" + os.Getenv("SERVICE_NAME"), "DATABASE_URL=" + cmp.Or(c.DatabaseURL, os.Getenv("DATABASE_URL"))}
 }
 
-// load makes the daemon's configuration: c becomes its file, over which environ prevails. The error is a *config.Error with
-// all that is wrong, and with the mistakes that were found before.
-func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake) (embedded, error) {
-	d := document{environ: environ, mistakes: mistakes, embedded: embedded{opens: map[string]func() (sinks.Sink, error){}}}
+// load makes the daemon's configuration: it writes c as the daemon's file, and lets package config read that together with environ,
+// which prevails. The error is a *config.Error with all that is wrong, including the mistakes that were found before.
+func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake) (loadedConfig, error) {
+	d := document{environ: environ, mistakes: mistakes, loadedConfig: loadedConfig{openers: map[string]func() (sinks.Sink, error){}}}
 	file := map[string]any{
 		"name": optional(c.ServiceName),
 		"source": map[string]any{
@@ -99,7 +102,7 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 		},
 		"http": map[string]any{"listen": ""},
 	}
-	d.publishers(c)
+	d.addPublishers(c)
 	if d.sinks != nil {
 		file["sinks"] = d.sinks
 	}
@@ -108,14 +111,14 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 	}
 	data, err := yaml.Marshal(d.plain("", file))
 	if err != nil {
-		return embedded{}, err
+		return loadedConfig{}, err
 	}
 	cfg, warnings, err := config.Parse("", data, environ, config.Options{CheckSink: CheckSink, NoSinks: true, InProcess: true})
 	d.report(err)
 	if d.mistakes != nil {
-		return embedded{}, &config.Error{Mistakes: d.mistakes}
+		return loadedConfig{}, &config.Error{Mistakes: d.mistakes}
 	}
-	cfg.HTTP.Listen = "" // a service has its own
+	cfg.HTTP.Listen = "" // a service has an HTTP server of its own
 	d.config = cfg
 	for _, w := range warnings {
 		d.warnings = append(d.warnings, d.fieldsIn(w))
@@ -126,10 +129,10 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 	if c.RetentionDays > 0 {
 		d.warnings = append(d.warnings, "RetentionDays has no effect yet: nothing is deleted")
 	}
-	return d.embedded, nil
+	return d.loadedConfig, nil
 }
 
-// optional leaves out a zero.
+// optional returns nil for a zero, so that the file leaves the key out.
 func optional[T comparable](v T) any {
 	if v == *new(T) {
 		return nil
@@ -137,15 +140,15 @@ func optional[T comparable](v T) any {
 	return v
 }
 
-// publishers adds the sinks of c.
-func (d *document) publishers(c *OutboxServiceConfig) {
+// addPublishers adds the sinks of c.
+func (d *document) addPublishers(c *OutboxServiceConfig) {
 	switch {
 	case c.PublisherType == config.SinkComposite:
-		d.composite(c.PublisherConfig)
+		d.addComposite(c.PublisherConfig)
 	case c.PublisherType != "" && !slices.Contains(publisherTypes, c.PublisherType):
 		d.wrong("PublisherType", noType, c.PublisherType, strings.Join(publisherTypes, ", "))
 	case c.PublisherType != "":
-		d.sink(c.PublisherType, c.PublisherConfig, "PublisherConfig")
+		d.addSink(c.PublisherType, c.PublisherConfig, "PublisherConfig")
 	case len(c.PublisherConfig) > 0:
 		d.wrong("PublisherType", "missing; write that of PublisherConfig, such as %s", config.SinkKafka)
 	case len(c.Publishers)+len(c.Sinks) == 0:
@@ -155,21 +158,21 @@ func (d *document) publishers(c *OutboxServiceConfig) {
 		if at := fmt.Sprintf("Publishers[%d]", i); p == nil {
 			d.wrong(at, "is nil")
 		} else {
-			// One for all sessions: it knows which Publish is still running.
+			// All sessions share one sink, because it knows which calls of Publish are still running.
 			s := keptOpen{publisher.New(p)}
-			d.own(p.GetName(), at, func() (sinks.Sink, error) { return s, nil })
+			d.addGoSink(p.GetName(), at, func() (sinks.Sink, error) { return s, nil })
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Sinks)) {
 		if at := fmt.Sprintf("Sinks[%q]", name); c.Sinks[name] == nil {
 			d.wrong(at, "is nil")
 		} else {
-			d.own(name, at, c.Sinks[name])
+			d.addGoSink(name, at, c.Sinks[name])
 		}
 	}
 }
 
-// keptOpen is closed by whoever made it.
+// keptOpen is a sink that stays open when a session closes it.
 type keptOpen struct{ sinks.Sink }
 
 func (keptOpen) Close() error { return nil }

@@ -105,8 +105,8 @@ func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 			t.Errorf("%s: -want +got:\n%s", name, diff)
 		}
 		for _, s := range got.config.Sinks { // none without its maker
-			if (s.Type == config.SinkInProcess) != (got.opens[s.Name] != nil) {
-				t.Errorf("%s: sink %s of type %s opens by %v", name, s.Name, s.Type, got.opens)
+			if (s.Type == config.SinkInProcess) != (got.openers[s.Name] != nil) {
+				t.Errorf("%s: sink %s of type %s opens by %v", name, s.Name, s.Type, got.openers)
 			}
 		}
 	}

@@ -18,12 +18,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/eventbus"
 )
 
-// document is an OutboxServiceConfig on its way to become the daemon's file.
+// document collects what becomes the daemon's file while an OutboxServiceConfig is translated, and the mistakes.
 type document struct {
-	embedded
+	loadedConfig
 	environ  []string
-	sinks    []any    // of the file
-	places   []string // where in OutboxServiceConfig each of them stands
+	sinks    []any    // the sinks of the file
+	places   []string // for each of these sinks, its path in OutboxServiceConfig
 	mistakes []config.Mistake
 }
 
@@ -37,17 +37,17 @@ var (
 	strategies     = []string{config.StrategyAll, config.StrategyAny, config.StrategyPrimary}
 )
 
-// What is said of a value that is none of those.
+// Texts of mistakes: a value is none of publisherTypes or memberTypes, or none of strategies.
 const (
 	noType     = "%q is no type of sink; write one of %s"
 	noStrategy = "is unknown; write %s"
 )
 
-// platformKeys are the platform's names for keys of ours.
+// platformKeys maps, for a type of sink, the platform's names of keys to ours.
 var platformKeys = map[string]map[string]string{config.SinkRedis: {"redis_url": "url", "stream": "topic"}}
 
-// sink adds the sink of a PublisherConfig, and gives its name.
-func (d *document) sink(typ string, settings map[string]any, at string) (name string) {
+// addSink adds the sink that settings describe, and returns its name. at is the path of settings.
+func (d *document) addSink(typ string, settings map[string]any, at string) (name string) {
 	sink := map[string]any{"name": typ, "type": typ}
 	for _, key := range slices.Sorted(maps.Keys(settings)) {
 		ours := cmp.Or(platformKeys[typ][key], key)
@@ -71,16 +71,16 @@ func (d *document) sink(typ string, settings map[string]any, at string) (name st
 	}
 	d.add(sink, at)
 	if sink["type"] == config.SinkInProcess {
-		d.opens[name] = func() (sinks.Sink, error) { return d.bus, nil }
+		d.openers[name] = func() (sinks.Sink, error) { return d.bus, nil }
 	}
 	return name
 }
 
-// own adds a sink that is made in Go.
-func (d *document) own(name, at string, open func() (sinks.Sink, error)) {
+// addGoSink adds a sink that is made in Go.
+func (d *document) addGoSink(name, at string, open func() (sinks.Sink, error)) {
 	d.add(map[string]any{"name": name, "type": config.SinkInProcess}, at)
-	if d.opens[name] == nil { // another of this name is a mistake, which the configuration tells
-		d.opens[name] = open
+	if d.openers[name] == nil { // if the name is taken, package config reports it
+		d.openers[name] = open
 	}
 }
 
@@ -88,8 +88,8 @@ func (d *document) add(sink map[string]any, at string) {
 	d.sinks, d.places = append(d.sinks, sink), append(d.places, at)
 }
 
-// composite adds the members that settings describe, and the composite where it has more than one.
-func (d *document) composite(settings map[string]any) {
+// addComposite adds the members that settings describe, and the composite if it has more than one member.
+func (d *document) addComposite(settings map[string]any) {
 	const at = "PublisherConfig"
 	strategy, isText := textOf(settings["strategy"])
 	switch {
@@ -114,7 +114,7 @@ func (d *document) composite(settings map[string]any) {
 		if !ok && value != nil {
 			d.wrong(at+"."+typ, "must be a map[string]any")
 		} else {
-			described = append(described, d.sink(typ, member, at+"."+typ))
+			described = append(described, d.addSink(typ, member, at+"."+typ))
 		}
 	}
 	members := described
@@ -129,20 +129,20 @@ func (d *document) composite(settings map[string]any) {
 				d.wrong(at+".members", "leaves out %q, which is described beside it", name)
 			}
 		}
-	} else if len(members) > 1 && strategy != config.StrategyAll { // a map has no order
+	} else if len(members) > 1 && strategy != config.StrategyAll { // the map does not tell their order
 		d.wrong(at+".members", "missing; write them in their order, such as []string{%q, %q}", members[0], members[1])
 		return
 	}
 	switch {
 	case len(members) == 0:
 		d.wrong(at, "describes no member; write %s with its keys", config.SinkKafka)
-	case len(members) == 1 && slices.Equal(members, described): // a composite of one is that one
+	case len(members) == 1 && slices.Equal(members, described): // the only member takes the place of the composite
 	default:
 		d.add(map[string]any{"name": config.SinkComposite, "type": config.SinkComposite, "strategy": strategy, "members": members}, at)
 	}
 }
 
-// textOf gives the text of a string, also of one whose type has a name.
+// textOf returns the text of a string, also of a type that is defined as a string.
 func textOf(v any) (text string, ok bool) {
 	r := reflect.ValueOf(v)
 	if r.Kind() != reflect.String {
@@ -151,7 +151,7 @@ func textOf(v any) (text string, ok bool) {
 	return r.String(), true
 }
 
-// stringsOf gives the texts of a []string or a []any.
+// stringsOf returns the texts of a []string or a []any.
 func stringsOf(v any) (texts []string, ok bool) {
 	switch v := v.(type) {
 	case []string:
@@ -169,7 +169,8 @@ func stringsOf(v any) (texts []string, ok bool) {
 	return nil, false
 }
 
-// plain copies what YAML can hold; bytes are a text. A $ is doubled, as the file's would refer to a variable.
+// plain copies a value that YAML can hold. Bytes become a text. A $ is doubled, because in the file a $ refers to a variable. What
+// YAML cannot hold is a mistake.
 func (d *document) plain(path string, v any) any {
 	if duration, ok := v.(time.Duration); ok {
 		return duration.String()
@@ -210,7 +211,8 @@ func (d *document) plain(path string, v any) any {
 	return nil
 }
 
-// report takes over what config has found, by the names that it has here.
+// report adds the mistakes that package config has found, with paths and keys of the file replaced by fields of
+// OutboxServiceConfig.
 func (d *document) report(err error) {
 	if err == nil {
 		return
@@ -220,7 +222,7 @@ func (d *document) report(err error) {
 		d.mistakes = append(d.mistakes, config.Mistake{Text: err.Error()})
 		return
 	}
-	ours := d.mistakes // what is wrong with them is not told twice
+	ours := d.mistakes // a path that has one of these is not reported again
 	for _, m := range found.Mistakes {
 		text := d.fieldsIn(m.Text)
 		if m.Variable != "" && m.Variable != "DATABASE_URL" {
@@ -229,13 +231,13 @@ func (d *document) report(err error) {
 		}
 		path := d.field(m.Path)
 		if !slices.ContainsFunc(ours, func(other config.Mistake) bool { return other.Path == path }) {
-			d.mistakes = append(d.mistakes, config.Mistake{Path: path, Text: d.otherWays(text)})
+			d.mistakes = append(d.mistakes, config.Mistake{Path: path, Text: d.withoutVariables(text)})
 		}
 	}
 }
 
-// otherWays leaves out variables that would have no effect.
-func (d *document) otherWays(text string) string {
+// withoutVariables removes the advice to set a variable from a text, if no OUTBOX_ variables are read.
+func (d *document) withoutVariables(text string) string {
 	if slices.ContainsFunc(d.environ, func(e string) bool { return strings.HasPrefix(e, "OUTBOX_") }) {
 		return text
 	}
@@ -247,17 +249,17 @@ var (
 	sinkPath        = regexp.MustCompile(`\bsinks\[(\d+)\](?:\.([a-z_]+))?`)
 )
 
-// fieldOf are the fields of OutboxServiceConfig for keys of the file.
+// fieldOf maps keys of the file to fields of OutboxServiceConfig.
 var fieldOf = map[string]string{
 	"name": "ServiceName", "source.dsn": "DatabaseURL", "source.slot": "Slot", "source.publication": "Publication", "source.ledger_schema": "LedgerSchema",
 	"delivery.batch_size": "BatchSize", "delivery.max_retries": "MaxRetries", "delivery.lanes": "WorkerCount",
 	"breaker.max_failures": "CircuitBreakerMaxFailures", "breaker.reset_timeout": "CircuitBreakerResetTimeout",
 }
 
-// field is the name that a path has in OutboxServiceConfig.
+// field returns what a path of the file is called in OutboxServiceConfig.
 func (d *document) field(path string) string { return cmp.Or(fieldOf[path], d.fieldsIn(path)) }
 
-// fieldsIn puts such names in the place of sinks in a text.
+// fieldsIn replaces paths of sinks in a text, such as sinks[0].url, by their paths in OutboxServiceConfig.
 func (d *document) fieldsIn(text string) string {
 	return sinkPath.ReplaceAllStringFunc(text, func(path string) string {
 		m := sinkPath.FindStringSubmatch(path)

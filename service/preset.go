@@ -12,21 +12,21 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// Preset is what a service of the platform need not say again. The environment, with the variables that the daemon has, beats
-// it; where the destinations are, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL, only the environment says.
+// Preset holds the settings of a service of the platform. The environment, which has the same variables as for the daemon,
+// prevails over it. The addresses of the destinations, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL come from the environment
+// only.
 type Preset struct {
 	Service string
-	// Sinks are types, as in OutboxServiceConfig.PublisherType; each gets every event. OUTBOX_PUBLISHER_TYPE replaces
-	// them.
+	// Sinks are types, as in OutboxServiceConfig.PublisherType. Each sink gets every event. OUTBOX_PUBLISHER_TYPE replaces them.
 	Sinks []string
-	// Topics by type of sink: of kafka a topic, of redis_stream a stream, of event_bus a subject. They may have
-	// fields, as outbox.event.{aggregate_type}, which is also the default.
+	// Topics by the type of the sink: for kafka a topic, for redis_stream a stream, for event_bus a subject. They may contain
+	// fields, as in outbox.event.{aggregate_type}, which is also the default.
 	Topics map[string]string
-	// Lanes of each sink; 0 is the daemon's default.
+	// Lanes of each sink. 0 means the daemon's default.
 	Lanes int
 }
 
-// presets are those of services that have a function of their own.
+// presets holds the presets of those services that have a Setup function of their own.
 var presets = map[string]Preset{
 	"user-service": {
 		Service: "user-service", Sinks: []string{config.SinkKafka}, Lanes: 2,
@@ -39,14 +39,15 @@ func SetupForUserService(db *sql.DB) (*OutboxService, error) {
 	return Setup(db, presets["user-service"])
 }
 
-// Setup is NewOutboxService for a service that has a preset, and for the environment.
+// Setup is NewOutboxService with a configuration that consists of a preset and the environment.
 func Setup(db *sql.DB, p Preset) (*OutboxService, error) {
 	c, environ, mistakes := p.config(os.Environ())
-	return newOutboxService(db, c, environ, mistakes...)
+	return assemble(db, c, environ, mistakes...)
 }
 
-// config makes of the preset what the environment has not said, and gives what is left of that. In the place of a variable
-// that is wrong, the rest is checked with what the preset says.
+// config makes an OutboxServiceConfig out of the preset, those variables of environ that choose the sinks, and
+// OUTBOX_RETENTION_DAYS. It returns the other variables as rest: they apply as they do for the daemon. If a variable is wrong,
+// config uses the preset's value instead, so that the rest of the configuration can be checked as well.
 func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, mistakes []config.Mistake) {
 	env := map[string]string{}
 	for _, e := range environ {
@@ -56,7 +57,7 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 	variable := func(name, format string, args ...any) {
 		mistakes = append(mistakes, config.Mistake{Variable: name, Path: name, Text: fmt.Sprintf(format, args...)})
 	}
-	// known says whether this may be the type of a sink, and tells of it if not.
+	// known reports whether typ can be the type of a sink. If not, it adds a mistake.
 	known := func(typ string, at config.Mistake) bool {
 		if slices.Contains(memberTypes, typ) {
 			return true
@@ -75,7 +76,7 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 		}
 	}
 	if types == nil && len(p.Sinks) > 0 {
-		types = []string{config.SinkStdout} // of which nothing else can be wrong
+		types = []string{config.SinkStdout} // needs no settings, so it adds no mistakes of its own
 	}
 	c = OutboxServiceConfig{ServiceName: p.Service, WorkerCount: p.Lanes, EnableMetrics: true, CircuitBreakerEnabled: true}
 	strategy := config.StrategyAll
@@ -106,7 +107,7 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 		variable("OUTBOX_PUBLISHER_TYPE", noType, typ, strings.Join(publisherTypes, ", "))
 	}
 	switch {
-	case len(types) == 0: // is a mistake
+	case len(types) == 0: // NewOutboxService reports that a type is missing
 	case len(types) == 1 && !ordered:
 		c.PublisherType, c.PublisherConfig = types[0], p.settings(types[0])
 	default:
@@ -116,7 +117,8 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 			c.PublisherConfig[typ] = p.settings(typ)
 		}
 	}
-	if days := env["OUTBOX_RETENTION_DAYS"]; days != "" { // the daemon refuses it, and it is in every environment of the platform
+	// The daemon refuses this variable, but every environment of the platform has it.
+	if days := env["OUTBOX_RETENTION_DAYS"]; days != "" {
 		var err error
 		if c.RetentionDays, err = strconv.Atoi(days); err != nil || c.RetentionDays < 0 {
 			variable("OUTBOX_RETENTION_DAYS", "is no number of days")
@@ -132,6 +134,7 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 	return c, rest, mistakes
 }
 
+// settings returns the PublisherConfig of a sink of this type.
 func (p Preset) settings(typ string) map[string]any {
 	settings := map[string]any{}
 	if topic := p.Topics[typ]; topic != "" {

@@ -11,29 +11,29 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
-// RunOptions say how Run runs.
+// RunOptions say how to run a connector.
 type RunOptions struct {
-	// Init does what the command init does, first.
+	// Init makes what is missing in the database first, as the command init does.
 	Init   bool
 	Logger *slog.Logger
 }
 
-// Run runs the connector of cfg with its HTTP server until ctx ends and the connector has drained. Its error may have
-// ExitCode() int.
-func Run(ctx context.Context, cfg config.Config, opts RunOptions) error {
+// Run runs the connector that cfg describes, with its HTTP server, until ctx ends and the connector has drained. The error may
+// have a method ExitCode() int.
+func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	reg := monitoring.NewRegistry()
-	parts := Parts{Logger: opts.Logger, Health: &monitoring.Health{}, Stdout: os.Stdout, Metrics: monitoring.NewMetrics(cfg.Metrics.Prefix, reg)}
+	build := BuildOptions{Logger: o.Logger, Health: &monitoring.Health{}, Stdout: os.Stdout, Metrics: monitoring.NewMetrics(cfg.Metrics.Prefix, reg)}
 	if !cfg.Metrics.Enabled {
 		reg = nil
 	}
-	if opts.Init {
-		parts.Prepare = func(ctx context.Context) error { return initialize(ctx, cfg, opts.Logger) }
+	if o.Init {
+		build.Prepare = func(ctx context.Context) error { return initialize(ctx, cfg, o.Logger) }
 	}
-	c, err := Build(cfg, parts)
+	c, err := Build(cfg, build)
 	if err != nil {
 		return err
 	}
-	// The server outlives the connector: health can be asked during the drain.
+	// The HTTP server ends after the connector, so that it answers during the drain as well.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -41,7 +41,7 @@ func Run(ctx context.Context, cfg config.Config, opts RunOptions) error {
 	if cfg.HTTP.Listen != "" {
 		g.Go(func() error {
 			err := monitoring.Server{
-				Listen: cfg.HTTP.Listen, Hosts: cfg.HTTP.Hosts, Handler: monitoring.Handler(reg, parts.Health), Logger: opts.Logger,
+				Listen: cfg.HTTP.Listen, Hosts: cfg.HTTP.Hosts, Handler: monitoring.Handler(reg, build.Health), Logger: o.Logger,
 			}.Serve(serving)
 			if err != nil {
 				stop(err)

@@ -23,16 +23,17 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/webhook"
 )
 
-// buildSinks makes the connector's sinks of the configured ones: all but the composites, which are routing, and the
-// members of an "any", which are one sink together.
-func buildSinks(cfg config.Config, p Parts) ([]connector.Sink, error) {
-	all, _, err := buildSinksAndMembers(cfg, p)
+// buildSinks makes the connector's sinks out of the configured ones, in their order. A composite with the strategy "any" becomes
+// one sink in place of its members. Any other composite is no sink: its members are, and buildRoutes sends events to them.
+func buildSinks(cfg config.Config, o BuildOptions) ([]connector.Sink, error) {
+	all, _, err := buildSinksAndMembers(cfg, o)
 	return all, err
 }
 
-// buildSinksAndMembers does what buildSinks does. It also returns the members of each "any", by the name of the composite.
-func buildSinksAndMembers(cfg config.Config, p Parts) ([]connector.Sink, map[string][]connector.Sink, error) {
-	b := newSinkBuilder(cfg, p)
+// buildSinksAndMembers does what buildSinks does. It also returns the members of each composite with the strategy "any", by the
+// name of the composite.
+func buildSinksAndMembers(cfg config.Config, o BuildOptions) ([]connector.Sink, map[string][]connector.Sink, error) {
+	b := newSinkBuilder(cfg, o)
 	built := map[string]connector.Sink{}
 	members := map[string][]connector.Sink{}
 	var all []config.Mistake
@@ -40,7 +41,7 @@ func buildSinksAndMembers(cfg config.Config, p Parts) ([]connector.Sink, map[str
 		if sc.Composite != nil {
 			continue
 		}
-		s, mistakes := b.build(sc)
+		s, mistakes := b.buildSink(sc)
 		for _, m := range mistakes {
 			m.Path = strings.TrimSuffix(fmt.Sprintf("sinks[%d].%s", i, m.Path), ".")
 			all = append(all, m)
@@ -82,7 +83,7 @@ func buildSinksAndMembers(cfg config.Config, p Parts) ([]connector.Sink, map[str
 	return out, members, nil
 }
 
-// anyOf makes one sink of the members of a composite.
+// anyOf makes one sink out of the members of a composite with the strategy "any".
 func anyOf(sc config.Sink, members []connector.Sink) (connector.Sink, error) {
 	description, err := json.Marshal(map[string]any{"strategy": sc.Composite.Strategy, "members": sc.Composite.Members})
 	return connector.Sink{
@@ -96,7 +97,7 @@ func openAny(from []connector.Sink) (sinks.Sink, error) {
 	for _, s := range from {
 		sink, err := s.Open()
 		if err != nil {
-			_ = composite.NewAny(members...).Close() // of what was never used
+			_ = composite.NewAny(members...).Close() // none of them was used
 			return nil, fmt.Errorf("member %q: %w", s.Name, err)
 		}
 		members = append(members, composite.Member{Name: s.Name, Sink: sink, Address: func(e *outbox.Event) (topic, key string) {
@@ -106,7 +107,7 @@ func openAny(from []connector.Sink) (sinks.Sink, error) {
 	return composite.NewAny(members...), nil
 }
 
-// buildRoutes puts in the place of a composite the sinks that it stands for.
+// buildRoutes makes the connector's routes. Where a route names a composite that is no sink, it names the members instead.
 func buildRoutes(cfg config.Config) ([]connector.Route, error) {
 	members := map[string][]string{}
 	for _, s := range cfg.Sinks {
@@ -143,35 +144,36 @@ func buildRoutes(cfg config.Config) ([]connector.Route, error) {
 	return out, nil
 }
 
-// sinkBuilder knows what all sinks share.
+// sinkBuilder holds what the builders of all types of sinks need.
 type sinkBuilder struct {
-	parts   Parts
-	source  string            // of CloudEvents, where none is configured
-	columns map[string]string // our names of the columns by the user's
+	options BuildOptions
+	source  string            // the source of CloudEvents for sinks that configure none
+	columns map[string]string // from the names of the user's columns to those of event_outbox
 }
 
-func newSinkBuilder(cfg config.Config, p Parts) sinkBuilder {
+func newSinkBuilder(cfg config.Config, o BuildOptions) sinkBuilder {
 	database := "postgres"
 	if c, err := pgx.ParseConfig(string(cfg.Source.DSN)); err == nil && c.Database != "" {
 		database = c.Database
 	}
 	c := cfg.Source.Columns
-	// With the id it names an event; ids of other tables than our own may be numbers, which begin at 1 in each.
+	// Source and id together must name one event. The ids of a table of the user's own may be numbers that begin at 1, as those
+	// of another such table do, so the source of such an event names the table.
 	source := "/outbox/" + url.PathEscape(database)
 	if table := cfg.Source.Table; table != config.Default().Source.Table {
 		source += "/" + url.PathEscape(table)
 	}
-	b := sinkBuilder{parts: p, source: source + "/{aggregate_type}", columns: map[string]string{
+	b := sinkBuilder{options: o, source: source + "/{aggregate_type}", columns: map[string]string{
 		c.ID: "id", c.AggregateType: "aggregate_type", c.AggregateID: "aggregate_id", c.EventType: "event_type", c.EventVersion: "event_version",
 		c.TenantID: "tenant_id", c.CorrelationID: "correlation_id", c.CausationID: "causation_id", c.CreatedAt: "created_at",
 	}}
-	delete(b.columns, "") // of those that the table does not have
+	delete(b.columns, "") // the key of all optional columns that the table does not have
 	return b
 }
 
-// build makes one sink. What its package finds wrong with the configuration shows here already, not in the first session.
-// It connects to nothing.
-func (b sinkBuilder) build(sc config.Sink) (connector.Sink, []config.Mistake) {
+// buildSink makes one sink that is no composite. It connects to nothing. It opens and closes the sink once, so that what the
+// sink's package finds wrong with the configuration shows now, and not in the first session.
+func (b sinkBuilder) buildSink(sc config.Sink) (connector.Sink, []config.Mistake) {
 	s := connector.Sink{Name: sc.Name, Type: sc.Type}
 	var mistakes []config.Mistake
 	for _, t := range []struct {
@@ -184,30 +186,31 @@ func (b sinkBuilder) build(sc config.Sink) (connector.Sink, []config.Mistake) {
 			mistakes = append(mistakes, config.Mistake{Path: t.key, Text: err.Error()})
 		}
 	}
-	description := map[string]any{"topic": config.ShownTemplate(sc.Topic), "key": config.ShownTemplate(sc.Key)} // no secrets
+	// The description is stored in outbox_processors, so it must not hold secrets.
+	description := map[string]any{"topic": config.ShownTemplate(sc.Topic), "key": config.ShownTemplate(sc.Key)}
 	var wrong []config.Mistake
 	switch sc.Type {
 	case config.SinkKafka:
 		description["brokers"], description["format"] = sc.Kafka.Brokers, sc.Kafka.Formats
-		s.Open, wrong = b.kafka(sc.Kafka)
+		s.Open, wrong = b.kafkaSink(sc.Kafka)
 	case config.SinkRedis:
 		description["url"], description["addresses"] = sc.Redis.URL.String(), sc.Redis.Addresses
-		s.Open, wrong = b.redis(sc.Redis)
+		s.Open, wrong = b.redisSink(sc.Redis)
 	case config.SinkWebhook:
 		description["url"], description["body"] = sc.Webhook.URL.String(), sc.Webhook.Body
-		s.Open, wrong = b.webhook(sc.Webhook)
+		s.Open, wrong = b.webhookSink(sc.Webhook)
 	case config.SinkEventBus:
 		description["url"] = sc.EventBus.URL.String()
-		s.Open, wrong = b.eventBus(sc.EventBus)
+		s.Open, wrong = b.eventBusSink(sc.EventBus)
 	case config.SinkInProcess:
-		s.Open = b.parts.InProcess[sc.Name] // not needed where nothing is delivered
+		s.Open = b.options.InProcess[sc.Name] // nil if the connector is not going to run
 	case config.SinkStdout:
-		s.Open = func() (sinks.Sink, error) { return stdout.New(b.parts.Stdout), nil }
+		s.Open = func() (sinks.Sink, error) { return stdout.New(b.options.Stdout), nil }
 	default:
 		return s, []config.Mistake{{Path: "type", Text: fmt.Sprintf("%q is not built", sc.Type)}}
 	}
-	if sc.Type != config.SinkInProcess { // whose owner has made it already
-		wrong = append(wrong, check(s.Open)...)
+	if sc.Type != config.SinkInProcess { // this one exists already, and has no configuration that could be wrong
+		wrong = append(wrong, mistakesOfOpening(s.Open)...)
 	}
 	var err error
 	if s.Description, err = json.Marshal(description); err != nil {
@@ -216,12 +219,13 @@ func (b sinkBuilder) build(sc config.Sink) (connector.Sink, []config.Mistake) {
 	return s, append(mistakes, wrong...)
 }
 
+// opener is connector.Sink.Open.
 type opener func() (sinks.Sink, error)
 
-func (b sinkBuilder) kafka(k *config.Kafka) (opener, []config.Mistake) {
+func (b sinkBuilder) kafkaSink(k *config.Kafka) (opener, []config.Mistake) {
 	t, mistakes := tlsConfig(k.TLS)
 	c := kafka.Config{
-		Brokers: k.Brokers, ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.parts.Logger, TLS: t,
+		Brokers: k.Brokers, ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.options.Logger, TLS: t,
 		SASL:    kafka.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: string(k.SASL.Password)},
 		Formats: k.Formats, Source: cmp.Or(k.Source, b.source), Placement: k.Placement, Columns: b.columns, HeaderEncoding: k.HeaderEncoding,
 		HeadersFromMetadata: k.HeadersFromMetadata, TombstoneOnEmptyPayload: k.TombstoneOnEmptyPayload, LSNHeader: k.LSNHeader,
@@ -230,7 +234,7 @@ func (b sinkBuilder) kafka(k *config.Kafka) (opener, []config.Mistake) {
 	return func() (sinks.Sink, error) { return kafka.New(c) }, mistakes
 }
 
-func (b sinkBuilder) redis(r *config.Redis) (opener, []config.Mistake) {
+func (b sinkBuilder) redisSink(r *config.Redis) (opener, []config.Mistake) {
 	t, mistakes := tlsConfig(r.TLS)
 	c := redisstream.Config{
 		URL: string(r.URL), Addresses: r.Addresses, Master: r.Master, Username: r.Username, Password: string(r.Password),
@@ -239,7 +243,7 @@ func (b sinkBuilder) redis(r *config.Redis) (opener, []config.Mistake) {
 	return func() (sinks.Sink, error) { return redisstream.New(c) }, mistakes
 }
 
-func (b sinkBuilder) webhook(w *config.Webhook) (opener, []config.Mistake) {
+func (b sinkBuilder) webhookSink(w *config.Webhook) (opener, []config.Mistake) {
 	t, mistakes := tlsConfig(w.TLS)
 	c := webhook.Config{
 		URL: string(w.URL), Headers: map[string]string{}, Body: w.Body, Source: cmp.Or(w.Source, b.source), AllowHosts: w.AllowHosts,
@@ -254,7 +258,7 @@ func (b sinkBuilder) webhook(w *config.Webhook) (opener, []config.Mistake) {
 	return func() (sinks.Sink, error) { return webhook.New(c) }, mistakes
 }
 
-func (b sinkBuilder) eventBus(e *config.EventBus) (opener, []config.Mistake) {
+func (b sinkBuilder) eventBusSink(e *config.EventBus) (opener, []config.Mistake) {
 	t, mistakes := tlsConfig(e.TLS)
 	c := eventbus.Config{
 		URL: string(e.URL), Name: e.ClientName, CredentialsFile: e.CredentialsFile, NKeySeedFile: e.NKeyFile, TLS: t,

@@ -89,7 +89,7 @@ func TestBuildFindsMistakes(t *testing.T) {
 		"sinks[0].secret[0]": "{name: w, type: webhook, url: \"https://h\", secret: \"whsec_%%%\"}",
 		"sinks[0].url":       "{name: r, type: redis_stream, url: \"redis://h/not-a-number\"}",
 	} {
-		_, err := Build(loadFile(t, "sinks: ["+sink+"]\n"), Parts{})
+		_, err := Build(loadFile(t, "sinks: ["+sink+"]\n"), BuildOptions{})
 		wantExit(t, err, exitcode.Config, want)
 		if err != nil && strings.Contains(err.Error(), "%%%") {
 			t.Errorf("a secret is told: %v", err)
@@ -106,7 +106,7 @@ func TestDefaultSource(t *testing.T) {
 		"sales.event outbox":   "/outbox/shop/sales.event%20outbox/{aggregate_type}",
 	} {
 		cfg := loadFile(t, "source: {table: "+table+"}\n"+allSinks)
-		if got := newSinkBuilder(cfg, Parts{}).source; got != want {
+		if got := newSinkBuilder(cfg, BuildOptions{}).source; got != want {
 			t.Errorf("%s: %s, want %s", table, got, want)
 		}
 	}

@@ -8,146 +8,148 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
-// Status is how an OutboxService does.
+// Status is the state of an OutboxService.
 type Status struct {
 	ServiceName string `json:"service_name"`
-	// Running is from Start to Stop, or to an error that ends the connector.
+	// Running is true from Start until Stop, or until an error ends the connector.
 	Running bool `json:"running"`
-	// Report says whether it is ready, whether it streams (monitoring.RoleLeader) or stands by, and how its parts do.
+	// Report says whether the connector is ready, whether it streams (monitoring.RoleLeader) or stands by, and whether each of its
+	// components works.
 	monitoring.Report
-	// Error is with what the connector has ended, if with one.
+	// Error is the error that has ended the connector, if one has.
 	Error string `json:"error,omitempty"`
 }
 
-// GetStatus tells how the service does, at this moment and without asking the database.
+// GetStatus returns the present state of the service. It does not ask the database.
 func (s *OutboxService) GetStatus() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Status{ServiceName: s.cfg.Name, Running: s.running(), Report: s.parts.Health.Report()}
+	st := Status{ServiceName: s.cfg.Name, Running: s.isRunning(), Report: s.options.Health.Report()}
 	if !st.Running && s.current != nil && s.current.err != nil {
 		st.Error = s.current.err.Error()
 	}
 	return st
 }
 
-// Outbox tells of the events. What it tells is known to this process: a replica that stands by counts nothing.
+// Outbox reports on sinks and events. It knows only what this process has seen: a replica that stands by counts nothing.
 type Outbox struct{ service *OutboxService }
 
-// ProcessorStatus is how a sink does.
+// ProcessorStatus is the state of a sink.
 type ProcessorStatus struct {
 	Name    string `json:"name"`
 	Type    string `json:"type"`
 	Healthy bool   `json:"healthy"`
-	// Detail is one sentence for a person.
+	// Detail says in one sentence, for a person, how the sink does.
 	Detail string `json:"detail,omitempty"`
 	// CircuitBreaker is closed, half-open or open.
 	CircuitBreaker string `json:"circuit_breaker"`
-	// Parked events wait to be tried again, the oldest of them for OldestParked; DeadLetters wait for a person.
+	// Parked counts the events that wait to be tried again. OldestParked is how long the oldest of them has waited. DeadLetters
+	// counts the events that wait for a person.
 	Parked       int           `json:"parked"`
 	OldestParked time.Duration `json:"oldest_parked"`
 	DeadLetters  int           `json:"dead_letters"`
 }
 
-// GetProcessorStatus tells how each sink does, in the order of the configuration.
+// GetProcessorStatus returns the state of each sink, in the order of the configuration.
 func (o *Outbox) GetProcessorStatus() []ProcessorStatus {
-	components := o.service.parts.Health.Report().Components
-	v := o.service.values()
+	components := o.service.options.Health.Report().Components
+	v := o.service.metricValues()
 	all := make([]ProcessorStatus, 0, len(o.service.sinks))
 	for _, sink := range o.service.sinks {
 		component := components["sink:"+sink.Name]
 		all = append(all, ProcessorStatus{
 			Name: sink.Name, Type: sink.Type, Healthy: component.OK, Detail: component.Detail,
-			CircuitBreaker: map[float64]string{0: "closed", 1: "half-open", 2: "open"}[v.of("circuit_breaker_state", "sink="+sink.Name)],
+			CircuitBreaker: map[float64]string{0: "closed", 1: "half-open", 2: "open"}[v.sum("circuit_breaker_state", "sink="+sink.Name)],
 			Parked:         v.count("parked_events", "sink="+sink.Name),
-			OldestParked:   seconds(v.of("oldest_parked_age_seconds", "sink="+sink.Name)),
+			OldestParked:   seconds(v.sum("oldest_parked_age_seconds", "sink="+sink.Name)),
 			DeadLetters:    v.count("dead_letters", "sink="+sink.Name),
 		})
 	}
 	return all
 }
 
-// OutboxStats are the queue and what became of events, of all sinks together.
+// OutboxStats count what waits and what became of events, for all sinks together.
 type OutboxStats struct {
-	// InFlight events are read and not settled.
+	// InFlight counts the events that were read from the stream and are not settled.
 	InFlight int `json:"in_flight"`
-	// SlotLagBytes is the WAL that the slot has not confirmed, SlotLag the age of the last transaction settled; both are 0
+	// SlotLagBytes is how much WAL the slot has not confirmed. SlotLag is the age of the last settled transaction. Both are 0
 	// while nothing waits.
 	SlotLagBytes int           `json:"slot_lag_bytes"`
 	SlotLag      time.Duration `json:"slot_lag"`
-	// Parked deliveries wait to be tried again, DeadLetters for a person.
+	// Parked counts the deliveries that wait to be tried again, and DeadLetters those that wait for a person.
 	Parked      int `json:"parked"`
 	DeadLetters int `json:"dead_letters"`
-	// Deliveries since the service was made: a try that failed is tried again.
+	// Delivered, Failed, Dead and Discarded count tries since the service was made. A delivery that has failed is tried again.
 	Delivered int `json:"delivered"`
 	Failed    int `json:"failed"`
 	Dead      int `json:"dead"`
 	Discarded int `json:"discarded"`
 }
 
-// GetStats tells the depth of the queue, as it was last measured.
+// GetStats returns the numbers as they were last measured.
 func (o *Outbox) GetStats() OutboxStats {
-	v := o.service.values()
+	v := o.service.metricValues()
 	return OutboxStats{
-		InFlight: v.count("in_flight"), SlotLagBytes: v.count("slot_lag_bytes"), SlotLag: seconds(v.of("slot_lag_seconds")),
+		InFlight: v.count("in_flight"), SlotLagBytes: v.count("slot_lag_bytes"), SlotLag: seconds(v.sum("slot_lag_seconds")),
 		Parked: v.count("parked_events"), DeadLetters: v.count("dead_letters"),
-		Delivered: v.count(processed, "status=delivered"), Failed: v.count(processed, "status=failed"),
-		Dead: v.count(processed, "status=dead"), Discarded: v.count(processed, "status=discarded"),
+		Delivered: v.count(processedTotal, "status=delivered"), Failed: v.count(processedTotal, "status=failed"),
+		Dead: v.count(processedTotal, "status=dead"), Discarded: v.count(processedTotal, "status=discarded"),
 	}
 }
 
-// WorkerManager tells of the lanes, which are this connector's workers.
+// WorkerManager reports on the lanes, which are what the platform calls workers.
 type WorkerManager struct{ service *OutboxService }
 
-// WorkerStats are those of a sink's workers.
+// WorkerStats are about the workers of one sink.
 type WorkerStats struct {
 	Processor string `json:"processor"`
 	Workers   int    `json:"workers"`
-	// CatchingUp workers deliver what was parked; the others are live.
+	// CatchingUp counts the workers that deliver parked events. The others deliver new events.
 	CatchingUp int `json:"catching_up"`
-	// HeldAggregates wait behind an event of theirs that failed.
+	// HeldAggregates counts the aggregates whose events wait behind an earlier event that has failed.
 	HeldAggregates int `json:"held_aggregates"`
-	// Deliveries since the service was made.
+	// Delivered, Failed, Dead and Discarded count tries since the service was made.
 	Delivered int `json:"delivered"`
 	Failed    int `json:"failed"`
 	Dead      int `json:"dead"`
 	Discarded int `json:"discarded"`
 }
 
-// GetWorkerStats tells what the workers of each sink have done, in the order of the configuration.
+// GetWorkerStats returns what the workers of each sink do and have done, in the order of the configuration.
 func (w *WorkerManager) GetWorkerStats() []WorkerStats {
-	v := w.service.values()
+	v := w.service.metricValues()
 	all := make([]WorkerStats, 0, len(w.service.sinks))
 	for _, sink := range w.service.sinks {
 		all = append(all, WorkerStats{
 			Processor: sink.Name, Workers: w.service.cfg.Delivery.Lanes,
 			CatchingUp: v.count("lanes_catching_up", "sink="+sink.Name), HeldAggregates: v.count("held_aggregates", "sink="+sink.Name),
-			Delivered: v.count(processed, "sink="+sink.Name, "status=delivered"), Failed: v.count(processed, "sink="+sink.Name, "status=failed"),
-			Dead: v.count(processed, "sink="+sink.Name, "status=dead"), Discarded: v.count(processed, "sink="+sink.Name, "status=discarded"),
+			Delivered: v.count(processedTotal, "sink="+sink.Name, "status=delivered"), Failed: v.count(processedTotal, "sink="+sink.Name, "status=failed"),
+			Dead: v.count(processedTotal, "sink="+sink.Name, "status=dead"), Discarded: v.count(processedTotal, "sink="+sink.Name, "status=discarded"),
 		})
 	}
 	return all
 }
 
-const processed = "events_processed_total"
+const processedTotal = "events_processed_total"
 
-// values are those of counters and gauges.
-type values []value
+// metricValues are the values of counters and gauges.
+type metricValues []metricValue
 
-type value struct {
-	name   string
-	labels []string // name=value
+type metricValue struct {
+	name   string   // without the configured prefix
+	labels []string // each is name=value
 	value  float64
 }
 
-// values reads the metrics, which every part of the connector sets anyway.
-func (s *OutboxService) values() (all values) {
+// metricValues reads the metrics of the connector. They hold all the numbers that are reported here.
+func (s *OutboxService) metricValues() (all metricValues) {
 	families, err := s.metrics.Gather()
-	if err != nil { // of collectors of our own, which cannot contradict each other
+	if err != nil { // cannot happen: all collectors are our own, and do not contradict each other
 		panic(err)
 	}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			v := value{name: strings.TrimPrefix(f.GetName(), s.cfg.Metrics.Prefix), value: m.GetGauge().GetValue() + m.GetCounter().GetValue()}
+			v := metricValue{name: strings.TrimPrefix(f.GetName(), s.cfg.Metrics.Prefix), value: m.GetGauge().GetValue() + m.GetCounter().GetValue()}
 			for _, l := range m.GetLabel() {
 				v.labels = append(v.labels, l.GetName()+"="+l.GetValue())
 			}
@@ -157,8 +159,8 @@ func (s *OutboxService) values() (all values) {
 	return all
 }
 
-// of sums up what has all these labels.
-func (v values) of(name string, labels ...string) (sum float64) {
+// sum adds up the values of a metric that have all these labels.
+func (v metricValues) sum(name string, labels ...string) (total float64) {
 next:
 	for _, x := range v {
 		if x.name != name {
@@ -169,11 +171,11 @@ next:
 				continue next
 			}
 		}
-		sum += x.value
+		total += x.value
 	}
-	return sum
+	return total
 }
 
-func (v values) count(name string, labels ...string) int { return int(v.of(name, labels...)) }
+func (v metricValues) count(name string, labels ...string) int { return int(v.sum(name, labels...)) }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -7,7 +7,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/publisher"
 )
 
-// The names of outbox and sinks, so that a service imports this package alone, as outbox.
+// Names of the packages outbox and sinks. With them a service that embeds the connector needs to import only this package, as
+// outbox.
 type (
 	// OutboxEntry is outbox.OutboxEntry.
 	OutboxEntry = outbox.OutboxEntry
@@ -36,7 +37,7 @@ type (
 	EventBus = eventbus.Bus
 )
 
-// The functions of outbox.
+// Functions of package outbox.
 var (
 	NewWrapper           = outbox.NewWrapper
 	CombineOperations    = outbox.CombineOperations
@@ -50,7 +51,7 @@ var (
 	WithSagaStep         = outbox.WithSagaStep
 )
 
-// The classes of a Publisher's and of a Sink's errors.
+// Classes of the errors that a Publisher or a Sink returns.
 var (
 	ErrPermanent    = sinks.ErrPermanent
 	ErrUnavailable  = sinks.ErrUnavailable

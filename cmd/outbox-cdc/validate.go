@@ -22,7 +22,7 @@ func newValidateCommand(environ []string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := service.Build(c, service.Parts{}); err != nil {
+			if _, err := service.Build(c, service.BuildOptions{}); err != nil {
 				return err
 			}
 			names := make([]string, len(c.Sinks))

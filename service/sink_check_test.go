@@ -72,7 +72,7 @@ DIR/outbox.yaml:25: routes[0].topic: for "hook": is a URL of another scheme, hos
 	if diff := cmp.Diff(want, strings.ReplaceAll(err.Error(), dir, "DIR")); diff != "" {
 		t.Errorf("mistakes (-want +got):\n%s", diff)
 	}
-	_, err = Build(loadFile(t, "sinks: [{type: event_bus, url: nats://localhost, credentials_file: "+dir+"/nowhere.creds}]\n"), Parts{})
+	_, err = Build(loadFile(t, "sinks: [{type: event_bus, url: nats://localhost, credentials_file: "+dir+"/nowhere.creds}]\n"), BuildOptions{})
 	wantExit(t, err, exitcode.Config, "sinks[0].credentials_file: "+dir+"/nowhere.creds cannot be read: no such file or directory")
 }
 
@@ -121,7 +121,7 @@ func TestTopicsAsTheSinksSeeThem(t *testing.T) {
 		},
 	} {
 		good := loadFile(t, "sinks: [{"+sink+", topic: x}]\n")
-		built, mistakes := newSinkBuilder(good, Parts{}).build(good.Sinks[0])
+		built, mistakes := newSinkBuilder(good, BuildOptions{}).buildSink(good.Sinks[0])
 		if mistakes != nil {
 			t.Fatal(mistakes)
 		}

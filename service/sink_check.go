@@ -14,18 +14,18 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// CheckSink is what config.Options asks the sinks' packages with: what they have against cfg.Sinks[i]. Files that it names
-// are read; nothing is connected to.
+// CheckSink is the value for config.Options.CheckSink. It returns what the package of a sink finds wrong with cfg.Sinks[i]. It
+// reads the files that the sink names, and connects to nothing.
 func CheckSink(cfg config.Config, i int) []config.Mistake {
 	if cfg.Sinks[i].Composite != nil {
 		return nil
 	}
-	_, mistakes := newSinkBuilder(cfg, Parts{}).build(cfg.Sinks[i])
+	_, mistakes := newSinkBuilder(cfg, BuildOptions{}).buildSink(cfg.Sinks[i])
 	return mistakes
 }
 
-// check finds what New refuses.
-func check(open opener) (mistakes []config.Mistake) {
+// mistakesOfOpening opens and closes a sink, and returns what its package finds wrong with the configuration.
+func mistakesOfOpening(open opener) (mistakes []config.Mistake) {
 	s, err := open()
 	if err == nil {
 		err = s.Close()
@@ -39,24 +39,24 @@ func check(open opener) (mistakes []config.Mistake) {
 	return mistakes
 }
 
-// said is how the sinks' packages begin an error about a field of theirs: its name, perhaps an index, and a colon, or a
-// quotation of it.
-var said = regexp.MustCompile(`^(placement|headers from metadata|headers|format|secrets|url|the URL|allow_hosts|inbox prefix|nkey seed file)` +
+// fieldAtStart matches the beginning of an error of a sink's package about one of its fields: the name of the field, perhaps an
+// index, and then a colon or the value.
+var fieldAtStart = regexp.MustCompile(`^(placement|headers from metadata|headers|format|secrets|url|the URL|allow_hosts|inbox prefix|nkey seed file)` +
 	`(\[\d+\])?( \d+)?(:? |'s )`)
 
-// keyOf is the key for such a name, where it is another.
-var keyOf = map[string]string{
+// keyOfField holds the key of the configuration for those fields whose name in errors is another.
+var keyOfField = map[string]string{
 	"headers from metadata": "headers_from_metadata", "secrets": "secret", "the URL": "url", "inbox prefix": "inbox_prefix", "nkey seed file": "nkey_file",
 }
 
-// mistakeOf finds the key that an error is about.
+// mistakeOf makes a mistake out of a line of such an error. If the line names a field, the mistake has the path of its key.
 func mistakeOf(text string) config.Mistake {
-	m := said.FindStringSubmatch(text)
+	m := fieldAtStart.FindStringSubmatch(text)
 	if m == nil {
 		return config.Mistake{Text: text}
 	}
 	key := m[1]
-	if k := keyOf[key]; k != "" {
+	if k := keyOfField[key]; k != "" {
 		key = k
 	}
 	if strings.HasPrefix(m[4], ":") {
@@ -65,7 +65,7 @@ func mistakeOf(text string) config.Mistake {
 	return config.Mistake{Path: key + m[2], Text: text}
 }
 
-// wrongFile is a mistake about a key that names a file.
+// wrongFile returns the mistake for a key that names a file which cannot be used.
 func wrongFile(key string, err error) config.Mistake {
 	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
 		err = fmt.Errorf("%s cannot be read: %w", pathErr.Path, pathErr.Err)
@@ -73,8 +73,8 @@ func wrongFile(key string, err error) config.Mistake {
 	return config.Mistake{Path: key, Text: err.Error()}
 }
 
-// checkCredentials reads a file of NATS credentials as the client does at each connect, and keeps nothing of it: one that
-// is missing, or has no seed to sign with, would keep the sink away for ever.
+// checkCredentials reads a file of NATS credentials as the client does at each connect, and wipes what it has read. With a file
+// that is missing, or that has no seed to sign with, the sink could never connect.
 func checkCredentials(path string) []config.Mistake {
 	if path == "" {
 		return nil
@@ -93,7 +93,7 @@ func checkCredentials(path string) []config.Mistake {
 	return nil
 }
 
-// tlsConfig is nil where TLS is off. Certificates are verified unless the configuration says otherwise in so many words.
+// tlsConfig returns nil if TLS is off. Certificates are verified unless the configuration sets insecure_skip_verify.
 func tlsConfig(c config.TLS) (*tls.Config, []config.Mistake) {
 	if !c.Enabled {
 		return nil, nil
