@@ -7,7 +7,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// What a server will never grant to a connection string ends the start at once, and names what to change.
+// If a connection string asks for something that the server will never grant, the start fails at once, and the error names what to
+// change.
 func TestRefusedConnections(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)

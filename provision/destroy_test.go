@@ -16,7 +16,7 @@ func TestDestroy(t *testing.T) {
 	t.Parallel()
 	o := newSetup(t)
 	cfg := DestroyConfig{Source: o.cfg.Source, DSN: o.dsn, ReplicationDSN: o.dsn}
-	// While somebody streams.
+	// It is refused while somebody streams.
 	repl, err := connectReplication(testContext(t), o.dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func TestDestroy(t *testing.T) {
 	wantProblem(t, err, exitcode.SlotLost, "was not made by")
 
 	other := newSetup(t)
-	cfg.DSN, cfg.ReplicationDSN = other.dsn, other.dsn // and the slot's name is of the first
+	cfg.DSN, cfg.ReplicationDSN = other.dsn, other.dsn // but the slot is in the first database
 	_, err = Destroy(testContext(t), cfg)
 	wantProblem(t, err, exitcode.SlotLost, "belongs to database", "source.dsn")
 	if strings.Contains(err.Error(), "pg_drop_replication_slot") {

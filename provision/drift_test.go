@@ -9,7 +9,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// drift looks for drift from f, as a running connector does.
+// drift checks for drift as a running connector does. f are the facts of its start.
 func (o *outboxDB) drift(f Facts) (moved string, err error) {
 	o.t.Helper()
 	return CheckDrift(testContext(o.t), o.conn, o.cfg.Source, f.Table.OID)
@@ -28,7 +28,7 @@ func TestPublicationDrifts(t *testing.T) {
 	o.exec("alter publication outbox_cdc drop table event_outbox")
 	_, err = o.drift(f)
 	wantProblem(t, err, exitcode.Config, "does not publish table")
-	// The table is known by its OID: under another name it is the same.
+	// The table is known by its OID, so a rename does not matter.
 	o.exec("alter table event_outbox rename to renamed", "alter publication outbox_cdc add table renamed")
 	if _, err := o.drift(f); err != nil {
 		t.Error(err)
@@ -41,14 +41,14 @@ func TestPublicationDrifts(t *testing.T) {
 	}
 }
 
-// The outbox's name comes to mean another table, or none, while the connector runs.
+// While the connector runs, the outbox's name comes to mean another table, or none.
 func TestOutboxReplaced(t *testing.T) {
 	t.Parallel()
 	copied := "create table eo2 (like event_outbox including all); "
 	for name, test := range map[string]struct {
 		sql     string
-		replace bool   // it is another table now
-		called  string // what the old one is called; empty: it was dropped
+		replace bool   // the name means another table now
+		called  string // the present name of the old table; empty if it was dropped
 		words   []string
 	}{
 		"renamed, and another in its place": {

@@ -9,7 +9,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
-// The server says of each single byte of each of its encodings whether it can be converted. UTF8 itself is checked when it is written.
+// For each encoding, the test asks the server about each single byte whether it can be converted to UTF8. UTF8 itself is left out:
+// the server checks it when it is written.
 func TestWholeEncodings(t *testing.T) {
 	t.Parallel()
 	conn := pgtest.Unmigrated(t).Conn(t)

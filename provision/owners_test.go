@@ -8,7 +8,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
-// Whose tables are taken for the ledger: not those of a role that may create things in the schema because everybody may.
+// Tables of a role that may create things in the schema only because everybody may are not taken for the ledger.
 func TestCheckOwners(t *testing.T) {
 	t.Parallel()
 	d := pgtest.Unmigrated(t)

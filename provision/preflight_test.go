@@ -34,7 +34,7 @@ func TestPreflightFacts(t *testing.T) {
 	}
 }
 
-// Nothing was set up: everything that is missing is named at once.
+// If nothing was set up, the error names everything that is missing.
 func TestPreflightNamesEverything(t *testing.T) {
 	t.Parallel()
 	d := pgtest.Unmigrated(t)
@@ -47,11 +47,11 @@ func TestPreflightNamesEverything(t *testing.T) {
 	wantProblem(t, err, exitcode.Config, `"tenant_id"`, "is missing", `"payload"`, "int4", `publication "outbox_cdc" does not exist`, "was not made yet")
 }
 
-// What goes wrong after a setup, and what preflight says.
+// Each case breaks something after a setup, and says what Preflight reports.
 func TestPreflightAfterSetup(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		since  int // server_version_num that knows the statement
+		since  int // the oldest server_version_num that knows the statement
 		before []string
 		code   exitcode.Code
 		words  []string
@@ -242,7 +242,7 @@ func TestLostSlot(t *testing.T) {
 	}
 }
 
-// A slot of another database may be somebody's who is away: nobody is told to drop it.
+// A slot of another database may belong to somebody who is away, so the message does not tell anybody to drop it.
 func TestSlotOfAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	var p problems

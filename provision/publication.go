@@ -13,28 +13,28 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// publicationSQL creates the publication: of our table alone, and of inserts alone. One that publishes updates or deletes
-// of a table without a replica identity makes the application's own fail. publish_via_partition_root matters where
-// the table is partitioned: otherwise the rows arrive under the names of its partitions.
+// publicationSQL returns the statement that creates the publication. It publishes our table alone, and inserts alone: if a
+// publication publishes the updates or deletes of a table without a replica identity, PostgreSQL refuses the application's own
+// updates and deletes. publish_via_partition_root is for a partitioned table: without it the rows arrive under the names of the
+// partitions.
 func publicationSQL(s Source) string {
 	return fmt.Sprintf("create publication %s for table %s with (publish = 'insert', publish_via_partition_root = true)",
 		pgx.Identifier{s.Publication}.Sanitize(), s.table())
 }
 
-// generatedPublicationSQL creates one that publishes generated columns as well, from PostgreSQL 18 on.
+// generatedPublicationSQL returns the statement for a publication that publishes generated columns too, from PostgreSQL 18 on.
 func generatedPublicationSQL(s Source) string {
 	return strings.TrimSuffix(publicationSQL(s), ")") + ", publish_generated_columns = stored)"
 }
 
-// leftOut warns of rows that no repair of the publication brings back: PostgreSQL decides when it decodes a row, by the
+// rowsLeftOut warns about rows that no repair of the publication brings back: when PostgreSQL decodes a row, it uses the
 // publication as it was when the row was written.
 const rowsLeftOut = "; what was written meanwhile is not in the stream: see docs/operations.md#publication"
 
-// checkPublication finds out whether the publication publishes every insert into the table, with every column that is
-// needed.
+// checkPublication checks whether the publication publishes every insert into the table, with every column that is needed.
 func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *problems) error {
 	if !table.readable() {
-		return nil // which is said already, and nothing can publish it
+		return nil // checkTable has reported it already, and no publication can publish it
 	}
 	partitioned := table.kind == "p"
 	var all, inserts, viaRoot bool
@@ -78,7 +78,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 			p.add(exitcode.Config, "publication %q leaves out columns of %s that are generated: %s; %s; alter publication %s set (publish_generated_columns = stored): "+
 				"see docs/operations.md#generated", s.Publication, s.Table, strings.Join(missing, ", "), remedy, name)
 		}
-	case partitioned && !viaRoot: // said already
+	case partitioned && !viaRoot: // reported above
 	default:
 		root, err := publishedAncestor(ctx, db, table.OID, tables)
 		if err != nil {
@@ -91,7 +91,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 			break
 		}
 		text := fmt.Sprintf("publication %q does not publish table %s; alter publication %s add table %s"+rowsLeftOut, s.Publication, s.Table, name, s.table())
-		if others := namesOutsideLedger(tables); others != nil { // the outbox of before, perhaps, whose last rows are still to be delivered
+		if others := namesOutsideLedger(tables); others != nil { // perhaps the table that was the outbox before, with rows to deliver
 			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/operations.md#swapped first", firstFew(others), s.Table)
 		}
 		p.add(exitcode.Config, "%s", text)
@@ -102,7 +102,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 	return nil
 }
 
-// checkMissing says that the outbox does not exist. It may be there under another name: then the publication has it still.
+// checkMissing reports that the outbox does not exist. It may exist under another name; then the publication still publishes it.
 func checkMissing(ctx context.Context, db SQL, s Source, p *problems) error {
 	tables, err := publishedTables(ctx, db, s)
 	if err != nil {
@@ -117,8 +117,8 @@ func checkMissing(ctx context.Context, db SQL, s Source, p *problems) error {
 	return nil
 }
 
-// PublicationVersion tells two states of the publication apart, as far as they concern the table: another version means
-// that it was changed in between. A change that was undone meanwhile leaves no other trace. It is empty where the
+// PublicationVersion returns a text that differs from the one before if the publication was changed in between, as far as the
+// change concerns the table. It differs even if the change was undone again, which leaves no other trace. It is empty if the
 // publication does not exist.
 func PublicationVersion(ctx context.Context, db SQL, s Source, table uint32) (string, error) {
 	var version string
@@ -130,7 +130,8 @@ func PublicationVersion(ctx context.Context, db SQL, s Source, table uint32) (st
 	return version, err
 }
 
-// publishedAncestor gives the quoted name of a published table that the table is a partition of, at any level; empty if there is none.
+// publishedAncestor returns the quoted name of a published table of which the table is a partition, at any level. It returns ""
+// if there is none.
 func publishedAncestor(ctx context.Context, db SQL, table uint32, tables []publishedTable) (string, error) {
 	published := make([]uint32, len(tables))
 	for i, t := range tables {
@@ -150,16 +151,17 @@ func publishedAncestor(ctx context.Context, db SQL, table uint32, tables []publi
 	return name, err
 }
 
-// publishedTable is a table of a publication. columns is nil where all are published (PostgreSQL 14 says nothing).
+// publishedTable is a table of a publication.
 type publishedTable struct {
 	oid     uint32
 	name    string // schema.table
-	ledger  bool
+	ledger  bool   // it is one of the ledger's own
 	filter  string
-	columns []string
+	columns []string // nil if all are published; always nil on PostgreSQL 14
 }
 
-// publishedTables reads pg_publication_tables as JSON: PostgreSQL 14 has no column for filters and column lists.
+// publishedTables reads pg_publication_tables. It reads the rows as JSON, because PostgreSQL 14 has no columns for filters and
+// column lists.
 func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, error) {
 	rows, err := db.Query(ctx, `select c.oid, n.nspname::pg_catalog.text || '.' || c.relname::pg_catalog.text,
 			n.nspname = $2 and c.relname = any ($3) or exists (select from pg_inherits i join pg_class l on l.oid = i.inhparent
@@ -180,7 +182,7 @@ func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, e
 	})
 }
 
-// outside gives the names of those that are not the ledger's.
+// namesOutsideLedger returns the names of the tables that are not the ledger's.
 func namesOutsideLedger(tables []publishedTable) []string {
 	var names []string
 	for _, t := range tables {
@@ -191,12 +193,13 @@ func namesOutsideLedger(tables []publishedTable) []string {
 	return names
 }
 
-// without gives what of a is not in b.
+// without returns the elements of a that are not in b.
 func without(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
 }
 
-// createPublication does so; another init, of another slot, may have been faster.
+// createPublication creates the publication. It is no error if it exists already: the init of another slot may have been
+// faster.
 func createPublication(ctx context.Context, conn *pgx.Conn, s Source) error {
 	_, err := conn.Exec(ctx, publicationSQL(s))
 	var pg *pgconn.PgError

@@ -6,7 +6,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// The version of a publication changes with what concerns the outbox, also if it is changed back at once.
+// The version of a publication changes with each change that concerns the outbox, even if the change is undone at once.
 func TestPublicationVersion(t *testing.T) {
 	t.Parallel()
 	o := newSetup(t)
@@ -48,7 +48,7 @@ func TestPublicationVersion(t *testing.T) {
 	}
 }
 
-// A publication that has the outbox's root as well sends the outbox's rows as those of the root.
+// If the outbox is a partition of a table that is published too, its rows are sent as rows of that table.
 func TestOutboxIsPartitionOfAPublishedTable(t *testing.T) {
 	t.Parallel()
 	o := newSetup(t)

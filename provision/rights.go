@@ -12,13 +12,13 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// grant is what the SQL login needs of one table of the ledger.
+// tableRights are the privileges that the login for SQL needs on one table of the ledger.
 type tableRights struct {
 	table      string
 	privileges []string
 }
 
-// grants: the log is append-only, for us as well.
+// ledgerRights are what the login for SQL needs on the ledger. Not even we may change or delete rows of the log.
 var ledgerRights = []tableRights{
 	{"outbox_delivery_log", []string{"select", "insert"}},
 	{"outbox_processors", []string{"select", "insert", "update", "delete"}},
@@ -30,6 +30,7 @@ var ledgerRights = []tableRights{
 
 const partitionFunction = "outbox_make_partitions(timestamptz, int)"
 
+// ledgerTables returns the names of the ledger's tables.
 func ledgerTables() []string {
 	var names []string
 	for _, g := range ledgerRights {
@@ -38,8 +39,8 @@ func ledgerTables() []string {
 	return names
 }
 
-// checkPrivileges adds one problem with all the grants that the session's login lacks. It reads catalogs only: naming
-// a table in a schema that one may not use is an error by itself.
+// checkPrivileges adds one problem that lists all grants that the session's login lacks. It reads catalogs only, because a
+// statement that names a table in a schema that the login may not use would fail.
 func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
 	schema, name := s.tableName()
 	var schemas, names, wanted []string
@@ -83,12 +84,13 @@ func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
 	return nil
 }
 
+// checkReplicationUser adds a problem if the user may not replicate. It checks nothing if user is empty.
 func checkReplicationUser(ctx context.Context, db SQL, user string, p *problems) error {
 	if user == "" {
 		return nil
 	}
 	var may bool
-	// Managed servers give the right by membership of a role of theirs.
+	// Managed servers grant the right by membership in a role of their own.
 	err := db.QueryRow(ctx, `select exists (select from pg_roles where rolname = $1 and (rolreplication or rolsuper)) or exists
 		(select from pg_roles m join pg_roles u on u.rolname = $1
 		 where m.rolname in ('rds_replication', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') and pg_has_role(u.oid, m.oid, 'member'))`, user).Scan(&may)
@@ -101,7 +103,7 @@ func checkReplicationUser(ctx context.Context, db SQL, user string, p *problems)
 	return nil
 }
 
-// Grant gives a login for SQL what it needs. dsn is of the tables' owner.
+// Grant grants a login for SQL what it needs. dsn is the connection string of the tables' owner.
 func Grant(ctx context.Context, dsn string, s Source, role string) error {
 	return WithConn(ctx, dsn, s, func(conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -115,6 +117,7 @@ func Grant(ctx context.Context, dsn string, s Source, role string) error {
 	})
 }
 
+// grantStatements returns the statements that grant the role what it needs of the outbox and of the ledger.
 func grantStatements(s Source, role string) []string {
 	app, ledger := pgx.Identifier{role}.Sanitize(), pgx.Identifier{s.LedgerSchema}.Sanitize()
 	schema, _ := s.tableName()

@@ -13,7 +13,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
-// newRole is a login of the server that ends with the test.
+// newRole makes a login, which is dropped at the end of the test.
 func (o *outboxDB) newRole() (name, password string) {
 	o.t.Helper()
 	name = "role_" + strings.ToLower(rand.Text())
@@ -51,7 +51,7 @@ func TestPreflightPrivileges(t *testing.T) {
 		"grant usage on schema closed to \""+name, "grant select on table closed.event_outbox to", "grant insert, select on table public.outbox_delivery_log to",
 		"grant delete, insert, select, update on table public.outbox_checkpoints to", "grant execute on function public.outbox_make_partitions(timestamptz, int) to",
 		"may not replicate", `alter role "`+name+`" replication`)
-	// What it says is what has to be done.
+	// What the message tells the owner to do is enough.
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		if _, remedy, ok := strings.Cut(line, "as the owner of the tables: "); ok {
 			o.exec(strings.Split(remedy, "; ")...)
@@ -72,14 +72,15 @@ func TestReplicationPrivilege(t *testing.T) {
 	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
 	_, err = connectReplication(testContext(t), o.cfg.ReplicationDSN)
 	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
-	// An owner's rights are missing as well.
+	// The right to create a publication is missing too.
 	o.exec(strings.Join(grantStatements(o.cfg.Source, name), "; "), "alter role "+name+" replication")
 	o.cfg.DSN = o.cfg.ReplicationDSN
 	_, err = Setup(testContext(t), o.cfg)
 	wantProblem(t, err, exitcode.Privilege, "create publication", "--dsn or OUTBOX_ADMIN_URL")
 }
 
-// The printed grants are enough for init, for what a run asks for, and for destroy but for the publication.
+// The printed grants are enough for init, for the statements of a run, and for destroy, except that only an owner may drop the
+// publication.
 func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	d := pgtest.Unmigrated(t)
@@ -90,7 +91,7 @@ func TestLeastPrivilege(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text += "revoke create on schema public from public;" // as it is from PostgreSQL 15 on
+	text += "revoke create on schema public from public;" // the default from PostgreSQL 15 on
 	text += SQLText(o.cfg.Source, Roles{SQL: app, Replication: stream})
 	for range 2 { // it can be run again
 		if _, err := o.conn.Exec(testContext(t), text); err != nil {

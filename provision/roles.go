@@ -8,24 +8,25 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Roles are the two logins of the connector. They may be the same.
+// Roles are the names of the connector's two logins. They may be the same.
 type Roles struct {
 	SQL         string
 	Replication string
-	// SQLConnections is how many sessions for SQL an instance opens at most (source.max_connections).
+	// SQLConnections is the number of sessions for SQL that an instance opens at most (source.max_connections).
 	SQLConnections int
 }
 
-// A role that the printed SQL creates cannot take all connections of the server. The stream needs one; one more is for an
-// instance that stands by and tries to start, and one for init or destroy.
+// replicationLimit is the connection limit of the role of the stream, so that it can never take all connections of the server.
+// The stream needs one connection, an instance that stands by and tries to start needs one, and init or destroy needs one.
 const replicationLimit = 3
 
-// sqlLimit is for an instance that runs, one that stands by, and four commands of persons at a time.
+// sqlLimit is the connection limit of the role for SQL. It is enough for an instance that runs, one that stands by, and four
+// commands of persons at a time.
 func (r Roles) sqlLimit() int { return 2*r.SQLConnections + 4 }
 
-// SQLText is what an administrator runs after the migrations and before "outbox-cdc init", where init is to run with no
-// more rights than the connector itself: the publication, and two logins with the least that they need. It can be
-// run again.
+// SQLText returns the SQL that an administrator runs after the migrations and before "outbox-cdc init", if init is to run with
+// the connector's own rights. It creates the publication and two logins, and grants them the least that they need. It can be run
+// again.
 func SQLText(s Source, r Roles) string {
 	var b strings.Builder
 	app, stream := pgx.Identifier{r.SQL}.Sanitize(), pgx.Identifier{r.Replication}.Sanitize()
@@ -66,7 +67,8 @@ $$;
 	return b.String()
 }
 
-// createRole leaves a role that exists as it is: others may use it too.
+// createRole writes the statement that creates a role. The statement leaves a role that exists as it is, because others may use
+// it too.
 func createRole(b *strings.Builder, name string, limit int) {
 	fmt.Fprintf(b, `do $$
 begin

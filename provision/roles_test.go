@@ -8,7 +8,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
-// A printed role cannot take all connections of the server. One that exists keeps its limit.
+// A role that the printed SQL creates cannot take all connections of the server. A role that exists keeps its limit.
 func TestPrintedConnectionLimits(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
@@ -41,7 +41,7 @@ func TestPrintedConnectionLimits(t *testing.T) {
 	}
 }
 
-// psql would warn of a transaction within a transaction, and an administrator would look for the mistake.
+// psql warns about a transaction within a transaction, and an administrator would then look for a mistake.
 func TestPrintedRolesAreOneTransaction(t *testing.T) {
 	t.Parallel()
 	text := SQLText(Source{Table: "public.event_outbox", LedgerSchema: "public", Publication: "outbox_cdc"}, Roles{SQL: "app", Replication: "stream"})

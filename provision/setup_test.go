@@ -20,7 +20,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
-// outboxDB is a migrated database in which nothing was set up yet.
+// outboxDB is a database with an outbox, and the configuration of Setup for it.
 type outboxDB struct {
 	t    *testing.T
 	dsn  string
@@ -42,7 +42,7 @@ func newOutboxAt(t *testing.T, dsn string, conn *pgx.Conn, slot string) *outboxD
 	}}
 }
 
-// newSetup is a database in which everything is set up.
+// newSetup makes a database in which everything is set up.
 func newSetup(t *testing.T) *outboxDB {
 	o := newOutbox(t)
 	o.setup()
@@ -68,7 +68,7 @@ func (o *outboxDB) exec(sqls ...string) {
 	}
 }
 
-// text gives one value.
+// text returns the one value that a query yields.
 func (o *outboxDB) text(sql string, args ...any) string {
 	o.t.Helper()
 	var s string
@@ -89,7 +89,7 @@ func (o *outboxDB) slot() string {
 	return o.text(`select coalesce((select format('%s %s %s', plugin, database, confirmed_flush_lsn) from pg_replication_slots where slot_name = $1), 'none')`, o.cfg.Slot)
 }
 
-// as gives a DSN of another login of the same database.
+// as returns the DSN of another login for the same database.
 func (o *outboxDB) as(user, password string) string {
 	o.t.Helper()
 	u, err := url.Parse(o.dsn)
@@ -100,7 +100,7 @@ func (o *outboxDB) as(user, password string) string {
 	return u.String()
 }
 
-// version is server_version_num.
+// version returns the server's server_version_num.
 func (o *outboxDB) version() int {
 	o.t.Helper()
 	var version int
@@ -161,7 +161,7 @@ func TestSetup(t *testing.T) {
 	if diff := cmp.Diff("t f f f", o.text("select format('%s %s %s %s', pubinsert, pubupdate, pubdelete, pubtruncate) from pg_publication")); diff != "" {
 		t.Error(diff)
 	}
-	// Again, with rows in the table by now: nothing is made, nothing refused.
+	// A second Setup makes nothing. It refuses nothing either, although the table holds rows by now.
 	o.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')")
 	if diff := cmp.Diff(SetupResult{}, o.setup()); diff != "" {
 		t.Error(diff)
@@ -198,7 +198,7 @@ func TestSetupAtOnce(t *testing.T) {
 
 func TestSetupTellsWhoBlocks(t *testing.T) {
 	t.Parallel()
-	// A server of its own: a transaction that writes blocks the making of every slot.
+	// This needs a server of its own, because a transaction that writes blocks the creation of every slot.
 	p := pgtest.Start(t, servers.PostgresOptions{Settings: map[string]string{"fsync": "off", "max_prepared_transactions": "2"}})
 	o := ownServer(t, p)
 	writer, err := pgx.Connect(testContext(t), o.dsn)
@@ -260,7 +260,7 @@ func TestSetupTellsWhoBlocks(t *testing.T) {
 	}
 }
 
-// ownServer is a migrated outbox on a server that no other test uses.
+// ownServer makes a migrated outbox on a server that no other test uses.
 func ownServer(t *testing.T, p *servers.Postgres) *outboxDB {
 	t.Helper()
 	dsn := p.DSN("postgres")
@@ -288,7 +288,8 @@ func TestSetupBacklog(t *testing.T) {
 	o.setup()
 }
 
-// A row that commits after the first look and before the slot's consistent point is in nobody's care.
+// A row may commit after inspect has looked and before the slot's consistent point. The stream would not carry it, so Setup
+// refuses.
 func TestSetupBacklogWhileWaiting(t *testing.T) {
 	t.Parallel()
 	p := pgtest.Start(t, servers.PostgresOptions{Settings: servers.NoSync()})
@@ -339,7 +340,8 @@ func TestSetupAfterAnAbortedOne(t *testing.T) {
 	}
 }
 
-// Log rows that another slot left beyond the new one's start are of epochs that settle nothing.
+// Another slot may have left log rows beyond the start of the new one. The epochs of the new slot begin above theirs, so that these
+// rows settle nothing.
 func TestSetupEpoch(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)

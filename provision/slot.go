@@ -16,18 +16,18 @@ type Slot struct {
 	Plugin         string // empty for a physical slot
 	Database       string
 	Temporary      bool
-	ActivePID      int    // 0 where nobody streams from it
-	Lost           string // why it was invalidated; empty where it was not
+	ActivePID      int    // of the walsender that streams from it; 0 if there is none
+	Lost           string // why it was invalidated; empty if it was not
 	ConfirmedFlush pglogrepl.LSN
 }
 
-// StartAnew is the end of a message about a slot that cannot go on: what to do when its cause is mended. It may follow a
-// comma.
+// StartAnew ends a message about a slot that cannot go on. It says what to do once the cause is mended, and reads well after a
+// comma too.
 const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; ` +
 	"docs/operations.md#lost-slot has the steps"
 
-// readSlot gives nil where there is no such slot. The row is read as JSON for what only newer servers have; PostgreSQL 16
-// shows a slot whose WAL was removed as conflicting as well.
+// readSlot returns nil if there is no such slot. It reads columns that only newer servers have from the row as JSON. wal_status
+// comes before conflicting, because PostgreSQL 16 also shows a slot whose WAL was removed as conflicting.
 func readSlot(ctx context.Context, db SQL, name string) (*Slot, error) {
 	var s Slot
 	err := db.QueryRow(ctx, `select coalesce(plugin, ''), coalesce(database, ''), temporary, coalesce(active_pid, 0),
@@ -45,28 +45,28 @@ func readSlot(ctx context.Context, db SQL, name string) (*Slot, error) {
 	return &s, nil
 }
 
-// server is what a slot and its checkpoint must agree with.
+// server is what a slot and its checkpoint have to match.
 type server struct {
 	version          int // server_version_num
 	database         string
 	systemIdentifier string
 }
 
-// slotState is what is to be done about a slot before it can be streamed from.
+// slotState says what has to be done before the slot can be streamed from.
 type slotState int
 
 const (
 	slotReady  slotState = iota
-	slotAbsent           // never made: init makes it
-	slotHalf             // left by an init that did not end: init makes it again
+	slotAbsent           // it was never made: init makes it
+	slotHalf             // an init that did not end has left it: init makes it again
 )
 
-// judge compares the slot with the checkpoint. What neither init nor run may touch is added to p.
+// judge compares the slot with its checkpoint. If neither init nor run may touch the slot, it adds the reason to p.
 func judge(s Source, srv server, slot *Slot, c *checkpointRow, p *problems) slotState {
 	switch {
 	case c == nil && slot == nil:
 		return slotAbsent
-	case c == nil && slot.Database != srv.database && slot.Database != "": // somebody else's, who may be away for a while
+	case c == nil && slot.Database != srv.database && slot.Database != "": // no advice to drop it: its owner may be away for a while
 		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.Database, srv.database)
 	case c == nil:
 		p.add(exitcode.SlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+

@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// Source is an outbox, and the names of what is made around it.
+// Source names an outbox and everything that belongs to it in the database.
 type Source struct {
 	Table        string // schema.table
 	LedgerSchema string
@@ -21,7 +21,7 @@ type Source struct {
 	Columns      decoder.Columns
 }
 
-// SQL is what can be asked: a connection, a pool or a transaction.
+// SQL is what queries can be sent to: a connection, a pool or a transaction.
 type SQL interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
@@ -33,14 +33,17 @@ func (s Source) table() string {
 	return pgx.Identifier{schema, name}.Sanitize()
 }
 
+// tableName splits the name of the outbox into schema and table.
 func (s Source) tableName() (schema, name string) {
 	schema, name, _ = strings.Cut(s.Table, ".")
 	return schema, name
 }
 
-// slotName is what PostgreSQL allows. The replication commands take the name unquoted, so nothing else may reach them.
+// slotName matches the names that PostgreSQL allows for a slot. Replication commands take the name without quotes, so no other
+// name may get into one.
 var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
+// checkNames returns an error if a name is missing, or cannot be one.
 func (s Source) checkNames() error {
 	var p problems
 	if !slotName.MatchString(s.Slot) {
@@ -55,7 +58,8 @@ func (s Source) checkNames() error {
 	return p.join()
 }
 
-// Ledger names the ledger's tables in a statement that writes them as ledger.outbox_….
+// Ledger puts the ledger's schema into a statement that writes the ledger's tables as ledger.outbox_….
 func (s Source) Ledger(sql string) string { return ledger.Schema(s.LedgerSchema).SQL(sql) }
 
+// quoteLiteral returns s as a string literal of SQL.
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }

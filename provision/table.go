@@ -14,19 +14,19 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// Table is the outbox as the database has it.
+// Table is what the database says about the outbox.
 type Table struct {
 	OID    uint32
 	IDType uint32 // OID
 
 	kind      string   // pg_class.relkind
-	generated []string // those of the columns we need that are GENERATED … STORED, on a server that can publish them
+	generated []string // the needed columns that are GENERATED … STORED, if the server can publish such columns
 }
 
-// readable says whether the server writes WAL for its rows. Nothing else is asked about a relation that is none.
+// readable reports whether the server writes WAL for the rows of the relation. If it does not, nothing else is checked.
 func (t Table) readable() bool { return t.kind == "r" || t.kind == "p" }
 
-// EventIDType is the type of the ledger's event_id for a table with such an id.
+// EventIDType is the type that the ledger's columns event_id need for this table.
 func (t Table) EventIDType() string {
 	if t.IDType == pgtype.UUIDOID {
 		return "uuid"
@@ -34,12 +34,12 @@ func (t Table) EventIDType() string {
 	return "text"
 }
 
-// TableMissing says that the outbox does not exist.
+// TableMissing is the error for an outbox that does not exist.
 func TableMissing(s Source) error {
 	return exitcode.Errorf(exitcode.Config, `table %s does not exist; create it, or correct source.table (init makes only event_outbox, in source.ledger_schema)`, s.Table)
 }
 
-// FindTable looks at the outbox before there is anything else. It gives nil where it does not exist.
+// FindTable checks the outbox before anything else exists. It returns nil if there is no such table.
 func FindTable(ctx context.Context, dsn string, s Source) (*Table, error) {
 	var p problems
 	var t *Table
@@ -53,7 +53,7 @@ func FindTable(ctx context.Context, dsn string, s Source) (*Table, error) {
 	return t, p.join()
 }
 
-// findTable looks for the outbox by its name, and checks it.
+// checkNamedTable finds the outbox by its name, and checks it. It returns nil if there is no such table.
 func checkNamedTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
 	schema, name := s.tableName()
 	var oid uint32
@@ -71,8 +71,8 @@ func checkNamedTable(ctx context.Context, db SQL, s Source, p *problems) (*Table
 	return t, err
 }
 
-// checkTable finds out whether all rows that are written under the outbox's name come on the stream as rows of this
-// table, with every column that is needed. init, each start and the running connector ask it.
+// checkTable checks whether every row that is written into the outbox comes on the stream as a row of this table, with every
+// column that is needed. init, each start and the running connector call it.
 func checkTable(ctx context.Context, db SQL, s Source, oid uint32, p *problems) (*Table, error) {
 	t := Table{OID: oid}
 	var persistence string
@@ -107,10 +107,10 @@ type relation struct {
 	partition    bool
 }
 
-// checkRelatives refuses tables that inherit from the outbox and whose rows do not come as the outbox's own. The rows of a partition
-// do (publish_via_partition_root), if they are written to the WAL.
+// checkRelatives refuses tables that inherit from the outbox and whose rows do not come on the stream as the outbox's own. The
+// rows of a partition do come so, because of publish_via_partition_root, if the server writes them to the WAL.
 func checkRelatives(ctx context.Context, db SQL, s Source, t *Table, p *problems) error {
-	// Not by pg_partition_tree, which waits for locks of all partitions.
+	// This does not use pg_partition_tree, because it waits for a lock on each partition.
 	rows, err := db.Query(ctx, `with recursive heirs (oid) as (
 			select i.inhrelid from pg_catalog.pg_inherits i where i.inhparent = $1
 			union all select i.inhrelid from pg_catalog.pg_inherits i join heirs h on i.inhparent = h.oid)
@@ -138,7 +138,7 @@ func checkRelatives(ctx context.Context, db SQL, s Source, t *Table, p *problems
 		case r.kind == "f":
 			p.add(exitcode.Config, "partition %s of %s is a foreign table: its rows are written to another server and are not in the stream; "+
 				"detach it, and make an ordinary partition in its place: see docs/operations.md#inheritance", r.name, s.Table)
-		case r.unlogged && r.kind == "r": // before PostgreSQL 18 a partitioned table may be called so, which means nothing
+		case r.unlogged && r.kind == "r": // a partitioned table may be unlogged before PostgreSQL 18, without any effect
 			p.add(exitcode.Config, "partition %s of %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+rowsLeftOut, r.name, s.Table, r.quoted)
 		}
 	}
@@ -150,7 +150,7 @@ func checkRelatives(ctx context.Context, db SQL, s Source, t *Table, p *problems
 	return nil
 }
 
-// some lists names, but not hundreds.
+// firstFew lists at most five names, and the number of the others.
 func firstFew(names []string) string {
 	const most = 5
 	if len(names) > most {
@@ -159,8 +159,8 @@ func firstFew(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// checkRules refuses rules by which an insert into the outbox becomes something else. A trigger may do the same, and
-// nobody can tell from the catalog whether it does.
+// checkRules refuses rules that replace an insert into the outbox with something else. A trigger can do the same, but the catalog
+// does not say whether it does.
 func checkRules(ctx context.Context, db SQL, s Source, oid uint32, p *problems) error {
 	rows, err := db.Query(ctx, `select r.rulename::pg_catalog.text from pg_catalog.pg_rewrite r
 		where r.ev_class = $1 and r.ev_type = '3' and r.is_instead and r.ev_enabled in ('O', 'A') order by 1`, oid)
@@ -175,8 +175,8 @@ func checkRules(ctx context.Context, db SQL, s Source, oid uint32, p *problems) 
 	return err
 }
 
-// checkColumns finds out whether the columns that are needed exist, are of types that can be used, and are written to the
-// WAL. It fills IDType and generated.
+// checkColumns checks whether the needed columns exist, have types that can be used, and are written to the WAL. It sets t.IDType
+// and t.generated.
 func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, p *problems) error {
 	columns, err := readColumns(ctx, db, t.OID)
 	if err != nil {
@@ -198,7 +198,7 @@ func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, 
 		switch {
 		case c.generated == "" || !slices.Contains(needed, c.name):
 		case c.generated == "s" && version >= 180000:
-			t.generated = append(t.generated, c.name) // checkPublication asks whether it is published
+			t.generated = append(t.generated, c.name) // checkPublication checks whether it is published
 		case c.generated == "s":
 			p.add(exitcode.Config, "column %q of %s is generated, and such columns are not in the stream before PostgreSQL 18; "+
 				"alter table %s alter column %s drop expression, and let whatever writes the rows fill it, or name another column in source.columns: "+
@@ -211,11 +211,11 @@ func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, 
 	return nil
 }
 
-// tableColumn is a column of the outbox, whether it is needed or not.
+// tableColumn is a column of the outbox, needed or not.
 type tableColumn struct {
 	name      string
 	oid       uint32 // of its type
-	typeName  string // empty for types that PostgreSQL brings along
+	typeName  string // empty if the type is one of PostgreSQL's own
 	generated string // pg_attribute.attgenerated
 }
 
@@ -235,7 +235,7 @@ func readColumns(ctx context.Context, db SQL, table uint32) ([]tableColumn, erro
 	})
 }
 
-// columns are the names of the columns that the table must have.
+// columns returns the names of the columns that the table must have.
 func (s Source) columns() []string {
 	c := s.Columns
 	return slices.DeleteFunc([]string{

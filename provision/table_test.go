@@ -14,14 +14,14 @@ func (o *outboxDB) partitioned() {
 		"create table p1 partition of event_outbox for values from ('2026-01-01') to ('2030-01-01')")
 }
 
-// Whatever keeps rows that are written under the outbox's name from the stream is refused by init, by each start, and
-// while a connector runs; and what the message says has to be done is enough.
+// Some changes of the outbox keep rows out of the stream. init, each start, and a running connector refuse each of them, and what
+// the message tells a person to do is enough.
 func TestRowsThatTheStreamLacks(t *testing.T) {
 	t.Parallel()
 	foreign := "create foreign data wrapper w; create server s foreign data wrapper w; "
 	for name, test := range map[string]struct {
-		since       int // server_version_num that knows the statement
-		until       int // that knows it no more; 0: all do
+		since       int // the oldest server_version_num that knows the statement
+		until       int // the oldest one to which the case does not apply; 0 if it applies to all
 		partitioned bool
 		sql         string
 		words       []string
@@ -138,15 +138,15 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 	}
 }
 
-// What looks like one of those, and loses nothing.
+// These changes look similar, and lose no row.
 func TestRowsThatTheStreamHas(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
 	o.exec("create table other (like event_outbox)", "create rule also as on insert to event_outbox do also insert into other values (new.*)",
 		"create rule off as on insert to event_outbox do instead nothing", "alter table event_outbox disable rule off",
 		"create rule u as on update to event_outbox do instead nothing",
-		"create table parent (id uuid not null)", "alter table event_outbox inherit parent", // its rows are the outbox's still
-		"alter table event_outbox add column noise text generated always as (aggregate_type || '!') stored") // nobody asks for it
+		"create table parent (id uuid not null)", "alter table event_outbox inherit parent", // the outbox's rows remain its own
+		"alter table event_outbox add column noise text generated always as (aggregate_type || '!') stored") // the column is not needed
 	o.setup()
 	f, err := o.preflight()
 	if err != nil {
@@ -157,12 +157,12 @@ func TestRowsThatTheStreamHas(t *testing.T) {
 	}
 }
 
-// From PostgreSQL 18 on a stored generated column is in the stream where the publication says so.
+// From PostgreSQL 18 on, a stored generated column is in the stream if the publication says so.
 func TestGeneratedColumnFrom18(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
 	if o.version() < 180000 {
-		return // TestRowsThatTheStreamLacks has the older ones
+		return // TestRowsThatTheStreamLacks tests older servers
 	}
 	o.exec("alter table event_outbox drop column tenant_id cascade",
 		"alter table event_outbox add column tenant_id text generated always as (aggregate_type || '!') stored")
@@ -193,12 +193,12 @@ func TestGeneratedColumnFrom18(t *testing.T) {
 	}
 }
 
-// A mapped outbox in a schema that is published as a whole may be made unlogged while it is.
+// A table in a schema that is published as a whole can be made unlogged. A mapped outbox may be such a table.
 func TestUnloggedInAPublishedSchema(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
 	if o.version() < 150000 {
-		return // publications of schemas came with 15
+		return // older servers have no publications of schemas
 	}
 	o.exec("create schema shop", "create table shop.events (like event_outbox including all)",
 		"create publication outbox_cdc for tables in schema shop with (publish = 'insert', publish_via_partition_root = true)")
