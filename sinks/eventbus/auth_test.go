@@ -24,18 +24,23 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// expectAccess delivers to the stream. Without access it is unavailable, soon, and the reason is no secret.
-func expectAccess(t *testing.T, c Config, subject string, good bool) (reason string) {
+// expectAccess delivers to the stream.
+func expectAccess(t *testing.T, c Config, subject string) {
 	t.Helper()
-	s := newSink(t, c)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	errs := s.Deliver(ctx, messages(subject, 1, 1))
-	switch {
-	case good && errs != nil:
+	if errs := newSink(t, c).Deliver(ctx, messages(subject, 1, 1)); errs != nil {
 		t.Errorf("want access, got %v", errs)
-	case good:
-		return ""
+	}
+}
+
+// expectNoAccess delivers to the stream, which is unavailable, soon. It returns the reason, which is no secret.
+func expectNoAccess(t *testing.T, c Config, subject string) (reason string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	errs := newSink(t, c).Deliver(ctx, messages(subject, 1, 1))
+	switch {
 	case errs == nil || !errors.Is(errs[0], sinks.ErrUnavailable):
 		t.Fatalf("want ErrUnavailable, got %v", errs)
 	case ctx.Err() != nil:
@@ -61,9 +66,9 @@ func TestPasswordAndToken(t *testing.T) {
 			n := startServer(t, servers.NATSOptions{Config: c.config})
 			url := func(secret string) string { return "nats://" + secret + "@" + n.Addr() }
 			stream := newStream(t, url(c.admin), jetstream.StreamConfig{})
-			expectAccess(t, Config{URL: url(c.admin)}, stream.subject, true)
+			expectAccess(t, Config{URL: url(c.admin)}, stream.subject)
 			for _, u := range []string{url(c.secret), n.URL()} {
-				if reason := expectAccess(t, Config{URL: u}, stream.subject, false); !strings.Contains(reason, "Authorization") {
+				if reason := expectNoAccess(t, Config{URL: u}, stream.subject); !strings.Contains(reason, "Authorization") {
 					t.Errorf("want the reason, got %s", reason)
 				}
 			}
@@ -82,14 +87,14 @@ func TestRights(t *testing.T) {
 	]}`})
 	url := func(user string) string { return "nats://" + user + ":a@" + n.Addr() }
 	stream := newStream(t, url("admin"), jetstream.StreamConfig{})
-	if reason := expectAccess(t, Config{URL: url("narrow")}, stream.subject+".denied", false); !strings.Contains(reason, "no right to publish") {
+	if reason := expectNoAccess(t, Config{URL: url("narrow")}, stream.subject+".denied"); !strings.Contains(reason, "no right to publish") {
 		t.Errorf("got %s", reason)
 	}
-	expectAccess(t, Config{URL: url("narrow")}, stream.subject+".allowed", true)
-	if reason := expectAccess(t, Config{URL: url("own")}, stream.subject, false); !strings.Contains(reason, "inbox prefix") {
+	expectAccess(t, Config{URL: url("narrow")}, stream.subject+".allowed")
+	if reason := expectNoAccess(t, Config{URL: url("own")}, stream.subject); !strings.Contains(reason, "inbox prefix") {
 		t.Errorf("got %s", reason)
 	}
-	expectAccess(t, Config{URL: url("own"), InboxPrefix: "acks"}, stream.subject, true)
+	expectAccess(t, Config{URL: url("own"), InboxPrefix: "acks"}, stream.subject)
 }
 
 func seedFile(t *testing.T, name string, content []byte) string {
@@ -128,8 +133,8 @@ func TestNKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	stream := newStream(t, n.URL(), jetstream.StreamConfig{}, option)
-	expectAccess(t, Config{URL: n.URL(), NKeySeedFile: file}, stream.subject, true)
-	expectAccess(t, Config{URL: n.URL(), NKeySeedFile: seedFile(t, "other.nk", other)}, stream.subject, false)
+	expectAccess(t, Config{URL: n.URL(), NKeySeedFile: file}, stream.subject)
+	expectNoAccess(t, Config{URL: n.URL(), NKeySeedFile: seedFile(t, "other.nk", other)}, stream.subject)
 }
 
 func TestCredentialsFile(t *testing.T) {
@@ -159,9 +164,9 @@ func TestCredentialsFile(t *testing.T) {
 	}
 	file := seedFile(t, "user.creds", creds)
 	stream := newStream(t, n.URL(), jetstream.StreamConfig{}, nats.UserCredentials(file))
-	expectAccess(t, Config{URL: n.URL(), CredentialsFile: file}, stream.subject, true)
-	expectAccess(t, Config{URL: n.URL()}, stream.subject, false)
-	expectAccess(t, Config{URL: n.URL(), CredentialsFile: seedFile(t, "bad.creds", []byte("canary"))}, stream.subject, false)
+	expectAccess(t, Config{URL: n.URL(), CredentialsFile: file}, stream.subject)
+	expectNoAccess(t, Config{URL: n.URL()}, stream.subject)
+	expectNoAccess(t, Config{URL: n.URL(), CredentialsFile: seedFile(t, "bad.creds", []byte("canary"))}, stream.subject)
 }
 
 func TestTLS(t *testing.T) {
@@ -172,15 +177,15 @@ func TestTLS(t *testing.T) {
 		seedFile(t, "cert.pem", cert.CertPEM), seedFile(t, "key.pem", cert.KeyPEM))})
 	stream := newStream(t, n.URL(), jetstream.StreamConfig{}, nats.Secure(&tls.Config{RootCAs: roots}))
 	url := "tls://" + n.Addr()
-	expectAccess(t, Config{URL: url, TLS: &tls.Config{RootCAs: roots}}, stream.subject, true)
-	expectAccess(t, Config{URL: n.URL(), TLS: &tls.Config{RootCAs: roots}}, stream.subject, true)
-	expectAccess(t, Config{URL: url, TLS: &tls.Config{RootCAs: x509.NewCertPool()}}, stream.subject, false)
-	expectAccess(t, Config{URL: url}, stream.subject, false)
+	expectAccess(t, Config{URL: url, TLS: &tls.Config{RootCAs: roots}}, stream.subject)
+	expectAccess(t, Config{URL: n.URL(), TLS: &tls.Config{RootCAs: roots}}, stream.subject)
+	expectNoAccess(t, Config{URL: url, TLS: &tls.Config{RootCAs: x509.NewCertPool()}}, stream.subject)
+	expectNoAccess(t, Config{URL: url}, stream.subject)
 	// A server without it is not talked to in clear.
 	plain := startServer(t, servers.NATSOptions{})
 	other := newStream(t, plain.URL(), jetstream.StreamConfig{})
-	expectAccess(t, Config{URL: plain.URL(), TLS: &tls.Config{RootCAs: roots}}, other.subject, false)
-	expectAccess(t, Config{URL: "tls://" + plain.Addr()}, other.subject, false)
+	expectNoAccess(t, Config{URL: plain.URL(), TLS: &tls.Config{RootCAs: roots}}, other.subject)
+	expectNoAccess(t, Config{URL: "tls://" + plain.Addr()}, other.subject)
 }
 
 func TestConfig(t *testing.T) {

@@ -87,7 +87,11 @@ func (p *producer) patiently(ctx context.Context, try func(context.Context) erro
 		case isFinal(err):
 			return err
 		case p.sink.away.known(cluster) || time.Now().After(giveUp):
-			p.sink.away.set(cluster, p.sink.restAfter(isTimeout(err)))
+			var until time.Time // at once: it failed fast
+			if isTimeout(err) {
+				until = p.sink.restUntil()
+			}
+			p.sink.away.set(cluster, until)
 			return err
 		}
 		pause(ctx)
@@ -207,7 +211,11 @@ func (p *producer) conclude(ctx context.Context, part *partition) {
 		a.verdict = unavailable
 		part.topic.moved = true                      // while it is known to be away, nobody looks where it went
 		if !errors.Is(ctx.Err(), context.Canceled) { // that says nothing of the broker
-			p.sink.away.set(part.place(), p.sink.restAfter(a.timedOut))
+			var until time.Time // at once: it failed fast
+			if a.timedOut {
+				until = p.sink.restUntil()
+			}
+			p.sink.away.set(part.place(), until)
 		}
 	}
 	a.unknown = part.unknown

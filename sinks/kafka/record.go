@@ -53,25 +53,27 @@ func (r *record) value() []byte {
 func (r *record) measure(baseTimestamp int64, delta int32) (size int) {
 	r.delta = delta
 	value := r.value()
+	keyLen, valueLen := kbin.VarintLen(-1), kbin.VarintLen(-1) // of what is null
+	if r.msg.Key != "" {
+		keyLen = bytesLen(len(r.msg.Key))
+	}
+	if value != nil {
+		valueLen = bytesLen(len(value))
+	}
 	n := 1 + // attributes
 		kbin.VarlongLen(r.timestamp-baseTimestamp) +
 		kbin.VarintLen(delta) +
-		bytesLen(len(r.msg.Key), r.msg.Key == "") +
-		bytesLen(len(value), value == nil) +
+		keyLen + valueLen +
 		kbin.VarintLen(int32(len(r.headers)))
 	for _, h := range r.headers {
-		n += bytesLen(len(h.name), false) + bytesLen(len(h.value), false)
+		n += bytesLen(len(h.name)) + bytesLen(len(h.value))
 	}
 	r.length = int32(n)
 	return kbin.VarintLen(r.length) + n
 }
 
-func bytesLen(n int, null bool) int {
-	if null {
-		return kbin.VarintLen(-1)
-	}
-	return kbin.VarintLen(int32(n)) + n
-}
+// bytesLen is how long n bytes are with their length in front.
+func bytesLen(n int) int { return kbin.VarintLen(int32(n)) + n }
 
 // append writes r as it was measured. An empty key is none; the payload's bytes are not looked at.
 func (r *record) append(dst []byte, baseTimestamp int64) []byte {

@@ -109,13 +109,8 @@ func (s *Sink) put(p *producer) {
 	s.free = append(s.free, p)
 }
 
-// restAfter is until when something is not tried that has failed now.
-func (s *Sink) restAfter(timedOut bool) time.Time {
-	if !timedOut {
-		return time.Time{}
-	}
-	return time.Now().Add(s.rest)
-}
+// restUntil is until when something is not tried that has timed out now.
+func (s *Sink) restUntil() time.Time { return time.Now().Add(s.rest) }
 
 // Close closes all connections.
 func (s *Sink) Close() error {

@@ -125,7 +125,7 @@ func (l *link) send(ctx context.Context, d *delivery) {
 	for _, s := range d.wave {
 		client, name, err := l.find(ctx, s)
 		if err != nil {
-			s.answer = judgeError(ctx, err, false)
+			s.answer = judgeFirstError(ctx, err)
 			s.answer.unknown = false
 			if s.answer.timedOut {
 				l.sink.away.set(name, time.Now().Add(l.sink.rest))

@@ -118,7 +118,10 @@ func judge(ctx context.Context, multi *command, adds []*command, exec *redis.Raw
 			a.broken, a.unknown = true, multi.answered() && multi.reply[0] == '-'
 			return a
 		}
-		return judgeError(ctx, err, multi.answered())
+		if multi.answered() {
+			return judgeError(ctx, err)
+		}
+		return judgeFirstError(ctx, err)
 	}
 	line, rest, _ := bytes.Cut(exec.Val(), []byte("\r\n"))
 	switch line[0] {
@@ -217,17 +220,24 @@ func refused(r refusal) answer {
 	return a
 }
 
-// judgeError is for a pipeline that broke.
-func judgeError(ctx context.Context, err error, begun bool) answer {
+// judgeFirstError is for a pipeline that broke before its first answer. If it could not even connect, nothing was written.
+func judgeFirstError(ctx context.Context, err error) answer {
+	a := judgeError(ctx, err)
+	var op *net.OpError
+	var said redis.Error
+	if errors.As(err, &op) && op.Op == "dial" || errors.As(err, &said) { // said while it was connected to
+		a.unknown = false
+	}
+	return a
+}
+
+// judgeError is for a pipeline that broke after it had begun.
+func judgeError(ctx context.Context, err error) answer {
 	a := answer{err: err, broken: true, unknown: true}
 	var timeout net.Error
 	a.timedOut = errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() ||
 		errors.Is(ctx.Err(), context.DeadlineExceeded)
-	var op *net.OpError
 	var said redis.Error
-	if !begun && (errors.As(err, &op) && op.Op == "dial" || errors.As(err, &said)) { // said while it was connected to
-		a.unknown = false
-	}
 	if errors.As(err, &said) {
 		a.err = refusal(said.Error())
 	}

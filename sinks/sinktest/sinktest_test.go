@@ -123,13 +123,14 @@ func (f *fake) harness() *Harness {
 }
 
 func (f *fake) goAway() func() {
-	set := func(away bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.away = true
+	return func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.away = away
+		f.away = false
 	}
-	set(true)
-	return func() { set(false) }
 }
 
 func (f *fake) hang() func() {

@@ -295,20 +295,22 @@ func mebibytes(bytes float64) float64 { return bytes / (1 << 20) }
 
 // atLeast and atMost say what a figure must reach, and whether it does. A bound of 0 is none.
 func atLeast(value, bound float64, format string) string {
-	return verdict("≥", bound, format, value >= bound)
+	if value >= bound {
+		return verdict("≥ "+format+": reached", bound)
+	}
+	return verdict("≥ "+format+": MISSED", bound)
 }
 
 func atMost(value, bound float64, format string) string {
-	return verdict("≤", bound, format, value <= bound)
+	if value <= bound {
+		return verdict("≤ "+format+": reached", bound)
+	}
+	return verdict("≤ "+format+": MISSED", bound)
 }
 
-func verdict(sign string, bound float64, format string, reached bool) string {
-	word := "MISSED"
-	switch {
-	case bound == 0:
+func verdict(format string, bound float64) string {
+	if bound == 0 {
 		return ""
-	case reached:
-		word = "reached"
 	}
-	return fmt.Sprintf("(%s "+format+": %s)", sign, bound, word)
+	return fmt.Sprintf("("+format+")", bound)
 }

@@ -104,14 +104,10 @@ func (c *checker) want(sink, id string) string {
 }
 
 // ends are the terminal rows that a delivery should have, in alphabetical order: one, and the dead letter that it was before a person
-// retried or discarded that.
-func (c *checker) ends(sink, id, want string, discarded bool) []string {
+// retried that, or discarded it.
+func (c *checker) ends(sink, id, want string, discards int) []string {
 	all := []string{want}
-	dead := cmp.Or(c.retried[sink+"/"+id], c.retried[id])
-	if discarded {
-		dead++
-	}
-	for range dead {
+	for range cmp.Or(c.retried[sink+"/"+id], c.retried[id]) + discards {
 		all = append(all, "dead")
 	}
 	slices.Sort(all)
@@ -186,7 +182,7 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 func (c *checker) complete() {
 	type key struct{ id, sink string }
 	rows := map[key][]string{}
-	discarded := map[key]bool{} // by a person
+	discards := map[key]int{} // 1 for what a person has discarded
 	newest := -1
 	for _, o := range c.ledger {
 		i, known := c.number[o.id]
@@ -203,7 +199,9 @@ func (c *checker) complete() {
 		newest = max(newest, i)
 		if k := (key{o.id, o.sink}); o.status != "failed" {
 			rows[k] = append(rows[k], o.status)
-			discarded[k] = discarded[k] || o.person
+			if o.person {
+				discards[k] = 1
+			}
 		}
 	}
 	bad := 0
@@ -220,7 +218,7 @@ func (c *checker) complete() {
 			}
 			k := key{ev.id, sink}
 			got := slices.Sorted(slices.Values(rows[k]))
-			if want := c.ends(sink, ev.id, want, discarded[k]); !slices.Equal(got, want) {
+			if want := c.ends(sink, ev.id, want, discards[k]); !slices.Equal(got, want) {
 				if bad++; bad <= 10 {
 					c.wrong("ledger: terminal rows of event %s for %q: %v, want %v", ev.id, sink, got, want)
 				}

@@ -91,8 +91,8 @@ func TestStepsForALostSlot(t *testing.T) {
 			w.exec("select pg_terminate_backend(active_pid, 10000) from pg_replication_slots where slot_name = $1", w.slot)
 		}},
 		"promoted":                           {own: map[string]string{"restore_command": "false"}, happen: promote, tells: "the server was promoted"},
-		"another cluster":                    {happen: func(w *world) { w.moveTo(false) }, tells: "belongs to the cluster with system identifier"},
-		"another cluster with a shorter WAL": {happen: func(w *world) { w.moveTo(true) }, tells: "belongs to the cluster with system identifier", beyond: true},
+		"another cluster":                    {happen: func(w *world) { w.moveTo(longerWAL) }, tells: "belongs to the cluster with system identifier"},
+		"another cluster with a shorter WAL": {happen: func(w *world) { w.moveTo(shorterWAL) }, tells: "belongs to the cluster with system identifier", beyond: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -182,12 +182,19 @@ func promote(w *world) {
 	})
 }
 
+// walLength compares the WAL of a new server with that of the old one.
+type walLength int
+
+const (
+	longerWAL walLength = iota
+	shorterWAL
+)
+
 // moveTo restores the world's tables on a server of their own, as a dump does, and lets the configuration lead there.
-// shorter: the old server has written more WAL than the new one.
-func (w *world) moveTo(shorter bool) {
+func (w *world) moveTo(server walLength) {
 	w.t.Helper()
 	old := w.dsn
-	if w.pg = ownPostgres(w.t, nil); !shorter {
+	if w.pg = ownPostgres(w.t, nil); server == longerWAL {
 		behind := ask[string](w, "select pg_current_wal_lsn()::text")
 		w.dsn = w.pg.DSN("postgres")
 		for !ask[bool](w, "select pg_current_wal_lsn() > $1::pg_lsn", behind) {

@@ -30,14 +30,22 @@ type step struct {
 var destinations = []string{"kafka", "redis_stream", "webhook", "event_bus"}
 
 // onWire makes a step of what the proxies of all destinations do.
-func onWire(name string, begin, end func(*servers.Proxy), mild bool) step {
+func onWire(name string, begin, end func(*servers.Proxy)) step {
 	s := step{name, map[string]trouble{}}
 	for _, typ := range destinations {
 		s.at[typ] = trouble{
 			begin: func(w *world) { begin(w.proxies[typ]) },
 			end:   func(w *world) { end(w.proxies[typ]) },
-			mild:  mild,
 		}
+	}
+	return s
+}
+
+// asMild is the same step, of troubles that are mild.
+func asMild(s step) step {
+	for typ, trouble := range s.at {
+		trouble.mild = true
+		s.at[typ] = trouble
 	}
 	return s
 }
@@ -106,12 +114,12 @@ func TestNetworksFail(t *testing.T) {
 	t.Parallel()
 	resume := func(p *servers.Proxy) { p.Resume() }
 	sufferAll(t, proxiedKafka(t), []step{
-		onWire("cut", func(p *servers.Proxy) { p.Refuse(); p.Cut() }, func(p *servers.Proxy) { p.Accept() }, false),
-		onWire("blackhole", func(p *servers.Proxy) { p.Stall(servers.ToServer, servers.ToClient) }, resume, false),
-		onWire("blackhole of requests", func(p *servers.Proxy) { p.Stall(servers.ToServer) }, resume, false),
-		onWire("blackhole of answers", func(p *servers.Proxy) { p.Stall(servers.ToClient) }, resume, false),
-		onWire("latency", func(p *servers.Proxy) { p.SetLatency(50 * time.Millisecond) }, func(p *servers.Proxy) { p.SetLatency(0) }, true),
-		onWire("slow reader", func(p *servers.Proxy) { p.SetRate(20_000, servers.ToServer) }, func(p *servers.Proxy) { p.SetRate(0, servers.ToServer) }, true),
+		onWire("cut", func(p *servers.Proxy) { p.Refuse(); p.Cut() }, func(p *servers.Proxy) { p.Accept() }),
+		onWire("blackhole", func(p *servers.Proxy) { p.Stall(servers.ToServer, servers.ToClient) }, resume),
+		onWire("blackhole of requests", func(p *servers.Proxy) { p.Stall(servers.ToServer) }, resume),
+		onWire("blackhole of answers", func(p *servers.Proxy) { p.Stall(servers.ToClient) }, resume),
+		asMild(onWire("latency", func(p *servers.Proxy) { p.SetLatency(50 * time.Millisecond) }, func(p *servers.Proxy) { p.SetLatency(0) })),
+		asMild(onWire("slow reader", func(p *servers.Proxy) { p.SetRate(20_000, servers.ToServer) }, func(p *servers.Proxy) { p.SetRate(0, servers.ToServer) })),
 	})
 }
 

@@ -11,9 +11,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// park puts rows into outbox_parked as the recorder does, of a sink, at positions before all that is streamed: untried, or
-// tried and due in an hour.
-func (d *database) park(ctx context.Context, sink string, rows int, tried bool) error {
+// park puts rows into outbox_parked as the recorder does, of a sink, at positions before all that is streamed: untried if
+// tries is 0, else due in an hour.
+func (d *database) park(ctx context.Context, sink string, rows, tries int) error {
 	_, err := d.conn.Exec(ctx, `insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, tries, tried_at, next_attempt_at,
 			event, payload)
 		select p.id, '0/1', n, i.id, hashint8extended(n % 5000, 0), 'parked', $3::int, case when $3 > 0 then now() end,
@@ -22,7 +22,7 @@ func (d *database) park(ctx context.Context, sink string, rows int, tried bool) 
 				'event_version', 1, 'metadata', json_build_object('source', 'soak')),
 			convert_to('{"seq": ' || n || ', "data": "' || repeat(md5(n::text), 15) || '"}', 'UTF8')
 		from outbox_processors p, generate_series(1, $2::int) n, lateral (select gen_random_uuid() as id, n as number) i
-		where p.processor_name = $1`, sink, rows, map[bool]int{true: 1}[tried])
+		where p.processor_name = $1`, sink, rows, tries)
 	return err
 }
 
@@ -74,7 +74,7 @@ func (s *soak) peak(ctx context.Context, name string, rows int) (_ int64, err er
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	if err := errors.Join(d.still(ctx), d.park(ctx, "redis", rows, false)); err != nil {
+	if err := errors.Join(d.still(ctx), d.park(ctx, "redis", rows, 0)); err != nil {
 		return 0, err
 	}
 	began := time.Now()
@@ -116,7 +116,7 @@ func (s *soak) idle(ctx context.Context) (err error) {
 	if _, err := d.conn.Exec(ctx, "create extension pg_stat_statements"); err != nil {
 		return err
 	}
-	if err := errors.Join(d.still(ctx), d.park(ctx, "redis", rows, true)); err != nil {
+	if err := errors.Join(d.still(ctx), d.park(ctx, "redis", rows, 1)); err != nil {
 		return err
 	}
 	c, err := d.start(ctx)
