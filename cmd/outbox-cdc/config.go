@@ -51,11 +51,11 @@ func newConfigEffectiveCommand(environ []string) *cobra.Command {
 	return cmd
 }
 
-// configFlag gives a command --config.
+// configFlag adds the flag --config to a command.
 func configFlag(cmd *cobra.Command, path *string) {
 	cmd.Flags().StringVar(path, "config", "", "configuration `file`; without it, the environment says it all")
 	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
-		panic(err) // the flag was made above
+		panic(err) // cannot happen: the flag exists
 	}
 }
 

@@ -18,7 +18,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-const maxDemoRate = 1000 // more than anybody can read
+// maxDemoRate is in events a second. Nobody could read more.
+const maxDemoRate = 1000
 
 func newDemoCommand() *cobra.Command {
 	var (
@@ -62,17 +63,17 @@ waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
 			}
 			o.JSON = output == "json"
 			o.Out, o.Info = cmd.OutOrStdout(), cmd.ErrOrStderr()
-			said := o.Out
+			commandOut := o.Out
 			if o.JSON {
-				said = o.Info
+				commandOut = o.Info
 			}
 			o.Command = func(ctx context.Context, args ...string) error {
 				if args[0] == "run" {
 					args = append(args, "--log-level", logs.level, "--log-format", logs.format)
 				}
-				// Without the environment, which would beat the file.
-				if code := execute(ctx, args, nil, said, cmd.ErrOrStderr()); code != exitcode.OK {
-					return exitcode.Errorf(code, "outbox-cdc %s: exit code %d", args[0], code) // it has printed why
+				// The command gets no environment, because variables would prevail over the configuration file.
+				if code := execute(ctx, args, nil, commandOut, cmd.ErrOrStderr()); code != exitcode.OK {
+					return exitcode.Errorf(code, "outbox-cdc %s: exit code %d", args[0], code) // the command has printed the reason
 				}
 				return nil
 			}
@@ -93,16 +94,18 @@ waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
 	flags.StringVar(&o.PGBin, "pg-bin", "", "`directory` of PostgreSQL's programs (default: found, else downloaded)")
 	output.register(cmd)
 	logs.register(cmd)
-	// Of the connector, a person wants to hear here only what goes wrong.
+	// By default the connector logs only what goes wrong, so that its log does not hide the demo's lines.
 	logs.level = "warn"
 	flags.Lookup("log-level").DefValue = logs.level
 	cmd.AddCommand(newDemoInsertCommand())
 	return cmd
 }
 
-// demoSignals gives the contexts of demo.Run: the first ends with parent, which ends by the first signal, or when the
-// terminal goes; the second ends by the second signal. A third one ends the process. A reader of our output who goes away
-// is an error like any, instead of the end of the process: everything must be cleaned up.
+// demoSignals returns the two contexts of demo.Run. ctx ends with parent, which ends at the first signal, or when the terminal is
+// closed (SIGHUP). work ends at the second signal. A third signal ends the process.
+//
+// While the demo runs, SIGPIPE is ignored: if the reader of our output goes away, writing returns an error. The signal would end the
+// process before the demo has cleaned up.
 func demoSignals(parent context.Context) (ctx, work context.Context, release func()) {
 	ctx, stop := parent, context.CancelFunc(func() {})
 	if !signal.Ignored(syscall.SIGHUP) {

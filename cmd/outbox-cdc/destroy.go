@@ -14,7 +14,7 @@ import (
 
 func newDestroyCommand(environ []string) *cobra.Command {
 	var (
-		path, admin string
+		path, dsn   string
 		ledger, yes bool
 		output      outputFormat
 	)
@@ -30,7 +30,7 @@ A slot that an instance streams from is refused: stop that first.`,
 			if err := output.check(); err != nil {
 				return err
 			}
-			owner := adminDSN(admin, environ)
+			owner := adminDSN(dsn, environ)
 			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, NoSinks: true})
 			if err != nil {
 				return err
@@ -44,7 +44,7 @@ A slot that an instance streams from is refused: stop that first.`,
 					return err
 				}
 			}
-			result, err := service.Destroy(cmd.Context(), cfg, service.DestroyOptions{AdminDSN: owner, Ledger: ledger, WaitingForLock: tellLock(cmd)})
+			result, err := service.Destroy(cmd.Context(), cfg, service.DestroyOptions{AdminDSN: owner, Ledger: ledger, WaitingForLock: reportLock(cmd)})
 			if err != nil {
 				return err
 			}
@@ -52,17 +52,18 @@ A slot that an instance streams from is refused: stop that first.`,
 		},
 	}
 	configFlag(cmd, &path)
-	adminFlag(cmd, &admin)
+	adminFlag(cmd, &dsn)
 	output.register(cmd)
 	cmd.Flags().BoolVar(&ledger, "ledger", false, "drop the ledger's tables as well")
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return cmd
 }
 
-// confirm asks on stderr, where it does not mix with the result.
+// confirm asks whether to drop something, and returns an error unless the answer is yes. It asks on stderr, so that the question does
+// not get into the result.
 func confirm(cmd *cobra.Command, what string) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "Drop %s? Type yes: ", what)
-	answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n') // whatever is not "yes" is no
+	answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n') // an error, such as the end of the input, is not "yes"
 	if strings.TrimSpace(answer) != "yes" {
 		return errors.New("nothing was dropped; answer yes, or use --yes")
 	}

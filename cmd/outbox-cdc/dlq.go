@@ -32,7 +32,7 @@ error, until a person acts. What belongs to no sink (sink "none") was no valid e
 	return cmd
 }
 
-// adminConfig loads a configuration for a command that works on the ledger alone.
+// adminConfig loads the configuration for a command that works only on the ledger. The configuration needs no sinks.
 func adminConfig(cmd *cobra.Command, path string, environ []string) (admin.Config, error) {
 	cfg, err := loadConfig(cmd, path, environ, config.Options{NoSinks: true})
 	return service.AdminConfig(cfg), err
@@ -54,7 +54,7 @@ func newDLQListCommand(environ []string) *cobra.Command {
   outbox-cdc dlq list --aggregate order/42 -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := check(output.check, page.check); err != nil {
+			if err := checkFlags(output.check, page.check); err != nil {
 				return err
 			}
 			f, err := filter.parse(time.Now())
@@ -77,7 +77,7 @@ func newDLQListCommand(environ []string) *cobra.Command {
 			if len(letters) > 0 {
 				text = deadTable(letters) + nextText(found.Next)
 			}
-			return output.write(cmd.OutOrStdout(), deadLetters{letters, found.Next}, text)
+			return output.write(cmd.OutOrStdout(), deadLetterList{letters, found.Next}, text)
 		},
 	}
 	configFlag(cmd, &path)
@@ -87,7 +87,8 @@ func newDLQListCommand(environ []string) *cobra.Command {
 	return cmd
 }
 
-type deadLetters struct {
+// deadLetterList is the JSON that "dlq list" prints.
+type deadLetterList struct {
 	DeadLetters []*admin.ParkedRow `json:"dead_letters"`
 	Next        string             `json:"next,omitempty"`
 }
@@ -106,7 +107,7 @@ func newDLQShowCommand(environ []string) *cobra.Command {
 		Example: `  outbox-cdc dlq show 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f
   outbox-cdc dlq show --sink none --payload --limit 1`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := check(output.check, (&pageFlags{limit: limit}).check); err != nil {
+			if err := checkFlags(output.check, (&pageFlags{limit: limit}).check); err != nil {
 				return err
 			}
 			filter.filter.IDs = append(filter.filter.IDs, args...)

@@ -39,7 +39,7 @@ or --id says otherwise.`,
   outbox-cdc events list --status pending`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := check(output.check, page.check); err != nil {
+			if err := checkFlags(output.check, page.check); err != nil {
 				return err
 			}
 			if status != "" && !slices.Contains(admin.EventStatuses, status) {
@@ -67,7 +67,7 @@ or --id says otherwise.`,
 	cmd.Flags().StringVar(&status, "status", "", strings.Join(admin.EventStatuses, ", "))
 	err := cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(admin.EventStatuses, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil {
-		panic(err) // the flag was made above
+		panic(err) // cannot happen: the flag exists
 	}
 	return cmd
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// filterFlags pick events.
+// filterFlags holds the flags by which a command selects events.
 type filterFlags struct {
 	filter       admin.Filter
 	since, until string
@@ -32,9 +32,9 @@ func (f *filterFlags) register(cmd *cobra.Command, path *string, environ []strin
 	completeSinks(cmd, path, environ)
 }
 
-// parse gives the filter, or a usage error.
+// parse returns the filter that the flags describe, or a usage error.
 func (f *filterFlags) parse(now time.Time) (admin.Filter, error) {
-	// A variable of a script that is not set must not make a filter pick all.
+	// An empty value is refused: a script's variable that is not set must not lead to a filter that selects all.
 	for _, name := range []string{"sink", "type", "aggregate", "tenant", "error", "since", "until", "id"} {
 		if flag := f.cmd.Flags().Lookup(name); flag.Changed && (flag.Value.String() == "" || flag.Value.String() == "[]") {
 			return admin.Filter{}, usageError("--%s names nothing", name)
@@ -60,13 +60,13 @@ func (f *filterFlags) parse(now time.Time) (admin.Filter, error) {
 	return f.filter, nil
 }
 
-// parseTime is a time, or how long ago it was.
+// parseTime reads the value of a flag, which is a time or how long ago it was. An empty value is the zero time.
 func parseTime(flag, text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02 15:04", time.DateOnly} {
-		if t, err := time.Parse(layout, text); err == nil && !t.IsZero() { // the zero time would pick all
+		if t, err := time.Parse(layout, text); err == nil && !t.IsZero() { // a filter takes the zero time for no time
 			return t, nil
 		}
 	}
@@ -84,10 +84,11 @@ func parseTime(flag, text string, now time.Time) (time.Time, error) {
 // completeSinks makes the shell complete --sink from the configuration.
 func completeSinks(cmd *cobra.Command, path *string, environ []string) {
 	if err := cmd.RegisterFlagCompletionFunc("sink", sinkNames(path, environ)); err != nil {
-		panic(err) // the flag was made before
+		panic(err) // cannot happen: the flag exists
 	}
 }
 
+// sinkNames completes the names of sinks from the configuration.
 func sinkNames(path *string, environ []string) cobra.CompletionFunc {
 	return func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		cfg, _, err := config.LoadWith(*path, environ, config.Options{NoDSN: true, NoSinks: true})
@@ -102,21 +103,7 @@ func sinkNames(path *string, environ []string) cobra.CompletionFunc {
 	}
 }
 
-// listFormat is -o where something is listed.
-type listFormat struct{ outputFormat }
-
-func (f *listFormat) register(cmd *cobra.Command) {
-	cmd.Flags().StringVarP((*string)(&f.outputFormat), "output", "o", "table", "table or json")
-}
-
-func (f *listFormat) check() error {
-	if f.outputFormat != "table" && f.outputFormat != "json" {
-		return usageError("no output format %q; write table or json", string(f.outputFormat))
-	}
-	return nil
-}
-
-// pageFlags are --limit and --after.
+// pageFlags holds the flags --limit and --after.
 type pageFlags struct {
 	limit int
 	after string
@@ -134,8 +121,8 @@ func (f *pageFlags) check() error {
 	return nil
 }
 
-// check runs checks of flags until one finds a mistake.
-func check(checks ...func() error) error {
+// checkFlags runs the checks in order and returns the first error.
+func checkFlags(checks ...func() error) error {
 	for _, c := range checks {
 		if err := c(); err != nil {
 			return err

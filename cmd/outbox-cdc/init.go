@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -16,10 +15,10 @@ import (
 
 func newInitCommand(environ []string) *cobra.Command {
 	var (
-		path, admin, backlog string
-		dryRun, printSQL     bool
-		output               outputFormat
-		timeout              time.Duration
+		path, dsn, backlog string
+		dryRun, printSQL   bool
+		output             outputFormat
+		timeout            time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -49,14 +48,14 @@ leaves those rows undelivered.`,
 			if dryRun && printSQL {
 				return usageError("--dry-run and --print-sql exclude each other")
 			}
-			owner := adminDSN(admin, environ)
+			owner := adminDSN(dsn, environ)
 			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, NoSinks: dryRun || printSQL, CheckSink: service.CheckSink})
 			if err != nil {
 				return err
 			}
 			o := service.InitOptions{
 				AdminDSN: owner, SkipBacklog: backlog == "none", Timeout: timeout,
-				WaitingForLock: tellLock(cmd),
+				WaitingForLock: reportLock(cmd),
 				Waiting: func(blockers []provision.Blocker) {
 					for _, b := range blockers {
 						fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the end of %s\n", b)
@@ -89,7 +88,7 @@ leaves those rows undelivered.`,
 		},
 	}
 	configFlag(cmd, &path)
-	adminFlag(cmd, &admin)
+	adminFlag(cmd, &dsn)
 	output.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already; none: they stay undelivered")
@@ -123,18 +122,19 @@ func initText(r service.InitResult) string {
 	return b.String()
 }
 
-// tellLock says on stderr for which other session a command waits.
-func tellLock(cmd *cobra.Command) func(holder string) {
+// reportLock returns a function that says on stderr which other session the command waits for.
+func reportLock(cmd *cobra.Command) func(holder string) {
 	return func(holder string) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "waiting for another init or destroy: %s\n", holder)
 	}
 }
 
-// adminFlag gives a command --dsn.
+// adminFlag adds the flag --dsn to a command.
 func adminFlag(cmd *cobra.Command, dsn *string) {
 	cmd.Flags().StringVar(dsn, "dsn", "", "`connection` with an owner's rights (default OUTBOX_ADMIN_URL, else that of the configuration)")
 }
 
+// adminDSN returns the value of --dsn, or else of OUTBOX_ADMIN_URL. It is empty if neither is set.
 func adminDSN(flag string, environ []string) string {
 	if flag != "" {
 		return config.Clean(flag)
@@ -145,29 +145,4 @@ func adminDSN(flag string, environ []string) string {
 		}
 	}
 	return ""
-}
-
-// outputFormat is -o.
-type outputFormat string
-
-func (f *outputFormat) register(cmd *cobra.Command) {
-	cmd.Flags().StringVarP((*string)(f), "output", "o", "text", "text or json")
-}
-
-func (f *outputFormat) check() error {
-	if *f != "text" && *f != "json" {
-		return usageError("no output format %q; write text or json", string(*f))
-	}
-	return nil
-}
-
-// write writes v as JSON, or text.
-func (f *outputFormat) write(w io.Writer, v any, text string) error {
-	if *f == "json" {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
-	}
-	_, err := io.WriteString(w, text)
-	return err
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// logFlags are --log-level and --log-format.
+// logFlags holds the flags --log-level and --log-format.
 type logFlags struct{ level, format string }
 
 func (f *logFlags) register(cmd *cobra.Command) {

@@ -1,5 +1,5 @@
-// Command outbox-cdc delivers the events of an outbox table. What it does is in the packages beside it; here are only
-// flags, signals and exit codes.
+// Command outbox-cdc delivers the events of an outbox table. This package holds only its flags, its output, signals and exit codes:
+// package service runs the connector, and package admin does what people do with it.
 package main
 
 import (
@@ -17,14 +17,14 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	// The first signal asks for a clean end. A moment later, as some send it to the process and then to its group, signals are
-	// the system's again, and the second one ends the process at once.
+	// The first signal asks for a clean end. 100 ms later signals have their usual effect again, so that a second one ends the
+	// process at once. The pause is for senders that signal the process and then, a moment later, its process group.
 	context.AfterFunc(ctx, func() { time.AfterFunc(100*time.Millisecond, stop) })
 	os.Exit(int(execute(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)))
 }
 
-// execute runs one command and returns its exit code. Standard output belongs to what a command prints and to a stdout
-// sink's events; everything else goes to stderr.
+// execute runs one command and returns its exit code. Standard output is only for what a command prints and for the events of a
+// sink of type stdout. Everything else goes to stderr.
 func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writer) exitcode.Code {
 	root := newRootCommand(environ)
 	root.SetArgs(args)
@@ -42,7 +42,7 @@ func usageError(format string, args ...any) error {
 	return exitcode.Errorf(exitcode.Usage, format, args...)
 }
 
-// loggedError has been told to the log already.
+// loggedError is an error that was logged already, so execute does not print it again.
 type loggedError struct{ error }
 
 func (e loggedError) Unwrap() error { return e.error }

@@ -162,7 +162,7 @@ func TestValidateAndEffective(t *testing.T) {
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	got := command(t, nil, "version", "-o", "json")
-	var v version
+	var v buildInfo
 	if err := json.Unmarshal([]byte(got.stdout), &v); err != nil || v.Version == "" || v.Go == "" {
 		t.Errorf("version -o json: %q, %v", got.stdout, err)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// newRootCommand makes the tree of commands. They read variables from environ only, never from the process.
+// newRootCommand makes all commands. They read variables from environ only, never from the process's environment.
 func newRootCommand(environ []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "outbox-cdc",
@@ -26,7 +26,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
   outbox-cdc validate --config outbox.yaml
   outbox-cdc run --config outbox.yaml`,
 		Version: buildVersion().Version,
-		// main prints the error, once; the usage is for who asks.
+		// execute prints the error, once. The usage is printed only for --help.
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -51,7 +51,8 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 	return root
 }
 
-// asGroup makes a command that only holds others: alone it prints its help, with anything else it is a usage error.
+// asGroup makes cmd a command that only holds other commands. Without arguments it prints its help. Any argument is a usage error,
+// because it is not the name of one of its commands.
 func asGroup(cmd *cobra.Command) {
 	cmd.SuggestionsMinimumDistance = 2
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
@@ -67,7 +68,7 @@ func asGroup(cmd *cobra.Command) {
 	}
 }
 
-// noArgs is cobra.NoArgs as a usage error.
+// noArgs does what cobra.NoArgs does, but its error is a usage error.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usageError("%s takes no arguments, and got %q; see %s --help", cmd.CommandPath(), args, cmd.CommandPath())

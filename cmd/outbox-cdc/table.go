@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/admin"
 )
 
-// tableText lines columns up.
+// tableText prints rows as aligned columns below the head. Empty cells become "-".
 func tableText(head string, rows [][]string) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -25,11 +25,12 @@ func tableText(head string, rows [][]string) string {
 		}
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
-	_ = w.Flush() // into memory
+	_ = w.Flush() // cannot fail: it writes into memory
 	return b.String()
 }
 
-// clean takes out what a terminal would obey: errors hold what a receiver has answered, and events what anybody wrote.
+// clean replaces control characters, which a terminal would obey. Error messages contain what a receiver has answered, and events
+// contain whatever somebody wrote.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
@@ -42,6 +43,7 @@ func clean(s string) string {
 	}, s)
 }
 
+// shorten cuts a text to this many characters. The last one is then an ellipsis.
 func shorten(s string, longest int) string {
 	if r := []rune(s); len(r) > longest {
 		return string(r[:longest-1]) + "…"
@@ -49,6 +51,7 @@ func shorten(s string, longest int) string {
 	return s
 }
 
+// errorWidth is how many characters of an error message a table shows.
 const errorWidth = 60
 
 func timeText(t *time.Time) string {
@@ -65,6 +68,7 @@ func aggregateText(typ, id string) string {
 	return typ + "/" + id
 }
 
+// nextText says how to get the next page.
 func nextText(next string) string {
 	if next == "" {
 		return ""
@@ -85,7 +89,7 @@ func deadTable(letters []*admin.ParkedRow) string {
 	return tableText("EVENT SINK TYPE AGGREGATE PARKED ATTEMPTS/TRIES ERROR", rows)
 }
 
-// parkedTable lists what waits.
+// parkedTable lists parked events, and what they wait for.
 func parkedTable(parked []*admin.ParkedRow) string {
 	var rows [][]string
 	for _, p := range parked {
@@ -121,7 +125,7 @@ func eventsTable(events []admin.Event) string {
 	return tableText("EVENT TYPE AGGREGATE CREATED STATUS PROCESSED RETRIES ERROR", rows)
 }
 
-// details are lines of a name and a value; empty values are left out.
+// details collects lines of a name and a value. It leaves out empty values.
 type details struct{ strings.Builder }
 
 func (d *details) line(name, value string) {
@@ -130,7 +134,7 @@ func (d *details) line(name, value string) {
 	}
 }
 
-// parkedDetails shows all of one row.
+// parkedDetails prints all that is known of one parked event or dead letter.
 func parkedDetails(p *admin.ParkedRow) string {
 	var d details
 	e := p.Event
@@ -164,7 +168,7 @@ func parkedDetails(p *admin.ParkedRow) string {
 	case p.PayloadBase64 != nil:
 		text, err := json.Marshal(p.PayloadBase64)
 		if err != nil {
-			panic(err) // bytes always are JSON
+			panic(err) // cannot happen: JSON can hold any bytes
 		}
 		d.line("payload, base64", strings.Trim(string(text), `"`))
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is what is known of this build.
-type version struct {
+// buildInfo says which build this is.
+type buildInfo struct {
 	Version  string `json:"version"`
 	Commit   string `json:"commit,omitempty"`
 	Time     string `json:"time,omitempty"`
@@ -19,9 +19,9 @@ type version struct {
 	Platform string `json:"platform"`
 }
 
-// buildVersion reads what the Go command wrote into the binary, so that no build needs flags to be told apart.
-func buildVersion() version {
-	v := version{Version: "(devel)", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+// buildVersion reads what the Go command has written into the binary. So no build needs flags to have a version.
+func buildVersion() buildInfo {
+	v := buildInfo{Version: "(devel)", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v

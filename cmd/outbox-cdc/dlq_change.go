@@ -17,7 +17,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/admin"
 )
 
-// changeHelp is of the commands that change rows. Those with a question ask it first.
+// changeHelp holds the texts of the commands that change rows. A command with a question asks it before it changes anything.
 var changeHelp = map[admin.Action]struct{ short, long, example, question string }{
 	admin.Retry: {
 		short: "Try dead letters again",
@@ -109,7 +109,7 @@ func newDLQChangeCommand(environ []string, action admin.Action) *cobra.Command {
 	return cmd
 }
 
-// reasonText says by whom and why.
+// reasonText says who does this, and why, for the rows of the log.
 func reasonText(action admin.Action, why string) string {
 	by := "a person"
 	if u, err := user.Current(); err == nil && u.Username != "" {
@@ -155,10 +155,10 @@ func changeText(r admin.ChangeResult) string {
 	return b.String()
 }
 
-// askYes asks on stderr, where it does not mix with the result. Whatever is not yes is no.
+// askYes asks a question, and returns an error unless the answer is yes.
 func askYes(in io.Reader, out io.Writer, question string) error {
 	fmt.Fprintf(out, "%s [y/N] ", question)
-	answer, _ := bufio.NewReader(in).ReadString('\n') // the end of the input is no
+	answer, _ := bufio.NewReader(in).ReadString('\n') // an error, such as the end of the input, is not yes
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":
 		return nil
@@ -166,13 +166,13 @@ func askYes(in io.Reader, out io.Writer, question string) error {
 	return errors.New("nothing was changed")
 }
 
-// isTTY says whether a person sits there.
+// isTTY reports whether a stream leads to a terminal, so that a person can answer.
 func isTTY(stream any) bool {
 	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// progress is a bar on a terminal, and nothing elsewhere.
+// progress shows a progress bar if w leads to a terminal, and nothing otherwise.
 type progress struct {
 	w   io.Writer
 	bar *progressbar.ProgressBar
@@ -186,10 +186,10 @@ func (p *progress) show(done, total int) {
 		p.bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(p.w), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
 			progressbar.OptionSetItsString("rows"), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
 	}
-	_ = p.bar.Set(done) // a bar that cannot be drawn harms nobody
+	_ = p.bar.Set(done) // if the bar cannot be drawn, the work goes on all the same
 }
 
-// clear makes room for an error.
+// clear removes the bar, so that an error can be printed in its place.
 func (p *progress) clear() {
 	if p.bar != nil {
 		_ = p.bar.Clear()
