@@ -81,7 +81,9 @@ func (l *ledgerConn) open(ctx context.Context) error {
 }
 
 // sql puts the ledger's schema into a statement that writes its tables as ledger.outbox_….
-func (l *ledgerConn) sql(text string) string { return l.cfg.Source.Ledger(text) }
+func (l *ledgerConn) sql(text string) string {
+	return ledger.Schema(l.cfg.Source.LedgerSchema).SQL(text)
+}
 
 // ledgerError adds the remedy, and the exit code where there is one, to an error of the database.
 func ledgerError(err error) error {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
@@ -43,7 +44,7 @@ func TestRenamedAfterInit(t *testing.T) {
 	r.stop()
 	made := func(name, isActive string) {
 		t.Helper()
-		_, err := provision.RegisterProcessors(t.Context(), w.conn, provision.Source{LedgerSchema: "public"}, "test", []provision.Processor{{Name: name, Type: "test", RenamedFrom: w.cfg.Sinks[0].RenamedFrom}})
+		_, err := ledger.Schema("public").RegisterProcessors(t.Context(), w.conn, "test", []ledger.Processor{{Name: name, Type: "test", RenamedFrom: w.cfg.Sinks[0].RenamedFrom}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -123,19 +124,19 @@ func (c *Connector) drifted(ctx context.Context) error {
 
 // registerProcessors gives the ids of the sinks by name. It refuses to start while parked events would be forgotten.
 func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, error) {
-	var ps []provision.Processor
+	var ps []ledger.Processor
 	known := slices.Clone(c.cfg.Abandoned)
 	for _, s := range c.cfg.Sinks {
-		ps = append(ps, provision.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true})
+		ps = append(ps, ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true})
 		known = append(known, s.Name)
 	}
 	var ids map[string]int32
 	// Where the start is refused nothing was changed.
 	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
-		if ids, err = provision.RegisterProcessors(ctx, tx, c.source(), c.cfg.Name, ps); err != nil {
+		if ids, err = c.schema().RegisterProcessors(ctx, tx, c.cfg.Name, ps); err != nil {
 			return err
 		}
-		orphans, err := provision.Orphans(ctx, tx, c.source(), c.cfg.Name, known)
+		orphans, err := c.schema().Orphans(ctx, tx, c.cfg.Name, known)
 		if err != nil {
 			return err
 		}

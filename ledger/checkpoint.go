@@ -14,12 +14,12 @@ import (
 // The states of a checkpoint.
 const (
 	Building = "building" // init is making its slot
-	Ready    = "ready"    // its slot can be streamed from
+	ready    = "ready"    // its slot can be streamed from
 )
 
 // Checkpoint is a slot's row of outbox_checkpoints. What has no value while it is building is zero.
 type Checkpoint struct {
-	State            string // Building or Ready
+	State            string // Building or ready
 	SystemIdentifier string
 	Timeline         int32
 	Prefix           checkpoint.Position // everything up to here, this position included, is settled
@@ -75,7 +75,7 @@ func (s Schema) SetReady(ctx context.Context, tx pgx.Tx, slot string, system pgl
 			prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
 		from (select greatest((select epoch from ledger.outbox_checkpoints where slot_name = $1),
 			(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
-		where slot_name = $1 and state = $6`), slot, Ready, system.SystemID, system.Timeline, point, Building)
+		where slot_name = $1 and state = $6`), slot, ready, system.SystemID, system.Timeline, point, Building)
 	if err != nil {
 		return fmt.Errorf("write the checkpoint of slot %q: %w", slot, err)
 	}

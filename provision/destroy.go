@@ -10,6 +10,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -72,7 +73,7 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 		return result, ownerError(fmt.Sprintf("drop publication %q", cfg.Publication), err)
 	}
 	if c != nil {
-		if err := deleteCheckpoint(ctx, conn, cfg.Source); err != nil {
+		if err := cfg.ledger().DeleteCheckpoint(ctx, conn, cfg.Slot); err != nil {
 			return result, err
 		}
 		result.CheckpointDeleted = true
@@ -81,7 +82,7 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 }
 
 // checkDroppable returns an error if the slot must not be dropped: it is not ours, or somebody streams from it.
-func checkDroppable(ctx context.Context, db SQL, s Source, slot *Slot, c *checkpointRow) error {
+func checkDroppable(ctx context.Context, db SQL, s Source, slot *Slot, c *ledger.Checkpoint) error {
 	var database string
 	if err := db.QueryRow(ctx, "select current_database()").Scan(&database); err != nil {
 		return err

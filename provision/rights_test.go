@@ -10,6 +10,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
@@ -114,7 +115,7 @@ func TestLeastPrivilege(t *testing.T) {
 	if _, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID); err != nil {
 		t.Error(err)
 	}
-	if _, err := RegisterProcessors(testContext(t), conn, o.cfg.Source, "c", []Processor{{Name: "a", Type: "kafka"}}); err != nil {
+	if _, err := o.cfg.ledger().RegisterProcessors(testContext(t), conn, "c", []ledger.Processor{{Name: "a", Type: "kafka"}}); err != nil {
 		t.Error(err)
 	}
 	if _, err := conn.Exec(testContext(t), "set search_path = public"); err != nil {

@@ -219,7 +219,7 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 // makeSlot makes the slot and its checkpoint. If a step fails, it drops the slot again, because a slot that nobody reads makes
 // the server keep WAL for ever. The checkpoint may be left in the state "building"; the next Setup then begins again.
 func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f existing) (_ pglogrepl.LSN, err error) {
-	if err := beginCheckpoint(ctx, conn, cfg.Source); err != nil {
+	if err := cfg.ledger().BeginCheckpoint(ctx, conn, cfg.Slot); err != nil {
 		return 0, err
 	}
 	repl, err := connectReplication(ctx, cfg.ReplicationDSN)

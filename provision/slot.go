@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // Slot is a replication slot as pg_replication_slots shows it.
@@ -62,7 +63,7 @@ const (
 )
 
 // judge compares the slot with its checkpoint. If neither init nor run may touch the slot, it adds the reason to p.
-func judge(s Source, srv server, slot *Slot, c *checkpointRow, p *problems) slotState {
+func judge(s Source, srv server, slot *Slot, c *ledger.Checkpoint, p *problems) slotState {
 	switch {
 	case c == nil && slot == nil:
 		return slotAbsent
@@ -73,9 +74,9 @@ func judge(s Source, srv server, slot *Slot, c *checkpointRow, p *problems) slot
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
 	case c.Older:
 		p.add(exitcode.SlotLost, "the checkpoint of slot %q is half made, and tells of an older slot; "+StartAnew, s.Slot)
-	case c.State == stateBuilding && slot == nil:
+	case c.State == ledger.Building && slot == nil:
 		return slotAbsent
-	case c.State == stateBuilding:
+	case c.State == ledger.Building:
 		if slot.Plugin != outputPlugin || slot.Database != srv.database {
 			p.add(exitcode.SlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
 		} else if slot.ActivePID != 0 {

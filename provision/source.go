@@ -58,8 +58,8 @@ func (s Source) checkNames() error {
 	return p.join()
 }
 
-// Ledger puts the ledger's schema into a statement that writes the ledger's tables as ledger.outbox_….
-func (s Source) Ledger(sql string) string { return ledger.Schema(s.LedgerSchema).SQL(sql) }
+// ledger is where the ledger's tables are.
+func (s Source) ledger() ledger.Schema { return ledger.Schema(s.LedgerSchema) }
 
 // quoteLiteral returns s as a string literal of SQL.
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }

@@ -16,6 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
@@ -226,16 +227,16 @@ func grant(ctx context.Context, cfg config.Config, setup provision.SetupConfig) 
 // outbox before; that is why the processors have FromStart.
 func registerSinks(ctx context.Context, cfg config.Config, setup provision.SetupConfig, made provision.SetupResult) error {
 	fromStart := made.SlotCreated && !setup.SkipBacklog
-	var processors []provision.Processor
+	var processors []ledger.Processor
 	sinks, err := buildSinks(cfg, BuildOptions{})
 	if err != nil {
 		return err
 	}
 	for _, s := range sinks {
-		processors = append(processors, provision.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, FromStart: fromStart})
+		processors = append(processors, ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, FromStart: fromStart})
 	}
 	return provision.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
-		_, err := provision.RegisterProcessors(ctx, conn, setup.Source, cfg.Name, processors)
+		_, err := ledger.Schema(setup.LedgerSchema).RegisterProcessors(ctx, conn, cfg.Name, processors)
 		return err
 	})
 }
