@@ -76,6 +76,15 @@ func TestProseLines(t *testing.T) {
 	found.compare(t, "prose")
 }
 
+// TestReadmeIsShort keeps the README a page that people read to its end; what is longer has a page of its own in docs.
+func TestReadmeIsShort(t *testing.T) {
+	t.Parallel()
+	const most = 250
+	if n := len(markdown(t, "README.md")); n > most {
+		t.Errorf("README.md has %d lines, and may have %d", n, most)
+	}
+}
+
 // fileName matches a file as text names it, with an anchor: one with an ending that our own files have. What stands before it
 // must be no part of a longer word or of a pattern.
 var fileName = regexp.MustCompile(`(?:^|[\s"'(\x60\[])((?:\.{0,2}/)?(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-]+\.(?:md|go|sql|patch))\b(#[A-Za-z0-9-]+)?`)
