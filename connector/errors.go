@@ -26,9 +26,9 @@ func (c *Connector) refused(err error, what string) error {
 	if !ok || c.ran && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
 		return err
 	}
-	text, refused := c.cfg.Source.DSN, func(config *pgconn.Config, err error) error { return replication.Refused(what, config, err) }
+	text, refused := c.cfg.Source.DSN, func(config *pgconn.Config, err error) error { return replication.ExplainRefusal(what, config, err) }
 	if what == replication.ReplicationDSNKey {
-		text, refused = c.cfg.Source.ReplicationDSN, replication.StreamRefused
+		text, refused = c.cfg.Source.ReplicationDSN, replication.ExplainStreamRefusal
 	}
 	config, parseErr := replication.ParseDSN(what, text)
 	if parseErr != nil {

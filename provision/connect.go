@@ -38,7 +38,7 @@ func connect(ctx context.Context, text string) (*pgx.Conn, error) {
 	config.RuntimeParams["lock_timeout"] = "1min"
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", replication.Refused("the dsn", &config.Config, err))
+		return nil, fmt.Errorf("connect: %w", replication.ExplainRefusal("the dsn", &config.Config, err))
 	}
 	if err := replication.CheckDirect(ctx, "the dsn", conn.PgConn(), config.RuntimeParams); err != nil {
 		closeConn(ctx, conn)
@@ -64,7 +64,7 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 	}
 	conn, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("connect for replication: %w", replication.StreamRefused(config, err))
+		return nil, fmt.Errorf("connect for replication: %w", replication.ExplainStreamRefusal(config, err))
 	}
 	if err := replication.CheckDirect(ctx, replication.ReplicationDSNKey, conn, nil); err != nil {
 		closeReplication(ctx, conn)

@@ -54,7 +54,7 @@ func dsnProblem(what string, err error) error {
 
 // Refused tells a connection that was turned away, as the same connection string will be each time, from a server that is away:
 // then its error has an exit code. It gives all others back as they are.
-func Refused(what string, config *pgconn.Config, err error) error {
+func ExplainRefusal(what string, config *pgconn.Config, err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
 		if insistsOnTLS(config) && strings.Contains(err.Error(), "server refused TLS connection") && !strings.Contains(err.Error(), "dial error") {
@@ -70,7 +70,7 @@ func Refused(what string, config *pgconn.Config, err error) error {
 		return exitcode.Errorf(exitcode.Config, "%s; correct the database of %s", pg.Message, what)
 	case "08P01": // a violation of the protocol, which poolers call what they do not support
 		if strings.Contains(pg.Message, "unsupported startup parameter") {
-			return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler, which refuses the startup parameter %s; %s", what, name, directly)
+			return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler, which refuses the startup parameter %s; %s", what, name, connectDirectly)
 		}
 	case "42704": // unrecognized configuration parameter
 		return exitcode.Errorf(exitcode.Config, "%s has the parameter %s, which the server does not know; remove it", what, name)
@@ -88,11 +88,11 @@ func Refused(what string, config *pgconn.Config, err error) error {
 		return exitcode.Errorf(exitcode.Config, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)
 	case "42501":
 		for _, role := range []string{"role", "session_authorization"} { // the message has the value of these
-			if sets(config, role) {
+			if setsParameter(config, role) {
 				name = role
 			}
 		}
-		if sets(config, name) {
+		if setsParameter(config, name) {
 			return exitcode.Errorf(exitcode.Privilege, "%s has the parameter %s, which its user may not set; remove it, or let a superuser grant it", what, name)
 		}
 		return exitcode.Errorf(exitcode.Privilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
@@ -101,11 +101,11 @@ func Refused(what string, config *pgconn.Config, err error) error {
 }
 
 // StreamRefused is Refused for a connection for replication, which a role may not have.
-func StreamRefused(config *pgconn.Config, err error) error {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !sets(config, parameterOf(pg.Message)) {
+func ExplainStreamRefusal(config *pgconn.Config, err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !setsParameter(config, parameterOf(pg.Message)) {
 		return ReplicationPrivilege(config.User)
 	}
-	return Refused(ReplicationDSNKey, config, err)
+	return ExplainRefusal(ReplicationDSNKey, config, err)
 }
 
 // ReplicationPrivilege is the error of a role that may not replicate.
@@ -114,7 +114,7 @@ func ReplicationPrivilege(user string) error {
 		user, pgx.Identifier{user}.Sanitize())
 }
 
-const unnamed = "that the server's log names"
+const unnamedParameter = "that the server's log names"
 
 var quotedName = regexp.MustCompile(`["«„“”']([A-Za-z0-9_.+-]{1,63})["»“”']|startup parameter(?: in options)?: ([A-Za-z0-9_.+-]{1,63})`)
 
@@ -122,14 +122,14 @@ var quotedName = regexp.MustCompile(`["«„“”']([A-Za-z0-9_.+-]{1,63})["»�
 func parameterOf(message string) string {
 	m := quotedName.FindStringSubmatch(message)
 	if m == nil {
-		return unnamed
+		return unnamedParameter
 	}
 	return m[1] + m[2]
 }
 
 // parameterWith finds the parameter of a message that names it, or repeats nothing but its value: role "x" does not exist.
 func parameterWith(config *pgconn.Config, nameOrValue string) string {
-	if sets(config, nameOrValue) {
+	if setsParameter(config, nameOrValue) {
 		return nameOrValue
 	}
 	for name, value := range config.RuntimeParams {
@@ -137,17 +137,17 @@ func parameterWith(config *pgconn.Config, nameOrValue string) string {
 			return name
 		}
 	}
-	return unnamed
+	return unnamedParameter
 }
 
 // sets says whether a connection string sets a parameter.
-func sets(config *pgconn.Config, name string) bool {
+func setsParameter(config *pgconn.Config, name string) bool {
 	for p := range config.RuntimeParams {
 		if strings.EqualFold(p, name) {
 			return true
 		}
 	}
-	return name != unnamed && strings.Contains(config.RuntimeParams["options"], name)
+	return name != unnamedParameter && strings.Contains(config.RuntimeParams["options"], name)
 }
 
 // insistsOnTLS says whether a connection without TLS is never tried.
@@ -155,7 +155,7 @@ func insistsOnTLS(config *pgconn.Config) bool {
 	return config.TLSConfig != nil && !slices.ContainsFunc(config.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.TLSConfig == nil })
 }
 
-const directly = "connect directly to PostgreSQL, see docs/operations.md#poolers"
+const connectDirectly = "connect directly to PostgreSQL, see docs/operations.md#poolers"
 
 // CheckDirect finds out whether something that takes part in the protocol stands between us and the server, such as PgBouncer. It
 // would give us another session for each transaction, without what we have prepared, locked, set and listened to; or at best
@@ -168,11 +168,11 @@ func CheckDirect(ctx context.Context, what string, conn *pgconn.PgConn, settings
 	}
 	row := results[0].Rows[0]
 	if pid := conn.PID(); pid != 0 && string(row[0]) != fmt.Sprint(pid) {
-		return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler: the session has another pid (%s) than the connection was told (%d); %s", what, row[0], pid, directly)
+		return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler: the session has another pid (%s) than the connection was told (%d); %s", what, row[0], pid, connectDirectly)
 	}
 	for i, name := range []string{"search_path", "row_security"} {
 		if want, asked := settings[name]; asked && string(row[i+1]) != want {
-			return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler: the session does not have the setting %s that the connection asked for; %s", what, name, directly)
+			return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler: the session does not have the setting %s that the connection asked for; %s", what, name, connectDirectly)
 		}
 	}
 	return nil

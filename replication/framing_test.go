@@ -15,7 +15,7 @@ func TestFraming(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWire()
-		s := newStream(w, senderTimeout/3, false)
+		s := newStream(w, senderTimeout/3)
 		ctx, cancel := context.WithCancel(t.Context())
 		var want []string
 		var all []byte
@@ -92,7 +92,7 @@ func TestLargeMessageBreaksOff(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newFakeWire()
-			s := newStream(w, senderTimeout/3, false)
+			s := newStream(w, senderTimeout/3)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			w.in <- xlog(strings.Repeat("x", 2*readBuffer))[:readBuffer/2]

@@ -38,7 +38,7 @@ type Identity struct {
 // Open connects and starts to stream from where the slot stands: at 0/0, never at a stored LSN. After a failover that
 // may lie ahead of history, and the server does not check. From then on the slot is ours until Close.
 func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
-	pc, err := streamConfig(cfg.DSN)
+	pc, err := connConfig(cfg.DSN)
 	if err != nil {
 		return nil, Identity{}, err
 	}
@@ -74,12 +74,13 @@ func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 	if err != nil {
 		return fail(err)
 	}
-	network := wire.sock.RemoteAddr().Network()
-	return newStream(wire, senderTimeout/3, strings.HasPrefix(network, "tcp")), id, nil
+	s := newStream(wire, senderTimeout/3)
+	s.canPause = strings.HasPrefix(wire.sock.RemoteAddr().Network(), "tcp")
+	return s, id, nil
 }
 
 // streamConfig pins what the text output of rows depends on: a role's own settings would change it.
-func streamConfig(dsn string) (*pgconn.Config, error) {
+func connConfig(dsn string) (*pgconn.Config, error) {
 	pc, err := ParseDSN(ReplicationDSNKey, dsn)
 	if err != nil {
 		return nil, err

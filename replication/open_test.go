@@ -154,7 +154,7 @@ func TestSessionSettingsArePinned(t *testing.T) {
 	}
 	s.Close()
 	// What has no influence on these rows is asked for.
-	pc, err := streamConfig(src.db.DSN)
+	pc, err := connConfig(src.db.DSN)
 	if err != nil {
 		t.Fatal(err)
 	}

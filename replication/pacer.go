@@ -2,46 +2,53 @@ package replication
 
 import "time"
 
-// A walsender is slowed by a reader that takes every message at once: it wakes the reader up for each, and sends tiny
-// segments. A reader that drains the socket and then sleeps makes it two and a half times as fast. So: read until
-// nothing is there, then let the bytes of a fast stream pile up for drainPause. Measured; see docs/design.md.
+// Two measured effects decide how the stream is read; docs/design/speed.md has the numbers.
 //
-// A slow stream is read as soon as anything is there, but not twice within calmPause. At some thousand transactions a
-// second a reader that is woken for each takes the processor away from the very sender that it waits for, which then
-// falls behind: by 200 ms at 2,000 a second on two slow processors, where a millisecond's rest leaves it at 1.
+// A fast stream: a reader that takes each message at once slows the walsender down, because the walsender then wakes the reader
+// up for each message, and sends tiny segments. If the reader takes everything that has arrived, and then sleeps, the walsender
+// is two and a half times as fast. So the reader reads until nothing is left, and then lets bytes pile up for drainPause.
+//
+// A slow stream is read as soon as anything has arrived, but not twice within calmPause. At some thousand transactions a second
+// a reader that is woken up for each of them takes the processor away from the very walsender that it waits for. The walsender
+// then falls behind: by 200 ms at 2,000 transactions a second on two slow processors, where a pause of a millisecond keeps it at
+// 1 ms.
 const (
 	drainPause = 8 * time.Millisecond
 	calmPause  = time.Millisecond
-	fastRate   = 8 << 20 // bytes a second; below half of it a read gets what is there at once again
-	fastAfter  = 4 * time.Millisecond
-	slowAfter  = 20 * time.Millisecond
-	worseFor   = 5 // windows in a row at less than half the speed: one says little on a busy machine
-	banned     = 10 * time.Second
+
+	fastBytesPerSecond = 8 << 20 // above it the stream is fast; at half of it it is slow again
+	windowWhileSlow    = 4 * time.Millisecond
+	windowWhileFast    = 20 * time.Millisecond
+
+	worseWindows = 5 // in a row before pauses are given up: a single one says little on a busy machine
+	pauseBan     = 10 * time.Second
 )
 
-// pacer decides whether to pause. It has no clock of its own.
+// pacer decides for how long the reader of the stream sleeps when the socket is empty. For this it measures the speed of the
+// stream in windows, and compares the speed with pauses to the speed without. It has no clock of its own.
 type pacer struct {
-	fast   bool    // the stream is fast
-	paused float64 // bytes a second, as last measured without pausing
-	worse  int     // windows in a row in which pausing cost half the speed or more
-	noTill time.Time
+	fast         bool      // the stream is fast
+	unpausedRate float64   // bytes a second, as last measured without pauses; 0 if never
+	worse        int       // windows in a row in which the stream had less than half of unpausedRate
+	bannedUntil  time.Time // no pauses until then, because they made the stream slower
+	lastRead     time.Time // when bytes were read last
 
-	last time.Time // when something was read
-
-	start   time.Time // of the window being measured
+	// The window that is being measured.
+	start   time.Time
 	bytes   int
-	drained bool // the socket was found empty in this window: its rate is the sender's
-	stalled bool // the reader waited for others in this window: its rate says nothing of the sender
+	drained bool // the socket was found empty: so the rate is that of the sender
+	waited  bool // the reader waited for others of our process: so the rate says nothing about the sender
 }
 
-func (p *pacer) read(now time.Time, n int) {
+// hasRead records that n bytes were read, and ends the window if it is over.
+func (p *pacer) hasRead(now time.Time, n int) {
 	p.bytes += n
 	if n > 0 {
-		p.last = now
+		p.lastRead = now
 	}
-	window := fastAfter
+	window := windowWhileSlow
 	if p.fast {
-		window = slowAfter
+		window = windowWhileFast
 	}
 	if p.start.IsZero() {
 		p.start = now
@@ -52,38 +59,38 @@ func (p *pacer) read(now time.Time, n int) {
 		return
 	}
 	rate := float64(p.bytes) / took.Seconds()
+	sendersRate := p.drained && !p.waited
 	switch {
-	case !p.fast && rate > fastRate:
+	case !p.fast && rate > fastBytesPerSecond:
 		p.fast = true
-		p.paused = 0
-		if p.drained && !p.stalled {
-			p.paused = rate
+		p.unpausedRate = 0
+		if sendersRate {
+			p.unpausedRate = rate
 		}
-	case p.fast && rate <= fastRate/2 && !p.stalled:
+	case p.fast && rate <= fastBytesPerSecond/2 && !p.waited:
 		p.fast = false
-	case !p.drained || p.stalled:
-		// Not the sender's rate.
-	case !now.After(p.noTill):
-		p.paused = rate
-	case p.fast && rate < p.paused/2:
-		// Pauses make it slower: small send buffers, or a proxy in between.
-		if p.worse++; p.worse == worseFor {
-			p.worse, p.noTill = 0, now.Add(banned)
+	case !sendersRate:
+	case !now.After(p.bannedUntil):
+		p.unpausedRate = rate
+	case p.fast && rate < p.unpausedRate/2:
+		// Pauses make it slower: send buffers may be small, or a proxy in between.
+		if p.worse++; p.worse == worseWindows {
+			p.worse, p.bannedUntil = 0, now.Add(pauseBan)
 		}
 	case p.fast:
 		p.worse = 0
 	}
-	p.start, p.bytes, p.drained, p.stalled = now, 0, false, false
+	p.start, p.bytes, p.drained, p.waited = now, 0, false, false
 }
 
-// empty is told that the socket is empty, and says how long to pause now; not at all, where that is not above 0.
-func (p *pacer) empty(now time.Time) time.Duration {
+// pauseFor is called when the socket is empty. It returns for how long the reader sleeps now; not at all if that is not above 0.
+func (p *pacer) pauseFor(now time.Time) time.Duration {
 	p.drained = true
-	if p.fast && now.After(p.noTill) {
+	if p.fast && now.After(p.bannedUntil) {
 		return drainPause
 	}
-	return p.last.Add(calmPause).Sub(now)
+	return p.lastRead.Add(calmPause).Sub(now)
 }
 
-// stall is told that the reader had to wait for somebody else.
-func (p *pacer) stall() { p.stalled = true }
+// hasWaited records that the reader waited for something else of our process.
+func (p *pacer) hasWaited() { p.waited = true }

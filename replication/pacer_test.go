@@ -12,18 +12,18 @@ func TestPacer(t *testing.T) {
 	run := func(d time.Duration, bytesPerMs int) {
 		for range d / time.Millisecond {
 			now = now.Add(time.Millisecond)
-			p.read(now, bytesPerMs)
+			p.hasRead(now, bytesPerMs)
 		}
 	}
 	run(time.Second, 1000) // 1 MB/s
-	fast := func() bool { return p.empty(now) == drainPause }
+	fast := func() bool { return p.pauseFor(now) == drainPause }
 	if fast() {
 		t.Error("pauses at 1 MB/s")
 	}
-	if got := p.empty(now); got != calmPause {
+	if got := p.pauseFor(now); got != calmPause {
 		t.Errorf("reads again after %s, not %s", got, calmPause)
 	}
-	if got := p.empty(now.Add(calmPause)); got > 0 {
+	if got := p.pauseFor(now.Add(calmPause)); got > 0 {
 		t.Errorf("pauses for %s though nothing has come for a while", got)
 	}
 	run(20*time.Millisecond, 50_000)
@@ -38,19 +38,19 @@ func TestPacer(t *testing.T) {
 	if fast() {
 		t.Error("pauses though the stream is slow again")
 	}
-	// Measured without pauses, the socket found empty: 50 MB/s. With pauses: 20.
+	// Without pauses, measured while the socket was found empty, the stream has 50 MB/s; with pauses it has 20.
 	p = pacer{start: now}
-	p.empty(now)
+	p.pauseFor(now)
 	run(4*time.Millisecond, 50_000)
-	for range 2 * worseFor * slowAfter / time.Millisecond {
-		p.empty(now)
+	for range 2 * worseWindows * windowWhileFast / time.Millisecond {
+		p.pauseFor(now)
 		run(time.Millisecond, 20_000)
 	}
 	if fast() {
 		t.Error("goes on pausing though pauses made it slower")
 	}
 	for range 11_000 {
-		p.empty(now)
+		p.pauseFor(now)
 		run(time.Millisecond, 20_000)
 	}
 	if !fast() {

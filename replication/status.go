@@ -19,7 +19,7 @@ func (s *Stream) Report() error {
 
 // Wait is for how long the owner may wait for something else before it calls Report again.
 func (s *Stream) Wait() time.Duration {
-	s.pacer.stall()
+	s.pacer.hasWaited()
 	now := time.Now()
 	return s.nextStatus(now).Sub(now)
 }

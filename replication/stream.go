@@ -80,15 +80,15 @@ type Stream struct {
 	askedFrom time.Time     // since then
 }
 
-func newStream(w wire, every time.Duration, canPause bool) *Stream {
-	return &Stream{wire: w, progress: nothing{}, every: every, canPause: canPause, buf: make([]byte, readBuffer), lastStatus: time.Now()}
+func newStream(w wire, every time.Duration) *Stream {
+	return &Stream{wire: w, progress: noProgress{}, every: every, buf: make([]byte, readBuffer), lastStatus: time.Now()}
 }
 
 // nothing is the progress of a session that does not know its checkpoint yet. PostgreSQL ignores position 0.
-type nothing struct{}
+type noProgress struct{}
 
-func (nothing) Confirmed() pglogrepl.LSN { return 0 }
-func (nothing) InFlight() int            { return 0 }
+func (noProgress) Confirmed() pglogrepl.LSN { return 0 }
+func (noProgress) InFlight() int            { return 0 }
 
 // Track sets what is reported from now on.
 func (s *Stream) Track(p Progress) { s.progress = p }
@@ -175,7 +175,7 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 	n, err := s.wire.tryRead(s.buf[s.w:])
 	if n == 0 && err == nil {
 		if s.canPause {
-			if d := s.pacer.empty(time.Now()); d > 0 {
+			if d := s.pacer.pauseFor(time.Now()); d > 0 {
 				s.wire.pause(d)
 				n, err = s.wire.tryRead(s.buf[s.w:])
 			}
@@ -188,7 +188,7 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 		}
 	}
 	s.w += n
-	s.pacer.read(time.Now(), n)
+	s.pacer.hasRead(time.Now(), n)
 	if s.pacer.fast != s.fast.Load() {
 		s.fast.Store(s.pacer.fast)
 	}

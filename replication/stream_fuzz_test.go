@@ -160,7 +160,7 @@ func model(b []byte) (m modelled, rest []byte, interesting bool) {
 }
 
 func checkStream(t *testing.T, in, cuts []byte) {
-	s := newStream(&pieces{in: in, cuts: cuts, least: len(in) >> 10}, time.Hour, false)
+	s := newStream(&pieces{in: in, cuts: cuts, least: len(in) >> 10}, time.Hour)
 	var asked pglogrepl.LSN
 	requests, left := 0, in
 	for i := 0; ; i++ {

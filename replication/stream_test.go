@@ -36,8 +36,9 @@ func newFakeWire() *fakeWire {
 	return &fakeWire{in: make(chan []byte, 100), broken: make(chan struct{}, 1)}
 }
 
-func (w *fakeWire) take(p, b []byte, ok bool) (int, error) {
-	if !ok {
+// take copies the bytes b, which have arrived, to p. The end of the input is nil.
+func (w *fakeWire) take(p, b []byte) (int, error) {
+	if b == nil {
 		return 0, io.EOF
 	}
 	n := copy(p, b)
@@ -47,11 +48,11 @@ func (w *fakeWire) take(p, b []byte, ok bool) (int, error) {
 
 func (w *fakeWire) tryRead(p []byte) (int, error) {
 	if len(w.rest) > 0 {
-		return w.take(p, w.rest, true)
+		return w.take(p, w.rest)
 	}
 	select {
-	case b, ok := <-w.in:
-		return w.take(p, b, ok)
+	case b := <-w.in:
+		return w.take(p, b)
 	default:
 		return 0, nil
 	}
@@ -65,8 +66,8 @@ func (w *fakeWire) waitRead(p []byte) (int, error) {
 	t := time.NewTimer(time.Until(w.deadline))
 	defer t.Stop()
 	select {
-	case b, ok := <-w.in:
-		return w.take(p, b, ok)
+	case b := <-w.in:
+		return w.take(p, b)
 	case <-t.C:
 	case <-w.broken:
 	}
@@ -167,7 +168,8 @@ func TestStatusWhenIdle(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWire()
-		s := newStream(w, senderTimeout/3, true)
+		s := newStream(w, senderTimeout/3)
+		s.canPause = true
 		p := &fakeProgress{confirmed: 77}
 		s.Track(p)
 		start := time.Now()
@@ -199,7 +201,8 @@ func TestProgressIsReportedSoon(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWire()
-		s := newStream(w, senderTimeout/3, true)
+		s := newStream(w, senderTimeout/3)
+		s.canPause = true
 		p := &fakeProgress{}
 		s.Track(p)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -242,7 +245,8 @@ func TestStatusBeforeProgressConfirmsNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWire()
-		s := newStream(w, senderTimeout/3, true)
+		s := newStream(w, senderTimeout/3)
+		s.canPause = true
 		s.Track(&fakeProgress{inFlight: 1})
 		ctx, cancel := context.WithCancel(t.Context())
 		_, ended := testStream(ctx, s)
@@ -268,7 +272,8 @@ func TestRepliesAreLimited(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWire()
-		s := newStream(w, senderTimeout/3, true)
+		s := newStream(w, senderTimeout/3)
+		s.canPause = true
 		s.Track(&fakeProgress{})
 		ctx, cancel := context.WithCancel(t.Context())
 		_, ended := testStream(ctx, s)
@@ -296,7 +301,8 @@ func TestKeepaliveStormEndsTheStream(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWire()
-		s := newStream(w, senderTimeout/3, true)
+		s := newStream(w, senderTimeout/3)
+		s.canPause = true
 		s.Track(&fakeProgress{confirmed: 5})
 		_, ended := testStream(t.Context(), s)
 		for range stopRequests {
@@ -343,7 +349,8 @@ func TestWhatTheServerSays(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				w := newFakeWire()
-				s := newStream(w, senderTimeout/3, true)
+				s := newStream(w, senderTimeout/3)
+				s.canPause = true
 				_, ended := testStream(t.Context(), s)
 				w.in <- tt.send
 				if err := end(t, ended); !tt.want(err) {

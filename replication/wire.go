@@ -41,7 +41,7 @@ const writeTimeout = 10 * time.Second
 type socket struct {
 	net.Conn
 	raw   syscall.RawConn
-	quiet bool // SO_RCVLOWAT is raised
+	lowat int // SO_RCVLOWAT
 
 	nonblocking bool
 	fn          func(fd uintptr) bool // made once: a closure a read would be an allocation a read
@@ -59,7 +59,7 @@ func newSocket(c net.Conn) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{Conn: c, raw: raw}
+	s := &socket{Conn: c, raw: raw, lowat: 1}
 	s.fn = func(fd uintptr) bool {
 		for {
 			s.n, s.err = syscall.Read(int(fd), s.p)
@@ -75,18 +75,15 @@ func newSocket(c net.Conn) (*socket, error) {
 // sender and reader both. A high SO_RCVLOWAT keeps the kernel from telling; reads that do not block are untouched by it.
 const quietBytes = 1 << 20 // the kernel takes what the receive buffer allows
 
-// setQuiet keeps the poller from being woken, or not. Where the option cannot be set all is as before, only slower.
-func (s *socket) setQuiet(quiet bool) {
-	if s.quiet == quiet {
+// setLowat sets SO_RCVLOWAT: the poller is woken only once so many bytes have arrived. If the option cannot be set, the stream is
+// slower, and nothing else changes.
+func (s *socket) setLowat(lowat int) {
+	if s.lowat == lowat {
 		return
-	}
-	lowat := 1
-	if quiet {
-		lowat = quietBytes
 	}
 	_ = s.raw.Control(func(fd uintptr) { // fails on a closed connection only, as the next read will tell
 		if syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVLOWAT, lowat) == nil {
-			s.quiet = quiet
+			s.lowat = lowat
 		}
 	})
 }
@@ -136,12 +133,12 @@ func (w *netWire) tryRead(p []byte) (n int, err error) {
 func (w *netWire) setDeadline(t time.Time) error { return w.top.SetReadDeadline(t) }
 
 func (w *netWire) pause(d time.Duration) {
-	w.sock.setQuiet(true)
+	w.sock.setLowat(quietBytes)
 	time.Sleep(d)
 }
 
 func (w *netWire) waitRead(p []byte) (int, error) {
-	w.sock.setQuiet(false)
+	w.sock.setLowat(1)
 	n, err := w.top.Read(p)
 	// A deadline that has passed would fail every later read, those that do not block included.
 	return n, errors.Join(err, w.top.SetReadDeadline(time.Time{}))

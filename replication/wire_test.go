@@ -14,8 +14,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/testcert"
 )
 
-// pipe gives a netWire and the other end of its connection, plain or encrypted.
-func pipe(t *testing.T, encrypted bool) (*netWire, net.Conn) {
+// plainPipe returns a netWire and the other end of its connection.
+func plainPipe(t *testing.T) (*netWire, net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -35,24 +35,28 @@ func pipe(t *testing.T, encrypted bool) (*netWire, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !encrypted {
-		return &netWire{top: s, sock: s}, far
-	}
+	return &netWire{top: s, sock: s}, far
+}
+
+// tlsPipe is plainPipe over TLS.
+func tlsPipe(t *testing.T) (*netWire, net.Conn) {
+	t.Helper()
+	w, far := plainPipe(t)
 	server := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{testcert.SelfSigned(t).TLS}})
-	client := tls.Client(s, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test's own certificate
+	client := tls.Client(w.sock, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test's own certificate
 	shaken := make(chan error, 1)
 	go func() { shaken <- server.Handshake() }()
 	if err := errors.Join(client.Handshake(), <-shaken); err != nil {
 		t.Fatal(err)
 	}
-	return &netWire{top: client, sock: s}, server
+	return &netWire{top: client, sock: w.sock}, server
 }
 
 func forPlainAndTLS(t *testing.T, f func(t *testing.T, w *netWire, far net.Conn)) {
-	for name, encrypted := range map[string]bool{"plain": false, "tls": true} {
+	for name, pipe := range map[string]func(*testing.T) (*netWire, net.Conn){"plain": plainPipe, "tls": tlsPipe} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w, far := pipe(t, encrypted)
+			w, far := pipe(t)
 			f(t, w, far)
 		})
 	}
