@@ -1,6 +1,6 @@
 // Package decoder turns pgoutput messages (protocol version 1, text format) into the transactions and events that they
-// carry. It is pure: no clock, no I/O, no goroutines; and whatever the bytes, it neither panics nor asks for more memory
-// than they take up themselves, times a constant.
+// carry. It is pure: no clock, no I/O, no goroutines. Whatever the bytes are, it does not panic, and the memory that it
+// allocates is at most a constant times their size.
 //
 // The format is https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html.
 package decoder
@@ -17,12 +17,12 @@ import (
 
 // Table is the outbox as preflight found it.
 type Table struct {
-	// OID, unlike the name, stays when the table is renamed.
+	// OID identifies the table. Unlike the name, it stays the same when the table is renamed.
 	OID     uint32
 	Columns Columns
 }
 
-// Columns are the names of the outbox's columns. An optional one that is empty does not exist.
+// Columns holds the names of the outbox's columns. An empty name of an optional column says that the table does not have it.
 type Columns struct {
 	ID            string
 	AggregateType string
@@ -38,7 +38,7 @@ type Columns struct {
 	CausationID   string
 }
 
-// DefaultColumns are those of event_outbox.
+// DefaultColumns returns the columns of event_outbox.
 func DefaultColumns() Columns {
 	return Columns{
 		ID:            "id",
@@ -59,8 +59,8 @@ func DefaultColumns() Columns {
 // Kind says what a message is.
 type Kind byte
 
-// Messages that have no meaning for an outbox are ignored: updates, deletes, truncations, origins and logical messages.
-// So are types, after the decoder has noted their names.
+// KindIgnored is for messages that have no meaning for an outbox: updates, deletes, truncations, origins and logical messages, and
+// for types, after the decoder has noted their names.
 const (
 	KindIgnored Kind = iota
 	KindBegin
@@ -74,30 +74,30 @@ type Message struct {
 	Kind Kind
 	// LSN is the start of the transaction's commit record: the same in Begin and Commit.
 	LSN pglogrepl.LSN
-	// EndLSN (Commit) is the end of the commit record: what may be confirmed.
+	// EndLSN (Commit) is the end of the commit record. It is the LSN to confirm once the transaction is settled.
 	EndLSN     pglogrepl.LSN
 	CommitTime time.Time // Begin, Commit
 	Xid        uint32    // Begin
 	// Relation (Insert without Event) is the OID of the table that the row belongs to; RelationName tells its name.
 	Relation uint32
-	// Event (Insert) is nil for a row of another table, which still counts for the index. It shares no memory with the
-	// message's bytes.
+	// Event (Insert) is nil for a row of another table. Such a row is counted in the index of positions all the same. Event shares
+	// no memory with the message's bytes.
 	Event *outbox.Event
-	// Invalid (Insert) says why the row is no valid event; Event is then filled as far as possible.
+	// Invalid (Insert) says why the row is no valid event. Event then holds what could be read of it.
 	Invalid error
 	// Size (Insert) is how many bytes Event holds in memory.
 	Size int
 }
 
-// Error is a message that cannot be decoded, or a schema that no longer has what an event needs. It ends the session,
-// as the rows behind it cannot be skipped.
+// Error is returned for a message that cannot be decoded, or for a table that no longer has what an event needs. It ends the session,
+// because no row may be skipped.
 type Error struct {
 	LSN  pglogrepl.LSN // of the transaction's commit record; 0 before the first Begin
 	Kind byte          // the message's first byte; 0 if it has none
 	Err  error
 }
 
-// Error leaves the LSN to whoever reports it.
+// Error returns a text without the LSN, which the caller reports by itself.
 func (e *Error) Error() string {
 	if e.Kind == 0 {
 		return e.Err.Error()
@@ -107,8 +107,8 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Decoder decodes the messages of one session: it knows the relations that were announced in it. It is for one
-// goroutine; the events that it returns are not bound to it.
+// Decoder decodes the messages of one session. It knows the relations that the server has announced in it. Only one goroutine may
+// use it. The events that it returns may be used by any goroutine.
 type Decoder struct {
 	table         Table
 	maxEventBytes int
@@ -116,11 +116,11 @@ type Decoder struct {
 
 	outbox  *relation         // nil until it was announced
 	others  map[uint32]string // names of the other tables that were announced, by OID
-	types   TypeNames         // announced by the server: those that it does not bring along
-	spans   []span            // of the row at hand
+	types   TypeNames         // announced by the server: types that are not built in
+	spans   []span            // of the row that is being decoded
 	memory  memory
 	names   names
-	retries *int // the last max_retries that was not null: mostly the next one is equal
+	retries *int // the last max_retries that was not null; events with an equal one share it
 }
 
 // New makes a decoder for one session. A row of more than maxEventBytes is no valid event.
@@ -133,8 +133,8 @@ func New(t Table, maxEventBytes int) *Decoder {
 
 var errEmpty = errors.New("empty pgoutput message")
 
-// Decode decodes one message, which is the WALData of an XLogData. It keeps nothing of data. That Begin, Insert and
-// Commit come in order is for the caller to see to.
+// Decode decodes one message, which is the WALData of an XLogData. It keeps nothing of data. It does not check that Begin, Insert
+// and Commit come in the right order; the caller does.
 func (d *Decoder) Decode(data []byte) (Message, error) {
 	if len(data) == 0 {
 		return Message{}, &Error{LSN: d.lsn, Err: errEmpty}

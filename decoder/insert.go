@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// span is where a column's text lies in a message. PostgreSQL's NULL starts at -1.
+// span says where the text of a column stands in a message. A start of -1 stands for NULL.
 type span struct{ start, end int }
 
 func (d *Decoder) insert(body []byte) (Message, error) {
@@ -30,7 +30,7 @@ func (d *Decoder) insert(body []byte) (Message, error) {
 	return d.event(row)
 }
 
-// isOurs says whether a row is one of the outbox.
+// isOurs reports whether a row belongs to the outbox.
 func (d *Decoder) isOurs(body []byte) (bool, error) {
 	if len(body) < 5 {
 		return false, errShort
@@ -79,7 +79,7 @@ func (d *Decoder) split(row []byte) error {
 			}
 			size := int(binary.BigEndian.Uint32(row[at:]))
 			at += 4
-			if uint(size) > uint(len(row)-at) { // as unsigned: where int has 32 bits, size may be negative
+			if uint(size) > uint(len(row)-at) { // compared as unsigned, because size may be negative if int has 32 bits
 				return errShort
 			}
 			d.spans[i] = span{at, at + size}
@@ -103,7 +103,7 @@ func errColumns(row, relation int) error {
 
 func errLeftOver(bytes int) error { return fmt.Errorf("%d bytes are left over at its end", bytes) }
 
-// checkFormat accepts the format of a NULL, and refuses every other one that is no text.
+// checkFormat accepts the format of a NULL and refuses all others. The caller has handled text already.
 func checkFormat(kind byte) error {
 	switch kind {
 	case 'n':
@@ -116,10 +116,11 @@ func checkFormat(kind byte) error {
 	return fmt.Errorf("unknown format %q of a value", kind)
 }
 
-// values are the texts of an event's fields, in the borrowed message; nil is NULL, or no such column.
+// values holds the texts of an event's fields. They lie in the message, which belongs to the caller. nil stands for NULL and for a
+// column that the table does not have.
 type values [fieldCount][]byte
 
-// event makes an event of the row that was split last.
+// event makes an event of the row that split has read last.
 func (d *Decoder) event(row []byte) (Message, error) {
 	var v values
 	for f, at := range d.outbox.column {
@@ -168,7 +169,7 @@ func (d *Decoder) payloadError(err error) error {
 	return fmt.Errorf("column %q: %w", d.table.Columns.Payload, err)
 }
 
-// sizes are how many bytes each field of an event takes.
+// sizes holds how many bytes each field of an event takes.
 type sizes [fieldCount]int
 
 func (d *Decoder) sizes(v *values) sizes {
@@ -190,7 +191,7 @@ func (n *sizes) total() int {
 	return sum
 }
 
-// excess is how many of the expendable fields have to go so that the others take no more than limit.
+// excess returns how many of the expendable fields have to be given up so that the others take at most limit bytes.
 func (n *sizes) excess(limit int) int {
 	sum := n.total()
 	for i, f := range expendable {
@@ -202,14 +203,14 @@ func (n *sizes) excess(limit int) int {
 	return len(expendable)
 }
 
-// required are the fields that must not be NULL where the table has them.
+// required holds the fields that must not be NULL if the table has them.
 var required = [...]field{id, aggregateType, aggregateID, eventType}
 
-// expendable are the fields in the order in which they are given up of a row that is too large.
+// expendable holds the fields of a row that is too large, in the order in which they are given up.
 var expendable = [...]field{payload, metadata, causationID, correlationID, tenantID, eventType, aggregateID, aggregateType, id}
 
-// validate says why a row with fields of these sizes is no valid event; nil if it is one. It takes from v what cannot be kept,
-// and gives the size of the rest.
+// validate returns an error if a row with fields of these sizes is no valid event. It removes from v the fields for which the event
+// is too large, and returns the size of the others.
 func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 	var invalid []string
 	for _, f := range required {
@@ -217,7 +218,7 @@ func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 			invalid = append(invalid, needs[f].name+" is null")
 		}
 	}
-	if v[id] != nil && n[id] == 0 { // a column of the user's own; the ledger could not tell it from none
+	if v[id] != nil && n[id] == 0 { // possible in a column of the user's own; in the ledger such an event would look like one without an id
 		invalid = append(invalid, "id is empty")
 	}
 	size := n.total()
@@ -234,9 +235,9 @@ func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 	return size, errors.New(strings.Join(invalid, "; "))
 }
 
-// copySmall copies the values, of size bytes together, into an event that shares its memory with others.
+// copySmall copies the values, size bytes in all, into an event that shares blocks of memory with other events.
 func (d *Decoder) copySmall(v *values, size int) (*outbox.Event, error) {
-	// Numbers are parsed, and names are shared: neither is copied.
+	// These fields need no room: numbers are parsed, and equal names share one string.
 	e, t := d.memory.event(size - len(v[aggregateType]) - len(v[eventType]) - len(v[eventVersion]) - len(v[createdAt]) - len(v[maxRetries]))
 	return e, d.fill(v, e, t)
 }
@@ -255,8 +256,8 @@ func (d *Decoder) copyLarge(v *values) (*outbox.Event, error) {
 	return d.fillLarge(v)
 }
 
-// fillLarge makes an event that takes over payload, which is decoded, and metadata. They share no memory with the other fields:
-// somebody who keeps an id must not keep a payload with it.
+// fillLarge makes an event that takes over the payload, which is decoded already, and the metadata. These share no memory with the
+// other fields. Otherwise whoever keeps the id of an event would keep its payload in memory as well.
 func (d *Decoder) fillLarge(v *values) (*outbox.Event, error) {
 	body, meta := v[payload], v[metadata]
 	v[payload], v[metadata] = nil, nil
@@ -269,7 +270,7 @@ func (d *Decoder) fillLarge(v *values) (*outbox.Event, error) {
 	return e, nil
 }
 
-// fill copies the values into an event, with t for its texts.
+// fill copies the values into an event. Its texts go into t.
 func (d *Decoder) fill(v *values, e *outbox.Event, t text) (err error) {
 	e.ID = t.string(v[id])
 	e.AggregateType = d.names.string(v[aggregateType])
@@ -298,7 +299,7 @@ func (d *Decoder) fill(v *values, e *outbox.Event, t text) (err error) {
 	return nil
 }
 
-// parseRetries gives equal rows the same pointer: nobody may change an event.
+// parseRetries returns the same pointer for rows with equal values. That is safe because nobody may change an event.
 func (d *Decoder) parseRetries(b []byte) (*int, error) {
 	n, err := parseInt(b, 0)
 	if err != nil {
@@ -310,12 +311,12 @@ func (d *Decoder) parseRetries(b []byte) (*int, error) {
 	return d.retries, nil
 }
 
-// parseInt reads what PostgreSQL writes for an integer; absent is the value of NULL.
+// parseInt reads an integer as PostgreSQL writes it. For NULL it returns absent.
 func parseInt(b []byte, absent int) (int, error) {
 	if b == nil {
 		return absent, nil
 	}
-	if len(b) == 1 && '0' <= b[0] && b[0] <= '9' { // nearly always
+	if len(b) == 1 && '0' <= b[0] && b[0] <= '9' { // the usual case, without an allocation
 		return int(b[0] - '0'), nil
 	}
 	return strconv.Atoi(string(b))

@@ -16,25 +16,25 @@ import (
 // for one goroutine, like its Decoder, which must not be used for another message meanwhile.
 type Large struct {
 	d    *Decoder
-	rest int // bytes of the message still to come
+	rest int // how many bytes of the message are still to come
 
-	columns int     // of the row
-	next    int     // the column that is read next
+	columns int     // how many the row has
+	next    int     // the index of the column that is read next
 	head    [5]byte // of the next column: its format and, for a text, its length
 	have    int     // bytes of head that have arrived
-	left    int     // bytes still to come of the value at hand,
-	into    field   // which is kept here; -1: it is not kept
+	left    int     // how many bytes of the present value are still to come
+	into    field   // the field that keeps the present value; -1 if it is not kept
 
 	first   [fieldCount]field // by field, the first field that is mapped to the same column: it is read for all of them
 	null    [fieldCount]bool
 	sizes   sizes
 	kept    [fieldCount]text
-	dropped int // so many of expendable are given up
+	dropped int // how many of expendable are given up
 	hex     hexReader
 }
 
-// Large begins a row of which data are the first bytes, 8 at least, and rest bytes follow. If the rest has no meaning, as that of
-// another table's row, it returns the finished Message and no *Large.
+// Large begins to decode a row that arrives in pieces. data holds its first bytes, at least 8, and rest bytes follow. If the rest has
+// no meaning, because the row belongs to another table for example, Large returns the finished Message and no *Large.
 func (d *Decoder) Large(data []byte, rest int) (Message, *Large, error) {
 	m, l, err := d.large(data, rest)
 	if err != nil {
@@ -69,7 +69,7 @@ func (d *Decoder) large(data []byte, rest int) (Message, *Large, error) {
 	return Message{}, l, l.write(row[2:])
 }
 
-// Bytes is the most memory that the event can take.
+// Bytes returns the most memory that the event can take.
 func (l *Large) Bytes() int {
 	kept := 0
 	for _, t := range l.kept {
@@ -115,7 +115,7 @@ func (l *Large) write(p []byte) error {
 	return nil
 }
 
-// headSize is how many bytes stand before the next column's value, as far as that is known.
+// headSize returns how many bytes stand before the value of the next column, as far as that is known.
 func (l *Large) headSize() int {
 	if l.have > 0 && l.head[0] == 't' {
 		return 5
@@ -123,7 +123,7 @@ func (l *Large) headSize() int {
 	return 1
 }
 
-// column begins the next column, whose head has arrived; after is how many bytes of the message follow.
+// column begins the next column, whose head has arrived. after is how many bytes of the message follow.
 func (l *Large) column(after int) error {
 	if l.next == l.columns {
 		return errLeftOver(l.have + after)
@@ -144,7 +144,7 @@ func (l *Large) column(after int) error {
 	l.left = size
 	owner := field(slices.Index(l.d.outbox.column[:], at))
 	if owner < 0 {
-		return nil // no field's
+		return nil // no field is mapped to this column
 	}
 	for f, column := range l.d.outbox.column {
 		if column == at {
@@ -166,12 +166,12 @@ func (l *Large) column(after int) error {
 	return nil
 }
 
-// decodesHex says whether the value at hand is decoded as it arrives: as text it would take twice its memory.
+// decodesHex reports whether the present value is decoded as it arrives. Kept as text, it would take twice the memory.
 func (l *Large) decodesHex() bool {
 	return l.into == payload && l.d.outbox.payloadHex && l.alone(payload)
 }
 
-// alone says whether no other field has this field's column.
+// alone reports whether no other field is mapped to the column of this field.
 func (l *Large) alone(f field) bool {
 	n := 0
 	for _, owner := range l.first {
@@ -182,7 +182,7 @@ func (l *Large) alone(f field) bool {
 	return n == 1
 }
 
-// value keeps bytes of the value at hand, or drops them.
+// value takes bytes of the present value. It keeps or drops them.
 func (l *Large) value(p []byte) error {
 	switch {
 	case l.into < 0:
@@ -196,7 +196,8 @@ func (l *Large) value(p []byte) error {
 	return nil
 }
 
-// giveUp frees what Decode would give up of a row with the columns that are known so far. Further columns can only add to it.
+// giveUp frees the fields that Decode would give up if the row had only the columns that have arrived. With further columns Decode
+// gives up these fields too.
 func (l *Large) giveUp() {
 	l.dropped = max(l.dropped, l.sizes.excess(l.d.maxEventBytes))
 	for f := range l.kept {
@@ -206,8 +207,8 @@ func (l *Large) giveUp() {
 	}
 }
 
-// wanted says whether the column of owner is still needed: several fields may be mapped to one column, and the column is needed
-// until all of them were given up.
+// wanted reports whether the column of owner is still needed. Several fields may be mapped to one column, which is needed until all of
+// them were given up.
 func (l *Large) wanted(owner field) bool {
 	for f, first := range l.first {
 		if first == owner && !slices.Contains(expendable[:l.dropped], field(f)) {
@@ -235,7 +236,7 @@ func (l *Large) end() (Message, error) {
 		if at >= 0 && !l.null[f] {
 			v[f] = l.kept[l.first[f]]
 			if v[f] == nil {
-				v[f] = []byte{} // given up, which is not NULL
+				v[f] = []byte{} // not nil, which would stand for NULL: the value was given up
 			}
 		}
 	}
@@ -252,7 +253,8 @@ func (l *Large) end() (Message, error) {
 	return Message{Kind: KindInsert, Event: e, Invalid: invalid, Size: eventSize + size}, nil
 }
 
-// decodePayload ends the payload that was decoded as it arrived, or decodes it where another field has the same text.
+// decodePayload finishes the payload that was decoded as it arrived. If another field is mapped to the same column, it decodes the
+// text that was kept.
 func (l *Large) decodePayload(v *values) error {
 	if l.alone(payload) {
 		return l.hex.end()
@@ -267,8 +269,8 @@ func (l *Large) decodePayload(v *values) error {
 
 // hexReader decodes a bytea in PostgreSQL's hex format that arrives in pieces.
 type hexReader struct {
-	seen int     // bytes of its text
-	half [2]byte // the first digit of a byte whose second is in the next piece
+	seen int     // how many bytes of its text have arrived
+	half [2]byte // holds the first digit of a byte while its second digit is in the next piece
 }
 
 // read decodes the hexadecimal digits in p and appends the bytes to t, which must have room for them.

@@ -10,21 +10,21 @@ import (
 const (
 	arenaSize = 256 << 10
 	slabSize  = 256
-	// OwnSize is the size of an event above which it has memory of its own. In an arena or a slab, one event that is still wanted
-	// keeps its neighbours in memory as well; events of up to this size leave that within bounds.
+	// OwnSize is the size above which an event gets memory of its own. An event in an arena or a slab keeps all its neighbours in
+	// memory as long as it is in use itself. With events of at most this size that is not much.
 	OwnSize = 8 << 10
 
 	eventSize = int(unsafe.Sizeof(outbox.Event{}))
 )
 
-// memory hands out room for events: structs from slabs and bytes from arenas, so that an event costs a hundredth of an
-// allocation. Nothing is used twice; what is used up is left to the garbage collector.
+// memory hands out memory for events: structs from slabs, and bytes from arenas. So an event costs about a hundredth of an
+// allocation. No memory is handed out twice. The garbage collector frees a slab or an arena when no event in it is used any more.
 type memory struct {
 	arena []byte
 	slab  []outbox.Event
 }
 
-// event gives an empty event and n bytes, OwnSize at most, to copy its texts into.
+// event returns an empty event, and room for n bytes of its texts. n is at most OwnSize.
 func (m *memory) event(n int) (*outbox.Event, text) {
 	if len(m.slab) == 0 {
 		m.slab = make([]outbox.Event, slabSize)
@@ -39,7 +39,7 @@ func (m *memory) event(n int) (*outbox.Event, text) {
 	return e, t
 }
 
-// text is where an event's texts are copied to, one behind the other. Its capacity is what they need together.
+// text is the memory into which the texts of an event are copied, one after the other. Its capacity is what they need in all.
 type text []byte
 
 // bytes copies b. The copy is not nil, even if it is empty, unless b is nil.
@@ -52,14 +52,14 @@ func (t *text) bytes(b []byte) []byte {
 	return (*t)[n:len(*t):len(*t)]
 }
 
-// string copies b. The string lies in the arena itself: a string may do so as long as nobody writes to its bytes, and
-// nobody can. They belong to no other event, they are handed out once, and no slice of them leaves this function.
+// string copies b. The string uses the bytes of the arena directly. That is allowed because nobody can write to them any more: they
+// are handed out once, belong to no other event, and no slice of them leaves this function.
 func (t *text) string(b []byte) string {
 	c := t.bytes(b)
 	return unsafe.String(unsafe.SliceData(c), len(c))
 }
 
-// hex copies the bytes that digits stand for.
+// hex appends the bytes that hexadecimal digits stand for, and returns them.
 func (t *text) hex(digits []byte) ([]byte, error) {
 	if digits == nil {
 		return nil, nil
@@ -69,7 +69,7 @@ func (t *text) hex(digits []byte) ([]byte, error) {
 	return (*t)[n:len(*t):len(*t)], err
 }
 
-// appendHex appends the bytes that digits stand for, for which there is room.
+// appendHex appends the bytes that hexadecimal digits stand for. The caller has made sure that t has room for them.
 func (t *text) appendHex(digits []byte) error {
 	n := len(*t)
 	*t = (*t)[:n+hex.DecodedLen(len(digits))]
@@ -82,7 +82,7 @@ const (
 	maxNameSize = 128
 )
 
-// names holds the types of aggregates and events: there are few, and each comes again and again.
+// names shares the strings of aggregate types and event types: there are few different ones, and each comes again and again.
 type names map[string]string
 
 func (n names) string(b []byte) string {

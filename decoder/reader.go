@@ -10,7 +10,7 @@ import (
 
 var errShort = errors.New("it ends too early")
 
-// reader reads a message from its front. After it has run out of bytes it gives zeros, and end says so.
+// reader reads a message from front to back. When no bytes are left it returns zeros, and end returns an error.
 type reader struct {
 	rest  []byte
 	short bool
@@ -71,7 +71,7 @@ func (r *reader) time() time.Time {
 	return time.UnixMicro(int64(r.uint64()) + postgresEpoch).UTC()
 }
 
-// end says whether exactly the whole message was read.
+// end returns an error unless exactly the whole message was read.
 func (r *reader) end() error {
 	if r.short {
 		return errShort

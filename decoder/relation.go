@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// field is what an event has and a column may hold.
+// field is a field of an event. A column of the outbox may hold it.
 type field int
 
 const (
@@ -28,11 +28,11 @@ const (
 	fieldCount
 )
 
-// firstUserOID is the first that PostgreSQL gives to a type that a user makes: an enum, a domain, an extension's.
+// firstUserOID is the first OID that PostgreSQL gives to a type that is not built in: an enum, a domain, a type of an extension.
 const firstUserOID = 16384
 
 var (
-	// Names and ids may be of any type whose text is one: what PostgreSQL writes for it is taken as it is.
+	// Names may be of these types. Their value is the text that PostgreSQL writes.
 	nameTypes = []uint32{
 		pgtype.TextOID, pgtype.VarcharOID, pgtype.BPCharOID, pgtype.NameOID, pgtype.UUIDOID,
 		pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID,
@@ -42,13 +42,13 @@ var (
 	timeTypes = []uint32{pgtype.TimestamptzOID, pgtype.TimestampOID}
 )
 
-// needs are what an event needs of a column.
+// needs says, for each field, what its column must be like.
 var needs = [fieldCount]struct {
 	name     string
-	always   bool // also where the configuration names no column
-	optional bool // a table may be without it, if the configuration says so
+	always   bool // needed even if the configuration names no column
+	optional bool // a table may lack it, if the configuration says so
 	types    []uint32
-	userType bool // a type that PostgreSQL does not bring along is good as well
+	userType bool // a type that is not built in is accepted too
 }{
 	id:            {name: "id", always: true}, // any type
 	aggregateType: {name: "aggregate_type", always: true, types: nameTypes, userType: true},
@@ -81,9 +81,10 @@ func (c *Columns) names() [fieldCount]string {
 	}
 }
 
-// relation is the outbox as it was announced last: PostgreSQL does so before its first row and after each change.
+// relation is the outbox as the server has announced it last. The server does so before the first row, and again after each change of
+// the table.
 type relation struct {
-	column     [fieldCount]int // where the field stands in a row; -1: nowhere
+	column     [fieldCount]int // the place of the field in a row; -1 if the table does not have it
 	payloadHex bool            // the payload is bytea
 }
 
@@ -96,10 +97,10 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 	r := reader{rest: body}
 	oid := r.uint32()
 	schema, name := r.string(), r.string()
-	r.byte() // replica identity, of no concern to inserts
+	r.byte() // replica identity; inserts do not use it
 	var columns []column
 	for n := int(r.uint16()); n > 0 && !r.short; n-- {
-		r.byte() // flags: part of the replica identity
+		r.byte() // flags: whether the column is part of the replica identity
 		c := column{name: r.string(), oid: r.uint32()}
 		r.uint32() // type modifier
 		columns = append(columns, c)
@@ -111,7 +112,7 @@ func (d *Decoder) relation(body []byte) (Message, error) {
 		d.others[oid] = schema + "." + name
 		return Message{Kind: KindRelation}, nil
 	}
-	d.outbox = nil // with a relation that is not understood no row is
+	d.outbox = nil // if the relation is not understood, no row of it can be decoded
 	rel, err := d.table.Columns.find(columns, d.types)
 	if err != nil {
 		return Message{}, fmt.Errorf("the schema of %s.%s drifted: %w; correct source.columns if the table is so now, "+
@@ -130,7 +131,7 @@ func (d *Decoder) RelationName(oid uint32) string {
 	return fmt.Sprintf("relation %d", oid)
 }
 
-// find looks for the event's fields in columns. Its error names all that are lost or unusable.
+// find looks for the fields of an event in columns. Its error names all columns that are missing or of a wrong type.
 func (c *Columns) find(columns []column, types TypeNames) (*relation, error) {
 	rel := &relation{}
 	var lost, optional []string

@@ -10,8 +10,8 @@ import (
 //	2026-11-24 03:58:21.123456+05:45
 //	0044-03-15 12:00:00-00:14:44 BC
 //
-// Years have four to six digits. What is no point in time (NULL, infinity), and whatever else, gives the zero time: an
-// event is delivered without the time of its insert rather than not at all.
+// Years have four to six digits. For anything else, such as NULL or infinity, it returns the zero time: an event is delivered
+// without the time of its insert, rather than not at all.
 func parseTime(b []byte) time.Time {
 	b, beforeChrist := bytes.CutSuffix(b, []byte(" BC"))
 	n := bytes.IndexByte(b, '-')
@@ -35,7 +35,7 @@ func parseTime(b []byte) time.Time {
 	return time.Date(year, time.Month(month), day, hour, minute, second-offset, nanosecond, time.UTC)
 }
 
-// number is negative if b holds anything but digits.
+// number reads digits. It returns a negative number if b contains anything else.
 func number(b []byte) int {
 	n := 0
 	for _, c := range b {
@@ -48,7 +48,7 @@ func number(b []byte) int {
 	return n
 }
 
-// two is number for two digits.
+// two reads a number of two digits. It returns a negative number if they are no digits.
 func two(a, b byte) int {
 	a, b = a-'0', b-'0'
 	if a > 9 || b > 9 {
@@ -57,7 +57,8 @@ func two(a, b byte) int {
 	return int(a)*10 + int(b)
 }
 
-// fraction reads up to six digits behind a point, as nanoseconds; negative if there are none or more.
+// fraction reads a point and up to six digits, and returns nanoseconds. It returns a negative number if there are no digits or more
+// than six.
 func fraction(b []byte) (nanoseconds int, rest []byte) {
 	if len(b) == 0 || b[0] != '.' {
 		return 0, b
@@ -77,7 +78,7 @@ func fraction(b []byte) (nanoseconds int, rest []byte) {
 	return nanoseconds, b[n:]
 }
 
-// offset reads ±hh, ±hh:mm or ±hh:mm:ss, or nothing, as seconds east of Greenwich.
+// offset reads ±hh, ±hh:mm or ±hh:mm:ss, and returns seconds east of Greenwich. An empty text is 0.
 func offset(b []byte) (seconds int, ok bool) {
 	switch len(b) {
 	case 0:

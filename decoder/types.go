@@ -7,11 +7,11 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// TypeNames are the names of types that a user or an extension has made, by OID.
+// TypeNames holds the names of types that are not built in, by OID.
 type TypeNames map[uint32]string
 
-// typeMessage notes the name of a type. The server announces a type that it does not bring along before the relation
-// that uses it. For a domain it sends the domain's OID with the name of its base type, and it leaves out the schema where
+// typeMessage notes the name of a type. The server announces a type that is not built in before the relation that uses it. For a
+// domain it sends the domain's OID with the name of its base type, and it leaves out the schema where
 // that is pg_catalog.
 func (d *Decoder) typeMessage(body []byte) (Message, error) {
 	r := reader{rest: body}
@@ -39,7 +39,7 @@ func (t TypeNames) name(oid uint32) string {
 	return fmt.Sprintf("with OID %d", oid)
 }
 
-// describeTypes lists the types that PostgreSQL brings along.
+// describeTypes lists built-in types for an error message.
 func describeTypes(oids []uint32) string {
 	names := make([]string, len(oids))
 	for i, oid := range oids {

@@ -5,19 +5,19 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// Route sends the events that it matches to sinks.
+// Route sends the events that match to sinks.
 type Route struct {
 	Match Match
 	Sinks []Sink
 }
 
-// Match is a condition on an event: every list that is not empty must hold a pattern that fits. The zero Match fits all.
-// In a pattern * stands for any characters and ? for one; all others stand for themselves.
+// Match is a condition on an event. Each list that is not empty must contain a pattern that fits. The zero Match fits every event.
+// In a pattern * stands for any characters and ? for one character. All other characters stand for themselves.
 type Match struct {
 	AggregateType, EventType, TenantID []string
 }
 
-// fits says whether e is meant.
+// fits reports whether e satisfies the condition.
 func (m *Match) fits(e *outbox.Event) bool {
 	return fitsAny(m.AggregateType, e.AggregateType) && fitsAny(m.EventType, e.EventType) && fitsAny(m.TenantID, e.TenantID)
 }

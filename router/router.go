@@ -1,5 +1,5 @@
-// Package router decides which sinks an event goes to, and under which topic and key, and which lane owns the order of
-// its aggregate. It is pure: no clock, no I/O, no goroutines.
+// Package router decides which sinks an event goes to, with which topic and key, and which lane of a sink keeps the order of
+// the event's aggregate. It is pure: no clock, no I/O, no goroutines.
 package router
 
 import (
@@ -11,21 +11,21 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// Sink is a destination as the router knows it.
+// Sink is what the router has to know of a sink.
 type Sink struct {
 	Processor int32
 	Topic     Template
 	Key       Template
 }
 
-// Target is one delivery of an event: to whom, and how it is addressed there.
+// Target is one delivery of an event: the sink that gets it, and the topic and key that it has there.
 type Target struct {
 	Processor int32
 	Topic     string
 	Key       string
 }
 
-// Router sends an event along the first route that it fits. It is for one goroutine.
+// Router finds the first route that matches an event. Only one goroutine may use it.
 type Router struct {
 	routes []compiledRoute
 }
@@ -40,7 +40,7 @@ type compiledSink struct {
 	topic, key expansion
 }
 
-// New makes a router. The targets of a route come in the order of its sinks.
+// New makes a router. It tries the routes in their order.
 func New(routes []Route) *Router {
 	r := &Router{routes: make([]compiledRoute, len(routes))}
 	for i, from := range routes {
@@ -53,7 +53,8 @@ func New(routes []Route) *Router {
 	return r
 }
 
-// Route appends the targets of e to into, which is returned. What fits no route has none.
+// Route appends the targets of e to into, in the order of the route's sinks, and returns the result. An event that no route
+// matches has no targets.
 func (r *Router) Route(e *outbox.Event, into []Target) []Target {
 	for i := range r.routes {
 		if !r.routes[i].match.fits(e) {
@@ -74,12 +75,12 @@ const (
 	maxExpansionSize = 256
 )
 
-// expansion is a template with the texts that it gave before. They are kept only where they depend on nothing but the
-// aggregate type or the event type: there are few of those, and each comes again and again.
+// expansion is a template that remembers its results. It does so only if the results depend on nothing but the aggregate type or
+// nothing but the event type: there are few different ones, and each comes again and again.
 type expansion struct {
 	template Template
 	field    field
-	known    map[string]string // by the field's value; nil where nothing is kept
+	known    map[string]string // results by the field's value; nil if this template remembers none
 }
 
 func newExpansion(t Template) expansion {
@@ -104,28 +105,29 @@ func (x *expansion) expand(e *outbox.Event) string {
 		if len(x.known) == maxExpansions {
 			clear(x.known)
 		}
-		x.known[strings.Clone(value)] = s // a clone, as the event's own text keeps its neighbours in memory
+		x.known[strings.Clone(value)] = s // cloned, because the event's own string keeps all of its neighbours in memory
 	}
 	return s
 }
 
-// AggregateHash is what lanes are chosen by: xxhash64 of type and id, each behind its length (4 bytes, big endian), so
-// that ("ab", "c") and ("a", "bc") differ. It is stored in the ledger and must never change.
+// AggregateHash returns the hash that decides the lane of an aggregate. It is the xxhash64 of type and id, each preceded by its
+// length (4 bytes, big endian), so that ("ab", "c") and ("a", "bc") differ. Hashes are stored in the ledger, so the function must
+// never change.
 func AggregateHash(aggregateType, aggregateID string) int64 {
 	var d xxhash.Digest
 	d.Reset()
 	var size [4]byte
 	for _, s := range [...]string{aggregateType, aggregateID} {
 		binary.BigEndian.PutUint32(size[:], uint32(len(s))) // PostgreSQL's texts are shorter than 1 GB
-		// A hash takes everything.
+		// Writing into a hash never fails.
 		_, _ = d.Write(size[:])
 		_, _ = d.WriteString(s)
 	}
 	return int64(d.Sum64())
 }
 
-// Lane is abs(hash % lanes), as SQL computes it: the remainder has the sign of hash, so that not even the smallest
-// hash, which has no positive counterpart, overflows.
+// Lane returns abs(hash % lanes), which is what the SQL statements compute as well. It takes the remainder first: the absolute
+// value of the smallest hash would overflow, that of a remainder does not.
 func Lane(hash int64, lanes int) int {
 	return int(max(hash%int64(lanes), -(hash % int64(lanes))))
 }

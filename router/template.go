@@ -12,7 +12,7 @@ import (
 type field byte
 
 const (
-	literal field = iota // no field: a text of the template's own
+	literal field = iota // not a field, but a piece of the template's own text
 	id
 	aggregateType
 	aggregateID
@@ -23,7 +23,7 @@ const (
 	causationID
 )
 
-// fieldNames are as in the outbox's own columns, also where a table is mapped.
+// fieldNames are the names of the columns of event_outbox. Templates use them for a mapped table too.
 var fieldNames = [...]string{
 	id:            "id",
 	aggregateType: "aggregate_type",
@@ -55,7 +55,7 @@ func (f field) of(e *outbox.Event) string {
 	case eventType:
 		return e.EventType
 	case eventVersion:
-		return strconv.Itoa(max(e.EventVersion, 1)) // 0 means 1
+		return strconv.Itoa(max(e.EventVersion, 1)) // 0: the version is not set, and then it is 1
 	case tenantID:
 		return e.TenantID
 	case correlationID:
@@ -68,12 +68,12 @@ func (f field) of(e *outbox.Event) string {
 
 type part struct {
 	field field
-	text  string // of a literal
+	text  string // if field is literal
 }
 
-// Template is a text with fields of the event in braces, such as outbox.event.{aggregate_type}. The zero Template
-// expands to nothing. In one that is a URL (of a webhook) the fields' values are escaped: whoever writes an event chooses
-// no more of the URL than the place of the field.
+// Template is a text with fields of the event in braces, such as outbox.event.{aggregate_type}. The zero Template expands to an
+// empty text. If the template is a URL (of a webhook), the values of fields are escaped, so that somebody who writes an event can
+// choose only what stands in the place of the field, and no other part of the URL.
 type Template struct {
 	parts   []part
 	isURL   bool
@@ -81,8 +81,9 @@ type Template struct {
 	path    urlPath
 }
 
-// ParseTopic reads the template of a topic. A topic is a URL only if its template is one. Where the values of fields would make
-// one of another, as of {event_type}, its colon is escaped: a webhook would send the event wherever on its host the value says.
+// ParseTopic reads the template of a topic. A topic is a URL only if its template is one. If the values of fields make another
+// topic look like a URL, as {event_type} could, Expand escapes the colon. Without this, a webhook would send the event to whatever
+// path on its host the value names.
 func ParseTopic(s string) (Template, error) {
 	t, err := ParseTemplate(s)
 	t.isTopic = true
@@ -91,7 +92,7 @@ func ParseTopic(s string) (Template, error) {
 
 func isURL(s string) bool { return strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://") }
 
-// ParseTemplate reads s. Its errors name the field that no event has.
+// ParseTemplate reads a template. If it names a field that no event has, the error says which.
 func ParseTemplate(s string) (Template, error) {
 	t := Template{isURL: isURL(s)}
 	for rest := s; rest != ""; {
@@ -122,7 +123,8 @@ func ParseTemplate(s string) (Template, error) {
 	return t, nil
 }
 
-// quoted is a part of the template behind a word; nothing for a URL, which may hold a secret.
+// quoted returns a word and a quoted part of the template, for an error message. It returns nothing if the template is a URL, which
+// may contain a secret.
 func (t *Template) quoted(word, s string) string {
 	if t.isURL {
 		return ""
@@ -130,7 +132,7 @@ func (t *Template) quoted(word, s string) string {
 	return strings.TrimSuffix(" "+word, " ") + fmt.Sprintf(" %q", s)
 }
 
-// Expand gives the text for e. A field that is NULL in the row is left out.
+// Expand returns the text for e. A field that is NULL in the row is left out.
 func (t *Template) Expand(e *outbox.Event) string {
 	s := t.join(e)
 	if t.isTopic && !t.isURL && isURL(s) {
@@ -170,7 +172,7 @@ func (t *Template) expand(i int, e *outbox.Event) string {
 	return p.field.of(e)
 }
 
-// onlyField is the field that alone makes the difference between two expansions.
+// onlyField returns the field on which alone the result of Expand depends, if there is exactly one.
 func (t *Template) onlyField() (field, bool) {
 	only := literal
 	for _, p := range t.parts {
