@@ -23,8 +23,8 @@ const (
 	ReplicationDSNKey = "source.replication_dsn" // its default is source.dsn
 )
 
-// SQLConfig reads the connection string of a login for SQL. what is its name in messages, such as source.dsn. The session has
-// what every SQL session of ours has; the caller may add to it.
+// SQLConfig reads the connection string of a login for SQL. what is its name in messages, such as source.dsn. The result has the
+// settings of every SQL session of ours, and the caller may add others.
 func SQLConfig(what, text string) (*pgx.ConnConfig, error) {
 	if _, err := ParseDSN(what, text); err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func SQLConfig(what, text string) (*pgx.ConnConfig, error) {
 	return config, nil
 }
 
-// ParseDSN reads a connection string of which only parts are needed.
+// ParseDSN reads a connection string as it stands, without any setting of ours.
 func ParseDSN(what, text string) (*pgconn.Config, error) {
 	config, err := dsn.Parse(text)
 	if err != nil {
@@ -47,13 +47,14 @@ func ParseDSN(what, text string) (*pgconn.Config, error) {
 	return config, nil
 }
 
-// dsnProblem says why a DSN cannot be used, without repeating it.
+// dsnProblem is the error for a DSN that cannot be used. It does not repeat the DSN.
 func dsnProblem(what string, err error) error {
 	return exitcode.Errorf(exitcode.Config, "%s %s", what, strings.ReplaceAll(err.Error(), "\n", "; it "))
 }
 
-// Refused tells a connection that was turned away, as the same connection string will be each time, from a server that is away:
-// then its error has an exit code. It gives all others back as they are.
+// ExplainRefusal looks at the error of an attempt to connect. If the server refused the connection, and would refuse the same
+// connection string each time, the result has an exit code and names the remedy. Any other error, such as that of a server that
+// is away, comes back as it is.
 func ExplainRefusal(what string, config *pgconn.Config, err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
@@ -68,13 +69,13 @@ func ExplainRefusal(what string, config *pgconn.Config, err error) error {
 		return exitcode.Errorf(exitcode.Privilege, "%s; correct user and password of %s, or pg_hba.conf of the server", pg.Message, what)
 	case "3D000":
 		return exitcode.Errorf(exitcode.Config, "%s; correct the database of %s", pg.Message, what)
-	case "08P01": // a violation of the protocol, which poolers call what they do not support
+	case "08P01": // protocol_violation; poolers use it for what they do not support
 		if strings.Contains(pg.Message, "unsupported startup parameter") {
 			return exitcode.Errorf(exitcode.Config, "%s leads to a connection pooler, which refuses the startup parameter %s; %s", what, name, connectDirectly)
 		}
 	case "42704": // unrecognized configuration parameter
 		return exitcode.Errorf(exitcode.Config, "%s has the parameter %s, which the server does not know; remove it", what, name)
-	case "22023", "22P02": // invalid value; the message repeats it
+	case "22023", "22P02": // an invalid value, which the message repeats
 		return exitcode.Errorf(exitcode.Config, "%s has a value for the parameter %s that the server refuses; correct or remove it", what, parameterWith(config, name))
 	case "42601": // invalid command-line argument for server process
 		if pg.SeverityUnlocalized == "FATAL" {
@@ -87,7 +88,7 @@ func ExplainRefusal(what string, config *pgconn.Config, err error) error {
 	case "55P02": // cannot be changed now, or without a restart
 		return exitcode.Errorf(exitcode.Config, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)
 	case "42501":
-		for _, role := range []string{"role", "session_authorization"} { // the message has the value of these
+		for _, role := range []string{"role", "session_authorization"} { // for these the message has the value, and not the name
 			if setsParameter(config, role) {
 				name = role
 			}
@@ -100,7 +101,7 @@ func ExplainRefusal(what string, config *pgconn.Config, err error) error {
 	return err
 }
 
-// StreamRefused is Refused for a connection for replication, which a role may not have.
+// ExplainStreamRefusal is ExplainRefusal for a replication connection. It also explains that a role may not replicate.
 func ExplainStreamRefusal(config *pgconn.Config, err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !setsParameter(config, parameterOf(pg.Message)) {
 		return ReplicationPrivilege(config.User)
@@ -114,11 +115,13 @@ func ReplicationPrivilege(user string) error {
 		user, pgx.Identifier{user}.Sanitize())
 }
 
+// unnamedParameter takes the place of a parameter's name in a message if we do not know the name.
 const unnamedParameter = "that the server's log names"
 
 var quotedName = regexp.MustCompile(`["«„“”']([A-Za-z0-9_.+-]{1,63})["»“”']|startup parameter(?: in options)?: ([A-Za-z0-9_.+-]{1,63})`)
 
-// parameterOf finds the parameter that a message is about. The message may be in any language, and hold the value behind it.
+// parameterOf finds the name of the parameter that a message of the server is about. The message may be in any language. What
+// follows the name may be the parameter's value, which must not be repeated.
 func parameterOf(message string) string {
 	m := quotedName.FindStringSubmatch(message)
 	if m == nil {
@@ -127,7 +130,8 @@ func parameterOf(message string) string {
 	return m[1] + m[2]
 }
 
-// parameterWith finds the parameter of a message that names it, or repeats nothing but its value: role "x" does not exist.
+// parameterWith finds the name of a parameter by what a message of the server names: the parameter itself, or only its value, as
+// in: role "x" does not exist.
 func parameterWith(config *pgconn.Config, nameOrValue string) string {
 	if setsParameter(config, nameOrValue) {
 		return nameOrValue
@@ -140,7 +144,7 @@ func parameterWith(config *pgconn.Config, nameOrValue string) string {
 	return unnamedParameter
 }
 
-// sets says whether a connection string sets a parameter.
+// setsParameter reports whether a connection string sets a parameter.
 func setsParameter(config *pgconn.Config, name string) bool {
 	for p := range config.RuntimeParams {
 		if strings.EqualFold(p, name) {
@@ -150,18 +154,19 @@ func setsParameter(config *pgconn.Config, name string) bool {
 	return name != unnamedParameter && strings.Contains(config.RuntimeParams["options"], name)
 }
 
-// insistsOnTLS says whether a connection without TLS is never tried.
+// insistsOnTLS reports whether a connection without TLS is never tried.
 func insistsOnTLS(config *pgconn.Config) bool {
 	return config.TLSConfig != nil && !slices.ContainsFunc(config.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.TLSConfig == nil })
 }
 
+// connectDirectly is the remedy for a connection pooler in the way.
 const connectDirectly = "connect directly to PostgreSQL, see docs/operations.md#poolers"
 
-// CheckDirect finds out whether something that takes part in the protocol stands between us and the server, such as PgBouncer. It
-// would give us another session for each transaction, without what we have prepared, locked, set and listened to; or at best
-// one without the settings that we have asked for.
+// CheckDirect returns an error if something that takes part in the protocol, such as PgBouncer, stands between us and the server.
+// It may give us another session for each transaction, in which nothing is left of what we have prepared, locked, set and
+// listened to. At best it gives us one session, without the settings that we have asked for.
 func CheckDirect(ctx context.Context, what string, conn *pgconn.PgConn, settings map[string]string) error {
-	// The simple protocol, because a pooler may answer the parts of a prepared statement from different sessions.
+	// This uses the simple protocol, because a pooler may answer the parts of a prepared statement from different sessions.
 	results, err := conn.Exec(ctx, "select pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path'), pg_catalog.current_setting('row_security')").ReadAll()
 	if err != nil {
 		return fmt.Errorf("ask the server which session this is: %w", err)

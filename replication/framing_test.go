@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// Messages arrive whole, however the bytes are cut, but for those that are larger than the buffer: they come in pieces, or are
-// passed over.
+// Messages arrive whole, however the bytes are cut. Those that are larger than the buffer come in pieces, or are skipped.
 func TestFraming(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -33,7 +32,7 @@ func TestFraming(t *testing.T) {
 			all = append(all, xlog(string(b))...)
 		}
 		ended := make(chan error)
-		go func() { // what comes is put together again, but for every other large one
+		go func() { // puts together what comes, except that it skips every other large message
 			skip := false
 			for i := 0; ; i++ {
 				f, err := s.Next(ctx)
@@ -83,7 +82,7 @@ func TestFraming(t *testing.T) {
 	})
 }
 
-// A large message that breaks off ends the stream, and a stop interrupts the wait for its rest.
+// A large message that breaks off ends the stream. A stop interrupts the wait for the rest of one.
 func TestLargeMessageBreaksOff(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(w *fakeWire, cancel func()){
@@ -102,7 +101,7 @@ func TestLargeMessageBreaksOff(t *testing.T) {
 			}
 			began := time.Now()
 			go func() {
-				time.Sleep(time.Minute + time.Second) // not when a status is due
+				time.Sleep(time.Minute + time.Second) // at a time when no status is due
 				end(w, cancel)
 			}()
 			for err == nil {

@@ -13,30 +13,31 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// ErrSlotInUse says that another process streams from the slot: it is the lock, and we stand by.
+// ErrSlotInUse says that another process streams from the slot. The slot is the lock between processes: we stand by.
 var ErrSlotInUse = errors.New("the slot is in use")
 
-// senderTimeout is wal_sender_timeout of our connection: how long a partitioned or frozen reader holds the slot.
-// The server's default is 60 s, and may be 0.
+// senderTimeout is wal_sender_timeout of our connection. A reader that is frozen, or cut off from the network, holds the slot for
+// so long. The server's own setting is 60 s by default, and may be 0, which means for ever.
 const senderTimeout = 15 * time.Second
 
 // StreamConfig says what to stream.
 type StreamConfig struct {
-	// DSN is of a login with the REPLICATION attribute.
+	// DSN is the connection string of a login with the attribute REPLICATION.
 	DSN         string
 	Slot        string
 	Publication string
 }
 
-// Identity is what the server says of itself (IDENTIFY_SYSTEM).
+// Identity is what the server says about itself (IDENTIFY_SYSTEM).
 type Identity struct {
 	SystemID string
 	Timeline int32
 	Database string
 }
 
-// Open connects and starts to stream from where the slot stands: at 0/0, never at a stored LSN. After a failover that
-// may lie ahead of history, and the server does not check. From then on the slot is ours until Close.
+// Open connects and starts to stream from where the slot stands. It asks for this by the LSN 0/0, and never for a stored LSN:
+// after a failover, a stored LSN may lie ahead of the server's history, and the server does not check this. From then on the slot
+// is ours until Close.
 func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 	pc, err := connConfig(cfg.DSN)
 	if err != nil {
@@ -79,7 +80,7 @@ func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 	return s, id, nil
 }
 
-// streamConfig pins what the text output of rows depends on: a role's own settings would change it.
+// connConfig sets what the text form of the rows' values depends on, because the role's own settings could change it.
 func connConfig(dsn string) (*pgconn.Config, error) {
 	pc, err := ParseDSN(ReplicationDSNKey, dsn)
 	if err != nil {
@@ -91,16 +92,18 @@ func connConfig(dsn string) (*pgconn.Config, error) {
 	return pc, nil
 }
 
+// startError explains the answer to START_REPLICATION.
 func startError(slot string, err error) error {
 	var e *pgconn.PgError
 	if errors.As(err, &e) && e.Code == "55006" {
 		return fmt.Errorf("%w: %s", ErrSlotInUse, e.Message)
 	}
-	if e != nil && e.Code == "42704" { // dropped since preflight has seen it, which the next one says
+	if e != nil && e.Code == "42704" { // the slot was dropped since preflight has seen it; the next preflight will say so
 		return fmt.Errorf("start replication from slot %q: %s", slot, e.Message)
 	}
 	return fmt.Errorf("start replication from slot %q: %w", slot, err)
 }
 
+// quoteIdent and quoteLiteral quote s as SQL does. Replication commands need the same quotes.
 func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }

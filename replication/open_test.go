@@ -55,7 +55,7 @@ func (s *source) mustOpen() *Stream {
 	return stream
 }
 
-// next returns pgoutput messages of these kinds only.
+// next returns the next pgoutput message of one of these kinds.
 func next(t *testing.T, s *Stream, kinds string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -71,7 +71,7 @@ func next(t *testing.T, s *Stream, kinds string) string {
 	}
 }
 
-// The slot knows where to start: what was committed before we connect is sent, however long ago.
+// The stream starts where the slot stands: what was committed before we connect is sent, however long ago that was.
 func TestOpenStartsWhereTheSlotStands(t *testing.T) {
 	t.Parallel()
 	src := newSource(t)
@@ -85,7 +85,7 @@ func TestOpenStartsWhereTheSlotStands(t *testing.T) {
 	}
 }
 
-// Nothing was confirmed: all of it comes again. Then it is confirmed, and nothing does.
+// While nothing was confirmed, everything comes again with each connection. Once it was confirmed, nothing does.
 func TestConfirmedIsWhatTheSlotKeeps(t *testing.T) {
 	t.Parallel()
 	src := newSource(t)
@@ -122,7 +122,7 @@ func be64(s string) (v uint64) {
 	return v
 }
 
-// A role's own settings do not change what rows look like.
+// A role's own settings do not change the text form of rows.
 func TestSessionSettingsArePinned(t *testing.T) {
 	t.Parallel()
 	src := newSource(t)
@@ -153,7 +153,7 @@ func TestSessionSettingsArePinned(t *testing.T) {
 		t.Errorf("a status message every %s, want 5s: three within wal_sender_timeout", s.every)
 	}
 	s.Close()
-	// What has no influence on these rows is asked for.
+	// The test asks the server for the settings that have no influence on these rows.
 	pc, err := connConfig(src.db.DSN)
 	if err != nil {
 		t.Fatal(err)
@@ -177,7 +177,7 @@ func TestSessionSettingsArePinned(t *testing.T) {
 	}
 }
 
-// A transaction is sent when it has committed, however large it is: protocol version 1.
+// With protocol version 1, a transaction is sent only after its commit, however large it is.
 func TestOpenTransactionsAreNotSent(t *testing.T) {
 	t.Parallel()
 	src := newSource(t)
@@ -188,7 +188,7 @@ func TestOpenTransactionsAreNotSent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	src.exec("insert into t values (77)") // committed behind it
+	src.exec("insert into t values (77)") // it commits after the large transaction has begun
 	if got := next(t, src.mustOpen(), "BSI"); got[0] != 'B' {
 		t.Errorf("the first message is %q, want a Begin", got[:1])
 	}
@@ -215,7 +215,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// A walsender that a person ends is noticed.
+// If a person ends the walsender, the stream ends with an error.
 func TestTerminatedWalsenderEndsTheStream(t *testing.T) {
 	t.Parallel()
 	src := newSource(t)

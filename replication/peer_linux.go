@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setUserTimeout bounds how long what was sent may stay unacknowledged: keepalives rest meanwhile. Where it cannot be set, the kernel's
-// own patience counts.
+// setUserTimeout bounds for how long data that was sent may stay unacknowledged; the kernel sends no keepalives meanwhile. If the
+// option cannot be set, the kernel's own time-out counts.
 func setUserTimeout(c syscall.RawConn, d time.Duration) {
 	_ = c.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))

@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
-// vanishing is the source's DSN by way of a proxy.
+// vanishing returns a proxy that can vanish, and the DSN that leads through it.
 func vanishing(t *testing.T, dsn string) (*servers.Proxy, string) {
 	t.Helper()
 	u, err := url.Parse(dsn)
@@ -32,7 +32,7 @@ func vanishing(t *testing.T, dsn string) (*servers.Proxy, string) {
 	return proxy, u.String()
 }
 
-// A host that vanishes answers nothing any more: no statement waits for it, and no stream.
+// After a host has vanished, neither a statement nor the stream waits for it for ever.
 func TestVanishedServer(t *testing.T) {
 	t.Parallel()
 	src := newSource(t)
@@ -55,7 +55,7 @@ func TestVanishedServer(t *testing.T) {
 		asked <- err
 	}()
 	const sleeping = "select count(*) from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(3600)'"
-	for n := 0; n == 0; time.Sleep(10 * time.Millisecond) { // until it is there
+	for n := 0; n == 0; time.Sleep(10 * time.Millisecond) { // until the statement runs
 		if err := src.conn.QueryRow(t.Context(), sleeping).Scan(&n); err != nil {
 			t.Fatal(err)
 		}

@@ -7,5 +7,5 @@ import (
 	"time"
 )
 
-// setUserTimeout does nothing: only Linux can bound it. Keepalives find out where nothing is being sent.
+// setUserTimeout does nothing, because only Linux has such a bound. On an idle connection keepalives find out.
 func setUserTimeout(syscall.RawConn, time.Duration) {}

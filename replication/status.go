@@ -7,8 +7,8 @@ import (
 	"github.com/jackc/pglogrepl"
 )
 
-// Report sends a status message if one is due. The owner of the stream calls it while it waits for something else:
-// a walsender that hears nothing is killed by wal_sender_timeout.
+// Report sends a status message if one is due. The owner of the stream calls it while it waits for something else, because a
+// walsender that hears nothing for wal_sender_timeout ends the connection.
 func (s *Stream) Report() error {
 	now := time.Now()
 	if now.Before(s.nextStatus(now)) {
@@ -17,16 +17,16 @@ func (s *Stream) Report() error {
 	return s.send(now)
 }
 
-// Wait is for how long the owner may wait for something else before it calls Report again.
+// Wait returns for how long the owner may wait for something else before it has to call Report again.
 func (s *Stream) Wait() time.Duration {
 	s.pacer.hasWaited()
 	now := time.Now()
 	return s.nextStatus(now).Sub(now)
 }
 
-// nextStatus is when the next status message is due: within 50 ms of progress, within 50 ms of the last one when the
-// server asks for a reply, and in any case three times within wal_sender_timeout. While anything is in flight it is
-// when to look for progress again.
+// nextStatus returns when the next status message is due: 20 ms after the last one if there is progress to report, 50 ms after the
+// last one if the server asks for a reply, and in any case three times within wal_sender_timeout. While anything is in flight, it
+// returns a time within the next 20 ms, so that the owner looks for progress again. So progress is reported within 50 ms.
 func (s *Stream) nextStatus(now time.Time) time.Time {
 	due := s.lastStatus.Add(s.every)
 	if s.replyWanted {
@@ -48,6 +48,7 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// send sends a status message.
 func (s *Stream) send(now time.Time) error {
 	lsn := s.progress.Confirmed()
 	var b [39]byte
@@ -60,8 +61,8 @@ func (s *Stream) send(now time.Time) error {
 	return nil
 }
 
-// encodeStatus writes a standby status update in its CopyData message. write = flush = apply = the confirmed LSN:
-// pglogrepl's encoder turns a flush of 0 into "all that was received", which loses what is in flight.
+// encodeStatus writes a standby status update, within its CopyData message. write, flush and apply are all the confirmed LSN. We
+// do not use pglogrepl's encoder: it takes a flush of 0 for "all that was received", so that events in flight would be lost.
 func encodeStatus(b *[39]byte, confirmed pglogrepl.LSN, now time.Time) {
 	b[0] = 'd'
 	binary.BigEndian.PutUint32(b[1:], 38)
@@ -73,19 +74,19 @@ func encodeStatus(b *[39]byte, confirmed pglogrepl.LSN, now time.Time) {
 	b[38] = 0                                                                       // no reply wanted
 }
 
-// closeWait bounds how long Close waits for the server's goodbye.
+// closeWait bounds for how long Close waits until the server closes the connection.
 const closeWait = time.Second
 
-// Close sends what is confirmed for the last time and ends the stream. It then reads what the server still sends:
-// a close with unread bytes would reset the connection, and the last status with it.
+// Close reports the confirmed LSN for the last time, and ends the stream. Before it closes the connection, it reads what the
+// server still sends: to close a connection with unread bytes resets it, and the server might then not read the last status.
 //
-// Calling it again does nothing.
+// A second call does nothing.
 func (s *Stream) Close() {
 	if s.closed {
 		return
 	}
 	s.closed = true
-	defer func() { _ = s.wire.close() }() // what had to be said was said
+	defer func() { _ = s.wire.close() }() // all that matters was sent before
 	now := time.Now()
 	if s.send(now) != nil {
 		return // the connection is gone

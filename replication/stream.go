@@ -20,54 +20,55 @@ import (
 )
 
 const (
-	readBuffer   = 256 << 10             // of which a CopyData message that is larger comes in pieces
-	maxMessage   = 1<<30 + 1<<20         // PostgreSQL's own limit of a message, and some
-	largeHead    = 5 + 25 + 8            // what of a large message must be there before it is handed on; see Frame
+	readBuffer   = 256 << 10             // a CopyData message that is larger than the buffer comes in pieces
+	maxMessage   = 1<<30 + 1<<20         // PostgreSQL's own limit of a message, and some room
+	largeHead    = 5 + 25 + 8            // bytes of a large message that must have arrived before it is handed on; see Frame
 	statusPause  = 20 * time.Millisecond // between two reports of progress
 	replyPause   = 50 * time.Millisecond // between two answers to "reply requested"
 	stopRequests = 10                    // requests for a reply at one LSN, within a second: the server is shutting down
 )
 
-// ErrServerStopping says that the server is shutting down and waits for us to let go.
+// ErrServerStopping says that the server is shutting down, and waits for us to close the stream.
 var ErrServerStopping = errors.New("the server is shutting down")
 
-// ErrPublicationMissing says that the server left rows out because it did not find the publication.
+// ErrPublicationMissing says that the server has left out rows because it did not find the publication.
 var ErrPublicationMissing = errors.New("publication missing")
 
 // Progress is what the stream reports to PostgreSQL.
 type Progress interface {
-	// Confirmed is the LSN up to which everything is settled, durably. Nothing else is ever reported.
+	// Confirmed is the LSN up to which everything is settled, durably. The stream never reports any other LSN.
 	Confirmed() pglogrepl.LSN
-	// InFlight is the number of events that are not; while it is not 0, Confirmed is looked at often.
+	// InFlight is the number of events that are not settled yet. While it is not 0, the stream looks at Confirmed often.
 	InFlight() int
 }
 
 // Frame is one message of the stream.
 type Frame struct {
-	// Keepalive is set for a keepalive, whose LSN is the server's: all that commits before it was sent before it.
+	// Keepalive is set for a keepalive. Its LSN is the server's: whatever commits before that LSN was sent before the keepalive.
 	Keepalive bool
 	LSN       pglogrepl.LSN
-	// Data is a pgoutput message otherwise, or the first bytes of one that does not fit into the stream's buffer: 8 of them at
-	// least. It is valid until the next call of Next or More.
+	// Data is a pgoutput message if Keepalive is not set. Of a message that does not fit into the stream's buffer it is the
+	// beginning, at least 8 bytes. It is valid until the next call of Next or More.
 	Data []byte
-	// Rest is how many bytes of the message follow Data. More returns them; Next skips those that nobody has asked for.
+	// Rest is the number of bytes of the message that follow Data. More returns them, and Next skips those that nobody has asked
+	// for.
 	Rest int
 }
 
-// Stream is a running replication connection. One goroutine owns it, sends included: there is no lock. A read that
-// waits is interrupted by its context, and only that happens from outside.
+// Stream is a replication connection after START_REPLICATION. One goroutine owns it, sends included, so there is no lock. The only
+// thing that others do to it: the end of a context interrupts a read that waits.
 type Stream struct {
 	wire     wire
 	progress Progress
 	every    time.Duration // between two status messages at most
 
-	buf  []byte // readBuffer bytes, whatever comes
+	buf  []byte // of readBuffer bytes; it never grows
 	r, w int    // the unread bytes are buf[r:w]
-	rest int    // bytes of a large message that follow, and that nobody has seen yet
+	rest int    // bytes of a large message that were neither returned nor skipped yet
 
 	pacer       pacer
-	fast        atomic.Bool // what the pacer says, for others
-	canPause    bool        // not on a Unix socket: its small buffer makes the sender stand still
+	fast        atomic.Bool // pacer.fast, for other goroutines
+	canPause    bool        // false on a Unix socket: its buffer is so small that a pause would make the sender wait
 	lastStatus  time.Time
 	lastSent    pglogrepl.LSN
 	replyWanted bool
@@ -75,32 +76,33 @@ type Stream struct {
 	broken bool // reading or writing has failed
 	closed bool
 
-	askedAt   pglogrepl.LSN // requests for a reply at this LSN,
-	asked     int           // so many
-	askedFrom time.Time     // since then
+	// Requests for a reply, by which a server that is shutting down is recognised.
+	askedAt   pglogrepl.LSN // the LSN of the last one
+	asked     int           // the number of requests at this LSN
+	askedFrom time.Time     // when the first of them came
 }
 
 func newStream(w wire, every time.Duration) *Stream {
 	return &Stream{wire: w, progress: noProgress{}, every: every, buf: make([]byte, readBuffer), lastStatus: time.Now()}
 }
 
-// nothing is the progress of a session that does not know its checkpoint yet. PostgreSQL ignores position 0.
+// noProgress is the progress of a session that does not know its checkpoint yet. PostgreSQL ignores the position 0.
 type noProgress struct{}
 
 func (noProgress) Confirmed() pglogrepl.LSN { return 0 }
 func (noProgress) InFlight() int            { return 0 }
 
-// Track sets what is reported from now on.
+// Track sets whose progress is reported from now on.
 func (s *Stream) Track(p Progress) { s.progress = p }
 
-// Fast says that the stream is fast: others may then take their time too, and work in larger batches. Any goroutine may
-// ask.
+// Fast reports whether the stream is fast. If it is, others may take their time too, and work in larger batches. Any goroutine
+// may call it.
 func (s *Stream) Fast() bool { return s.fast.Load() }
 
-// Broken says that the connection is gone, and with it the slot.
+// Broken reports whether the connection is gone. Another process may have the slot then.
 func (s *Stream) Broken() bool { return s.broken || s.closed }
 
-// Buffered says that Next returns without looking at the network.
+// Buffered reports whether Next will return a message without a look at the network.
 func (s *Stream) Buffered() bool { return s.rest == 0 && s.complete() > 0 }
 
 // Next returns the next message, or the beginning of a large one. It sends status messages while it waits. Its error ends
@@ -120,7 +122,7 @@ func (s *Stream) next(ctx context.Context) (Frame, error) {
 	}()
 	for {
 		if s.rest > 0 {
-			s.take() // nobody has asked for it
+			s.take() // skip what nobody has asked for
 		}
 		if n := s.complete(); s.rest == 0 && n > 0 {
 			f, ok, err := s.parse(n)
@@ -135,8 +137,8 @@ func (s *Stream) next(ctx context.Context) (Frame, error) {
 	}
 }
 
-// More returns further bytes of the message whose Frame had a Rest, as many as have arrived; it waits for the first one as
-// Next does. The bytes are valid until the next call of Next or More. Its error ends the session.
+// More returns further bytes of the message whose Frame had a Rest: as many as have arrived. If there are none yet, it waits for
+// them as Next does. The bytes are valid until the next call of Next or More. Its error ends the session.
 func (s *Stream) More(ctx context.Context) ([]byte, error) {
 	if s.rest == 0 {
 		return nil, errors.New("no more is left of the message")
@@ -156,7 +158,7 @@ func (s *Stream) More(ctx context.Context) ([]byte, error) {
 	return s.take(), nil
 }
 
-// take takes what the buffer holds of a large message.
+// take takes the bytes of a large message that the buffer holds, and returns them.
 func (s *Stream) take() []byte {
 	n := min(s.rest, s.w-s.r)
 	b := s.buf[s.r : s.r+n]
@@ -165,8 +167,9 @@ func (s *Stream) take() []byte {
 	return b
 }
 
-// fill reads what has arrived, or waits for it until something is to be sent; it may come back with nothing. The first wait of a
-// call sets stop, which the caller calls at its end: until then the end of ctx interrupts the wait.
+// fill reads what has arrived. If nothing has, it waits until something arrives or a status message is due, so it may return
+// without new bytes. When it waits for the first time, it sets stop. The caller calls stop at its end; until then the end of ctx
+// interrupts the wait.
 func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 	if err := s.Report(); err != nil {
 		return err
@@ -201,11 +204,12 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 	return nil
 }
 
-// wait blocks until something is there or something is to be sent. The deadline is set before ctx is looked at:
+// wait blocks until something has arrived or a status message is due. It sets the deadline before it looks at ctx. Otherwise the
+// end of ctx could be lost:
 //
-//  1. wait sets the deadline;
+//  1. wait looks at ctx, which has not ended;
 //  2. ctx ends, and interrupt sets a deadline that has passed;
-//  3. waitRead returns at once. Had ctx been looked at before 1, its end in between would be overwritten.
+//  3. wait overwrites this deadline, and waits although ctx has ended.
 func (s *Stream) wait(ctx context.Context) (int, error) {
 	if err := s.wire.setDeadline(s.nextStatus(time.Now())); err != nil {
 		return 0, err
@@ -220,8 +224,8 @@ func (s *Stream) wait(ctx context.Context) (int, error) {
 	return n, err
 }
 
-// complete returns the length of the first message in the buffer, 0 while it is not there as a whole. Of a CopyData message that
-// is larger than the buffer it is the length of its head.
+// complete returns the length of the first message in the buffer, or 0 if the message has not arrived as a whole. For a CopyData
+// message that is larger than the buffer it returns the length of its head.
 func (s *Stream) complete() int {
 	have := s.w - s.r
 	if have < 5 {
@@ -230,10 +234,10 @@ func (s *Stream) complete() int {
 	n := int(binary.BigEndian.Uint32(s.buf[s.r+1:])) + 1
 	switch {
 	case n < 5 || n > maxMessage:
-		return 5 // parse says what is wrong
+		return 5 // parse refuses it
 	case n > readBuffer && s.buf[s.r] == 'd':
 		n = largeHead
-	case n > readBuffer: // an error or a notice, of which PostgreSQL cuts what may be long
+	case n > readBuffer: // parse refuses it: errors and notices are shorter, because PostgreSQL cuts long values in them
 		return 5
 	}
 	if have < n {
@@ -242,7 +246,8 @@ func (s *Stream) complete() int {
 	return n
 }
 
-// makeRoom makes room for what is read next. The first message always fits: a large one is taken out piece by piece.
+// makeRoom makes room in the buffer for what is read next. The first message always fits, because a large one is taken out piece by
+// piece.
 func (s *Stream) makeRoom() {
 	switch {
 	case s.r == s.w:
@@ -253,7 +258,7 @@ func (s *Stream) makeRoom() {
 	}
 }
 
-// parse takes the first message, of n bytes, off the buffer. ok is false for one that is of no interest.
+// parse takes the first message, which has n bytes, off the buffer. ok is false if the caller need not see the message.
 func (s *Stream) parse(n int) (f Frame, ok bool, err error) {
 	kind := s.buf[s.r]
 	length := int(binary.BigEndian.Uint32(s.buf[s.r+1:]))
@@ -271,16 +276,16 @@ func (s *Stream) parse(n int) (f Frame, ok bool, err error) {
 		return s.copyData(body)
 	case 'E':
 		var e pgproto3.ErrorResponse
-		if e.Decode(body) != nil { // its error is io.EOF, as if the connection had ended
+		if e.Decode(body) != nil { // the error of Decode is io.EOF, which would look like the end of the connection
 			return f, false, fmt.Errorf("message %q of %d bytes cannot be decoded", kind, len(body))
 		}
 		return f, false, pgconn.ErrorResponseToPgError(&e)
 	case 'N':
 		var e pgproto3.NoticeResponse
-		if e.Decode(body) != nil { // its error is io.EOF, as if the connection had ended
+		if e.Decode(body) != nil { // the error of Decode is io.EOF, which would look like the end of the connection
 			return f, false, fmt.Errorf("message %q of %d bytes cannot be decoded", kind, len(body))
 		}
-		// PostgreSQL 18 leaves out the rows of a publication that it does not find, and says so here only.
+		// If PostgreSQL 18 does not find a publication, it leaves out its rows, and says so only in this notice.
 		if e.Routine == "LoadPublications" {
 			notice := pgproto3.ErrorResponse(e)
 			return f, false, fmt.Errorf("%w: %w", ErrPublicationMissing, pgconn.ErrorResponseToPgError(&notice))
@@ -294,7 +299,7 @@ func (s *Stream) parse(n int) (f Frame, ok bool, err error) {
 	return f, false, fmt.Errorf("unexpected message %q in the stream", kind)
 }
 
-// large begins a message that does not fit into the buffer.
+// large returns the beginning of a message that does not fit into the buffer.
 func (s *Stream) large() (f Frame, ok bool, err error) {
 	b := s.take()[5:]
 	if b[0] != 'w' {
@@ -304,7 +309,8 @@ func (s *Stream) large() (f Frame, ok bool, err error) {
 	return f, true, nil
 }
 
-// copyData parses https://www.postgresql.org/docs/current/protocol-replication.html: XLogData and keepalive.
+// copyData parses the two messages of a stream, XLogData and keepalive:
+// https://www.postgresql.org/docs/current/protocol-replication.html
 func (s *Stream) copyData(b []byte) (f Frame, ok bool, err error) {
 	switch {
 	case len(b) >= 25 && b[0] == 'w':
@@ -324,8 +330,8 @@ func (s *Stream) copyData(b []byte) (f Frame, ok bool, err error) {
 	return f, false, fmt.Errorf("unexpected copy data of %d bytes in the stream", len(b))
 }
 
-// stopping notices that a server that is shutting down asks again and again, without end, for a position that we
-// cannot confirm: SQL sessions are gone by then, so nothing can be recorded any more.
+// stopping recognises a server that is shutting down. Such a server asks again and again, without end, for a position that we
+// cannot confirm: it has ended the SQL sessions by then, so that nothing can be recorded any more.
 func (s *Stream) stopping(lsn pglogrepl.LSN, now time.Time) error {
 	if lsn != s.askedAt || now.Sub(s.askedFrom) > time.Second {
 		s.askedAt, s.asked, s.askedFrom = lsn, 0, now

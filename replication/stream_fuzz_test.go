@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// FuzzStream feeds the stream with arbitrary bytes, which arrive in arbitrary pieces, and compares what it makes of them with
-// a model that has all of them at once. cuts says how large the pieces are, and which large messages are skipped.
+// FuzzStream feeds the stream with arbitrary bytes, which arrive in arbitrary pieces. It compares the result with that of a model
+// that has all bytes at once. cuts says how large the pieces are, and which large messages are skipped.
 func FuzzStream(f *testing.F) {
 	seed := func(cuts string, messages ...[]byte) { f.Add(bytes.Join(messages, nil), []byte(cuts)) }
 	seed("", xlog("one"), keepalive(7, 1), xlog(""), message('N', []byte("SNOTICE\x00\x00")), message('S', nil), message('c', nil))
@@ -37,7 +37,8 @@ func FuzzStream(f *testing.F) {
 		runtime.ReadMemStats(&before)
 		checkStream(t, in, cuts)
 		runtime.ReadMemStats(&after)
-		// The buffer, a copy of what the test puts together, what an error or a notice is decoded to, and the fuzzer beside us.
+		// This is enough for the buffer, for a copy of what the test puts together, for a decoded error or notice, and for the fuzzer
+		// itself.
 		if used, most := after.TotalAlloc-before.TotalAlloc, uint64(8*len(in)+4<<20); used > most {
 			t.Errorf("%d bytes were allocated for %d of input", used, len(in))
 		}
@@ -46,7 +47,7 @@ func FuzzStream(f *testing.F) {
 
 const runMark = 0xfe // followed by n: n+1 times 4 KiB of filler
 
-// expand makes long inputs of short ones.
+// expand makes a long input from a short one: it replaces each run mark by a run of filler.
 func expand(text []byte) []byte {
 	var out []byte
 	for i := 0; i < len(text) && len(out) < 1<<20; i++ {
@@ -60,7 +61,7 @@ func expand(text []byte) []byte {
 	return out
 }
 
-// compress is the other way round, for inputs with runs of x.
+// compress is the reverse of expand, for inputs with runs of x.
 func compress(b []byte) []byte {
 	run := bytes.Repeat([]byte("x"), 1<<12)
 	return bytes.ReplaceAll(b, run, []byte{runMark, 0})
@@ -70,7 +71,7 @@ func compress(b []byte) []byte {
 type pieces struct {
 	in, cuts []byte
 	at       int
-	least    int // of a piece: a long input would take too long byte by byte
+	least    int // bytes of a piece at least: byte by byte, a long input would take too long
 }
 
 func (p *pieces) cut() int {
@@ -112,12 +113,12 @@ func (p *pieces) write([]byte) error          { return nil }
 func (p *pieces) interrupt()                  {}
 func (p *pieces) close() error                { return nil }
 
-// modelled is what the model finds: a message for the reader of the stream, or the end.
+// modelled is what the model finds next: a message for the reader of the stream, or the end.
 type modelled struct {
-	frame   Frame  // Data is the whole of it, or as much as there is
-	large   bool   // it does not fit into the buffer
+	frame   Frame  // Data is the whole message, or as much of it as there is
+	large   bool   // the message does not fit into the buffer
 	request bool   // a reply was requested
-	end     string // "": a frame; "eof": no more bytes; else why the stream must end
+	end     string // "" if there is a frame, "eof" if there are no more bytes, otherwise why the stream must end
 }
 
 // model reads the first message of b.
@@ -203,7 +204,7 @@ func checkStream(t *testing.T, in, cuts []byte) {
 			t.Fatalf("message %d: the first %d bytes are others than those of the model's %d", i, len(f.Data), len(want.frame.Data))
 		}
 		if len(cuts) > 0 && cuts[i%len(cuts)]&1 != 0 {
-			continue // nobody asks for the rest
+			continue // the rest is skipped
 		}
 		got := append(make([]byte, 0, len(want.frame.Data)), f.Data...)
 		for more := f.Rest; more > 0; {

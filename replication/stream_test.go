@@ -15,9 +15,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// fakeWire is a wire whose other end is the test. It lives in a synctest bubble.
+// fakeWire is a wire whose other end is the test. It is used in a synctest bubble.
 type fakeWire struct {
-	in       chan []byte // what the server sends; closed: EOF
+	in       chan []byte // what the server sends; closed when the connection ends
 	rest     []byte
 	deadline time.Time
 	broken   chan struct{}
@@ -125,20 +125,20 @@ func keepalive(lsn uint64, reply byte) []byte {
 	return message('d', append(binary.BigEndian.AppendUint64(b, 0), reply))
 }
 
-// xlog is at an LSN of its own, which is of no meaning to us.
+// xlog makes an XLogData message. Its header has LSNs, which mean nothing to the stream.
 func xlog(data string) []byte {
 	b := binary.BigEndian.AppendUint64([]byte{'w'}, 0x7777)
 	b = binary.BigEndian.AppendUint64(b, 0x8888)
 	return message('d', append(binary.BigEndian.AppendUint64(b, 0), data...))
 }
 
-// end waits for the end of a stream that ends by itself.
+// end waits until a stream has ended by itself, and returns its error.
 func end(t *testing.T, ended <-chan error) error {
 	t.Helper()
 	select {
 	case err := <-ended:
 		return err
-	case <-time.After(time.Hour): // of a bubble
+	case <-time.After(time.Hour): // of virtual time
 		t.Fatal("the stream goes on")
 		return nil
 	}
@@ -146,7 +146,7 @@ func end(t *testing.T, ended <-chan error) error {
 
 func errorResponse(fields string) []byte { return message('E', []byte(fields)) }
 
-// testStream runs Next in a goroutine until it fails, and gives what it returned.
+// testStream calls Next in a goroutine until it fails, and passes on what it returned.
 func testStream(ctx context.Context, s *Stream) (frames chan Frame, ended chan error) {
 	frames, ended = make(chan Frame, 1000), make(chan error, 1)
 	go func() {
@@ -163,7 +163,7 @@ func testStream(ctx context.Context, s *Stream) (frames chan Frame, ended chan e
 	return frames, ended
 }
 
-// In five idle minutes the server hears of us every five seconds, and not more often.
+// In five idle minutes we send a status every five seconds, and not more often.
 func TestStatusWhenIdle(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -181,7 +181,7 @@ func TestStatusWhenIdle(t *testing.T) {
 			t.Errorf("ended with %v", err)
 		}
 		got := w.statuses()
-		// The first is progress from 0 to 77.
+		// The first status reports the progress from 0 to 77.
 		if want := 20 * time.Millisecond; got[0].at.Sub(start) != want {
 			t.Errorf("first status after %s, want %s", got[0].at.Sub(start), want)
 		}
@@ -196,7 +196,7 @@ func TestStatusWhenIdle(t *testing.T) {
 	})
 }
 
-// Progress is reported within 50 ms though no byte arrives, and write = flush = apply.
+// Progress is reported within 50 ms although no byte arrives, and write = flush = apply.
 func TestProgressIsReportedSoon(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -216,7 +216,7 @@ func TestProgressIsReportedSoon(t *testing.T) {
 		}
 		const times = 20
 		var settled [times]time.Time
-		for i := range times { // at different times after the look before
+		for i := range times { // at different times after the last look at the progress
 			settled[i] = time.Now()
 			p.set(pglogrepl.LSN(0x1234+i), 1)
 			time.Sleep(time.Second + time.Duration(i)*7*time.Millisecond)
@@ -240,7 +240,7 @@ func TestProgressIsReportedSoon(t *testing.T) {
 	})
 }
 
-// Nothing is settled yet: flush must be 0 and must stay 0 on the wire.
+// While nothing is settled, flush must be 0, and must be sent as 0.
 func TestStatusBeforeProgressConfirmsNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -267,7 +267,7 @@ func TestStatusBeforeProgressConfirmsNothing(t *testing.T) {
 	})
 }
 
-// Replies are limited to one per 50 ms: an answer at once makes a ping-pong of thousands a second.
+// We reply once per 50 ms at most. If we replied at once, we and the server would exchange thousands of messages a second.
 func TestRepliesAreLimited(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -278,7 +278,7 @@ func TestRepliesAreLimited(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		_, ended := testStream(ctx, s)
 		start := time.Now()
-		for i := range 200 { // each at another LSN: no shutdown
+		for i := range 200 { // each at another LSN, so that it is no shutdown
 			w.in <- keepalive(uint64(1000+i), 1)
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -296,7 +296,7 @@ func TestRepliesAreLimited(t *testing.T) {
 	})
 }
 
-// A server that is shutting down asks without end for a position that cannot be confirmed any more.
+// A server that is shutting down asks again and again for a position that cannot be confirmed any more.
 func TestKeepaliveStormEndsTheStream(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

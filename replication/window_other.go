@@ -4,5 +4,5 @@ package replication
 
 import "syscall"
 
-// clampWindow does nothing: only Linux can bound the window apart from the buffer.
+// clampWindow does nothing, because only Linux can bound the window without the buffer.
 func clampWindow(syscall.RawConn) {}

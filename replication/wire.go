@@ -16,38 +16,38 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// wire is the replication connection after START_REPLICATION: bytes in, bytes out.
+// wire is the replication connection after START_REPLICATION. It moves bytes, and knows nothing about messages.
 type wire interface {
-	// tryRead reads what is there, and 0 bytes when nothing is.
+	// tryRead reads what has arrived. It does not wait: it returns 0 if nothing has.
 	tryRead(p []byte) (int, error)
 	// setDeadline sets when waitRead gives up.
 	setDeadline(t time.Time) error
-	// waitRead waits for something to be there; os.ErrDeadlineExceeded at the deadline, or after interrupt.
+	// waitRead waits until something has arrived. At the deadline, or after interrupt, its error is os.ErrDeadlineExceeded.
 	waitRead(p []byte) (int, error)
 	// write sends all of p, within writeTimeout.
 	write(p []byte) error
-	// pause lets bytes pile up for d, unnoticed.
+	// pause sleeps for d. Bytes that arrive meanwhile do not wake up the process.
 	pause(d time.Duration)
-	// interrupt ends a waitRead from another goroutine. It is the only thing that another goroutine may do.
+	// interrupt ends a waitRead. It is the only method that another goroutine may call.
 	interrupt()
 	close() error
 }
 
-// writeTimeout bounds the send of a status message: 39 bytes do not fit only when the server has stopped reading.
+// writeTimeout bounds the send of a status message. Its 39 bytes always fit, unless the server has stopped reading.
 const writeTimeout = 10 * time.Second
 
-// socket is a connection that can be read without blocking. crypto/tls reads through it, so that an encrypted stream
-// is drained like a plain one: a read that would block is a time-out to it, which it survives.
+// socket is a connection that can be read without blocking. crypto/tls reads through it, so that an encrypted stream can be
+// drained as well as a plain one: crypto/tls takes a read that would block for a time-out, after which it can go on.
 type socket struct {
 	net.Conn
 	raw   syscall.RawConn
 	lowat int // SO_RCVLOWAT
 
 	nonblocking bool
-	fn          func(fd uintptr) bool // made once: a closure a read would be an allocation a read
-	p           []byte
-	n           int
-	err         error
+	fn          func(fd uintptr) bool // reads into p; it is made once, because a closure for each read would be an allocation
+	p           []byte                // for fn
+	n           int                   // what fn has read
+	err         error                 // of fn
 }
 
 func newSocket(c net.Conn) (*socket, error) {
@@ -64,16 +64,17 @@ func newSocket(c net.Conn) (*socket, error) {
 		for {
 			s.n, s.err = syscall.Read(int(fd), s.p)
 			if !errors.Is(s.err, syscall.EINTR) {
-				return true // never wait for more
+				return true // true means: do not wait until there is more
 			}
 		}
 	}
 	return s, nil
 }
 
-// While the reader sleeps, every segment that arrives would still wake the Go runtime's poller: a third of the time of
-// sender and reader both. A high SO_RCVLOWAT keeps the kernel from telling; reads that do not block are untouched by it.
-const quietBytes = 1 << 20 // the kernel takes what the receive buffer allows
+// quietBytes is SO_RCVLOWAT while the reader sleeps. Without it, each segment that arrives would wake up the Go runtime's poller,
+// which costs sender and reader a third of their time. Reads that do not block are not affected. The kernel lowers the value to
+// what the receive buffer allows.
+const quietBytes = 1 << 20
 
 // setLowat sets SO_RCVLOWAT: the poller is woken only once so many bytes have arrived. If the option cannot be set, the stream is
 // slower, and nothing else changes.
@@ -81,7 +82,7 @@ func (s *socket) setLowat(lowat int) {
 	if s.lowat == lowat {
 		return
 	}
-	_ = s.raw.Control(func(fd uintptr) { // fails on a closed connection only, as the next read will tell
+	_ = s.raw.Control(func(fd uintptr) { // it fails only on a closed connection, which the next read reports
 		if syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVLOWAT, lowat) == nil {
 			s.lowat = lowat
 		}
@@ -107,9 +108,9 @@ func (s *socket) Read(p []byte) (int, error) {
 	return s.n, nil
 }
 
-// netWire is a wire over a connection that pgconn has set up: top is what carries the protocol, TLS or the socket.
+// netWire is a wire over a connection that pgconn has set up.
 type netWire struct {
-	top  net.Conn
+	top  net.Conn // what carries the protocol: TLS, or the socket itself
 	sock *socket
 }
 
@@ -121,7 +122,7 @@ func (w *netWire) tryRead(p []byte) (n int, err error) {
 		m, err = w.top.Read(p[n:])
 		n += m
 		if w.top == net.Conn(w.sock) {
-			break // one read takes all there is; TLS gives a record at a time
+			break // one read takes all that has arrived; TLS returns one record at a time
 		}
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -140,7 +141,7 @@ func (w *netWire) pause(d time.Duration) {
 func (w *netWire) waitRead(p []byte) (int, error) {
 	w.sock.setLowat(1)
 	n, err := w.top.Read(p)
-	// A deadline that has passed would fail every later read, those that do not block included.
+	// A deadline that has passed would make every later read fail, also those that do not block.
 	return n, errors.Join(err, w.top.SetReadDeadline(time.Time{}))
 }
 
@@ -152,11 +153,11 @@ func (w *netWire) write(p []byte) error {
 	return err
 }
 
-func (w *netWire) interrupt() { _ = w.top.SetReadDeadline(time.Unix(1, 0)) } // a closed connection ends the read as well
+func (w *netWire) interrupt() { _ = w.top.SetReadDeadline(time.Unix(1, 0)) } // on a closed connection this fails, and the read has ended anyway
 
 func (w *netWire) close() error { return w.top.Close() }
 
-// counted counts what pgconn reads, and knows whether it is reading: see takeOver.
+// counted counts the bytes that pgconn reads, and knows whether it is reading. takeOver needs both.
 type counted struct {
 	net.Conn
 	reading atomic.Int32
@@ -171,14 +172,14 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// framed gives pgproto3.Frontend never more than the message it asks for, so that its buffer is empty between
-// messages and the connection can change hands.
+// framed never gives pgproto3.Frontend more than the message that it asks for. So the frontend's buffer is empty between messages,
+// and the connection can be taken over there.
 type framed struct {
 	r    io.Reader
 	head [5]byte
-	have int // bytes of head that were not given out
-	body int // bytes of the body that were not given out
-	n    int64
+	have int   // bytes of head that were not given out yet
+	body int   // bytes of the body that were not given out yet
+	n    int64 // bytes read from r
 }
 
 func (f *framed) Read(p []byte) (int, error) {
@@ -204,7 +205,7 @@ func (f *framed) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// handover sets a pgconn configuration up so that the connection it makes can be taken over in mid-stream.
+// handover sets up a configuration of pgconn so that the connection can be taken over from pgconn once it streams.
 type handover struct {
 	sock    *socket
 	counted *counted
@@ -216,7 +217,7 @@ func (h *handover) install(cfg *pgconn.Config) {
 	control := dialer.Control
 	dialer.Control = func(network, addr string, c syscall.RawConn) error {
 		if to, err := netip.ParseAddrPort(addr); err == nil && to.Addr().IsLoopback() {
-			clampWindow(c) // before it connects, so that the window is never taken back
+			clampWindow(c) // before it connects, because a window that was announced is not taken back
 		}
 		return control(network, addr, c)
 	}
@@ -227,7 +228,7 @@ func (h *handover) install(cfg *pgconn.Config) {
 		}
 		s, err := newSocket(c)
 		if err != nil {
-			_ = c.Close() // of no use
+			_ = c.Close() // the first error counts
 			return nil, err
 		}
 		h.sock = s
@@ -243,15 +244,15 @@ func (h *handover) install(cfg *pgconn.Config) {
 	}
 }
 
-// takeOver takes the connection out of pgconn's hands. pgconn may read in the background after a slow write; bytes
-// that it holds, or is about to get, would be lost to us in silence. Then the connection is of no use.
+// takeOver takes the connection over from pgconn. pgconn may read in the background after a slow write. Bytes that it has read,
+// or is about to read, would be lost to us in silence; if there are any, takeOver closes the connection and returns an error.
 func (h *handover) takeOver(conn *pgconn.PgConn) (*netWire, error) {
 	hijacked, err := conn.Hijack()
 	if err != nil {
 		return nil, err
 	}
 	if h.counted.reading.Load() != 0 || h.counted.n.Load() != h.framed.n || h.framed.body != 0 || h.framed.have != 0 {
-		_ = hijacked.Conn.Close() // given up
+		_ = hijacked.Conn.Close() // the error below counts
 		return nil, errors.New("bytes of the stream were read too early")
 	}
 	return &netWire{top: h.counted.Conn, sock: h.sock}, nil

@@ -62,7 +62,7 @@ func forPlainAndTLS(t *testing.T, f func(t *testing.T, w *netWire, far net.Conn)
 	}
 }
 
-// A read that does not wait gives what is there, and harms nothing when nothing is.
+// A read that does not wait returns what has arrived. If nothing has, the connection is as good as before.
 func TestTryRead(t *testing.T) {
 	t.Parallel()
 	forPlainAndTLS(t, func(t *testing.T, w *netWire, far net.Conn) {
@@ -141,7 +141,7 @@ func TestWaitRead(t *testing.T) {
 	})
 }
 
-// The frontend never gets a byte beyond the message that it asks for.
+// The frontend never gets a byte from beyond the message that it asks for.
 func TestFramed(t *testing.T) {
 	t.Parallel()
 	var all []byte
@@ -172,7 +172,7 @@ func TestFramed(t *testing.T) {
 	}
 }
 
-// What arrives in a pause wakes nobody; a read that waits after it takes a single byte.
+// Bytes that arrive in a pause wake up nobody. After the pause a read that waits returns as soon as one byte is there.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	forPlainAndTLS(t, func(t *testing.T, w *netWire, far net.Conn) {
