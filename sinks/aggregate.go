@@ -2,17 +2,17 @@ package sinks
 
 import "hash/maphash"
 
-// Aggregate is the unit of order: within one no message may overtake another.
+// Aggregate is the unit of order: no message may overtake another one of the same aggregate.
 type Aggregate struct{ Type, ID string }
 
-// Aggregate of the message's event.
+// Aggregate returns the aggregate of the message's event.
 func (m *Message) Aggregate() Aggregate {
 	return Aggregate{m.Event.AggregateType, m.Event.AggregateID}
 }
 
-var seed = maphash.MakeSeed()
+var hashSeed = maphash.MakeSeed()
 
-// Hash is for maps within this process: it is another one in the next.
+// Hash returns a hash for use within this process. Another process computes other hashes.
 func (a Aggregate) Hash() uint64 {
-	return maphash.String(seed, a.Type)*31 + maphash.String(seed, a.ID)
+	return maphash.String(hashSeed, a.Type)*31 + maphash.String(hashSeed, a.ID)
 }

@@ -1,5 +1,5 @@
-// Package sinks holds the contract between the connector and a destination. One package below it implements it for
-// each kind of destination; sinktest is the suite that every one of them passes.
+// Package sinks holds the contract between the connector and a destination: Sink. For each kind of destination there is a package
+// below it that implements the contract. The package sinktest is the suite of tests that all of them pass.
 package sinks
 
 import (
@@ -14,51 +14,61 @@ import (
 
 // Message is one event on its way to one sink.
 type Message struct {
-	// Event is shared with other sinks: read it, never change it.
+	// Event is shared with other sinks. A sink may read it, but must never change it.
 	Event *outbox.Event
-	// Topic and Key are the route's, expanded for this event.
+	// Topic and Key are what the templates of the route, or of the sink, come to for this event.
 	Topic string
 	Key   string
-	// LSN (of the transaction's commit record) and Index (among the transaction's inserts, from 0) are the event's
-	// position: unique, and in the order of commit.
+	// LSN and Index are the event's position. LSN is that of the transaction's commit record, Index the number of the insert in the
+	// transaction, from 0. Positions are unique, and their order is the order of commits.
 	LSN   pglogrepl.LSN
 	Index int64
 	// CommitTime is when the transaction committed, by PostgreSQL's clock.
 	CommitTime time.Time
 	// Attempt counts the tries of this message, from 1.
 	Attempt int
-	// Origin names the table that the event comes from, as the function Origin makes it. UniqueID puts it before an id that
-	// is unique within its table only.
+	// Origin names the table that the event comes from, in the form that the function Origin returns. UniqueID puts it before an id
+	// that is unique only within its table.
 	Origin string
-	// New says that the destination cannot have accepted this message before: no session before this one can have sent it,
-	// and each try so far was refused by an answer. A destination that says of it that it has it already takes it for
-	// another one, and would lose it: that is an error. Of a message that is not New such an answer means that it was accepted.
+	// New says that the destination cannot have accepted this message before: no earlier session can have sent it, and each try of
+	// this session was refused by an answer. If the destination says that it has a New message already, it takes it for another
+	// message with the same id, and would lose it. The sink must return an error then. For a message that is not New, the same
+	// answer means that an earlier try was accepted.
 	New bool
 }
 
 // Sink delivers messages to one destination.
 //
-// Deliver returns nil when the destination has durably accepted all of batch. Otherwise it returns one error a
-// message, in the order of batch, nil where that message was accepted. Each error is of one of three classes:
+// # What Deliver returns
 //
-//   - ErrPermanent: this very message can never be accepted (too large, an illegal topic name). It becomes a dead
-//     letter. A refusal of several messages together says nothing of one: Deliver sends them again, fewer at a time,
-//     one by one in the end.
-//   - ErrUnavailable: the destination is away (cannot dial, time-out, not leader, unknown topic, no right to it).
-//     It uses up no attempt, however often.
-//   - anything else: this message was refused this time. It uses up an attempt.
+// Deliver returns nil if the destination has durably accepted all messages of batch. Otherwise it returns one error for each
+// message, in the order of batch; the error is nil if that message was accepted. Every other error belongs to one of these classes:
 //
-// After a message of an aggregate that was not accepted, for whatever reason, no later message of the same aggregate
-// in the batch may be accepted: those return ErrNotAttempted. So does what there was no time to begin, which says nothing of
-// the destination. Order across aggregates is of no concern.
+//   - ErrPermanent: this message can never be accepted (it is too large, or its topic has an illegal name). It becomes a dead
+//     letter. If the destination refuses several messages together, that says nothing about any one of them: Deliver sends them
+//     again in smaller groups, and in the end one by one.
+//   - ErrUnavailable: the destination is away (cannot dial, time-out, not leader, unknown topic, no right to it). Such a try uses
+//     up no attempt, however often it happens.
+//   - ErrNotAttempted: the message was not sent. Either an earlier message of its aggregate in this batch was not accepted, or the
+//     time ran out before Deliver began with this one. That says nothing about the destination.
+//   - any other error: this message was refused this time. That uses up an attempt.
 //
-// Deliver returns when ctx ends, at the latest; what was on the wire then is of unknown outcome and is reported as
-// ErrUnavailable, all of an aggregate that was. It does not retry beyond what a client library does by itself within
-// the deadline. What it knows to be away it fails at once. A message that the destination has already (it refuses
-// duplicates) was accepted, unless it is New. It must not keep batch, nor change it, after it has
-// returned. Errors hold no payload, header, credential or address with credentials.
+// If a message was not accepted, for whatever reason, no later message of the same aggregate in the batch may be accepted. Those
+// return ErrNotAttempted. Messages of different aggregates may be accepted in any order.
 //
-// Deliver is called by several lanes at once; Close only after the last Deliver has returned.
+// # Rules for Deliver
+//
+// Deliver returns at the latest when ctx ends. The outcome of messages that were on the wire then is unknown. All of them are
+// reported as ErrUnavailable, also those behind another one of their aggregate.
+//
+// Deliver does not try again, except for what a client library does by itself within the deadline. If it knows that the destination
+// is away, it fails at once. If the destination refuses a message because it has it already, the message counts as accepted,
+// unless it is New.
+//
+// Deliver must not change batch, and must not keep it after it has returned. Its errors contain no payload, no header, no
+// credential and no address with credentials.
+//
+// Several lanes call Deliver at the same time. Close is called after the last Deliver has returned.
 type Sink interface {
 	Deliver(ctx context.Context, batch []Message) []error
 	Close() error
@@ -69,15 +79,15 @@ var (
 	ErrPermanent = errors.New("permanently refused")
 	// ErrUnavailable marks a destination that is away.
 	ErrUnavailable = errors.New("unavailable")
-	// ErrNotAttempted marks a message that stands behind one of its aggregate that was not accepted, or that there was no time
-	// to begin.
+	// ErrNotAttempted marks a message that was not sent, because an earlier one of its aggregate was not accepted, or because there
+	// was no time to begin it.
 	ErrNotAttempted = errors.New("not attempted")
 )
 
-// After says of err that the destination asked not to be tried again before d has passed. Its class stays.
+// After adds to err that the destination asks not to be tried again before d has passed. The class of err stays the same.
 func After(d time.Duration, err error) error { return afterError{err, d} }
 
-// RetryAfter is what After says of err; 0 if nothing.
+// RetryAfter returns the d that After has added to err, and 0 if there is none.
 func RetryAfter(err error) time.Duration {
 	after, _ := errors.AsType[afterError](err)
 	return after.wait

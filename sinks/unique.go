@@ -5,20 +5,22 @@ import (
 	"strings"
 )
 
-// Origin is what Message.Origin is for the events of a table: its database, schema and name with colons between them. No two
-// tables of a server have the same.
+// Origin returns the Message.Origin of the events of a table: its database, schema and name with colons between them. No two tables
+// of a server have the same origin.
 func Origin(database, schema, table string) string {
 	name := func(s string) string { return strings.ReplaceAll(plainID(s), ":", "%3A") }
 	return name(database) + ":" + name(schema) + ":" + name(table)
 }
 
-// UniqueID identifies the event to a destination that refuses what it has already: Nats-Msg-Id, webhook-id,
-// Idempotency-Key. An id that is written as a uuid is unique by itself and stays as it is, whatever the type of its column:
-// so the answer does not change when that type does. Any other one is unique within its table alone, so Origin stands in
-// front of it, as in shop:public:orders_outbox:101. It is the same at each try and after each restart.
+// UniqueID returns the id by which a destination recognises a message that it has already: for Nats-Msg-Id, webhook-id or
+// Idempotency-Key. It is the same for each try, and after each restart.
 //
-// Such an id consists of visible ASCII characters, and spaces between them. It has no dot, which Standard Webhooks forbid, and a
-// percent sign only as part of %XX, which stands for a byte that is none of them.
+// An id that is written as a uuid is unique by itself and stays as it is. The type of its column does not matter, so the UniqueID
+// does not change when that type does. Any other id is unique only within its table, so it follows Origin, as in
+// shop:public:orders_outbox:101.
+//
+// A UniqueID consists of visible ASCII characters, and of spaces that are neither first nor last. It contains no dot, because Standard
+// Webhooks forbid it. A percent sign occurs only as part of %XX, which stands for any other byte.
 func (m *Message) UniqueID() string {
 	id := m.Event.ID
 	switch {
@@ -30,7 +32,7 @@ func (m *Message) UniqueID() string {
 	return m.Origin + ":" + plainID(id)
 }
 
-// isUUID tells whether s is written as PostgreSQL writes a uuid; capitals are fine as well.
+// isUUID reports whether s is written as PostgreSQL writes a uuid. Capital letters are allowed too.
 func isUUID(s string) bool {
 	if len(s) != 36 {
 		return false
@@ -50,8 +52,8 @@ func isUUID(s string) bool {
 	return true
 }
 
-// plainID writes a byte as %XX that is no visible ASCII character, and a dot or a percent sign; a space only at either end,
-// where headers do not keep it. Two texts that differ still do.
+// plainID writes as %XX every byte that is no visible ASCII character, every dot and every percent sign. It does so with a space
+// only at the beginning or the end, where headers do not keep it. Different texts have different results.
 func plainID(s string) string {
 	isPlain := func(i int) bool {
 		switch c := s[i]; c {

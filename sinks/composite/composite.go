@@ -1,4 +1,4 @@
-// Package composite is the sink that is made of others, of which any may accept a message: the first that does is enough.
+// Package composite makes one sink out of several members. A message is accepted as soon as one of them has accepted it.
 package composite
 
 import (
@@ -11,27 +11,28 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// Member is one of them.
+// Member is one of the sinks that a composite is made of.
 type Member struct {
 	Name string
 	Sink sinks.Sink
-	// Address gives the topic and key of an event at this member.
+	// Address returns the topic and key that an event has at this member.
 	Address func(*outbox.Event) (topic, key string)
 }
 
-// Any gives each message to its members in their order, until one accepts it. An aggregate whose messages fail over has
-// some at one member and some at another: order holds at each, and what a member did in silence before it failed may be
-// repeated at the next.
+// Any gives each message to its members, in their order, until one accepts it. If members fail, the messages of one aggregate may be
+// spread over several members. Each member gets its messages in order. A member may have accepted a message although it did not
+// answer; the next member then gets the message too.
 type Any struct{ members []Member }
 
-// NewAny makes it of one member or more, which it closes.
+// NewAny makes a sink out of one or more members. Its Close closes them.
 func NewAny(members ...Member) *Any { return &Any{members: members} }
 
-// Deliver gives each member what those before it have not accepted, and an equal share of the time that is left, so that
-// one that never answers leaves some to the others. A message is permanently refused only where every member says so.
+// Deliver gives each member the messages that the members before it have not accepted. Each member gets an equal share of the time
+// that is left, so that one that never answers leaves time for the others. A message is permanently refused only if every member
+// refuses it permanently.
 func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	errs := make([]error, len(batch))
-	owed := make([]int, len(batch)) // their places in the batch
+	owed := make([]int, len(batch)) // the places in batch of the messages that no member has accepted yet
 	for i := range batch {
 		owed[i] = i
 	}
@@ -41,7 +42,7 @@ func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		for _, i := range owed {
 			msg := batch[i]
 			msg.Topic, msg.Key = m.Address(msg.Event)
-			// A member before may lead to the same destination, and have been heard there.
+			// If an earlier member did not answer, the message may have arrived, and both members may lead to the same destination.
 			msg.New = msg.New && !errors.Is(errs[i], sinks.ErrUnavailable)
 			rest = append(rest, msg)
 		}
@@ -53,7 +54,7 @@ func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 				err = results[j]
 			}
 			if err == nil {
-				errs[i] = nil // whatever those before it said
+				errs[i] = nil // the errors of earlier members no longer matter
 				continue
 			}
 			left = append(left, i)
@@ -69,7 +70,7 @@ func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return behind(batch, errs)
 }
 
-// try is one member's turn.
+// try lets member n deliver, within its share of the time.
 func (a *Any) try(ctx context.Context, n int, batch []sinks.Message) []error {
 	if deadline, ok := ctx.Deadline(); ok {
 		share := time.Until(deadline) / time.Duration(len(a.members)-n)
@@ -80,12 +81,13 @@ func (a *Any) try(ctx context.Context, n int, batch []sinks.Message) []error {
 	return a.members[n].Sink.Deliver(ctx, batch)
 }
 
-// hopeful is the one of two errors that leaves more hope: with one member that is away the message is not refused, and
-// with one that may take it next time it is not refused for good. before is nil at the first member.
+// hopeful returns the one of two errors that leaves more hope that the message will be accepted. If a member is away, the message is
+// not refused. If a member may accept it next time, it is not refused permanently. before is nil at the first member.
 func hopeful(before, now error) error {
 	switch {
 	case errors.Is(before, sinks.ErrNotAttempted) && errors.Is(now, sinks.ErrPermanent):
-		// A member before was not asked. The next try asks it first, as what stood before the message is gone then.
+		// An earlier member was not asked, because an earlier message of the aggregate was not accepted there. The next try asks that
+		// member first.
 		return fmt.Errorf("%v, and not every member was asked", now) //nolint:errorlint // its class is not the message's
 	case before == nil, errors.Is(before, sinks.ErrNotAttempted):
 		return now
@@ -95,8 +97,8 @@ func hopeful(before, now error) error {
 	return now
 }
 
-// behind keeps the contract's words: the first of an aggregate that was not accepted says why, those behind it were not
-// attempted.
+// behind applies the contract's rule on order: only the first message of an aggregate that was not accepted keeps its error. The later
+// ones get ErrNotAttempted.
 func behind(batch []sinks.Message, errs []error) []error {
 	failed := map[sinks.Aggregate]bool{}
 	for i, err := range errs {

@@ -16,14 +16,14 @@ import (
 
 // CloudEvents describes messages as CloudEvents 1.0 (github.com/cloudevents/spec).
 type CloudEvents struct {
-	// Source is the attribute of that name, a URI reference; {aggregate_type} in it stands for the event's, escaped as
-	// a segment of a path.
+	// Source is the attribute source, a URI reference. {aggregate_type} in it stands for the event's aggregate type, escaped as a
+	// segment of a path.
 	Source string
 }
 
 const aggregateType = "{aggregate_type}"
 
-// Validate tells what is wrong with Source.
+// Validate returns an error that says what is wrong with Source.
 func (ce CloudEvents) Validate() error {
 	text := strings.ReplaceAll(ce.Source, aggregateType, "x")
 	if text == "" {
@@ -35,10 +35,10 @@ func (ce CloudEvents) Validate() error {
 	return nil
 }
 
-// defaultContentType is what a payload is where its metadata does not say.
+// defaultContentType is the content type of a payload whose metadata names none.
 const defaultContentType = "application/json"
 
-// ContentType is the attribute datacontenttype, which transports carry as a content type of their own.
+// ContentType returns the attribute datacontenttype. Transports have a place of their own for it, so it is not among Attributes.
 func (CloudEvents) ContentType(c Context) string {
 	if c.ContentType != "" {
 		return c.ContentType
@@ -46,12 +46,12 @@ func (CloudEvents) ContentType(c Context) string {
 	return defaultContentType
 }
 
-// Attributes gives all others, in a fixed order: without the prefix that a transport puts before them, and as they are,
-// not encoded for headers, but valid UTF-8. What the event does not have is left out; an event without a type is of that
-// of its aggregate, as the attribute is required. Extensions are those of the specification's documented ones where
-// there is one (partitionkey, correlationid, causationid, sequence, traceparent).
+// Attributes returns all other attributes, in a fixed order. The names are without the prefix that a transport puts before them. The
+// values are valid UTF-8, and not encoded for headers. An attribute whose value the event does not have is left out. The attribute
+// type is required, so for an event without a type it is the type of its aggregate. Where the specification documents an extension
+// for a value, its name is used: partitionkey, correlationid, causationid, sequence, traceparent.
 //
-// Control characters, which the specification forbids, are passed on: two aggregates shall not become one.
+// The specification forbids control characters, but Attributes keeps them: without them two aggregates could become one.
 func (ce CloudEvents) Attributes(m *sinks.Message, c Context) iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
 		e := m.Event
@@ -81,12 +81,12 @@ func (ce CloudEvents) Attributes(m *sinks.Message, c Context) iter.Seq2[string, 
 
 const replacement = "\ufffd"
 
-// Sequence is the message's position, which orders as a text, as the extension of that name demands: the LSN of the
-// commit record in 16 hexadecimal digits, and the number of the insert in the transaction in 8 decimal ones.
+// Sequence returns the message's position as the extension sequence demands it: as a text, the greater position is the greater text. It
+// is the LSN of the commit record in 16 hexadecimal digits, and the number of the insert in the transaction in 8 decimal digits.
 func Sequence(m *sinks.Message) string { return fmt.Sprintf("%016X-%08d", uint64(m.LSN), m.Index) }
 
-// Time is t in UTC as RFC 3339 has it, with no more digits than it needs: what Debezium makes of a timestamptz. It is
-// empty where t is zero, or of a year that RFC 3339 cannot write.
+// Time returns t in UTC in the format of RFC 3339, with no more digits than needed. Debezium writes a timestamptz in the same way. The
+// result is empty if t is zero or has a year that RFC 3339 cannot write.
 func Time(t time.Time) string {
 	t = t.UTC()
 	if y := t.Year(); t.IsZero() || y < 0 || y > 9999 {
@@ -95,10 +95,10 @@ func Time(t time.Time) string {
 	return t.Format(time.RFC3339Nano)
 }
 
-// JSON is the message in structured mode, content type application/cloudevents+json. A payload that is JSON, in content
-// and by its content type, stands in it byte for byte; another one as data_base64. (So
-// does one of type application/vnd.shop+json or APPLICATION/JSON: SDKs differ in what they take for JSON, and all read
-// data_base64.)
+// JSON returns the message in structured mode (content type application/cloudevents+json). The payload is written as data, byte for
+// byte, if it is JSON and its content type is application/json or text/json. Otherwise it is written as data_base64. That includes
+// content types such as application/vnd.shop+json and APPLICATION/JSON: SDKs do not agree whether these are JSON, and all of them
+// read data_base64.
 func (ce CloudEvents) JSON(m *sinks.Message, c Context) []byte {
 	out := []byte{'{'}
 	put := func(name string, value any) {
@@ -132,8 +132,8 @@ func isJSON(contentType string) bool {
 	return media == "application/json" || media == "text/json"
 }
 
-// HeaderValue encodes an attribute for the headers of HTTP and NATS, as the specification's bindings say: every
-// character that is a space, a double quote, a percent sign or outside of printable ASCII as %XX of its UTF-8.
+// HeaderValue encodes an attribute for headers of HTTP and NATS, as the specification's bindings say: spaces, double quotes, percent
+// signs and all characters other than printable ASCII are written as the %XX of their UTF-8 bytes.
 func HeaderValue(s string) string {
 	plain := func(b byte) bool { return b > ' ' && b < 0x7f && b != '"' && b != '%' }
 	i := 0

@@ -1,5 +1,5 @@
-// Package format makes of a message what several transports carry alike: the trace context and the content type of its
-// metadata, and the attributes of CloudEvents. It never looks into a payload but to ask whether it is JSON.
+// Package format makes those parts of a message that several transports have in common: the trace context and the content type, which it
+// takes from the metadata, and the attributes of CloudEvents. The only thing that it finds out about a payload is whether it is JSON.
 package format
 
 import (
@@ -8,18 +8,18 @@ import (
 	"strings"
 )
 
-// Context is what an event's metadata says to every transport; what is empty it does not say.
+// Context holds what the metadata of an event says to all transports. A field is empty if the metadata does not say it.
 type Context struct {
 	ContentType string // key content_type
-	TraceParent string // keys traceparent and tracestate of W3C Trace Context, as the event's writer had them
+	TraceParent string // keys traceparent and tracestate, of W3C Trace Context, from whoever wrote the event
 	TraceState  string
 }
 
-// maxPlain is how many bytes a header has room for that is no part of the event: servers take 8 KB of all of them.
+// maxPlain is the most bytes of such a header. Servers accept about 8 KB of headers in all.
 const maxPlain = 2 << 10
 
-// Plain is what of it the headers of HTTP and NATS can hold: printable ASCII, and not too much. Metadata may hold anything,
-// and none of it is a reason not to deliver an event.
+// Plain returns those fields that the headers of HTTP and NATS can hold: printable ASCII, and not too long. The others become empty,
+// because metadata may hold anything, and nothing in it is a reason not to deliver the event.
 func (c Context) Plain() Context {
 	if !isPlain(c.ContentType) {
 		c.ContentType = ""
@@ -37,8 +37,9 @@ func isPlain(s string) bool {
 	return len(s) <= maxPlain && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// ContextOf takes it out of the metadata. Parsing costs more than all the rest of a record, so it is done only where one
-// of the names occurs; even looking for both is a twentieth of a record, so first for what they share.
+// ContextOf reads the Context from the metadata. Parsing the metadata costs more than all the rest of making a record, so it is done only
+// if one of the names occurs in it. Even looking for both names costs a twentieth of a record, so ContextOf first looks for "ent",
+// which both contain.
 func ContextOf(metadata json.RawMessage) Context {
 	if !bytes.Contains(metadata, []byte("ent")) ||
 		!bytes.Contains(metadata, []byte(`"content_type"`)) && !bytes.Contains(metadata, []byte(`"traceparent"`)) {
@@ -49,11 +50,11 @@ func ContextOf(metadata json.RawMessage) Context {
 		return Context{} // a mapped column may hold anything
 	}
 	text := func(name string) (s string) {
-		_ = json.Unmarshal(m[name], &s) // of another type: as if it were not there
+		_ = json.Unmarshal(m[name], &s) // an error means a value of another type, which counts as missing
 		return s
 	}
 	c := Context{ContentType: text("content_type"), TraceParent: text("traceparent")}
-	if c.TraceParent != "" { // without it the other has no meaning
+	if c.TraceParent != "" { // a tracestate without a traceparent has no meaning
 		c.TraceState = text("tracestate")
 	}
 	return c

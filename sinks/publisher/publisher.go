@@ -13,29 +13,32 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// Publisher publishes one event. Publish returns nil once the destination has durably accepted it. Another error uses up a
-// retry, unless it wraps sinks.ErrUnavailable (the destination is away) or sinks.ErrPermanent (this event will never be
-// accepted). Errors are logged and kept in the ledger: they hold no payload and no credential. It returns soon after ctx has
-// ended. It is called by several lanes at once, but never for one aggregate twice at the same time, and for each aggregate
-// in the order of commits. The entry is its own.
+// Publisher publishes one event at a time.
+//
+// Publish returns nil when the destination has durably accepted the event. An error uses up a retry, unless it wraps
+// sinks.ErrUnavailable (the destination is away) or sinks.ErrPermanent (the event will never be accepted). Errors are logged and
+// kept in the ledger, so they must not contain a payload or a credential. Publish should return soon after ctx has ended.
+//
+// Several lanes call Publish at the same time, but never two for the same aggregate. The events of an aggregate come in the order
+// of their commits. The entry belongs to Publish, which may keep and change it.
 type Publisher interface {
 	Publish(ctx context.Context, entry *outbox.OutboxEntry) error
 	GetName() string
 }
 
-// Sink gives a Publisher its events. If the Publisher has a Close() error, Close calls it.
+// Sink passes events on to a Publisher. If the Publisher has a method Close() error, Close calls it.
 type Sink struct {
 	to Publisher
 
 	mu      sync.Mutex
-	running map[sinks.Aggregate]struct{} // whose Publish has outlived its Deliver
+	running map[sinks.Aggregate]struct{} // the aggregates for which a Publish still runs although its Deliver has returned
 }
 
-// New makes a sink of to.
+// New makes a sink that publishes by to.
 func New(to Publisher) *Sink { return &Sink{to: to, running: map[sinks.Aggregate]struct{}{}} }
 
-// Deliver publishes the messages of batch one after the other. A Publish that does not end with ctx is left to itself; until
-// it has ended its aggregate is unavailable, as what follows must not overtake it.
+// Deliver publishes the messages of batch one after the other. It does not wait for a Publish that goes on after ctx has ended. Until
+// that has returned, further messages of its aggregate fail with ErrUnavailable, because they must not overtake it.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	errs := make([]error, len(batch))
 	failed := map[sinks.Aggregate]bool{}
@@ -68,9 +71,9 @@ func (s *Sink) one(ctx context.Context, a sinks.Aggregate, m *sinks.Message) err
 	done := make(chan error, 1)
 	entry := entryOf(m)
 	go func() {
-		err := fmt.Errorf("%s ended its goroutine (runtime.Goexit)", s.to.GetName()) // unless it is overwritten
+		err := fmt.Errorf("%s ended its goroutine (runtime.Goexit)", s.to.GetName()) // stands if Publish never returns
 		defer func() {
-			s.mu.Lock() // both or none of it is seen below
+			s.mu.Lock() // so that the code below sees both changes or none
 			defer s.mu.Unlock()
 			done <- err
 			delete(s.running, a)
@@ -85,7 +88,7 @@ func (s *Sink) one(ctx context.Context, a sinks.Aggregate, m *sinks.Message) err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
-	case err := <-done: // it ended meanwhile
+	case err := <-done: // Publish has returned at the same moment
 		return err
 	default:
 		s.running[a] = struct{}{}
@@ -93,11 +96,11 @@ func (s *Sink) one(ctx context.Context, a sinks.Aggregate, m *sinks.Message) err
 	}
 }
 
-// publish turns a panic into a refusal: one event must not end the process.
+// publish calls Publish and turns a panic into an error: one event must not end the process.
 func (s *Sink) publish(ctx context.Context, entry *outbox.OutboxEntry) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%s panicked: %T", s.to.GetName(), r) // its text may hold the payload
+			err = fmt.Errorf("%s panicked: %T", s.to.GetName(), r) // only the type, as the value may contain the payload
 		}
 	}()
 	if err := s.to.Publish(ctx, entry); err != nil {
@@ -106,7 +109,8 @@ func (s *Sink) publish(ctx context.Context, entry *outbox.OutboxEntry) (err erro
 	return nil
 }
 
-// publishError is of one class at most, whatever it wraps; sinks.ErrNotAttempted is not the Publisher's to use.
+// publishError is an error of a Publisher. It belongs to at most one class, whatever it wraps. A Publisher cannot return
+// sinks.ErrNotAttempted.
 type publishError struct {
 	name string
 	err  error
@@ -114,7 +118,7 @@ type publishError struct {
 
 func (e publishError) Error() string { return e.name + ": " + e.err.Error() }
 
-// Is tells classes apart.
+// Is reports whether the error belongs to the class target: ErrPermanent prevails over ErrUnavailable.
 func (e publishError) Is(target error) bool {
 	switch target {
 	case sinks.ErrNotAttempted:
@@ -125,7 +129,7 @@ func (e publishError) Is(target error) bool {
 	return errors.Is(e.err, target)
 }
 
-// As finds what the Publisher returned.
+// As finds an error within the one that the Publisher has returned.
 func (e publishError) As(target any) bool { return errors.As(e.err, target) }
 
 func entryOf(m *sinks.Message) *outbox.OutboxEntry {
@@ -143,7 +147,7 @@ func entryOf(m *sinks.Message) *outbox.OutboxEntry {
 	return entry
 }
 
-// Close closes the Publisher, if it can be.
+// Close closes the Publisher if it has a method Close() error.
 func (s *Sink) Close() error {
 	if c, ok := s.to.(interface{ Close() error }); ok {
 		return c.Close()

@@ -1,5 +1,5 @@
-// Package stdout is the sink that prints events, one JSON object a line: to look at, or for another program to read
-// through a pipe. A line is accepted when the writer has taken it; nothing is known of what is behind a pipe.
+// Package stdout is the sink that prints each event as a line of JSON, for a person, or for another program that reads them through a
+// pipe. An event is accepted when the writer has taken its line. What becomes of it behind a pipe is not known.
 package stdout
 
 import (
@@ -18,18 +18,18 @@ import (
 
 // Sink writes to one writer, which it does not close.
 type Sink struct {
-	// running tells when the Deliver of the running Write ended; nil while none runs.
+	// running is the done channel of the context of the Write that runs, and nil while none runs.
 	running atomic.Pointer[<-chan struct{}]
 
-	mu sync.Mutex // one Write at a time: lines of several lanes must not mix
+	mu sync.Mutex // held during a Write, so that lines of several lanes do not mix
 	w  io.Writer
 }
 
 // New returns a sink that writes to w.
 func New(w io.Writer) *Sink { return &Sink{w: w} }
 
-// Deliver writes all of batch with one Write. A pipe that nobody reads makes it unavailable, as does a failed Write, of
-// which a part may have been printed.
+// Deliver writes all messages of batch with one Write. If nobody reads the pipe, or if the Write fails, the messages fail with
+// ErrUnavailable. A failed Write may have printed a part of them.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	if len(batch) == 0 {
 		return nil
@@ -41,11 +41,11 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	enc := json.NewEncoder(&lines)
 	enc.SetEscapeHTML(false)
 	for i := range batch {
-		if err := enc.Encode(newLine(&batch[i])); err != nil { // strings, numbers and checked JSON: never
+		if err := enc.Encode(newLine(&batch[i])); err != nil { // cannot happen: a line holds strings, numbers and checked JSON
 			return unavailable(batch, fmt.Errorf("%w: encode: %w", sinks.ErrUnavailable, err))
 		}
 	}
-	// A Write to a pipe cannot be called off, so it runs beside.
+	// A Write to a pipe cannot be cancelled, so it runs on a goroutine of its own, which Deliver leaves when ctx ends.
 	written := make(chan error, 1)
 	go func() { written <- s.write(ctx, lines.Bytes()) }()
 	select {
@@ -62,7 +62,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 func (s *Sink) write(ctx context.Context, lines []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := ctx.Err(); err != nil { // its Deliver has returned: the lines will come again
+	if err := ctx.Err(); err != nil { // Deliver has returned already; the connector delivers these messages again
 		return err
 	}
 	done := ctx.Done()
@@ -72,7 +72,7 @@ func (s *Sink) write(ctx context.Context, lines []byte) error {
 	return err
 }
 
-// stalled tells whether a Write has outlived its Deliver: until it returns, every other would wait behind it.
+// stalled reports whether a Write still runs although its Deliver has returned. Every other Write would have to wait for it.
 func (s *Sink) stalled() bool {
 	done := s.running.Load()
 	if done == nil {
@@ -86,7 +86,7 @@ func (s *Sink) stalled() bool {
 	}
 }
 
-// Close does nothing: the writer is the caller's.
+// Close does nothing: the writer belongs to the caller.
 func (s *Sink) Close() error { return nil }
 
 func unavailable(batch []sinks.Message, err error) []error {
@@ -97,7 +97,7 @@ func unavailable(batch []sinks.Message, err error) []error {
 	return errs
 }
 
-// line has the columns' names; a column that is NULL is left out.
+// line is what is printed of a message. It uses the names of the columns of event_outbox, and leaves out a column that is NULL.
 type line struct {
 	ID            string          `json:"id"`
 	AggregateType string          `json:"aggregate_type"`
@@ -136,9 +136,9 @@ func newLine(m *sinks.Message) *line {
 	case json.Valid(e.Metadata) && utf8.Valid(e.Metadata):
 		l.Metadata = e.Metadata
 	case len(e.Metadata) > 0: // a mapped column may hold anything
-		l.Metadata, _ = json.Marshal(string(e.Metadata)) // a string always can
+		l.Metadata, _ = json.Marshal(string(e.Metadata)) // cannot fail: JSON can hold every string
 	}
-	if y := e.CreatedAt.Year(); !e.CreatedAt.IsZero() && y >= 0 && y <= 9999 { // what RFC 3339 can say
+	if y := e.CreatedAt.Year(); !e.CreatedAt.IsZero() && y >= 0 && y <= 9999 { // RFC 3339 can write no other year
 		l.CreatedAt = &e.CreatedAt
 	}
 	return l
