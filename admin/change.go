@@ -3,24 +3,24 @@ package admin
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
 	"golang.org/x/time/rate"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // Action is a change that a person makes to rows of outbox_parked.
-type Action string
+type Action ledger.Action
 
+// The actions, which ledger.Action describes.
 const (
-	Retry   Action = "retry"   // make a dead letter due again, with no try counted
-	Discard Action = "discard" // delete a dead letter, and write a row into the log
-	Kill    Action = "kill"    // make a parked event a dead letter, and write a row into the log
+	Retry   = Action(ledger.Retry)
+	Discard = Action(ledger.Discard)
+	Kill    = Action(ledger.Kill)
 )
 
 // actionDetails holds, for each action, the status of the rows that it changes, and its past participle.
@@ -79,13 +79,9 @@ type ChangeResult struct {
 	Sinks []SinkRows `json:"sinks"`
 }
 
-const (
-	// chunkRows is how many rows one transaction changes. It locks them until it ends, and a lane that wants to settle one of
-	// them has to wait.
-	chunkRows       = 500
-	maxChunkTries   = 5
-	maxErrorLetters = 2000 // of an error message or a reason that is written into the ledger
-)
+// chunkRows is how many rows one transaction changes. It locks them until it ends, and a lane that wants to settle one of them has
+// to wait.
+const chunkRows = 500
 
 // ChangeParked applies an action to the rows that the filter selects.
 //
@@ -125,12 +121,12 @@ func (l *ledgerConn) findRows(ctx context.Context, a Action, f Filter, result *C
 	seen := map[string]bool{}
 	err = l.eachParkedRow(ctx, parkedQuery{status: actionDetails[a].status, filter: f, processors: processors}, func(p *ParkedRow) (bool, error) {
 		seen[p.Event.ID] = true
-		if a == Retry && p.key.Processor == 0 {
+		if a == Retry && p.key().Processor == 0 {
 			result.Left++
 			return true, nil
 		}
-		keys = append(keys, p.key)
-		counts[p.key.Processor]++
+		keys = append(keys, p.key())
+		counts[p.key().Processor]++
 		return true, nil
 	})
 	if err != nil {
@@ -163,11 +159,10 @@ func (l *ledgerConn) noMatch(ctx context.Context, status string, f Filter) error
 	if err != nil {
 		return err
 	}
-	var n int
-	err = l.conn.QueryRow(ctx, l.sql("select count(*) from ledger.outbox_parked where processor_id = any ($1) and status = $2"), all, status).Scan(&n)
+	n, err := l.CountStatus(ctx, all, status)
 	switch {
 	case err != nil:
-		return fmt.Errorf("count rows: %w", err)
+		return err
 	case n == 0:
 		return fmt.Errorf("there is no %s", rowNoun(status))
 	}
@@ -180,30 +175,20 @@ func nothingChanged(err error) error { return fmt.Errorf("%w; nothing was change
 // wrongStatus returns the error for an event that was named by its id, but has no row with the wanted status. It says what the
 // event is instead, at each of the processors.
 func (l *ledgerConn) wrongStatus(ctx context.Context, wanted, done, id string, processors []int32) error {
-	rows, err := l.conn.Query(ctx, l.sql(`select processor_id, status from ledger.outbox_parked where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
-		union all
-		select * from (select distinct on (processor_id) processor_id, status from ledger.outbox_delivery_log
-			where event_id = $1::text::`+l.idType()+` and processor_id = any ($2) and status <> 'failed' order by processor_id, completed_at desc, id desc) l
-		where not exists (select from ledger.outbox_parked p where p.event_id = $1::text::`+l.idType()+` and p.processor_id = l.processor_id)`), id, processors)
+	all, err := l.ReadStatus(ctx, id, processors)
 	if err != nil {
-		return fmt.Errorf("look for event %s: %w", id, err)
+		return err
 	}
-	var processor int32
-	var status string
 	var states []string
-	_, err = pgx.ForEachRow(rows, []any{&processor, &status}, func() error {
-		state := status
-		if status == wanted {
+	for _, s := range all {
+		state := s.Status
+		if state == wanted {
 			state += ", and the other filters leave it out,"
 		}
-		if processor != 0 {
-			state += " at " + l.sinkName(processor)
+		if s.Processor != 0 {
+			state += " at " + l.sinkName(s.Processor)
 		}
 		states = append(states, state)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("look for event %s: %w", id, err)
 	}
 	if states == nil {
 		return fmt.Errorf("event %s cannot be %s: the ledger has nothing of it, at these sinks", id, done)
@@ -221,6 +206,7 @@ func (l *ledgerConn) changeAll(ctx context.Context, a Action, o ChangeOptions, k
 		chunk = min(chunkRows, max(1, o.Rate/4))
 		limit = rate.NewLimiter(rate.Limit(o.Rate), chunk)
 	}
+	change := ledger.Change{Action: ledger.Action(a), Reason: o.Reason, Slot: l.cfg.Source.Slot, Blocks: l.cfg.Block}
 	report := func(done int) {
 		if o.Progress != nil {
 			o.Progress(done, len(keys))
@@ -232,7 +218,7 @@ func (l *ledgerConn) changeAll(ctx context.Context, a Action, o ChangeOptions, k
 		err := limit.WaitN(ctx, len(part))
 		n := 0
 		if err == nil {
-			n, err = l.changeChunk(ctx, a, o, part)
+			n, err = l.Change(ctx, change, part)
 		}
 		if err != nil {
 			return fmt.Errorf("%d of %d %s, then: %w", result.Changed, len(keys), a.Past(), cmp.Or(context.Cause(ctx), err))
@@ -245,115 +231,9 @@ func (l *ledgerConn) changeAll(ctx context.Context, a Action, o ChangeOptions, k
 	return nil
 }
 
-// changeChunk changes the rows with these keys in one transaction. The connector may settle some of them at the same time, and
-// lock them in another order. If the server ends our transaction because of a deadlock, it is tried again.
-func (l *ledgerConn) changeChunk(ctx context.Context, a Action, o ChangeOptions, keys []checkpoint.Key) (n int, err error) {
-	for try := 1; ; try++ {
-		err = pgx.BeginFunc(ctx, l.conn, func(tx pgx.Tx) (err error) {
-			n, err = l.changeInTx(ctx, tx, a, o, keys)
-			return err
-		})
-		switch {
-		case try == maxChunkTries:
-			return n, err
-		case sqlState(err) == "23514": // the log has no partition for today: no connector, which makes them, has run for long
-			if _, perr := l.conn.Exec(ctx, l.sql(`select ledger.outbox_make_partitions(now(), 7)`)); perr != nil {
-				return 0, errors.Join(err, perr)
-			}
-		case sqlState(err) != "40P01":
-			return n, err
-		}
-	}
-}
-
-// rowsOfChunk joins a table p with the keys of a chunk.
-const rowsOfChunk = `unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
-	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
-
-// retryRows makes dead letters due now. If there were tries and the sink refused them all (attempts = tries), the destination
-// cannot have the message, and the row becomes untried. Otherwise the destination may have accepted a try, or the last try is not recorded.
-// Then tries becomes 1 with attempts 0: one try that was not refused stands for all of them, so that no lane takes the message
-// for one that is new to the destination (connector/unsent.go).
-const retryRows = `update ledger.outbox_parked p set status = 'parked', attempts = 0,
-		tries = case when p.tries = 0 or p.attempts < p.tries then 1 else 0 end, tried_at = null, next_attempt_at = now()
-	from ` + rowsOfChunk + ` and p.status = 'dead' and p.processor_id <> 0 returning p.processor_id`
-
-// logChange writes a row of the log for each row that the statement before it has put into "changed".
-const logChange = `insert into ledger.outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, error_message, commit_lsn, tx_index, epoch)
-	select event_id, processor_id, tries, $4, clock_timestamp(), $5, commit_lsn, tx_index,
-		coalesce((select epoch from ledger.outbox_checkpoints where slot_name = $6), 0) from changed`
-
-const discardRows = `with changed as (delete from ledger.outbox_parked p using ` + rowsOfChunk + ` and p.status = 'dead'
-		returning p.event_id, p.processor_id, p.tries, p.commit_lsn, p.tx_index),
-	logged as (` + logChange + `)
-	select processor_id from changed`
-
-// killRows makes parked events dead letters. A try may be under way, whose answer the recorder will not write into a row that is
-// dead. So attempts becomes less than tries, and a later retryRows treats the row as one that the destination may have accepted.
-const killRows = `with changed as (update ledger.outbox_parked p set status = 'dead', next_attempt_at = $7::text::timestamptz,
-			attempts = least(p.attempts, greatest(p.tries - 1, 0)),
-			error_message = left(concat($5::text, '; before that: ' || nullif(p.error_message, '')), $8)
-		from ` + rowsOfChunk + ` and p.status = 'parked'
-		returning p.event_id, p.processor_id, p.tries, p.commit_lsn, p.tx_index),
-	logged as (` + logChange + `)
-	select processor_id from changed`
-
-// changeInTx runs the statement of an action for the rows with these keys, and notifies the connector. It returns how many rows
-// were changed: those that no longer had the right status are left out.
-func (l *ledgerConn) changeInTx(ctx context.Context, tx pgx.Tx, a Action, o ChangeOptions, keys []checkpoint.Key) (int, error) {
-	var processors []int32
-	var lsns []string
-	var indexes []int64
-	for _, k := range keys {
-		processors, lsns, indexes = append(processors, k.Processor), append(lsns, k.Position.LSN.String()), append(indexes, k.Position.Index)
-	}
-	sql, args := retryRows, []any{processors, lsns, indexes}
-	reason := cutText(o.Reason, maxErrorLetters)
-	switch a {
-	case Discard:
-		sql, args = discardRows, append(args, "discarded", reason, l.cfg.Source.Slot)
-	case Kill:
-		var next *string
-		if l.cfg.Block {
-			next = new("infinity")
-		}
-		sql, args = killRows, append(args, "dead", reason, l.cfg.Source.Slot, next, maxErrorLetters)
-	}
-	rows, err := tx.Query(ctx, l.sql(sql), args...)
-	if err != nil {
-		return 0, fmt.Errorf("change rows: %w", err)
-	}
-	changed, err := pgx.CollectRows(rows, pgx.RowTo[int32])
-	if err != nil {
-		return 0, fmt.Errorf("change rows: %w", err)
-	}
-	n := len(changed)
-	slices.Sort(changed)
-	for _, id := range withoutZero(slices.Compact(changed)) {
-		if err := l.notify(ctx, tx, id); err != nil {
-			return 0, err
-		}
-	}
-	return n, nil
-}
-
 func plural(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
-}
-
-// cutText makes a text fit for a text column: valid UTF-8, without NUL, and not longer than this many characters.
-func cutText(s string, longest int) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "�"), "\x00", "�")
-	if r := []rune(s); len(r) > longest {
-		return string(r[:longest])
-	}
-	return s
-}
-
-// withoutZero leaves processor 0 out, which no lane works for.
-func withoutZero(ids []int32) []int32 {
-	return slices.DeleteFunc(slices.Clone(ids), func(id int32) bool { return id == 0 })
 }

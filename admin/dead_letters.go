@@ -60,7 +60,7 @@ func ShowDeadLetters(ctx context.Context, c Config, q DeadLetterQuery) ([]DeadLe
 			if letters[i].Event.ID == "" {
 				continue
 			}
-			if letters[i].Log, err = l.triesOf(ctx, letters[i].Event.ID, []int32{letters[i].key.Processor}, 20); err != nil {
+			if letters[i].Log, err = l.triesOf(ctx, letters[i].Event.ID, []int32{letters[i].key().Processor}, 20); err != nil {
 				return err
 			}
 		}

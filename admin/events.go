@@ -7,8 +7,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // EventStatuses are the values of EventsQuery.Status, which may also be empty.
@@ -97,7 +98,7 @@ func (l *ledgerConn) listParked(ctx context.Context, q EventsQuery, page *Events
 	page.Parked = []*ParkedRow{}
 	err = l.eachParkedRow(ctx, parkedQuery{status: q.Status, filter: q.Filter, processors: processors, after: after}, func(p *ParkedRow) (bool, error) {
 		if len(page.Parked) == q.Limit {
-			page.Next = keyCursor(page.Parked[q.Limit-1].key)
+			page.Next = keyCursor(page.Parked[q.Limit-1].key())
 			return false, nil
 		}
 		p.Event.Metadata, p.Event.MetadataText = nil, nil
@@ -110,14 +111,16 @@ func (l *ledgerConn) listParked(ctx context.Context, q EventsQuery, page *Events
 	return l.findHolders(ctx, page.Parked)
 }
 
-const tryColumns = `coalesce(event_id::text, ''), processor_id, status, attempt_number, completed_at, duration_ms::float8, coalesce(error_message, ''),
-	concat(commit_lsn, ':', tx_index), id`
-
-func (l *ledgerConn) scanTry(row pgx.CollectableRow) (t Try, err error) {
-	var processor int32
-	err = row.Scan(&t.EventID, &processor, &t.Status, &t.Attempt, &t.CompletedAt, &t.DurationMS, &t.Error, &t.Position, &t.id)
-	t.Sink = l.sinkName(processor)
-	return t, err
+// tries returns rows of the log as people see them.
+func (l *ledgerConn) tries(all []ledger.LoggedTry) []Try {
+	tries := []Try{}
+	for _, t := range all {
+		tries = append(tries, Try{
+			EventID: t.EventID, Sink: l.sinkName(t.Processor), Status: t.Status, Attempt: t.Attempt, CompletedAt: t.CompletedAt,
+			DurationMS: t.DurationMS, Error: t.Error, Position: t.Position, id: t.ID,
+		})
+	}
+	return tries
 }
 
 // listTries reads the delivery log. Its filter is without type, aggregate and tenant, which the log does not have.
@@ -134,24 +137,13 @@ func (l *ledgerConn) listTries(ctx context.Context, q EventsQuery, page *EventsP
 	if err != nil {
 		return err
 	}
-	args := []any{processors, q.Status, timeOrNull(f.Since), timeOrNull(f.Until), f.Error, timeOrNull(at), id, q.Limit + 1}
-	byID := ""
-	if len(f.IDs) > 0 {
-		byID = "and event_id = any ($9::" + l.idType() + "[])"
-		args = append(args, f.IDs)
-	}
-	rows, err := l.conn.Query(ctx, l.sql(`select `+tryColumns+` from ledger.outbox_delivery_log
-		where processor_id = any ($1) and status = $2 and status <> 'delivered'
-			and completed_at >= coalesce($3::timestamptz, '-infinity') and completed_at < coalesce($4::timestamptz, 'infinity')
-			and ($5 = '' or position(lower($5) in lower(error_message)) > 0)
-			and ($6::timestamptz is null or (completed_at, id) < ($6, $7::text::bigint)) `+byID+`
-		order by completed_at desc, id desc limit $8`), args...)
+	all, err := l.ReadTries(ctx, ledger.TryQuery{
+		Processors: processors, Status: q.Status, Since: f.Since, Until: f.Until, Error: f.Error, IDs: f.IDs, Before: at, BeforeID: id, Limit: q.Limit + 1,
+	})
 	if err != nil {
-		return fmt.Errorf("read the log: %w", err)
+		return err
 	}
-	if page.Tries, err = pgx.CollectRows(rows, l.scanTry); err != nil {
-		return fmt.Errorf("read the log: %w", err)
-	}
+	page.Tries = l.tries(all)
 	if len(page.Tries) > q.Limit {
 		page.Tries = page.Tries[:q.Limit]
 		last := page.Tries[q.Limit-1]
@@ -162,24 +154,18 @@ func (l *ledgerConn) listTries(ctx context.Context, q EventsQuery, page *EventsP
 
 // triesOf returns the newest tries of an event, the newest first.
 func (l *ledgerConn) triesOf(ctx context.Context, id string, processors []int32, limit int) ([]Try, error) {
-	rows, err := l.conn.Query(ctx, l.sql(`select `+tryColumns+` from ledger.outbox_delivery_log where event_id = $1::text::`+l.idType()+` and processor_id = any ($2)
-		order by completed_at desc, id desc limit $3`), id, processors, limit)
+	all, err := l.ReadTriesOf(ctx, id, processors, limit)
 	if err != nil {
-		return nil, fmt.Errorf("read the log: %w", err)
+		return nil, err
 	}
-	all, err := pgx.CollectRows(rows, l.scanTry)
-	if err != nil {
-		return nil, fmt.Errorf("read the log: %w", err)
-	}
-	return all, nil
+	return l.tries(all), nil
 }
 
-const eventColumns = `id::text, aggregate_type, aggregate_id, event_type, coalesce(tenant_id, ''), created_at, status, processed_at,
-	coalesce(retry_count, 0), case when isfinite(next_retry_at) then next_retry_at end, coalesce(error_message, '')`
-
-func scanEvent(row pgx.CollectableRow) (e Event, err error) {
-	err = row.Scan(&e.ID, &e.AggregateType, &e.AggregateID, &e.EventType, &e.TenantID, &e.CreatedAt, &e.Status, &e.ProcessedAt, &e.Retries, &e.NextRetryAt, &e.Error)
-	return e, err
+func eventOf(e *ledger.EventStatus) Event {
+	return Event{
+		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType, TenantID: e.TenantID, CreatedAt: e.CreatedAt,
+		Status: e.Status, ProcessedAt: e.ProcessedAt, Retries: e.Retries, NextRetryAt: e.NextRetryAt, Error: e.Error,
+	}
 }
 
 // listEvents reads the view event_outbox_status.
@@ -204,11 +190,14 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 	page.Events = []Event{}
 	// The statement cannot select by type, aggregate and tenant, so one page of the list may take several reads.
 	for {
-		rows, err := l.eventRows(ctx, q, f, at, id)
+		rows, err := l.ReadEvents(ctx, ledger.EventQuery{
+			Status: q.Status, Since: f.Since, Until: f.Until, IDs: f.IDs, Before: at, BeforeID: id, Limit: q.Limit + 1,
+		})
 		if err != nil {
-			return fmt.Errorf("read event_outbox_status: %w", err)
+			return err
 		}
-		for _, e := range rows {
+		for i := range rows {
+			e := eventOf(&rows[i])
 			if len(page.Events) == q.Limit {
 				last := page.Events[q.Limit-1]
 				page.Next = timeCursor(last.CreatedAt, last.ID)
@@ -223,27 +212,6 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 			return nil
 		}
 	}
-}
-
-// eventRows reads rows of the view that come after the time at and the id, one more than a page has.
-func (l *ledgerConn) eventRows(ctx context.Context, q EventsQuery, f Filter, at time.Time, id string) ([]Event, error) {
-	args := []any{q.Status, timeOrNull(f.Since), timeOrNull(f.Until), q.Limit + 1}
-	more := ""
-	if !at.IsZero() {
-		args = append(args, at, id)
-		more += " and (created_at, id) < ($5, $6::text::uuid)"
-	}
-	if len(f.IDs) > 0 {
-		args = append(args, f.IDs)
-		more += fmt.Sprintf(" and id = any ($%d::uuid[])", len(args))
-	}
-	rows, err := l.conn.Query(ctx, l.sql(`select `+eventColumns+` from ledger.event_outbox_status
-		where ($1 = '' or status = $1) and created_at >= coalesce($2::timestamptz, '-infinity') and created_at < coalesce($3::timestamptz, 'infinity')`+more+`
-		order by created_at desc, id desc limit $4`), args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, scanEvent)
 }
 
 // EventDetails is all that outbox and ledger know of one event.
@@ -292,8 +260,12 @@ func ShowEvent(ctx context.Context, c Config, q EventDetailsQuery) (d EventDetai
 			return err
 		}
 		if !c.Source.Mapped() {
-			if d.Event, err = l.outboxEvent(ctx, q.ID); err != nil && sqlState(err) != "42501" {
+			event, err := l.ReadEvent(ctx, q.ID)
+			if err != nil && sqlState(err) != "42501" {
 				return err
+			}
+			if event != nil {
+				d.Event = new(eventOf(event))
 			}
 		}
 		if d.Event == nil && len(d.Parked)+len(d.Log) == 0 {
@@ -302,22 +274,6 @@ func ShowEvent(ctx context.Context, c Config, q EventDetailsQuery) (d EventDetai
 		return nil
 	})
 	return d, err
-}
-
-// outboxEvent returns nil if the outbox has no row with this id.
-func (l *ledgerConn) outboxEvent(ctx context.Context, id string) (*Event, error) {
-	rows, err := l.conn.Query(ctx, l.sql("select "+eventColumns+" from ledger.event_outbox_status where id = $1::text::uuid"), id)
-	if err != nil {
-		return nil, fmt.Errorf("read event_outbox_status: %w", err)
-	}
-	found, err := pgx.CollectRows(rows, scanEvent)
-	if err != nil {
-		return nil, fmt.Errorf("read event_outbox_status: %w", err)
-	}
-	if len(found) == 0 {
-		return nil, nil
-	}
-	return &found[0], nil
 }
 
 // sqlState returns the SQLSTATE of an error of the server, or "".

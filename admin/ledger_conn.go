@@ -23,17 +23,9 @@ const noSink = "none"
 
 // ledgerConn is a connection to the ledger of a connector, for one request of a person.
 type ledgerConn struct {
-	conn    *pgx.Conn
-	cfg     Config
-	sinks   []knownSink // the sinks of this connector, by id
-	uuidIDs bool        // event ids are of type uuid, not text
-}
-
-// knownSink is a row of outbox_processors.
-type knownSink struct {
-	id     int32
-	name   string
-	active bool
+	*ledger.Client
+	conn *pgx.Conn
+	cfg  Config
 }
 
 // withLedger connects to the ledger, calls f, and closes the connection. The error may have a method ExitCode() int.
@@ -63,27 +55,13 @@ func (l *ledgerConn) open(ctx context.Context) error {
 	if err := provision.CheckOwners(ctx, l.conn, l.cfg.Source); err != nil {
 		return err
 	}
-	rows, err := l.conn.Query(ctx, l.sql("select id, processor_name, is_active from ledger.outbox_processors where connector = $1 order by id"), l.cfg.Name)
-	if err == nil {
-		l.sinks, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s knownSink, err error) {
-			err = row.Scan(&s.id, &s.name, &s.active)
-			return s, err
-		})
-	}
-	if err == nil {
-		err = l.conn.QueryRow(ctx, `select atttypid = 'uuid'::regtype from pg_attribute
-			where attrelid = $1::text::regclass and attname = 'event_id'`, l.sql("ledger.outbox_parked")).Scan(&l.uuidIDs)
-	}
-	if err != nil {
-		return fmt.Errorf("look at the ledger: %w", err)
-	}
-	return nil
+	var err error
+	l.Client, err = ledger.NewClient(ctx, l.conn, l.schema(), l.cfg.Name)
+	return err
 }
 
-// sql puts the ledger's schema into a statement that writes its tables as ledger.outbox_….
-func (l *ledgerConn) sql(text string) string {
-	return ledger.Schema(l.cfg.Source.LedgerSchema).SQL(text)
-}
+// schema is where the ledger's tables are.
+func (l *ledgerConn) schema() ledger.Schema { return ledger.Schema(l.cfg.Source.LedgerSchema) }
 
 // ledgerError adds the remedy, and the exit code where there is one, to an error of the database.
 func ledgerError(err error) error {
@@ -106,17 +84,17 @@ func ledgerError(err error) error {
 func (l *ledgerConn) processorIDs(names []string) ([]int32, error) {
 	if len(names) == 0 {
 		ids := []int32{0}
-		for _, s := range l.sinks {
-			ids = append(ids, s.id)
+		for _, s := range l.Sinks {
+			ids = append(ids, s.Processor)
 		}
 		return ids, nil
 	}
 	var ids []int32
 	for _, name := range names {
-		i := slices.IndexFunc(l.sinks, func(s knownSink) bool { return s.name == name })
+		i := slices.IndexFunc(l.Sinks, func(s ledger.KnownSink) bool { return s.Name == name })
 		switch {
 		case i >= 0:
-			ids = append(ids, l.sinks[i].id)
+			ids = append(ids, l.Sinks[i].Processor)
 		case name == noSink:
 			ids = append(ids, 0)
 		default:
@@ -129,21 +107,21 @@ func (l *ledgerConn) processorIDs(names []string) ([]int32, error) {
 
 // unknownSink is the error for a name that no sink of this connector has.
 func (l *ledgerConn) unknownSink(name string) error {
-	if len(l.sinks) == 0 {
+	if len(l.Sinks) == 0 {
 		return fmt.Errorf("no sink %q: connector %q has none yet; its first start, or init, makes them known", name, l.cfg.Name)
 	}
 	var known []string
-	for _, s := range l.sinks {
-		known = append(known, s.name)
+	for _, s := range l.Sinks {
+		known = append(known, s.Name)
 	}
 	return fmt.Errorf("no sink %q; those of connector %q are: %s", name, l.cfg.Name, strings.Join(known, ", "))
 }
 
 // sinkByID returns nil for processor 0 and for the sinks of other connectors.
-func (l *ledgerConn) sinkByID(id int32) *knownSink {
-	for i := range l.sinks {
-		if l.sinks[i].id == id {
-			return &l.sinks[i]
+func (l *ledgerConn) sinkByID(id int32) *ledger.KnownSink {
+	for i := range l.Sinks {
+		if l.Sinks[i].Processor == id {
+			return &l.Sinks[i]
 		}
 	}
 	return nil
@@ -151,21 +129,21 @@ func (l *ledgerConn) sinkByID(id int32) *knownSink {
 
 func (l *ledgerConn) sinkName(id int32) string {
 	if s := l.sinkByID(id); s != nil {
-		return s.name
+		return s.Name
 	}
 	return noSink
 }
 
 func (l *ledgerConn) isPaused(id int32) bool {
 	s := l.sinkByID(id)
-	return s != nil && !s.active
+	return s != nil && !s.Active
 }
 
 // checkIDs refuses ids that cannot be event ids of this outbox. The database would refuse them too, with a message that helps
 // less.
 func (l *ledgerConn) checkIDs(ids []string) error {
 	for _, id := range ids {
-		if l.uuidIDs && !isUUID(id) {
+		if l.UUIDs && !isUUID(id) {
 			return fmt.Errorf("%q is no event id: those of this outbox are of type uuid, as %s", id, exampleID)
 		}
 	}
@@ -177,25 +155,12 @@ const exampleID = "0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f"
 // isUUID accepts the forms that PostgreSQL accepts. uuid.Validate accepts the form urn:uuid:… as well, which is longer.
 func isUUID(s string) bool { return uuid.Validate(s) == nil && len(s) <= len("{"+exampleID+"}") }
 
-// idType returns the PostgreSQL type of event ids.
-func (l *ledgerConn) idType() string {
-	if l.uuidIDs {
-		return "uuid"
-	}
-	return "text"
-}
-
 // canonicalID returns an event id in the form that the database writes.
 func (l *ledgerConn) canonicalID(id string) string {
-	if u, err := uuid.Parse(id); l.uuidIDs && err == nil {
+	if u, err := uuid.Parse(id); l.UUIDs && err == nil {
 		return u.String()
 	}
 	return id
-}
-
-// notify tells the connector, when tx commits, that rows of a processor or its pause have changed.
-func (l *ledgerConn) notify(ctx context.Context, tx pgx.Tx, processor int32) error {
-	return ledger.Schema(l.cfg.Source.LedgerSchema).NotifyChanged(ctx, tx, processor)
 }
 
 // timeBefore returns the time that long ago by the server's clock, which has written the times in the rows.

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
-
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
@@ -39,9 +36,11 @@ type ParkedRow struct {
 	Payload       json.RawMessage `json:"payload,omitempty"`
 	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
 
-	key           checkpoint.Key
-	aggregateHash int64
+	details *ledger.ParkedDetails
 }
+
+// key names the row.
+func (p *ParkedRow) key() checkpoint.Key { return p.details.Key }
 
 // How many rows one statement reads. A single payload may have megabytes, so a page with payloads is small.
 const (
@@ -77,101 +76,56 @@ func (l *ledgerConn) eachParkedRow(ctx context.Context, q parkedQuery, f func(*P
 			from = q.after.Position
 		}
 		for {
-			page, err := l.readPage(ctx, q, id, from, rows)
+			page, err := l.ReadParkedPage(ctx, ledger.ParkedPage{
+				Processor: id, After: from, Status: q.status, Since: q.filter.Since, Until: q.filter.Until, Error: q.filter.Error, IDs: q.filter.IDs,
+				WithPayload: q.payload, Limit: rows,
+			})
 			if err != nil {
-				return fmt.Errorf("read outbox_parked: %w", err)
+				return err
 			}
-			for _, p := range page {
-				e := &p.Event
-				if !q.filter.matches(e.EventType, e.AggregateType, e.AggregateID, e.TenantID) {
+			for _, d := range page {
+				if !q.filter.matches(d.Event.EventType, d.Event.AggregateType, d.Event.AggregateID, d.Event.TenantID) {
 					continue
 				}
-				if more, err := f(p); err != nil || !more {
+				if more, err := f(l.parkedRow(d)); err != nil || !more {
 					return err
 				}
 			}
 			if len(page) < rows {
 				break
 			}
-			from = page[len(page)-1].key.Position
+			from = page[len(page)-1].Key.Position
 		}
 	}
 	return nil
 }
 
-const selectParked = `select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_hash, p.status, p.attempts, p.tries, p.parked_at, p.tried_at, p.next_attempt_at,
-		coalesce(p.error_message, ''), p.replay, p.event, case when $8 then p.payload end, clock_timestamp()
-	from %s p
-	where p.processor_id = $1 and (p.commit_lsn, p.tx_index) > ($2, $3) and p.status = $4
-		and p.parked_at >= coalesce($5::timestamptz, '-infinity') and p.parked_at < coalesce($6::timestamptz, 'infinity')
-		and ($7 = '' or position(lower($7) in lower(p.error_message)) > 0)
-	order by p.commit_lsn, p.tx_index limit $9`
-
-// readPage reads the next rows of one processor after the position from. If the filter has ids, the statement looks these up
-// first; otherwise it walks the primary key.
-func (l *ledgerConn) readPage(ctx context.Context, q parkedQuery, processor int32, from checkpoint.Position, limit int) ([]*ParkedRow, error) {
-	f := q.filter
-	args := []any{processor, from.LSN, from.Index, q.status, timeOrNull(f.Since), timeOrNull(f.Until), f.Error, q.payload, limit}
-	table := "ledger.outbox_parked"
-	if len(f.IDs) > 0 {
-		// Without "offset 0" the planner would merge the subquery and walk the primary key.
-		table = "(select * from ledger.outbox_parked where event_id = any ($10::" + l.idType() + "[]) offset 0)"
-		args = append(args, f.IDs)
+// parkedRow returns a row of the ledger as people see it.
+func (l *ledgerConn) parkedRow(d *ledger.ParkedDetails) *ParkedRow {
+	p := &ParkedRow{
+		Sink: l.sinkName(d.Key.Processor), Position: fmt.Sprintf("%s:%d", d.Key.Position.LSN, d.Key.Position.Index), Status: d.Status,
+		Event: d.Event, Attempts: d.Attempts, Tries: d.Tries, ParkedAt: d.ParkedAt, FirstTry: d.TriedAt, NextAttempt: d.NextAttempt,
+		Blocks: d.Blocks, Error: d.Error, Replay: d.Replay, details: d,
 	}
-	rows, err := l.conn.Query(ctx, l.sql(fmt.Sprintf(selectParked, table)), args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ParkedRow, error) { return l.scanParkedRow(row, processor) })
-}
-
-func timeOrNull(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
-
-func (l *ledgerConn) scanParkedRow(row pgx.CollectableRow, processor int32) (*ParkedRow, error) {
-	p := &ParkedRow{Sink: l.sinkName(processor), key: checkpoint.Key{Processor: processor}}
-	var id *string
-	var next pgtype.Timestamptz
-	var event, payload []byte
-	var now time.Time
-	err := row.Scan(&p.key.Position.LSN, &p.key.Position.Index, &id, &p.aggregateHash, &p.Status, &p.Attempts, &p.Tries, &p.ParkedAt, &p.FirstTry, &next,
-		&p.Error, &p.Replay, &event, &payload, &now)
-	if err != nil {
-		return nil, err
-	}
-	p.Position = fmt.Sprintf("%s:%d", p.key.Position.LSN, p.key.Position.Index)
-	if err := json.Unmarshal(event, &p.Event); err != nil {
-		return nil, fmt.Errorf("decode the event at %s: %w", p.Position, err)
-	}
-	if id != nil {
-		p.Event.ID = *id
-	}
-	if next.Valid && next.InfinityModifier == pgtype.Finite {
-		p.NextAttempt = &next.Time
-	}
-	p.Blocks = next.InfinityModifier == pgtype.Infinity
 	switch {
-	case json.Valid(payload):
-		p.Payload = payload
-	case payload != nil:
-		p.PayloadBase64 = payload
+	case json.Valid(d.Payload):
+		p.Payload = d.Payload
+	case d.Payload != nil:
+		p.PayloadBase64 = d.Payload
 	}
-	p.Waits = l.waitsFor(p, now)
-	return p, nil
+	p.Waits = l.waitsFor(p)
+	return p
 }
 
-// waitsFor says what a row waits for, as far as the row itself and the state of its sink tell. now is the server's time.
-func (l *ledgerConn) waitsFor(p *ParkedRow, now time.Time) string {
+// waitsFor says what a row waits for, as far as the row itself and the state of its sink tell.
+func (l *ledgerConn) waitsFor(p *ParkedRow) string {
+	now := p.details.Now
 	switch {
 	case p.Status == "dead" && p.Blocks:
 		return "dead; its aggregate waits for a person"
 	case p.Status == "dead":
 		return ""
-	case l.isPaused(p.key.Processor):
+	case l.isPaused(p.key().Processor):
 		return "the sink is paused"
 	case p.NextAttempt == nil:
 		return "its turn"
@@ -183,41 +137,25 @@ func (l *ledgerConn) waitsFor(p *ParkedRow, now time.Time) string {
 
 // findHolders sets Behind and Waits of those rows that an earlier row of their aggregate holds.
 func (l *ledgerConn) findHolders(ctx context.Context, page []*ParkedRow) error {
-	var processors []int32
-	var hashes, indexes []int64
-	var lsns []string
 	var untried []*ParkedRow
+	var details []*ledger.ParkedDetails
 	for _, p := range page {
-		if p.Status != "parked" || p.NextAttempt != nil {
+		if p.Status == "parked" && p.NextAttempt == nil {
+			untried, details = append(untried, p), append(details, p.details)
+		}
+	}
+	holders, err := l.Holders(ctx, details)
+	for i, h := range holders {
+		if h == nil {
 			continue
 		}
-		untried = append(untried, p)
-		processors, hashes = append(processors, p.key.Processor), append(hashes, p.aggregateHash)
-		lsns, indexes = append(lsns, p.key.Position.LSN.String()), append(indexes, p.key.Position.Index)
-	}
-	if untried == nil {
-		return nil
-	}
-	rows, err := l.conn.Query(ctx, l.sql(`select c.n, coalesce(h.event_id::text, concat(h.commit_lsn, ':', h.tx_index)), h.status
-		from unnest($1::int[], $2::bigint[], $3::text[]::pg_lsn[], $4::bigint[]) with ordinality c (processor_id, agg_hash, commit_lsn, tx_index, n),
-			lateral (select event_id, commit_lsn, tx_index, status from ledger.outbox_parked p
-				where p.processor_id = c.processor_id and p.agg_hash = c.agg_hash and p.next_attempt_at is not null
-					and (p.commit_lsn, p.tx_index) < (c.commit_lsn, c.tx_index)
-				order by p.commit_lsn, p.tx_index limit 1) h`), processors, hashes, lsns, indexes)
-	if err != nil {
-		return fmt.Errorf("look for what events wait behind: %w", err)
-	}
-	var n int64
-	var id, status string
-	_, err = pgx.ForEachRow(rows, []any{&n, &id, &status}, func() error {
-		p := untried[n-1]
-		p.Behind = id
-		if status == "dead" {
-			p.Waits = "behind the dead letter " + id
-		} else if !l.isPaused(p.key.Processor) {
-			p.Waits = "behind " + id
+		p := untried[i]
+		p.Behind = h.EventID
+		if h.Status == "dead" {
+			p.Waits = "behind the dead letter " + h.EventID
+		} else if !l.isPaused(p.key().Processor) {
+			p.Waits = "behind " + h.EventID
 		}
-		return nil
-	})
+	}
 	return err
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // PauseResult says what Pause or Resume did to one sink.
@@ -18,27 +20,19 @@ type PauseResult struct {
 	Waiting int64 `json:"waiting"`
 }
 
-// sinkActivity is the column is_active of outbox_processors.
-type sinkActivity bool
-
-const (
-	sinkActive sinkActivity = true
-	sinkPaused sinkActivity = false
-)
-
 // Pause stops deliveries to sinks until Resume: the connector parks their events. The state is kept in the ledger, so it
 // outlives the process; a running connector is told at once. If a sink is not known, nothing is changed, and the error lists
 // the sinks that are.
 func Pause(ctx context.Context, c Config, sinks []string) ([]PauseResult, error) {
-	return setActivity(ctx, c, sinks, sinkPaused)
+	return setActivity(ctx, c, sinks, ledger.Paused)
 }
 
 // Resume lets the connector deliver to paused sinks again.
 func Resume(ctx context.Context, c Config, sinks []string) ([]PauseResult, error) {
-	return setActivity(ctx, c, sinks, sinkActive)
+	return setActivity(ctx, c, sinks, ledger.Active)
 }
 
-func setActivity(ctx context.Context, c Config, sinks []string, activity sinkActivity) ([]PauseResult, error) {
+func setActivity(ctx context.Context, c Config, sinks []string, activity ledger.Activity) ([]PauseResult, error) {
 	var results []PauseResult
 	err := withLedger(ctx, c, func(l *ledgerConn) error {
 		ids, err := l.processorIDs(sinks)
@@ -50,28 +44,14 @@ func setActivity(ctx context.Context, c Config, sinks []string, activity sinkAct
 		}
 		return pgx.BeginFunc(ctx, l.conn, func(tx pgx.Tx) error {
 			for _, id := range ids {
-				r, err := l.setActivityOf(ctx, tx, id, activity)
+				changed, parked, err := l.schema().SetActivity(ctx, tx, id, activity)
 				if err != nil {
 					return fmt.Errorf("sink %q: %w", l.sinkName(id), err)
 				}
-				results = append(results, r)
+				results = append(results, PauseResult{Sink: l.sinkName(id), Paused: activity == ledger.Paused, Changed: changed, Waiting: parked})
 			}
 			return nil
 		})
 	})
 	return results, err
-}
-
-func (l *ledgerConn) setActivityOf(ctx context.Context, tx pgx.Tx, id int32, activity sinkActivity) (PauseResult, error) {
-	r := PauseResult{Sink: l.sinkName(id), Paused: activity == sinkPaused}
-	tag, err := tx.Exec(ctx, l.sql("update ledger.outbox_processors set is_active = $2 where id = $1 and is_active <> $2"), id, bool(activity))
-	if err != nil {
-		return r, err
-	}
-	r.Changed = tag.RowsAffected() > 0
-	if err := tx.QueryRow(ctx, l.sql("select count(*) from ledger.outbox_parked where processor_id = $1 and status = 'parked'"), id).Scan(&r.Waiting); err != nil {
-		return r, err
-	}
-	// The connector is notified even if nothing changed: somebody who repeats the command wants it to take effect.
-	return r, l.notify(ctx, tx, id)
 }

@@ -35,7 +35,7 @@ type Checkpoint struct {
 // ReadCheckpoint returns the checkpoint of a slot, or nil if there is none.
 func (s Schema) ReadCheckpoint(ctx context.Context, db Querier, slot string) (*Checkpoint, error) {
 	var c Checkpoint
-	err := db.QueryRow(ctx, s.SQL(`select state, coalesce(system_identifier, ''), coalesce(timeline, 0),
+	err := db.QueryRow(ctx, s.statement(`select state, coalesce(system_identifier, ''), coalesce(timeline, 0),
 			coalesce(prefix_lsn, '0/0'), coalesce(prefix_index, 0), coalesce(confirmed_lsn, '0/0'),
 			epoch, slot_epoch, state = 'building' and prefix_lsn is not null, batch_seq
 		from ledger.outbox_checkpoints where slot_name = $1`), slot).
@@ -51,7 +51,7 @@ func (s Schema) ReadCheckpoint(ctx context.Context, db Querier, slot string) (*C
 
 // BeginCheckpoint makes a checkpoint that is building, unless the slot has one.
 func (s Schema) BeginCheckpoint(ctx context.Context, db Execer, slot string) error {
-	_, err := db.Exec(ctx, s.SQL("insert into ledger.outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing"), slot, Building)
+	_, err := db.Exec(ctx, s.statement("insert into ledger.outbox_checkpoints (slot_name, state) values ($1, $2) on conflict do nothing"), slot, Building)
 	if err != nil {
 		return fmt.Errorf("write the checkpoint of slot %q: %w", slot, err)
 	}
@@ -60,7 +60,7 @@ func (s Schema) BeginCheckpoint(ctx context.Context, db Execer, slot string) err
 
 // HoldsRowsBeyond reports whether outbox_parked holds streamed rows at or beyond a position, which another slot has left.
 func (s Schema) HoldsRowsBeyond(ctx context.Context, db Querier, point pglogrepl.LSN) (holds bool, err error) {
-	err = db.QueryRow(ctx, s.SQL("select exists (select from ledger.outbox_parked where commit_lsn >= $1 and tx_index >= 0)"), point).Scan(&holds)
+	err = db.QueryRow(ctx, s.statement("select exists (select from ledger.outbox_parked where commit_lsn >= $1 and tx_index >= 0)"), point).Scan(&holds)
 	if err != nil {
 		return false, fmt.Errorf("look for parked rows of another history: %w", err)
 	}
@@ -71,7 +71,7 @@ func (s Schema) HoldsRowsBeyond(ctx context.Context, db Querier, point pglogrepl
 // a commit record that starts exactly there. The epoch never goes back, and not below the epoch of log rows beyond the point
 // either, which another slot has left (in a restored copy, for example): rows of epochs before slot_epoch settle nothing.
 func (s Schema) SetReady(ctx context.Context, tx pgx.Tx, slot string, system pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
-	tag, err := tx.Exec(ctx, s.SQL(`update ledger.outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
+	tag, err := tx.Exec(ctx, s.statement(`update ledger.outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
 			prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
 		from (select greatest((select epoch from ledger.outbox_checkpoints where slot_name = $1),
 			(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
@@ -87,7 +87,7 @@ func (s Schema) SetReady(ctx context.Context, tx pgx.Tx, slot string, system pgl
 
 // DeleteCheckpoint deletes the checkpoint of a slot.
 func (s Schema) DeleteCheckpoint(ctx context.Context, db Execer, slot string) error {
-	if _, err := db.Exec(ctx, s.SQL("delete from ledger.outbox_checkpoints where slot_name = $1"), slot); err != nil {
+	if _, err := db.Exec(ctx, s.statement("delete from ledger.outbox_checkpoints where slot_name = $1"), slot); err != nil {
 		return fmt.Errorf("delete the checkpoint of slot %q: %w", slot, err)
 	}
 	return nil

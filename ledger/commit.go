@@ -62,7 +62,7 @@ func (t *Tables) committed(ctx context.Context) (bool, error) {
 	}
 	var seq int64
 	// The row lock waits for that backend's transaction to end.
-	err := t.conn.QueryRow(ctx, t.cfg.Schema.SQL(`update ledger.outbox_checkpoints set recorder_pid = pg_backend_pid(), recorder_started = `+backendStart+`
+	err := t.conn.QueryRow(ctx, t.cfg.Schema.statement(`update ledger.outbox_checkpoints set recorder_pid = pg_backend_pid(), recorder_started = `+backendStart+`
 		where slot_name = $1 and epoch = $2 returning batch_seq`), t.cfg.Slot, t.epoch).Scan(&seq)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):

@@ -36,3 +36,9 @@ func (r *ParkedReader) Statements() map[string]string {
 
 // Pool is where it reads.
 func (r *ParkedReader) Pool() *pgxpool.Pool { return r.pool }
+
+// TextFor is statement.
+func (s Schema) TextFor(text string) string { return s.statement(text) }
+
+// QuotedName is quote.
+func (s Schema) QuotedName(name string) string { return s.quote(name) }

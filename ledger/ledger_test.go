@@ -1,7 +1,6 @@
 package ledger_test
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,15 +13,15 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-func TestSQL(t *testing.T) {
+func TestStatement(t *testing.T) {
 	t.Parallel()
 	const text = "select ledger.outbox_make_partitions(now(), 7) from ledger.outbox_parked join ledger.event_outbox_status using (id)"
-	got := ledger.Schema(`My "cdc"`).SQL(text)
+	got := ledger.Schema(`My "cdc"`).TextFor(text)
 	want := `select "My ""cdc""".outbox_make_partitions(now(), 7) from "My ""cdc""".outbox_parked join "My ""cdc""".event_outbox_status using (id)`
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if got, want := ledger.Schema("cdc").Name("outbox_parked"), `"cdc"."outbox_parked"`; got != want {
+	if got, want := ledger.Schema("cdc").QuotedName("outbox_parked"), `"cdc"."outbox_parked"`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -45,6 +44,30 @@ func TestPin(t *testing.T) {
 	}
 }
 
+// production are the directories of the packages that are in the product.
+var production = []string{
+	"admin", "checkpoint", "cmd", "config", "connector", "decoder", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring",
+	"provision", "replication", "router", "service", "sinks",
+}
+
+// eachFile calls f with the Go files of the product that are no tests.
+func eachFile(t *testing.T, f func(name string, text []byte)) {
+	t.Helper()
+	for _, dir := range production {
+		err := filepath.WalkDir(filepath.Join("..", dir), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			f(filepath.ToSlash(strings.TrimPrefix(path, ".."+string(filepath.Separator))), text)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Sessions are opened in few places, all of which pin them; whoever adds one has to come here.
 func TestSessionsAreOpenedInFewPlaces(t *testing.T) {
 	t.Parallel()
@@ -55,19 +78,31 @@ func TestSessionsAreOpenedInFewPlaces(t *testing.T) {
 		"replication/open.go":      true, // of the replication protocol
 		"migrations/migrations.go": true, // sets what the migrations need by itself
 	}
-	for _, dir := range []string{"checkpoint", "cmd", "config", "connector", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring", "provision", "replication", "router", "service", "sinks"} {
-		err := filepath.WalkDir(filepath.Join("..", dir), func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-				return err
-			}
-			text, err := os.ReadFile(path)
-			if name := filepath.ToSlash(strings.TrimPrefix(path, ".."+string(filepath.Separator))); opens.Match(text) && !known[name] {
-				t.Errorf("%s opens a session: let ledger.Pin set it up, and name it here", name)
-			}
-			return err
-		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
+	eachFile(t, func(name string, text []byte) {
+		if opens.Match(text) && !known[name] {
+			t.Errorf("%s opens a session: let ledger.Pin set it up, and name it here", name)
 		}
+	})
+}
+
+// No other package has SQL on the ledger's tables, except the migrations, which make them. Package provision grants rights on them, and
+// asks the catalogs for them by their names, in quotes.
+func TestOnlyThisPackageHasSQLOnTheLedger(t *testing.T) {
+	t.Parallel()
+	statement := regexp.MustCompile("(?is)[\"`]\\s*(select|insert|update|delete|with|copy|lock|truncate|alter)\\s[^\"`]*[^'\"`a-z_]" +
+		`(outbox_(backlog|checkpoints|delivery_log|metrics|parked|processors)|event_outbox_status)\b`)
+	found := 0
+	eachFile(t, func(name string, text []byte) {
+		switch m := statement.Find(text); {
+		case m == nil:
+		case strings.HasPrefix(name, "ledger/"):
+			found++
+		case strings.HasPrefix(name, "migrations/"): // they make and drop the tables
+		default:
+			t.Errorf("%s has SQL on the ledger: %s", name, m)
+		}
+	})
+	if found < 5 {
+		t.Errorf("%d files of this package have SQL: the pattern finds too little", found)
 	}
 }

@@ -11,8 +11,8 @@ import (
 // A channel belongs to the whole database, so the payload is "schema of the ledger:processor".
 const changedChannel = "outbox_changed"
 
-// NotifyChanged wakes the lanes of a sink when the transaction commits.
-func (s Schema) NotifyChanged(ctx context.Context, tx Execer, processor int32) error {
+// notifyChanged wakes the lanes of a sink when the transaction commits.
+func (s Schema) notifyChanged(ctx context.Context, tx Execer, processor int32) error {
 	_, err := tx.Exec(ctx, "select pg_notify($1, $2)", changedChannel, fmt.Sprintf("%s:%d", s, processor))
 	if err != nil {
 		return fmt.Errorf("notify: %w", err)
@@ -20,7 +20,7 @@ func (s Schema) NotifyChanged(ctx context.Context, tx Execer, processor int32) e
 	return nil
 }
 
-// ListenChanged makes a connection receive what NotifyChanged sends.
+// ListenChanged makes a connection receive what notifyChanged sends.
 func ListenChanged(ctx context.Context, conn Execer) error {
 	if _, err := conn.Exec(ctx, "listen "+changedChannel); err != nil {
 		return fmt.Errorf("listen: %w", err)

@@ -87,7 +87,7 @@ type ParkedReader struct {
 // ReadParked makes a reader of the rows of a sink (processor) whose aggregates belong to a lane, by the rule of router.Lane. The
 // pool stays the caller's.
 func (s Schema) ReadParked(pool *pgxpool.Pool, processor int32, lane, lanes int) *ParkedReader {
-	sql := parkedSQL{fresh: s.SQL(readFresh), first: s.SQL(readFirst), heads: s.SQL(readHeads), due: s.SQL(readDue), left: s.SQL(readLeft)}
+	sql := parkedSQL{fresh: s.statement(readFresh), first: s.statement(readFirst), heads: s.statement(readHeads), due: s.statement(readDue), left: s.statement(readLeft)}
 	return &ParkedReader{pool: pool, sql: sql, processor: processor, lane: lane, lanes: lanes}
 }
 

@@ -169,10 +169,10 @@ type keys struct {
 	indexes    []int64
 }
 
-func (k *keys) add(o *checkpoint.Outcome) {
-	k.processors = append(k.processors, o.Processor)
-	k.lsns = append(k.lsns, o.Position.LSN.String())
-	k.indexes = append(k.indexes, o.Position.Index)
+func (k *keys) add(key checkpoint.Key) {
+	k.processors = append(k.processors, key.Processor)
+	k.lsns = append(k.lsns, key.Position.LSN.String())
+	k.indexes = append(k.indexes, key.Position.Index)
 }
 
 func (t *Tables) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
@@ -186,7 +186,7 @@ func (t *Tables) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
 		if o.Row != checkpoint.RowUpdate {
 			continue
 		}
-		k.add(o)
+		k.add(checkpoint.Key{Processor: o.Processor, Position: o.Position})
 		status = append(status, rowStatus(o.Status))
 		attempts, tries = append(attempts, int32(o.Parked.Attempts)), append(tries, int32(o.Parked.Tries))
 		tried = append(tried, t.timeOrNull(o.Parked.TriedAt))
@@ -211,7 +211,7 @@ func (t *Tables) queueDeletes(q *pgx.Batch, changes []checkpoint.Outcome) {
 	var k keys
 	for i := range changes {
 		if changes[i].Row == checkpoint.RowDelete {
-			k.add(&changes[i])
+			k.add(checkpoint.Key{Processor: changes[i].Processor, Position: changes[i].Position})
 		}
 	}
 	if len(k.lsns) > 0 {

@@ -60,21 +60,21 @@ func (s Schema) registerProcessor(ctx context.Context, tx pgx.Tx, connector stri
 		return 0, err
 	}
 	// The select asks first whether the row is there: an insert that meets a conflict uses up an id.
-	_, err := tx.Exec(ctx, s.SQL(`insert into ledger.outbox_processors (connector, processor_name, processor_type, configuration, since)
+	_, err := tx.Exec(ctx, s.statement(`insert into ledger.outbox_processors (connector, processor_name, processor_type, configuration, since)
 		select $1, $2, $3, $4::jsonb, case when $5 then '-infinity' else now() end
 		where not exists (select from ledger.outbox_processors where connector = $1 and processor_name = $2)
 		on conflict (connector, processor_name) do nothing`), connector, p.Name, p.Type, configuration, p.FromStart)
 	if err != nil {
 		return 0, err
 	}
-	_, err = tx.Exec(ctx, s.SQL(`update ledger.outbox_processors set processor_type = $3, configuration = $4::jsonb
+	_, err = tx.Exec(ctx, s.statement(`update ledger.outbox_processors set processor_type = $3, configuration = $4::jsonb
 		where connector = $1 and processor_name = $2 and (processor_type, configuration) is distinct from ($3, $4::jsonb)`),
 		connector, p.Name, p.Type, configuration)
 	if err != nil {
 		return 0, err
 	}
 	var id int32
-	err = tx.QueryRow(ctx, s.SQL("select id from ledger.outbox_processors where connector = $1 and processor_name = $2"), connector, p.Name).Scan(&id)
+	err = tx.QueryRow(ctx, s.statement("select id from ledger.outbox_processors where connector = $1 and processor_name = $2"), connector, p.Name).Scan(&id)
 	return id, err
 }
 
@@ -93,12 +93,12 @@ func (s Schema) rename(ctx context.Context, tx pgx.Tx, connector string, p Proce
 	}
 	paused := false
 	if p.Replaces {
-		err := tx.QueryRow(ctx, s.SQL(deleteEmpty), connector, p.RenamedFrom, p.Name).Scan(&paused)
+		err := tx.QueryRow(ctx, s.statement(deleteEmpty), connector, p.RenamedFrom, p.Name).Scan(&paused)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
 	}
-	_, err := tx.Exec(ctx, s.SQL(`update ledger.outbox_processors set processor_name = $3, is_active = is_active and not $4 where connector = $1 and processor_name = $2
+	_, err := tx.Exec(ctx, s.statement(`update ledger.outbox_processors set processor_name = $3, is_active = is_active and not $4 where connector = $1 and processor_name = $2
 		and not exists (select from ledger.outbox_processors where connector = $1 and processor_name = $3)`), connector, p.RenamedFrom, p.Name, paused)
 	return err
 }
@@ -106,7 +106,7 @@ func (s Schema) rename(ctx context.Context, tx pgx.Tx, connector string, p Proce
 // Orphans returns the sinks of a connector that are not among the known ones and still have parked events, with the number of
 // these.
 func (s Schema) Orphans(ctx context.Context, db Querier, connector string, known []string) (map[string]int64, error) {
-	rows, err := db.Query(ctx, s.SQL(`select p.processor_name, (select count(*) from ledger.outbox_parked where processor_id = p.id and status = 'parked')
+	rows, err := db.Query(ctx, s.statement(`select p.processor_name, (select count(*) from ledger.outbox_parked where processor_id = p.id and status = 'parked')
 		from ledger.outbox_processors p where p.connector = $1 and p.processor_name <> all ($2)
 			and exists (select from ledger.outbox_parked where processor_id = p.id and status = 'parked')`), connector, known)
 	if err != nil {
@@ -121,13 +121,13 @@ func (s Schema) Orphans(ctx context.Context, db Querier, connector string, known
 
 // Heartbeat notes in outbox_processors that the connector of this name runs.
 func (s Schema) Heartbeat(ctx context.Context, db Execer, connector string) error {
-	_, err := db.Exec(ctx, s.SQL("update ledger.outbox_processors set heartbeat_at = now() where connector = $1"), connector)
+	_, err := db.Exec(ctx, s.statement("update ledger.outbox_processors set heartbeat_at = now() where connector = $1"), connector)
 	return err
 }
 
 // ReadPaused says of each of these processors whether a person has paused its sink.
 func (s Schema) ReadPaused(ctx context.Context, db Querier, processors []int32) (map[int32]bool, error) {
-	rows, err := db.Query(ctx, s.SQL("select id, not is_active from ledger.outbox_processors where id = any ($1)"), processors)
+	rows, err := db.Query(ctx, s.statement("select id, not is_active from ledger.outbox_processors where id = any ($1)"), processors)
 	if err != nil {
 		return nil, fmt.Errorf("read which sinks are paused: %w", err)
 	}

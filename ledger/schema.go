@@ -4,7 +4,7 @@
 // or retried is the business of its callers.
 //
 // Its statements run in sessions whose search_path finds no table and no function of anybody (Pin), and name the ledger's
-// schema (Schema.SQL). The reason is that others may create things in the ledger's schema: up to PostgreSQL 14, and in a
+// schema (Schema.statement). The reason is that others may create things in the ledger's schema: up to PostgreSQL 14, and in a
 // database upgraded from it, everybody may do so in "public". PostgreSQL takes the function or operator that fits the types of
 // the arguments best, of all schemas of the search_path. With the ledger's schema on the path, somebody else's
 // "bigint % integer" or "format(text, name)" would run with the connector's rights.
@@ -32,25 +32,25 @@ type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// SQL puts the quoted name of the schema in the place of "ledger" in ledger.outbox_… and ledger.event_outbox…:
+// statement puts the quoted name of the schema in the place of "ledger" in ledger.outbox_… and ledger.event_outbox…:
 //
-//	Schema("cdc").SQL("select count(*) from ledger.outbox_parked")
+//	Schema("cdc").statement("select count(*) from ledger.outbox_parked")
 //
 // It returns the same text each time, so that a connection prepares a statement once. If a statement is sent often, make its
 // text once and keep it.
-func (s Schema) SQL(text string) string {
+func (s Schema) statement(text string) string {
 	name := s.quoted()
 	return strings.NewReplacer("ledger.outbox_", name+".outbox_", "ledger.event_outbox", name+".event_outbox").Replace(text)
 }
 
-// Name is the quoted name of a table or function with its schema: what text::regclass takes.
-func (s Schema) Name(name string) string { return pgx.Identifier{string(s), name}.Sanitize() }
+// quote returns the quoted name of a table or function with its schema: what text::regclass takes.
+func (s Schema) quote(name string) string { return pgx.Identifier{string(s), name}.Sanitize() }
 
 func (s Schema) quoted() string { return pgx.Identifier{string(s)}.Sanitize() }
 
 // MakePartitions makes the log's partitions of today and the next days. The statement gives both arguments, of the exact types: a
 // function of the same name and without arguments, which somebody else may have made, would fit a call without any better.
 func (s Schema) MakePartitions(ctx context.Context, db Execer) error {
-	_, err := db.Exec(ctx, s.SQL("select ledger.outbox_make_partitions(now(), 7)"))
+	_, err := db.Exec(ctx, s.statement("select ledger.outbox_make_partitions(now(), 7)"))
 	return err
 }

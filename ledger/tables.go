@@ -41,8 +41,8 @@ type statements struct {
 
 func newStatements(s Schema) statements {
 	return statements{
-		copyLog: s.SQL(copyLog), updateCheckpoint: s.SQL(updateCheckpoint),
-		copyParked: s.SQL(copyParked), updateParked: s.SQL(updateParked), deleteParked: s.SQL(deleteParked),
+		copyLog: s.statement(copyLog), updateCheckpoint: s.statement(updateCheckpoint),
+		copyParked: s.statement(copyParked), updateParked: s.statement(updateParked), deleteParked: s.statement(deleteParked),
 	}
 }
 
@@ -93,7 +93,7 @@ func (t *Tables) connect(ctx context.Context) error {
 // uuidIDs reports whether event_id of this table of the ledger is a uuid; else it is text.
 func (s Schema) uuidIDs(ctx context.Context, db Querier, table string) (is bool, err error) {
 	err = db.QueryRow(ctx, `select atttypid = 'uuid'::regtype from pg_attribute
-		where attrelid = $1::text::regclass and attname = 'event_id'`, s.Name(table)).Scan(&is)
+		where attrelid = $1::text::regclass and attname = 'event_id'`, s.quote(table)).Scan(&is)
 	return is, err
 }
 

@@ -34,7 +34,7 @@ func (t *Tables) takeOver(ctx context.Context) (Start, error) {
 	}
 	// The row lock waits for a transaction of the predecessor that is still at work; it commits before us or never. The subquery
 	// sees the row as it was before: a predecessor that leaves at this moment counts as one that has not left.
-	err := t.conn.QueryRow(ctx, t.cfg.Schema.SQL(`update ledger.outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
+	err := t.conn.QueryRow(ctx, t.cfg.Schema.statement(`update ledger.outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
 		recorder_started = `+backendStart+`, updated_at = clock_timestamp()
 		where slot_name = $1 and state = 'ready' returning epoch, batch_seq,
 			(select c.recorder_pid is null from ledger.outbox_checkpoints c where c.slot_name = $1)`), t.cfg.Slot, t.cfg.Owner).Scan(&t.epoch, &t.seq, &s.Clean)
@@ -77,7 +77,7 @@ const backendStart = "(select backend_start from pg_stat_activity where pid = pg
 // checkpoint's row. Its start time must match as well, because pids are used again. Once we have an epoch, only a backend of
 // that epoch is ours to end: a session that was taken over must not end its successor's backend.
 func (t *Tables) endPredecessor(ctx context.Context) error {
-	_, err := t.conn.Exec(ctx, t.cfg.Schema.SQL(`select pg_terminate_backend(a.pid) from ledger.outbox_checkpoints c
+	_, err := t.conn.Exec(ctx, t.cfg.Schema.statement(`select pg_terminate_backend(a.pid) from ledger.outbox_checkpoints c
 		join pg_stat_activity a on a.pid = c.recorder_pid and a.backend_start = c.recorder_started
 		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`), t.cfg.Slot, t.epoch)
 	if err != nil {
@@ -90,7 +90,7 @@ func (t *Tables) endPredecessor(ctx context.Context) error {
 // slot was made. It reads by position, never by event id, and never more than was in flight. A try that failed settles nothing.
 func (t *Tables) readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
 	// One processor at a time: the table may hold millions of rows, and its key begins with the processor.
-	rows, err := tx.Query(ctx, t.cfg.Schema.SQL(`select p.* from (select id from ledger.outbox_processors union all select 0) processor,
+	rows, err := tx.Query(ctx, t.cfg.Schema.statement(`select p.* from (select id from ledger.outbox_processors union all select 0) processor,
 			lateral (select processor_id, commit_lsn, tx_index from ledger.outbox_parked
 				where processor_id = processor.id and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)) p
 		union all
@@ -114,7 +114,7 @@ func (t *Tables) readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
 // It notes nothing if a parked row of these processors, committed before seenBefore, would pass for never sent (all its tries were
 // refused, or it has none) although an earlier session may have sent it: the next session would take it for new, wrongly.
 func (s Schema) Leave(ctx context.Context, db Execer, slot string, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error {
-	_, err := db.Exec(ctx, s.SQL(`update ledger.outbox_checkpoints set recorder_pid = null, recorder_started = null
+	_, err := db.Exec(ctx, s.statement(`update ledger.outbox_checkpoints set recorder_pid = null, recorder_started = null
 		where slot_name = $1 and epoch = $2 and not exists (select from ledger.outbox_parked p
 			where p.processor_id = any ($3::int[]) and p.commit_lsn < $4 and p.status = 'parked' and p.attempts = p.tries)`),
 		slot, epoch, processors, seenBefore)
