@@ -19,22 +19,26 @@ func (c *Connector) fatal(err error) bool {
 	return code.Final() || code == exitcode.Unavailable && !c.ran
 }
 
-// refused tells a connection that the server turns away, as the same DSN will be each time, from a server that is away. A login
-// that has worked before is taken for one that is being changed, and is tried again.
-func (c *Connector) refused(err error, what string) error {
+// refused explains why the server refused a connection. key is that of the connection string, which the server would refuse each
+// time. A login that has worked before is an exception: somebody may be about to change it, so that its error stays as it is,
+// and the connector tries again.
+func (c *Connector) refused(err error, key string) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || c.ran && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
 		return err
 	}
-	text, refused := c.cfg.Source.DSN, func(config *pgconn.Config, err error) error { return replication.ExplainRefusal(what, config, err) }
-	if what == replication.ReplicationDSNKey {
-		text, refused = c.cfg.Source.ReplicationDSN, replication.ExplainStreamRefusal
+	dsn := c.cfg.Source.DSN
+	if key == replication.ReplicationDSNKey {
+		dsn = c.cfg.Source.ReplicationDSN
 	}
-	config, parseErr := replication.ParseDSN(what, text)
-	if parseErr != nil {
+	config, parseErr := replication.ParseDSN(key, dsn)
+	switch {
+	case parseErr != nil:
 		return parseErr
+	case key == replication.ReplicationDSNKey:
+		return replication.ExplainStreamRefusal(config, err)
 	}
-	return refused(config, err)
+	return replication.ExplainRefusal(key, config, err)
 }
 
 // Unavailable attaches the exit code for "PostgreSQL cannot be reached" to an error that says so. It returns other errors, and

@@ -15,35 +15,35 @@ const (
 
 // Blocker is an open transaction that the creation of a slot has to wait for.
 type Blocker struct {
-	PID      int    // 0 for a prepared transaction
-	Prepared string // the name of a prepared transaction
-	Xid      string
-	User     string
-	Since    string // when the transaction began; empty if the login may not see it
-	Query    string // when its last statement began; empty likewise
+	pid      int    // 0 for a prepared transaction
+	prepared string // the name of a prepared transaction
+	xid      string
+	user     string
+	since    string // when the transaction began; empty if the login may not see it
+	query    string // when its last statement began; empty likewise
 }
 
 func (b Blocker) String() string {
-	text := fmt.Sprintf("pid %d", b.PID)
-	if b.PID == 0 {
-		text = fmt.Sprintf("prepared transaction %q", b.Prepared)
+	text := fmt.Sprintf("pid %d", b.pid)
+	if b.pid == 0 {
+		text = fmt.Sprintf("prepared transaction %q", b.prepared)
 	}
-	text += fmt.Sprintf(" (transaction %s of user %q", b.Xid, b.User)
-	if b.Since != "" {
-		text += ", open since " + b.Since
+	text += fmt.Sprintf(" (transaction %s of user %q", b.xid, b.user)
+	if b.since != "" {
+		text += ", open since " + b.since
 	}
-	if b.Query != "" {
-		text += ", last statement at " + b.Query
+	if b.query != "" {
+		text += ", last statement at " + b.query
 	}
 	return text + ")"
 }
 
 // remedy is the statement that ends the transaction.
 func (b Blocker) remedy() string {
-	if b.PID == 0 {
-		return "rollback prepared '" + b.Prepared + "'"
+	if b.pid == 0 {
+		return "rollback prepared '" + b.prepared + "'"
 	}
-	return fmt.Sprintf("select pg_terminate_backend(%d)", b.PID)
+	return fmt.Sprintf("select pg_terminate_backend(%d)", b.pid)
 }
 
 // blockers returns the transactions that the backend pid waits for while it creates a slot. The server waits for the end of
@@ -63,7 +63,7 @@ func blockers(ctx context.Context, db SQL, pid uint32) ([]Blocker, error) {
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Blocker, error) {
 		var b Blocker
-		err := row.Scan(&b.PID, &b.Prepared, &b.Xid, &b.User, &b.Since, &b.Query)
+		err := row.Scan(&b.pid, &b.prepared, &b.xid, &b.user, &b.since, &b.query)
 		return b, err
 	})
 }

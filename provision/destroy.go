@@ -82,25 +82,25 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 }
 
 // checkDroppable returns an error if the slot must not be dropped: it is not ours, or somebody streams from it.
-func checkDroppable(ctx context.Context, db SQL, s Source, slot *Slot, c *ledger.Checkpoint) error {
+func checkDroppable(ctx context.Context, db SQL, s Source, slot *slotRow, c *ledger.Checkpoint) error {
 	var database string
 	if err := db.QueryRow(ctx, "select current_database()").Scan(&database); err != nil {
 		return err
 	}
-	if slot.Database != "" && slot.Database != database { // a physical slot has no database
-		return exitcode.Errorf(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.slot or source.dsn", s.Slot, slot.Database, database)
+	if slot.database != "" && slot.database != database { // a physical slot has no database
+		return exitcode.Errorf(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.slot or source.dsn", s.Slot, slot.database, database)
 	}
-	if c == nil || slot.Plugin != outputPlugin {
+	if c == nil || slot.plugin != outputPlugin {
 		return exitcode.Errorf(exitcode.SlotLost, `replication slot %q was not made by "outbox-cdc init"; `+
 			"whoever made it may drop it: select pg_drop_replication_slot('%s')", s.Slot, s.Slot)
 	}
-	if slot.ActivePID == 0 {
+	if slot.activePID == 0 {
 		return nil
 	}
-	who := fmt.Sprintf("pid %d", slot.ActivePID)
+	who := fmt.Sprintf("pid %d", slot.activePID)
 	var user, application, address string
 	err := db.QueryRow(ctx, `select coalesce(usename, ''), coalesce(application_name, ''), coalesce(host(client_addr), 'local')
-		from pg_stat_activity where pid = $1`, slot.ActivePID).Scan(&user, &application, &address)
+		from pg_stat_activity where pid = $1`, slot.activePID).Scan(&user, &application, &address)
 	switch {
 	case err == nil:
 		who += fmt.Sprintf(" (user %q, application %q, address %s)", user, application, address)

@@ -26,12 +26,12 @@ type PreflightConfig struct {
 
 // Facts are what Preflight has found out.
 type Facts struct {
-	ServerVersion    int // server_version_num
-	SystemIdentifier string
-	Table            Table
-	Slot             Slot
+	Table Table
 	// Warnings are about what is no reason to refuse.
 	Warnings []string
+
+	server server
+	slot   slotRow
 }
 
 // Preflight checks whether a session can begin. Its error joins all mistakes, and the one that decides the exit code is the
@@ -54,7 +54,7 @@ func checkAll(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (Fa
 	if err != nil {
 		return f, err
 	}
-	f.ServerVersion, f.SystemIdentifier = srv.version, srv.systemIdentifier
+	f.server = srv
 	if f.Warnings, err = encodingWarnings(ctx, db); err != nil {
 		return f, err
 	}
@@ -135,7 +135,7 @@ func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problem
 	if err != nil {
 		return false, err
 	}
-	if table != nil && table.IDType != 0 && table.EventIDType() != eventID {
+	if table != nil && table.idType != 0 && table.EventIDType() != eventID {
 		p.add(exitcode.Config, `the ledger in schema %q was made for ids of type %s, those of %s need %s; `+
 			`set source.ledger_schema to another schema and run "outbox-cdc init"`, s.LedgerSchema, eventID, s.Table, table.EventIDType())
 	}
@@ -152,7 +152,7 @@ func checkSlot(ctx context.Context, db SQL, s Source, srv server, f *Facts, p *p
 		return err
 	}
 	if slot != nil {
-		f.Slot = *slot
+		f.slot = *slot
 	}
 	switch judge(s, srv, slot, c, p) {
 	case slotAbsent:

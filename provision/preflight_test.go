@@ -26,7 +26,7 @@ func TestPreflightFacts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(f.ServerVersion, " ", f.SystemIdentifier, " ", f.Table.OID, " ", f.Table.EventIDType(), " ", f.Slot.Plugin, " ", f.Slot.ConfirmedFlush)
+	got := fmt.Sprint(f.server.version, " ", f.server.systemIdentifier, " ", f.Table.OID, " ", f.Table.EventIDType(), " ", f.slot.plugin, " ", f.slot.confirmedFlush)
 	want := o.text(`select concat_ws(' ', current_setting('server_version_num'), system_identifier, 'event_outbox'::regclass::oid, 'uuid', plugin, confirmed_flush_lsn)
 		from pg_control_system(), pg_replication_slots where slot_name = $1`, o.cfg.Slot)
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -246,7 +246,7 @@ func TestLostSlot(t *testing.T) {
 func TestSlotOfAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	var p problems
-	judge(Source{Slot: "s"}, server{database: "here"}, &Slot{Plugin: outputPlugin, Database: "there"}, nil, &p)
+	judge(Source{Slot: "s"}, server{database: "here"}, &slotRow{plugin: outputPlugin, database: "there"}, nil, &p)
 	if len(p) != 1 || !strings.Contains(p[0].Error(), `belongs to database "there"`) || strings.Contains(p[0].Error(), "drop") {
 		t.Errorf("problems %v, want one that names the database and drops nothing", p)
 	}

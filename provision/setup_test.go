@@ -233,7 +233,7 @@ func TestSetupTellsWhoBlocks(t *testing.T) {
 		}
 	}
 	mu.Lock()
-	if len(told) != 1 || told[0].Xid != xid {
+	if len(told) != 1 || told[0].xid != xid {
 		t.Errorf("told of %+v", told)
 	}
 	mu.Unlock()

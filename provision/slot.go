@@ -12,14 +12,14 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// Slot is a replication slot as pg_replication_slots shows it.
-type Slot struct {
-	Plugin         string // empty for a physical slot
-	Database       string
-	Temporary      bool
-	ActivePID      int    // of the walsender that streams from it; 0 if there is none
-	Lost           string // why it was invalidated; empty if it was not
-	ConfirmedFlush pglogrepl.LSN
+// slotRow is a replication slot as pg_replication_slots shows it.
+type slotRow struct {
+	plugin         string // empty for a physical slot
+	database       string
+	temporary      bool
+	activePID      int    // of the walsender that streams from it; 0 if there is none
+	lost           string // why it was invalidated; empty if it was not
+	confirmedFlush pglogrepl.LSN
 }
 
 // StartAnew ends a message about a slot that cannot go on. It says what to do once the cause is mended, and reads well after a
@@ -29,14 +29,14 @@ const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-
 
 // readSlot returns nil if there is no such slot. It reads columns that only newer servers have from the row as JSON. wal_status
 // comes before conflicting, because PostgreSQL 16 also shows a slot whose WAL was removed as conflicting.
-func readSlot(ctx context.Context, db SQL, name string) (*Slot, error) {
-	var s Slot
+func readSlot(ctx context.Context, db SQL, name string) (*slotRow, error) {
+	var s slotRow
 	err := db.QueryRow(ctx, `select coalesce(plugin, ''), coalesce(database, ''), temporary, coalesce(active_pid, 0),
 			coalesce(j ->> 'invalidation_reason',
 				case when wal_status = 'lost' then 'wal_status=lost' when j ->> 'conflicting' = 'true' then 'conflicting' end, ''),
 			coalesce(confirmed_flush_lsn, '0/0')
 		from pg_replication_slots s, to_jsonb(s) as j where slot_name = $1`, name).
-		Scan(&s.Plugin, &s.Database, &s.Temporary, &s.ActivePID, &s.Lost, &s.ConfirmedFlush)
+		Scan(&s.plugin, &s.database, &s.temporary, &s.activePID, &s.lost, &s.confirmedFlush)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -63,12 +63,12 @@ const (
 )
 
 // judge compares the slot with its checkpoint. If neither init nor run may touch the slot, it adds the reason to p.
-func judge(s Source, srv server, slot *Slot, c *ledger.Checkpoint, p *problems) slotState {
+func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problems) slotState {
 	switch {
 	case c == nil && slot == nil:
 		return slotAbsent
-	case c == nil && slot.Database != srv.database && slot.Database != "": // no advice to drop it: its owner may be away for a while
-		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.Database, srv.database)
+	case c == nil && slot.database != srv.database && slot.database != "": // no advice to drop it: its owner may be away for a while
+		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.database, srv.database)
 	case c == nil:
 		p.add(exitcode.SlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
@@ -77,10 +77,10 @@ func judge(s Source, srv server, slot *Slot, c *ledger.Checkpoint, p *problems) 
 	case c.State == ledger.Building && slot == nil:
 		return slotAbsent
 	case c.State == ledger.Building:
-		if slot.Plugin != outputPlugin || slot.Database != srv.database {
+		if slot.plugin != outputPlugin || slot.database != srv.database {
 			p.add(exitcode.SlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
-		} else if slot.ActivePID != 0 {
-			p.add(exitcode.SlotLost, `replication slot %q is half made and in use by pid %d; end that, then run "outbox-cdc init"`, s.Slot, slot.ActivePID)
+		} else if slot.activePID != 0 {
+			p.add(exitcode.SlotLost, `replication slot %q is half made and in use by pid %d; end that, then run "outbox-cdc init"`, s.Slot, slot.activePID)
 		}
 		return slotHalf
 	case c.SystemIdentifier != srv.systemIdentifier:
@@ -89,17 +89,17 @@ func judge(s Source, srv server, slot *Slot, c *ledger.Checkpoint, p *problems) 
 			s.Slot, c.SystemIdentifier, srv.systemIdentifier)
 	case slot == nil:
 		p.add(exitcode.SlotLost, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
-	case slot.Plugin != outputPlugin:
+	case slot.plugin != outputPlugin:
 		p.add(exitcode.SlotLost, "replication slot %q is not a logical slot of %s, so somebody else has made it; set source.slot to another name, or drop it "+
 			"(select pg_drop_replication_slot('%s')), "+StartAnew, s.Slot, outputPlugin, s.Slot)
-	case slot.Database != srv.database:
+	case slot.database != srv.database:
 		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.dsn, or set source.slot to another name",
-			s.Slot, slot.Database, srv.database)
-	case slot.Temporary:
+			s.Slot, slot.database, srv.database)
+	case slot.temporary:
 		p.add(exitcode.SlotLost, "replication slot %q is temporary, and ends with the session that made it; end that (select pg_terminate_backend(%d)), "+
-			StartAnew, s.Slot, slot.ActivePID)
-	case slot.Lost != "":
-		p.add(exitcode.SlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.Lost)
+			StartAnew, s.Slot, slot.activePID)
+	case slot.lost != "":
+		p.add(exitcode.SlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.lost)
 	}
 	return slotReady
 }

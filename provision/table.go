@@ -17,7 +17,7 @@ import (
 // Table is what the database says about the outbox.
 type Table struct {
 	OID    uint32
-	IDType uint32 // OID
+	idType uint32 // OID
 
 	kind      string   // pg_class.relkind
 	generated []string // the needed columns that are GENERATED … STORED, if the server can publish such columns
@@ -28,7 +28,7 @@ func (t Table) readable() bool { return t.kind == "r" || t.kind == "p" }
 
 // EventIDType is the type that the ledger's columns event_id need for this table.
 func (t Table) EventIDType() string {
-	if t.IDType == pgtype.UUIDOID {
+	if t.idType == pgtype.UUIDOID {
 		return "uuid"
 	}
 	return "text"
@@ -175,7 +175,7 @@ func checkRules(ctx context.Context, db SQL, s Source, oid uint32, p *problems) 
 	return err
 }
 
-// checkColumns checks whether the needed columns exist, have types that can be used, and are written to the WAL. It sets t.IDType
+// checkColumns checks whether the needed columns exist, have types that can be used, and are written to the WAL. It sets t.idType
 // and t.generated.
 func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, p *problems) error {
 	columns, err := readColumns(ctx, db, t.OID)
@@ -192,7 +192,7 @@ func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, 
 	if err := s.Columns.Check(types, names); err != nil {
 		p.add(exitcode.Config, "table %s does not fit: %v; correct source.columns", s.Table, err)
 	}
-	t.IDType = types[s.Columns.ID]
+	t.idType = types[s.Columns.ID]
 	needed := s.columns()
 	for _, c := range columns {
 		switch {

@@ -38,26 +38,26 @@ func (c Code) Final() bool {
 	return false
 }
 
-// Error is an error that carries the exit code of a process which ends because of it.
-type Error struct {
+// coded is an error that carries the exit code of a process which ends because of it.
+type coded struct {
 	code Code
 	err  error
 }
 
 // With attaches a code to an error, whose text stays as it is.
-func With(code Code, err error) error { return &Error{code, err} }
+func With(code Code, err error) error { return &coded{code, err} }
 
 // Errorf is fmt.Errorf for an error that carries a code.
 func Errorf(code Code, format string, args ...any) error {
-	return &Error{code, fmt.Errorf(format, args...)}
+	return &coded{code, fmt.Errorf(format, args...)}
 }
 
-func (e *Error) Error() string { return e.err.Error() }
+func (e *coded) Error() string { return e.err.Error() }
 
-func (e *Error) Unwrap() error { return e.err }
+func (e *coded) Unwrap() error { return e.err }
 
 // ExitCode gives the code to those who cannot import this package, which are the services that embed the connector.
-func (e *Error) ExitCode() int { return int(e.code) }
+func (e *coded) ExitCode() int { return int(e.code) }
 
 // Of finds the code of an error: OK if it is nil, the first code in its tree if it carries one, and Failure otherwise. Every
 // error with a method ExitCode() int carries a code, also those of other packages and other types.
@@ -65,9 +65,9 @@ func Of(err error) Code {
 	if err == nil {
 		return OK
 	}
-	var coded interface{ ExitCode() int }
-	if errors.As(err, &coded) {
-		return Code(coded.ExitCode())
+	var carrier interface{ ExitCode() int }
+	if errors.As(err, &carrier) {
+		return Code(carrier.ExitCode())
 	}
 	return Failure
 }
