@@ -11,9 +11,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// RandomLane delivers all, in batches and within deadlines of random size, and what was not accepted again, as a lane does,
-// while the destination may be troubled. It returns how many copies there may be of each message at most, by event id.
-// An error of no class is a failure of the test unless it is one of allowed.
+// RandomLane delivers all messages as a lane does: in batches of random size, with random deadlines, and what was not accepted
+// again. The test may disturb the destination meanwhile. It returns, by event id, how many copies of each message the destination
+// may have. An error that belongs to no class fails the test, unless it is one of allowed.
 func RandomLane(t testing.TB, s sinks.Sink, r *rand.Rand, all []sinks.Message, allowed ...error) map[string]int {
 	copies := make(map[string]int)
 	deadline := time.Now().Add(time.Minute)
@@ -23,7 +23,7 @@ func RandomLane(t testing.TB, s sinks.Sink, r *rand.Rand, all []sinks.Message, a
 		errs := s.Deliver(ctx, all[:n])
 		cancel()
 		for i, m := range all[:n] {
-			if errs == nil || errs[i] == nil || errors.Is(errs[i], sinks.ErrUnavailable) { // may have been accepted
+			if errs == nil || errs[i] == nil || errors.Is(errs[i], sinks.ErrUnavailable) { // it was accepted, or may have been
 				copies[m.Event.ID]++
 			}
 		}
@@ -37,8 +37,8 @@ func RandomLane(t testing.TB, s sinks.Sink, r *rand.Rand, all []sinks.Message, a
 	return copies
 }
 
-// NotAccepted is what of batch is to be delivered again. An error that is neither of a destination that is away, nor of a
-// message behind one that was not accepted, nor one of allowed, is a failure of the test.
+// NotAccepted returns the messages of batch that have to be delivered again. Every error must be ErrUnavailable, ErrNotAttempted or
+// one of allowed. Any other fails the test.
 func NotAccepted(t testing.TB, batch []sinks.Message, errs []error, allowed ...error) (again []sinks.Message) {
 	t.Helper()
 	allowed = append(allowed, sinks.ErrUnavailable, sinks.ErrNotAttempted)
@@ -54,11 +54,12 @@ func NotAccepted(t testing.TB, batch []sinks.Message, errs []error, allowed ...e
 	return again
 }
 
-// CheckLanes compares what lanes delivered with the ids that arrived, those of each topic in its order: each at least once
-// and at most as often as copies, which is of the same lane, says; and first copies in the order of each aggregate and topic.
+// CheckLanes compares what lanes have delivered with the ids that have arrived, which are in order within each topic. Each message must
+// have arrived at least once, and at most as often as copies of its lane says. The first copies of the messages of each aggregate in
+// a topic must be in order.
 func CheckLanes(t testing.TB, lanes [][]sinks.Message, copies []map[string]int, arrived []string) {
 	t.Helper()
-	at := make(map[string]string) // what is ordered: an aggregate in a topic
+	at := make(map[string]string) // by event id, the aggregate and the topic within which order is kept
 	want := make(map[string][]string)
 	for _, m := range slices.Concat(lanes...) {
 		at[m.Event.ID] = m.Event.AggregateID + " " + m.Topic

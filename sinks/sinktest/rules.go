@@ -32,7 +32,8 @@ func nothingToDo(t testing.TB, h *Harness) {
 	expect(t, h, nil, once)
 }
 
-// payloads that have broken somebody's connector (valid JSON that Go or jsonb cannot keep), or are none at all.
+// payloads returns payloads that other connectors have failed with, such as valid JSON that Go or jsonb cannot keep, and payloads that
+// are no JSON.
 func payloads(limit int) map[string][]byte {
 	all := map[string][]byte{
 		"exponent":       []byte(`{"n":1e400}`),
@@ -90,7 +91,7 @@ func nullIsLeftOut(t testing.TB, h *Harness) {
 	}
 }
 
-// severalLanes deliver at a time, each its own aggregates.
+// severalLanes: several lanes call Deliver at the same time, each with aggregates of its own.
 func severalLanes(t testing.TB, h *Harness) {
 	const lanes = 4
 	var all [lanes][]sinks.Message
@@ -109,7 +110,7 @@ func severalLanes(t testing.TB, h *Harness) {
 	expect(t, h, slices.Concat(all[:]...), once)
 }
 
-// batchIsBorrowed: neither changed nor, afterwards, looked at.
+// batchIsBorrowed: Deliver does not change the batch, and does not read it after it has returned.
 func batchIsBorrowed(t testing.TB, h *Harness) {
 	batch := interleaved(h, 20, "a", "b")
 	want := clone(batch)
@@ -123,7 +124,7 @@ func batchIsBorrowed(t testing.TB, h *Harness) {
 	expect(t, h, append(want, more...), once)
 }
 
-// scribble overwrites what a batch refers to, as its owner may after Deliver.
+// scribble overwrites a batch and its events, as the owner may do after Deliver has returned.
 func scribble(batch []sinks.Message) {
 	for i := range batch {
 		for j := range batch[i].Event.Payload {
@@ -144,7 +145,7 @@ func refused(t testing.TB, h *Harness) {
 	})
 }
 
-// spoil spoils some messages among many: only they fail, and what stands behind them.
+// spoil spoils some of many messages. Only they may fail, and the later messages of their aggregates.
 func spoil(t testing.TB, h *Harness, with func(*sinks.Message), isOfClass func(error) bool) {
 	if with == nil {
 		t.Skip("the harness has no means")
@@ -183,7 +184,7 @@ func spoil(t testing.TB, h *Harness, with func(*sinks.Message), isOfClass func(e
 		}
 	}
 	expect(t, h, accepted, once)
-	mustDeliver(t.Context(), t, h, held) // given up what was before them
+	mustDeliver(t.Context(), t, h, held) // as if the spoilt messages before them had been given up
 	expect(t, h, append(accepted, held...), once)
 }
 
@@ -254,8 +255,8 @@ func contextEnded(t testing.TB, h *Harness) {
 	expect(t, h, batch, orRepeated)
 }
 
-// expectUnavailable checks that nothing was accepted: the first of each aggregate is unavailable, what stands behind as
-// deliver has checked.
+// expectUnavailable checks that nothing was accepted, because the destination was away. deliver has checked already that only later
+// messages of an aggregate are ErrNotAttempted.
 func expectUnavailable(t testing.TB, batch []sinks.Message, errs []error) {
 	t.Helper()
 	if errs == nil {
@@ -268,7 +269,8 @@ func expectUnavailable(t testing.TB, batch []sinks.Message, errs []error) {
 	}
 }
 
-// repetitions are accepted: after a crash messages come again that the destination has already, and are not new.
+// repetitions: messages that the destination has already are accepted again. After a crash the connector sends such messages. They are
+// not New.
 func repetitions(t testing.TB, h *Harness) {
 	batch := interleaved(h, 3, "a", "b")
 	mustDeliver(t.Context(), t, h, batch)
@@ -280,7 +282,7 @@ func repetitions(t testing.TB, h *Harness) {
 	expect(t, h, batch, orRepeated)
 }
 
-// newIsNoRepetition: a new message with the id of another one is accepted, and there, or it is not accepted.
+// newIsNoRepetition: if a New message has the id of another one, Deliver must not report it as accepted unless it has arrived.
 func newIsNoRepetition(t testing.TB, h *Harness) {
 	mustDeliver(t.Context(), t, h, []sinks.Message{message(h, "a", 0)})
 	other := message(h, "a", 0)

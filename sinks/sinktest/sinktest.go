@@ -1,5 +1,5 @@
-// Package sinktest is the suite that every sink passes: the rules of sinks.Sink, each put to a real or faked
-// destination. Its own test shows for each rule a sink that breaks it and is found out.
+// Package sinktest is the suite of tests that every sink passes. It checks each rule of sinks.Sink with a real or a faked destination. The
+// package's own test has, for each rule, a sink that breaks it, and shows that the suite finds it.
 package sinktest
 
 import (
@@ -16,36 +16,37 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// Harness is a sink, the means to see what its destination has, and those to bring about what can go wrong there. A
-// rule whose means are nil is skipped.
+// Harness is a sink, with functions that show what its destination has, and functions that make the destination fail. A rule that needs a
+// function which is nil is skipped.
 type Harness struct {
 	Sink sinks.Sink
-	// Received is all that the destination has accepted so far, the events of each aggregate in order.
+	// Received returns all events that the destination has accepted so far, those of each aggregate in the order of arrival.
 	Received func() []Received
-	// Topic of all messages; their key is the aggregate's id.
+	// Topic of all messages. Their key is the id of the aggregate.
 	Topic string
-	// MaxPayload is the largest that the destination takes; 0: as large as any.
+	// MaxPayload is the size of the largest payload that the destination accepts. 0 means no limit.
 	MaxPayload int
 
-	// Away puts the destination out of reach (connections are refused) until back is called.
+	// Away makes the destination refuse connections until back is called.
 	Away func() (back func())
-	// Hang makes it take requests and answer none until back is called, when it may or may not act on them.
+	// Hang makes the destination take requests without answering until back is called. Whether it then carries them out is up to it.
 	Hang func() (back func())
-	// Permanent changes a message so that the destination will never accept it, Refuse so that it does not this time.
+	// Permanent changes a message so that the destination will never accept it. Refuse changes one so that the destination does not
+	// accept it this time.
 	Permanent, Refuse func(m *sinks.Message)
 
-	awayWithin time.Duration // shorter in our own test
+	awayWithin time.Duration // set only by the package's own test, to a shorter time
 }
 
-// Received is an event as the destination has it.
+// Received is an event that has arrived at the destination.
 type Received struct {
 	ID      string
-	Payload []byte // nil: none
-	// Columns are those of tenant_id, correlation_id and causation_id that are there.
+	Payload []byte // nil if there was none
+	// Columns has the values of tenant_id, correlation_id and causation_id that have arrived.
 	Columns map[string]string
 }
 
-// rule is one of the contract.
+// rule is a rule of the contract.
 type rule struct {
 	name  string
 	check func(t testing.TB, h *Harness)
@@ -67,7 +68,7 @@ var rules = []rule{
 	{"new is no repetition", newIsNoRepetition},
 }
 
-// Run puts all rules to harnesses that open makes, a fresh one with an empty destination for each.
+// Run checks all rules. For each it calls open, which makes a new Harness with an empty destination.
 func Run(t *testing.T, open func(t testing.TB) *Harness) {
 	for _, r := range rules {
 		t.Run(r.name, func(t *testing.T) {
@@ -77,21 +78,21 @@ func Run(t *testing.T, open func(t testing.TB) *Harness) {
 	}
 }
 
-// canary is in all that an error must not tell.
+// canary is a word in everything that an error must not contain.
 const canary = "canary"
 
-// What expect takes for repeats.
+// Values of the parameter repeats of expect.
 const (
 	once       = "once"
 	orRepeated = "or repeated"
 )
 
 const (
-	lateness   = time.Second     // of a Deliver, at most, after the end of its context
-	awayWithin = 8 * time.Second // a destination that refuses connections is known to be away
+	lateness   = time.Second     // how long after the end of its context a Deliver may return
+	awayWithin = 8 * time.Second // how soon a sink must find out that its destination refuses connections
 )
 
-// message n of an aggregate. Its id tells both.
+// message makes message n of an aggregate. Its id consists of both.
 func message(h *Harness, aggregate string, n int) sinks.Message {
 	return sinks.Message{
 		Event: &outbox.Event{
@@ -106,7 +107,7 @@ func message(h *Harness, aggregate string, n int) sinks.Message {
 	}
 }
 
-// interleaved is perAggregate messages of each aggregate, as a busy stream has them.
+// interleaved makes perAggregate messages for each aggregate. Those of the aggregates alternate, as on a busy stream.
 func interleaved(h *Harness, perAggregate int, aggregates ...string) (batch []sinks.Message) {
 	for n := range perAggregate {
 		for _, a := range aggregates {
@@ -116,7 +117,7 @@ func interleaved(h *Harness, perAggregate int, aggregates ...string) (batch []si
 	return batch
 }
 
-// clone copies a batch and what it refers to.
+// clone copies a batch, and the events to which it refers.
 func clone(batch []sinks.Message) []sinks.Message {
 	out := slices.Clone(batch)
 	for i := range out {
@@ -127,7 +128,7 @@ func clone(batch []sinks.Message) []sinks.Message {
 	return out
 }
 
-// deliver calls Deliver and checks what holds for every call.
+// deliver calls Deliver, and checks the rules that hold for every call.
 func deliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Message) []error {
 	t.Helper()
 	errs := h.Sink.Deliver(ctx, batch)
@@ -169,7 +170,7 @@ func deliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Messag
 				t.Errorf("%s was not attempted, nothing before it failed, and there was time", id)
 			}
 		case errors.Is(err, sinks.ErrNotAttempted):
-		case errors.Is(err, sinks.ErrUnavailable) && errors.Is(before, sinks.ErrUnavailable): // unknown together
+		case errors.Is(err, sinks.ErrUnavailable) && errors.Is(before, sinks.ErrUnavailable): // the outcome of both is unknown
 		default:
 			t.Errorf("%s stands behind a failure: want ErrNotAttempted, got %v", id, err)
 		}
@@ -177,7 +178,7 @@ func deliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Messag
 	return errs
 }
 
-// mustDeliver delivers a batch that nothing is the matter with.
+// mustDeliver delivers a batch, all of which must be accepted.
 func mustDeliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Message) {
 	t.Helper()
 	for i, err := range deliver(ctx, t, h, batch) {
@@ -187,12 +188,12 @@ func mustDeliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Me
 	}
 }
 
-// deliverAgain is a lane that tries again in place what was not accepted, in its order, until nothing is left.
+// deliverAgain delivers a batch, and delivers again, in order, what was not accepted, until nothing is left.
 func deliverAgain(t testing.TB, h *Harness, batch []sinks.Message) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	for i := range batch { // as far as anybody knows
+	for i := range batch { // an earlier try may have been accepted
 		batch[i].New = false
 	}
 	for len(batch) > 0 {
@@ -218,8 +219,8 @@ func deliverAgain(t testing.TB, h *Harness, batch []sinks.Message) {
 	}
 }
 
-// expect checks that the destination has exactly these messages, those of each aggregate in this order. With repeats,
-// each may be there more than once: what counts then is where it is first.
+// expect checks that the destination has exactly these messages, those of each aggregate in this order. If repeats is orRepeated, a
+// message may have arrived more than once, and only its first copy has to be in order.
 func expect(t testing.TB, h *Harness, want []sinks.Message, repeats string) {
 	t.Helper()
 	events := make(map[string]*outbox.Event)

@@ -17,36 +17,37 @@ import (
 	"time"
 )
 
-// Config says where the receiver is and what it is sent. Only URL is needed.
+// Config says where the receiver is and what it is sent. Only URL is required.
 type Config struct {
-	// URL of the receiver. Where a message's topic is a URL, which a route has expanded from a template, that is used
-	// instead; its scheme, host and port must be these.
+	// URL of the receiver. If the topic of a message is a URL, which comes from the template of a route, that is used instead. It must
+	// have the same scheme, host and port.
 	URL string
-	// Secrets sign each request, every one of them: while one is being replaced, there are two. One that begins with
-	// whsec_ is base64 of 24 to 64 bytes, as Standard Webhooks has them; of any other its text is the key. None: no
-	// signature.
+	// Secrets sign requests. Each request is signed with all of them: there are two while one is being replaced. A secret that begins
+	// with whsec_ is the base64 of 24 to 64 bytes, as in Standard Webhooks. Of any other secret the text itself is the key. Without
+	// secrets requests are not signed.
 	Secrets []string
 	// Headers are sent with every request. Their values are secret.
 	Headers map[string]string
-	// Body is the payload as it is ("raw", the default), with the event's columns as CloudEvents headers
-	// ("cloudevents"), or within JSON: {"type","timestamp","data"} ("envelope") or a CloudEvent
+	// Body says what the body is: the payload as it is ("raw", the default); the payload, with the event's columns as headers of
+	// CloudEvents ("cloudevents"); the JSON {"type","timestamp","data"} ("envelope"); or a CloudEvent as JSON
 	// ("cloudevents-structured").
 	Body string
-	// Source is the attribute of CloudEvents, which need it; {aggregate_type} in it stands for the event's.
+	// Source is the attribute source of CloudEvents, which is required for them. {aggregate_type} in it stands for that of the event.
 	Source string
-	// AllowHosts may have internal addresses and be spoken to without TLS: names or addresses, with a port or for all.
+	// AllowHosts are hosts that may have internal addresses, and that may be used without TLS. An entry is a name or an address. It is
+	// for one port if it names one, and for all ports otherwise.
 	AllowHosts []string
-	// TLS holds own roots and client certificates; nil: the system's roots.
+	// TLS holds root certificates and client certificates. nil stands for the system's roots.
 	TLS *tls.Config
-	// Connections is how many requests are under way at most, of all lanes together. 0 means 16.
+	// Connections is the most requests under way at a time, of all lanes together. 0 means 16.
 	Connections int
-	// Rate is how many requests are begun a second at most; 0: no limit.
+	// Rate is the most requests that are begun in a second. 0 means no limit.
 	Rate float64
-	// MaxRetryAfter caps the pause that a receiver may ask for. 0 means a minute.
+	// MaxRetryAfter is the longest pause that a receiver can ask for. 0 means a minute.
 	MaxRetryAfter time.Duration
 }
 
-// String hides secrets, the headers' values, and what of the URL may be one: all but the host.
+// String shows no secrets: it leaves out the secrets, the values of headers, and all of the URL except its host.
 func (c Config) String() string {
 	host := "an unsound URL"
 	if u, err := url.Parse(c.URL); err == nil {
@@ -56,10 +57,10 @@ func (c Config) String() string {
 		host, c.bodyName(), len(c.Secrets), slices.Sorted(maps.Keys(c.Headers)))
 }
 
-// GoString hides them from %#v.
+// GoString hides the same from %#v.
 func (c Config) GoString() string { return c.String() }
 
-// LogValue hides them from logs.
+// LogValue hides the same from logs.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 const (
@@ -71,9 +72,9 @@ const (
 	defaultConnections   = 16
 	defaultMaxRetryAfter = time.Minute
 
-	dialTimeout = 5 * time.Second // TLS included
-	// idleTimeout is below what most load balancers and servers allow (Node's 5 s is not): a connection that both sides
-	// give up at the same time costs a repeated request.
+	dialTimeout = 5 * time.Second // for connection and TLS together
+	// idleTimeout is shorter than that of most load balancers and servers (not than that of Node, 5 s). If both sides close a connection
+	// at the same time, a request is sent twice.
 	idleTimeout = 30 * time.Second
 
 	secretPrefix = "whsec_"
@@ -86,25 +87,25 @@ func (c *Config) bodyName() string {
 	return c.Body
 }
 
-// taken are headers that are not the configuration's to set: what the sink or net/http says in them must be true.
-var taken = map[string]bool{
+// reservedHeaders holds the headers that the configuration may not set, because the sink or net/http sets them.
+var reservedHeaders = map[string]bool{
 	"Webhook-Id": true, "Webhook-Timestamp": true, "Webhook-Signature": true, "Idempotency-Key": true,
 	"X-Outbox-Attempt": true, "Content-Type": true, "Content-Length": true, "Traceparent": true, "Tracestate": true,
 	"Host": true, "Connection": true, "Keep-Alive": true, "Proxy-Connection": true, "Te": true, "Trailer": true,
 	"Transfer-Encoding": true, "Upgrade": true, "Expect": true,
 }
 
-// settings are what a Config says, once it has been found to say something sound.
+// settings is a Config that was checked and parsed.
 type settings struct {
 	url           *url.URL
-	allowed       bool // its host is
+	allowed       bool // the host of url is in AllowHosts
 	keys          [][]byte
 	headers       http.Header
 	connections   int
 	maxRetryAfter time.Duration
 }
 
-// check returns all mistakes, each with the name of its field.
+// check parses the Config. Its error joins all mistakes, each with the name of its field.
 func (c *Config) check() (settings, error) {
 	var mistakes []error
 	bad := func(format string, args ...any) { mistakes = append(mistakes, fmt.Errorf(format, args...)) }
@@ -126,7 +127,7 @@ func (c *Config) check() (settings, error) {
 		switch {
 		case !isToken(name):
 			bad("headers: %q is no name of a header", name)
-		case taken[canonical] || strings.HasPrefix(canonical, "Ce-"):
+		case reservedHeaders[canonical] || strings.HasPrefix(canonical, "Ce-"):
 			bad("headers: %s is set by the sink itself", name)
 		case s.headers[canonical] != nil:
 			bad("headers: %s is there twice", canonical)
@@ -162,7 +163,7 @@ func (c *Config) check() (settings, error) {
 	return s, errors.Join(mistakes...)
 }
 
-// setURL does not quote the URL, which may hold a credential.
+// setURL parses the URL. Its errors do not quote it, because it may contain a credential.
 func (s *settings) setURL(c *Config) error {
 	for i, entry := range c.AllowHosts {
 		if entry == "" || strings.ContainsAny(entry, "/@?#* ") {
@@ -197,7 +198,7 @@ func (s *settings) setURL(c *Config) error {
 	return nil
 }
 
-// isToken tells whether name may be one of a header (RFC 9110, 5.6.2).
+// isToken reports whether a text can be the name of a header (RFC 9110, 5.6.2).
 func isToken(name string) bool {
 	for _, c := range []byte(name) {
 		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
@@ -207,7 +208,7 @@ func isToken(name string) bool {
 	return name != ""
 }
 
-// isHeaderValue tells whether net/http sends text as a header's value.
+// isHeaderValue reports whether net/http sends a text as the value of a header.
 func isHeaderValue(text string) bool {
 	for _, c := range []byte(text) {
 		if c < ' ' && c != '\t' || c == 0x7f {
@@ -220,7 +221,7 @@ func isHeaderValue(text string) bool {
 func isAllowed(u *url.URL, hosts []string) bool {
 	for _, entry := range hosts {
 		host, port, err := net.SplitHostPort(entry)
-		if err != nil { // without a port
+		if err != nil { // the entry has no port
 			host, port = strings.Trim(entry, "[]"), ""
 		}
 		if strings.EqualFold(host, u.Hostname()) && (port == "" || port == portOf(u)) {
@@ -251,7 +252,7 @@ func keyOf(secret string) ([]byte, error) {
 	key, err := base64.StdEncoding.DecodeString(encoded)
 	switch {
 	case err != nil:
-		return nil, errors.New("what follows whsec_ is not base64") // the decoder's error tells where, and nothing else
+		return nil, errors.New("what follows whsec_ is not base64") // the decoder's error is left out: it tells only the offset
 	case len(key) < 24 || len(key) > 64:
 		return nil, fmt.Errorf("whsec_ is followed by %d bytes, and Standard Webhooks asks for 24 to 64", len(key))
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// maxLost is how many requests in a row may have no answer before the destination counts as away. One alone may be of a
-// message that its receiver dies of, which must not keep the others waiting.
+// maxLost is how many requests in a row may end without an answer before the destination counts as away. A single one may be for a
+// message that crashes the receiver. Such a message must not make the others wait.
 const maxLost = 3
 
 var (
@@ -20,35 +20,34 @@ var (
 	errNoTime = errors.New("too little time was left for an answer")
 )
 
-// delivery is one Deliver.
+// delivery is one call of Deliver.
 //
-// Its messages are chained by aggregate. Each worker takes a chain and sends its messages one after the other, each
-// when the sink has a slot for it, until one is not accepted: the rest of its chain then is not attempted. A worker
-// that finds the destination away stops them all: no request is begun after that, and those under way end as they
-// will. So the first message of every chain that was not begun is unavailable; that of one for which there was no time is
-// not attempted.
+// The messages of each aggregate form a chain. Each worker takes a chain and sends its messages one after the other. For each it waits
+// until the sink has a free slot. If a message is not accepted, the rest of its chain is not attempted. If a worker finds the
+// destination away, it stops all workers: no request is begun after that, and those under way are waited for. The first message of
+// each chain that was not begun then fails with ErrUnavailable. If it was the time that ran out, it fails with ErrNotAttempted.
 //
-// A Deliver begins with its share of the connections, and each answer earns it one more: messages that are never answered
-// leave the other lanes theirs.
+// A delivery begins with a share of the connections. Each answer earns it one more connection. So messages that are never answered
+// leave connections to the other lanes.
 type delivery struct {
 	sink   *Sink
 	batch  []sinks.Message
-	errs   []error // each written by the worker that has its chain
-	heads  []int32 // the first message of each chain
-	behind []int32 // the message after one in its chain, −1 after the last
+	errs   []error // each is written by the worker that has the chain of its message
+	heads  []int32 // for each chain, the index of its first message
+	behind []int32 // for each message, the index of the next one in its chain; −1 for the last
 
 	workers sync.WaitGroup
-	working atomic.Int32 // workers that were started
+	working atomic.Int32 // how many workers were started
 
-	taken  atomic.Int32 // chains
+	taken  atomic.Int32 // how many chains were taken by workers
 	failed atomic.Bool
-	lost   atomic.Int32 // requests without an answer since the last one with
-	took   atomic.Int64 // nanoseconds, the last answer
-	// stop ends the context under which requests are begun. The first cause counts.
+	lost   atomic.Int32 // how many requests in a row had no answer
+	took   atomic.Int64 // how many nanoseconds the last answer took
+	// stop ends the context under which requests are begun. Only its first call sets the cause.
 	stop context.CancelCauseFunc
 
 	mu    sync.Mutex
-	paths map[string]error // URLs that have been found to be away, by Sink.path
+	paths map[string]error // the errors of URLs that were found to be away, by Sink.path
 }
 
 func newDelivery(s *Sink, batch []sinks.Message) *delivery {
@@ -67,7 +66,7 @@ func newDelivery(s *Sink, batch []sinks.Message) *delivery {
 	return d
 }
 
-// run delivers. ctx is that of requests under way, the one derived from it that of beginning any.
+// run delivers. Requests run under ctx. They are begun only while a context that is derived from ctx has not ended.
 func (d *delivery) run(ctx context.Context) []error {
 	begin, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -82,7 +81,7 @@ func (d *delivery) run(ctx context.Context) []error {
 	return d.errs
 }
 
-// more starts another worker, while there are chains and connections for it.
+// more starts another worker if there is a chain and a connection for it.
 func (d *delivery) more(ctx, begin context.Context) {
 	if int(d.working.Add(1)) <= min(len(d.heads), d.sink.connections) {
 		d.workers.Go(func() { d.work(ctx, begin) })
@@ -111,7 +110,7 @@ func (d *delivery) work(ctx, begin context.Context) {
 	}
 }
 
-// try sends one message, when it is its turn.
+// try waits for a slot, and for the rate limit, and sends one message.
 func (d *delivery) try(ctx, begin context.Context, m *sinks.Message) error {
 	var s *slot
 	select {
@@ -150,16 +149,17 @@ func (d *delivery) try(ctx, begin context.Context, m *sinks.Message) error {
 	return v.err
 }
 
-// mayBegin returns the error of a message whose request would be in vain.
+// mayBegin returns an error if a request for this message would be in vain.
 func (d *delivery) mayBegin(begin context.Context, m *sinks.Message) error {
 	if begin.Err() != nil {
 		return cannotBegin(begin)
 	}
-	if err := d.sink.paused(); err != nil { // any lane may have been told
+	if err := d.sink.paused(); err != nil { // the receiver may have asked for a pause in an answer to any lane
 		d.stop(err)
 		return err
 	}
-	// What is cut off at the deadline may have been accepted, and comes again.
+	// A request that the deadline cuts off may have been accepted, and the message would come twice. So none is begun if the time that
+	// is left is shorter than the last answer took.
 	if deadline, ok := begin.Deadline(); ok && time.Until(deadline) < time.Duration(d.took.Load()) {
 		return fmt.Errorf("%w: %w", sinks.ErrNotAttempted, errNoTime)
 	}
@@ -171,12 +171,12 @@ func (d *delivery) mayBegin(begin context.Context, m *sinks.Message) error {
 func cannotBegin(begin context.Context) error {
 	err := context.Cause(begin)
 	if errors.Is(err, sinks.ErrUnavailable) {
-		return err // of the request that found it away
+		return err // of the request that found the destination away
 	}
 	return fmt.Errorf("%w: not sent in time: %w", sinks.ErrNotAttempted, err)
 }
 
-// learn keeps what a verdict means for others.
+// learn keeps what a verdict says about other messages.
 func (d *delivery) learn(v verdict, m *sinks.Message) {
 	if !v.lost {
 		d.lost.Store(0)

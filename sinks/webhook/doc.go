@@ -1,23 +1,24 @@
-// Package webhook is the sink that posts events to an HTTP receiver, one request an event, signed as Standard Webhooks
-// (standardwebhooks.com) says, so that every receiver's own library can verify them.
+// Package webhook is the sink that posts events to an HTTP receiver, one request for each event. Requests are signed as Standard Webhooks
+// (standardwebhooks.com) says, so that a receiver can verify them with a library.
 //
-// One sink is one destination: routes may choose the path, never the host. Messages of different aggregates go out at
-// the same time, over at most Config.Connections connections that all lanes share; those of one aggregate one after
-// the other, and none after one that was not accepted. Aggregates that were accepted lately go first, and a Deliver begins with
-// its share of the connections: a receiver that never answers some messages does not keep the others waiting.
+// One sink is one destination: routes may choose the path, but never the host. Messages of different aggregates are sent at the same
+// time, over at most Config.Connections connections, which all lanes share. Messages of one aggregate are sent one after the
+// other, and none after one that was not accepted. Two rules keep messages that the receiver never answers from making the others
+// wait: aggregates of which a message was accepted lately go first, and a Deliver begins with only a share of the connections.
 //
-// Only the status of an answer counts. Its body is read, to use the connection again, and never looked at or quoted:
-// it may hold what it was sent. Redirects are not followed.
+// Only the status of an answer counts. Its body is read so that the connection can be used again, but it is never evaluated or quoted,
+// because it may contain what was sent. Redirects are not followed.
 //
 //   - 2xx: accepted.
-//   - 400, 413, 422: this message, never (sinks.ErrPermanent).
+//   - 400, 413, 422: this message will never be accepted (sinks.ErrPermanent).
 //   - 401, 403, 404, 407, 410, 429, 502, 503, 504, and no answer at all: the destination is away (sinks.ErrUnavailable).
-//   - all others, redirects among them: not this time.
+//   - any other status, redirects included: refused this time.
 //
-// A request whose connection ends before an answer is sent once more by net/http, when the connection had been used
-// before: most often the receiver had just closed it for idleness. It may have been accepted twice then, with the same
-// id, on which receivers deduplicate.
+// If a connection that was used before ends without an answer, net/http sends the request once more. Usually the receiver has just closed
+// the connection because it was idle. Otherwise the message may be accepted twice, with the same id, by which receivers
+// deduplicate.
 //
-// Files: config.go; sink.go what lanes share; delivery.go one Deliver; request.go bytes and signatures; verdict.go
-// answers; known.go who goes first; guard.go connections, and which addresses are refused.
+// Files: config.go: the configuration. sink.go: what the lanes share. delivery.go: one call of Deliver. request.go: a request and its
+// signature. verdict.go: what an answer means. known.go: which aggregates go first. guard.go: connections, and which addresses are
+// refused. path.go: which paths routes may choose.
 package webhook

@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// dialError is of a connection that was not made, TLS included: nothing was sent.
+// dialError says that no connection could be made, or no TLS session on it. So nothing was sent.
 type dialError struct{ cause error }
 
 func (e *dialError) Error() string { return e.cause.Error() }
@@ -21,8 +21,8 @@ var errInternal = errors.New("it has an internal address, to which no request is
 
 var errNoTLS = errors.New("the server answers there, and not with TLS; correct the port of url, or write http:// and name the host in allow_hosts")
 
-// newTransport makes connections for s. It speaks HTTP/1.1 and knows no proxy, which would
-// connect where the guard does not see it.
+// newTransport makes connections for s. It speaks HTTP/1.1. It uses no proxy, because the guard would not see where a proxy connects
+// to.
 func newTransport(s *settings, own *tls.Config) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout}
 	if !s.allowed {
@@ -66,20 +66,20 @@ func newTransport(s *settings, own *tls.Config) *http.Transport {
 	}
 	t := &http.Transport{
 		DialContext: dial, DialTLSContext: dialTLS,
-		DisableCompression:     true, // of answers, which nobody reads
+		DisableCompression:     true, // nobody reads the bodies of answers
 		MaxConnsPerHost:        s.connections,
 		MaxIdleConnsPerHost:    s.connections,
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxAnswer,
-		WriteBufferSize:        16 << 10, // most requests are one write
+		WriteBufferSize:        16 << 10, // large enough to send most requests with one write
 		Protocols:              new(http.Protocols),
 	}
 	t.Protocols.SetHTTP1(true)
 	return t
 }
 
-// guard is called with an address that is about to be connected to, after all resolving: no name, and no answer of a
-// DNS server that changes between two questions, gets past it.
+// guard refuses internal addresses. It is called just before a connection is made, with the address that the name was resolved to. So it
+// cannot be circumvented by a name, or by a DNS server that gives another answer the second time.
 func guard(network, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil || network != "tcp4" && network != "tcp6" || isInternal(to.Addr()) {
@@ -88,8 +88,8 @@ func guard(network, address string, _ syscall.RawConn) error {
 	return nil
 }
 
-// internal4 are the addresses of version 4 that the Internet does not route to (IANA's special-purpose registry, and
-// what is above it).
+// internal4 holds the IPv4 addresses to which the Internet does not route: those of IANA's special-purpose registry, multicast and
+// reserved ones.
 var internal4 = prefixes(
 	"0.0.0.0/8",       // this host
 	"10.0.0.0/8",      // private
@@ -108,14 +108,14 @@ var internal4 = prefixes(
 	"240.0.0.0/4",     // reserved, broadcast
 )
 
-// global6 is what the Internet routes of version 6. Outside of it are loopback, link-local, unique local, multicast,
-// mapped and translated (NAT64) addresses; internal6 is what is inside and no better.
+// global6 holds the IPv6 addresses to which the Internet routes. Loopback, link-local, unique local, multicast, mapped and translated
+// (NAT64) addresses are outside of it. internal6 holds the ranges within global6 that are refused all the same.
 var (
 	global6   = netip.MustParsePrefix("2000::/3")
 	internal6 = prefixes(
-		"2001::/23",     // protocol assignments, Teredo among them, which holds an address of version 4
+		"2001::/23",     // protocol assignments; among them Teredo, whose addresses contain an IPv4 address
 		"2001:db8::/32", // documentation
-		"2002::/16",     // 6to4, which holds an address of version 4
+		"2002::/16",     // 6to4, whose addresses contain an IPv4 address
 		"3fff::/20",     // documentation
 	)
 )
@@ -127,11 +127,11 @@ func prefixes(texts ...string) (all []netip.Prefix) {
 	return all
 }
 
-// isInternal tells whether an address is one that only a host within somebody's network has.
+// isInternal reports whether an address belongs to a host within somebody's own network.
 func isInternal(a netip.Addr) bool {
 	denied := internal4
 	if !a.Is4() {
-		if !global6.Contains(a) { // nor does it contain one with a zone
+		if !global6.Contains(a) { // true also for an address with a zone
 			return true
 		}
 		denied = internal6

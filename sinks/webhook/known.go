@@ -6,14 +6,14 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// maxKnown is how many aggregates are remembered, or twice as many.
+// maxKnown is how many aggregates each of the two maps of known holds.
 const maxKnown = 10_000
 
-// known remembers aggregates of which a message was accepted lately. They go first, or among many whose messages are never
-// answered they would wait for a connection as long as those.
+// known remembers the aggregates of which a message was accepted lately. Their messages go first. Otherwise, if many other messages
+// are never answered, they would have to wait for a connection as long as those.
 type known struct {
 	mu       sync.Mutex
-	now, was map[uint64]struct{} // by Aggregate.Hash
+	now, was map[uint64]struct{} // by Aggregate.Hash; when now is full, it becomes was
 }
 
 func (k *known) add(a sinks.Aggregate) {
@@ -25,7 +25,7 @@ func (k *known) add(a sinks.Aggregate) {
 	k.now[a.Hash()] = struct{}{}
 }
 
-// first puts chains of known aggregates before the others, given the first message of each.
+// first sorts chains, given by their first messages, so that those of known aggregates come first.
 func (k *known) first(heads []int32, batch []sinks.Message) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

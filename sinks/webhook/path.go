@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// keepsItsPath tells whether every server takes an escaped path for the segments that it is written as: none is empty but the
-// last one, none consists of dots, and none has a control character, which stands for a value that the router could not use
-// (router.Unusable). Nor is there a backslash, which some servers take for a slash. Servers look at a path after unescaping it,
-// and cut off what follows a semicolon.
+// keepsItsPath reports whether every server reads an escaped path as the segments that are written there. No segment may be empty,
+// except for the last one. None may consist of dots only. None may contain a control character, which stands for a value that the
+// router could not use (router.Unusable), or a backslash, which some servers take for a slash. Servers unescape a path before they
+// evaluate it, and cut off what follows a semicolon, so keepsItsPath does too.
 func keepsItsPath(escaped string) bool {
 	text, err := url.PathUnescape(escaped)
 	if err != nil || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' }) {

@@ -24,12 +24,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// maxHeader is how many bytes a header's value may have that comes from an event: servers take 8 KB of all of them.
+// maxHeader is the most bytes of a header whose value comes from an event. Servers accept about 8 KB of headers in all.
 const maxHeader = 8 << 10
 
-// slot is what one request at a time needs, and the next one again.
+// slot holds what a request needs and the next one can use again. Whoever has the slot may send one request.
 type slot struct {
-	macs    []hash.Hash // one a key: computing the key's part once is half of a short body's signature
+	macs    []hash.Hash // one for each key; computing the key's part is half of the work for the signature of a short body
 	scratch []byte
 }
 
@@ -41,7 +41,7 @@ func newSlot(keys [][]byte) *slot {
 	return s
 }
 
-// signature is that of Standard Webhooks, by every key.
+// signature returns the signature of Standard Webhooks, with one part for each key.
 func (s *slot) signature(id, timestamp string, body []byte) string {
 	var all strings.Builder
 	for i, mac := range s.macs {
@@ -59,10 +59,10 @@ func (s *slot) signature(id, timestamp string, body []byte) string {
 	return all.String()
 }
 
-// headers are those of one request. A value that comes from an event and cannot be one of a header makes err.
+// headers collects the headers of one request. If a value that comes from an event cannot be sent in a header, err is set.
 type headers struct {
 	http.Header
-	values []string // backs the header's slices of one
+	values []string // the memory of the values, each of which is a slice of one string in the header
 	err    error
 }
 
@@ -76,8 +76,9 @@ func (h *headers) set(name, value string) {
 	h.Header[name] = h.values[n-1 : n : n]
 }
 
-// request is that of one try of a message, without its time, its signature and its body. The body may be the event's payload
-// itself: setBody sees to it that nobody reads it later. The URL is the sink's or the message's own.
+// request makes the request for one try of a message, without time, signature and body. It returns the body apart from it. The body may be
+// the event's payload itself, and setBody makes sure that nobody reads it later. The URL is that of the message's topic or of the
+// sink.
 func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, body []byte, err error) {
 	e := m.Event
 	if e.ID == "" {
@@ -89,13 +90,13 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 		return nil, nil, err
 	}
 	c := format.ContextOf(e.Metadata).Plain()
-	room := 6 // a map with room for what it never gets is the dearest part of a request
+	room := 6 // the exact number: too large a map would be the most expensive part of a request
 	if s.body == bodyCloudEvents {
 		room += 15
 	}
 	h := headers{Header: make(http.Header, room+len(s.headers)+2), values: make([]string, 0, room)}
 	h.set("webhook-id", id)
-	h.set("Idempotency-Key", id) // in this spelling net/http knows it
+	h.set("Idempotency-Key", id) // net/http knows the name in this spelling
 	h.set("X-Outbox-Attempt", strconv.Itoa(max(m.Attempt, 1)))
 	if c.TraceParent != "" {
 		h.set("traceparent", c.TraceParent)
@@ -118,7 +119,7 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 		if body = e.Payload; len(body) < largeBody {
 			body = bytes.Clone(body)
 		}
-		if e.Payload == nil { // no data, which is not the same as empty data
+		if e.Payload == nil { // there is no data, which is not the same as empty data
 			contentType = ""
 		}
 	}
@@ -134,7 +135,7 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 	return r, body, nil
 }
 
-// sign adds what is of this moment.
+// sign adds the time and the signature.
 func (s *slot) sign(r *http.Request, id string, body []byte, now time.Time) {
 	timestamp := strconv.FormatInt(now.Unix(), 10)
 	r.Header["webhook-timestamp"] = []string{timestamp}
@@ -143,16 +144,16 @@ func (s *slot) sign(r *http.Request, id string, body []byte, now time.Time) {
 	}
 }
 
-// largeBody is the size from which a body is released when the request has ended. net/http may still be reading a body when it has
-// returned an error, and each idle connection keeps its last request; release takes the bytes away from both. A smaller body
-// belongs to the request, and net/http sends it with the headers in one write.
+// largeBody is the size from which on a body is taken away from net/http when the request has ended. net/http may still read a body
+// after it has returned an error, and each idle connection keeps its last request in memory. release takes the bytes away from both.
+// A smaller body stays with the request, and net/http sends it together with the headers in one write.
 const largeBody = 64 << 10
 
-// bodies makes the readers of one request's body: one for the first sending, and one for net/http to send it again.
+// bodies makes readers of the body of one request: one for sending it, and one that net/http may use to send it again.
 type bodies struct {
 	mu    sync.Mutex
 	bytes []byte
-	sent  int // readers that were made
+	sent  int // how many readers were made
 }
 
 var (
@@ -160,18 +161,18 @@ var (
 	errReleased  = errors.New("the request has ended")
 )
 
-// setBody lets net/http send b once more on another connection. It would do so for every idle connection that turns
-// out to be closed, and a receiver that dies of a message would get it that often; without a body nothing can be done
-// about that. After release no byte of a large body is read.
+// setBody sets the body of a request, and lets net/http send it only once more on another connection. By itself net/http sends a request
+// again for each idle connection that turns out to be closed, so a receiver that a message crashes would get it that often. (For a
+// request without a body this cannot be prevented.) After release no byte of a large body is read.
 func setBody(r *http.Request, b []byte) (release func()) {
 	if len(b) == 0 {
-		r.Body = http.NoBody // any other of length 0 would count as of unknown length
+		r.Body = http.NoBody // net/http takes any other empty body for one of unknown length
 		return func() {}
 	}
 	all := &bodies{bytes: b}
 	r.ContentLength = int64(len(b))
 	r.GetBody = all.reader
-	r.Body, _ = all.reader() // the first is never refused
+	r.Body, _ = all.reader() // the first reader is never refused
 	if len(b) < largeBody {
 		return func() {}
 	}
@@ -185,7 +186,7 @@ func (b *bodies) reader() (io.ReadCloser, error) {
 		return nil, errSentTwice
 	}
 	if len(b.bytes) > 0 && len(b.bytes) < largeBody {
-		return io.NopCloser(bytes.NewReader(b.bytes)), nil // which net/http knows
+		return io.NopCloser(bytes.NewReader(b.bytes)), nil // net/http knows this type
 	}
 	return &bodyReader{all: b}, nil
 }
@@ -217,8 +218,8 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 
 func (r *bodyReader) Close() error { return nil }
 
-// envelope is the body that Standard Webhooks recommends. A payload that is JSON stands in it byte for byte, another
-// one as data_base64, as in CloudEvents.
+// envelope makes the body that Standard Webhooks recommends. A payload that is JSON is written as data, byte for byte. Any other is written
+// as data_base64, as in CloudEvents.
 func envelope(m *sinks.Message) []byte {
 	e := m.Event
 	text := func(dst []byte, v any) []byte {

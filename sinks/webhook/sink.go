@@ -16,28 +16,28 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// maxAnswer is how many bytes of an answer's headers, and again of its body, are read. A connection whose answer is
-// longer is closed.
+// maxAnswer is the most bytes that are read of the headers of an answer, and of its body. If an answer is longer, the connection is
+// closed.
 const maxAnswer = 64 << 10
 
-// maxAnswerTime is for the body, behind the headers.
+// maxAnswerTime is how long the body of an answer is read after its headers have arrived.
 const maxAnswerTime = time.Second
 
-// Sink posts to one receiver, which need not be up when it is made.
+// Sink posts to one receiver. The receiver need not be there when the Sink is made.
 type Sink struct {
 	settings
 	body        string
 	cloudEvents format.CloudEvents
-	base        http.Request // what all requests share
+	base        http.Request // the parts that all requests have in common
 	transport   *http.Transport
-	limiter     *rate.Limiter // nil: none
+	limiter     *rate.Limiter // nil if there is no limit
 
-	// slots are as many as there may be requests under way. Who has taken one may send one.
+	// slots holds as many slots as there may be requests under way. A worker that has taken one may send a request.
 	slots chan *slot
 	known known
-	// running Delivers, now and at most so far: as many share the connections.
+	// running counts the calls of Deliver that run now, and most is the highest value of it so far. So many share the connections.
 	running, most atomic.Int32
-	// pause is what a receiver has asked for.
+	// pause is the last pause that the receiver has asked for.
 	pause atomic.Pointer[pause]
 }
 
@@ -46,7 +46,7 @@ type pause struct {
 	err   error
 }
 
-// New checks the configuration, and its error names each mistake. Connections are made by Deliver.
+// New checks the configuration. Its error names each mistake. Only Deliver makes connections.
 func New(c Config) (*Sink, error) {
 	checked, err := c.check()
 	if err != nil {
@@ -61,7 +61,7 @@ func New(c Config) (*Sink, error) {
 	}
 	s.transport = newTransport(&s.settings, c.TLS)
 	if c.Rate > 0 {
-		burst := max(1, int(c.Rate/20)) // what may be made good of a moment's delay
+		burst := max(1, int(c.Rate/20)) // after a delay, the requests of a twentieth of a second may be sent at once
 		s.limiter = rate.NewLimiter(rate.Limit(c.Rate), burst)
 	}
 	s.slots = make(chan *slot, s.connections)
@@ -71,7 +71,7 @@ func New(c Config) (*Sink, error) {
 	return s, nil
 }
 
-// Deliver implements sinks.Sink. Its goroutines end before it does.
+// Deliver implements sinks.Sink. It waits for the goroutines that it starts.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	if len(batch) == 0 {
 		return nil
@@ -83,7 +83,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return newDelivery(s, batch).run(ctx)
 }
 
-// share is how many connections a Deliver begins with.
+// share returns how many connections a Deliver begins with.
 func (s *Sink) share() int { return max(1, s.connections/int(s.most.Load())) }
 
 // Close closes all connections.
@@ -92,7 +92,7 @@ func (s *Sink) Close() error {
 	return nil
 }
 
-// paused returns the error of a request that is not sent because the receiver has asked for a pause.
+// paused returns an error if no request may be sent now, because the receiver has asked for a pause.
 func (s *Sink) paused() error {
 	if p := s.pause.Load(); p != nil {
 		if wait := time.Until(p.until); wait > 0 {
@@ -102,16 +102,17 @@ func (s *Sink) paused() error {
 	return nil
 }
 
-// send has one request answered. Nothing of the request is in use by net/http that is not the request's own, as it may
-// still be writing when it has returned an error.
+// send sends one request and judges the answer. net/http may still be writing the request after it has returned an error, so the request
+// must not refer to memory that is used again.
 func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
 	answer, err := s.transport.RoundTrip(request)
 	if err != nil {
 		return judgeError(ctx, err)
 	}
-	// The status has decided. What goes wrong with the body costs a connection. That of 101 never ends, not even with ctx.
+	// The status decides. If something goes wrong with the body, that only costs the connection. The body of an answer with status 101
+	// is not read: it never ends, not even when ctx does.
 	if answer.StatusCode != http.StatusSwitchingProtocols && answer.Body != http.NoBody {
-		late := time.AfterFunc(maxAnswerTime, func() { _ = answer.Body.Close() }) // the connection, under the read
+		late := time.AfterFunc(maxAnswerTime, func() { _ = answer.Body.Close() }) // closes the connection while it is read
 		_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
 		late.Stop()
 	}
@@ -128,7 +129,7 @@ func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
 	return v
 }
 
-// path is what of a topic makes a difference: one that is no URL leads to the sink's own.
+// path returns the URL that a topic leads to: the topic itself if it is a URL, and otherwise "", which stands for the sink's own URL.
 func (s *Sink) path(topic string) string {
 	if !isURL(topic) {
 		return ""
@@ -136,7 +137,7 @@ func (s *Sink) path(topic string) string {
 	return topic
 }
 
-// target is where a message goes.
+// target returns the URL to which a message with this topic is sent.
 func (s *Sink) target(topic string) (*url.URL, error) {
 	if !isURL(topic) {
 		return s.url, nil
@@ -157,7 +158,7 @@ func (s *Sink) target(topic string) (*url.URL, error) {
 	return u, nil
 }
 
-// isURL tells a topic that is a URL from one that only names something.
+// isURL reports whether a topic is a URL.
 func isURL(topic string) bool {
 	return strings.HasPrefix(topic, "https://") || strings.HasPrefix(topic, "http://")
 }

@@ -12,26 +12,26 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// reach is of what else an answer says that it is away.
+// reach says for which other messages an answer means that their destination is away.
 type reach byte
 
 const (
-	thisMessage reach = iota
-	thisURL           // no such path, no right to it
-	everything        // the destination
+	thisMessage reach = iota // for none
+	thisURL                  // for those of the same URL: the path does not exist, or there is no right to it
+	everything               // for all
 )
 
-// verdict is what became of a request; without an error it was accepted.
+// verdict says what became of a request. Without an error the message was accepted.
 type verdict struct {
 	err   error
 	reach reach
 	lost  bool // there was no answer
 }
 
-// errLost stands for what net/http says, which may quote an answer that is no HTTP.
+// errLost replaces errors of net/http that may quote an answer which is not HTTP.
 var errLost = errors.New("the connection ended without a sound answer; it may have been accepted")
 
-// judge turns a status into a verdict. The text is ours: the receiver's may hold anything.
+// judge turns a status into a verdict. The error has a text of our own, because that of the receiver may contain anything.
 func judge(status int) verdict {
 	text := fmt.Sprint("status ", status)
 	if known := http.StatusText(status); known != "" {
@@ -60,7 +60,7 @@ func judge(status int) verdict {
 	return verdict{err: errors.New(text)}
 }
 
-// judgeError does so for a request without an answer.
+// judgeError returns the verdict for a request that was not answered.
 func judgeError(ctx context.Context, err error) verdict {
 	unavailable := func(cause error) error { return fmt.Errorf("%w: %w", sinks.ErrUnavailable, cause) }
 	var dial *dialError
@@ -70,13 +70,13 @@ func judgeError(ctx context.Context, err error) verdict {
 		return verdict{err: unavailable(fmt.Errorf("no answer in time: %w", context.Cause(ctx))), reach: everything}
 	case errors.As(err, &dial):
 		return verdict{err: unavailable(dial), reach: everything}
-	case errors.As(err, &op) && op.Op == "remote error": // TLS 1.3 refuses a client's certificate after the handshake
+	case errors.As(err, &op) && op.Op == "remote error": // with TLS 1.3 a server refuses a client's certificate only after the handshake
 		return verdict{err: unavailable(fmt.Errorf("TLS: %w", op)), reach: everything}
 	}
 	return verdict{err: unavailable(errLost), lost: true}
 }
 
-// retryAfter is how long the receiver asks to be left alone, 0 if it does not.
+// retryAfter returns how long the receiver asks for a pause, and 0 if it does not.
 func retryAfter(answer *http.Response, now time.Time) time.Duration {
 	if answer.StatusCode != http.StatusTooManyRequests && answer.StatusCode != http.StatusServiceUnavailable {
 		return 0
