@@ -185,6 +185,13 @@ func (b *bench) compareBacklog(ctx context.Context, rivals [2]rival, plan backlo
 		if err := b.makeSlots(ctx, d, mine); err != nil {
 			return nil, err
 		}
+		if i == 0 { // pg_recvlogical reads the old revision's
+			for n := range b.pairs + 1 {
+				if _, err := d.conn.Exec(ctx, "select pg_create_logical_replication_slot($1, 'pgoutput')", name("theirs", n)); err != nil {
+					return nil, err
+				}
+			}
+		}
 		if backlogs[i], err = d.writeBacklog(ctx, plan.events, plan.rows); err != nil {
 			return nil, err
 		}
@@ -231,9 +238,6 @@ func (b *bench) makeSlots(ctx context.Context, d *database, rivals []rival) erro
 					return fmt.Errorf("%s: %w", r.Name, err)
 				}
 			}
-		}
-		if _, err := d.conn.Exec(ctx, "select pg_create_logical_replication_slot($1, 'pgoutput')", name("theirs", n)); err != nil {
-			return err
 		}
 	}
 	return nil
