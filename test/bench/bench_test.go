@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"os"
 	"testing"
 	"time"
@@ -75,22 +74,6 @@ func TestMedianAndQuantile(t *testing.T) {
 	}
 	if got := quantile([]float64{3, 1, 2}, 0.99); got != 3 {
 		t.Errorf("quantile %v", got)
-	}
-}
-
-func TestPace(t *testing.T) {
-	t.Parallel()
-	begin := time.Now()
-	calls := 0
-	err := pace(t.Context(), rate/10, func(i int) error {
-		if i != calls {
-			t.Errorf("call %d has number %d", calls, i)
-		}
-		calls++
-		return context.Cause(t.Context())
-	})
-	if took := time.Since(begin); err != nil || calls != rate/10 || took < 99*time.Millisecond {
-		t.Errorf("%d calls in %v, error %v", calls, took, err)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // comparison is one part of the benchmark, measured of two revisions in turn.
@@ -44,17 +46,17 @@ type contest struct {
 
 // run measures the pairs, after one run of each that does not count: the first finds caches empty.
 func (c *comparison) run(ctx context.Context, pairs int, limit float64, with contest) error {
-	note("%s", c.Title)
+	process.Note("%s", c.Title)
 	for n := range pairs + 1 {
 		if err := c.pair(ctx, n, limit, with); err != nil {
 			return fmt.Errorf("pair %d: %w", n, err)
 		}
 		if n == 0 {
-			note("  warm-up done")
+			process.Note("  warm-up done")
 			continue
 		}
 		p, f := c.Pairs[n-1], c.Figures[0]
-		note("  pair %d of %d: %s %.3g %s old, %.3g %s new, ratio %s; others used %.1f %%", n, pairs,
+		process.Note("  pair %d of %d: %s %.3g %s old, %.3g %s new, ratio %s; others used %.1f %%", n, pairs,
 			f.Name, f.Old[n-1], f.Unit, f.New[n-1], f.Unit, ratioOf(f.Old[n-1], f.New[n-1]), 100*p.Others)
 	}
 	for i := range c.Figures {
@@ -122,7 +124,7 @@ func (b *bench) compare(ctx context.Context, old, now revision) (result compareR
 		return result, err
 	}
 	if !shared {
-		note("the revisions make different tables: each gets a database of its own, with as many events of the same size")
+		process.Note("the revisions make different tables: each gets a database of its own, with as many events of the same size")
 	}
 	result = compareResult{Machine: describeMachine(), Versions: b.versions(ctx), Command: os.Args, Old: old, New: now, SharedBacklog: shared}
 	rivals := [2]rival{b.rival(old), b.rival(now)}
@@ -176,7 +178,7 @@ func (b *bench) compareBacklog(ctx context.Context, rivals [2]rival, plan backlo
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx))) }()
+		defer func() { err = errors.Join(err, d.close(ctx)) }()
 		databases[i] = d
 		mine := []rival{r}
 		if plan.shared {

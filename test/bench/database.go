@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
@@ -18,17 +17,10 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-const (
-	publication = "bench"
-	// topic is where the default template sends events of the one aggregate type.
-	topic = "outbox.event.order"
-	// A real number of partitions: each produce request is split among them.
-	partitions = 8
-	aggregates = 5000
-)
+const publication = "bench"
 
 // aggregateOf is that of event n.
-func aggregateOf(n int) string { return "order-" + strconv.Itoa(n%aggregates) }
+func aggregateOf(n int) string { return "order-" + strconv.Itoa(n%process.Aggregates) }
 
 // Every column is filled. The payload is about 500 bytes that do not compress, apart from being text; its first key tells
 // the checker which event it is. 5,000 aggregates share the events in turn, so writers whose number divides 5,000 and
@@ -65,21 +57,13 @@ type database struct {
 
 // newDatabase makes one with an initialised slot and checkpoint for each of the connectors named.
 func (b *bench) newDatabase(ctx context.Context, name string, connectors ...string) (_ *database, err error) {
-	admin, err := pgx.Connect(ctx, b.postgres.DSN("postgres"))
-	if err != nil {
-		return nil, err
-	}
-	defer admin.Close(ctx)
-	if _, err := admin.Exec(ctx, "create database "+name); err != nil {
-		return nil, err
-	}
 	d := &database{bench: b, name: name}
-	if d.conn, err = pgx.Connect(ctx, b.postgres.DSN(name)); err != nil {
+	if d.conn, err = process.CreateDatabase(ctx, b.postgres, name); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, d.close(ctx))
 		}
 	}()
 	for _, connector := range connectors {
@@ -121,33 +105,10 @@ func (d *database) config(connector string) string {
 	return filepath.Join(d.dir, d.name+"-"+connector+".yaml")
 }
 
-// close drops the database and its slots, and with them the WAL that they keep.
+// close drops the database and its slots.
 func (d *database) close(ctx context.Context) error {
-	defer d.conn.Close(ctx)
-	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("a slot is still in use"))
-	defer cancel()
-	for slots := 1; slots > 0; {
-		// The walsender of a client that has just ended needs a moment to notice.
-		if _, err := d.conn.Exec(ctx, `select pg_drop_replication_slot(slot_name) from pg_replication_slots
-			where database = current_database() and not active`); err != nil {
-			return fmt.Errorf("drop slots: %w", err)
-		}
-		if err := d.conn.QueryRow(ctx, `select count(*) from pg_replication_slots where database = current_database()`).Scan(&slots); err != nil {
-			return err
-		}
-		if slots > 0 {
-			if err := process.Pause(ctx, 20*time.Millisecond); err != nil {
-				return err
-			}
-		}
-	}
-	admin, err := pgx.Connect(ctx, d.postgres.DSN("postgres"))
-	if err != nil {
-		return err
-	}
-	defer admin.Close(ctx)
-	_, err = admin.Exec(ctx, "drop database "+d.name+" with (force)")
-	return err
+	_ = d.conn.Close(ctx) // dropping the database closes it, too
+	return process.DropDatabase(ctx, d.postgres, d.name)
 }
 
 // backlog is what waits in the WAL when a run begins.
@@ -162,7 +123,7 @@ type backlog struct {
 
 // writeBacklog writes events in transactions of rows each, one after another.
 func (d *database) writeBacklog(ctx context.Context, events, rows int) (backlog, error) {
-	note("%s: writing %d events, %d a transaction", d.name, events, rows)
+	process.Note("%s: writing %d events, %d a transaction", d.name, events, rows)
 	b := backlog{events: events}
 	// The WAL comes out the same as with waiting for the disk at each commit.
 	if _, err := d.conn.Exec(ctx, "set synchronous_commit = off"); err != nil {

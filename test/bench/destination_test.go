@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // troubles are events of two aggregates; 4 comes before 2, 3 twice, and 7 and 8 never.
@@ -49,7 +51,7 @@ func TestRedisCheck(t *testing.T) {
 	defer client.Close()
 	for _, n := range troubles {
 		values := map[string]any{"aggregate_id": fmt.Sprint("order-", n%2), "payload": payload(n)}
-		if err := client.XAdd(t.Context(), &redis.XAddArgs{Stream: topic, Values: values}).Err(); err != nil {
+		if err := client.XAdd(t.Context(), &redis.XAddArgs{Stream: process.Topic, Values: values}).Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,7 +79,7 @@ func TestNATSCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, i := range troubles {
-		m := &nats.Msg{Subject: topic + ".changed", Header: nats.Header{"ce-subject": {fmt.Sprint("order-", i%2)}}, Data: payload(i)}
+		m := &nats.Msg{Subject: process.Topic + ".changed", Header: nats.Header{"ce-subject": {fmt.Sprint("order-", i%2)}}, Data: payload(i)}
 		if _, err := js.PublishMsg(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
@@ -90,7 +92,7 @@ func TestNATSCheck(t *testing.T) {
 // TestReceiver: what overtakes is seen, be it that it comes before the answer to the one before it.
 func TestReceiver(t *testing.T) {
 	t.Parallel()
-	h := newHook(aggregates + 2)
+	h := newHook(process.Aggregates + 2)
 	server := httptest.NewServer(h.handler())
 	t.Cleanup(server.Close)
 	to := receiver{url: server.URL}
@@ -103,23 +105,23 @@ func TestReceiver(t *testing.T) {
 		_ = answer.Body.Close()
 	}
 	var all sync.WaitGroup
-	for n := 3; n <= aggregates; n += 100 {
+	for n := 3; n <= process.Aggregates; n += 100 {
 		all.Go(func() { post(n) })
 	}
 	all.Wait()
-	post(aggregates + 1)
+	post(process.Aggregates + 1)
 	post(1)
 	post(2)
 	post(2)
 	got, err := to.check(t.Context())
-	if want := (counts{Missing: aggregates - 51, Misordered: 1, Duplicated: 1}); got != want || err != nil {
+	if want := (counts{Missing: process.Aggregates - 51, Misordered: 1, Duplicated: 1}); got != want || err != nil {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 	h.begin(aggregateOf(2), payload(2))
-	h.begin(aggregateOf(2), payload(aggregates+2))
+	h.begin(aggregateOf(2), payload(process.Aggregates+2))
 	if got := h.tally.counts(); got.Misordered != 2 {
 		t.Errorf("%+v: an event came before the answer to the one before it", got)
 	}
-	post(aggregates + 3)
+	post(process.Aggregates + 3)
 	expectStranger(t, to)
 }

@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
@@ -26,17 +24,8 @@ type kafkaFake struct {
 
 // startKafka starts an empty Kafka fake with our topic.
 func (b *bench) startKafka(ctx context.Context, events int) (destination, error) {
-	port, err := servers.FreePort()
-	if err != nil {
-		return nil, err
-	}
-	fake, err := process.Start(filepath.Join(b.dir, "kafkafake.log"), b.fake,
-		"-port", strconv.Itoa(port), "-partitions", strconv.Itoa(partitions), "-topics", topic)
-	if err != nil {
-		return nil, err
-	}
-	k := kafkaFake{Child: fake, broker: loopback(port), events: events}
-	return k, fake.AwaitListening(ctx, k.broker)
+	fake, broker, err := process.StartKafkaFake(ctx, b.fake, filepath.Join(b.dir, "kafkafake.log"))
+	return kafkaFake{Child: fake, broker: broker, events: events}, err
 }
 
 func (k kafkaFake) sink() string { return fmt.Sprintf("type: kafka, brokers: [%q]", k.broker) }
@@ -45,13 +34,13 @@ func (k kafkaFake) sink() string { return fmt.Sprintf("type: kafka, brokers: [%q
 func (k kafkaFake) check(ctx context.Context) (counts, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("the topic cannot be read to its end"))
 	defer cancel()
-	client, err := kgo.NewClient(kgo.SeedBrokers(k.broker), kgo.ConsumeTopics(topic),
+	client, err := kgo.NewClient(kgo.SeedBrokers(k.broker), kgo.ConsumeTopics(process.Topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		return counts{}, err
 	}
 	defer client.Close()
-	ends, err := kadm.NewClient(client).ListEndOffsets(ctx, topic)
+	ends, err := kadm.NewClient(client).ListEndOffsets(ctx, process.Topic)
 	if err := errors.Join(err, ends.Error()); err != nil {
 		return counts{}, fmt.Errorf("ask how much is in the topic: %w", err)
 	}

@@ -8,11 +8,13 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 func TestKafkaCheck(t *testing.T) {
 	t.Parallel()
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(partitions, topic))
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(process.Partitions, process.Topic))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +26,7 @@ func TestKafkaCheck(t *testing.T) {
 	}
 	t.Cleanup(client.Close)
 	for _, n := range troubles {
-		record := &kgo.Record{Topic: topic, Key: fmt.Appendf(nil, "order-%d", n%2), Value: payload(n)}
+		record := &kgo.Record{Topic: process.Topic, Key: fmt.Appendf(nil, "order-%d", n%2), Value: payload(n)}
 		if err := client.ProduceSync(t.Context(), record).FirstErr(); err != nil {
 			t.Fatal(err)
 		}

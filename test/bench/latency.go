@@ -4,18 +4,14 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
@@ -24,8 +20,6 @@ const (
 	rate        = 2000 // one-row transactions a second
 	warmUp      = 2 * rate
 	loadSeconds = 20
-	// 5,000 aggregates in turn: each has one writer, as their number divides 5,000.
-	writers = 8
 )
 
 type latencyResult struct {
@@ -53,7 +47,7 @@ type latencyResult struct {
 // latency is measured of each sink in turn, and again, at most twice (once of several sinks), while others use too much
 // of the machine; the quietest counts.
 func (b *bench) latency(ctx context.Context) ([]latencyResult, error) {
-	note("latency: %d one-row transactions a second for %d s", rate, loadSeconds)
+	process.Note("latency: %d one-row transactions a second for %d s", rate, loadSeconds)
 	best := make([]latencyResult, len(b.sinks))
 	tries := 3
 	if len(b.sinks) > 1 {
@@ -68,7 +62,7 @@ func (b *bench) latency(ctx context.Context) ([]latencyResult, error) {
 			if err != nil {
 				return best, fmt.Errorf("%s: %w", sink, err)
 			}
-			note("  %s: p50 %.2f ms, p99 %.2f ms, others used %.1f %%", sink, l.P50, l.P99, 100*l.Others)
+			process.Note("  %s: p50 %.2f ms, p99 %.2f ms, others used %.1f %%", sink, l.P50, l.P99, 100*l.Others)
 			all := l.Counts.add(best[s].Counts)
 			if i == 0 || l.Others < best[s].Others {
 				best[s] = l
@@ -87,7 +81,7 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 	if err != nil {
 		return l, err
 	}
-	defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	to, err := b.start(ctx, sink, warmUp+l.Events)
 	if err != nil {
 		return l, err
@@ -96,7 +90,7 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 	if err := d.configure("ours", to.sink()); err != nil {
 		return l, err
 	}
-	conns := make([]*pgx.Conn, writers)
+	conns := make([]*pgx.Conn, process.Writers)
 	for i := range conns {
 		if conns[i], err = pgx.Connect(ctx, b.postgres.DSN(d.name)); err != nil {
 			return l, err
@@ -179,25 +173,12 @@ const insertOne = `insert into event_outbox (aggregate_type, aggregate_id, event
 	values ('order', 'order-' || $1::int % 5000, 'order.changed', 2, ('{"seq": ' || $1::int || $2::text)::json,
 		'{"source": "bench"}', 5, 'tenant-' || $1::int % 20, 'correlation-' || $1::int, 'causation-' || $1::int)`
 
-// makePayloads gives the rest of some payloads, behind their number: about 500 bytes that do not compress, apart from being text.
-func makePayloads() []string {
-	all := make([]string, 1000)
-	for i := range all {
-		data := make([]byte, 360)
-		for j := range data {
-			data[j] = byte(rand.Uint32())
-		}
-		all[i] = `, "data": "` + base64.StdEncoding.EncodeToString(data) + `"}`
-	}
-	return all
-}
-
 // load inserts the events numbered first to last at the rate, and gives how many milliseconds each took.
 func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	queues := make([]chan int, len(conns))
 	waits := make([]float64, last-first+1)
-	payloads := makePayloads()
+	payloads := process.Payloads()
 	for i, conn := range conns {
 		queues[i] = make(chan int, rate) // a server that falls a second behind does not stop the pacer
 		g.Go(func() error {
@@ -217,7 +198,7 @@ func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, e
 				close(queue)
 			}
 		}()
-		return pace(ctx, last-first+1, func(i int) error {
+		return process.Pace(ctx, rate, last-first+1, func(i int) error {
 			n := first + i
 			select {
 			case queues[n%len(queues)] <- n:
@@ -228,34 +209,6 @@ func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, e
 		})
 	})
 	return waits, g.Wait()
-}
-
-// pace calls do n times at the rate. The timers of the Go runtime are a millisecond coarse when a program is idle, twice
-// the distance between two events: hence a thread that sleeps by itself.
-func pace(ctx context.Context, n int, do func(i int) error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return err
-	}
-	begin := now.Nano()
-	for i := range n {
-		until := unix.NsecToTimespec(begin + int64(i)*int64(time.Second/rate))
-		for {
-			err := unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &until, nil)
-			if err == nil {
-				break
-			}
-			if !errors.Is(err, unix.EINTR) { // the runtime's own signals interrupt it
-				return err
-			}
-		}
-		if err := do(i); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // quantile sorts the values, of which there is at least one.

@@ -20,20 +20,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"os/signal"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 type options struct {
@@ -77,7 +72,7 @@ func parseOptions(args []string) (options, error) {
 	})
 	flags.StringVar(&o.only, "only", "", "throughput, latency or memory (default throughput and latency; with -compare throughput)")
 	flags.Func("sink", "the sinks to deliver to, as a list: kafka, redis_stream, webhook, event_bus (default kafka)", func(s string) error {
-		o.sinks = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+		o.sinks = process.List(s)
 		for i, sink := range o.sinks {
 			if !isSink(sink) || slices.Contains(o.sinks[:i], sink) {
 				return fmt.Errorf("%q is none of kafka, redis_stream, webhook, event_bus, or is there twice", sink)
@@ -180,29 +175,9 @@ type bench struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == receiverCommand {
-		if err := runReceiver(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	// The pacer of the latency part blocks a thread, for which the Go runtime counts it as running.
-	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
-	o, err := parseOptions(os.Args[1:])
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(2)
-	}
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, cmp.Or(context.Cause(ctx), err))
-		os.Exit(1)
-	}
+	process.Program[options]{
+		Parse: parseOptions, Run: run, Children: map[string]func([]string) error{receiverCommand: runReceiver},
+	}.Main()
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -286,37 +261,19 @@ func (b *bench) measure(ctx context.Context) (results, error) {
 	return r, nil
 }
 
-// build makes the programs to measure from the sources at hand, so that nothing older is measured by mistake.
-func (b *bench) build(ctx context.Context) error {
-	b.fake = filepath.Join(b.dir, "kafkafake")
-	packages := map[string]string{b.fake: "./internal/servers/cmd/kafkafake"}
-	if b.cli == "" { // no comparison, which has built both
-		b.cli = filepath.Join(b.dir, "outbox-cdc")
-		packages[b.cli] = "./cmd/outbox-cdc"
+// build makes the programs to measure from the sources at hand; a comparison has built the product already.
+func (b *bench) build(ctx context.Context) (err error) {
+	if b.fake, err = process.Build(ctx, ".", process.KafkaFake, b.dir); err != nil {
+		return err
+	}
+	if b.cli == "" {
+		if b.cli, err = process.Build(ctx, ".", process.Product, b.dir); err != nil {
+			return err
+		}
 	}
 	b.connector = b.cli
 	if b.profile != "" {
-		b.connector = filepath.Join(b.dir, "connector")
-		packages[b.connector] = "./test/bench/connector"
+		b.connector, err = process.Build(ctx, ".", "./test/bench/connector", b.dir)
 	}
-	for path, pkg := range packages {
-		if out, err := goBuild(ctx, path, pkg).CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
-		}
-	}
-	return nil
-}
-
-// goBuild builds as make build does.
-func goBuild(ctx context.Context, path, pkg string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	return cmd
-}
-
-func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
-
-// note tells who watches how far it is.
-func note(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
+	return err
 }

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // memoryResult compares the connector's peak memory.
@@ -54,7 +56,7 @@ func (b *bench) peaks(ctx context.Context, name string, events, rows, runs int) 
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	bl, err := d.writeBacklog(ctx, events, rows)
 	if err != nil {
 		return nil, err
@@ -68,7 +70,7 @@ func (b *bench) peaks(ctx context.Context, name string, events, rows, runs int) 
 		if err != nil {
 			return nil, err
 		}
-		note("  %.1f MiB, %.2f s", mebibytes(float64(r.PeakMemory)), r.Seconds)
+		process.Note("  %.1f MiB, %.2f s", mebibytes(float64(r.PeakMemory)), r.Seconds)
 		all = append(all, memoryRun{events, rows, r})
 	}
 	return all, nil

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // natsServer has a stream on files, with the server's own defaults: it syncs them every two minutes, and finds
@@ -46,7 +47,7 @@ func (n natsServer) createStream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: natsStream, Subjects: []string{topic + ".>"}})
+	_, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: natsStream, Subjects: []string{process.Topic + ".>"}})
 	return err
 }
 

@@ -44,7 +44,7 @@ func (b *bench) startReceiver(ctx context.Context, events int) (destination, err
 	if err != nil {
 		return nil, err
 	}
-	addr := loopback(port)
+	addr := process.Loopback(port)
 	c, err := process.Start(filepath.Join(b.dir, "receiver.log"), self, receiverCommand, "-listen", addr, "-events", strconv.Itoa(events))
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // redisServer keeps nothing on the disk, as Redis's own configuration has it but for snapshots, which would fork it in
@@ -37,7 +38,7 @@ func (r redisServer) check(ctx context.Context) (counts, error) {
 	const page = 1000
 	t := newTally(r.events)
 	for from := "-"; ; {
-		entries, err := client.XRangeN(ctx, topic, from, "+", page).Result()
+		entries, err := client.XRangeN(ctx, process.Topic, from, "+", page).Result()
 		if err != nil {
 			return counts{}, fmt.Errorf("read the stream: %w", err)
 		}

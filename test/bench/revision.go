@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // revision is one of the two connectors that a comparison measures.
@@ -104,16 +106,13 @@ func (b *bench) buildRevisions(ctx context.Context) (old, now revision, err erro
 		return old, now, err
 	}
 	for _, r := range []*revision{&old, &now} {
-		note("%s: building %s", r.Name, r)
-		r.binary = filepath.Join(b.dir, "outbox-cdc-"+r.Name)
-		cmd := goBuild(ctx, r.binary, "./cmd/outbox-cdc")
-		cmd.Dir = r.tree
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return old, now, fmt.Errorf("build the connector of %s: %w\n%s", r, err, out)
+		process.Note("%s: building %s", r.Name, r)
+		if r.binary, err = process.Build(ctx, r.tree, process.Product, filepath.Join(b.dir, "bin-"+r.Name)); err != nil {
+			return old, now, fmt.Errorf("the connector of %s: %w", r, err)
 		}
 	}
 	if old.Commit == now.Commit && !now.Dirty {
-		note("both are %s: the ratios show how much this machine varies", now.Commit)
+		process.Note("both are %s: the ratios show how much this machine varies", now.Commit)
 	}
 	return old, now, nil
 }

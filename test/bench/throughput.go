@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 // attempts bounds the rounds that are run to get those that count. One of several sinks takes half a minute.
@@ -55,7 +57,7 @@ func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, e
 	if err != nil {
 		return t, err
 	}
-	defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	for _, slot := range theirs {
 		if _, err := d.conn.Exec(ctx, "select pg_create_logical_replication_slot($1, 'pgoutput')", slot); err != nil {
 			return t, err
@@ -79,9 +81,9 @@ func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, e
 			quiet++
 		}
 		t.Rounds = append(t.Rounds, r)
-		note("  round %d: pg_recvlogical %.2f s, others used %.1f %%", i+1, r.Yardstick.Seconds, 100*r.others())
+		process.Note("  round %d: pg_recvlogical %.2f s, others used %.1f %%", i+1, r.Yardstick.Seconds, 100*r.others())
 		for _, c := range r.Connectors {
-			note("    %s: outbox-cdc %.2f s, ratio %.2f", c.Sink, c.Seconds, c.Ratio)
+			process.Note("    %s: outbox-cdc %.2f s, ratio %.2f", c.Sink, c.Seconds, c.Ratio)
 		}
 	}
 	t.choose(b.rounds)
@@ -151,7 +153,7 @@ func (b *bench) profiles(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("profile of the latency of %s: %w", sink, err)
 			}
-			note("%s: p50 %.2f ms, %.1f µs an event; go tool pprof -top %s", sink, l.P50, l.CPU, path)
+			process.Note("%s: p50 %.2f ms, %.1f µs an event; go tool pprof -top %s", sink, l.P50, l.CPU, path)
 		}
 	}
 	return nil
@@ -162,7 +164,7 @@ func (b *bench) profileOne(ctx context.Context, sink string, rows int) (err erro
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	bl, err := d.writeBacklog(ctx, b.events, rows)
 	if err != nil {
 		return err
@@ -175,6 +177,6 @@ func (b *bench) profileOne(ctx context.Context, sink string, rows int) (err erro
 	if err != nil {
 		return err
 	}
-	note("%s: %.0f events/s, %.1f µs an event; go tool pprof -top %s", sink, float64(b.events)/r.Seconds, r.CPU, path)
+	process.Note("%s: %.0f events/s, %.1f µs an event; go tool pprof -top %s", sink, float64(b.events)/r.Seconds, r.CPU, path)
 	return nil
 }

@@ -1,6 +1,7 @@
 //go:build linux
 
-// Package process runs the programs that a measurement is of, and reads what they take.
+// Package process is what the measuring programs, test/bench and test/soak, share: it builds and runs the programs that are
+// measured, gives them load, and reads what they take.
 package process
 
 import (

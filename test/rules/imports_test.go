@@ -79,7 +79,7 @@ var plan = []place{
 	{packages: []string{"cmd/outbox-demo"}, importers: none},
 
 	// Programs and tests that measure or break the product from outside.
-	{packages: []string{"test/process"}, imports: none, importers: []string{"test/*"}},
+	{packages: []string{"test/process"}, imports: []string{"internal/servers"}, importers: []string{"test/*"}},
 	{packages: []string{"test/bench/connector"}, imports: []string{"config", "service"}, importers: none},
 	{packages: []string{"test/bench", "test/soak", "test/mutants"}, importers: none},
 	{packages: []string{"test/e2e", "test/rules"}, imports: none, importers: none},

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -16,11 +15,6 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
-)
-
-const (
-	topic      = "outbox.event.order" // of the default template
-	partitions = 8
 )
 
 // pair is the two sinks of the away parts.
@@ -38,17 +32,8 @@ func (s *soak) startPair(ctx context.Context) (p *pair, err error) {
 			p.close()
 		}
 	}()
-	port, err := servers.FreePort()
+	p.kafka, p.broker, err = process.StartKafkaFake(ctx, s.fake, filepath.Join(s.temporary, "kafkafake.log"))
 	if err != nil {
-		return p, err
-	}
-	p.broker = "127.0.0.1:" + strconv.Itoa(port)
-	p.kafka, err = process.Start(filepath.Join(s.temporary, "kafkafake.log"), s.fake,
-		"-port", strconv.Itoa(port), "-partitions", strconv.Itoa(partitions), "-topics", topic)
-	if err != nil {
-		return p, err
-	}
-	if err := p.kafka.AwaitListening(ctx, p.broker); err != nil {
 		return p, err
 	}
 	p.redis, err = servers.StartRedis(ctx, servers.RedisOptions{Settings: map[string]string{"appendonly": "no"}, Dir: s.dir})
@@ -112,7 +97,7 @@ func (s *soak) awayPart(ctx context.Context, part string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	if part == "snapshot" {
 		old, err := pgx.Connect(ctx, s.postgres.DSN(d.name))
 		if err != nil {
@@ -222,7 +207,7 @@ func (a *awayRun) run(ctx context.Context, p *pair, l *loader) error {
 	if err := process.Pause(ctx, a.before); err != nil {
 		return err
 	}
-	note("  %s goes away for %s", a.down, a.away)
+	process.Note("  %s goes away for %s", a.down, a.away)
 	a.wentAway = time.Now()
 	p.away(a.down)
 	if err := process.Pause(ctx, a.away); err != nil {
@@ -237,11 +222,11 @@ func (a *awayRun) run(ctx context.Context, p *pair, l *loader) error {
 	}
 	a.cameBack = time.Now()
 	p.back(a.down)
-	note("  %s comes back, %d parked", a.down, a.owed)
+	process.Note("  %s comes back, %d parked", a.down, a.owed)
 	if err := a.catchUp(ctx); err != nil {
 		return err
 	}
-	note("  live after %.1f s", a.live.Sub(a.cameBack).Seconds())
+	process.Note("  live after %.1f s", a.live.Sub(a.cameBack).Seconds())
 	if err := errors.Join(process.Pause(ctx, 2*time.Second), l.stop()); err != nil {
 		return err
 	}

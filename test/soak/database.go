@@ -4,23 +4,19 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
@@ -36,20 +32,12 @@ type database struct {
 
 // newDatabase makes one, with tables, slot and checkpoint, for a connector with this configuration: all but name, source and http.
 func (s *soak) newDatabase(ctx context.Context, name, configuration string) (*database, error) {
-	admin, err := pgx.Connect(ctx, s.postgres.DSN("postgres"))
-	if err != nil {
-		return nil, err
-	}
-	defer admin.Close(ctx)
-	if _, err := admin.Exec(ctx, "create database "+name); err != nil {
-		return nil, err
-	}
 	port, err := servers.FreePort()
 	if err != nil {
 		return nil, err
 	}
-	d := &database{soak: s, name: name, listen: "127.0.0.1:" + strconv.Itoa(port)}
-	if d.conn, err = pgx.Connect(ctx, s.postgres.DSN(name)); err != nil {
+	d := &database{soak: s, name: name, listen: process.Loopback(port)}
+	if d.conn, err = process.CreateDatabase(ctx, s.postgres, name); err != nil {
 		return nil, err
 	}
 	if err := d.configure(configuration); err != nil {
@@ -70,25 +58,9 @@ func (d *database) configure(configuration string) error {
 }
 
 // close drops the database and its slots.
-func (d *database) close() error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 30*time.Second, errors.New("a slot is still in use"))
-	defer cancel()
-	_ = d.conn.Close(ctx)
-	admin, err := pgx.Connect(ctx, d.postgres.DSN("postgres"))
-	if err != nil {
-		return err
-	}
-	defer admin.Close(ctx)
-	for _, sql := range []string{
-		"select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '" + d.name + "'",
-		"select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = '" + d.name + "'",
-		"drop database " + d.name + " with (force)",
-	} {
-		if _, err := admin.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("%s: %w", sql, err)
-		}
-	}
-	return nil
+func (d *database) close(ctx context.Context) error {
+	_ = d.conn.Close(ctx) // dropping the database closes it, too
+	return process.DropDatabase(ctx, d.postgres, d.name)
 }
 
 // start starts the connector and waits until it streams.
@@ -148,11 +120,6 @@ func (d *database) metric(ctx context.Context, name, sink string) (float64, erro
 	return 0, fmt.Errorf("/metrics has no %s of %s", name, sink)
 }
 
-const (
-	writers    = 8
-	aggregates = 5000 // in turn: each has one writer, as their number divides 5,000
-)
-
 const insertOne = `insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, metadata)
 	values ('order', 'order-' || $1::int % 5000, 'order.changed', ('{"seq": ' || $1::int || $2::text)::json, '{"source": "soak"}')`
 
@@ -167,15 +134,8 @@ func (d *database) load(ctx context.Context, rate int) (*loader, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	l := &loader{cancel: cancel, group: g}
-	payloads := make([]string, 1000) // about 500 bytes that do not compress, apart from being text
-	for i := range payloads {
-		data := make([]byte, 360)
-		for j := range data {
-			data[j] = byte(rand.Uint32())
-		}
-		payloads[i] = `, "data": "` + base64.StdEncoding.EncodeToString(data) + `"}`
-	}
-	queues := make([]chan int, writers)
+	payloads := process.Payloads()
+	queues := make([]chan int, process.Writers)
 	for i := range queues {
 		queues[i] = make(chan int, 10*rate) // a server that falls behind does not stop the pacer
 		conn, err := pgx.Connect(ctx, d.postgres.DSN(d.name))
@@ -199,9 +159,10 @@ func (d *database) load(ctx context.Context, rate int) (*loader, error) {
 				close(queue)
 			}
 		}()
-		return pace(ctx, rate, func(n int) {
-			l.count = n
-			queues[n%writers] <- n
+		return process.Pace(ctx, rate, math.MaxInt, func(i int) error {
+			l.count = i + 1
+			queues[l.count%process.Writers] <- l.count
+			return nil
 		})
 	})
 	return l, nil
@@ -210,30 +171,4 @@ func (d *database) load(ctx context.Context, rate int) (*loader, error) {
 func (l *loader) stop() error {
 	l.cancel()
 	return l.group.Wait()
-}
-
-// pace calls do with 1, 2, … at the rate, until ctx ends. The timers of the Go runtime are a millisecond coarse: hence a thread
-// that sleeps by itself.
-func pace(ctx context.Context, rate int, do func(n int)) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return err
-	}
-	begin := now.Nano()
-	for n := 1; ctx.Err() == nil; n++ {
-		until := unix.NsecToTimespec(begin + int64(n)*int64(time.Second)/int64(rate))
-		for {
-			err := unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &until, nil)
-			if err == nil {
-				break
-			}
-			if !errors.Is(err, unix.EINTR) { // the runtime's own signals interrupt it
-				return err
-			}
-		}
-		do(n)
-	}
-	return nil
 }

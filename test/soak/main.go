@@ -15,22 +15,17 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
 type options struct {
@@ -58,7 +53,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
 	flags.StringVar(&o.results, "results", "bin/soak.json", "the `file` into which the figures go as JSON")
 	flags.Func("only", "parts, as a list (default "+strings.Join(parts, ",")+")", func(s string) error {
-		o.only = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+		o.only = process.List(s)
 		for _, part := range o.only {
 			if !slices.Contains(parts, part) {
 				return fmt.Errorf("%q is none of %s", part, strings.Join(parts, ", "))
@@ -91,28 +86,9 @@ type soak struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == refuserCommand {
-		if err := runRefuser(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	runtime.GOMAXPROCS(runtime.NumCPU() + 1) // the pacer's thread sleeps by itself, and counts as running
-	o, err := parseOptions(os.Args[1:])
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(2)
-	}
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, cmp.Or(context.Cause(ctx), err))
-		os.Exit(1)
-	}
+	process.Program[options]{
+		Parse: parseOptions, Run: run, Children: map[string]func([]string) error{refuserCommand: runRefuser},
+	}.Main()
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -121,13 +97,12 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	s := &soak{options: o, temporary: dir, cli: filepath.Join(dir, "outbox-cdc"), fake: filepath.Join(dir, "kafkafake")}
-	for path, pkg := range map[string]string{s.cli: "./cmd/outbox-cdc", s.fake: "./internal/servers/cmd/kafkafake"} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
-		}
+	s := &soak{options: o, temporary: dir}
+	if s.cli, err = process.Build(ctx, ".", process.Product, dir); err != nil {
+		return err
+	}
+	if s.fake, err = process.Build(ctx, ".", process.KafkaFake, dir); err != nil {
+		return err
 	}
 	s.postgres, err = servers.StartPostgres(ctx, servers.PostgresOptions{Version: o.version, Dir: o.dir, Settings: map[string]string{
 		"shared_buffers":           "256MB",
@@ -139,7 +114,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.postgres.Close()) }()
 	for _, part := range o.only {
-		note("%s", part)
+		process.Note("%s", part)
 		if err := s.part(ctx, part); err != nil {
 			return fmt.Errorf("%s: %w", part, err)
 		}
@@ -157,9 +132,4 @@ func (s *soak) part(ctx context.Context, name string) error {
 		return s.refused(ctx)
 	}
 	return s.awayPart(ctx, name)
-}
-
-// note tells who watches how far it is.
-func note(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 }

@@ -37,7 +37,7 @@ func (s *soak) refused(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	self, err := os.Executable()
 	if err != nil {
 		return err

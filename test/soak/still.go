@@ -73,7 +73,7 @@ func (s *soak) peak(ctx context.Context, name string, rows int) (_ int64, err er
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	if err := errors.Join(d.still(ctx), d.park(ctx, "redis", rows, 0)); err != nil {
 		return 0, err
 	}
@@ -112,7 +112,7 @@ func (s *soak) idle(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	if _, err := d.conn.Exec(ctx, "create extension pg_stat_statements"); err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (s *soak) idle(ctx context.Context) (err error) {
 		if err := all.Scan(&calls, &query); err != nil {
 			return err
 		}
-		note("  %4.0f × %s", calls, query)
+		process.Note("  %4.0f × %s", calls, query)
 		most = max(most, calls)
 	}
 	if err := all.Err(); err != nil {
