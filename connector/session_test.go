@@ -6,7 +6,6 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
-	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // What a session does before its first event may take long, with millions of parked rows: the server, which ends a connection that
@@ -100,7 +99,7 @@ func TestSQLConnectionsDetectDeadPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	for name, db := range map[string]provision.SQL{"the pool": pool, "a connection of its own": conn} {
+	for name, db := range map[string]ledger.Querier{"the pool": pool, "a connection of its own": conn} {
 		var idle, patience string
 		err := db.QueryRow(t.Context(), "select current_setting('tcp_keepalives_idle'), current_setting('tcp_user_timeout')").Scan(&idle, &patience)
 		if err != nil {

@@ -100,7 +100,7 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 
 // lookAtPublication warns of a publication that is as it has to be, and was changed since this process last looked: what
 // was written in between may be missing in the stream.
-func (c *Connector) lookAtPublication(ctx context.Context, db provision.SQL) error {
+func (c *Connector) lookAtPublication(ctx context.Context, db ledger.Querier) error {
 	version, err := provision.PublicationVersion(ctx, db, c.source(), c.table)
 	if err != nil {
 		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)

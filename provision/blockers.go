@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 const (
@@ -49,7 +51,7 @@ func (b Blocker) remedy() string {
 // blockers returns the transactions that the backend pid waits for while it creates a slot. The server waits for the end of
 // every transaction that was writing when the creation began, in whatever database. Everybody may see the locks; only a member
 // of pg_read_all_stats may see the times of other users' transactions.
-func blockers(ctx context.Context, db SQL, pid uint32) ([]Blocker, error) {
+func blockers(ctx context.Context, db ledger.Querier, pid uint32) ([]Blocker, error) {
 	rows, err := db.Query(ctx, `select coalesce(h.pid, 0), coalesce(p.gid, ''), w.transactionid::text, coalesce(a.usename, p.owner, ''),
 			coalesce(to_char(coalesce(a.xact_start, p.prepared), 'YYYY-MM-DD HH24:MI:SSOF'), ''),
 			coalesce(to_char(a.query_start, 'YYYY-MM-DD HH24:MI:SSOF'), '')

@@ -11,7 +11,7 @@ import (
 )
 
 // readCheckpoint returns nil if the slot has no checkpoint, or if there is no ledger yet.
-func readCheckpoint(ctx context.Context, db SQL, s Source) (*ledger.Checkpoint, error) {
+func readCheckpoint(ctx context.Context, db ledger.Querier, s Source) (*ledger.Checkpoint, error) {
 	var exists bool
 	err := db.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
 		where nspname = $1 and relname = 'outbox_checkpoints')`, s.LedgerSchema).Scan(&exists)

@@ -82,7 +82,7 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 }
 
 // checkDroppable returns an error if the slot must not be dropped: it is not ours, or somebody streams from it.
-func checkDroppable(ctx context.Context, db SQL, s Source, slot *slotRow, c *ledger.Checkpoint) error {
+func checkDroppable(ctx context.Context, db ledger.Querier, s Source, slot *slotRow, c *ledger.Checkpoint) error {
 	var database string
 	if err := db.QueryRow(ctx, "select current_database()").Scan(&database); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // CheckDrift checks two things: whether the table with this OID, which is streamed, is still the one that the outbox's name
@@ -14,7 +15,7 @@ import (
 //
 // If no table has the outbox's name any more, moved says so. This does no harm yet, because the stream knows the table by its
 // OID.
-func CheckDrift(ctx context.Context, db SQL, s Source, table uint32) (moved string, err error) {
+func CheckDrift(ctx context.Context, db ledger.Querier, s Source, table uint32) (moved string, err error) {
 	var p problems
 	moved, err = findDrift(ctx, db, s, table, &p)
 	if err != nil {
@@ -23,7 +24,7 @@ func CheckDrift(ctx context.Context, db SQL, s Source, table uint32) (moved stri
 	return moved, p.join()
 }
 
-func findDrift(ctx context.Context, db SQL, s Source, table uint32, p *problems) (moved string, err error) {
+func findDrift(ctx context.Context, db ledger.Querier, s Source, table uint32, p *problems) (moved string, err error) {
 	schema, name := s.tableName()
 	var named *uint32  // the OID of the table that has the outbox's name now; nil if there is none
 	var called *string // the present name of the table that is streamed; nil if it was dropped

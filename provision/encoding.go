@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // wholeEncodings are the encodings in which each code is a character. PostgreSQL can convert every text of such a database to
@@ -14,7 +16,7 @@ var wholeEncodings = []string{
 
 // encodingWarnings warns if the database has an encoding in which a row may hold bytes that can never be sent. It is no reason
 // to refuse, because such a row may never come.
-func encodingWarnings(ctx context.Context, db SQL) ([]string, error) {
+func encodingWarnings(ctx context.Context, db ledger.Querier) ([]string, error) {
 	var encoding string
 	if err := db.QueryRow(ctx, "select current_setting('server_encoding')").Scan(&encoding); err != nil {
 		return nil, fmt.Errorf("ask for the encoding: %w", err)

@@ -26,7 +26,7 @@ func (s Source) Mapped() bool {
 //
 // The owner must be a trusted role (ledger.TrustedRoles), or a role to which CREATE on the schema was granted by name. A role
 // that may create things there only because PUBLIC may is refused, and so is a role that no longer may.
-func CheckOwners(ctx context.Context, db SQL, s Source) error {
+func CheckOwners(ctx context.Context, db ledger.Querier, s Source) error {
 	rows, err := db.Query(ctx, ledger.TrustedRoles+`select format('%I.%I', n.nspname, c.relname), r.rolname::text,
 			c.relkind = any (case when c.relname = $3 then '{v}' else '{r,p}' end::"char"[])
 		from pg_class c

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // outputPlugin is the output plugin of our slots.
@@ -36,7 +37,7 @@ type Facts struct {
 
 // Preflight checks whether a session can begin. Its error joins all mistakes, and the one that decides the exit code is the
 // first. Preflight changes nothing. db is a session of the login for SQL.
-func Preflight(ctx context.Context, db SQL, cfg PreflightConfig) (Facts, error) {
+func Preflight(ctx context.Context, db ledger.Querier, cfg PreflightConfig) (Facts, error) {
 	if err := cfg.checkNames(); err != nil {
 		return Facts{}, err
 	}
@@ -48,7 +49,7 @@ func Preflight(ctx context.Context, db SQL, cfg PreflightConfig) (Facts, error) 
 	return facts, p.join()
 }
 
-func checkAll(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (Facts, error) {
+func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *problems) (Facts, error) {
 	var f Facts
 	srv, err := checkServer(ctx, db, p)
 	if err != nil {
@@ -89,7 +90,7 @@ func checkAll(ctx context.Context, db SQL, cfg PreflightConfig, p *problems) (Fa
 	return f, checkSlot(ctx, db, cfg.Source, srv, &f, p)
 }
 
-func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
+func checkServer(ctx context.Context, db ledger.Querier, p *problems) (server, error) {
 	var srv server
 	var id int64
 	var walLevel string
@@ -115,7 +116,7 @@ func checkServer(ctx context.Context, db SQL, p *problems) (server, error) {
 
 // checkLedger checks whether the ledger has all its tables, and whether it was made for ids of the outbox's type. It reports
 // whether the tables are there.
-func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problems) (bool, error) {
+func checkLedger(ctx context.Context, db ledger.Querier, s Source, table *Table, p *problems) (bool, error) {
 	rows, err := db.Query(ctx, `select relname::text from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1`, s.LedgerSchema)
 	if err != nil {
 		return false, err
@@ -142,7 +143,7 @@ func checkLedger(ctx context.Context, db SQL, s Source, table *Table, p *problem
 	return true, nil
 }
 
-func checkSlot(ctx context.Context, db SQL, s Source, srv server, f *Facts, p *problems) error {
+func checkSlot(ctx context.Context, db ledger.Querier, s Source, srv server, f *Facts, p *problems) error {
 	slot, err := readSlot(ctx, db, s.Slot)
 	if err != nil {
 		return err

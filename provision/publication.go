@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // publicationSQL returns the statement that creates the publication. It publishes our table alone, and inserts alone: if a
@@ -32,7 +33,7 @@ func generatedPublicationSQL(s Source) string {
 const rowsLeftOut = "; what was written meanwhile is not in the stream: see docs/operations.md#publication"
 
 // checkPublication checks whether the publication publishes every insert into the table, with every column that is needed.
-func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *problems) error {
+func checkPublication(ctx context.Context, db ledger.Querier, s Source, table *Table, p *problems) error {
 	if !table.readable() {
 		return nil // checkTable has reported it already, and no publication can publish it
 	}
@@ -103,7 +104,7 @@ func checkPublication(ctx context.Context, db SQL, s Source, table *Table, p *pr
 }
 
 // checkMissing reports that the outbox does not exist. It may exist under another name; then the publication still publishes it.
-func checkMissing(ctx context.Context, db SQL, s Source, p *problems) error {
+func checkMissing(ctx context.Context, db ledger.Querier, s Source, p *problems) error {
 	tables, err := publishedTables(ctx, db, s)
 	if err != nil {
 		return err
@@ -120,7 +121,7 @@ func checkMissing(ctx context.Context, db SQL, s Source, p *problems) error {
 // PublicationVersion returns a text that differs from the one before if the publication was changed in between, as far as the
 // change concerns the table. It differs even if the change was undone again, which leaves no other trace. It is empty if the
 // publication does not exist.
-func PublicationVersion(ctx context.Context, db SQL, s Source, table uint32) (string, error) {
+func PublicationVersion(ctx context.Context, db ledger.Querier, s Source, table uint32) (string, error) {
 	var version string
 	err := db.QueryRow(ctx, `select pg_catalog.concat_ws('/', p.oid, p.xmin, r.oid, r.xmin) from pg_catalog.pg_publication p
 		left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = $2 where p.pubname = $1`, s.Publication, table).Scan(&version)
@@ -132,7 +133,7 @@ func PublicationVersion(ctx context.Context, db SQL, s Source, table uint32) (st
 
 // publishedAncestor returns the quoted name of a published table of which the table is a partition, at any level. It returns ""
 // if there is none.
-func publishedAncestor(ctx context.Context, db SQL, table uint32, tables []publishedTable) (string, error) {
+func publishedAncestor(ctx context.Context, db ledger.Querier, table uint32, tables []publishedTable) (string, error) {
 	published := make([]uint32, len(tables))
 	for i, t := range tables {
 		published[i] = t.oid
@@ -162,7 +163,7 @@ type publishedTable struct {
 
 // publishedTables reads pg_publication_tables. It reads the rows as JSON, because PostgreSQL 14 has no columns for filters and
 // column lists.
-func publishedTables(ctx context.Context, db SQL, s Source) ([]publishedTable, error) {
+func publishedTables(ctx context.Context, db ledger.Querier, s Source) ([]publishedTable, error) {
 	rows, err := db.Query(ctx, `select c.oid, n.nspname::pg_catalog.text || '.' || c.relname::pg_catalog.text,
 			n.nspname = $2 and c.relname = any ($3) or exists (select from pg_inherits i join pg_class l on l.oid = i.inhparent
 				join pg_namespace ln on ln.oid = l.relnamespace where i.inhrelid = c.oid and l.relname = 'outbox_delivery_log' and ln.nspname = $2),

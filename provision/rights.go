@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -41,7 +42,7 @@ func ledgerTables() []string {
 
 // checkPrivileges adds one problem that lists all grants that the session's login lacks. It reads catalogs only, because a
 // statement that names a table in a schema that the login may not use would fail.
-func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
+func checkPrivileges(ctx context.Context, db ledger.Querier, s Source, p *problems) error {
 	schema, name := s.tableName()
 	var schemas, names, wanted []string
 	want := func(schema, name, privilege string) {
@@ -85,7 +86,7 @@ func checkPrivileges(ctx context.Context, db SQL, s Source, p *problems) error {
 }
 
 // checkReplicationUser adds a problem if the user may not replicate. It checks nothing if user is empty.
-func checkReplicationUser(ctx context.Context, db SQL, user string, p *problems) error {
+func checkReplicationUser(ctx context.Context, db ledger.Querier, user string, p *problems) error {
 	if user == "" {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -178,7 +179,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 }
 
 // holdsRows reports whether the outbox holds a row. It reads one row at most.
-func holdsRows(ctx context.Context, db SQL, s Source) (bool, error) {
+func holdsRows(ctx context.Context, db ledger.Querier, s Source) (bool, error) {
 	var filled bool
 	if err := db.QueryRow(ctx, "select exists (select from "+s.table()+")").Scan(&filled); err != nil {
 		return false, fmt.Errorf("look for rows in %s: %w", s.Table, err)

@@ -29,7 +29,7 @@ const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-
 
 // readSlot returns nil if there is no such slot. It reads columns that only newer servers have from the row as JSON. wal_status
 // comes before conflicting, because PostgreSQL 16 also shows a slot whose WAL was removed as conflicting.
-func readSlot(ctx context.Context, db SQL, name string) (*slotRow, error) {
+func readSlot(ctx context.Context, db ledger.Querier, name string) (*slotRow, error) {
 	var s slotRow
 	err := db.QueryRow(ctx, `select coalesce(plugin, ''), coalesce(database, ''), temporary, coalesce(active_pid, 0),
 			coalesce(j ->> 'invalidation_reason',

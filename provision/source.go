@@ -1,7 +1,6 @@
 package provision
 
 import (
-	"context"
 	"regexp"
 	"strings"
 
@@ -19,12 +18,6 @@ type Source struct {
 	Slot         string
 	Publication  string
 	Columns      decoder.Columns
-}
-
-// SQL is what queries can be sent to: a connection, a pool or a transaction.
-type SQL interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
 // table is the quoted name of the outbox.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // Table is what the database says about the outbox.
@@ -54,7 +55,7 @@ func FindTable(ctx context.Context, dsn string, s Source) (*Table, error) {
 }
 
 // checkNamedTable finds the outbox by its name, and checks it. It returns nil if there is no such table.
-func checkNamedTable(ctx context.Context, db SQL, s Source, p *problems) (*Table, error) {
+func checkNamedTable(ctx context.Context, db ledger.Querier, s Source, p *problems) (*Table, error) {
 	schema, name := s.tableName()
 	var oid uint32
 	err := db.QueryRow(ctx, `select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -73,7 +74,7 @@ func checkNamedTable(ctx context.Context, db SQL, s Source, p *problems) (*Table
 
 // checkTable checks whether every row that is written into the outbox comes on the stream as a row of this table, with every
 // column that is needed. init, each start and the running connector call it.
-func checkTable(ctx context.Context, db SQL, s Source, oid uint32, p *problems) (*Table, error) {
+func checkTable(ctx context.Context, db ledger.Querier, s Source, oid uint32, p *problems) (*Table, error) {
 	t := Table{OID: oid}
 	var persistence string
 	var version int
@@ -109,7 +110,7 @@ type relation struct {
 
 // checkRelatives refuses tables that inherit from the outbox and whose rows do not come on the stream as the outbox's own. The
 // rows of a partition do come so, because of publish_via_partition_root, if the server writes them to the WAL.
-func checkRelatives(ctx context.Context, db SQL, s Source, t *Table, p *problems) error {
+func checkRelatives(ctx context.Context, db ledger.Querier, s Source, t *Table, p *problems) error {
 	// This does not use pg_partition_tree, because it waits for a lock on each partition.
 	rows, err := db.Query(ctx, `with recursive heirs (oid) as (
 			select i.inhrelid from pg_catalog.pg_inherits i where i.inhparent = $1
@@ -161,7 +162,7 @@ func firstFew(names []string) string {
 
 // checkRules refuses rules that replace an insert into the outbox with something else. A trigger can do the same, but the catalog
 // does not say whether it does.
-func checkRules(ctx context.Context, db SQL, s Source, oid uint32, p *problems) error {
+func checkRules(ctx context.Context, db ledger.Querier, s Source, oid uint32, p *problems) error {
 	rows, err := db.Query(ctx, `select r.rulename::pg_catalog.text from pg_catalog.pg_rewrite r
 		where r.ev_class = $1 and r.ev_type = '3' and r.is_instead and r.ev_enabled in ('O', 'A') order by 1`, oid)
 	if err != nil {
@@ -177,7 +178,7 @@ func checkRules(ctx context.Context, db SQL, s Source, oid uint32, p *problems) 
 
 // checkColumns checks whether the needed columns exist, have types that can be used, and are written to the WAL. It sets t.idType
 // and t.generated.
-func checkColumns(ctx context.Context, db SQL, s Source, t *Table, version int, p *problems) error {
+func checkColumns(ctx context.Context, db ledger.Querier, s Source, t *Table, version int, p *problems) error {
 	columns, err := readColumns(ctx, db, t.OID)
 	if err != nil {
 		return err
@@ -219,7 +220,7 @@ type tableColumn struct {
 	generated string // pg_attribute.attgenerated
 }
 
-func readColumns(ctx context.Context, db SQL, table uint32) ([]tableColumn, error) {
+func readColumns(ctx context.Context, db ledger.Querier, table uint32) ([]tableColumn, error) {
 	rows, err := db.Query(ctx, `select a.attname::pg_catalog.text, t.oid, case when n.nspname = 'pg_catalog' then ''
 			when t.typtype = 'd' then n.nspname::pg_catalog.text || '.' || t.typname::pg_catalog.text || ' (a domain over ' || pg_catalog.format_type(t.typbasetype, null) || ')'
 			else n.nspname::pg_catalog.text || '.' || t.typname::pg_catalog.text end, a.attgenerated::pg_catalog.text
