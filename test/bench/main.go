@@ -175,9 +175,9 @@ type bench struct {
 }
 
 func main() {
-	process.Program[options]{
+	os.Exit(process.Program[options]{
 		Parse: parseOptions, Run: run, Children: map[string]func([]string) error{receiverCommand: runReceiver},
-	}.Main()
+	}.Main())
 }
 
 func run(ctx context.Context, o options) (err error) {

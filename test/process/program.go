@@ -27,13 +27,10 @@ type Program[O any] struct {
 	Children map[string]func(args []string) error
 }
 
-// Main is the main function of a program. It exits with 2 where the arguments are wrong, and with 1 where Run fails.
-func (p Program[O]) Main() {
+// Main does what the arguments of this process say, and returns its exit code: 2 where they are wrong, 1 where Run fails.
+func (p Program[O]) Main() int {
 	if len(os.Args) > 1 && p.Children[os.Args[1]] != nil {
-		if err := p.Children[os.Args[1]](os.Args[2:]); err != nil {
-			exit(1, err)
-		}
-		return
+		return report(1, p.Children[os.Args[1]](os.Args[2:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -41,18 +38,23 @@ func (p Program[O]) Main() {
 	options, err := p.Parse(os.Args[1:])
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		return
+		return 0
 	case err != nil:
-		exit(2, err)
+		return report(2, err)
 	}
 	if err := p.Run(ctx, options); err != nil {
-		exit(1, cmp.Or(context.Cause(ctx), err))
+		return report(1, cmp.Or(context.Cause(ctx), err))
 	}
+	return 0
 }
 
-func exit(code int, err error) {
+// report prints an error and returns the code, or 0 where there is none.
+func report(code int, err error) int {
+	if err == nil {
+		return 0
+	}
 	fmt.Fprintln(os.Stderr, err)
-	os.Exit(code)
+	return code
 }
 
 // Note tells whoever watches how far the program is.

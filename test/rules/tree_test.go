@@ -44,7 +44,7 @@ var files = token.NewFileSet()
 // paths are those of all files that belong to the repository, in order. What is not committed yet counts, what is ignored
 // does not.
 var paths = sync.OnceValues(func() ([]string, error) {
-	cmd := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z") //nolint:noctx // it ends by itself
+	cmd := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
 	cmd.Dir = root
 	out, err := cmd.Output()
 	if err != nil {

@@ -86,9 +86,9 @@ type soak struct {
 }
 
 func main() {
-	process.Program[options]{
+	os.Exit(process.Program[options]{
 		Parse: parseOptions, Run: run, Children: map[string]func([]string) error{refuserCommand: runRefuser},
-	}.Main()
+	}.Main())
 }
 
 func run(ctx context.Context, o options) (err error) {
