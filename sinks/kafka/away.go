@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// place is a partition; with partition −1 and no topic the cluster as a whole.
+// place is a partition, or the cluster as a whole, which has partition −1 and no topic.
 type place struct {
 	topic     string
 	partition int32
@@ -14,31 +14,31 @@ type place struct {
 
 var cluster = place{partition: -1}
 
-// away remembers, for all lanes, what did not answer when it was last tried.
+// away remembers, for all lanes, the places that did not answer when they were last tried.
 //
-// What failed fast (no leader, connection refused) is tried again by every Deliver, but without patience: an election
-// is waited for once, not by every batch for as long as a partition is offline. What timed out is not tried at all for
-// a while, or it would make every batch last as long as its deadline.
+// A place that failed fast (no leader, connection refused) is tried again by every Deliver, but only once. So an election is waited
+// for once, and not by every batch for as long as the partition is offline. A place that timed out is not tried at all for a while.
+// Otherwise every batch would last as long as its deadline.
 type away struct {
-	count  atomic.Int32 // of places: 0 when all is well
+	count  atomic.Int32 // how many places; 0 if all answer
 	mu     sync.Mutex
-	places map[place]time.Time // until when it is not tried
+	places map[place]time.Time // until when the place is not tried
 }
 
-// set remembers p, which is not to be tried before until.
+// set remembers that p did not answer, and must not be tried before until.
 func (a *away) set(p place, until time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.places == nil {
 		a.places = make(map[place]time.Time)
 	}
-	if old, ok := a.places[p]; !ok || until.After(old) { // another lane may have met a time-out
+	if old, ok := a.places[p]; !ok || until.After(old) { // another lane may have set a later time
 		a.places[p] = until
 	}
 	a.count.Store(int32(len(a.places)))
 }
 
-// clear forgets p: it has answered.
+// clear forgets p, because it has answered.
 func (a *away) clear(p place) {
 	if a.count.Load() == 0 {
 		return
@@ -49,13 +49,13 @@ func (a *away) clear(p place) {
 	a.count.Store(int32(len(a.places)))
 }
 
-// known tells whether p was away at its last try.
+// known reports whether p did not answer when it was last tried.
 func (a *away) known(p place) bool {
 	_, ok := a.until(p)
 	return ok
 }
 
-// resting tells whether p is not to be tried yet.
+// resting reports whether p must not be tried yet.
 func (a *away) resting(p place) bool {
 	until, ok := a.until(p)
 	return ok && time.Now().Before(until)

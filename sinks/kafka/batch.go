@@ -9,28 +9,28 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// The layout of a record batch, https://kafka.apache.org/documentation/#recordbatch.
+// The layout of a record batch: https://kafka.apache.org/documentation/#recordbatch.
 const (
 	batchHeader     = 61
-	batchLengthFrom = 8 + 4 // the length counts what follows itself
+	batchLengthFrom = 8 + 4 // the length counts the bytes that follow it
 	batchCRCAt      = 17
 	batchCRCFrom    = batchCRCAt + 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encoder turns waves into bytes. Its buffers serve wave after wave.
+// encoder turns waves into bytes. It uses its buffers again for each wave.
 type encoder struct {
-	compressor kgo.Compressor // nil: none
+	compressor kgo.Compressor // nil for no compression
 	wave       []byte
-	plain      []byte // of one batch, before it is compressed
+	plain      []byte // one batch before it is compressed
 	packed     bytes.Buffer
 }
 
-// keptBytes is how much of a buffer a lane keeps from one Deliver to the next. Batches of 500 small events need less.
+// keptBytes is the largest buffer that a lane keeps from one Deliver to the next. Batches of 500 small events need less.
 const keptBytes = 2 << 20
 
-// encode gives each partition of the wave its batch. They share one buffer, which the next call overwrites.
+// encode makes the batch of each partition of the wave. All batches share one buffer, which the next call overwrites.
 func (e *encoder) encode(wave []*partition, records []record, id int64, epoch int16) {
 	size := 0
 	for _, p := range wave {
@@ -39,7 +39,7 @@ func (e *encoder) encode(wave []*partition, records []record, id int64, epoch in
 	if cap(e.wave) < size {
 		e.wave = make([]byte, 0, size)
 	}
-	e.wave = e.wave[:0] // and never grows: a batch is compressed only when that makes it smaller
+	e.wave = e.wave[:0] // never grows here: a compressed batch is used only if it is smaller
 	for _, p := range wave {
 		from := len(e.wave)
 		e.wave = e.appendBatch(e.wave, p, records, id, epoch)
@@ -67,7 +67,7 @@ func (e *encoder) appendBatch(dst []byte, p *partition, records []record, id int
 		e.plain = p.appendRecords(e.plain[:0], records)
 		e.packed.Reset()
 		if packed, codec := e.compressor.Compress(&e.packed, e.plain); codec > 0 && len(packed) < len(e.plain) {
-			dst[from+batchCRCFrom+1] |= byte(codec) // the low bits of the attributes
+			dst[from+batchCRCFrom+1] |= byte(codec) // the codec is in the low bits of the attributes
 			dst = append(dst, packed...)
 		} else {
 			dst = append(dst, e.plain...)
@@ -86,7 +86,7 @@ func (p *partition) appendRecords(dst []byte, records []record) []byte {
 	return dst
 }
 
-// shrink lets go of what a large wave needed.
+// shrink frees buffers that a large wave has made larger than keptBytes.
 func (e *encoder) shrink() {
 	if cap(e.wave) > keptBytes {
 		e.wave = nil

@@ -14,59 +14,58 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
 
-// Config says where the brokers are and how records are made. Only Brokers is needed.
+// Config says where the brokers are and how records are made. Only Brokers is required.
 type Config struct {
-	Brokers  []string // host:port, some of them
+	Brokers  []string // host:port of some brokers
 	ClientID string
-	TLS      *tls.Config // nil: not encrypted
+	TLS      *tls.Config // nil for connections without TLS
 	SASL     SASL
 	// Compression is none (the default), gzip, snappy, lz4 or zstd.
 	Compression string
-	// Timestamp of a record is the time of the commit ("commit", the default) or the event's own ("created_at"):
-	// Debezium's table.field.event.timestamp.
+	// Timestamp says which time a record has: that of the commit ("commit", the default) or the event's own ("created_at"). It
+	// corresponds to Debezium's table.field.event.timestamp.
 	Timestamp string
 
-	// Formats say which headers a record has: debezium (the default), those of Debezium's outbox router; cloudevents,
-	// the attributes of a CloudEvent in binary mode, with the prefix ce_ and a content-type always; or both. Key,
-	// value, content-type, traceparent and tracestate are the same with each.
+	// Formats say which headers a record has. debezium (the default): those of Debezium's outbox router. cloudevents: the attributes of
+	// a CloudEvent in binary mode, with the prefix ce_, and always a content-type. A record may have both. Key, value, content-type,
+	// traceparent and tracestate do not depend on the format.
 	// (github.com/cloudevents/spec, cloudevents/bindings/kafka-protocol-binding.md)
 	Formats []string
-	// Source of CloudEvents, a URI reference in which {aggregate_type} stands for the event's. Format cloudevents needs
-	// it, and nothing else looks at it.
+	// Source is the attribute source of CloudEvents, a URI reference. {aggregate_type} in it stands for that of the event. The format
+	// cloudevents requires it; nothing else uses it.
 	Source string
-	// Placement, of format debezium, says which columns become headers beside the id, in the syntax of Debezium's
-	// table.fields.additional.placement, see parsePlacement. A column that is NULL has no header, where Debezium sends
-	// one of value null. Empty stands for
+	// Placement (format debezium) says which columns become headers beside the id, in the syntax of Debezium's
+	// table.fields.additional.placement; see parsePlacement. A column that is NULL has no header. (Debezium sends a header with the
+	// value null.) An empty Placement stands for
 	// event_type:header:eventType,event_version:header:eventVersion,tenant_id:header:tenantId,correlation_id:header:correlationId,causation_id:header:causationId
-	// and "id:header" for the id alone, as Debezium has it by default.
+	// and "id:header" for the id alone, which is Debezium's default.
 	Placement string
-	// Columns translates the names in Placement that are those of the user's table into ours: {"type": "event_type"}.
+	// Columns translates names of columns of the user's table, which Placement may contain, into ours: {"type": "event_type"}.
 	Columns map[string]string
-	// HeaderEncoding, of format debezium, is plain (the default), as Kafka Connect sends headers with
-	// SimpleHeaderConverter or StringConverter, or json, as Debezium Server does by default (debezium.format.header):
-	// strings are in quotes. It is that of id, placed columns, outbox_lsn and headers from the metadata; content-type,
-	// traceparent, tracestate and ce_* are never quoted.
+	// HeaderEncoding (format debezium) is plain or json. plain (the default) is what Kafka Connect sends with SimpleHeaderConverter or
+	// StringConverter. json puts strings in quotes, as Debezium Server does by default (debezium.format.header). It applies to id, placed
+	// columns, outbox_lsn and headers from the metadata. content-type, traceparent, tracestate and ce_* are never quoted.
 	HeaderEncoding string
-	// HeadersFromMetadata are keys of the metadata, at its top level, that become headers of their names: strings as
-	// their text, other values as JSON; null and what is not there, none. traceparent and tracestate need not be among
-	// them.
+	// HeadersFromMetadata are keys at the top level of the metadata that become headers with the same names. The value of a string is
+	// its text, any other value is written as JSON. A key that is null or missing makes no header. traceparent and tracestate become
+	// headers without being listed here.
 	HeadersFromMetadata []string
-	// TombstoneOnEmptyPayload sends a payload that is empty, or white space only, as the value null: Debezium's
-	// route.tombstone.on.empty.payload. A payload that is NULL is null anyway.
+	// TombstoneOnEmptyPayload sends a payload that is empty or only white space as the value null. It corresponds to Debezium's
+	// route.tombstone.on.empty.payload. A payload that is NULL is always sent as null.
 	TombstoneOnEmptyPayload bool
-	// LSNHeader adds a header outbox_lsn, the event's position as ce_sequence has it: LSN of the commit and number in
-	// the transaction, in fixed width, so that it orders as a text. Debezium has nothing like it.
+	// LSNHeader adds a header outbox_lsn with the event's position, in the same form as ce_sequence: the LSN of the commit and the number
+	// in the transaction, in fixed width, so that positions can be compared as texts. Debezium has nothing like it.
 	LSNHeader bool
 
-	// MaxMessageBytes: a record that is larger with key and headers is permanently refused without a try, as brokers
-	// cut the connection on a request of more than socket.request.max.bytes (100 MiB). Which sizes a topic takes is
-	// for its broker to say. 0 means 99 MiB.
+	// MaxMessageBytes is the largest record, with key and headers. A larger one is refused permanently without a try, because brokers
+	// close the connection when a request has more than socket.request.max.bytes (100 MiB). Which sizes a topic accepts, only its
+	// broker decides. 0 means 99 MiB.
 	MaxMessageBytes int
-	// Logger is told, at debug level, what franz-go has to say. Errors are returned.
+	// Logger gets the messages of franz-go, at debug level. Errors are not logged but returned.
 	Logger *slog.Logger
 }
 
-// SASL is how the client says who it is; an empty Mechanism means that it does not.
+// SASL says how the client logs in. An empty Mechanism means that it does not.
 type SASL struct {
 	Mechanism string // plain, scram-sha-256 or scram-sha-512
 	Username  string
@@ -81,16 +80,16 @@ func (s SASL) String() string {
 	return s.Mechanism + " as " + s.Username
 }
 
-// GoString hides it from %#v.
+// GoString hides the password from %#v.
 func (s SASL) GoString() string { return s.String() }
 
-// LogValue hides it from logs.
+// LogValue hides the password from logs.
 func (s SASL) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 const (
-	dialTimeout     = 5 * time.Second // TLS included
-	requestOverhead = 5 * time.Second // beyond what the request itself allows the broker
-	idleTimeout     = 3 * time.Minute // below the four minutes after which some clouds forget a connection silently
+	dialTimeout     = 5 * time.Second // for connection and TLS together
+	requestOverhead = 5 * time.Second // how long to wait beyond the time that the request allows the broker
+	idleTimeout     = 3 * time.Minute // some clouds drop an idle connection without notice after four minutes
 	retryPause      = 100 * time.Millisecond
 
 	defaultMaxMessageBytes = 99 << 20
@@ -101,22 +100,24 @@ var codecs = map[string]kgo.CompressionCodec{
 	"snappy": kgo.SnappyCompression(), "lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
 }
 
-// options are those of the clients, of which each lane has its own.
+// options returns the options for the clients. Each lane has a client of its own.
 func (c *Config) options() ([]kgo.Opt, error) {
 	if len(c.Brokers) == 0 {
 		return nil, errors.New("no brokers")
 	}
-	// The last version of Produce that names topics. Later ones have ids, which are stale when a topic was made anew.
+	// Use the last version of Produce that has names of topics. Later versions have ids, which become wrong when a topic is deleted and
+	// made again.
 	versions := kversion.Stable()
 	versions.SetMaxKeyVersion(0, 12)
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(c.Brokers...),
 		kgo.MaxVersions(versions),
-		kgo.RequiredAcks(kgo.AllISRAcks()), // kgo puts it into our requests
+		kgo.RequiredAcks(kgo.AllISRAcks()), // kgo writes this into our requests
 		kgo.DialTimeout(dialTimeout),
 		kgo.RequestTimeoutOverhead(requestOverhead),
 		kgo.ConnIdleTimeout(idleTimeout),
-		// Requests to any broker (metadata, producer id) go on to the next one. Produce requests are never repeated.
+		// A request that any broker can answer (metadata, producer id) is sent to the next one if it fails. Produce requests are never
+		// repeated.
 		kgo.RequestRetries(2),
 		kgo.RetryBackoffFn(func(int) time.Duration { return retryPause }),
 		kgo.DisableClientMetrics(),
@@ -145,7 +146,7 @@ func (c *Config) options() ([]kgo.Opt, error) {
 	return opts, kgo.ValidateOpts(opts...)
 }
 
-// debugLog hands on the client's messages. All are of debug level: what it warns of is in the errors of Deliver too.
+// debugLog passes on the messages of the client, all at debug level. Whatever the client warns of is in the errors of Deliver as well.
 type debugLog struct{ to *slog.Logger }
 
 func (l debugLog) Level() kgo.LogLevel {
@@ -156,5 +157,5 @@ func (l debugLog) Level() kgo.LogLevel {
 }
 
 func (l debugLog) Log(_ kgo.LogLevel, msg string, keyvals ...any) {
-	l.to.Debug(msg, keyvals...) //nolint:sloglint // the client's words
+	l.to.Debug(msg, keyvals...) //nolint:sloglint // the message comes from the client
 }

@@ -10,24 +10,25 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// delivery is one Deliver. It sends waves until each message has its outcome.
+// delivery is one call of Deliver. It sends waves of messages until each message has an outcome.
 //
-// A wave holds at most one batch a partition, which the broker accepts or refuses as a whole; and all messages that it
-// holds of an aggregate go to one partition, as topic and key need not depend on the aggregate alone. So they share one
-// fate, and what comes behind them is not planned before that is known.
+// A wave contains at most one batch for each partition, and the broker accepts or refuses a batch as a whole. All messages of an
+// aggregate in a wave go to the same partition. (Topic and key may depend on more than the aggregate, so messages of one aggregate may
+// belong to several partitions.) So they are accepted or refused together, and later messages of the aggregate are not planned before
+// that is known.
 type delivery struct {
 	p       *producer
 	batch   []sinks.Message
 	records []record
-	headers []header // of the records
-	errs    []error  // nil while nothing has failed
+	headers []header // the memory for the headers of all records
+	errs    []error  // nil as long as nothing has failed
 
 	wave  []*partition
 	bytes int
-	// taken tells where the messages of an aggregate go in this wave; nil: they wait for the next. It is known by a
-	// hash only: two aggregates that share one wait for each other, which does no harm.
+	// taken holds, by the hash of the aggregate, the partition to which its messages go in this wave. nil means that they wait for the
+	// next wave. Two aggregates with the same hash may wait for each other, which does no harm.
 	taken  map[uint64]*partition
-	failed map[sinks.Aggregate]struct{} // a message of it was not accepted
+	failed map[sinks.Aggregate]struct{} // aggregates of which a message was not accepted
 }
 
 func (d *delivery) run(ctx context.Context, p *producer, batch []sinks.Message) []error {
@@ -42,7 +43,7 @@ func (d *delivery) run(ctx context.Context, p *producer, batch []sinks.Message) 
 	return d.errs
 }
 
-// failRest fails what ctx has left no time for.
+// failRest fails the messages for which ctx has left no time.
 func (d *delivery) failRest(ctx context.Context) {
 	for i := range d.records {
 		r := &d.records[i]
@@ -72,7 +73,7 @@ func (d *delivery) begin(p *producer, batch []sinks.Message) {
 	}
 }
 
-// end lets go of the batch.
+// end drops all references to the batch.
 func (d *delivery) end() {
 	clear(d.records)
 	clear(d.headers)
@@ -83,8 +84,8 @@ func (d *delivery) end() {
 	d.p.encoder.shrink()
 }
 
-// plan fills the next wave with what may go now, and gives outcomes to what cannot go at all. It tells whether there is
-// a wave.
+// plan puts the messages that may be sent now into the next wave, and fails the messages that cannot be sent at all. It reports whether
+// the wave contains any message.
 func (d *delivery) plan() bool {
 	d.wave, d.bytes = d.wave[:0], 0
 	clear(d.taken)
@@ -103,7 +104,7 @@ func (d *delivery) plan() bool {
 		size, err := d.locate(r)
 		switch {
 		case taken && (err != nil || to != r.partition), err == nil && !d.add(int32(i), size):
-			d.taken[hash] = nil // its turn comes when the outcome of what is before it is known
+			d.taken[hash] = nil // it waits until the outcome of the messages before it is known
 		case err != nil:
 			d.fail(i, err)
 		default:
@@ -113,7 +114,7 @@ func (d *delivery) plan() bool {
 	return len(d.wave) > 0
 }
 
-// locate finds r's partition and its size there, or why it is not to be tried.
+// locate finds the partition of r, and the size of r in its batch. It returns an error if r must not be tried.
 func (d *delivery) locate(r *record) (size int, err error) {
 	if r.partition == nil {
 		if r.partition, err = d.p.place(r.msg); err != nil {
@@ -134,7 +135,7 @@ func (d *delivery) locate(r *record) (size int, err error) {
 	return size, nil
 }
 
-// add puts record i into the batch of its partition, if there is room.
+// add puts record i into the batch of its partition. It reports whether there was room.
 func (d *delivery) add(i int32, size int) bool {
 	r := &d.records[i]
 	p := r.partition
@@ -155,7 +156,7 @@ func (d *delivery) add(i int32, size int) bool {
 	return true
 }
 
-// settle draws the consequences of the answers. What has no outcome then is planned again.
+// settle gives messages their outcomes by the answers. A message that has none after that is planned again.
 func (d *delivery) settle() {
 	for _, p := range d.wave {
 		a := p.answer
@@ -165,7 +166,7 @@ func (d *delivery) settle() {
 				d.records[i].settled = true
 			}
 		case a.verdict == refused && p.count > 1:
-			// Says nothing of one of them: smaller batches do, of one record in the end.
+			// The refusal says nothing about a single record. Smaller batches will, in the end of one record each.
 			p.limit = p.size / 2
 			if errors.Is(a.err, kerr.MessageTooLarge) {
 				p.topic.maxBatch = min(p.topic.maxBatch, p.limit)
@@ -179,8 +180,8 @@ func (d *delivery) settle() {
 	}
 }
 
-// failBatch fails the records of p in this wave. Those behind the first of their aggregate were not attempted, unless
-// all of them may have been accepted.
+// failBatch fails the records of p in this wave. The first record of each aggregate gets the error. The later ones are ErrNotAttempted,
+// unless the whole batch may have been accepted.
 func (d *delivery) failBatch(p *partition) {
 	err := p.answer.failure(p)
 	for i := p.first; i >= 0; i = d.records[i].next {

@@ -30,22 +30,22 @@ const (
 	headerTraceState  = "tracestate"
 	headerLSN         = "outbox_lsn"
 
-	// cePrefix is that of the Kafka binding, which also says: values in UTF-8, not percent-encoded.
+	// cePrefix is the prefix that the Kafka binding of CloudEvents demands. By this binding values are UTF-8 and not percent-encoded.
 	cePrefix = "ce_"
 )
 
-// layout is what the configuration makes of records. It is not changed once it is made.
+// layout says how records are made of messages. It is made of the configuration and never changes.
 type layout struct {
-	createdAt    bool // the timestamp
+	createdAt    bool // the timestamp of a record is created_at
 	tombstone    bool
 	debezium     bool
 	json         bool
-	placed       []placedColumn // behind the id
+	placed       []placedColumn // the headers that follow the id
 	fromMetadata []string
 	lsn          bool
 	cloudEvents  bool
 	events       format.CloudEvents
-	names        map[string]string // of attributes: those of their headers
+	names        map[string]string // the names of headers by those of attributes
 }
 
 type placedColumn struct {
@@ -53,7 +53,7 @@ type placedColumn struct {
 	header string
 }
 
-// layout checks the options of formats, and tells all mistakes.
+// layout checks the options of formats. Its error joins all mistakes.
 func (c *Config) layout() (l layout, err error) {
 	var errs []error
 	mistake := func(text string, args ...any) { errs = append(errs, fmt.Errorf(text, args...)) }
@@ -107,7 +107,7 @@ func (c *Config) layout() (l layout, err error) {
 	return l, errors.Join(errs...)
 }
 
-// setHeaders sees to it that no two headers have one name.
+// setHeaders sets the headers. It returns an error if two of them have the same name.
 func (l *layout) setHeaders(placed []headerColumn, fromMetadata []string) error {
 	var errs []error
 	taken := map[string]bool{headerContentType: true, headerTraceParent: true, headerTraceState: true, headerID: l.debezium, headerLSN: l.lsn}
@@ -119,14 +119,14 @@ func (l *layout) setHeaders(placed []headerColumn, fromMetadata []string) error 
 	}
 	for _, p := range placed {
 		if p.Column == columnNames[columnID] && p.Header == headerID {
-			continue // it is there anyway
+			continue // this header exists anyway
 		}
 		take("placement", p.Header)
 		l.placed = append(l.placed, placedColumn{column(slices.Index(columnNames, p.Column)), p.Header})
 	}
 	for _, name := range fromMetadata {
 		if name == headerTraceParent || name == headerTraceState {
-			continue // they are there anyway
+			continue // these headers exist anyway
 		}
 		take("headers from metadata", name)
 		l.fromMetadata = append(l.fromMetadata, name)
@@ -134,7 +134,7 @@ func (l *layout) setHeaders(placed []headerColumn, fromMetadata []string) error 
 	return errors.Join(errs...)
 }
 
-// headerNames saves to put them together for each record.
+// headerNames returns the names of headers for all attributes, so that they are not composed anew for each record.
 func headerNames() map[string]string {
 	full := &sinks.Message{Event: &outbox.Event{
 		ID: "x", AggregateType: "x", AggregateID: "x", EventType: "x", TenantID: "x", CorrelationID: "x", CausationID: "x", CreatedAt: time.Now(),
@@ -146,9 +146,9 @@ func headerNames() map[string]string {
 	return names
 }
 
-// appendHeaders gives m's headers: the id and the placed columns, as Debezium's outbox router has them, what its
-// metadata says to all transports, the chosen keys of it, its position, and the attributes of a CloudEvent. What is
-// empty was NULL, and is left out.
+// appendHeaders appends the headers of m: the id and the placed columns, as in Debezium's outbox router; what the metadata says to all
+// transports; the chosen keys of the metadata; the position; and the attributes of a CloudEvent. An empty value stands for NULL and
+// makes no header.
 func (l *layout) appendHeaders(h []header, m *sinks.Message) []header {
 	e := m.Event
 	c := format.ContextOf(e.Metadata)
@@ -159,7 +159,7 @@ func (l *layout) appendHeaders(h []header, m *sinks.Message) []header {
 			if value == "" {
 				continue
 			}
-			if p.column != columnEventVersion { // a number is JSON as it is
+			if p.column != columnEventVersion { // a number needs no quotes in JSON
 				value = l.encode(value)
 			}
 			h = append(h, header{p.header, value})
@@ -190,7 +190,7 @@ func (l *layout) appendHeaders(h []header, m *sinks.Message) []header {
 	return h
 }
 
-// appendMetadata gives the chosen keys that are there: a string's text, any other value as the JSON that it is.
+// appendMetadata appends the chosen keys that the metadata has. A string becomes its text, any other value stays JSON.
 func (l *layout) appendMetadata(h []header, metadata json.RawMessage) []header {
 	var m map[string]json.RawMessage
 	if json.Unmarshal(metadata, &m) != nil {
@@ -202,7 +202,7 @@ func (l *layout) appendMetadata(h []header, metadata json.RawMessage) []header {
 		case raw == nil || string(raw) == "null":
 		case raw[0] == '"':
 			var text string
-			_ = json.Unmarshal(raw, &text) // it was valid as a whole
+			_ = json.Unmarshal(raw, &text) // cannot fail: the metadata was valid as a whole
 			if text != "" {
 				h = append(h, header{name, l.encode(text)})
 			}
@@ -213,7 +213,7 @@ func (l *layout) appendMetadata(h []header, metadata json.RawMessage) []header {
 	return h
 }
 
-// encode is the header encoding of a text.
+// encode writes a text in the configured header encoding.
 func (l *layout) encode(s string) string {
 	if !l.json {
 		return s
@@ -221,8 +221,8 @@ func (l *layout) encode(s string) string {
 	return quote(s)
 }
 
-// quote makes a JSON string as Jackson does, Debezium's library: it escapes quotes, backslashes and control characters,
-// and nothing else.
+// quote writes a JSON string in the same way as Jackson, the library of Debezium: it escapes quotes, backslashes and control characters, and
+// nothing else.
 func quote(s string) string {
 	const digits = "0123456789ABCDEF"
 	out := append(make([]byte, 0, len(s)+2), '"')
@@ -249,7 +249,7 @@ func quote(s string) string {
 	return string(append(out, '"'))
 }
 
-// isBlank tells whether Debezium takes a payload for empty: there is none, or Java's trim leaves none.
+// isBlank reports whether Debezium takes a payload for empty: it has no bytes, or Java's trim leaves none.
 func isBlank(payload []byte) bool {
 	return !slices.ContainsFunc(payload, func(b byte) bool { return b > ' ' })
 }

@@ -14,43 +14,43 @@ import (
 )
 
 const (
-	metadataAge   = 5 * time.Minute // as in Java: after that, new partitions are seen
+	metadataAge   = 5 * time.Minute // after this time metadata is asked for again, and new partitions are found; the default of Java's client
 	metadataPause = 10 * time.Second
 )
 
-// topic is what a producer knows of one.
+// topic is what a producer knows about a topic.
 type topic struct {
 	name        string
-	err         error        // it cannot be had; asked for again by the next Deliver
-	moved       bool         // a partition did not answer where it was last: asked for again by the next Deliver
+	err         error        // why the topic cannot be used; the next Deliver asks for it again
+	moved       bool         // a partition did not answer at its last leader; the next Deliver asks for the topic again
 	partitions  []*partition // in the order of their numbers
 	partitioner kgo.TopicPartitioner
-	maxBatch    int // batches of several records are no larger: maxBatchBytes until the topic refuses one
+	maxBatch    int // the largest batch of several records: maxBatchBytes until the topic refuses one
 }
 
-// partition is one of a topic, as one producer sees it, with its share of the wave.
+// partition is what a producer knows about a partition, and what it sends to it in the present wave.
 type partition struct {
 	topic  *topic
 	number int32
-	leader int32 // −1: none
+	leader int32 // −1 if there is none
 
-	// sequence is the number of the next record in the producer's generation, by which the broker knows a repetition.
+	// sequence is the number of the next record in the generation of the producer. By these numbers the broker recognises repetitions.
 	sequence   int32
 	generation int
 
 	// Of the wave:
-	count                       int32 // records, 0: not in it
-	first, last                 int32 // the ends of their chain
-	size                        int   // their bytes
+	count                       int32 // how many records; 0 if the partition is not in the wave
+	first, last                 int32 // the ends of the chain of these records
+	size                        int   // the bytes of these records
 	baseTimestamp, maxTimestamp int64
 	batch                       []byte
 	answer                      answer
 	unknown                     bool // an earlier try may have been accepted
 
-	// Of the Deliver:
+	// Of the present Deliver:
 	round      int
-	limit      int  // bytes of a batch of several records
-	renumbered bool // once
+	limit      int  // the most bytes of a batch of several records
+	renumbered bool // a new generation was tried already
 }
 
 func (p *partition) place() place { return place{p.topic.name, p.number} }
@@ -59,7 +59,7 @@ func (p *partition) String() string {
 	return fmt.Sprintf("topic %q, partition %d", p.topic.name, p.number)
 }
 
-// isTopicName tells whether Kafka allows a topic of that name.
+// isTopicName reports whether Kafka allows a topic with this name.
 func isTopicName(s string) bool {
 	if s == "" || len(s) > 249 || s == "." || s == ".." {
 		return false
@@ -73,8 +73,8 @@ func isTopicName(s string) bool {
 	return true
 }
 
-// prepare loads what is not known of the topics of a batch, and everything anew once in a while. What cannot be had
-// has an error then.
+// prepare loads the topics of a batch that are not known yet. From time to time it loads all known topics again. A topic that cannot be
+// loaded has an error after that.
 func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 	var names []string
 	if now := time.Now(); now.After(p.refresh) {
@@ -120,18 +120,18 @@ func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 	}
 }
 
-// forget drops the topics that cannot be had, of which there is no end where names come from events. The next Deliver
+// forget drops the topics that cannot be used. If names of topics come from events, there may be any number of them. The next Deliver
 // asks for them again.
 func (p *producer) forget() {
 	for name, t := range p.topics {
 		if t.err != nil {
 			delete(p.topics, name)
-			p.stale = p.stale || len(t.partitions) > 0 // their sequence numbers go with them
+			p.stale = p.stale || len(t.partitions) > 0 // their sequence numbers are lost, so the next wave needs a new generation
 		}
 	}
 }
 
-// load asks for topics. An error is one of the request; one of a topic is kept with it.
+// load asks for topics. It returns an error if the request fails. The error of a single topic is kept in the topic.
 func (p *producer) load(ctx context.Context, names []string) error {
 	req := kmsg.NewPtrMetadataRequest()
 	req.AllowAutoTopicCreation = false
@@ -173,7 +173,7 @@ func (t *topic) update(mt *kmsg.MetadataResponseTopic) {
 	}
 	t.moved = false
 	if len(mt.Partitions) < len(t.partitions) {
-		t.err = fmt.Errorf("%w: topic %q was made anew", sinks.ErrUnavailable, t.name) // the next Deliver begins anew, too
+		t.err = fmt.Errorf("%w: topic %q was made anew", sinks.ErrUnavailable, t.name) // the next Deliver starts with the new topic
 		return
 	}
 	for len(t.partitions) < len(mt.Partitions) {

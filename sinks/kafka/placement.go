@@ -11,17 +11,17 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// headerColumn is a column that becomes a header.
+// headerColumn says that a column becomes a header.
 type headerColumn struct {
-	Column string // our name of it
+	Column string // our name of the column
 	Header string
 }
 
-// defaultPlacement are the columns that Debezium's documentation and its users place, under the names they give them.
+// defaultPlacement places the columns that users of Debezium usually place, with the names that Debezium's documentation uses.
 const defaultPlacement = "event_type:header:eventType,event_version:header:eventVersion,tenant_id:header:tenantId," +
 	"correlation_id:header:correlationId,causation_id:header:causationId"
 
-// columnNames are the columns that may be placed.
+// columnNames lists the columns that may be placed.
 var columnNames = []string{
 	"id", "aggregate_type", "aggregate_id", "event_type", "event_version", "tenant_id", "correlation_id", "causation_id", "created_at",
 }
@@ -41,7 +41,7 @@ const (
 	columnCreatedAt
 )
 
-// of is the column's value as a text; empty is NULL.
+// of returns the value of the column as a text. An empty text stands for NULL.
 func (c column) of(e *outbox.Event) string {
 	switch c {
 	case columnID:
@@ -65,12 +65,12 @@ func (c column) of(e *outbox.Event) string {
 	}
 }
 
-// parsePlacement reads Debezium's table.fields.additional.placement: entries column:place or column:place:alias, with
-// commas between them; without an alias the header has the column's name. Columns have our names, or those of the
-// user's table, which columns translates into ours (it may be nil). An empty text is no placement.
+// parsePlacement reads Debezium's table.fields.additional.placement. Its entries are column:place or column:place:alias, with commas between
+// them. Without an alias the header has the name of the column. A column has our name or that of the user's table, which columns
+// translates into ours. columns may be nil. An empty text places nothing.
 //
-// The place must be header: where Debezium knows envelope and partition, the error says why we do not. It tells all
-// mistakes. (Syntax: EventRouterConfigDefinition of debezium-core; spaces around the parts are allowed here.)
+// The place must be header. Debezium has the places envelope and partition too; the error says why there are none here. The error joins
+// all mistakes. (For the syntax see EventRouterConfigDefinition of debezium-core. Here spaces around the parts are allowed.)
 func parsePlacement(text string, columns map[string]string) ([]headerColumn, error) {
 	if strings.TrimSpace(text) == "" {
 		return nil, nil

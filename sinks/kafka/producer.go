@@ -15,25 +15,25 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// producer sends for one Deliver at a time: over connections of its own, as a broker answers the requests of a
-// connection one after the other, and one that waits for replicas would hold back all lanes. In its generation (an id
-// and an epoch) each partition has at most one batch whose outcome is not known.
+// producer sends for one Deliver at a time. It has connections of its own: a broker answers the requests of a connection one after the
+// other, so on a common connection a request that waits for replicas would hold back all lanes. Within a generation of the producer
+// (its id and epoch) each partition has at most one batch whose outcome is not known.
 type producer struct {
 	sink    *Sink
 	client  *kgo.Client
 	topics  map[string]*topic
-	refresh time.Time // when to ask again for what is known
+	refresh time.Time // when to ask again for all known topics
 
-	id         int64 // −1: none yet
+	id         int64 // −1 before the first one
 	epoch      int16
 	generation int
-	stale      bool // a sequence number may have been used: the next wave needs a new generation
+	stale      bool // a sequence number may have been used already, so the next wave needs a new generation
 
 	encoder encoder
-	// Of the running Deliver, kept for the next:
+	// Of the running Deliver. The next one uses the memory again.
 	delivery delivery
-	round    int        // counts Delivers
-	key      kgo.Record // for the partitioner
+	round    int        // counts calls of Deliver
+	key      kgo.Record // holds the key for the partitioner
 	open     []*partition
 }
 
@@ -44,12 +44,12 @@ func newProducer(s *Sink) (*producer, error) {
 	}
 	return &producer{
 		sink: s, client: client, id: -1, topics: make(map[string]*topic), encoder: encoder{compressor: s.compressor},
-		key: kgo.Record{Key: []byte{}}, // an empty key has a partition of its own, as in Java; nil has none
+		key: kgo.Record{Key: []byte{}}, // an empty key has a partition, as in Java; a nil key would not
 	}, nil
 }
 
-// ask sends a request that any broker can answer, and returns when ctx ends. (The client's Request does not always:
-// not while it waits for a connection to be set up.)
+// ask sends a request that any broker can answer. It returns at the latest when ctx ends. (The client's own Request does not, while it waits
+// for a connection.)
 func (p *producer) ask(ctx context.Context, req kmsg.Request) (kmsg.Response, error) {
 	type reply struct {
 		resp kmsg.Response
@@ -68,7 +68,7 @@ func (p *producer) ask(ctx context.Context, req kmsg.Request) (kmsg.Response, er
 	}
 }
 
-// patiently repeats a try for as long as an election may take; only once where the cluster was away before.
+// patiently repeats a try for as long as an election may take. If the cluster was away before, it tries only once.
 func (p *producer) patiently(ctx context.Context, try func(context.Context) error) error {
 	if p.sink.away.resting(cluster) {
 		return errResting
@@ -87,7 +87,7 @@ func (p *producer) patiently(ctx context.Context, try func(context.Context) erro
 		case isFinal(err):
 			return err
 		case p.sink.away.known(cluster) || time.Now().After(giveUp):
-			var until time.Time // at once: it failed fast
+			var until time.Time // the zero time: it failed fast, so the next Deliver may try again
 			if isTimeout(err) {
 				until = p.sink.restUntil()
 			}
@@ -107,9 +107,9 @@ func pause(ctx context.Context) {
 	}
 }
 
-// identify sees to it that no sequence number of the coming wave was ever used for something else, or the broker would
-// take a new batch for the repetition of an old one. An epoch may be raised without asking (KIP-360); with it numbers
-// begin at 0, and the broker refuses what of the old one is still under way.
+// identify makes sure that no sequence number of the coming wave has been used for other records. Otherwise the broker would take a new
+// batch for the repetition of an old one. A producer may raise its epoch without asking the broker (KIP-360). In the new epoch numbers
+// begin at 0, and the broker refuses batches of the old epoch that are still under way.
 func (p *producer) identify(ctx context.Context) error {
 	if p.stale {
 		p.stale = false
@@ -136,8 +136,8 @@ func (p *producer) identify(ctx context.Context) error {
 	})
 }
 
-// send sends the wave, and gives each partition of it its final answer: what did not pass within patience, or before
-// ctx ended, is unavailable.
+// send sends the wave. After that each partition of it has a final answer. A failure that has not passed within patience, or before ctx
+// ended, becomes unavailable.
 func (p *producer) send(ctx context.Context, wave []*partition, records []record) {
 	if err := p.identify(ctx); err != nil {
 		for _, part := range wave {
@@ -167,14 +167,14 @@ func (p *producer) send(ctx context.Context, wave []*partition, records []record
 		p.relocate(ctx)
 	}
 	if ctx.Err() != nil {
-		p.encoder.wave = nil // the client may still be reading it
+		p.encoder.wave = nil // the client may still read it, so the next wave needs another buffer
 	}
 	for _, part := range wave {
 		p.conclude(ctx, part)
 	}
 }
 
-// relocate asks where the open partitions are now. That nobody answers is no news: the next try will tell.
+// relocate asks who leads the open partitions now. It ignores an error: the next try will fail for the same reason.
 func (p *producer) relocate(ctx context.Context) {
 	var names []string
 	for _, part := range p.open {
@@ -195,7 +195,7 @@ func (p *producer) relocate(ctx context.Context) {
 	})
 }
 
-// conclude makes the last answer final.
+// conclude turns the last answer of a partition into its final one.
 func (p *producer) conclude(ctx context.Context, part *partition) {
 	a := &part.answer
 	if a.verdict == accepted {
@@ -204,14 +204,14 @@ func (p *producer) conclude(ctx context.Context, part *partition) {
 		return
 	}
 	p.stale = true
-	if part.unknown && a.verdict != transient { // what is said of a repetition is not all there is to know
+	if part.unknown && a.verdict != transient { // this answer is about a repetition; the first try may have been accepted
 		a.verdict = unavailable
 	}
 	if a.verdict == transient {
 		a.verdict = unavailable
-		part.topic.moved = true                      // while it is known to be away, nobody looks where it went
-		if !errors.Is(ctx.Err(), context.Canceled) { // that says nothing of the broker
-			var until time.Time // at once: it failed fast
+		part.topic.moved = true                      // asked for again by the next Deliver, because a partition that is known to be away is not relocated
+		if !errors.Is(ctx.Err(), context.Canceled) { // a cancelled context says nothing about the broker
+			var until time.Time // the zero time: it failed fast, so the next Deliver may try again
 			if a.timedOut {
 				until = p.sink.restUntil()
 			}
@@ -221,7 +221,7 @@ func (p *producer) conclude(ctx context.Context, part *partition) {
 	a.unknown = part.unknown
 }
 
-// exchange sends the batches of the partitions to their leaders and takes the answers.
+// exchange sends the batches of the partitions to their leaders, waits for the answers, and stores them in the partitions.
 func (p *producer) exchange(ctx context.Context, open []*partition) {
 	byLeader := make(map[int32][]*partition, 4)
 	for _, part := range open {
@@ -279,8 +279,8 @@ func (p *producer) produce(ctx context.Context, leader int32, parts []*partition
 	}
 }
 
-// brokerTimeout is how long a broker may wait for replicas: it answers, with what it knows of each partition, before
-// ctx ends.
+// brokerTimeout returns how long a broker may wait for replicas, in milliseconds. It is short enough that the broker still answers, with what it
+// knows about each partition, before ctx ends.
 func brokerTimeout(ctx context.Context) int32 {
 	left := maxWait
 	if deadline, ok := ctx.Deadline(); ok {
@@ -290,7 +290,7 @@ func brokerTimeout(ctx context.Context) int32 {
 	return int32(max(left.Milliseconds(), 1))
 }
 
-// place finds the partition of m. Where there is no key, the aggregate's id takes its part, so that its events stay in
+// place finds the partition of m. If m has no key, the id of the aggregate is used instead, so that the events of an aggregate stay in
 // order.
 func (p *producer) place(m *sinks.Message) (*partition, error) {
 	t := p.topics[m.Topic]

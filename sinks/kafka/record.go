@@ -8,26 +8,26 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// record is a message of the batch that is being delivered, and what becomes of it.
+// record is a message of the batch that is being delivered, with the state of its delivery.
 type record struct {
 	msg       *sinks.Message
 	partition *partition // nil until its topic is known
 	settled   bool
-	next      int32 // the next record of the same partition in the wave, −1 behind the last
-	length    int32 // on the wire, without the length itself
-	delta     int32 // its number in the partition's batch
+	next      int32 // the next record of the same partition in the wave; −1 for the last
+	length    int32 // its encoded bytes, without those of the length itself
+	delta     int32 // its number within the batch of the partition
 	timestamp int64 // milliseconds
 	headers   []header
-	tombstone bool // the value is null, whatever the payload is
+	tombstone bool // the value is null even if there is a payload
 }
 
 type header struct{ name, value string }
 
-// begin prepares r for msg. Its headers are put into room behind what is there.
+// begin prepares r for msg. It appends the headers to room, and returns that.
 func (r *record) begin(msg *sinks.Message, l *layout, room []header) []header {
 	*r = record{msg: msg}
 	at := msg.CommitTime
-	if e := msg.Event; at.IsZero() || l.createdAt && !e.CreatedAt.IsZero() { // where it is NULL, Debezium's is that of the change
+	if e := msg.Event; at.IsZero() || l.createdAt && !e.CreatedAt.IsZero() { // if created_at is NULL, the timestamp is that of the commit, as with Debezium
 		at = e.CreatedAt
 	}
 	if at.IsZero() {
@@ -41,7 +41,7 @@ func (r *record) begin(msg *sinks.Message, l *layout, room []header) []header {
 	return room
 }
 
-// value is the payload, or nil: a tombstone.
+// value returns the payload, and nil for a tombstone.
 func (r *record) value() []byte {
 	if r.tombstone {
 		return nil
@@ -49,11 +49,11 @@ func (r *record) value() []byte {
 	return r.msg.Event.Payload
 }
 
-// measure computes r.length for its place in a batch. size is what r takes in all.
+// measure computes r.length for a place in a batch. It returns how many bytes r takes in all.
 func (r *record) measure(baseTimestamp int64, delta int32) (size int) {
 	r.delta = delta
 	value := r.value()
-	keyLen, valueLen := kbin.VarintLen(-1), kbin.VarintLen(-1) // of what is null
+	keyLen, valueLen := kbin.VarintLen(-1), kbin.VarintLen(-1) // the length of null
 	if r.msg.Key != "" {
 		keyLen = bytesLen(len(r.msg.Key))
 	}
@@ -72,10 +72,10 @@ func (r *record) measure(baseTimestamp int64, delta int32) (size int) {
 	return kbin.VarintLen(r.length) + n
 }
 
-// bytesLen is how long n bytes are with their length in front.
+// bytesLen returns the encoded length of n bytes, which includes the number that says how many they are.
 func bytesLen(n int) int { return kbin.VarintLen(int32(n)) + n }
 
-// append writes r as it was measured. An empty key is none; the payload's bytes are not looked at.
+// append encodes r, which was measured before. An empty key is written as null. The payload is copied as it is.
 func (r *record) append(dst []byte, baseTimestamp int64) []byte {
 	dst = kbin.AppendVarint(dst, r.length)
 	dst = append(dst, 0)

@@ -13,22 +13,22 @@ import (
 )
 
 const (
-	// patience is how long a Deliver waits for what may pass: a leader's election, a broker's restart.
+	// patience is how long a Deliver tries again after failures that may pass: the election of a leader, the restart of a broker.
 	patience = 2 * time.Second
-	// rest is how long what has timed out is not tried.
+	// rest is how long a place that has timed out is not tried again.
 	rest = 5 * time.Second
-	// maxWait is how long a broker may wait for replicas where ctx has no deadline.
+	// maxWait is how long a broker may wait for replicas if ctx has no deadline.
 	maxWait = 30 * time.Second
 
-	// maxBatchBytes is what every topic takes by default (max.message.bytes is 1,048,588). One larger record goes alone.
+	// maxBatchBytes is a size that every topic accepts by default (max.message.bytes is 1,048,588). A larger record is a batch by itself.
 	maxBatchBytes = 1_000_000
-	// maxWaveBytes keeps requests, and the buffers they are built in, small. One larger record goes alone.
+	// maxWaveBytes limits requests and the buffers in which they are built. A larger record is a wave by itself.
 	maxWaveBytes = 8 << 20
 )
 
 var errResting = errors.New("it has just timed out, and is not tried again yet")
 
-// Sink delivers to one cluster. The brokers need not be up when it is made.
+// Sink delivers to one cluster. The brokers need not be there when the Sink is made.
 type Sink struct {
 	config      Config
 	options     []kgo.Opt
@@ -37,14 +37,14 @@ type Sink struct {
 	partitioner kgo.Partitioner
 	away        away
 
-	patience, rest time.Duration // the constants, but in tests
+	patience, rest time.Duration // the constants, except in tests
 
-	// free producers. The last one used comes first, so that there are as many as Delivers run at a time.
+	// Free producers. The one that was used last is taken first, so that no more exist than calls of Deliver run at a time.
 	mu   sync.Mutex
 	free []*producer
 }
 
-// New checks the configuration. Connections are made by Deliver.
+// New checks the configuration. Only Deliver makes connections.
 func New(c Config) (*Sink, error) {
 	if c.MaxMessageBytes == 0 {
 		c.MaxMessageBytes = defaultMaxMessageBytes
@@ -70,7 +70,7 @@ func New(c Config) (*Sink, error) {
 	}
 	return &Sink{
 		config: c, options: options, layout: layout, compressor: compressor, patience: patience, rest: rest,
-		partitioner: kgo.StickyKeyPartitioner(nil), // nil: murmur2, as in Java
+		partitioner: kgo.StickyKeyPartitioner(nil), // nil stands for murmur2, as in Java
 	}, nil
 }
 
@@ -109,7 +109,7 @@ func (s *Sink) put(p *producer) {
 	s.free = append(s.free, p)
 }
 
-// restUntil is until when something is not tried that has timed out now.
+// restUntil returns until when a place that has timed out now is not tried again.
 func (s *Sink) restUntil() time.Time { return time.Now().Add(s.rest) }
 
 // Close closes all connections.

@@ -10,30 +10,30 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// verdict is what an answer means for the one batch of a partition.
+// verdict says what an answer means for the batch of a partition.
 type verdict byte
 
 const (
-	transient   verdict = iota // the same batch may be taken in a moment
-	accepted                   // all of it
-	refused                    // none of it, and the answer is about these records
-	renumber                   // none of it: the broker expected another sequence number
-	unavailable                // none of it, and a moment's wait will not change that
+	transient   verdict = iota // not accepted, but the same batch may be accepted in a moment
+	accepted                   // all records were accepted
+	refused                    // no record was accepted, and the reason is these records
+	renumber                   // no record was accepted, because the broker expected another sequence number
+	unavailable                // no record was accepted, and waiting a moment will not help
 )
 
 type answer struct {
 	verdict   verdict
-	err       error // the cause
-	permanent bool  // refused, and if it was one record, for ever
-	unknown   bool  // it may have been accepted all the same
+	err       error // why it was not accepted
+	permanent bool  // if the verdict is refused and it was one record: it will never be accepted
+	unknown   bool  // the batch may have been accepted all the same
 	timedOut  bool
 }
 
-// failure is what the records of p are told when a is final.
+// failure returns the error of the records of p if a is the final answer.
 func (a *answer) failure(p *partition) error {
 	class := sinks.ErrUnavailable
 	switch {
-	case p.topic.err != nil: // it went away meanwhile
+	case p.topic.err != nil: // the topic became unusable meanwhile
 		return p.topic.err
 	case a.verdict == refused && a.permanent:
 		class = sinks.ErrPermanent
@@ -45,18 +45,18 @@ func (a *answer) failure(p *partition) error {
 
 var errNoAnswer = errors.New("no answer for this partition")
 
-// judge turns a partition's error code into an answer.
+// judge turns the error code of a partition into an answer.
 func judge(code int16) answer {
 	err := kerr.ErrorForCode(code)
 	switch code {
-	case 0, kerr.DuplicateSequenceNumber.Code: // the latter: it has it since an earlier try, and forgot at which offset
+	case 0, kerr.DuplicateSequenceNumber.Code: // a duplicate: the broker has the batch from an earlier try, but no longer knows its offset
 		return answer{verdict: accepted}
 	case kerr.OutOfOrderSequenceNumber.Code, kerr.UnknownProducerID.Code, kerr.InvalidProducerEpoch.Code, kerr.InvalidProducerIDMapping.Code,
 		kerr.ProducerFenced.Code:
 		return answer{verdict: renumber, err: err}
 	case kerr.MessageTooLarge.Code, kerr.RecordListTooLarge.Code, kerr.InvalidRecord.Code, kerr.InvalidTopicException.Code:
 		return answer{verdict: refused, err: err, permanent: true}
-	case kerr.CorruptMessage.Code: // retriable, says Kafka; but one that is corrupt each time must not be tried for ever
+	case kerr.CorruptMessage.Code: // Kafka calls this retriable, but a batch that is corrupt each time must not be tried for ever
 		return answer{verdict: refused, err: err}
 	case kerr.TopicAuthorizationFailed.Code, kerr.ClusterAuthorizationFailed.Code, kerr.UnsupportedCompressionType.Code,
 		kerr.UnsupportedForMessageFormat.Code, kerr.UnsupportedVersion.Code:
@@ -69,7 +69,7 @@ func judge(code int16) answer {
 	return answer{verdict: refused, err: err}
 }
 
-// judgeError does so for a request without an answer.
+// judgeError returns the answer for a request that was not answered.
 func judgeError(err error) answer {
 	a := answer{err: err, timedOut: isTimeout(err)}
 	if isFinal(err) {
@@ -81,11 +81,11 @@ func judgeError(err error) answer {
 }
 
 func isTimeout(err error) bool {
-	var t net.Error // a context's deadline is one, too
+	var t net.Error // the error of a context's deadline is one as well
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// isFinal tells whether Kafka itself said no, in a way that a moment's wait will not change: no right, no such user.
+// isFinal reports whether Kafka itself has refused, for a reason that waiting a moment will not change: no right, no such user.
 func isFinal(err error) bool {
 	var k *kerr.Error
 	return errors.As(err, &k) && !k.Retriable
