@@ -16,8 +16,8 @@ const brokenAfter = 5
 // turnStep is how long each lane leaves the first probe to the one before it.
 const turnStep = 100 * time.Millisecond
 
-// Breaker says when a sink is left alone.
-type Breaker struct {
+// BreakerConfig says when a sink is left alone.
+type BreakerConfig struct {
 	Enabled bool
 	// MaxFailures is the number of Deliver calls in a row that found the destination away.
 	MaxFailures int
@@ -29,7 +29,7 @@ type Breaker struct {
 // a failure is ours. Lanes call it from their own goroutines; it wakes them through their asks.
 type breaker struct {
 	name   string
-	cfg    Breaker
+	cfg    BreakerConfig
 	never  bool // park_after: never
 	logger *slog.Logger
 	tell   func(gobreaker.State)
@@ -52,7 +52,7 @@ var (
 	errNothingLearnt = errors.New("nothing was learnt of the destination")
 )
 
-func newBreaker(name string, cfg Breaker, never bool, logger *slog.Logger, tell func(gobreaker.State)) *breaker {
+func newBreaker(name string, cfg BreakerConfig, never bool, logger *slog.Logger, tell func(gobreaker.State)) *breaker {
 	b := &breaker{name: name, cfg: cfg, never: never, logger: logger, tell: tell, deaths: map[int64]struct{}{}}
 	b.machine = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name: name, MaxRequests: 1, Timeout: cfg.ResetTimeout,
@@ -116,29 +116,29 @@ func (b *breaker) may(lane int, now time.Time) permission {
 	return permission{}
 }
 
-// call is a Deliver that the breaker knows of.
-type call struct {
+// claim is a Deliver that the breaker knows of.
+type claim struct {
 	done  func(error)
 	probe bool
 }
 
 // begin claims a Deliver, after may; it fails where another lane was faster. Each call that was begun is judged or cancelled.
-func (b *breaker) begin(lane int) (call, bool) {
+func (b *breaker) begin(lane int) (claim, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	probe := b.state() == gobreaker.StateHalfOpen
 	done, err := b.machine.Allow()
 	if err != nil {
-		return call{}, false
+		return claim{}, false
 	}
 	if probe {
 		b.probing, b.last = done, lane
 	}
-	return call{done, probe}, true
+	return claim{done, probe}, true
 }
 
 // cancel takes a claim back that came to nothing.
-func (b *breaker) cancel(c call) {
+func (b *breaker) cancel(c claim) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c.done(errNothingLearnt)
@@ -156,8 +156,8 @@ type verdict struct {
 	news                     bool // a message that was never tried before: old failures repeated say nothing new
 }
 
-// look begins the judgement of one call.
-func (b *breaker) look(v verdict) verdict {
+// weigh begins the judgement of one call.
+func (b *breaker) weigh(v verdict) verdict {
 	b.mu.Lock()
 	v.b = b
 	v.news = v.news || b.never
@@ -185,7 +185,7 @@ func (v *verdict) died(hash int64) {
 func (v *verdict) closed() bool { return v.b.state() == gobreaker.StateClosed }
 
 // judge ends the judgement. ended: the call was ended by the end of the session, which says nothing of the destination.
-func (v *verdict) judge(c call, ended bool) {
+func (v *verdict) judge(c claim, ended bool) {
 	b := v.b
 	defer b.mu.Unlock()
 	if c.probe {

@@ -20,11 +20,11 @@ type breakerBench struct {
 
 func newBreakerBench(t *testing.T, never bool) *breakerBench {
 	b := &breakerBench{t: t}
-	b.breaker = newBreaker("s", Breaker{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute}, never, slog.New(slog.DiscardHandler),
+	b.breaker = newBreaker("s", BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute}, never, slog.New(slog.DiscardHandler),
 		func(s gobreaker.State) { b.seen = append(b.seen, s.String()) })
 	t.Cleanup(b.close)
 	for i := range 2 {
-		b.lanes = append(b.lanes, newLane(&target{}, i, rowSource{}, nil))
+		b.lanes = append(b.lanes, newLane(&sharedSink{}, i, rowSource{}, nil))
 	}
 	b.attach(b.lanes)
 	return b
@@ -44,7 +44,7 @@ func (b *breakerBench) call(lane int, letters string) (permitted bool) {
 	v := verdict{news: !strings.Contains(letters, "n")}
 	v.accepted, v.away = strings.Count(letters, "a"), strings.Count(letters, "u")
 	v.answered = strings.Count(letters, "r") + strings.Count(letters, "d")
-	v = b.look(v)
+	v = b.weigh(v)
 	for range strings.Count(letters, "d") {
 		if !v.brokenNow() {
 			v.died(time.Now().UnixNano()) // of an aggregate of its own

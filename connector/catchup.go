@@ -20,19 +20,19 @@ const (
 
 // catching is the state of a lane that catches up. The table is the truth; nothing of it is kept in memory.
 type catching struct {
-	waiting   bool        // arrivals wait; else they are parked
-	waited    bool        // and have done so for one Deliver
-	rows      []*delivery // read, to be delivered
-	reading   bool
-	asking    ledger.ParkedQuery // of the read that runs
-	probing   bool               // of which one row is delivered, as a probe
-	whole     bool               // the read that runs began a pass, and arrivals waited when it began
-	read      chan readResult
-	startRead func(ledger.ParkedQuery)
-	readAt    time.Time // not before
-	look      bool      // somebody changed rows
-	lookAt    time.Time
-	urged     uint64 // Seq that the recorder was told to hurry with
+	waiting      bool        // arrivals wait; else they are parked
+	waited       bool        // and have done so for one Deliver
+	rows         []*delivery // read, to be delivered
+	reading      bool
+	asking       ledger.ParkedQuery // of the read that runs
+	probing      bool               // of which one row is delivered, as a probe
+	whole        bool               // the read that runs began a pass, and arrivals waited when it began
+	read         chan readResult
+	startRead    func(ledger.ParkedQuery)
+	readAt       time.Time // not before
+	tableChanged bool      // somebody changed rows
+	rereadAt     time.Time
+	hurriedSeq   uint64 // Seq that the recorder was told to hurry with
 
 	wantsLarge bool // the last read left out a row that is too large for it
 
@@ -59,11 +59,11 @@ func (l *lane) parkArrivals() {
 	if l.live {
 		l.catchUp()
 	}
-	if l.wire != nil {
-		l.parkAll(l.wire.messages)
+	if l.running != nil {
+		l.parkAll(l.running.messages)
 	}
-	l.parkAll(l.again)
-	l.again = nil
+	l.parkAll(l.inHand)
+	l.inHand = nil
 	l.waiting, l.rows = false, nil
 }
 
@@ -71,7 +71,7 @@ func (l *lane) parkArrivals() {
 func (l *lane) parkAll(list []*delivery) {
 	for _, d := range list {
 		switch {
-		case d.row || d.given:
+		case d.row || d.discarded:
 		case l.oneTry:
 			l.discard(d)
 		default:
@@ -90,10 +90,10 @@ func (l *lane) stepCatchingUp(now time.Time) {
 		l.parkAll(l.pending)
 		l.pending = nil
 	}
-	if paused || l.wire != nil || l.reading {
+	if paused || l.running != nil || l.reading {
 		return
 	}
-	if len(l.again) > 0 { // what is in flight first
+	if len(l.inHand) > 0 { // what is in flight first
 		l.stepLive(now)
 		return
 	}
@@ -127,19 +127,19 @@ func (l *lane) deliverRows(now time.Time) {
 // readRows reads when all outcomes of this lane are committed; if arrivals wait, all that it ever gave: a parked row of an
 // aggregate must be seen before its next arrival is let through.
 func (l *lane) readRows(now time.Time) {
-	barrier := l.outcomes
+	barrier := l.deliveredSeq
 	if l.waiting {
-		barrier = l.given
+		barrier = l.givenSeq
 	}
 	if len(l.parks) > 0 && l.waiting {
 		l.wakeAt(now) // given at the end of this step
 		return
 	}
-	if l.commit < barrier {
+	if l.committedSeq < barrier {
 		l.hurry(barrier)
 		return
 	}
-	if now.Before(l.readAt) && !l.look {
+	if now.Before(l.readAt) && !l.tableChanged {
 		l.wakeAt(l.readAt)
 		return
 	}
@@ -150,7 +150,7 @@ func (l *lane) readRows(now time.Time) {
 	if l.wantsLarge && !l.large.take(l) {
 		return
 	}
-	if l.look || p.probe || l.wantsLarge || len(l.passed) > maxPassed {
+	if l.tableChanged || p.probe || l.wantsLarge || len(l.passed) > maxPassed {
 		l.from = checkpoint.MinPosition // a new pass
 	}
 	if l.from == checkpoint.MinPosition {
@@ -163,17 +163,17 @@ func (l *lane) readRows(now time.Time) {
 	l.floor.readBegins()
 	l.probing = p.probe
 	l.whole = l.asking.NewPass() && l.waiting
-	l.look, l.reading = false, true
-	l.lookAt = now.Add(lookEvery)
+	l.tableChanged, l.reading = false, true
+	l.rereadAt = now.Add(rereadEvery)
 	l.startRead(l.asking)
 }
 
 // hurry tells the recorder, once, that this lane waits for what it has given.
 func (l *lane) hurry(seq uint64) {
-	if l.urged >= seq {
+	if l.hurriedSeq >= seq {
 		return
 	}
-	l.urged = seq
+	l.hurriedSeq = seq
 	select {
 	case l.out <- checkpoint.Outcomes{Urgent: true}:
 	default: // it has enough to do
@@ -185,7 +185,7 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	l.reading = false
 	l.state.read(res.err)
 	if res.err != nil {
-		l.readAt, l.look = now.Add(readRetry), false
+		l.readAt, l.tableChanged = now.Add(readRetry), false
 		l.from = checkpoint.MinPosition
 		return
 	}

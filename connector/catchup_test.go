@@ -51,7 +51,7 @@ func TestCatchingUpWaitsForTheRecorder(t *testing.T) {
 		}
 		b.held = false
 		b.mu.Unlock()
-		b.recorded <- b.given
+		b.recorded <- b.givenSeq
 		time.Sleep(time.Hour)
 		b.stop()
 		if got := len(b.rows); got != 2000 {
@@ -104,7 +104,7 @@ func TestLargeRowsTakeTurns(t *testing.T) {
 			table := b.ledger.table(1, n, lanes)
 			table.large = func(r *memRow) bool { return r.id[0] == 'L' }
 			if n > 0 {
-				all = append(all, newLane(b.target, n, rowSource{parked: table, address: ofTestEvent}, b.outcomes))
+				all = append(all, newLane(b.sharedSink, n, rowSource{parked: table, address: ofTestEvent}, b.outcomes))
 			}
 			all[n].parked = table
 		}

@@ -32,8 +32,8 @@ type Config struct {
 	Abandoned []string
 	// Routes are tried in their order, the first that fits an event is taken; none: every event goes to every sink.
 	Routes   []Route
-	Delivery Delivery
-	Breaker  Breaker
+	Delivery DeliveryConfig
+	Breaker  BreakerConfig
 	Metrics  *monitoring.Metrics
 	Health   *monitoring.Health
 	Logger   *slog.Logger
@@ -78,8 +78,8 @@ type Route struct {
 	Topic, Key *router.Template
 }
 
-// Delivery says how events are delivered.
-type Delivery struct {
+// DeliveryConfig says how events are delivered.
+type DeliveryConfig struct {
 	BatchSize    int // messages a Deliver at most
 	Lanes        int // a sink
 	Timeout      time.Duration
@@ -100,7 +100,7 @@ type Delivery struct {
 	MaxEventBytes int
 }
 
-func (d *Delivery) never() bool { return d.ParkAfter == 0 }
+func (d *DeliveryConfig) never() bool { return d.ParkAfter == 0 }
 
 // unreachableFor is how long Run waits for PostgreSQL before the first session.
 const unreachableFor = 30 * time.Second
@@ -113,23 +113,23 @@ type Connector struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	sinks       map[string]*sinkLife               // by name
-	table       uint32                             // oid of the outbox, as preflight found it
-	tracker     atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last
-	steps       *steps
-	unreadSince atomic.Int64 // since when no session reads the stream, in Unix nanoseconds; 0 while one does
-	othersRead  atomic.Bool  // and then another process was seen to
-	sender      sender       // the keeper's
-	silentSince atomic.Int64 // since when it has taken no report of ours, in Unix nanoseconds; 0 while it does
-	unroutedLog unroutedLog
-	publication string // its version when it was last looked at
-	moved       string // why the outbox has lost its name; empty: it has not
-	prepared    bool
-	ran         bool // a session has streamed,
-	ranThisTime bool // and so did the last one
-	standingBy  bool
-	warned      []string
-	same        repeated // the last error of the stream, if it was one of the server
+	sinks          map[string]*sinkLife               // by name
+	table          uint32                             // oid of the outbox, as preflight found it
+	tracker        atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last
+	steps          *steps
+	unreadSince    atomic.Int64 // since when no session reads the stream, in Unix nanoseconds; 0 while one does
+	othersRead     atomic.Bool  // and then another process was seen to
+	walsender      walsender    // the keeper's
+	silentSince    atomic.Int64 // since when it has taken no report of ours, in Unix nanoseconds; 0 while it does
+	unroutedLog    unroutedLog
+	publication    string // its version when it was last looked at
+	lostName       string // why the outbox has lost its name; empty: it has not
+	prepared       bool
+	streamedBefore bool // a session has streamed,
+	streamedNow    bool // and so did the last one
+	standingBy     bool
+	warned         []string
+	lastRefusal    repeated // the last error of the stream, if it was one of the server
 }
 
 // New makes a connector. It connects to nothing.
@@ -181,7 +181,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	defer stopWatching()
 	failures := 0
 	for {
-		c.ranThisTime = false
+		c.streamedNow = false
 		began, stood := time.Now(), c.confirmed()
 		err := c.prepare(ctx)
 		if err == nil {
@@ -193,7 +193,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return c.stopped(err)
 		}
-		if c.ranThisTime && (c.confirmed() > stood || time.Since(began) > maxSessionWait) {
+		if c.streamedNow && (c.confirmed() > stood || time.Since(began) > maxSessionWait) {
 			failures = 0 // it did some good
 		}
 		if c.fatal(err) {
@@ -206,7 +206,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if !c.ran && Unreachable(err) && time.Since(started) > unreachableFor {
+		if !c.streamedBefore && Unreachable(err) && time.Since(started) > unreachableFor {
 			return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)
 		}
 		failures++
@@ -245,7 +245,7 @@ func (c *Connector) stopped(err error) error {
 	case err == nil || errors.Is(err, context.Canceled):
 		c.cfg.Logger.Info("drained and stopped", "slot", c.cfg.Source.Slot)
 		return nil
-	case !c.ranThisTime:
+	case !c.streamedNow:
 		return nil // stopped before a session was under way: nothing to drain
 	}
 	c.cfg.Logger.Error("stopped without a clean drain", "slot", c.cfg.Source.Slot, "err", err)

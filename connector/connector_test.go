@@ -50,7 +50,7 @@ func newWorldIn(t *testing.T, db *pgtest.Database) *world {
 			Table: "public.event_outbox", LedgerSchema: "public", Columns: decoder.DefaultColumns(),
 		},
 		Sinks: []Sink{{Name: "s", Type: "test", Topic: template("{aggregate_type}"), Key: template("{aggregate_id}")}},
-		Delivery: Delivery{
+		Delivery: DeliveryConfig{
 			BatchSize: 10, Lanes: 4, Timeout: 10 * time.Second, DrainTimeout: 5 * time.Second, MaxRetries: 3,
 			Retry: Retry{Initial: 50 * time.Millisecond, Max: time.Second}, MaxInFlight: 1000, MaxInFlightBytes: 1 << 20, MaxEventBytes: 1 << 20,
 		},
@@ -396,7 +396,7 @@ func TestUnreachable(t *testing.T) {
 	if !Unreachable(err) {
 		t.Errorf("%v is not Unreachable", err)
 	}
-	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{ran: true}).fatal(coded) {
+	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{streamedBefore: true}).fatal(coded) {
 		t.Error("exitcode.Unavailable should end the process before the first session only")
 	}
 }

@@ -11,15 +11,15 @@ import (
 // delivery is one event for one sink. It belongs to the reader until it is handed to a lane, then to that lane.
 type delivery struct {
 	sinks.Message
-	hash     int64
-	entry    uint64 // its event in the tracker
-	attempts int    // tries that were refused
-	tries    int    // all tries
-	triedAt  time.Time
-	repeats  bool // an earlier session may have sent it: see unsent.go
-	given    bool // it was discarded while on the wire: what the sink answers changes nothing
-	due      bool // it was read as one that is due
-	row      bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled
+	hash      int64
+	entry     uint64 // its event in the tracker
+	attempts  int    // tries that were refused
+	tries     int    // all tries
+	triedAt   time.Time
+	repeats   bool // an earlier session may have sent it: see unsent.go
+	discarded bool // it was discarded while on the wire: what the sink answers changes nothing
+	due       bool // it was read as one that is due
+	row       bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled
 }
 
 // deliverySize is what a delivery takes until it is settled, its outcome included. With it max_in_flight_bytes is true.

@@ -9,9 +9,9 @@
 // Where to look:
 //
 //   - session.go: how a session begins and ends; setup.go: what is checked and registered before it;
-//   - read.go: the main loop;
+//   - reader.go: the main loop;
 //   - lane.go: a lane, which is live (live.go) or catches up (catchup.go); finish.go: what becomes of its deliveries;
-//   - parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
+//   - read_parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
 //   - breaker.go: when a sink is left alone; slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: what people change meanwhile; keeper.go: what is done every now and then;

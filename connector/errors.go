@@ -16,7 +16,7 @@ import (
 // a first session. After the first session the connector waits for PostgreSQL for ever.
 func (c *Connector) fatal(err error) bool {
 	code := exitcode.Of(err)
-	return code.Final() || code == exitcode.Unavailable && !c.ran
+	return code.Final() || code == exitcode.Unavailable && !c.streamedBefore
 }
 
 // refused explains why the server refused a connection. key is that of the connection string, which the server would refuse each
@@ -24,7 +24,7 @@ func (c *Connector) fatal(err error) bool {
 // and the connector tries again.
 func (c *Connector) refused(err error, key string) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || c.ran && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
+	if !ok || c.streamedBefore && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
 		return err
 	}
 	dsn := c.cfg.Source.DSN

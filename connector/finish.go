@@ -13,8 +13,8 @@ import (
 // finish gives the outcomes of a Deliver to the recorder. What was not accepted is parked, to be tried again when it is due,
 // and holds its aggregate; in place it goes to the head of the queue.
 func (l *lane) finish(work, deliver context.Context, res result) error {
-	w := l.wire
-	l.wire = nil
+	w := l.running
+	l.running = nil
 	clear(l.batch) // both arrays live on; the events must not
 	defer clear(w.messages)
 	if res.errs == nil {
@@ -23,16 +23,16 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	if len(res.errs) != len(w.messages) {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(w.messages))
 	}
-	f := finishing{lane: l, result: res, probe: w.call.probe, rows: make([]checkpoint.Outcome, 0, len(w.messages))}
+	f := finishing{lane: l, result: res, probe: w.claim.probe, rows: make([]checkpoint.Outcome, 0, len(w.messages))}
 	f.ended = deliver.Err() != nil
-	f.verdict = l.breaker.look(survey(w.messages, res.errs))
+	f.verdict = l.breaker.weigh(survey(w.messages, res.errs))
 	for i, d := range w.messages {
 		f.message(d, res.errs[i])
 	}
-	f.verdict.judge(w.call, f.ended)
+	f.verdict.judge(w.claim, f.ended)
 	l.metrics.Delivered.Add(float64(f.verdict.accepted))
-	if len(f.again) > 0 {
-		l.again = append(f.again, l.again...)
+	if len(f.inHand) > 0 {
+		l.inHand = append(f.inHand, l.inHand...)
 	}
 	l.away = f.verdict.accepted == 0 && errors.Is(f.cause, sinks.ErrUnavailable)
 	l.retryAt = time.Time{} // what stood behind a dead letter goes on at once
@@ -47,11 +47,11 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	}
 	n := len(f.rows)
 	err := l.give(work, &f.rows, !l.live && len(l.rows) == 0)
-	l.outcomes = l.given
+	l.deliveredSeq = l.givenSeq
 	if f.died {
-		l.died = l.given
+		l.diedSeq = l.givenSeq
 	}
-	l.unrecorded = append(l.unrecorded, unrecorded{l.given, n})
+	l.unrecorded = append(l.unrecorded, unrecorded{l.givenSeq, n})
 	return err
 }
 
@@ -89,14 +89,14 @@ type finishing struct {
 	probe   bool
 	ended   bool // by the end of the session, which says nothing of the sink
 	rows    []checkpoint.Outcome
-	again   []*delivery   // to be tried again in place,
+	inHand  []*delivery   // to be tried again in place,
 	pause   time.Duration // after this
 	cause   error         // the last failure
 	died    bool          // in place, or was discarded
 }
 
 func (f *finishing) message(d *delivery, err error) {
-	if d.given {
+	if d.discarded {
 		return
 	}
 	if errors.Is(err, sinks.ErrNotAttempted) {
@@ -134,7 +134,7 @@ func (f *finishing) message(d *delivery, err error) {
 	case f.inPlace() && !d.row:
 		f.metrics.Failed.Inc()
 		f.record(d, checkpoint.Failed, err, true)
-		f.again = append(f.again, d)
+		f.inHand = append(f.inHand, d)
 		f.pause = max(f.pause, f.delay(d, err, true))
 	default:
 		f.metrics.Failed.Inc()
@@ -150,7 +150,7 @@ func (f *finishing) notAttempted(d *delivery, err error) {
 	_, behind := f.held[d.hash]
 	switch {
 	case f.inPlace() && !d.row:
-		f.again = append(f.again, d)
+		f.inHand = append(f.inHand, d)
 		return
 	case d.row && (behind || d.due): // it is left in the table, at its place
 	case behind:
@@ -215,7 +215,7 @@ func (l *lane) discard(d *delivery) {
 	o := d.outcome(l.id, checkpoint.Discarded, false)
 	o.StartedAt = time.Now()
 	o.CompletedAt, o.Error = o.StartedAt, "the sink is away, slow or paused"
-	d.given = true
+	d.discarded = true
 	l.parks = append(l.parks, o)
 	l.metrics.Discarded.Inc()
 }

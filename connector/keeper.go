@@ -33,7 +33,7 @@ type duty struct {
 // publication no longer publishes what we need. Anything else it reports and tries again.
 func (c *Connector) keep(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	c.sender = sender{since: time.Now()}
+	c.walsender = walsender{since: time.Now()}
 	defer c.silentSince.Store(0)
 	for _, d := range []duty{
 		{name: "log partitions", every: partitionEvery, do: c.makePartitions},
@@ -136,8 +136,8 @@ func (c *Connector) heartbeat(ctx context.Context) error {
 // while it decodes a large transaction, so a shorter time would raise false alarms.
 const silentAfter = 30 * time.Second
 
-// sender is what was last seen of the process that sends the stream.
-type sender struct {
+// walsender is what was last seen of the process that sends the stream.
+type walsender struct {
 	pid   int
 	reply *time.Time // the last report of ours that it has taken; nil where the login may not see it
 	since time.Time  // since when that is so
@@ -147,25 +147,25 @@ type sender struct {
 // is frozen look alike.
 func (c *Connector) measureLag(ctx context.Context) error {
 	var lag *float64
-	var now sender
+	var now walsender
 	err := c.pool.QueryRow(ctx, `select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::float8, coalesce(active_pid, 0), reply_time
 		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, c.cfg.Source.Slot).
 		Scan(&lag, &now.pid, &now.reply)
 	if err != nil {
-		c.senderUnknown(time.Now())
+		c.walsenderUnknown(time.Now())
 		return fmt.Errorf("measure slot lag: %w", err)
 	}
 	if lag != nil {
 		c.cfg.Metrics.SlotLagBytes.Set(max(0, *lag))
 	}
-	return c.senderRuns(now, time.Now())
+	return c.walsenderRuns(now, time.Now())
 }
 
-func (c *Connector) senderRuns(seen sender, now time.Time) error {
-	last := c.sender
+func (c *Connector) walsenderRuns(seen walsender, now time.Time) error {
+	last := c.walsender
 	if seen.reply == nil || last.reply == nil || seen.pid != last.pid || !seen.reply.Equal(*last.reply) {
 		seen.since = now
-		c.sender = seen
+		c.walsender = seen
 		c.silentSince.Store(0)
 		return nil
 	}
@@ -178,9 +178,9 @@ func (c *Connector) senderRuns(seen sender, now time.Time) error {
 		"or does not run (stopped, no CPU)", seen.pid, silentAfter)
 }
 
-// senderUnknown counts the lag from when the sender was last seen to run: a server that does not answer sends nothing either.
-func (c *Connector) senderUnknown(now time.Time) {
-	if now.Sub(c.sender.since) >= silentAfter {
-		c.silentSince.Store(c.sender.since.UnixNano())
+// walsenderUnknown counts the lag from when the sender was last seen to run: a server that does not answer sends nothing either.
+func (c *Connector) walsenderUnknown(now time.Time) {
+	if now.Sub(c.walsender.since) >= silentAfter {
+		c.silentSince.Store(c.walsender.since.UnixNano())
 	}
 }

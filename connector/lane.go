@@ -31,14 +31,14 @@ const (
 	lastAnswer = time.Second
 )
 
-// target is a sink as its lanes share it.
-type target struct {
+// sharedSink is a sink as its lanes share it.
+type sharedSink struct {
 	sink     sinks.Sink
 	name     string
 	id       int32 // of its processor
 	origin   string
 	oneTry   bool // what is not accepted at once is discarded
-	delivery Delivery
+	delivery DeliveryConfig
 	breaker  *breaker
 	paused   *atomic.Bool // by a person
 	state    *sinkState
@@ -49,7 +49,7 @@ type target struct {
 }
 
 // inPlace: what is not accepted stays in the lane's hands.
-func (t *target) inPlace() bool { return t.oneTry || t.delivery.never() }
+func (t *sharedSink) inPlace() bool { return t.oneTry || t.delivery.never() }
 
 // lane owns the order of a share of a sink's aggregates. It is an actor: it never sleeps and never blocks on the sink;
 // Deliver, and a read of its rows in outbox_parked, run beside it, one at a time.
@@ -58,7 +58,7 @@ func (t *target) inPlace() bool { return t.oneTry || t.delivery.never() }
 // a Deliver is in finish.go. Order rests on two rules: what is settled of an aggregate is always a prefix of it; and what
 // was not accepted holds its aggregate until the table was read again.
 type lane struct {
-	*target
+	*sharedSink
 	number int
 	rowSource
 	maxHeld int // aggregates in memory
@@ -69,11 +69,11 @@ type lane struct {
 	asked    chan struct{}              // somebody has something to say: asks
 	asks     atomic.Uint32
 
-	pending []*delivery // arrived, in order
-	again   []*delivery // in place: delivered before and not accepted; goes first
-	retryAt time.Time   // when again may be tried
-	away    bool        // in place: the last Deliver reached nobody; one message asks whether that has changed
-	wire    *wire       // the running Deliver
+	pending []*delivery     // arrived, in order
+	inHand  []*delivery     // in place: delivered before and not accepted; goes first
+	retryAt time.Time       // when again may be tried
+	away    bool            // in place: the last Deliver reached nobody; one message asks whether that has changed
+	running *runningDeliver // the running Deliver
 	calls   chan []sinks.Message
 	done    chan result
 	started time.Time
@@ -86,12 +86,12 @@ type lane struct {
 	catchUpAt time.Time          // live: not before
 	catching
 
-	given      uint64               // Seq of the last outcomes
-	commit     uint64               // Seq of the last that are committed
-	outcomes   uint64               // Seq of the last that a Deliver had
-	died       uint64               // Seq of the last in which something died in place, or was discarded
-	unrecorded []unrecorded         // by Deliver calls, and not committed
-	parks      []checkpoint.Outcome // to be given at the end of the step
+	givenSeq     uint64               // Seq of the last outcomes
+	committedSeq uint64               // Seq of the last that are committed
+	deliveredSeq uint64               // Seq of the last that a Deliver had
+	diedSeq      uint64               // Seq of the last in which something died in place, or was discarded
+	unrecorded   []unrecorded         // by Deliver calls, and not committed
+	parks        []checkpoint.Outcome // to be given at the end of the step
 
 	closing  bool
 	next     time.Time // when to look again
@@ -99,15 +99,15 @@ type lane struct {
 	noAnswer error // why a Deliver ends that takes too long
 
 	// What others see.
-	idle   atomic.Bool   // it has nothing to do
-	shown  int           // of held, in the metric
-	oldest atomic.Uint64 // the first entry that waits for this sink, +1; 0: none
+	idle      atomic.Bool   // it has nothing to do
+	heldShown int           // of held, in the metric
+	oldest    atomic.Uint64 // the first entry that waits for this sink, +1; 0: none
 }
 
-// wire is a Deliver that runs.
-type wire struct {
+// runningDeliver is a Deliver that runs.
+type runningDeliver struct {
 	messages []*delivery
-	call     call
+	claim    claim
 }
 
 // unrecorded is what the recorder was given of a Deliver.
@@ -121,8 +121,8 @@ type result struct {
 	started, completed time.Time
 }
 
-func newLane(t *target, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {
-	l := &lane{target: t, number: number, rowSource: rows, maxHeld: maxHeld, out: out}
+func newLane(t *sharedSink, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {
+	l := &lane{sharedSink: t, number: number, rowSource: rows, maxHeld: maxHeld, out: out}
 	// The reader hands over up to handOver deliveries a time; two more slots let it go on while the lane is at work.
 	l.in = make(chan []*delivery, 2)
 	l.recorded = make(chan uint64, 1)
@@ -139,8 +139,8 @@ func newLane(t *target, number int, rows rowSource, out chan<- checkpoint.Outcom
 
 // What a lane can be asked for.
 const (
-	askPark uint32 = 1 << iota // from now on arrivals are parked: the breaker is open, or the sink too slow
-	askLook                    // somebody has changed rows
+	askPark   uint32 = 1 << iota // from now on arrivals are parked: the breaker is open, or the sink too slow
+	askReread                    // somebody has changed rows
 )
 
 // ask wakes the lane. Safe for all goroutines.
@@ -178,7 +178,7 @@ func (l *lane) run(work, deliver context.Context) error {
 	}()
 	l.timer = time.NewTimer(time.Hour)
 	defer l.timer.Stop()
-	l.lookAt = time.Now().Add(lookEvery)
+	l.rereadAt = time.Now().Add(rereadEvery)
 	in := l.in
 	for {
 		now := time.Now()
@@ -189,10 +189,10 @@ func (l *lane) run(work, deliver context.Context) error {
 		if err := l.giveParks(work); err != nil {
 			return err
 		}
-		if l.wire == nil && !l.reading && len(l.rows) == 0 {
+		if l.running == nil && !l.reading && len(l.rows) == 0 {
 			l.large.end(l)
 		}
-		if l.closing && l.wire == nil {
+		if l.closing && l.running == nil {
 			return nil
 		}
 		l.show()
@@ -223,12 +223,12 @@ func (l *lane) run(work, deliver context.Context) error {
 // step does what can be done now.
 func (l *lane) step(now time.Time) {
 	asks := l.asks.Swap(0)
-	l.look = l.look || asks&askLook != 0 || !now.Before(l.lookAt)
-	if !now.Before(l.lookAt) {
-		l.lookAt = now.Add(lookEvery)
+	l.tableChanged = l.tableChanged || asks&askReread != 0 || !now.Before(l.rereadAt)
+	if !now.Before(l.rereadAt) {
+		l.rereadAt = now.Add(rereadEvery)
 	}
-	l.wakeAt(l.lookAt)
-	if asks&askLook != 0 {
+	l.wakeAt(l.rereadAt)
+	if asks&askReread != 0 {
 		l.rows = nil                        // a person may have taken them away,
 		l.floor.at = checkpoint.MinPosition // or have written others
 	}
@@ -247,7 +247,7 @@ func (l *lane) step(now time.Time) {
 
 // hangs: arrivals have waited for park_after behind a Deliver that is not answered. They must not wait until it is, with the slot.
 func (l *lane) hangs(now time.Time) bool {
-	if l.delivery.never() || l.wire == nil || len(l.pending) == 0 || !l.live && !l.waiting {
+	if l.delivery.never() || l.running == nil || len(l.pending) == 0 || !l.live && !l.waiting {
 		return false
 	}
 	at := l.started.Add(l.delivery.ParkAfter)
@@ -263,11 +263,11 @@ func (l *lane) wakeAt(t time.Time) {
 
 // mayDeliver says whether a Deliver may start, as far as the lane itself knows.
 func (l *lane) mayDeliver() bool {
-	if l.commit < l.died { // else a crash would forget it, and try the one behind what followed it
-		l.hurry(l.died)
+	if l.committedSeq < l.diedSeq { // else a crash would forget it, and try the one behind what followed it
+		l.hurry(l.diedSeq)
 		return false
 	}
-	return l.wire == nil && len(l.unrecorded) < maxUnrecorded && !l.paused.Load() && (l.live || l.unrecordedRows() < maxCatchingRows)
+	return l.running == nil && len(l.unrecorded) < maxUnrecorded && !l.paused.Load() && (l.live || l.unrecordedRows() < maxCatchingRows)
 }
 
 func (l *lane) unrecordedRows() int {
@@ -284,9 +284,9 @@ func (l *lane) permitted(now time.Time) permission {
 	switch {
 	case p.ok:
 	case l.oneTry:
-		l.parkAll(l.again)
+		l.parkAll(l.inHand)
 		l.parkAll(l.pending)
-		l.again, l.pending = nil, nil
+		l.inHand, l.pending = nil, nil
 	case p.wait > 0:
 		l.wakeAt(now.Add(p.wait))
 	}
@@ -294,8 +294,8 @@ func (l *lane) permitted(now time.Time) permission {
 }
 
 // start starts a Deliver of this batch, which the breaker permits by c.
-func (l *lane) start(now time.Time, batch []*delivery, c call) {
-	l.wire = &wire{batch, c}
+func (l *lane) start(now time.Time, batch []*delivery, c claim) {
+	l.running = &runningDeliver{batch, c}
 	l.batch = l.batch[:0]
 	for _, d := range batch {
 		d.Attempt, d.Origin, d.New = d.tries+1, l.origin, d.isNew()
@@ -332,7 +332,7 @@ func (l *lane) giveParks(work context.Context) error {
 		}
 	}
 	if l.oneTry && len(l.parks) > 0 {
-		l.died = l.given
+		l.diedSeq = l.givenSeq
 	}
 	l.parks = nil
 	return nil
@@ -344,10 +344,10 @@ func (l *lane) give(work context.Context, rows *[]checkpoint.Outcome, urgent boo
 		return nil
 	}
 	if len(*rows) > 0 {
-		l.given++
-		l.floor.gave(l.given)
+		l.givenSeq++
+		l.floor.gave(l.givenSeq)
 	}
-	o := checkpoint.Outcomes{Rows: *rows, Urgent: urgent, Seq: l.given, Recorded: l.recorded}
+	o := checkpoint.Outcomes{Rows: *rows, Urgent: urgent, Seq: l.givenSeq, Recorded: l.recorded}
 	*rows = nil
 	select {
 	case l.out <- o:
@@ -358,7 +358,7 @@ func (l *lane) give(work context.Context, rows *[]checkpoint.Outcome, urgent boo
 }
 
 func (l *lane) onRecorded(seq uint64) {
-	l.commit = seq
+	l.committedSeq = seq
 	l.floor.recorded(seq)
 	for len(l.unrecorded) > 0 && l.unrecorded[0].seq <= seq {
 		l.unrecorded = l.unrecorded[1:]
@@ -369,19 +369,19 @@ func (l *lane) onRecorded(seq uint64) {
 func (l *lane) show() {
 	var oldest uint64
 	first := func(list []*delivery) {
-		if len(list) > 0 && !list[0].row && !list[0].given && (oldest == 0 || list[0].entry+1 < oldest) {
+		if len(list) > 0 && !list[0].row && !list[0].discarded && (oldest == 0 || list[0].entry+1 < oldest) {
 			oldest = list[0].entry + 1
 		}
 	}
 	first(l.pending)
-	first(l.again)
-	if l.wire != nil {
-		first(l.wire.messages)
+	first(l.inHand)
+	if l.running != nil {
+		first(l.running.messages)
 	}
 	l.oldest.Store(oldest)
-	if n := len(l.held); n != l.shown {
-		l.metrics.Held.Add(float64(n - l.shown))
-		l.shown = n
+	if n := len(l.held); n != l.heldShown {
+		l.metrics.Held.Add(float64(n - l.heldShown))
+		l.heldShown = n
 	}
-	l.idle.Store(l.wire == nil && len(l.pending) == 0 && len(l.again) == 0 && len(l.rows) == 0)
+	l.idle.Store(l.running == nil && len(l.pending) == 0 && len(l.inHand) == 0 && len(l.rows) == 0)
 }

@@ -69,11 +69,11 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 	logger := slog.New(slog.DiscardHandler)
 	metrics := monitoring.NewMetrics("", nil).Sink("s")
 	b.ledger = &memLedger{}
-	to := &target{
+	to := &sharedSink{
 		sink: sink, name: "s", id: 1, logger: logger, fast: func() bool { return false }, metrics: metrics, paused: new(atomic.Bool),
 		state:   newSinkState("s", true, &monitoring.Health{}, metrics, logger),
-		breaker: newBreaker("s", Breaker{ResetTimeout: time.Minute}, true, logger, func(gobreaker.State) {}),
-		delivery: Delivery{
+		breaker: newBreaker("s", BreakerConfig{ResetTimeout: time.Minute}, true, logger, func(gobreaker.State) {}),
+		delivery: DeliveryConfig{
 			BatchSize: 3, Timeout: 30 * time.Second, MaxRetries: 2, Retry: Retry{Initial: time.Second, Max: time.Minute},
 		},
 	}
@@ -415,7 +415,7 @@ func TestLanePausedParksWhatItHolds(t *testing.T) {
 		time.Sleep(time.Second)
 		b.arrive("a1", "b1")
 		time.Sleep(time.Millisecond)
-		b.ask(askLook)              // it catches up as soon as it can, while arrivals wait
+		b.ask(askReread)            // it catches up as soon as it can, while arrivals wait
 		time.Sleep(3 * time.Second) // a1 is on the wire again: it asks for all
 		b.arrive("a2", "b2")
 		b.paused.Store(true)

@@ -59,7 +59,7 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 		return err
 	}
 	for _, l := range s.lanes { // nobody has heard what was said until now
-		l.ask(askLook)
+		l.ask(askReread)
 	}
 	for {
 		began := time.Now()
@@ -97,7 +97,7 @@ func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session, 
 			continue
 		}
 		for _, l := range s.bySink[id] {
-			l.ask(askLook)
+			l.ask(askReread)
 		}
 		// Many changes may follow each other. They are counted together.
 		if soon := now.Add(max(countPace, rest)); soon.Before(until) {
@@ -118,7 +118,7 @@ func (c *Connector) takeStock(ctx context.Context, db ledger.Querier, s *session
 		return err
 	}
 	for id, count := range counts {
-		s.bySink[id][0].state.owes(count)
+		s.bySink[id][0].state.counted(count)
 	}
 	return nil
 }

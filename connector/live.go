@@ -5,8 +5,8 @@ import (
 )
 
 const (
-	// lookEvery is how often a live lane looks at the table even when nobody said that it changed.
-	lookEvery = 30 * time.Second
+	// rereadEvery is how often a live lane looks at the table even when nobody said that it changed.
+	rereadEvery = 30 * time.Second
 	// catchUpPace is the least time between two times of catching up.
 	catchUpPace = 250 * time.Millisecond
 	// awayPace is the most that is waited before a destination that is away is asked again: what it costs is one request, and
@@ -19,11 +19,11 @@ func (l *lane) shouldCatchUp(now time.Time) bool {
 	if l.paused.Load() {
 		return true
 	}
-	if len(l.again) > 0 {
+	if len(l.inHand) > 0 {
 		return false // what is in flight goes first
 	}
 	due := len(l.held) > 0 && !now.Before(l.heldUntil)
-	if !l.look && !due && len(l.held) <= l.maxHeld {
+	if !l.tableChanged && !due && len(l.held) <= l.maxHeld {
 		if len(l.held) > 0 {
 			l.wakeAt(l.heldUntil)
 		}
@@ -41,7 +41,7 @@ func (l *lane) stepLive(now time.Time) {
 	if !l.mayDeliver() {
 		return
 	}
-	if len(l.again) > 0 {
+	if len(l.inHand) > 0 {
 		l.deliverAgain(now)
 		return
 	}
@@ -88,7 +88,7 @@ func (l *lane) deliverAgain(now time.Time) {
 	if p.probe || l.away {
 		most = 1
 	}
-	l.deliverSome(now, &l.again, most, l.behindHeld)
+	l.deliverSome(now, &l.inHand, most, l.behindHeld)
 }
 
 // deliverSome takes the first messages off a list, but for those that leave says have gone elsewhere, and starts their Deliver.

@@ -22,7 +22,7 @@ func parking(t *testing.T) *world {
 	w := newWorld(t)
 	w.cfg.Delivery.ParkAfter = 2 * time.Second
 	w.cfg.Delivery.MaxRetries = 1
-	w.cfg.Breaker = Breaker{Enabled: true, MaxFailures: 3, ResetTimeout: 300 * time.Millisecond}
+	w.cfg.Breaker = BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: 300 * time.Millisecond}
 	return w
 }
 

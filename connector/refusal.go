@@ -137,8 +137,8 @@ func (c *Connector) explain(ctx context.Context, err error) error {
 		return err // the end of a server or of a session says nothing of the place
 	}
 	// Where no transaction is open the place stays the same while nothing is written.
-	if !e.inside && time.Since(c.same.last) > time.Minute {
-		c.same = repeated{}
+	if !e.inside && time.Since(c.lastRefusal.last) > time.Minute {
+		c.lastRefusal = repeated{}
 	}
 	return c.repeats(err, repeated{code: e.cause.Code, at: e.at()})
 }
@@ -146,18 +146,18 @@ func (c *Connector) explain(ctx context.Context, err error) error {
 // repeats counts an error at a place, and says if it has come there so often that it comes for ever.
 func (c *Connector) repeats(err error, here repeated) error {
 	now := time.Now()
-	if c.same.code != here.code || c.same.at != here.at {
+	if c.lastRefusal.code != here.code || c.lastRefusal.at != here.at {
 		here.first = now
-		c.same = here
+		c.lastRefusal = here
 	}
-	c.same.times++
-	c.same.last = now
-	c.unreadSince.Store(c.same.first.UnixNano()) // nothing gets past the place, however often the stream begins
-	if c.same.times < sameOften {
+	c.lastRefusal.times++
+	c.lastRefusal.last = now
+	c.unreadSince.Store(c.lastRefusal.first.UnixNano()) // nothing gets past the place, however often the stream begins
+	if c.lastRefusal.times < sameOften {
 		return err
 	}
 	return fmt.Errorf("%w; it was the same error at the same place %d times in a row, and comes for ever unless its cause is mended; "+
-		"where nothing can mend it, %s", err, c.same.times, provision.StartAnew)
+		"where nothing can mend it, %s", err, c.lastRefusal.times, provision.StartAnew)
 }
 
 // historyMissing tells a publication that is missing, which preflight refuses with the remedy, from one that exists again. The

@@ -104,7 +104,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	if err != nil {
 		return err
 	}
-	s.recorder = checkpoint.NewRecorder(watched{tables, &s.c.steps.record}, s.c.pace(s.stream.Fast))
+	s.recorder = checkpoint.NewRecorder(watchedLedger{tables, &s.c.steps.record}, s.c.pace(s.stream.Fast))
 	s.c.steps.build.begin()
 	defer s.c.steps.build.end()
 	if s.written, err = s.c.checkHistory(ctx, id, start); err != nil {
@@ -177,7 +177,7 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 		id := ids[sc.Name]
 		life := c.sinks[sc.Name]
 		life.state.begin()
-		t := &target{
+		t := &sharedSink{
 			sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d, breaker: life.breaker, paused: &life.paused, state: life.state,
 			metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 		}
@@ -222,7 +222,7 @@ func (s *session) run(ctx context.Context) error {
 	c := s.c
 	c.cfg.Metrics.Sessions.Inc()
 	c.cfg.Metrics.Leader.Set(1)
-	c.ran, c.ranThisTime, c.standingBy = true, true, false
+	c.streamedBefore, c.streamedNow, c.standingBy = true, true, false
 	c.othersRead.Store(false)
 	c.unreadSince.Store(0)
 	c.cfg.Health.Set("session", true, "streaming")

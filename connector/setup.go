@@ -67,8 +67,8 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 	if err != nil {
 		return facts, err
 	}
-	c.table, c.moved = facts.Table.OID, ""
-	if err := c.lookAtPublication(ctx, conn); err != nil {
+	c.table, c.lostName = facts.Table.OID, ""
+	if err := c.comparePublication(ctx, conn); err != nil {
 		return facts, err
 	}
 	for _, w := range facts.Warnings {
@@ -88,19 +88,19 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if moved != "" && moved != c.moved {
+	if moved != "" && moved != c.lostName {
 		c.cfg.Logger.Warn("the outbox has lost its name", "table", c.cfg.Source.Table, "why", moved)
 	}
-	if moved != c.moved {
+	if moved != c.lostName {
 		c.cfg.Health.Set("outbox", moved == "", moved)
 	}
-	c.moved = moved
-	return c.lookAtPublication(ctx, c.pool)
+	c.lostName = moved
+	return c.comparePublication(ctx, c.pool)
 }
 
-// lookAtPublication warns of a publication that is as it has to be, and was changed since this process last looked: what
+// comparePublication warns of a publication that is as it has to be, and was changed since this process last looked: what
 // was written in between may be missing in the stream.
-func (c *Connector) lookAtPublication(ctx context.Context, db ledger.Querier) error {
+func (c *Connector) comparePublication(ctx context.Context, db ledger.Querier) error {
 	version, err := provision.PublicationVersion(ctx, db, c.source(), c.table)
 	if err != nil {
 		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)

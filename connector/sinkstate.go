@@ -112,8 +112,8 @@ func (s *sinkState) isPaused(paused bool) {
 	s.show()
 }
 
-// owes tells what waits for the sink.
-func (s *sinkState) owes(o ledger.ParkedCount) {
+// counted tells what waits for the sink.
+func (s *sinkState) counted(o ledger.ParkedCount) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.owed = o

@@ -43,14 +43,14 @@ func (s *slowRule) run(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-			s.look()
+			s.tick()
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-func (s *slowRule) look() {
+func (s *slowRule) tick() {
 	blocks := s.blocks()
 	s.n++
 	for id, ticks := range s.ticks {

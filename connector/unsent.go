@@ -42,7 +42,7 @@ const leaveTimeout = 2 * time.Second
 // leavesNothing says whether everything that a session may have sent to a sink is settled. It is asked after the lanes have
 // ended and the outcomes are recorded. What committed before seenBefore may have been sent by an earlier session.
 func leavesNothing(lanes []*lane, t *checkpoint.Tracker, seenBefore pglogrepl.LSN) bool {
-	return t.Confirmed() >= seenBefore && !slices.ContainsFunc(lanes, func(l *lane) bool { return len(l.again) > 0 })
+	return t.Confirmed() >= seenBefore && !slices.ContainsFunc(lanes, func(l *lane) bool { return len(l.inHand) > 0 })
 }
 
 // leave tells the next session, if it is so, that nothing was sent of which the ledger does not know. If this cannot be

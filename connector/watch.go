@@ -61,13 +61,13 @@ func (s *steps) hanging(now time.Time) (*step, time.Time) {
 	return longest, from
 }
 
-// watched wraps a ledger, so that health and log can say when one of its transactions hangs.
-type watched struct {
+// watchedLedger wraps a ledger, so that health and log can say when one of its transactions hangs.
+type watchedLedger struct {
 	checkpoint.Ledger
 	step *step
 }
 
-func (w watched) Commit(ctx context.Context, b checkpoint.Batch) error {
+func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {
 	w.step.begin()
 	defer w.step.end()
 	return w.Ledger.Commit(ctx, b)
@@ -157,7 +157,7 @@ func (c *Connector) asksServer(ctx context.Context) string {
 		return "it does not answer another connection either: " + err.Error()
 	}
 	defer rows.Close()
-	var w waiting
+	var w backendWait
 	for rows.Next() {
 		if err := rows.Scan(&w.pid, &w.state, &w.kind, &w.event, &w.query, &w.blockers, &w.standbys); err != nil {
 			return err.Error()
@@ -169,15 +169,15 @@ func (c *Connector) asksServer(ctx context.Context) string {
 	return w.String()
 }
 
-// waiting is a backend of ours as pg_stat_activity has it.
-type waiting struct {
+// backendWait is a backend of ours as pg_stat_activity has it.
+type backendWait struct {
 	pid                int // 0 where there is none
 	state, kind, event string
 	query, blockers    string
 	standbys           string // synchronous_standby_names
 }
 
-func (w waiting) String() string {
+func (w backendWait) String() string {
 	if w.pid == 0 {
 		return "no process of the server has a statement of ours: it did not arrive (a process that does not run, a network that loses packets), or the " +
 			"connection is not made yet"

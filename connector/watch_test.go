@@ -34,7 +34,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, log := watching()
 		gate := make(chan error)
-		ledger := watched{stuckLedger{gate}, &c.steps.record}
+		ledger := watchedLedger{stuckLedger{gate}, &c.steps.record}
 		c.tracker.Store(checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0))
 		c.tracker.Load().Add(checkpoint.Position{LSN: 1}, 1, 1, time.Now())
 		var h hang
@@ -181,7 +181,7 @@ func TestDutyThatHangs(t *testing.T) {
 
 func TestWhatAStatementWaitsFor(t *testing.T) {
 	t.Parallel()
-	for want, w := range map[string]waiting{
+	for want, w := range map[string]backendWait{
 		"synchronous_standby_names = 'far'": {pid: 1, event: "SyncRep", kind: "IPC", standbys: "far"},
 		"a lock (tuple) that pid 7, 8":      {pid: 1, event: "tuple", kind: "Lock", blockers: "7, 8"},
 		"waits for DataFileRead (IO)":       {pid: 1, event: "DataFileRead", kind: "IO"},
@@ -221,18 +221,18 @@ func TestSenderThatDoesNotRun(t *testing.T) {
 		{250, 8, 250, 0, false},
 	} {
 		if step.pid == 0 {
-			c.senderUnknown(at(step.at))
+			c.walsenderUnknown(at(step.at))
 			if c.showLag(at(step.at)); testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds) != step.lag {
 				t.Errorf("after %d s: a lag of %g s", step.at, testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds))
 			}
 			continue
 		}
-		seen := sender{pid: step.pid}
+		seen := walsender{pid: step.pid}
 		if step.reply != 0 {
 			reply := at(step.reply)
 			seen.reply = &reply
 		}
-		err := c.senderRuns(seen, at(step.at))
+		err := c.walsenderRuns(seen, at(step.at))
 		if c.showLag(at(step.at)); (err != nil) != step.silent || testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds) != step.lag {
 			t.Errorf("after %d s: a lag of %g s, %v", step.at, testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds), err)
 		}

@@ -114,7 +114,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 	s.tracker = checkpoint.NewTracker(c.ring, 1<<30, from.Prefix, from.Confirmed)
 	s.stream = newWorldStream(w, s.tracker, start, s.n)
 	s.recorder = checkpoint.NewRecorder(conn, checkpoint.RecorderConfig{Fast: func() bool { return c.fast }, State: func(error) {}, Logger: logger})
-	delivery := Delivery{
+	delivery := DeliveryConfig{
 		BatchSize: c.batch, Timeout: 200 * unit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
 		Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, Block: c.block,
 	}
@@ -136,14 +136,14 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 		m := metrics.Sink(name)
 		state := newSinkState(name, c.never || w.sinks[i].oneTry, health, m, logger)
 		if len(w.breakers) <= i {
-			w.breakers = append(w.breakers, newBreaker(name, Breaker{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute},
+			w.breakers = append(w.breakers, newBreaker(name, BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute},
 				c.never || w.sinks[i].oneTry, logger, func(to gobreaker.State) {
 					if to == gobreaker.StateOpen {
 						w.opened.Add(1)
 					}
 				}))
 		}
-		t := &target{
+		t := &sharedSink{
 			sink: &worldClient{w.sinks[i], s}, name: name, id: id, oneTry: w.sinks[i].oneTry, delivery: delivery, breaker: w.breakers[i], paused: w.paused[i],
 			state: state, metrics: m, fast: func() bool { return c.fast }, logger: logger,
 		}

@@ -416,7 +416,7 @@ func (w *simulation) person(r dice) {
 		pick := r.IntN(1 << 20)
 		w.ledger.person(s, pick, x < 0.6, kill)
 		if told {
-			w.after(r.between(unit/10, 5*unit), func() { w.ask(s, askLook) })
+			w.after(r.between(unit/10, 5*unit), func() { w.ask(s, askReread) })
 		}
 	}
 }

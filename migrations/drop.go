@@ -16,7 +16,7 @@ var dropped = []string{
 // still uses it, it refuses. Of the options it needs the schema.
 func Drop(ctx context.Context, dsn string, o Options) (bool, error) {
 	found := false
-	err := session(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
+	err := withConn(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
 		o.Schema = schema
 		if err := lock(ctx, conn, o); err != nil {
 			return err

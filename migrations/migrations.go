@@ -59,7 +59,7 @@ func Apply(ctx context.Context, dsn string, o Options) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	return session(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
+	return withConn(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
 		if err := lock(ctx, conn, o); err != nil {
 			return err
 		}
@@ -99,7 +99,7 @@ func lock(ctx context.Context, conn *pgx.Conn, o Options) error {
 
 // Pending names the files that Apply would apply, without changing anything.
 func Pending(ctx context.Context, dsn string, o Options) (names []string, err error) {
-	err = session(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
+	err = withConn(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
 		names, err = pendingFiles(ctx, conn, schema)
 		return err
 	})
@@ -197,9 +197,9 @@ func script(o Options, names []string, first string) (string, error) {
 	return b.String(), nil
 }
 
-// session calls f with a session whose search_path is pg_catalog, and with the schema of the ledger. Where the options name
+// withConn calls f with a withConn whose search_path is pg_catalog, and with the schema of the ledger. Where the options name
 // none it is the first of the login's search_path, and empty if that has none.
-func session(ctx context.Context, dsn string, o Options, f func(conn *pgx.Conn, schema string) error) error {
+func withConn(ctx context.Context, dsn string, o Options, f func(conn *pgx.Conn, schema string) error) error {
 	config, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		// Only the cause: the rest of the text repeats the DSN.

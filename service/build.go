@@ -48,13 +48,13 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 			Table: cfg.Source.Table, LedgerSchema: cfg.Source.LedgerSchema,
 			Columns: decoder.Columns(cfg.Source.Columns),
 		},
-		Delivery: connector.Delivery{
+		Delivery: connector.DeliveryConfig{
 			BatchSize: d.BatchSize, Lanes: d.Lanes, Timeout: d.Timeout, DrainTimeout: d.DrainTimeout, MaxRetries: d.MaxRetries,
 			ParkAfter: d.Park(), GiveUpAfter: d.GiveUpAfter, Block: d.OnDeadLetter == config.DeadBlock,
 			Retry:       connector.Retry{Initial: d.Retry.Initial, Max: d.Retry.Max},
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},
-		Breaker: connector.Breaker(cfg.Breaker),
+		Breaker: connector.BreakerConfig(cfg.Breaker),
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
 	}
 	var err error

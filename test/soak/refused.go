@@ -173,12 +173,12 @@ func runRefuser(args []string) error {
 			Table: "public.event_outbox", LedgerSchema: "public", Columns: decoder.DefaultColumns(),
 		},
 		Sinks: []connector.Sink{{Name: "events", Type: "stdout", Key: key, Topic: key, Open: func() (sinks.Sink, error) { return r, nil }}},
-		Delivery: connector.Delivery{
+		Delivery: connector.DeliveryConfig{
 			BatchSize: 500, Lanes: 4, Timeout: 30 * time.Second, DrainTimeout: 25 * time.Second,
 			MaxRetries: 3, Retry: connector.Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second,
 			MaxInFlight: 32768, MaxInFlightBytes: 32 << 20, MaxEventBytes: 64 << 20,
 		},
-		Breaker: connector.Breaker{Enabled: true, MaxFailures: 5, ResetTimeout: time.Minute},
+		Breaker: connector.BreakerConfig{Enabled: true, MaxFailures: 5, ResetTimeout: time.Minute},
 		Metrics: monitoring.NewMetrics("pyairtable_outbox_", monitoring.NewRegistry()),
 		Health:  &monitoring.Health{},
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, nil)),
