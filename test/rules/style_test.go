@@ -219,6 +219,33 @@ func TestPanics(t *testing.T) {
 	found.compare(t, "panic")
 }
 
+// TestNoSleeps: a test waits for a condition, or sleeps by the clock of testing/synctest. A package whose tests use that
+// has helpers that sleep and that only run within a bubble, so the rule is about packages.
+func TestNoSleeps(t *testing.T) {
+	t.Parallel()
+	bubbles := map[string]bool{}
+	for _, s := range allSources(t) {
+		if s.test && s.packages["synctest"] == "testing/synctest" {
+			bubbles[s.dir] = true
+		}
+	}
+	var found violations
+	for _, s := range allSources(t) {
+		if !s.test || bubbles[s.dir] {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok && sel.Sel.Name == "Sleep" {
+				if id, ok := sel.X.(*ast.Ident); ok && s.packages[id.Name] == "time" {
+					found.add(s.path, "%s:%d: a test waits for a condition, with a deadline", s.path, s.line(n.Pos()))
+				}
+			}
+			return true
+		})
+	}
+	found.compare(t, "sleep")
+}
+
 func TestNoInit(t *testing.T) {
 	t.Parallel()
 	var found violations

@@ -131,4 +131,4 @@ func TestListsNameRules(t *testing.T) {
 	}
 }
 
-var ruleNames = []string{"imports", "length", "case", "bool", "goroutine", "panic", "init", "name", "error", "prose", "reference", "exported"}
+var ruleNames = []string{"imports", "length", "case", "bool", "goroutine", "panic", "init", "sleep", "name", "error", "prose", "reference", "exported"}
