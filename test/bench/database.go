@@ -19,12 +19,12 @@ import (
 
 const publication = "bench"
 
-// aggregateOf is that of event n.
+// aggregateOf returns the aggregate of event n.
 func aggregateOf(n int) string { return "order-" + strconv.Itoa(n%process.Aggregates) }
 
-// Every column is filled. The payload is about 500 bytes that do not compress, apart from being text; its first key tells
-// the checker which event it is. 5,000 aggregates share the events in turn, so writers whose number divides 5,000 and
-// who take turns, too, never write to the same aggregate. (In plpgsql, which keeps the statement's plan.)
+// insertFunction fills every column. The payload is about 500 bytes that do not compress, except that they are text. Its
+// first key is the number of the event, by which the checker knows it. 5,000 aggregates take turns. The function is in
+// plpgsql because that keeps the plan of the statement.
 const insertFunction = `create function bench_insert(first int, last int) returns void language plpgsql as $$
 begin
 	insert into event_outbox (aggregate_type, aggregate_id, event_type, event_version, payload, metadata, max_retries,
@@ -48,14 +48,15 @@ begin
 end
 $$`
 
-// database is one part's own: with the outbox, slots made before the backlog, and a backlog.
+// database is the database of one part of the benchmark, with the outbox, slots and a backlog. The slots are made before the
+// backlog is written.
 type database struct {
 	*bench
 	name string
 	conn *pgx.Conn
 }
 
-// newDatabase makes one with an initialised slot and checkpoint for each of the connectors named.
+// newDatabase creates a database, and a slot and a checkpoint for each of the connectors named.
 func (b *bench) newDatabase(ctx context.Context, name string, connectors ...string) (_ *database, err error) {
 	d := &database{bench: b, name: name}
 	if d.conn, err = process.CreateDatabase(ctx, b.postgres, name); err != nil {
@@ -79,7 +80,7 @@ func (b *bench) newDatabase(ctx context.Context, name string, connectors ...stri
 	return d, nil
 }
 
-// initialise lets the product make tables, publication, slot and checkpoint.
+// initialise has the product create tables, publication, slot and checkpoint.
 func (d *database) initialise(ctx context.Context, connector string) error {
 	if err := d.configure(connector, "type: stdout"); err != nil { // the destination is not there yet
 		return err
@@ -115,17 +116,17 @@ func (d *database) close(ctx context.Context) error {
 type backlog struct {
 	events       int
 	payloadBytes int // on average
-	// last lies in the last transaction: once more than this is confirmed, all of it is.
+	// last is an LSN within the last transaction: once the connector has confirmed more, it has confirmed the whole backlog.
 	last pglogrepl.LSN
-	// end lies behind the last transaction and before the marker, at which pg_recvlogical notices that it is beyond.
+	// end is an LSN behind the last transaction. pg_recvlogical ends when it meets the marker, which lies behind it.
 	end pglogrepl.LSN
 }
 
-// writeBacklog writes events in transactions of rows each, one after another.
+// writeBacklog writes events, one transaction after another, each with the given number of rows.
 func (d *database) writeBacklog(ctx context.Context, events, rows int) (backlog, error) {
 	process.Note("%s: writing %d events, %d a transaction", d.name, events, rows)
 	b := backlog{events: events}
-	// The WAL comes out the same as with waiting for the disk at each commit.
+	// This saves time. The WAL is the same as if each commit waited for the disk.
 	if _, err := d.conn.Exec(ctx, "set synchronous_commit = off"); err != nil {
 		return b, err
 	}

@@ -9,18 +9,18 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// destination is what a sink delivers to: a process of its own, started anew for each run.
+// destination is the server that a sink delivers to. It is a process of its own, started anew for each run.
 type destination interface {
-	// sink is the keys of the sink's configuration that say where it is, in YAML's flow style.
+	// sink returns the part of a sink's configuration that says where the destination is, in YAML's flow style.
 	sink() string
 	PID() int
-	// check tells what has arrived, and what has not.
+	// check compares what has arrived with what was written.
 	check(ctx context.Context) (counts, error)
-	// kill ends the process and removes what it kept.
+	// Kill ends the process and removes its data.
 	Kill()
 }
 
-// kinds are the sinks that can be measured, and what their destinations are called.
+// kinds lists the sinks that can be measured, with the names of their destinations.
 var kinds = []struct{ sink, destination string }{
 	{config.SinkKafka, "Kafka fake"},
 	{config.SinkRedis, "redis-server"},
@@ -38,7 +38,7 @@ func destinationOf(sink string) string {
 	return kinds[i].destination
 }
 
-// start starts an empty destination of a sink, to which events are to be delivered.
+// start starts an empty destination for a sink. It expects the given number of events.
 func (b *bench) start(ctx context.Context, sink string, events int) (destination, error) {
 	switch sink {
 	case config.SinkRedis:

@@ -26,15 +26,15 @@ type latencyResult struct {
 	Sink   string  `json:"sink"`
 	Events int     `json:"events"`
 	Rate   float64 `json:"transactions_per_second"` // reached
-	// From the commit to the acceptance, by PostgreSQL's clock, in milliseconds. The commit's time is taken before it
-	// waits for the disk.
+	// P50, P99 and Max are the milliseconds from an event's commit to its acceptance, by PostgreSQL's clock. PostgreSQL takes
+	// the time of a commit before it waits for the disk.
 	P50 float64 `json:"p50_ms"`
 	P99 float64 `json:"p99_ms"`
 	Max float64 `json:"max_ms"`
-	// The part of it that is a Deliver.
+	// DeliverP50 and DeliverP99 are the part of it that the call of Deliver took.
 	DeliverP50 float64 `json:"deliver_p50_ms"`
 	DeliverP99 float64 `json:"deliver_p99_ms"`
-	// What the writers waited for their inserts, which shows how slow disk and machine are.
+	// InsertP50 and InsertP99 are how long the writers waited for their inserts. They show how slow disk and machine are.
 	InsertP50  float64 `json:"insert_p50_ms"`
 	InsertP99  float64 `json:"insert_p99_ms"`
 	CPU        cpu     `json:"cpu_us_per_event"`
@@ -44,8 +44,8 @@ type latencyResult struct {
 	Counts     counts  `json:"counts"`
 }
 
-// latency is measured of each sink in turn, and again, at most twice (once of several sinks), while others use too much
-// of the machine; the quietest counts.
+// latency measures each sink in turn. If others use too much of the CPU meanwhile, it measures again: twice at most, or once
+// if there are several sinks. The quietest measurement counts.
 func (b *bench) latency(ctx context.Context) ([]latencyResult, error) {
 	process.Note("latency: %d one-row transactions a second for %d s", rate, loadSeconds)
 	best := make([]latencyResult, len(b.sinks))
@@ -166,14 +166,14 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 	return l, err
 }
 
-// insertOne writes what bench_insert does, with ids that cost less. The writers share the machine with what is measured, so the payload comes from
-// outside and nothing is computed in SQL that an application would not compute there.
+// insertOne writes the same columns as bench_insert. The writers share the machine with what is measured, so the statement
+// computes nothing that an application would not compute in SQL: ids are made of the number, and the payload is a parameter.
 const insertOne = `insert into event_outbox (aggregate_type, aggregate_id, event_type, event_version, payload, metadata, max_retries,
 		tenant_id, correlation_id, causation_id)
 	values ('order', 'order-' || $1::int % 5000, 'order.changed', 2, ('{"seq": ' || $1::int || $2::text)::json,
 		'{"source": "bench"}', 5, 'tenant-' || $1::int % 20, 'correlation-' || $1::int, 'causation-' || $1::int)`
 
-// load inserts the events numbered first to last at the rate, and gives how many milliseconds each took.
+// load inserts the events with the numbers first to last, at the rate, and returns how many milliseconds each insert took.
 func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	queues := make([]chan int, len(conns))
@@ -211,13 +211,13 @@ func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, e
 	return waits, g.Wait()
 }
 
-// quantile sorts the values, of which there is at least one.
+// quantile sorts the values and returns their q-quantile. There must be at least one value.
 func quantile(values []float64, q float64) float64 {
 	slices.Sort(values)
 	return values[int(q*float64(len(values)-1)+0.5)]
 }
 
-// median sorts the values, too.
+// median sorts the values and returns their median. There must be at least one value.
 func median(values []float64) float64 {
 	slices.Sort(values)
 	n := len(values)

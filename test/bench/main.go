@@ -125,7 +125,7 @@ func parseOptions(args []string) (options, error) {
 	return o, errors.Join(errs...)
 }
 
-// shorten sets other defaults: several sinks, of which some are ten times slower than others, take minutes.
+// shorten sets lower defaults for several sinks: some are ten times slower than others, and a round of them takes long.
 func (o *options) shorten(given map[string]bool) {
 	if !given["rounds"] {
 		o.rounds = 3
@@ -168,7 +168,7 @@ func (o *options) forComparison(given map[string]bool) (errs []error) {
 type bench struct {
 	options
 	postgres  *servers.Postgres
-	dir       string // of binaries, configurations and logs; removed at the end
+	dir       string // holds binaries, configurations and logs; removed at the end
 	cli       string // the product
 	connector string // what is measured: the product, or the same with a profiler
 	fake      string // the Kafka fake's

@@ -23,7 +23,7 @@ type memoryRun struct {
 	Run    connectorRun `json:"run"`
 }
 
-// normal is the median of the normal runs' peaks.
+// normal returns the median of the peaks of the normal runs.
 func (m memoryResult) normal() float64 {
 	var peaks []float64
 	for _, r := range m.Normal {
@@ -49,7 +49,7 @@ func (b *bench) memory(ctx context.Context) (m memoryResult, err error) {
 	return m, nil
 }
 
-// peaks runs the connector some times on one backlog.
+// peaks runs the connector several times on one backlog.
 func (b *bench) peaks(ctx context.Context, name string, events, rows, runs int) (_ []memoryRun, err error) {
 	connectors := names("ours", runs)
 	d, err := b.newDatabase(ctx, name, connectors...)

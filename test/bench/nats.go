@@ -15,8 +15,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// natsServer has a stream on files, with the server's own defaults: it syncs them every two minutes, and finds
-// repetitions within as long.
+// natsServer keeps its stream in files, with the server's own defaults: it syncs the files every two minutes, and recognises
+// repeated messages within two minutes.
 type natsServer struct {
 	*servers.NATS
 	events int

@@ -21,8 +21,9 @@ import (
 // tick is the unit of the times in /proc: USER_HZ is 100 on every architecture that Go supports.
 const tick = 10 * time.Millisecond
 
-// cpuTime is what a process has used, all its threads and those that have ended included. /proc/pid/stat tells the same in
-// ticks, which are too coarse for a run of half a second. The clock's number is made as clock_getcpuclockid(3) makes it.
+// cpuTime returns the CPU time that a process has used, with all its threads, also those that have ended. /proc/pid/stat
+// has the same in ticks, which are too coarse for a run of half a second. The number of the process's clock is computed as
+// clock_getcpuclockid(3) does.
 func cpuTime(pid int) (time.Duration, error) {
 	var t unix.Timespec
 	if err := unix.ClockGettime(int32(^pid)<<3|2, &t); err != nil {
@@ -31,15 +32,15 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
-// usage is a moment's reading of who has used the CPU.
+// usage is a reading of the CPU time that was used up to a moment.
 type usage struct {
 	at     time.Time
 	others time.Duration // processes that do not descend from this one, and what the hypervisor took
 }
 
-// takeUsage adds up processes rather than to read the totals of /proc/stat: those are sampled by the clock's tick, which
-// misjudges processes that sleep and wake by timers by more than the share that is looked for. The time of a process that
-// ends moves to its parent (cutime, cstime), so that the sum never shrinks.
+// takeUsage adds up the times of all processes. It does not use the totals of /proc/stat: the kernel samples those at the
+// clock's tick, and misjudges processes that sleep and wake by timers by more than the share that we look for. When a process
+// ends, its time moves to its parent (cutime, cstime), so the sum never shrinks.
 func takeUsage() (usage, error) {
 	u := usage{at: time.Now()}
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -75,8 +76,8 @@ func takeUsage() (usage, error) {
 	return u, err
 }
 
-// parseStat finds a process's parent and the time of its children that have ended. The second field is the name, in
-// parentheses, and may hold anything.
+// parseStat reads /proc/pid/stat: the process, its parent, and the CPU time of its children that have ended. The second
+// field is the process's name in parentheses, which may contain any character.
 func parseStat(stat []byte) (pid, parent int, children time.Duration, err error) {
 	end := bytes.LastIndexByte(stat, ')')
 	fields := bytes.Fields(stat[end+1:])
@@ -109,13 +110,13 @@ func stolen() (time.Duration, error) {
 	return time.Duration(ticks) * tick, err
 }
 
-// othersSince is the share of all cores that others have had since then.
+// othersSince returns the share of all cores that others have used since then.
 func (u usage) othersSince(then usage) float64 {
 	return float64(u.others-then.others) / float64(u.at.Sub(then.at)) / float64(runtime.NumCPU())
 }
 
-// awaitQuiet waits until others use less than a share of the CPU, or until it has waited long enough: what is measured
-// then may have to be repeated.
+// awaitQuiet waits until others use less than a share of the CPU, but no longer than the given time. If they still use more
+// then, the measurement may have to be repeated.
 func awaitQuiet(ctx context.Context, share float64, longest time.Duration) error {
 	const window = 500 * time.Millisecond
 	for range longest / window {

@@ -25,11 +25,11 @@ import (
 const (
 	// receiverCommand makes this program a receiver of webhooks.
 	receiverCommand = "receiver"
-	// answerTime is how long a receiver is at work with a request.
+	// answerTime is how long a receiver takes to answer a request.
 	answerTime = time.Millisecond
 )
 
-// receiver is the child that takes webhooks. It counts by itself.
+// receiver is the process that takes webhooks. It compares by itself what it receives with what was written.
 type receiver struct {
 	*process.Child
 	url string
@@ -91,11 +91,11 @@ func runReceiver(args []string) error {
 	return nil
 }
 
-// hook checks what it is sent as it comes: within an aggregate no event may come before the one before it was answered.
+// hook checks each request when it arrives: an event must not arrive before the previous one of its aggregate was answered.
 type hook struct {
 	mu    sync.Mutex
 	tally *tally
-	busy  map[string]bool // aggregates of which an event has come, and no answer was given yet
+	busy  map[string]bool // aggregates with an event that has arrived and was not answered yet
 	err   error
 }
 
@@ -152,7 +152,7 @@ func (h *hook) fail(err error) {
 	}
 }
 
-// tell answers with the counts.
+// tell answers a request for the counts.
 func (h *hook) tell(w http.ResponseWriter, _ *http.Request) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

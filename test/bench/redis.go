@@ -13,7 +13,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// redisServer keeps nothing on the disk, as Redis's own configuration has it but for snapshots, which would fork it in
+// redisServer writes nothing to the disk. Redis's own defaults differ from that only by snapshots, which would fork it in
 // the middle of a run.
 type redisServer struct {
 	*servers.Redis

@@ -25,7 +25,7 @@ const (
 	mostMemoryRatio = 1.25
 )
 
-// bounds of a sink; 0: none.
+// bounds are what the figures of a sink must reach. 0 is no bound.
 type bounds struct {
 	ratio    map[int]float64 // of pg_recvlogical's time to ours, at least, by rows per transaction
 	ofKafka  float64         // its rate to that of Kafka, at least
@@ -84,7 +84,7 @@ func (r results) counts() (c counts) {
 	return c
 }
 
-// check: how fast it is depends on the machine; that it is right does not.
+// check fails if events were lost, misordered or repeated. It judges no speed, which depends on the machine.
 func (r results) check() error { return r.counts().check() }
 
 func (c counts) check() error {
@@ -117,7 +117,7 @@ func writeResults(w io.Writer, o options, results any, table func(io.Writer)) er
 	return nil
 }
 
-// columns writes a block whose cells end with tabs and stand below each other; what follows the last tab of a line is a remark.
+// columns aligns what write writes: each cell ends with a tab, and what follows the last tab of a line is a remark.
 func columns(w io.Writer, write func(io.Writer)) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	write(t)
@@ -166,7 +166,7 @@ func (t throughputResult) seconds(sink int) float64 {
 	return t.median(func(r round) float64 { return r.Connectors[sink].Seconds })
 }
 
-// compare puts the sinks beside each other. A ratio is the median of those within a round.
+// compare shows all sinks in one table. A ratio is the median of the ratios within each round.
 func (t throughputResult) compare(w io.Writer) {
 	sinks := t.Rounds[0].Connectors
 	fmt.Fprint(w, "medians\tevents/s\tof pg_recvlogical\t")
@@ -211,7 +211,7 @@ func (t throughputResult) roundsTable(w io.Writer, sink int) {
 }
 
 func (t throughputResult) cpuTable(w io.Writer, sink int) {
-	// The medians of one process may be of different rounds.
+	// Each process has a median of its own, so the medians of a line may be of different rounds.
 	median := func(run func(round) cpu) cpu {
 		of := func(part func(cpu) float64) float64 { return t.median(func(r round) float64 { return part(run(r)) }) }
 		return cpu{
@@ -227,7 +227,7 @@ func (t throughputResult) cpuTable(w io.Writer, sink int) {
 	fmt.Fprintf(w, "pg_recvlogical\t%.2f\t%.2f\t\t\t\n", theirs.Reader, theirs.Walsender)
 }
 
-// median is of the rounds that count.
+// median returns the median of a figure over the rounds that count.
 func (t throughputResult) median(of func(round) float64) float64 {
 	var values []float64
 	for _, r := range t.Rounds {
@@ -238,7 +238,7 @@ func (t throughputResult) median(of func(round) float64) float64 {
 	return median(values)
 }
 
-// compareLatencies puts the sinks beside each other.
+// compareLatencies shows the latencies of all sinks in one table.
 func compareLatencies(w io.Writer, all []latencyResult) {
 	fmt.Fprintln(w, "\nCommit to acceptance, ms")
 	kafka := slices.IndexFunc(all, func(l latencyResult) bool { return l.Sink == config.SinkKafka })

@@ -14,14 +14,14 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// yardstickRun is pg_recvlogical reading a backlog into nothing.
+// yardstickRun is a run of pg_recvlogical, which reads a backlog into /dev/null.
 type yardstickRun struct {
 	Seconds float64 `json:"seconds"`
 	CPU     cpu     `json:"cpu_us_per_event"`
 	Others  float64 `json:"others"`
 }
 
-// connectorRun is outbox-cdc delivering and recording a backlog.
+// connectorRun is a run of outbox-cdc, which delivers and records a backlog.
 type connectorRun struct {
 	Sink       string  `json:"sink"`
 	Seconds    float64 `json:"seconds"`
@@ -32,7 +32,7 @@ type connectorRun struct {
 	Counts     counts  `json:"counts"`
 }
 
-// cpu is what an event costs each process, in microseconds.
+// cpu is the CPU time that an event costs each process, in microseconds.
 type cpu struct {
 	Reader      float64 `json:"reader"` // the connector, or pg_recvlogical
 	Walsender   float64 `json:"walsender"`
@@ -46,7 +46,7 @@ func perEvent(d time.Duration, events int) float64 {
 
 func (b *bench) yardstick() string { return filepath.Join(b.postgres.BinDir(), "pg_recvlogical") }
 
-// runYardstick takes the whole time of pg_recvlogical, its start included.
+// runYardstick measures the whole time of pg_recvlogical, its start included.
 func (d *database) runYardstick(ctx context.Context, slot string, bl backlog) (r yardstickRun, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout(bl.events), errors.New("pg_recvlogical takes too long"))
 	defer cancel()
@@ -56,7 +56,8 @@ func (d *database) runYardstick(ctx context.Context, slot string, bl backlog) (r
 	}
 	c, err := process.Start(filepath.Join(d.dir, "pg_recvlogical.log"), d.yardstick(), "-d", d.postgres.DSN(d.name), "-S", slot,
 		"--start", "-f", "/dev/null", "--endpos", bl.end.String(), "--no-loop",
-		// The marker is a message: without messages pg_recvlogical would go on into the ledger's WAL of earlier runs.
+		// The marker behind the backlog is a message. If messages were not sent, pg_recvlogical would not notice the end of the
+		// backlog, and would read on through the ledger's WAL of earlier runs.
 		"-o", "proto_version=1", "-o", "publication_names="+publication, "-o", "messages=true")
 	if err != nil {
 		return r, err
@@ -77,7 +78,8 @@ func (d *database) runYardstick(ctx context.Context, slot string, bl backlog) (r
 	return r, err
 }
 
-// watchWalsender gives what a slot's walsender used until it or its client ended: after that nobody could tell.
+// watchWalsender returns the CPU time that the walsender of a slot used until it or its client ended. It asks all the time,
+// because the figure is gone with the process.
 func (d *database) watchWalsender(ctx context.Context, slot string, done <-chan struct{}) (used time.Duration, err error) {
 	var pid *int
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -101,8 +103,8 @@ func (d *database) watchWalsender(ctx context.Context, slot string, done <-chan 
 	}
 }
 
-// runConnector takes the time from the connector's start until the ledger's checkpoint is beyond the backlog. It leaves an
-// empty ledger: a ledger belongs to one connector, and the rows of this run stand at the positions of the next.
+// runConnector measures the time from the connector's start until the ledger's checkpoint is beyond the backlog. It empties
+// the ledger afterwards: a ledger belongs to one connector, and the next one has the same events at the same positions.
 func (d *database) runConnector(ctx context.Context, sink, name string, bl backlog, args ...string) (r connectorRun, err error) {
 	r.Sink = sink
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout(bl.events), errors.New("the connector takes too long"))
@@ -155,12 +157,12 @@ func (d *database) runConnector(ctx context.Context, sink, name string, bl backl
 	return r, err
 }
 
-// timeout is far beyond what a run takes on a slow machine.
+// timeout returns a time that is far beyond what a run takes on a slow machine.
 func timeout(events int) time.Duration {
 	return 2*time.Minute + time.Duration(events)*time.Millisecond
 }
 
-// progress is how far a connector is, and which backends serve it.
+// progress is how far a connector has come, and which backends of PostgreSQL serve it.
 type progress struct {
 	*database
 	name                string
@@ -174,7 +176,7 @@ func (p *progress) ask(ctx context.Context) error {
 	return p.conn.QueryRow(ctx, ask, p.name).Scan(&p.confirmed, &p.recorder, &p.walsender)
 }
 
-// await asks until done, or until the connector ends, which it must not.
+// await asks for the progress until done returns true. It fails if the connector ends before.
 func (p *progress) await(ctx context.Context, c *process.Child, done func() bool) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -195,7 +197,8 @@ func (p *progress) await(ctx context.Context, c *process.Child, done func() bool
 	}
 }
 
-// used is the CPU time that the connector, its walsender, its recorder's backend and the destination have used.
+// used is the CPU time that four processes have used: the connector, its walsender, its recorder's backend and the
+// destination.
 type used [4]time.Duration
 
 func (u used) perEvent(events int) cpu {
@@ -221,7 +224,7 @@ func (p *progress) used(c *process.Child, to destination) (u used, err error) {
 	return u, nil
 }
 
-// check compares destination and ledger with what was written, and empties the ledger.
+// check compares what destination and ledger hold with what was written. Then it empties the ledger.
 func (d *database) check(ctx context.Context, to destination) (counts, error) {
 	c, err := to.check(ctx)
 	if err != nil {

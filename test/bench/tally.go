@@ -21,8 +21,8 @@ func (c counts) add(o counts) counts {
 	return counts{c.Missing + o.Missing, c.Misordered + o.Misordered, c.Duplicated + o.Duplicated, c.Unrecorded + o.Unrecorded}
 }
 
-// tally compares what arrives with the events numbered from 1. Each writer numbers its events in the order of its
-// commits, and no aggregate has two writers; so of each aggregate the numbers must rise.
+// tally compares what arrives with the events that were written, whose numbers begin with 1. Each writer numbers its events
+// in the order of its commits, and each aggregate has one writer. So the numbers of an aggregate must rise.
 type tally struct {
 	seen       []bool
 	last       map[string]int // the highest number by aggregate
@@ -34,7 +34,7 @@ func newTally(events int) *tally {
 	return &tally{seen: make([]bool, events+1), last: make(map[string]int)}
 }
 
-// add takes one event, in the order in which those of its aggregate arrive.
+// add counts one event. The events of an aggregate must be added in the order in which they arrive.
 func (t *tally) add(aggregate string, payload []byte) error {
 	n, err := number(payload)
 	if err != nil || n < 1 || n >= len(t.seen) {
@@ -62,7 +62,7 @@ func (t *tally) counts() counts {
 	return c
 }
 
-// number reads the event's number, with which the payload begins.
+// number reads the number of an event from the beginning of its payload.
 func number(payload []byte) (int, error) {
 	rest, ok := bytes.CutPrefix(payload, []byte(`{"seq": `))
 	if !ok {

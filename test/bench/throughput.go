@@ -14,7 +14,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// attempts bounds the rounds that are run to get those that count. One of several sinks takes half a minute.
+// attempts is how many rounds are run at most until enough of them are quiet. With several sinks there is one spare round
+// only, because a round takes half a minute.
 func (b *bench) attempts() int {
 	if len(b.sinks) > 1 {
 		return b.rounds + 1
@@ -29,7 +30,7 @@ type throughputResult struct {
 	Rounds       []round `json:"rounds"`
 }
 
-// round is one run of each, one right after the other on the same backlog.
+// round is one run of pg_recvlogical and one of outbox-cdc for each sink, one right after the other on the same backlog.
 type round struct {
 	Yardstick  yardstickRun   `json:"pg_recvlogical"`
 	Connectors []connectorRun `json:"outbox_cdc"` // in the order of the sinks
@@ -45,8 +46,8 @@ func (r round) others() float64 {
 	return most
 }
 
-// throughput runs rounds on one backlog. All slots are made before it is written: a slot's walsender begins to read where
-// the slot was made.
+// throughput runs rounds on one backlog. All slots are made before the backlog is written, because a walsender begins to
+// read where its slot was made.
 func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, err error) {
 	theirs := names("theirs", b.attempts())
 	var ours []string
@@ -90,7 +91,7 @@ func (b *bench) throughput(ctx context.Context, rows int) (t throughputResult, e
 	return t, nil
 }
 
-// choose makes the quietest rounds count: the quiet ones, and where these are too few the least noisy.
+// choose picks the rounds that count: those in which others used least of the CPU.
 func (t *throughputResult) choose(rounds int) {
 	order := make([]int, len(t.Rounds))
 	for i := range order {
@@ -102,7 +103,7 @@ func (t *throughputResult) choose(rounds int) {
 	}
 }
 
-// names are those of the slots of one kind, by round.
+// names returns the names of the slots of one kind, one for each round.
 func names(prefix string, n int) []string {
 	all := make([]string, n)
 	for i := range all {

@@ -60,10 +60,10 @@ func Start(logFile, path string, args ...string) (*Child, error) {
 	return c, nil
 }
 
-// PID is its process id.
+// PID returns the process id.
 func (c *Child) PID() int { return c.Cmd.Process.Pid }
 
-// Log is the end of what it printed.
+// Log returns the last lines that the process printed.
 func (c *Child) Log() string {
 	data, err := os.ReadFile(c.logFile)
 	if err != nil {
@@ -73,7 +73,7 @@ func (c *Child) Log() string {
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")
 }
 
-// Wait waits until it has ended, which must be well.
+// Wait waits until the process has ended. It fails if the process failed, or if ctx ends first.
 func (c *Child) Wait(ctx context.Context) error {
 	select {
 	case <-c.Done:
@@ -86,7 +86,7 @@ func (c *Child) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Stop asks it to end in good order.
+// Stop sends SIGTERM and waits until the process has ended.
 func (c *Child) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("it does not end"))
 	defer cancel()
@@ -96,13 +96,13 @@ func (c *Child) Stop(ctx context.Context) error {
 	return c.Wait(ctx)
 }
 
-// Kill ends it, if it still runs.
+// Kill ends the process with SIGKILL if it still runs.
 func (c *Child) Kill() {
 	_ = c.Cmd.Process.Kill() // an error says that it has ended
 	<-c.Done
 }
 
-// AwaitListening waits until it takes connections. If it does not, it is ended.
+// AwaitListening waits until the process takes connections at addr. If that takes too long it kills the process.
 func (c *Child) AwaitListening(ctx context.Context, addr string) error {
 	dialer := net.Dialer{}
 	for range 500 {

@@ -17,7 +17,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// pair is the two sinks of the away parts.
+// pair is the destinations of the two sinks that the away parts use.
 type pair struct {
 	kafka  *process.Child
 	broker string
@@ -64,7 +64,7 @@ sinks:
 `, reset, p.broker, p.proxy.Addr())
 }
 
-// away takes a sink away: Kafka falls silent with its connections open, Redis resets connections.
+// away makes a destination unreachable: Kafka falls silent with its connections open, Redis resets connections.
 func (p *pair) away(sink string) {
 	if sink == "kafka" {
 		_ = p.kafka.Cmd.Process.Signal(syscall.SIGSTOP)
@@ -82,7 +82,7 @@ func (p *pair) back(sink string) {
 	p.proxy.Accept()
 }
 
-// awayPart has one of two sinks away under load.
+// awayPart makes one of two sinks unreachable under load, and measures how the connector and the other sink get on.
 func (s *soak) awayPart(ctx context.Context, part string) (err error) {
 	down, other := "redis", "kafka"
 	if part == "kafka" {
@@ -132,7 +132,7 @@ func (s *soak) awayPart(ctx context.Context, part string) (err error) {
 	return c.Stop(ctx)
 }
 
-// startYardstick starts pg_recvlogical, which confirms at once.
+// startYardstick starts pg_recvlogical, which confirms at once whatever it reads.
 func (d *database) startYardstick(ctx context.Context) (*process.Child, error) {
 	if _, err := d.conn.Exec(ctx, "select pg_create_logical_replication_slot($1, 'pgoutput')", d.yardstick()); err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func (d *database) startYardstick(ctx context.Context) (*process.Child, error) {
 
 func (d *database) yardstick() string { return d.name + "_yardstick" }
 
-// watcher asks every half second how far things are; figures are maxima so far.
+// watcher asks every half second how far the connector is. Its figures are the maxima so far.
 type watcher struct {
 	mu                     sync.Mutex
 	confirmed, restart     int64 // bytes behind the server, and behind the yardstick's restart LSN
@@ -329,7 +329,7 @@ func (a *awayRun) tell(ctx context.Context, attempts, written int) error {
 	return a.w.err
 }
 
-// p99 is that of the other sink, from commit to acceptance, in milliseconds.
+// p99 returns the p99 of the other sink, from commit to acceptance, in milliseconds.
 func (a *awayRun) p99(ctx context.Context, from, to time.Time) (float64, error) {
 	return value[float64](ctx, a.database, `select coalesce(percentile_cont(0.99) within group (order by ms), 0) from (
 		select extract(epoch from l.completed_at - pg_xact_commit_timestamp(e.xmin)) * 1000 as ms

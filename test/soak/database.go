@@ -22,7 +22,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// database is one part's own, with a connector of its name.
+// database is the database of one part, with a connector of the same name.
 type database struct {
 	*soak
 	name   string
@@ -30,7 +30,8 @@ type database struct {
 	listen string
 }
 
-// newDatabase makes one, with tables, slot and checkpoint, for a connector with this configuration: all but name, source and http.
+// newDatabase creates a database with tables, slot and checkpoint for a connector. The configuration lacks name, source and
+// http, which newDatabase adds.
 func (s *soak) newDatabase(ctx context.Context, name, configuration string) (*database, error) {
 	port, err := servers.FreePort()
 	if err != nil {
@@ -97,7 +98,7 @@ func value[T any](ctx context.Context, d *database, sql string, args ...any) (v 
 	return v, nil
 }
 
-// metric is one series of the connector's, of a sink.
+// metric reads one of the connector's metrics for a sink.
 func (d *database) metric(ctx context.Context, name, sink string) (float64, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.listen+"/metrics", http.NoBody)
 	if err != nil {

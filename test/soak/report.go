@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 )
 
-// figure is one thing that was measured, and what it must be.
+// figure is a value that was measured, with the limit that it must keep.
 type figure struct {
 	Part  string  `json:"part"`
 	Name  string  `json:"name"`

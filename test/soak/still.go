@@ -11,8 +11,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/test/process"
 )
 
-// park puts rows into outbox_parked as the recorder does, of a sink, at positions before all that is streamed: untried if
-// tries is 0, else due in an hour.
+// park inserts parked rows of a sink as the recorder does, at positions before everything that is streamed. If tries is 0
+// they are untried, else they are due in an hour.
 func (d *database) park(ctx context.Context, sink string, rows, tries int) error {
 	_, err := d.conn.Exec(ctx, `insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, tries, tried_at, next_attempt_at,
 			event, payload)
@@ -45,7 +45,7 @@ func (d *database) still(ctx context.Context) error {
 	return errors.New("the connector does not register its sinks")
 }
 
-// memory compares the peaks of two connectors that catch up with few rows and with many.
+// memory compares the peak memory of a connector that catches up with few rows and of one that catches up with many.
 func (s *soak) memory(ctx context.Context) error {
 	const few = 10_000
 	var peaks [2]int64
@@ -100,7 +100,7 @@ func (s *soak) peak(ctx context.Context, name string, rows int) (_ int64, err er
 	return peak, errors.Join(err, c.Stop(ctx))
 }
 
-// idle counts the statements of a connector that has nothing to do and rows that are not due.
+// idle counts the statements of a connector that gets no events and whose parked rows are not due.
 func (s *soak) idle(ctx context.Context) (err error) {
 	const seconds, rows, lanes, sinks = 120, 5000, 4, 2
 	p, err := s.startPair(ctx)
