@@ -62,6 +62,7 @@ func createError(ctx context.Context, slot string, err error, blockers []Blocker
 	return fmt.Errorf("create slot %q: %w", slot, err)
 }
 
+// dropSlot drops the slot. The server refuses it while somebody streams from the slot.
 func dropSlot(ctx context.Context, repl *pgconn.PgConn, slot string) error {
 	err := pglogrepl.DropReplicationSlot(ctx, repl, slot, pglogrepl.DropReplicationSlotOptions{})
 	if err != nil {

@@ -24,6 +24,7 @@ func CheckDrift(ctx context.Context, db ledger.Querier, s Source, table uint32) 
 	return moved, p.join()
 }
 
+// findDrift does the checks of CheckDrift. It adds what is wrong to p; its own error means that it could not check.
 func findDrift(ctx context.Context, db ledger.Querier, s Source, table uint32, p *problems) (moved string, err error) {
 	schema, name := s.tableName()
 	var named *uint32  // the OID of the table that has the outbox's name now; nil if there is none

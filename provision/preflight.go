@@ -31,6 +31,7 @@ type Facts struct {
 	// Warnings are about what is no reason to refuse.
 	Warnings []string
 
+	// These are for tests.
 	server server
 	slot   slotRow
 }
@@ -49,6 +50,7 @@ func Preflight(ctx context.Context, db ledger.Querier, cfg PreflightConfig) (Fac
 	return facts, p.join()
 }
 
+// checkAll does the checks of Preflight. It adds what is wrong to p; its own error means that it could not check.
 func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *problems) (Facts, error) {
 	var f Facts
 	srv, err := checkServer(ctx, db, p)
@@ -73,7 +75,7 @@ func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *pr
 			return f, err
 		}
 	}
-	ledger, err := checkLedger(ctx, db, cfg.Source, table, p)
+	hasLedger, err := checkLedger(ctx, db, cfg.Source, table, p)
 	if err != nil {
 		return f, err
 	}
@@ -84,12 +86,14 @@ func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *pr
 	if err := checkReplicationUser(ctx, db, cfg.ReplicationUser, p); err != nil {
 		return f, err
 	}
-	if !ledger || len(*p) > lacking {
+	if !hasLedger || len(*p) > lacking {
 		return f, nil // to judge the slot, we would have to read its checkpoint
 	}
-	return f, checkSlot(ctx, db, cfg.Source, srv, &f, p)
+	err = checkSlot(ctx, db, cfg.Source, srv, &f, p)
+	return f, err
 }
 
+// checkServer checks whether the server can be used at all, and returns what a slot has to match.
 func checkServer(ctx context.Context, db ledger.Querier, p *problems) (server, error) {
 	var srv server
 	var id int64
@@ -143,6 +147,7 @@ func checkLedger(ctx context.Context, db ledger.Querier, s Source, table *Table,
 	return true, nil
 }
 
+// checkSlot checks whether the slot is ready to be streamed from. It sets f.slot.
 func checkSlot(ctx context.Context, db ledger.Querier, s Source, srv server, f *Facts, p *problems) error {
 	slot, err := readSlot(ctx, db, s.Slot)
 	if err != nil {

@@ -63,6 +63,7 @@ func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 	return result, advisory.ExplainTableLock(ctx, conn, err)
 }
 
+// setUpLocked is Setup for a session that holds the lock of the slot's name.
 func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupResult, error) {
 	var result SetupResult
 	f, err := inspect(ctx, conn, cfg)

@@ -82,6 +82,7 @@ type Stream struct {
 	askedFrom time.Time     // when the first of them came
 }
 
+// newStream makes a stream that sends a status message after every at the latest, and never pauses: the caller may set canPause.
 func newStream(w wire, every time.Duration) *Stream {
 	return &Stream{wire: w, progress: noProgress{}, every: every, buf: make([]byte, readBuffer), lastStatus: time.Now()}
 }

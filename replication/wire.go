@@ -50,6 +50,7 @@ type socket struct {
 	err         error                 // of fn
 }
 
+// newSocket returns an error if the connection cannot be read without blocking.
 func newSocket(c net.Conn) (*socket, error) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
@@ -89,6 +90,7 @@ func (s *socket) setLowat(lowat int) {
 	})
 }
 
+// Read blocks, unless nonblocking is set: then its error is os.ErrDeadlineExceeded if nothing has arrived.
 func (s *socket) Read(p []byte) (int, error) {
 	if !s.nonblocking || len(p) == 0 {
 		return s.Conn.Read(p)
@@ -212,6 +214,7 @@ type handover struct {
 	framed  *framed
 }
 
+// install changes the configuration. The connection has to be made with it before takeOver is called.
 func (h *handover) install(cfg *pgconn.Config) {
 	dialer := newDialer()
 	control := dialer.Control
