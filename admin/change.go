@@ -79,8 +79,8 @@ type ChangeResult struct {
 	Sinks []SinkRows `json:"sinks"`
 }
 
-// chunkRows is how many rows one transaction changes. It locks them until it ends, and a lane that wants to settle one of them has
-// to wait.
+// chunkRows is how many rows one transaction changes. It locks them until it ends, and a lane that wants to settle one
+// of them has to wait.
 const chunkRows = 500
 
 // ChangeParked applies an action to the rows that the filter selects.

@@ -216,8 +216,8 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 
 // EventDetails is all that outbox and ledger know of one event.
 type EventDetails struct {
-	// Event is the event's row of the outbox. It is nil if the row is gone, if the outbox is a table of the user's own, or if the
-	// login may not read the view event_outbox_status.
+	// Event is the event's row of the outbox. It is nil if the row is gone, if the outbox is a table of the user's own,
+	// or if the login may not read the view event_outbox_status.
 	Event *Event `json:"event,omitempty"`
 	// Parked lists the sinks that are still owed the event, and those that it is a dead letter of.
 	Parked []*ParkedRow `json:"parked"`

@@ -59,8 +59,8 @@ func DefaultColumns() Columns {
 // Kind says what a message is.
 type Kind byte
 
-// KindIgnored is for messages that have no meaning for an outbox: updates, deletes, truncations, origins and logical messages, and
-// for types, after the decoder has noted their names.
+// KindIgnored is for messages that have no meaning for an outbox: updates, deletes, truncations, origins and logical
+// messages, and for types, after the decoder has noted their names.
 const (
 	KindIgnored Kind = iota
 	KindBegin
@@ -80,8 +80,8 @@ type Message struct {
 	Xid        uint32    // Begin
 	// Relation (Insert without Event) is the OID of the table that the row belongs to; RelationName tells its name.
 	Relation uint32
-	// Event (Insert) is nil for a row of another table. Such a row is counted in the index of positions all the same. Event shares
-	// no memory with the message's bytes.
+	// Event (Insert) is nil for a row of another table. Such a row is counted in the index of positions all the same.
+	// Event shares no memory with the message's bytes.
 	Event *outbox.Event
 	// Invalid (Insert) says why the row is no valid event. Event then holds what could be read of it.
 	Invalid error
@@ -89,8 +89,8 @@ type Message struct {
 	Size int
 }
 
-// Error is returned for a message that cannot be decoded, or for a table that no longer has what an event needs. It ends the session,
-// because no row may be skipped.
+// Error is returned for a message that cannot be decoded, or for a table that no longer has what an event needs. It
+// ends the session, because no row may be skipped.
 type Error struct {
 	LSN  pglogrepl.LSN // of the transaction's commit record; 0 before the first Begin
 	Kind byte          // the message's first byte; 0 if it has none
@@ -107,8 +107,8 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Decoder decodes the messages of one session. It knows the relations that the server has announced in it. Only one goroutine may
-// use it. The events that it returns may be used by any goroutine.
+// Decoder decodes the messages of one session. It knows the relations that the server has announced in it. Only one
+// goroutine may use it. The events that it returns may be used by any goroutine.
 type Decoder struct {
 	table         Table
 	maxEventBytes int
@@ -133,8 +133,8 @@ func New(t Table, maxEventBytes int) *Decoder {
 
 var errEmpty = errors.New("empty pgoutput message")
 
-// Decode decodes one message, which is the WALData of an XLogData. It keeps nothing of data. It does not check that Begin, Insert
-// and Commit come in the right order; the caller does.
+// Decode decodes one message, which is the WALData of an XLogData. It keeps nothing of data. It does not check that
+// Begin, Insert and Commit come in the right order; the caller does.
 func (d *Decoder) Decode(data []byte) (Message, error) {
 	if len(data) == 0 {
 		return Message{}, &Error{LSN: d.lsn, Err: errEmpty}

@@ -116,8 +116,8 @@ func checkFormat(kind byte) error {
 	return fmt.Errorf("unknown format %q of a value", kind)
 }
 
-// values holds the texts of an event's fields. They lie in the message, which belongs to the caller. nil stands for NULL and for a
-// column that the table does not have.
+// values holds the texts of an event's fields. They lie in the message, which belongs to the caller. nil stands for
+// NULL and for a column that the table does not have.
 type values [fieldCount][]byte
 
 // event makes an event of the row that split has read last.
@@ -209,8 +209,8 @@ var required = [...]field{id, aggregateType, aggregateID, eventType}
 // expendable holds the fields of a row that is too large, in the order in which they are given up.
 var expendable = [...]field{payload, metadata, causationID, correlationID, tenantID, eventType, aggregateID, aggregateType, id}
 
-// validate returns an error if a row with fields of these sizes is no valid event. It removes from v the fields for which the event
-// is too large, and returns the size of the others.
+// validate returns an error if a row with fields of these sizes is no valid event. It removes from v the fields for
+// which the event is too large, and returns the size of the others.
 func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 	var invalid []string
 	for _, f := range required {
@@ -256,8 +256,8 @@ func (d *Decoder) copyLarge(v *values) (*outbox.Event, error) {
 	return d.fillLarge(v)
 }
 
-// fillLarge makes an event that takes over the payload, which is decoded already, and the metadata. These share no memory with the
-// other fields. Otherwise whoever keeps the id of an event would keep its payload in memory as well.
+// fillLarge makes an event that takes over the payload, which is decoded already, and the metadata. These share no
+// memory with the other fields. Otherwise whoever keeps the id of an event would keep its payload in memory as well.
 func (d *Decoder) fillLarge(v *values) (*outbox.Event, error) {
 	body, meta := v[payload], v[metadata]
 	v[payload], v[metadata] = nil, nil

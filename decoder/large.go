@@ -12,8 +12,8 @@ import (
 // than max_event_bytes it gives up those that Decode would give up. So it never keeps more than the largest event, however
 // large the row is.
 //
-// The caller passes all pieces to Write and then calls End, which returns what Decode would return for the whole row. A Large is
-// for one goroutine, like its Decoder, which must not be used for another message meanwhile.
+// The caller passes all pieces to Write and then calls End, which returns what Decode would return for the whole row. A
+// Large is for one goroutine, like its Decoder, which must not be used for another message meanwhile.
 type Large struct {
 	d    *Decoder
 	rest int // how many bytes of the message are still to come
@@ -33,8 +33,9 @@ type Large struct {
 	hex     hexReader
 }
 
-// Large begins to decode a row that arrives in pieces. data holds its first bytes, at least 8, and rest bytes follow. If the rest has
-// no meaning, because the row belongs to another table for example, Large returns the finished Message and no *Large.
+// Large begins to decode a row that arrives in pieces. data holds its first bytes, at least 8, and rest bytes follow.
+// If the rest has no meaning, because the row belongs to another table for example, Large returns the finished Message
+// and no *Large.
 func (d *Decoder) Large(data []byte, rest int) (Message, *Large, error) {
 	m, l, err := d.large(data, rest)
 	if err != nil {
@@ -196,8 +197,8 @@ func (l *Large) value(p []byte) error {
 	return nil
 }
 
-// giveUp frees the fields that Decode would give up if the row had only the columns that have arrived. With further columns Decode
-// gives up these fields too.
+// giveUp frees the fields that Decode would give up if the row had only the columns that have arrived. With further
+// columns Decode gives up these fields too.
 func (l *Large) giveUp() {
 	l.dropped = max(l.dropped, l.sizes.excess(l.d.maxEventBytes))
 	for f := range l.kept {
@@ -207,8 +208,8 @@ func (l *Large) giveUp() {
 	}
 }
 
-// wanted reports whether the column of owner is still needed. Several fields may be mapped to one column, which is needed until all of
-// them were given up.
+// wanted reports whether the column of owner is still needed. Several fields may be mapped to one column, which is
+// needed until all of them were given up.
 func (l *Large) wanted(owner field) bool {
 	for f, first := range l.first {
 		if first == owner && !slices.Contains(expendable[:l.dropped], field(f)) {
@@ -253,8 +254,8 @@ func (l *Large) end() (Message, error) {
 	return Message{Kind: KindInsert, Event: e, Invalid: invalid, Size: eventSize + size}, nil
 }
 
-// decodePayload finishes the payload that was decoded as it arrived. If another field is mapped to the same column, it decodes the
-// text that was kept.
+// decodePayload finishes the payload that was decoded as it arrived. If another field is mapped to the same column, it
+// decodes the text that was kept.
 func (l *Large) decodePayload(v *values) error {
 	if l.alone(payload) {
 		return l.hex.end()

@@ -10,15 +10,16 @@ import (
 const (
 	arenaSize = 256 << 10
 	slabSize  = 256
-	// OwnSize is the size above which an event gets memory of its own. An event in an arena or a slab keeps all its neighbours in
-	// memory as long as it is in use itself. With events of at most this size that is not much.
+	// OwnSize is the size above which an event gets memory of its own. An event in an arena or a slab keeps all its
+	// neighbours in memory as long as it is in use itself. With events of at most this size that is not much.
 	OwnSize = 8 << 10
 
 	eventSize = int(unsafe.Sizeof(outbox.Event{}))
 )
 
-// memory hands out memory for events: structs from slabs, and bytes from arenas. So an event costs about a hundredth of an
-// allocation. No memory is handed out twice. The garbage collector frees a slab or an arena when no event in it is used any more.
+// memory hands out memory for events: structs from slabs, and bytes from arenas. So an event costs about a hundredth of
+// an allocation. No memory is handed out twice. The garbage collector frees a slab or an arena when no event in it is
+// used any more.
 type memory struct {
 	arena []byte
 	slab  []outbox.Event
@@ -52,8 +53,8 @@ func (t *text) bytes(b []byte) []byte {
 	return (*t)[n:len(*t):len(*t)]
 }
 
-// string copies b. The string uses the bytes of the arena directly. That is allowed because nobody can write to them any more: they
-// are handed out once, belong to no other event, and no slice of them leaves this function.
+// string copies b. The string uses the bytes of the arena directly. That is allowed because nobody can write to them
+// any more: they are handed out once, belong to no other event, and no slice of them leaves this function.
 func (t *text) string(b []byte) string {
 	c := t.bytes(b)
 	return unsafe.String(unsafe.SliceData(c), len(c))

@@ -28,7 +28,8 @@ const (
 	fieldCount
 )
 
-// firstUserOID is the first OID that PostgreSQL gives to a type that is not built in: an enum, a domain, a type of an extension.
+// firstUserOID is the first OID that PostgreSQL gives to a type that is not built in: an enum, a domain, a type of an
+// extension.
 const firstUserOID = 16384
 
 var (
@@ -81,8 +82,8 @@ func (c *Columns) names() [fieldCount]string {
 	}
 }
 
-// relation is the outbox as the server has announced it last. The server does so before the first row, and again after each change of
-// the table.
+// relation is the outbox as the server has announced it last. The server does so before the first row, and again after
+// each change of the table.
 type relation struct {
 	column     [fieldCount]int // the place of the field in a row; -1 if the table does not have it
 	payloadHex bool            // the payload is bytea

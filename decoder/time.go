@@ -57,8 +57,8 @@ func two(a, b byte) int {
 	return int(a)*10 + int(b)
 }
 
-// fraction reads a point and up to six digits, and returns nanoseconds. It returns a negative number if there are no digits or more
-// than six.
+// fraction reads a point and up to six digits, and returns nanoseconds. It returns a negative number if there are no
+// digits or more than six.
 func fraction(b []byte) (nanoseconds int, rest []byte) {
 	if len(b) == 0 || b[0] != '.' {
 		return 0, b

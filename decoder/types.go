@@ -10,9 +10,9 @@ import (
 // TypeNames holds the names of types that are not built in, by OID.
 type TypeNames map[uint32]string
 
-// typeMessage notes the name of a type. The server announces a type that is not built in before the relation that uses it. For a
-// domain it sends the domain's OID with the name of its base type, and it leaves out the schema where
-// that is pg_catalog.
+// typeMessage notes the name of a type. The server announces a type that is not built in before the relation that uses
+// it. For a domain it sends the domain's OID with the name of its base type, and it leaves out the schema where that is
+// pg_catalog.
 func (d *Decoder) typeMessage(body []byte) (Message, error) {
 	r := reader{rest: body}
 	oid := r.uint32()

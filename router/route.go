@@ -11,8 +11,9 @@ type Route struct {
 	Sinks []Sink
 }
 
-// Match is a condition on an event. Each list that is not empty must contain a pattern that fits. The zero Match fits every event.
-// In a pattern * stands for any characters and ? for one character. All other characters stand for themselves.
+// Match is a condition on an event. Each list that is not empty must contain a pattern that fits. The zero Match fits
+// every event. In a pattern * stands for any characters and ? for one character. All other characters stand for
+// themselves.
 type Match struct {
 	AggregateType, EventType, TenantID []string
 }

@@ -75,8 +75,8 @@ const (
 	maxExpansionSize = 256
 )
 
-// expansion is a template that remembers its results. It does so only if the results depend on nothing but the aggregate type or
-// nothing but the event type: there are few different ones, and each comes again and again.
+// expansion is a template that remembers its results. It does so only if the results depend on nothing but the
+// aggregate type or nothing but the event type: there are few different ones, and each comes again and again.
 type expansion struct {
 	template Template
 	field    field
@@ -110,9 +110,9 @@ func (x *expansion) expand(e *outbox.Event) string {
 	return s
 }
 
-// AggregateHash returns the hash that decides the lane of an aggregate. It is the xxhash64 of type and id, each preceded by its
-// length (4 bytes, big endian), so that ("ab", "c") and ("a", "bc") differ. Hashes are stored in the ledger, so the function must
-// never change.
+// AggregateHash returns the hash that decides the lane of an aggregate. It is the xxhash64 of type and id, each
+// preceded by its length (4 bytes, big endian), so that ("ab", "c") and ("a", "bc") differ. Hashes are stored in the
+// ledger, so the function must never change.
 func AggregateHash(aggregateType, aggregateID string) int64 {
 	var d xxhash.Digest
 	d.Reset()

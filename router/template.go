@@ -71,9 +71,9 @@ type part struct {
 	text  string // if field is literal
 }
 
-// Template is a text with fields of the event in braces, such as outbox.event.{aggregate_type}. The zero Template expands to an
-// empty text. If the template is a URL (of a webhook), the values of fields are escaped, so that somebody who writes an event can
-// choose only what stands in the place of the field, and no other part of the URL.
+// Template is a text with fields of the event in braces, such as outbox.event.{aggregate_type}. The zero Template
+// expands to an empty text. If the template is a URL (of a webhook), the values of fields are escaped, so that somebody
+// who writes an event can choose only what stands in the place of the field, and no other part of the URL.
 type Template struct {
 	parts   []part
 	isURL   bool
@@ -81,9 +81,9 @@ type Template struct {
 	path    urlPath
 }
 
-// ParseTopic reads the template of a topic. A topic is a URL only if its template is one. If the values of fields make another
-// topic look like a URL, as {event_type} could, Expand escapes the colon. Without this, a webhook would send the event to whatever
-// path on its host the value names.
+// ParseTopic reads the template of a topic. A topic is a URL only if its template is one. If the values of fields make
+// another topic look like a URL, as {event_type} could, Expand escapes the colon. Without this, a webhook would send
+// the event to whatever path on its host the value names.
 func ParseTopic(s string) (Template, error) {
 	t, err := ParseTemplate(s)
 	t.isTopic = true
@@ -123,8 +123,8 @@ func ParseTemplate(s string) (Template, error) {
 	return t, nil
 }
 
-// quoted returns a word and a quoted part of the template, for an error message. It returns nothing if the template is a URL, which
-// may contain a secret.
+// quoted returns a word and a quoted part of the template, for an error message. It returns nothing if the template is
+// a URL, which may contain a secret.
 func (t *Template) quoted(word, s string) string {
 	if t.isURL {
 		return ""

@@ -12,10 +12,10 @@ import (
 // Unusable stands in the path of a URL for a value that could change its structure. It is the escaped character NUL, which no
 // value passes as; a sink refuses such a URL.
 //
-// Servers differ in what they do before they look at a path: they unescape it, some of them twice, take \ for /, cut off what
-// follows a semicolon, leave out empty segments, and go up at dots. So a value in a path may only have characters that mean
-// nothing anywhere, and may not leave a segment empty. (Segments of dots alone are the sink's to refuse: the template's own text
-// may have a part in them.)
+// Servers differ in what they do before they look at a path: they unescape it, some of them twice, take \ for /, cut
+// off what follows a semicolon, leave out empty segments, and go up at dots. So a value in a path may only have
+// characters that mean nothing anywhere, and may not leave a segment empty. (Segments of dots alone are the sink's to
+// refuse: the template's own text may have a part in them.)
 const Unusable = "%00"
 
 // urlPath is where a URL's template has its path.
@@ -60,8 +60,8 @@ func segment(value string) string {
 	return escape(value)
 }
 
-// isHarmless: of other characters than ASCII's these are letters, marks and decimal digits. What some servers turn into a dot or
-// a slash is punctuation, a symbol or another kind of number.
+// isHarmless: of other characters than ASCII's these are letters, marks and decimal digits. What some servers turn into
+// a dot or a slash is punctuation, a symbol or another kind of number.
 func isHarmless(r rune) bool {
 	if r > unicode.MaxASCII {
 		return r != unicode.ReplacementChar && unicode.In(r, unicode.L, unicode.M, unicode.Nd)

@@ -1,5 +1,5 @@
-// Package service makes a connector out of a configuration. Two kinds of programs use it: the command outbox-cdc, and Go services
-// that embed the connector.
+// Package service makes a connector out of a configuration. Two kinds of programs use it: the command outbox-cdc, and
+// Go services that embed the connector.
 //
 // A service that embeds the connector needs OutboxService alone, with OutboxServiceConfig or one of the Setup functions. It can
 // import this package under the name outbox: the names of the packages outbox and sinks that it needs are here as well.

@@ -23,18 +23,20 @@ import (
 
 // InitOptions say how Init works.
 type InitOptions struct {
-	// AdminDSN is the connection string of a login with an owner's rights. By default it is the configuration's source.dsn. If it
-	// is of another login than that, Init also grants the login of source.dsn what the connector needs.
+	// AdminDSN is the connection string of a login with an owner's rights. By default it is the configuration's
+	// source.dsn. If it is of another login than that, Init also grants the login of source.dsn what the connector
+	// needs.
 	AdminDSN string
-	// SkipBacklog leaves the rows that are in the outbox when the slot is made undelivered. Without it, Init refuses to make a slot
-	// if there are such rows.
+	// SkipBacklog leaves the rows that are in the outbox when the slot is made undelivered. Without it, Init refuses to
+	// make a slot if there are such rows.
 	SkipBacklog bool
 	// Timeout bounds each of two waits: for another process that makes or drops the same things, and for open transactions when
 	// the slot is created. 0 means a minute.
 	Timeout time.Duration
 	// Waiting is called with the open transactions that Init waits for. It is called on another goroutine. It may be nil.
 	Waiting func([]provision.Blocker)
-	// WaitingForLock is called with the session that makes or drops the same things, while Init waits for its end. It may be nil.
+	// WaitingForLock is called with the session that makes or drops the same things, while Init waits for its end. It
+	// may be nil.
 	WaitingForLock func(holder string)
 }
 
@@ -124,8 +126,8 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 	return append(first, steps...), nil
 }
 
-// plan returns the steps that provision.Plan finds. It reads the ledger, if there is one, only after checkOwners has accepted its
-// owners.
+// plan returns the steps that provision.Plan finds. It reads the ledger, if there is one, only after checkOwners has
+// accepted its owners.
 func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig) ([]string, error) {
 	if err := checkOwners(ctx, cfg, setup.DSN); err != nil {
 		return nil, err

@@ -19,9 +19,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/publisher"
 )
 
-// OutboxServiceConfig configures a connector within a service. A field that is zero stands for the daemon's default, unless the
-// field's comment says otherwise. The fields are translated into the daemon's configuration; every setting that has no field here
-// has the daemon's default too.
+// OutboxServiceConfig configures a connector within a service. A field that is zero stands for the daemon's default,
+// unless the field's comment says otherwise. The fields are translated into the daemon's configuration; every setting
+// that has no field here has the daemon's default too.
 type OutboxServiceConfig struct {
 	// ServiceName is the connector's name in the ledger. By default it is the variable SERVICE_NAME, and without that Slot.
 	ServiceName string
@@ -38,10 +38,11 @@ type OutboxServiceConfig struct {
 	// PublisherType is kafka, redis_stream, webhook, event_bus, composite or stdout. It may be empty if there are Publishers or
 	// Sinks. They get every event too.
 	PublisherType string
-	// PublisherConfig has the keys of such a sink in the daemon's file, for example brokers and topic, or url, headers and secret.
-	// For redis_stream the keys url and topic may also be written redis_url and stream. An event_bus without url is one within
-	// the process: OutboxService.EventBus. A composite has the key strategy (all, any or primary), a map for each member under
-	// its type, and members: the members' names in order. The strategies any and primary need members; the first is the primary.
+	// PublisherConfig has the keys of such a sink in the daemon's file, for example brokers and topic, or url, headers
+	// and secret. For redis_stream the keys url and topic may also be written redis_url and stream. An event_bus
+	// without url is one within the process: OutboxService.EventBus. A composite has the key strategy (all, any or
+	// primary), a map for each member under its type, and members: the members' names in order. The strategies any and
+	// primary need members; the first is the primary.
 	PublisherConfig map[string]any
 	// Publishers are written by the service. Each becomes a sink with the name that GetName returns. They are never closed.
 	Publishers []publisher.Publisher
@@ -85,8 +86,9 @@ func (c *OutboxServiceConfig) explicitEnviron() []string {
 	return []string{"SERVICE_NAME=" + os.Getenv("SERVICE_NAME"), "DATABASE_URL=" + cmp.Or(c.DatabaseURL, os.Getenv("DATABASE_URL"))}
 }
 
-// load makes the daemon's configuration: it writes c as the daemon's file, and lets package config read that together with environ,
-// which prevails. The error is a *config.Error with all that is wrong, including the mistakes that were found before.
+// load makes the daemon's configuration: it writes c as the daemon's file, and lets package config read that together
+// with environ, which prevails. The error is a *config.Error with all that is wrong, including the mistakes that were
+// found before.
 func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake) (loadedConfig, error) {
 	d := document{environ: environ, mistakes: mistakes, loadedConfig: loadedConfig{openers: map[string]func() (sinks.Sink, error){}}}
 	file := map[string]any{

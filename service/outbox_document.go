@@ -169,8 +169,8 @@ func stringsOf(v any) (texts []string, ok bool) {
 	return nil, false
 }
 
-// plain copies a value that YAML can hold. Bytes become a text. A $ is doubled, because in the file a $ refers to a variable. What
-// YAML cannot hold is a mistake.
+// plain copies a value that YAML can hold. Bytes become a text. A $ is doubled, because in the file a $ refers to a
+// variable. What YAML cannot hold is a mistake.
 func (d *document) plain(path string, v any) any {
 	if duration, ok := v.(time.Duration); ok {
 		return duration.String()

@@ -27,8 +27,8 @@ import (
 // longer, Start returns nil all the same, and the connector goes on trying.
 const firstSessionWait = 10 * time.Second
 
-// OutboxService is a connector that runs within a service, together with the Wrapper by which the service writes its events. Its
-// methods may be called concurrently.
+// OutboxService is a connector that runs within a service, together with the Wrapper by which the service writes its
+// events. Its methods may be called concurrently.
 type OutboxService struct {
 	// Wrapper writes events in the transactions of the service's own database handle. It works whether the connector is started
 	// or not.
@@ -221,13 +221,13 @@ func (s *OutboxService) checkAndInit(ctx context.Context) error {
 	return err
 }
 
-// sameOutbox refuses a service that writes its events into another database or another table than the connector reads. The two
-// are configured apart from each other, and such events would never be delivered. If the service's search_path finds no
-// event_outbox (yet), that is no error here: its Insert will report it. A view of that name is not checked, as it may lead to any
-// table.
+// sameOutbox refuses a service that writes its events into another database or another table than the connector reads.
+// The two are configured apart from each other, and such events would never be delivered. If the service's search_path
+// finds no event_outbox (yet), that is no error here: its Insert will report it. A view of that name is not checked, as
+// it may lead to any table.
 func (s *OutboxService) sameOutbox(ctx context.Context) error {
-	// This statement runs with the service's own search_path. Names of PostgreSQL are written with their schema, so that it cannot
-	// find something else under them.
+	// This statement runs with the service's own search_path. Names of PostgreSQL are written with their schema, so
+	// that it cannot find something else under them.
 	const where = `select pg_catalog.current_database(), system_identifier, coalesce((select oid::pg_catalog.int8 from pg_catalog.pg_class
 			where oid operator(pg_catalog.=) pg_catalog.to_regclass($1::pg_catalog.text)
 				and relkind operator(pg_catalog.=) any ('{r,p}'::pg_catalog."char"[])), 0)
@@ -259,11 +259,11 @@ func (s *OutboxService) sameOutbox(ctx context.Context) error {
 }
 
 // Stop ends the connector and waits for its end. First the connector waits, for at most 25 s (the default of
-// delivery.drain_timeout), until what is being delivered is settled. If that takes longer, or if the connector has ended with an
-// error before, Stop returns an error. Nothing is lost then, but some events may be delivered again.
+// delivery.drain_timeout), until what is being delivered is settled. If that takes longer, or if the connector has
+// ended with an error before, Stop returns an error. Nothing is lost then, but some events may be delivered again.
 //
-// When Stop returns, no goroutine is left, except for a Publisher or a handler that goes on after its context has ended. Stop does
-// nothing if the connector was never started or is stopped already.
+// When Stop returns, no goroutine is left, except for a Publisher or a handler that goes on after its context has
+// ended. Stop does nothing if the connector was never started or is stopped already.
 func (s *OutboxService) Stop() error {
 	s.mu.Lock()
 	r := s.current

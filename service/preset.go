@@ -17,7 +17,8 @@ import (
 // only.
 type Preset struct {
 	Service string
-	// Sinks are types, as in OutboxServiceConfig.PublisherType. Each sink gets every event. OUTBOX_PUBLISHER_TYPE replaces them.
+	// Sinks are types, as in OutboxServiceConfig.PublisherType. Each sink gets every event. OUTBOX_PUBLISHER_TYPE
+	// replaces them.
 	Sinks []string
 	// Topics by the type of the sink: for kafka a topic, for redis_stream a stream, for event_bus a subject. They may contain
 	// fields, as in outbox.event.{aggregate_type}, which is also the default.

@@ -23,8 +23,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/webhook"
 )
 
-// buildSinks makes the connector's sinks out of the configured ones, in their order. A composite with the strategy "any" becomes
-// one sink in place of its members. Any other composite is no sink: its members are, and buildRoutes sends events to them.
+// buildSinks makes the connector's sinks out of the configured ones, in their order. A composite with the strategy
+// "any" becomes one sink in place of its members. Any other composite is no sink: its members are, and buildRoutes
+// sends events to them.
 func buildSinks(cfg config.Config, o BuildOptions) ([]connector.Sink, error) {
 	all, _, err := buildSinksAndMembers(cfg, o)
 	return all, err

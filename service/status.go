@@ -13,8 +13,8 @@ type Status struct {
 	ServiceName string `json:"service_name"`
 	// Running is true from Start until Stop, or until an error ends the connector.
 	Running bool `json:"running"`
-	// Report says whether the connector is ready, whether it streams (monitoring.RoleLeader) or stands by, and whether each of its
-	// components works.
+	// Report says whether the connector is ready, whether it streams (monitoring.RoleLeader) or stands by, and whether
+	// each of its components works.
 	monitoring.Report
 	// Error is the error that has ended the connector, if one has.
 	Error string `json:"error,omitempty"`

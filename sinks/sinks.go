@@ -1,5 +1,5 @@
-// Package sinks holds the contract between the connector and a destination: Sink. For each kind of destination there is a package
-// below it that implements the contract. The package sinktest is the suite of tests that all of them pass.
+// Package sinks holds the contract between the connector and a destination: Sink. For each kind of destination there is
+// a package below it that implements the contract. The package sinktest is the suite of tests that all of them pass.
 package sinks
 
 import (
@@ -19,21 +19,21 @@ type Message struct {
 	// Topic and Key are what the templates of the route, or of the sink, come to for this event.
 	Topic string
 	Key   string
-	// LSN and Index are the event's position. LSN is that of the transaction's commit record, Index the number of the insert in the
-	// transaction, from 0. Positions are unique, and their order is the order of commits.
+	// LSN and Index are the event's position. LSN is that of the transaction's commit record, Index the number of the
+	// insert in the transaction, from 0. Positions are unique, and their order is the order of commits.
 	LSN   pglogrepl.LSN
 	Index int64
 	// CommitTime is when the transaction committed, by PostgreSQL's clock.
 	CommitTime time.Time
 	// Attempt counts the tries of this message, from 1.
 	Attempt int
-	// Origin names the table that the event comes from, in the form that the function Origin returns. UniqueID puts it before an id
-	// that is unique only within its table.
+	// Origin names the table that the event comes from, in the form that the function Origin returns. UniqueID puts it
+	// before an id that is unique only within its table.
 	Origin string
-	// New says that the destination cannot have accepted this message before: no earlier session can have sent it, and each try of
-	// this session was refused by an answer. If the destination says that it has a New message already, it takes it for another
-	// message with the same id, and would lose it. The sink must return an error then. For a message that is not New, the same
-	// answer means that an earlier try was accepted.
+	// New says that the destination cannot have accepted this message before: no earlier session can have sent it, and
+	// each try of this session was refused by an answer. If the destination says that it has a New message already, it
+	// takes it for another message with the same id, and would lose it. The sink must return an error then. For a
+	// message that is not New, the same answer means that an earlier try was accepted.
 	New bool
 }
 
@@ -41,29 +41,30 @@ type Message struct {
 //
 // # What Deliver returns
 //
-// Deliver returns nil if the destination has durably accepted all messages of batch. Otherwise it returns one error for each
-// message, in the order of batch; the error is nil if that message was accepted. Every other error belongs to one of these classes:
+// Deliver returns nil if the destination has durably accepted all messages of batch. Otherwise it returns one error for
+// each message, in the order of batch; the error is nil if that message was accepted. Every other error belongs to one
+// of these classes:
 //
 //   - ErrPermanent: this message can never be accepted (it is too large, or its topic has an illegal name). It becomes a dead
 //     letter. If the destination refuses several messages together, that says nothing about any one of them: Deliver sends them
 //     again in smaller groups, and in the end one by one.
-//   - ErrUnavailable: the destination is away (cannot dial, time-out, not leader, unknown topic, no right to it). Such a try uses
-//     up no attempt, however often it happens.
-//   - ErrNotAttempted: the message was not sent. Either an earlier message of its aggregate in this batch was not accepted, or the
-//     time ran out before Deliver began with this one. That says nothing about the destination.
+//   - ErrUnavailable: the destination is away (cannot dial, time-out, not leader, unknown topic, no right to it). Such
+//     a try uses up no attempt, however often it happens.
+//   - ErrNotAttempted: the message was not sent. Either an earlier message of its aggregate in this batch was not
+//     accepted, or the time ran out before Deliver began with this one. That says nothing about the destination.
 //   - any other error: this message was refused this time. That uses up an attempt.
 //
-// If a message was not accepted, for whatever reason, no later message of the same aggregate in the batch may be accepted. Those
-// return ErrNotAttempted. Messages of different aggregates may be accepted in any order.
+// If a message was not accepted, for whatever reason, no later message of the same aggregate in the batch may be
+// accepted. Those return ErrNotAttempted. Messages of different aggregates may be accepted in any order.
 //
 // # Rules for Deliver
 //
 // Deliver returns at the latest when ctx ends. The outcome of messages that were on the wire then is unknown. All of them are
 // reported as ErrUnavailable, also those behind another one of their aggregate.
 //
-// Deliver does not try again, except for what a client library does by itself within the deadline. If it knows that the destination
-// is away, it fails at once. If the destination refuses a message because it has it already, the message counts as accepted,
-// unless it is New.
+// Deliver does not try again, except for what a client library does by itself within the deadline. If it knows that the
+// destination is away, it fails at once. If the destination refuses a message because it has it already, the message
+// counts as accepted, unless it is New.
 //
 // Deliver must not change batch, and must not keep it after it has returned. Its errors contain no payload, no header, no
 // credential and no address with credentials.
@@ -79,8 +80,8 @@ var (
 	ErrPermanent = errors.New("permanently refused")
 	// ErrUnavailable marks a destination that is away.
 	ErrUnavailable = errors.New("unavailable")
-	// ErrNotAttempted marks a message that was not sent, because an earlier one of its aggregate was not accepted, or because there
-	// was no time to begin it.
+	// ErrNotAttempted marks a message that was not sent, because an earlier one of its aggregate was not accepted, or
+	// because there was no time to begin it.
 	ErrNotAttempted = errors.New("not attempted")
 )
 

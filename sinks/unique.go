@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Origin returns the Message.Origin of the events of a table: its database, schema and name with colons between them. No two tables
-// of a server have the same origin.
+// Origin returns the Message.Origin of the events of a table: its database, schema and name with colons between them.
+// No two tables of a server have the same origin.
 func Origin(database, schema, table string) string {
 	name := func(s string) string { return strings.ReplaceAll(plainID(s), ":", "%3A") }
 	return name(database) + ":" + name(schema) + ":" + name(table)
@@ -15,12 +15,12 @@ func Origin(database, schema, table string) string {
 // UniqueID returns the id by which a destination recognises a message that it has already: for Nats-Msg-Id, webhook-id or
 // Idempotency-Key. It is the same for each try, and after each restart.
 //
-// An id that is written as a uuid is unique by itself and stays as it is. The type of its column does not matter, so the UniqueID
-// does not change when that type does. Any other id is unique only within its table, so it follows Origin, as in
-// shop:public:orders_outbox:101.
+// An id that is written as a uuid is unique by itself and stays as it is. The type of its column does not matter, so
+// the UniqueID does not change when that type does. Any other id is unique only within its table, so it follows Origin,
+// as in shop:public:orders_outbox:101.
 //
-// A UniqueID consists of visible ASCII characters, and of spaces that are neither first nor last. It contains no dot, because Standard
-// Webhooks forbid it. A percent sign occurs only as part of %XX, which stands for any other byte.
+// A UniqueID consists of visible ASCII characters, and of spaces that are neither first nor last. It contains no dot,
+// because Standard Webhooks forbid it. A percent sign occurs only as part of %XX, which stands for any other byte.
 func (m *Message) UniqueID() string {
 	id := m.Event.ID
 	switch {
@@ -52,8 +52,8 @@ func isUUID(s string) bool {
 	return true
 }
 
-// plainID writes as %XX every byte that is no visible ASCII character, every dot and every percent sign. It does so with a space
-// only at the beginning or the end, where headers do not keep it. Different texts have different results.
+// plainID writes as %XX every byte that is no visible ASCII character, every dot and every percent sign. It does so
+// with a space only at the beginning or the end, where headers do not keep it. Different texts have different results.
 func plainID(s string) string {
 	isPlain := func(i int) bool {
 		switch c := s[i]; c {

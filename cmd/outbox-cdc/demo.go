@@ -101,11 +101,11 @@ waiting. The exit code is 1 if anything was lost, repeated or out of order.`,
 	return cmd
 }
 
-// demoSignals returns the two contexts of demo.Run. ctx ends with parent, which ends at the first signal, or when the terminal is
-// closed (SIGHUP). work ends at the second signal. A third signal ends the process.
+// demoSignals returns the two contexts of demo.Run. ctx ends with parent, which ends at the first signal, or when the
+// terminal is closed (SIGHUP). work ends at the second signal. A third signal ends the process.
 //
-// While the demo runs, SIGPIPE is ignored: if the reader of our output goes away, writing returns an error. The signal would end the
-// process before the demo has cleaned up.
+// While the demo runs, SIGPIPE is ignored: if the reader of our output goes away, writing returns an error. The signal
+// would end the process before the demo has cleaned up.
 func demoSignals(parent context.Context) (ctx, work context.Context, release func()) {
 	ctx, stop := parent, context.CancelFunc(func() {})
 	if !signal.Ignored(syscall.SIGHUP) {

@@ -59,8 +59,8 @@ A slot that an instance streams from is refused: stop that first.`,
 	return cmd
 }
 
-// confirm asks whether to drop something, and returns an error unless the answer is yes. It asks on stderr, so that the question does
-// not get into the result.
+// confirm asks whether to drop something, and returns an error unless the answer is yes. It asks on stderr, so that the
+// question does not get into the result.
 func confirm(cmd *cobra.Command, what string) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "Drop %s? Type yes: ", what)
 	answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n') // an error, such as the end of the input, is not "yes"

@@ -1,5 +1,5 @@
-// Command outbox-cdc delivers the events of an outbox table. This package holds only its flags, its output, signals and exit codes:
-// package service runs the connector, and package admin does what people do with it.
+// Command outbox-cdc delivers the events of an outbox table. This package holds only its flags, its output, signals and
+// exit codes: package service runs the connector, and package admin does what people do with it.
 package main
 
 import (

@@ -51,8 +51,8 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 	return root
 }
 
-// asGroup makes cmd a command that only holds other commands. Without arguments it prints its help. Any argument is a usage error,
-// because it is not the name of one of its commands.
+// asGroup makes cmd a command that only holds other commands. Without arguments it prints its help. Any argument is a
+// usage error, because it is not the name of one of its commands.
 func asGroup(cmd *cobra.Command) {
 	cmd.SuggestionsMinimumDistance = 2
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }

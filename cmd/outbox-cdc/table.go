@@ -29,8 +29,8 @@ func tableText(head string, rows [][]string) string {
 	return b.String()
 }
 
-// clean replaces control characters, which a terminal would obey. Error messages contain what a receiver has answered, and events
-// contain whatever somebody wrote.
+// clean replaces control characters, which a terminal would obey. Error messages contain what a receiver has answered,
+// and events contain whatever somebody wrote.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {

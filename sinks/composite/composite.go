@@ -19,17 +19,17 @@ type Member struct {
 	Address func(*outbox.Event) (topic, key string)
 }
 
-// Any gives each message to its members, in their order, until one accepts it. If members fail, the messages of one aggregate may be
-// spread over several members. Each member gets its messages in order. A member may have accepted a message although it did not
-// answer; the next member then gets the message too.
+// Any gives each message to its members, in their order, until one accepts it. If members fail, the messages of one
+// aggregate may be spread over several members. Each member gets its messages in order. A member may have accepted a
+// message although it did not answer; the next member then gets the message too.
 type Any struct{ members []Member }
 
 // NewAny makes a sink out of one or more members. Its Close closes them.
 func NewAny(members ...Member) *Any { return &Any{members: members} }
 
-// Deliver gives each member the messages that the members before it have not accepted. Each member gets an equal share of the time
-// that is left, so that one that never answers leaves time for the others. A message is permanently refused only if every member
-// refuses it permanently.
+// Deliver gives each member the messages that the members before it have not accepted. Each member gets an equal share
+// of the time that is left, so that one that never answers leaves time for the others. A message is permanently refused
+// only if every member refuses it permanently.
 func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	errs := make([]error, len(batch))
 	owed := make([]int, len(batch)) // the places in batch of the messages that no member has accepted yet
@@ -42,7 +42,8 @@ func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		for _, i := range owed {
 			msg := batch[i]
 			msg.Topic, msg.Key = m.Address(msg.Event)
-			// If an earlier member did not answer, the message may have arrived, and both members may lead to the same destination.
+			// If an earlier member did not answer, the message may have arrived, and both members may lead to the same
+			// destination.
 			msg.New = msg.New && !errors.Is(errs[i], sinks.ErrUnavailable)
 			rest = append(rest, msg)
 		}
@@ -81,13 +82,14 @@ func (a *Any) try(ctx context.Context, n int, batch []sinks.Message) []error {
 	return a.members[n].Sink.Deliver(ctx, batch)
 }
 
-// hopeful returns the one of two errors that leaves more hope that the message will be accepted. If a member is away, the message is
-// not refused. If a member may accept it next time, it is not refused permanently. before is nil at the first member.
+// hopeful returns the one of two errors that leaves more hope that the message will be accepted. If a member is away,
+// the message is not refused. If a member may accept it next time, it is not refused permanently. before is nil at the
+// first member.
 func hopeful(before, now error) error {
 	switch {
 	case errors.Is(before, sinks.ErrNotAttempted) && errors.Is(now, sinks.ErrPermanent):
-		// An earlier member was not asked, because an earlier message of the aggregate was not accepted there. The next try asks that
-		// member first.
+		// An earlier member was not asked, because an earlier message of the aggregate was not accepted there. The next
+		// try asks that member first.
 		return fmt.Errorf("%v, and not every member was asked", now) //nolint:errorlint // its class is not the message's
 	case before == nil, errors.Is(before, sinks.ErrNotAttempted):
 		return now
@@ -97,8 +99,8 @@ func hopeful(before, now error) error {
 	return now
 }
 
-// behind applies the contract's rule on order: only the first message of an aggregate that was not accepted keeps its error. The later
-// ones get ErrNotAttempted.
+// behind applies the contract's rule on order: only the first message of an aggregate that was not accepted keeps its
+// error. The later ones get ErrNotAttempted.
 func behind(batch []sinks.Message, errs []error) []error {
 	failed := map[sinks.Aggregate]bool{}
 	for i, err := range errs {

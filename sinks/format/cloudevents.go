@@ -16,8 +16,8 @@ import (
 
 // CloudEvents describes messages as CloudEvents 1.0 (github.com/cloudevents/spec).
 type CloudEvents struct {
-	// Source is the attribute source, a URI reference. {aggregate_type} in it stands for the event's aggregate type, escaped as a
-	// segment of a path.
+	// Source is the attribute source, a URI reference. {aggregate_type} in it stands for the event's aggregate type,
+	// escaped as a segment of a path.
 	Source string
 }
 

@@ -1,5 +1,6 @@
-// Package format makes those parts of a message that several transports have in common: the trace context and the content type, which it
-// takes from the metadata, and the attributes of CloudEvents. The only thing that it finds out about a payload is whether it is JSON.
+// Package format makes those parts of a message that several transports have in common: the trace context and the
+// content type, which it takes from the metadata, and the attributes of CloudEvents. The only thing that it finds out
+// about a payload is whether it is JSON.
 package format
 
 import (
@@ -18,8 +19,8 @@ type Context struct {
 // maxPlain is the most bytes of such a header. Servers accept about 8 KB of headers in all.
 const maxPlain = 2 << 10
 
-// Plain returns those fields that the headers of HTTP and NATS can hold: printable ASCII, and not too long. The others become empty,
-// because metadata may hold anything, and nothing in it is a reason not to deliver the event.
+// Plain returns those fields that the headers of HTTP and NATS can hold: printable ASCII, and not too long. The others
+// become empty, because metadata may hold anything, and nothing in it is a reason not to deliver the event.
 func (c Context) Plain() Context {
 	if !isPlain(c.ContentType) {
 		c.ContentType = ""
@@ -37,9 +38,9 @@ func isPlain(s string) bool {
 	return len(s) <= maxPlain && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// ContextOf reads the Context from the metadata. Parsing the metadata costs more than all the rest of making a record, so it is done only
-// if one of the names occurs in it. Even looking for both names costs a twentieth of a record, so ContextOf first looks for "ent",
-// which both contain.
+// ContextOf reads the Context from the metadata. Parsing the metadata costs more than all the rest of making a record,
+// so it is done only if one of the names occurs in it. Even looking for both names costs a twentieth of a record, so
+// ContextOf first looks for "ent", which both contain.
 func ContextOf(metadata json.RawMessage) Context {
 	if !bytes.Contains(metadata, []byte("ent")) ||
 		!bytes.Contains(metadata, []byte(`"content_type"`)) && !bytes.Contains(metadata, []byte(`"traceparent"`)) {

@@ -16,9 +16,9 @@ var cluster = place{partition: -1}
 
 // away remembers, for all lanes, the places that did not answer when they were last tried.
 //
-// A place that failed fast (no leader, connection refused) is tried again by every Deliver, but only once. So an election is waited
-// for once, and not by every batch for as long as the partition is offline. A place that timed out is not tried at all for a while.
-// Otherwise every batch would last as long as its deadline.
+// A place that failed fast (no leader, connection refused) is tried again by every Deliver, but only once. So an
+// election is waited for once, and not by every batch for as long as the partition is offline. A place that timed out
+// is not tried at all for a while. Otherwise every batch would last as long as its deadline.
 type away struct {
 	count  atomic.Int32 // how many places; 0 if all answer
 	mu     sync.Mutex

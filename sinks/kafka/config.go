@@ -26,40 +26,42 @@ type Config struct {
 	// corresponds to Debezium's table.field.event.timestamp.
 	Timestamp string
 
-	// Formats say which headers a record has. debezium (the default): those of Debezium's outbox router. cloudevents: the attributes of
-	// a CloudEvent in binary mode, with the prefix ce_, and always a content-type. A record may have both. Key, value, content-type,
-	// traceparent and tracestate do not depend on the format.
+	// Formats say which headers a record has. debezium (the default): those of Debezium's outbox router. cloudevents:
+	// the attributes of a CloudEvent in binary mode, with the prefix ce_, and always a content-type. A record may have
+	// both. Key, value, content-type, traceparent and tracestate do not depend on the format.
 	// (github.com/cloudevents/spec, cloudevents/bindings/kafka-protocol-binding.md)
 	Formats []string
-	// Source is the attribute source of CloudEvents, a URI reference. {aggregate_type} in it stands for that of the event. The format
-	// cloudevents requires it; nothing else uses it.
+	// Source is the attribute source of CloudEvents, a URI reference. {aggregate_type} in it stands for that of the
+	// event. The format cloudevents requires it; nothing else uses it.
 	Source string
 	// Placement (format debezium) says which columns become headers beside the id, in the syntax of Debezium's
-	// table.fields.additional.placement; see parsePlacement. A column that is NULL has no header. (Debezium sends a header with the
-	// value null.) An empty Placement stands for
+	// table.fields.additional.placement; see parsePlacement. A column that is NULL has no header. (Debezium sends a
+	// header with the value null.) An empty Placement stands for
 	// event_type:header:eventType,event_version:header:eventVersion,tenant_id:header:tenantId,correlation_id:header:correlationId,causation_id:header:causationId
 	// and "id:header" for the id alone, which is Debezium's default.
 	Placement string
 	// Columns translates names of columns of the user's table, which Placement may contain, into ours: {"type": "event_type"}.
 	Columns map[string]string
-	// HeaderEncoding (format debezium) is plain or json. plain (the default) is what Kafka Connect sends with SimpleHeaderConverter or
-	// StringConverter. json puts strings in quotes, as Debezium Server does by default (debezium.format.header). It applies to id, placed
-	// columns, outbox_lsn and headers from the metadata. content-type, traceparent, tracestate and ce_* are never quoted.
+	// HeaderEncoding (format debezium) is plain or json. plain (the default) is what Kafka Connect sends with
+	// SimpleHeaderConverter or StringConverter. json puts strings in quotes, as Debezium Server does by default
+	// (debezium.format.header). It applies to id, placed columns, outbox_lsn and headers from the metadata.
+	// content-type, traceparent, tracestate and ce_* are never quoted.
 	HeaderEncoding string
-	// HeadersFromMetadata are keys at the top level of the metadata that become headers with the same names. The value of a string is
-	// its text, any other value is written as JSON. A key that is null or missing makes no header. traceparent and tracestate become
-	// headers without being listed here.
+	// HeadersFromMetadata are keys at the top level of the metadata that become headers with the same names. The value
+	// of a string is its text, any other value is written as JSON. A key that is null or missing makes no header.
+	// traceparent and tracestate become headers without being listed here.
 	HeadersFromMetadata []string
 	// TombstoneOnEmptyPayload sends a payload that is empty or only white space as the value null. It corresponds to Debezium's
 	// route.tombstone.on.empty.payload. A payload that is NULL is always sent as null.
 	TombstoneOnEmptyPayload bool
-	// LSNHeader adds a header outbox_lsn with the event's position, in the same form as ce_sequence: the LSN of the commit and the number
-	// in the transaction, in fixed width, so that positions can be compared as texts. Debezium has nothing like it.
+	// LSNHeader adds a header outbox_lsn with the event's position, in the same form as ce_sequence: the LSN of the
+	// commit and the number in the transaction, in fixed width, so that positions can be compared as texts. Debezium
+	// has nothing like it.
 	LSNHeader bool
 
-	// MaxMessageBytes is the largest record, with key and headers. A larger one is refused permanently without a try, because brokers
-	// close the connection when a request has more than socket.request.max.bytes (100 MiB). Which sizes a topic accepts, only its
-	// broker decides. 0 means 99 MiB.
+	// MaxMessageBytes is the largest record, with key and headers. A larger one is refused permanently without a try,
+	// because brokers close the connection when a request has more than socket.request.max.bytes (100 MiB). Which sizes
+	// a topic accepts, only its broker decides. 0 means 99 MiB.
 	MaxMessageBytes int
 	// Logger gets the messages of franz-go, at debug level. Errors are not logged but returned.
 	Logger *slog.Logger
@@ -105,8 +107,8 @@ func (c *Config) options() ([]kgo.Opt, error) {
 	if len(c.Brokers) == 0 {
 		return nil, errors.New("no brokers")
 	}
-	// Use the last version of Produce that has names of topics. Later versions have ids, which become wrong when a topic is deleted and
-	// made again.
+	// Use the last version of Produce that has names of topics. Later versions have ids, which become wrong when a
+	// topic is deleted and made again.
 	versions := kversion.Stable()
 	versions.SetMaxKeyVersion(0, 12)
 	opts := []kgo.Opt{
@@ -116,8 +118,8 @@ func (c *Config) options() ([]kgo.Opt, error) {
 		kgo.DialTimeout(dialTimeout),
 		kgo.RequestTimeoutOverhead(requestOverhead),
 		kgo.ConnIdleTimeout(idleTimeout),
-		// A request that any broker can answer (metadata, producer id) is sent to the next one if it fails. Produce requests are never
-		// repeated.
+		// A request that any broker can answer (metadata, producer id) is sent to the next one if it fails. Produce
+		// requests are never repeated.
 		kgo.RequestRetries(2),
 		kgo.RetryBackoffFn(func(int) time.Duration { return retryPause }),
 		kgo.DisableClientMetrics(),
@@ -146,7 +148,8 @@ func (c *Config) options() ([]kgo.Opt, error) {
 	return opts, kgo.ValidateOpts(opts...)
 }
 
-// debugLog passes on the messages of the client, all at debug level. Whatever the client warns of is in the errors of Deliver as well.
+// debugLog passes on the messages of the client, all at debug level. Whatever the client warns of is in the errors of
+// Deliver as well.
 type debugLog struct{ to *slog.Logger }
 
 func (l debugLog) Level() kgo.LogLevel {

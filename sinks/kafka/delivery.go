@@ -12,10 +12,10 @@ import (
 
 // delivery is one call of Deliver. It sends waves of messages until each message has an outcome.
 //
-// A wave contains at most one batch for each partition, and the broker accepts or refuses a batch as a whole. All messages of an
-// aggregate in a wave go to the same partition. (Topic and key may depend on more than the aggregate, so messages of one aggregate may
-// belong to several partitions.) So they are accepted or refused together, and later messages of the aggregate are not planned before
-// that is known.
+// A wave contains at most one batch for each partition, and the broker accepts or refuses a batch as a whole. All
+// messages of an aggregate in a wave go to the same partition. (Topic and key may depend on more than the aggregate, so
+// messages of one aggregate may belong to several partitions.) So they are accepted or refused together, and later
+// messages of the aggregate are not planned before that is known.
 type delivery struct {
 	p       *producer
 	batch   []sinks.Message
@@ -25,8 +25,8 @@ type delivery struct {
 
 	wave  []*partition
 	bytes int
-	// taken holds, by the hash of the aggregate, the partition to which its messages go in this wave. nil means that they wait for the
-	// next wave. Two aggregates with the same hash may wait for each other, which does no harm.
+	// taken holds, by the hash of the aggregate, the partition to which its messages go in this wave. nil means that
+	// they wait for the next wave. Two aggregates with the same hash may wait for each other, which does no harm.
 	taken  map[uint64]*partition
 	failed map[sinks.Aggregate]struct{} // aggregates of which a message was not accepted
 }
@@ -84,8 +84,8 @@ func (d *delivery) end() {
 	d.p.encoder.shrink()
 }
 
-// plan puts the messages that may be sent now into the next wave, and fails the messages that cannot be sent at all. It reports whether
-// the wave contains any message.
+// plan puts the messages that may be sent now into the next wave, and fails the messages that cannot be sent at all. It
+// reports whether the wave contains any message.
 func (d *delivery) plan() bool {
 	d.wave, d.bytes = d.wave[:0], 0
 	clear(d.taken)
@@ -180,8 +180,8 @@ func (d *delivery) settle() {
 	}
 }
 
-// failBatch fails the records of p in this wave. The first record of each aggregate gets the error. The later ones are ErrNotAttempted,
-// unless the whole batch may have been accepted.
+// failBatch fails the records of p in this wave. The first record of each aggregate gets the error. The later ones are
+// ErrNotAttempted, unless the whole batch may have been accepted.
 func (d *delivery) failBatch(p *partition) {
 	err := p.answer.failure(p)
 	for i := p.first; i >= 0; i = d.records[i].next {

@@ -30,7 +30,8 @@ const (
 	headerTraceState  = "tracestate"
 	headerLSN         = "outbox_lsn"
 
-	// cePrefix is the prefix that the Kafka binding of CloudEvents demands. By this binding values are UTF-8 and not percent-encoded.
+	// cePrefix is the prefix that the Kafka binding of CloudEvents demands. By this binding values are UTF-8 and not
+	// percent-encoded.
 	cePrefix = "ce_"
 )
 
@@ -146,9 +147,9 @@ func headerNames() map[string]string {
 	return names
 }
 
-// appendHeaders appends the headers of m: the id and the placed columns, as in Debezium's outbox router; what the metadata says to all
-// transports; the chosen keys of the metadata; the position; and the attributes of a CloudEvent. An empty value stands for NULL and
-// makes no header.
+// appendHeaders appends the headers of m: the id and the placed columns, as in Debezium's outbox router; what the
+// metadata says to all transports; the chosen keys of the metadata; the position; and the attributes of a CloudEvent.
+// An empty value stands for NULL and makes no header.
 func (l *layout) appendHeaders(h []header, m *sinks.Message) []header {
 	e := m.Event
 	c := format.ContextOf(e.Metadata)
@@ -221,8 +222,8 @@ func (l *layout) encode(s string) string {
 	return quote(s)
 }
 
-// quote writes a JSON string in the same way as Jackson, the library of Debezium: it escapes quotes, backslashes and control characters, and
-// nothing else.
+// quote writes a JSON string in the same way as Jackson, the library of Debezium: it escapes quotes, backslashes and
+// control characters, and nothing else.
 func quote(s string) string {
 	const digits = "0123456789ABCDEF"
 	out := append(make([]byte, 0, len(s)+2), '"')

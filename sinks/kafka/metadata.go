@@ -34,7 +34,8 @@ type partition struct {
 	number int32
 	leader int32 // −1 if there is none
 
-	// sequence is the number of the next record in the generation of the producer. By these numbers the broker recognises repetitions.
+	// sequence is the number of the next record in the generation of the producer. By these numbers the broker
+	// recognises repetitions.
 	sequence   int32
 	generation int
 
@@ -73,8 +74,8 @@ func isTopicName(s string) bool {
 	return true
 }
 
-// prepare loads the topics of a batch that are not known yet. From time to time it loads all known topics again. A topic that cannot be
-// loaded has an error after that.
+// prepare loads the topics of a batch that are not known yet. From time to time it loads all known topics again. A
+// topic that cannot be loaded has an error after that.
 func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 	var names []string
 	if now := time.Now(); now.After(p.refresh) {
@@ -120,8 +121,8 @@ func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 	}
 }
 
-// forget drops the topics that cannot be used. If names of topics come from events, there may be any number of them. The next Deliver
-// asks for them again.
+// forget drops the topics that cannot be used. If names of topics come from events, there may be any number of them.
+// The next Deliver asks for them again.
 func (p *producer) forget() {
 	for name, t := range p.topics {
 		if t.err != nil {

@@ -65,12 +65,14 @@ func (c column) of(e *outbox.Event) string {
 	}
 }
 
-// parsePlacement reads Debezium's table.fields.additional.placement. Its entries are column:place or column:place:alias, with commas between
-// them. Without an alias the header has the name of the column. A column has our name or that of the user's table, which columns
-// translates into ours. columns may be nil. An empty text places nothing.
+// parsePlacement reads Debezium's table.fields.additional.placement. Its entries are column:place or
+// column:place:alias, with commas between them. Without an alias the header has the name of the column. A column has
+// our name or that of the user's table, which columns translates into ours. columns may be nil. An empty text places
+// nothing.
 //
-// The place must be header. Debezium has the places envelope and partition too; the error says why there are none here. The error joins
-// all mistakes. (For the syntax see EventRouterConfigDefinition of debezium-core. Here spaces around the parts are allowed.)
+// The place must be header. Debezium has the places envelope and partition too; the error says why there are none here.
+// The error joins all mistakes. (For the syntax see EventRouterConfigDefinition of debezium-core. Here spaces around
+// the parts are allowed.)
 func parsePlacement(text string, columns map[string]string) ([]headerColumn, error) {
 	if strings.TrimSpace(text) == "" {
 		return nil, nil

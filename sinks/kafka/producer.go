@@ -15,9 +15,10 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// producer sends for one Deliver at a time. It has connections of its own: a broker answers the requests of a connection one after the
-// other, so on a common connection a request that waits for replicas would hold back all lanes. Within a generation of the producer
-// (its id and epoch) each partition has at most one batch whose outcome is not known.
+// producer sends for one Deliver at a time. It has connections of its own: a broker answers the requests of a
+// connection one after the other, so on a common connection a request that waits for replicas would hold back all
+// lanes. Within a generation of the producer (its id and epoch) each partition has at most one batch whose outcome is
+// not known.
 type producer struct {
 	sink    *Sink
 	client  *kgo.Client
@@ -48,8 +49,8 @@ func newProducer(s *Sink) (*producer, error) {
 	}, nil
 }
 
-// ask sends a request that any broker can answer. It returns at the latest when ctx ends. (The client's own Request does not, while it waits
-// for a connection.)
+// ask sends a request that any broker can answer. It returns at the latest when ctx ends. (The client's own Request
+// does not, while it waits for a connection.)
 func (p *producer) ask(ctx context.Context, req kmsg.Request) (kmsg.Response, error) {
 	type reply struct {
 		resp kmsg.Response
@@ -107,9 +108,10 @@ func pause(ctx context.Context) {
 	}
 }
 
-// identify makes sure that no sequence number of the coming wave has been used for other records. Otherwise the broker would take a new
-// batch for the repetition of an old one. A producer may raise its epoch without asking the broker (KIP-360). In the new epoch numbers
-// begin at 0, and the broker refuses batches of the old epoch that are still under way.
+// identify makes sure that no sequence number of the coming wave has been used for other records. Otherwise the broker
+// would take a new batch for the repetition of an old one. A producer may raise its epoch without asking the broker
+// (KIP-360). In the new epoch numbers begin at 0, and the broker refuses batches of the old epoch that are still under
+// way.
 func (p *producer) identify(ctx context.Context) error {
 	if p.stale {
 		p.stale = false
@@ -136,8 +138,8 @@ func (p *producer) identify(ctx context.Context) error {
 	})
 }
 
-// send sends the wave. After that each partition of it has a final answer. A failure that has not passed within patience, or before ctx
-// ended, becomes unavailable.
+// send sends the wave. After that each partition of it has a final answer. A failure that has not passed within
+// patience, or before ctx ended, becomes unavailable.
 func (p *producer) send(ctx context.Context, wave []*partition, records []record) {
 	if err := p.identify(ctx); err != nil {
 		for _, part := range wave {
@@ -279,8 +281,8 @@ func (p *producer) produce(ctx context.Context, leader int32, parts []*partition
 	}
 }
 
-// brokerTimeout returns how long a broker may wait for replicas, in milliseconds. It is short enough that the broker still answers, with what it
-// knows about each partition, before ctx ends.
+// brokerTimeout returns how long a broker may wait for replicas, in milliseconds. It is short enough that the broker
+// still answers, with what it knows about each partition, before ctx ends.
 func brokerTimeout(ctx context.Context) int32 {
 	left := maxWait
 	if deadline, ok := ctx.Deadline(); ok {
@@ -290,8 +292,8 @@ func brokerTimeout(ctx context.Context) int32 {
 	return int32(max(left.Milliseconds(), 1))
 }
 
-// place finds the partition of m. If m has no key, the id of the aggregate is used instead, so that the events of an aggregate stay in
-// order.
+// place finds the partition of m. If m has no key, the id of the aggregate is used instead, so that the events of an
+// aggregate stay in order.
 func (p *producer) place(m *sinks.Message) (*partition, error) {
 	t := p.topics[m.Topic]
 	if t.err != nil {

@@ -13,14 +13,16 @@ import (
 )
 
 const (
-	// patience is how long a Deliver tries again after failures that may pass: the election of a leader, the restart of a broker.
+	// patience is how long a Deliver tries again after failures that may pass: the election of a leader, the restart of
+	// a broker.
 	patience = 2 * time.Second
 	// rest is how long a place that has timed out is not tried again.
 	rest = 5 * time.Second
 	// maxWait is how long a broker may wait for replicas if ctx has no deadline.
 	maxWait = 30 * time.Second
 
-	// maxBatchBytes is a size that every topic accepts by default (max.message.bytes is 1,048,588). A larger record is a batch by itself.
+	// maxBatchBytes is a size that every topic accepts by default (max.message.bytes is 1,048,588). A larger record is
+	// a batch by itself.
 	maxBatchBytes = 1_000_000
 	// maxWaveBytes limits requests and the buffers in which they are built. A larger record is a wave by itself.
 	maxWaveBytes = 8 << 20

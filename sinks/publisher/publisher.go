@@ -16,11 +16,12 @@ import (
 // Publisher publishes one event at a time.
 //
 // Publish returns nil when the destination has durably accepted the event. An error uses up a retry, unless it wraps
-// sinks.ErrUnavailable (the destination is away) or sinks.ErrPermanent (the event will never be accepted). Errors are logged and
-// kept in the ledger, so they must not contain a payload or a credential. Publish should return soon after ctx has ended.
+// sinks.ErrUnavailable (the destination is away) or sinks.ErrPermanent (the event will never be accepted). Errors are
+// logged and kept in the ledger, so they must not contain a payload or a credential. Publish should return soon after
+// ctx has ended.
 //
-// Several lanes call Publish at the same time, but never two for the same aggregate. The events of an aggregate come in the order
-// of their commits. The entry belongs to Publish, which may keep and change it.
+// Several lanes call Publish at the same time, but never two for the same aggregate. The events of an aggregate come in
+// the order of their commits. The entry belongs to Publish, which may keep and change it.
 type Publisher interface {
 	Publish(ctx context.Context, entry *outbox.OutboxEntry) error
 	GetName() string
@@ -37,8 +38,9 @@ type Sink struct {
 // New makes a sink that publishes by to.
 func New(to Publisher) *Sink { return &Sink{to: to, running: map[sinks.Aggregate]struct{}{}} }
 
-// Deliver publishes the messages of batch one after the other. It does not wait for a Publish that goes on after ctx has ended. Until
-// that has returned, further messages of its aggregate fail with ErrUnavailable, because they must not overtake it.
+// Deliver publishes the messages of batch one after the other. It does not wait for a Publish that goes on after ctx
+// has ended. Until that has returned, further messages of its aggregate fail with ErrUnavailable, because they must not
+// overtake it.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	errs := make([]error, len(batch))
 	failed := map[sinks.Aggregate]bool{}

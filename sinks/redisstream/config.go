@@ -14,34 +14,35 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Config says where Redis is and how streams are kept. URL or Addresses are needed.
+// Config says where Redis is and how long streams are. URL or Addresses is required.
 //
-//   - URL alone is one server.
-//   - Addresses without Master are nodes of a cluster, some of them; a URL adds one more.
-//   - Addresses with Master are Sentinels; a URL then gives user, password, database and TLS, and its host is not used.
+//   - URL alone names one server.
+//   - Addresses without Master name some nodes of a cluster. A URL adds another node.
+//   - Addresses with Master name Sentinels. A URL then gives user, password, database and TLS. Its host is not used.
 type Config struct {
-	// URL is redis://user:password@host:port/database, or rediss:// for TLS. Its options db and skip_verify are known.
+	// URL is redis://user:password@host:port/database, or rediss:// for TLS. It may have the options db and skip_verify.
 	URL       string
 	Addresses []string // host:port
-	Master    string   // the name by which the Sentinels know it
-	// Username and Password, where they are set, come before those of the URL. Sentinels are told neither.
+	Master    string   // the name of the master at the Sentinels
+	// Username and Password prevail over those of the URL. They are not sent to Sentinels.
 	Username string
 	Password string
-	// ClientName is what CLIENT LIST shows, if the user has the right to CLIENT SETNAME; no spaces.
+	// ClientName is the name that CLIENT LIST shows, if the user has the right to CLIENT SETNAME. It must not contain spaces.
 	ClientName string
-	// TLS is used as it is, Sentinels included; nil leaves it to the URL. Without a ServerName, certificates are verified
-	// against the host that is dialed.
+	// TLS is used for all connections, also to Sentinels. If it is nil, the URL decides. Without a ServerName,
+	// certificates are verified against the host that is dialed.
 	TLS *tls.Config
-	// MaxLen, when above 0, is how many entries a stream keeps at least (XADD MAXLEN ~), MinIDAge how long it keeps
-	// them at least (MINID ~), by this machine's clock. Not both.
+	// MaxLen, if it is above 0, is how many entries a stream keeps at least (XADD MAXLEN ~). MinIDAge, if it is above
+	// 0, is how long it keeps entries at least (MINID ~), by this machine's clock. Only one of them may be set.
 	MaxLen   int64
 	MinIDAge time.Duration
-	// MaxMessageBytes: a message that is larger, with all fields, is permanently refused without a try. 0 means 500 MiB. What
-	// the server says of proto-max-bulk-len holds besides, if the user may ask for it (CONFIG GET).
+	// MaxMessageBytes is the largest message, with all fields. A larger one is refused permanently without a try. 0
+	// means 500 MiB. The server's proto-max-bulk-len applies as well, if the user has the right to ask for it (CONFIG
+	// GET).
 	MaxMessageBytes int
 }
 
-// String tells where Redis is, and no password.
+// String says where Redis is. It shows no password.
 func (c Config) String() string {
 	addresses := c.Addresses
 	if u, err := url.Parse(c.URL); err == nil && u.Host != "" {
@@ -54,17 +55,17 @@ func (c Config) String() string {
 func (c Config) GoString() string { return c.String() }
 
 const (
-	dialTimeout = 5 * time.Second // TLS included
-	idleTimeout = 3 * time.Minute // below the four minutes after which some clouds forget a connection silently
+	dialTimeout = 5 * time.Second // for connection and TLS together
+	idleTimeout = 3 * time.Minute // some clouds drop an idle connection without notice after four minutes
 	bufferBytes = 128 << 10       // for each direction of a connection
 
-	defaultMaxMessageBytes = 500 << 20 // below proto-max-bulk-len's default, 512 MiB
+	defaultMaxMessageBytes = 500 << 20 // less than the default of proto-max-bulk-len, 512 MiB
 )
 
-// opener makes the client of one lane: a *redis.Client, or a *redis.ClusterClient.
+// opener makes the client of a lane: a *redis.Client, or a *redis.ClusterClient.
 type opener func() redis.UniversalClient
 
-// opener checks the configuration. Errors quote nothing of the URL, which may hold a password.
+// opener checks the configuration. Its errors do not quote the URL, which may contain a password.
 func (c *Config) opener() (opener, *redis.Options, error) {
 	if c.URL == "" && len(c.Addresses) == 0 {
 		return nil, nil, errors.New("neither URL nor addresses")
@@ -98,7 +99,7 @@ func (c *Config) opener() (opener, *redis.Options, error) {
 	return func() redis.UniversalClient { return redis.NewClient(o) }, o, nil
 }
 
-// options are those of a connection.
+// options returns the options for connections.
 func (c *Config) options() (*redis.Options, error) {
 	from := &redis.Options{}
 	if c.URL != "" {
@@ -116,24 +117,24 @@ func (c *Config) options() (*redis.Options, error) {
 			return nil, errors.New("the URL's database is no number, or skip_verify is neither true nor false")
 		}
 		if from.TLSConfig != nil {
-			from.TLSConfig.ServerName = "" // nodes of a cluster have other names
+			from.TLSConfig.ServerName = "" // the nodes of a cluster have other names than the host of the URL
 		}
 	}
 	o := &redis.Options{
 		Addr: from.Addr, Username: from.Username, Password: from.Password, DB: from.DB, TLSConfig: from.TLSConfig,
-		// Nothing is tried again: what is not accepted comes back from the lane.
+		// go-redis tries nothing again: the lane delivers again what was not accepted.
 		MaxRetries: -1, DialerRetries: 1,
 		DialTimeout: dialTimeout, ReadTimeout: maxWait, WriteTimeout: maxWait, ContextTimeoutEnabled: true,
 		ReadBufferSize: bufferBytes, WriteBufferSize: bufferBytes,
-		// A lane has one connection (to a node), and one more while a dial that nobody waits for any more is going on.
-		// After that many failed dials the pool would begin to dial by itself; a client with one is given up before.
+		// A lane uses one connection to a node, and a second one while a dial that it no longer waits for is going on.
+		// After PoolSize failed dials the pool would dial by itself, but a client is given up after the first one.
 		PoolSize: 4, PipelinePoolSize: -1, ConnMaxIdleTime: idleTimeout,
 		Protocol: 2, DisableIdentity: true,
 	}
 	if c.ClientName != "" {
-		// Not as an option: go-redis would take the user for one without access who may not CLIENT SETNAME.
+		// The name is not set by go-redis: for a user without the right to CLIENT SETNAME it would fail to connect.
 		o.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
-			_ = conn.ClientSetName(ctx, c.ClientName).Err() // a connection that broke shows in what comes next
+			_ = conn.ClientSetName(ctx, c.ClientName).Err() // if the connection is broken, the next command fails
 			return nil
 		}
 	}

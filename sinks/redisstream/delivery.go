@@ -11,38 +11,40 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// delivery is one Deliver. It sends waves until each message has its outcome.
+// delivery is one call of Deliver. It sends waves of messages until each message has an outcome.
 //
-// A wave holds at most one transaction a stream; and all messages that it holds of an aggregate are in one of them, as a
-// topic need not depend on the aggregate alone. What a server refuses while it queues it refuses as a whole, so they
-// share one fate, and what comes behind them is not planned before that is known.
+// A wave contains at most one transaction for each stream. All messages of an aggregate in a wave are in the same
+// transaction. (A topic may depend on more than the aggregate, so messages of one aggregate may belong to several
+// streams.) If the server refuses an entry while it queues the transaction, it refuses the whole transaction. So these
+// messages are accepted or refused together, and later messages of the aggregate are not planned before that is known.
 type delivery struct {
 	l       *link
 	batch   []sinks.Message
 	entries []entry
-	errs    []error // nil while nothing has failed
+	errs    []error // nil as long as nothing has failed
 
 	streams map[string]*stream
-	last    *stream // the one looked for last: mostly the next one's too
+	last    *stream // the stream that was looked up last; the next message often has the same
 	wave    []*stream
 	bytes   int
-	// taken tells where the messages of an aggregate go in this wave; nil: they wait for the next. It is known by a
-	// hash only: two aggregates that share one wait for each other, which does no harm.
+	// taken holds, by the hash of the aggregate, the stream to which its messages go in this wave. nil means that they
+	// wait for the next wave. Two aggregates with the same hash may wait for each other, which does no harm.
 	taken    map[uint64]*stream
-	failed   map[sinks.Aggregate]struct{} // a message of it was not accepted
+	failed   map[sinks.Aggregate]struct{} // aggregates of which a message was not accepted
 	trimming trimming
 }
 
-// stream is one that messages of this Deliver go to, and its transaction in this wave.
+// stream is a stream to which messages of this Deliver go, with its transaction in the present wave.
 type stream struct {
 	name string
-	down error // it is not tried again in this Deliver
+	down error // why it is not tried again in this Deliver
 
-	members []int32 // of entries
-	alone   bool    // its one member is large
+	members []int32 // indexes of entries
+	alone   bool    // the transaction has only one member, which is large
 	answer  answer
 
-	// In a cluster, where it is other than the map says, and how often that was followed.
+	// In a cluster: the node that has the stream, if it is another than the map says, and how often such a redirection
+	// was followed.
 	moved  string
 	asking bool
 	hops   int
@@ -94,7 +96,7 @@ func (d *delivery) begin(l *link, batch []sinks.Message) {
 	}
 }
 
-// end lets go of the batch.
+// end drops all references to the batch.
 func (d *delivery) end() {
 	clear(d.entries)
 	clear(d.failed)
@@ -104,8 +106,8 @@ func (d *delivery) end() {
 	d.l.forget()
 }
 
-// plan fills the next wave with what may go now, and gives outcomes to what cannot go at all. It tells whether there is
-// a wave.
+// plan puts the messages that may be sent now into the next wave, and fails the messages that cannot be sent at all. It
+// reports whether the wave contains any message.
 func (d *delivery) plan() bool {
 	d.wave, d.bytes = d.wave[:0], 0
 	clear(d.taken)
@@ -123,7 +125,7 @@ func (d *delivery) plan() bool {
 		err := d.locate(e)
 		switch {
 		case taken && (err != nil || to != e.stream), err == nil && !d.add(int32(i)):
-			d.taken[hash] = nil // its turn comes when the outcome of what is before it is known
+			d.taken[hash] = nil // it waits until the outcome of the messages before it is known
 		case err != nil:
 			d.fail(i, err)
 		default:
@@ -141,7 +143,7 @@ func (d *delivery) hasFailed(e *entry) bool {
 	return failed
 }
 
-// locate finds e's stream, or why it is not to be tried.
+// locate finds the stream of e. It returns an error if e must not be tried.
 func (d *delivery) locate(e *entry) error {
 	name := e.msg.Topic
 	if e.stream == nil {
@@ -162,7 +164,8 @@ func (d *delivery) locate(e *entry) error {
 	return e.stream.down
 }
 
-// checkName refuses what Redis would take, but nobody means: a template was filled with something odd.
+// checkName refuses names of streams that Redis would accept, but that nobody wants: a field of the template had a
+// strange value.
 func checkName(name string) error {
 	control := func(r rune) bool { return r < ' ' || r == 0x7f }
 	switch {
@@ -176,7 +179,7 @@ func checkName(name string) error {
 	return nil
 }
 
-// add puts entry i into the transaction of its stream, if there is room.
+// add puts entry i into the transaction of its stream. It reports whether there was room.
 func (d *delivery) add(i int32) bool {
 	e := &d.entries[i]
 	s := e.stream
@@ -194,7 +197,7 @@ func (d *delivery) add(i int32) bool {
 	return true
 }
 
-// settle draws the consequences of the answers. What has no outcome then is planned again.
+// settle gives messages their outcomes by the answers. A message that has none after that is planned again.
 func (d *delivery) settle() {
 	for _, s := range d.wave {
 		a := &s.answer
@@ -216,9 +219,10 @@ func (d *delivery) settle() {
 	}
 }
 
-// settleEach is for a transaction of which single entries failed. What was accepted behind one that was not, of the same
-// aggregate, is said not to have been, and comes again behind it: the same id twice is better than an order that
-// stays wrong. It takes an error that is about one entry, and Redis has none that we do not know beforehand.
+// settleEach settles a transaction that was executed, but of which single entries failed. If an entry was accepted
+// after one of the same aggregate had failed, it is reported as not accepted, and comes again after that one. The same
+// id twice is better than an order that stays wrong. This needs an error that concerns a single entry; no such error of
+// Redis is known that is not found out beforehand.
 func (d *delivery) settleEach(s *stream) {
 	for n, i := range s.members {
 		e := &d.entries[i]
@@ -238,8 +242,8 @@ func (d *delivery) settleEach(s *stream) {
 	}
 }
 
-// failAll fails a transaction of which nothing was accepted, or nobody knows. Those behind the first of their aggregate
-// were not attempted, unless they may have been accepted too.
+// failAll fails a transaction of which nothing was accepted, or of which that is not known. The first message of each
+// aggregate gets the error. The later ones are ErrNotAttempted, unless they may have been accepted.
 func (d *delivery) failAll(s *stream) {
 	err := unavailable(s.name, s.answer.err)
 	if s.alone && s.answer.tooLarge {

@@ -1,30 +1,30 @@
-// Package redisstream is the sink for Redis and what speaks its protocol: each message is an entry of the stream that
-// is named like its topic, with the columns as fields (entry.go). Redis 6.2 or newer; a single server, one behind
-// Sentinel, or a cluster.
+// Package redisstream is the sink for Redis and for other servers that speak its protocol. Each message becomes an
+// entry of the stream that has the name of its topic. The columns are the fields of the entry (entry.go). It works with
+// Redis 6.2 or newer: a single server, one behind Sentinel, or a cluster.
 //
-// go-redis makes the connections: dialing, TLS, authentication, Sentinel, the cluster's map. What is sent on them, and
-// what the answers mean, is decided here, for these reasons:
+// The library go-redis does everything about connections: dialing, TLS, authentication, Sentinel, the map of the
+// cluster. What is sent, and what the answers mean, is decided here, for these reasons:
 //
-//   - Order. After a message of an aggregate that was not accepted, no later one may be. So the entries of a stream go
-//     out as one MULTI: what the server refuses while it queues them (no memory, read-only, no right) aborts them
-//     all. All that a wave holds of an aggregate goes to one stream, and the rest waits for its outcome.
-//   - Every reply counts. go-redis gives up at the first error of a transaction, and does not tell a MULTI that was
-//     refused, after which the entries are added one by one and again with every try, from one that was aborted. Here
-//     all replies are read as they are, and an empty MULTI shows first that the user may use it.
-//   - Time. Deliver ends when its context does, and fails at once what has just timed out. A connection is closed under
-//     what waits for it, as its deadline alone does not know of a cancellation.
-//   - Cost. Commands are used again, and their arguments point into the messages (BenchmarkDeliver).
+//   - Order. If a message of an aggregate was not accepted, no later one may be. So the entries of a stream are sent as
+//     one MULTI: if the server refuses one of them while it queues them (no memory, read-only, no right), it executes
+//     none. All messages of an aggregate in a wave go to one stream, and the others wait for the outcome.
+//   - Every reply counts. go-redis gives up at the first error of a transaction. So it cannot tell a MULTI that was
+//     aborted from one that was refused, after which the entries are added one by one, and again with every try. Here
+//     all replies are read, and an empty MULTI shows first whether the user may use it.
+//   - Time. Deliver must end when its context does, and must fail at once if the server has just timed out. To end a
+//     wait for an answer, the connection is closed: its deadline alone does not end it when the context is cancelled.
+//   - Cost. Commands are used again, and their arguments refer to the messages without copying them (BenchmarkDeliver).
 //
-// A connection that breaks before the answer to EXEC leaves the outcome unknown: the messages come again, with the same
-// ids. With MAXLEN or MINID the stream is trimmed as entries are added, approximately.
+// If a connection breaks before the answer to EXEC, the outcome is unknown: the messages come again, with the same ids.
+// With MAXLEN or MINID a stream is trimmed, approximately, whenever entries are added.
 //
 //	Deliver ── plan: which messages go into the next wave, one MULTI a stream
 //	   ▲         │
 //	   │         ▼
-//	   │       send: one pipeline a node, all nodes at a time
+//	   │       send: one pipeline for each node, all nodes at the same time
 //	   │         │
-//	   └──── settle: accepted, failed (and what stands behind), or sent to another node of the cluster
+//	   └──── settle: accepted, failed (with later ones of the aggregate), or sent to another node of the cluster
 //
-// Files: sink.go what lanes share; delivery.go one Deliver; link.go a client and sending; entry.go fields; verdict.go
-// replies.
+// Files: sink.go: what the lanes share. delivery.go: one call of Deliver. link.go: a client, and sending. entry.go:
+// fields. verdict.go: what replies mean.
 package redisstream

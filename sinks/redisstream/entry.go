@@ -9,12 +9,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// entry is one message of a Deliver.
+// entry is a message that is being delivered.
 type entry struct {
 	msg     *sinks.Message
 	stream  *stream
-	size    int // with all fields, about
-	large   int // bytes of its largest field
+	size    int // about how many bytes, with all fields
+	large   int // how many bytes the largest field has
 	settled bool
 
 	version      int
@@ -22,7 +22,7 @@ type entry struct {
 	context      format.Context
 }
 
-// overhead of a field: its name, and how both are framed.
+// overhead is about how many bytes a field takes besides its value: its name, and the framing of both.
 const overhead = 32
 
 func (e *entry) begin(m *sinks.Message) {
@@ -38,8 +38,8 @@ func (e *entry) begin(m *sinks.Message) {
 		len(e.context.TraceParent) + len(e.context.TraceState) + len(e.context.ContentType)
 }
 
-// command is one that is sent, and its reply as it came. It is used again, with other arguments: a pipeline asks Args
-// for what it writes. (The arguments that go-redis keeps itself stay empty.)
+// command is a command of Redis together with the bytes of its reply. It is used again with other arguments, which a
+// pipeline gets from Args. (The arguments that go-redis itself keeps in a command stay empty.)
 type command struct {
 	*redis.RawWriteToCmd
 	args  []any
@@ -48,7 +48,7 @@ type command struct {
 
 func newCommand(args ...any) *command {
 	c := &command{args: args}
-	c.RawWriteToCmd = redis.NewRawWriteToCmd(context.Background(), c) // its own context is not used
+	c.RawWriteToCmd = redis.NewRawWriteToCmd(context.Background(), c) // go-redis does not use this context
 	return c
 }
 
@@ -61,30 +61,30 @@ func (c *command) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// reset forgets reply and error; the arguments are the caller's.
+// reset removes reply and error. The caller sets the arguments.
 func (c *command) reset() {
 	c.SetErr(nil)
 	c.reply = c.reply[:0]
 }
 
-// answered tells whether the whole reply is there, an error of Redis being one.
+// answered reports whether the whole reply has arrived. An error of Redis is a reply too.
 func (c *command) answered() bool { return c.Err() == nil && len(c.reply) > 0 }
 
-// raw are bytes that go-redis writes where they lie: a pointer fits into an interface, a slice would be copied to the
-// heap.
+// raw holds bytes that go-redis writes without copying them. A pointer to raw fits into an interface. A slice would be
+// copied to the heap for that.
 type raw []byte
 
 // MarshalBinary implements encoding.BinaryMarshaler.
 func (r *raw) MarshalBinary() ([]byte, error) { return *r, nil }
 
-// trimming is what stands between a stream's name and the id.
+// trimming holds the arguments of XADD that say how the stream is trimmed.
 type trimming struct {
-	by        string // MAXLEN or MINID; "": neither
+	by        string // MAXLEN or MINID; empty if the stream is not trimmed
 	threshold string
 }
 
-// add makes c the XADD of e. The fields come always in the same order: an entry with those of the one before it takes
-// less memory. A column that is NULL is left out.
+// add makes c the XADD of e. The fields always have the same order, because in Redis an entry with the same fields as
+// the one before it takes less memory. A column that is NULL is left out.
 func (c *command) add(e *entry, t *trimming) {
 	c.reset()
 	ev := e.msg.Event
@@ -117,7 +117,7 @@ func (c *command) add(e *entry, t *trimming) {
 	c.args = args
 }
 
-// release lets go of the message.
+// release drops all references to the message.
 func (c *command) release() {
 	clear(c.args[:cap(c.args)])
 	c.args = c.args[:0]

@@ -10,24 +10,24 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// link is what one Deliver at a time uses: a client of its own, so that its connections can be closed under it, and the
-// buffers.
+// link holds what one Deliver at a time uses: buffers, and a client of its own, so that its connections can be closed
+// while it waits for them.
 type link struct {
 	sink     *Sink
 	delivery delivery
-	clients  *clients // nil: none yet
+	clients  *clients // nil if there are none yet
 	broken   bool     // the clients are given up when Deliver ends
 	nodes    []*node
 }
 
-// clients are those of one link until something breaks: then they are closed, and others made, which look for the
-// master anew, read the map of the cluster anew, and say anew who they are.
+// clients are the clients of a link. When something breaks, they are closed and new ones are made. These look for the
+// master again, read the map of the cluster again, and log in again.
 type clients struct {
 	main redis.UniversalClient
 
 	mu     sync.Mutex
 	closed bool
-	direct map[string]*redis.Client // to nodes that the map does not name yet
+	direct map[string]*redis.Client // by address, for nodes that the map of the cluster does not contain yet
 }
 
 func (c *clients) close() {
@@ -35,13 +35,13 @@ func (c *clients) close() {
 	c.closed = true
 	direct := c.direct
 	c.mu.Unlock()
-	_ = c.main.Close() // it may be closed already
+	_ = c.main.Close() // an error says that it is closed already
 	for _, d := range direct {
 		_ = d.Close()
 	}
 }
 
-// to is a client for one node of a cluster.
+// to returns a client for one node of a cluster.
 func (c *clients) to(address string, options redis.Options) *redis.Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -49,7 +49,7 @@ func (c *clients) to(address string, options redis.Options) *redis.Client {
 	if client == nil {
 		options.Addr = address
 		client = redis.NewClient(&options)
-		if c.closed { // Deliver's time is over
+		if c.closed { // the context of Deliver has ended
 			_ = client.Close()
 			return client
 		}
@@ -61,9 +61,9 @@ func (c *clients) to(address string, options redis.Options) *redis.Client {
 	return client
 }
 
-// hold makes the clients, unless they are there, and closes them when ctx ends: that ends at once what waits for an
-// answer. (A deadline would do so by itself, a cancellation would not.) The function is called when nothing does any
-// more.
+// hold makes the clients if there are none, and closes them when ctx ends, so that nobody waits for an answer any
+// longer. (If ctx ends by its deadline, the wait would end by itself, but not if it is cancelled.) The caller calls
+// release when it no longer uses the clients.
 func (l *link) hold(ctx context.Context) (release func()) {
 	if l.clients == nil {
 		l.clients = &clients{main: l.sink.open()}
@@ -84,8 +84,8 @@ func (l *link) hold(ctx context.Context) (release func()) {
 	}
 }
 
-// giveUp closes the clients. Nobody waits for that but the sink's Close: a client that looks for its master does not let
-// go at once.
+// giveUp closes the clients. Only the sink's Close waits for that, because a client that looks for its master does not
+// close at once.
 func (l *link) giveUp() {
 	if l.clients == nil {
 		return
@@ -97,27 +97,27 @@ func (l *link) giveUp() {
 	}
 }
 
-// cluster tells whether streams lie on several nodes.
+// cluster reports whether this is a cluster, where streams are on several nodes.
 func (l *link) cluster() bool {
 	_, ok := l.clients.main.(*redis.ClusterClient)
 	return ok
 }
 
-// node is a server, and the pipeline that goes to it in this wave.
+// node is a server, with the pipeline that is sent to it in the present wave.
 type node struct {
 	client    *redis.Client
-	name      string // for away
-	transacts bool   // the user may use MULTI and EXEC
+	name      string // its name in away
+	transacts bool   // it was shown that the user may use MULTI and EXEC
 
 	streams  []*stream
 	commands []*command
-	used     int // of commands, in this wave
-	most     int // of commands, in any wave of this Deliver
+	used     int // how many of commands this wave uses
+	most     int // how many of commands a wave of this Deliver has used at most
 	execs    []*redis.RawCmd
 	pipeline []redis.Cmder
 }
 
-// send sends a wave, to all nodes at a time, and gives each of its streams an answer.
+// send sends a wave to all nodes at the same time. After that each stream of the wave has an answer.
 func (l *link) send(ctx context.Context, d *delivery) {
 	for _, n := range l.nodes {
 		n.streams = n.streams[:0]
@@ -153,10 +153,10 @@ func (l *link) send(ctx context.Context, d *delivery) {
 	others.Wait()
 }
 
-// find gives the server that has a stream.
+// find returns a client for the server that has a stream.
 func (l *link) find(ctx context.Context, s *stream) (client *redis.Client, name string, err error) {
 	switch main := l.clients.main.(type) {
-	case *redis.Client: // one server, or the master behind Sentinel
+	case *redis.Client: // a single server, or the master behind Sentinel
 		return main, "", nil
 	case *redis.ClusterClient:
 		if s.moved != "" {
@@ -192,7 +192,7 @@ func (l *link) node(client *redis.Client, name string) *node {
 	return free
 }
 
-// forget lets go of a batch, and of buffers that were for an uncommonly large one.
+// forget drops all references to a batch, and frees buffers that an unusually large one has needed.
 func (l *link) forget() {
 	const keptCommands = 4096
 	for _, n := range l.nodes {
@@ -210,7 +210,7 @@ func (l *link) forget() {
 	}
 }
 
-// next is a command to be used in this wave.
+// next returns a command for use in this wave.
 func (n *node) next() *command {
 	if n.used == len(n.commands) {
 		n.commands = append(n.commands, newCommand())
@@ -222,7 +222,7 @@ func (n *node) next() *command {
 	return c
 }
 
-// control is MULTI or ASKING.
+// control returns a command without arguments: MULTI or ASKING.
 func (n *node) control(word string) *command {
 	c := n.next()
 	c.args = append(c.args[:0], word)
@@ -277,13 +277,13 @@ func (n *node) exchange(ctx context.Context, commands []redis.Cmder) error {
 		return nil
 	}
 	pipe := n.client.Pipeline()
-	_ = pipe.BatchProcess(ctx, commands...) // it only takes them
+	_ = pipe.BatchProcess(ctx, commands...) // this only adds them to the pipeline
 	_, err := pipe.Exec(ctx)
 	return err
 }
 
-// ready tells whether n may be sent to: it has not just timed out, and the user may use MULTI. Where that is refused, and
-// the entries were sent behind it, each would be added by itself, and once more with every try.
+// ready finds out whether entries may be sent to n: n has not just timed out, and the user may use MULTI. If entries
+// were sent after a MULTI that is refused, each would be added by itself, and once more with every try.
 func (n *node) ready(ctx context.Context, s *Sink) answer {
 	if err := s.away.resting(n.name); err != nil {
 		return answer{err: err}
@@ -306,20 +306,21 @@ func (n *node) ready(ctx context.Context, s *Sink) answer {
 	return a
 }
 
-// tell remembers a time-out.
+// tell remembers, for all lanes, that n has timed out.
 func (n *node) tell(s *Sink, a *answer) {
 	if a.timedOut {
 		s.away.set(n.name, time.Now().Add(s.rest))
 	}
 }
 
-// tooLong asks the server how long a field may be, where e has one that not every server takes: it would hang up, which
-// looks like any failure. A user who may not ask is left to MaxMessageBytes.
+// tooLong returns an error if a field of e is longer than the server accepts. If the field is so long that not every
+// server accepts it, tooLong asks the server. A server that gets too long a field closes the connection, which looks
+// like any other failure. If the user may not ask, only MaxMessageBytes limits the field.
 func (n *node) tooLong(ctx context.Context, e *entry) error {
 	const setting = "proto-max-bulk-len"
 	values, err := n.client.ConfigGet(ctx, setting).Result()
 	if err != nil {
-		return nil //nolint:nilerr // see above; a connection that broke shows in the pipeline
+		return nil //nolint:nilerr // see above; if the connection is broken, the pipeline fails
 	}
 	if most, err := strconv.Atoi(values[setting]); err == nil && e.large > most {
 		return fmt.Errorf("a field of %d bytes, and %s is %d", e.large, setting, most)

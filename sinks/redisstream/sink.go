@@ -12,44 +12,44 @@ import (
 )
 
 const (
-	// rest is how long what has timed out is not tried.
+	// rest is how long a node that has timed out is not tried again.
 	rest = 5 * time.Second
-	// maxWait is how long an answer is waited for where ctx has no deadline.
+	// maxWait is how long Deliver waits for an answer if ctx has no deadline.
 	maxWait = 30 * time.Second
 
-	// maxWaveBytes keeps buffers small on both sides, and the time for which one EXEC keeps the server from others.
+	// maxWaveBytes limits the buffers on both sides, and the time for which one EXEC keeps the server from serving others.
 	maxWaveBytes = 8 << 20
-	// largeBytes is what every server takes: proto-max-bulk-len is never set lower. A message with a larger field is alone
-	// in its transaction, so that a refusal is about no other.
+	// largeBytes is the longest field that every server accepts: proto-max-bulk-len cannot be lower. A message with a
+	// longer field is the only one in its transaction, so that a refusal concerns no other message.
 	largeBytes = 1 << 20
 )
 
 var errResting = errors.New("it has just timed out, and is not tried again yet")
 
-// Sink delivers to one server, or one cluster. It need not be up when the sink is made.
+// Sink delivers to one server or one cluster. The server need not be there when the Sink is made.
 type Sink struct {
 	config  Config
 	open    opener
-	options *redis.Options // of a connection
+	options *redis.Options // for connections
 	away    away
-	rest    time.Duration // the constant, but in tests
+	rest    time.Duration // the constant, except in tests
 
 	closing sync.WaitGroup // clients that were given up
 
-	// free links. The last one used comes first, so that there are as many as Delivers run at a time.
+	// Free links. The one that was used last is taken first, so that no more exist than calls of Deliver run at a time.
 	mu   sync.Mutex
 	free []*link
 }
 
-// silence keeps go-redis, which has one logger for the whole process, from printing to stderr: all that it has to say
-// is in the errors of Deliver too.
+// silence keeps go-redis from printing to stderr. It has one logger for the whole process. Whatever it would print is
+// in the errors of Deliver as well.
 var silence = sync.OnceFunc(func() { redis.SetLogger(silent{}) })
 
 type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}
 
-// New checks the configuration. Connections are made by Deliver.
+// New checks the configuration. Only Deliver makes connections.
 func New(c Config) (*Sink, error) {
 	open, options, err := c.opener()
 	if err != nil {
@@ -90,7 +90,7 @@ func (s *Sink) put(l *link) {
 	s.free = append(s.free, l)
 }
 
-// Close closes all connections. It waits, for some seconds at most, for dials that are going on.
+// Close closes all connections. It waits, at most for some seconds, for dials that are going on.
 func (s *Sink) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,11 +102,11 @@ func (s *Sink) Close() error {
 	return nil
 }
 
-// away remembers, for all lanes, which nodes have just timed out: they are not tried for a while, or one of them would
-// make every batch last as long as its deadline. What fails fast needs no memory.
+// away remembers, for all lanes, which nodes have just timed out. They are not tried for a while. Otherwise such a node
+// would make every batch last as long as its deadline. A node that fails fast is not remembered.
 type away struct {
 	mu    sync.Mutex
-	until map[string]time.Time // by address; "" is where the node is not known
+	until map[string]time.Time // by address; "" stands for a node that is not known
 }
 
 func (a *away) set(node string, until time.Time) {
@@ -118,7 +118,7 @@ func (a *away) set(node string, until time.Time) {
 	a.until[node] = until
 }
 
-// resting is nil when node may be tried.
+// resting returns nil if the node may be tried.
 func (a *away) resting(node string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

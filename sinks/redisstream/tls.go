@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// errNoTLS is of a server that takes a connection and does not answer TLS: Redis without it waits for the end of what it takes
-// for a command.
+// errNoTLS is the error for a server that accepts the connection, but does not answer TLS. A Redis without TLS takes
+// the handshake for a command, and waits for its end.
 var errNoTLS = errors.New("the server takes the connection and does not answer TLS; if this port is without TLS, write redis:// and no tls, " +
 	"or name the port that has it (tls-port)")
 
-// dialTLS connects as go-redis would, and tells apart a server that is away from one that does not speak TLS.
+// dialTLS connects in the same way as go-redis. Its error distinguishes a server that is away from one that does not speak TLS.
 func dialTLS(config *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Minute}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -30,7 +30,7 @@ func dialTLS(config *tls.Config) func(ctx context.Context, network, addr string)
 				c.ServerName = addr
 			}
 		}
-		// Less than a Deliver waits, so that this is what it hears of.
+		// This ends before a Deliver stops waiting for the dial, so that Deliver gets this error.
 		handshake, cancel := context.WithTimeout(ctx, dialTimeout*4/5)
 		defer cancel()
 		secured := tls.Client(conn, c)

@@ -15,33 +15,33 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// answer is what became of a transaction as a whole.
+// answer says what became of a transaction.
 type answer struct {
-	executed bool  // what became of each entry is in each
-	err      error // else the cause why nothing of it was accepted, as far as is known
+	executed bool  // it was executed, and each holds what became of each entry
+	err      error // otherwise: why nothing of it was accepted, as far as that is known
 	each     []error
 
 	unknown  bool // it may have been accepted all the same
 	timedOut bool
-	broken   bool // the connection, or the server behind it, is not the right one any more
-	tooLarge bool // the one message of it is
+	broken   bool // the connection cannot be used any more, or leads to the wrong server
+	tooLarge bool // its only message is too large
 
-	moved  string // the node of the cluster that has the stream, "" if that is not why
-	asking bool   // it is about to have it, and must be told that we know
+	moved  string // the node of the cluster that has the stream, if it was refused because it is another
+	asking bool   // that node is only about to get the stream, so ASKING must be sent first
 }
 
-// refusal is an error of Redis.
+// refusal is the text of an error of Redis.
 type refusal string
 
 func (r refusal) Error() string { return string(r) }
 
-// code is its first word, and Redis has one for each kind but for "ERR".
+// code returns the first word of the error, which names its kind. "ERR" stands for all kinds without a code of their own.
 func (r refusal) code() string {
 	code, _, _ := strings.Cut(string(r), " ")
 	return code
 }
 
-// refusalOf reads an error reply. What follows "with args" is quoted from the command.
+// refusalOf reads an error reply. It cuts off what follows "with args", because that is quoted from the command.
 func refusalOf(line []byte) refusal {
 	text, _, _ := strings.Cut(string(line[1:]), ", with args")
 	if len(text) > 200 {
@@ -50,20 +50,21 @@ func refusalOf(line []byte) refusal {
 	return refusal(strings.TrimRight(text, "\r\n"))
 }
 
-// awayCodes are those that tell of the destination and not of the message: a person or time mends them. WRONGTYPE is
-// one: the key of the stream holds something else, which is no property of any event, befalls all of the stream, and
-// goes away when the key does, like a Kafka topic that we have no right to.
+// awayCodes holds the codes of errors that concern the destination and not the message. A person, or time, has to mend
+// them. WRONGTYPE is one of them: the key of the stream holds something else. That does not depend on the event,
+// concerns all events of the stream, and ends when the key is removed. It is like a Kafka topic to which we have no
+// right.
 var awayCodes = []string{
 	"LOADING", "READONLY", "OOM", "MISCONF", "NOAUTH", "NOPERM", "WRONGPASS", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN",
 	"MOVED", "ASK", "CROSSSLOT", "NOREPLICAS", "BUSY", "UNKILLABLE", "DENIED", "WRONGTYPE", "EXECABORT",
 }
 
-// awayTexts are those among the errors without a code of their own.
+// awayTexts holds the beginnings of such errors among those without a code of their own.
 var awayTexts = []string{
 	"ERR unknown command", "ERR syntax error", "ERR max number of clients", "ERR The stream has exhausted",
 }
 
-// remedies are for whoever reads the error.
+// remedies holds, by code, what a person can do.
 var remedies = map[string]string{
 	"WRONGTYPE": "the key holds something else; delete or rename it, or give the sink another topic",
 	"NOPERM":    "the user needs +multi +exec +xadd, +select for a database, +cluster and +asking in a cluster, and the key pattern of the streams",
@@ -72,7 +73,7 @@ var remedies = map[string]string{
 	"OOM":       "raise maxmemory, or trim the streams with max_len or min_id_age",
 }
 
-// failure is what a message is told that was refused by itself, in a transaction that was executed.
+// failure returns the error of a message that was refused by itself in a transaction that was executed.
 func (r refusal) failure(stream string) error {
 	switch {
 	case strings.HasPrefix(string(r), "ERR Elements are too large"):
@@ -88,7 +89,7 @@ func (r refusal) away() bool {
 		slices.ContainsFunc(awayTexts, func(text string) bool { return strings.HasPrefix(string(r), text) })
 }
 
-// unavailable names the remedy where there is one.
+// unavailable returns an error of class ErrUnavailable, with the remedy if there is one.
 func unavailable(stream string, err error) error {
 	var r refusal
 	if errors.As(err, &r) && remedies[r.code()] != "" {
@@ -99,10 +100,12 @@ func unavailable(stream string, err error) error {
 
 const invalidBulk = "ERR Protocol error: invalid bulk length"
 
-// judge reads the replies to a transaction: to MULTI, to each XADD, to EXEC. broke is what ended the pipeline early.
+// judge reads the replies to a transaction: to MULTI, to each XADD, and to EXEC. broke is the error that ended the
+// pipeline early.
 //
-// What Redis refuses while it queues (the first error replies) has EXEC answer EXECABORT, and nothing was executed. What
-// fails while it executes stands in the reply of EXEC, in its place, and the others are executed all the same.
+// If Redis refuses an entry while it queues them (by an error reply to XADD), it answers EXEC by EXECABORT, and
+// executes nothing. If an entry fails while the transaction is executed, its error stands at its place in the reply to
+// EXEC, and the other entries are executed all the same.
 func judge(ctx context.Context, multi *command, adds []*command, exec *redis.RawCmd, broke error) answer {
 	first := firstRefusal(multi, adds)
 	if exec.Err() != nil || len(exec.Val()) == 0 {
@@ -113,7 +116,7 @@ func judge(ctx context.Context, multi *command, adds []*command, exec *redis.Raw
 		if err == nil {
 			err = errors.New("no answer")
 		}
-		if first != "" { // said before it hung up: nothing was executed, unless it was not in a transaction
+		if first != "" { // refused before the connection broke: nothing was executed, if it was in a transaction
 			a := refused(first)
 			a.broken, a.unknown = true, multi.answered() && multi.reply[0] == '-'
 			return a
@@ -135,7 +138,8 @@ func judge(ctx context.Context, multi *command, adds []*command, exec *redis.Raw
 		case r.code() == "EXECABORT" && first != "":
 			return refused(first)
 		case r.code() == "EXECABORT":
-			// Redis 7 refuses EXEC itself when the state has changed since it queued: "… discarded because of: OOM …".
+			// Redis 7 refuses EXEC itself if its state has changed since it queued the commands: "… discarded because
+			// of: OOM …".
 			if _, cause, ok := strings.Cut(string(r), "because of: "); ok {
 				r = refusal(cause)
 			}
@@ -159,7 +163,7 @@ func firstRefusal(multi *command, adds []*command) refusal {
 	return ""
 }
 
-// executed reads the elements of EXEC's reply: ids and errors.
+// executed reads the elements of the reply to EXEC, which are ids and errors.
 func executed(reply []byte, n int) answer {
 	a := answer{executed: true}
 	for i := range n {
@@ -171,7 +175,7 @@ func executed(reply []byte, n int) answer {
 			}
 			a.each[i] = refusalOf(line)
 		case len(line) > 1 && line[0] == '$' && line[1] != '-':
-			_, rest, _ = bytes.Cut(rest, []byte("\r\n")) // an id holds no line end
+			_, rest, _ = bytes.Cut(rest, []byte("\r\n")) // an id contains no line end
 		default:
 			return answer{err: fmt.Errorf("unexpected reply %.20q to XADD", line), unknown: true, broken: true}
 		}
@@ -180,8 +184,8 @@ func executed(reply []byte, n int) answer {
 	return a
 }
 
-// loose is what became of entries whose MULTI was refused: each was executed by itself. It takes a right that was lost
-// since the link was made, or a server that refuses everything.
+// loose returns the answer for entries whose MULTI was refused, so that each was executed by itself. That happens if
+// the user has lost the right since the link was made, or if the server refuses everything.
 func loose(multi refusal, adds []*command) answer {
 	a := answer{executed: true, broken: true, each: make([]error, len(adds))}
 	accepted := 0
@@ -202,7 +206,7 @@ func loose(multi refusal, adds []*command) answer {
 	return a
 }
 
-// refused is the answer where Redis said no to all.
+// refused returns the answer if Redis has refused the whole transaction.
 func refused(r refusal) answer {
 	a := answer{err: r}
 	switch r.code() {
@@ -210,28 +214,29 @@ func refused(r refusal) answer {
 		if words := strings.Fields(string(r)); len(words) == 3 && !strings.HasPrefix(words[2], ":") {
 			a.moved, a.asking = words[2], words[0] == "ASK"
 		}
-		a.broken = true // the map of the cluster is old
+		a.broken = true // the map of the cluster is out of date
 	case "READONLY", "NOAUTH", "MASTERDOWN", "CLUSTERDOWN":
-		a.broken = true // another may be the master by now, or its name lead elsewhere
+		a.broken = true // another server may be the master by now, or the name may lead to another server
 	}
-	if strings.HasPrefix(string(r), "ERR Protocol error") { // and hangs up
+	if strings.HasPrefix(string(r), "ERR Protocol error") { // after which it closes the connection
 		a.broken, a.tooLarge = true, strings.HasPrefix(string(r), invalidBulk)
 	}
 	return a
 }
 
-// judgeFirstError is for a pipeline that broke before its first answer. If it could not even connect, nothing was written.
+// judgeFirstError returns the answer for a pipeline that broke before its first reply. If it could not even connect,
+// nothing was written.
 func judgeFirstError(ctx context.Context, err error) answer {
 	a := judgeError(ctx, err)
 	var op *net.OpError
 	var said redis.Error
-	if errors.As(err, &op) && op.Op == "dial" || errors.As(err, &said) { // said while it was connected to
+	if errors.As(err, &op) && op.Op == "dial" || errors.As(err, &said) { // refused while the connection was set up
 		a.unknown = false
 	}
 	return a
 }
 
-// judgeError is for a pipeline that broke after it had begun.
+// judgeError returns the answer for a pipeline that broke after it had begun.
 func judgeError(ctx context.Context, err error) answer {
 	a := answer{err: err, broken: true, unknown: true}
 	var timeout net.Error
@@ -242,7 +247,7 @@ func judgeError(ctx context.Context, err error) answer {
 		a.err = refusal(said.Error())
 	}
 	if ctx.Err() != nil {
-		a.err = context.Cause(ctx) // which closed the connection, or let no time
+		a.err = context.Cause(ctx) // its end has closed the connection, or has left no time
 	}
 	return a
 }

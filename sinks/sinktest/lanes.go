@@ -11,9 +11,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// RandomLane delivers all messages as a lane does: in batches of random size, with random deadlines, and what was not accepted
-// again. The test may disturb the destination meanwhile. It returns, by event id, how many copies of each message the destination
-// may have. An error that belongs to no class fails the test, unless it is one of allowed.
+// RandomLane delivers all messages as a lane does: in batches of random size, with random deadlines, and what was not
+// accepted again. The test may disturb the destination meanwhile. It returns, by event id, how many copies of each
+// message the destination may have. An error that belongs to no class fails the test, unless it is one of allowed.
 func RandomLane(t testing.TB, s sinks.Sink, r *rand.Rand, all []sinks.Message, allowed ...error) map[string]int {
 	copies := make(map[string]int)
 	deadline := time.Now().Add(time.Minute)
@@ -37,8 +37,8 @@ func RandomLane(t testing.TB, s sinks.Sink, r *rand.Rand, all []sinks.Message, a
 	return copies
 }
 
-// NotAccepted returns the messages of batch that have to be delivered again. Every error must be ErrUnavailable, ErrNotAttempted or
-// one of allowed. Any other fails the test.
+// NotAccepted returns the messages of batch that have to be delivered again. Every error must be ErrUnavailable,
+// ErrNotAttempted or one of allowed. Any other fails the test.
 func NotAccepted(t testing.TB, batch []sinks.Message, errs []error, allowed ...error) (again []sinks.Message) {
 	t.Helper()
 	allowed = append(allowed, sinks.ErrUnavailable, sinks.ErrNotAttempted)
@@ -54,9 +54,9 @@ func NotAccepted(t testing.TB, batch []sinks.Message, errs []error, allowed ...e
 	return again
 }
 
-// CheckLanes compares what lanes have delivered with the ids that have arrived, which are in order within each topic. Each message must
-// have arrived at least once, and at most as often as copies of its lane says. The first copies of the messages of each aggregate in
-// a topic must be in order.
+// CheckLanes compares what lanes have delivered with the ids that have arrived, which are in order within each topic.
+// Each message must have arrived at least once, and at most as often as copies of its lane says. The first copies of
+// the messages of each aggregate in a topic must be in order.
 func CheckLanes(t testing.TB, lanes [][]sinks.Message, copies []map[string]int, arrived []string) {
 	t.Helper()
 	at := make(map[string]string) // by event id, the aggregate and the topic within which order is kept

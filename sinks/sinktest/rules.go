@@ -32,8 +32,8 @@ func nothingToDo(t testing.TB, h *Harness) {
 	expect(t, h, nil, once)
 }
 
-// payloads returns payloads that other connectors have failed with, such as valid JSON that Go or jsonb cannot keep, and payloads that
-// are no JSON.
+// payloads returns payloads that other connectors have failed with, such as valid JSON that Go or jsonb cannot keep,
+// and payloads that are no JSON.
 func payloads(limit int) map[string][]byte {
 	all := map[string][]byte{
 		"exponent":       []byte(`{"n":1e400}`),
@@ -255,8 +255,8 @@ func contextEnded(t testing.TB, h *Harness) {
 	expect(t, h, batch, orRepeated)
 }
 
-// expectUnavailable checks that nothing was accepted, because the destination was away. deliver has checked already that only later
-// messages of an aggregate are ErrNotAttempted.
+// expectUnavailable checks that nothing was accepted, because the destination was away. deliver has checked already
+// that only later messages of an aggregate are ErrNotAttempted.
 func expectUnavailable(t testing.TB, batch []sinks.Message, errs []error) {
 	t.Helper()
 	if errs == nil {
@@ -269,8 +269,8 @@ func expectUnavailable(t testing.TB, batch []sinks.Message, errs []error) {
 	}
 }
 
-// repetitions: messages that the destination has already are accepted again. After a crash the connector sends such messages. They are
-// not New.
+// repetitions: messages that the destination has already are accepted again. After a crash the connector sends such
+// messages. They are not New.
 func repetitions(t testing.TB, h *Harness) {
 	batch := interleaved(h, 3, "a", "b")
 	mustDeliver(t.Context(), t, h, batch)

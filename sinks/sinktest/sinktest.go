@@ -1,5 +1,6 @@
-// Package sinktest is the suite of tests that every sink passes. It checks each rule of sinks.Sink with a real or a faked destination. The
-// package's own test has, for each rule, a sink that breaks it, and shows that the suite finds it.
+// Package sinktest is the suite of tests that every sink passes. It checks each rule of sinks.Sink with a real or a
+// faked destination. The package's own test has, for each rule, a sink that breaks it, and shows that the suite finds
+// it.
 package sinktest
 
 import (
@@ -16,8 +17,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// Harness is a sink, with functions that show what its destination has, and functions that make the destination fail. A rule that needs a
-// function which is nil is skipped.
+// Harness is a sink, with functions that show what its destination has, and functions that make the destination fail. A
+// rule that needs a function which is nil is skipped.
 type Harness struct {
 	Sink sinks.Sink
 	// Received returns all events that the destination has accepted so far, those of each aggregate in the order of arrival.
@@ -29,10 +30,11 @@ type Harness struct {
 
 	// Away makes the destination refuse connections until back is called.
 	Away func() (back func())
-	// Hang makes the destination take requests without answering until back is called. Whether it then carries them out is up to it.
+	// Hang makes the destination take requests without answering until back is called. Whether it then carries them out
+	// is up to it.
 	Hang func() (back func())
-	// Permanent changes a message so that the destination will never accept it. Refuse changes one so that the destination does not
-	// accept it this time.
+	// Permanent changes a message so that the destination will never accept it. Refuse changes one so that the
+	// destination does not accept it this time.
 	Permanent, Refuse func(m *sinks.Message)
 
 	awayWithin time.Duration // set only by the package's own test, to a shorter time
@@ -219,8 +221,8 @@ func deliverAgain(t testing.TB, h *Harness, batch []sinks.Message) {
 	}
 }
 
-// expect checks that the destination has exactly these messages, those of each aggregate in this order. If repeats is orRepeated, a
-// message may have arrived more than once, and only its first copy has to be in order.
+// expect checks that the destination has exactly these messages, those of each aggregate in this order. If repeats is
+// orRepeated, a message may have arrived more than once, and only its first copy has to be in order.
 func expect(t testing.TB, h *Harness, want []sinks.Message, repeats string) {
 	t.Helper()
 	events := make(map[string]*outbox.Event)

@@ -1,5 +1,6 @@
-// Package stdout is the sink that prints each event as a line of JSON, for a person, or for another program that reads them through a
-// pipe. An event is accepted when the writer has taken its line. What becomes of it behind a pipe is not known.
+// Package stdout is the sink that prints each event as a line of JSON, for a person, or for another program that reads
+// them through a pipe. An event is accepted when the writer has taken its line. What becomes of it behind a pipe is not
+// known.
 package stdout
 
 import (

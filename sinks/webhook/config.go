@@ -19,23 +19,24 @@ import (
 
 // Config says where the receiver is and what it is sent. Only URL is required.
 type Config struct {
-	// URL of the receiver. If the topic of a message is a URL, which comes from the template of a route, that is used instead. It must
-	// have the same scheme, host and port.
+	// URL of the receiver. If the topic of a message is a URL, which comes from the template of a route, that is used
+	// instead. It must have the same scheme, host and port.
 	URL string
-	// Secrets sign requests. Each request is signed with all of them: there are two while one is being replaced. A secret that begins
-	// with whsec_ is the base64 of 24 to 64 bytes, as in Standard Webhooks. Of any other secret the text itself is the key. Without
-	// secrets requests are not signed.
+	// Secrets sign requests. Each request is signed with all of them: there are two while one is being replaced. A
+	// secret that begins with whsec_ is the base64 of 24 to 64 bytes, as in Standard Webhooks. Of any other secret the
+	// text itself is the key. Without secrets requests are not signed.
 	Secrets []string
 	// Headers are sent with every request. Their values are secret.
 	Headers map[string]string
-	// Body says what the body is: the payload as it is ("raw", the default); the payload, with the event's columns as headers of
-	// CloudEvents ("cloudevents"); the JSON {"type","timestamp","data"} ("envelope"); or a CloudEvent as JSON
-	// ("cloudevents-structured").
+	// Body says what the body is: the payload as it is ("raw", the default); the payload, with the event's columns as
+	// headers of CloudEvents ("cloudevents"); the JSON {"type","timestamp","data"} ("envelope"); or a CloudEvent as
+	// JSON ("cloudevents-structured").
 	Body string
-	// Source is the attribute source of CloudEvents, which is required for them. {aggregate_type} in it stands for that of the event.
+	// Source is the attribute source of CloudEvents, which is required for them. {aggregate_type} in it stands for that
+	// of the event.
 	Source string
-	// AllowHosts are hosts that may have internal addresses, and that may be used without TLS. An entry is a name or an address. It is
-	// for one port if it names one, and for all ports otherwise.
+	// AllowHosts are hosts that may have internal addresses, and that may be used without TLS. An entry is a name or an
+	// address. It is for one port if it names one, and for all ports otherwise.
 	AllowHosts []string
 	// TLS holds root certificates and client certificates. nil stands for the system's roots.
 	TLS *tls.Config
@@ -73,8 +74,8 @@ const (
 	defaultMaxRetryAfter = time.Minute
 
 	dialTimeout = 5 * time.Second // for connection and TLS together
-	// idleTimeout is shorter than that of most load balancers and servers (not than that of Node, 5 s). If both sides close a connection
-	// at the same time, a request is sent twice.
+	// idleTimeout is shorter than that of most load balancers and servers (not than that of Node, 5 s). If both sides
+	// close a connection at the same time, a request is sent twice.
 	idleTimeout = 30 * time.Second
 
 	secretPrefix = "whsec_"

@@ -11,8 +11,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// maxLost is how many requests in a row may end without an answer before the destination counts as away. A single one may be for a
-// message that crashes the receiver. Such a message must not make the others wait.
+// maxLost is how many requests in a row may end without an answer before the destination counts as away. A single one
+// may be for a message that crashes the receiver. Such a message must not make the others wait.
 const maxLost = 3
 
 var (
@@ -22,13 +22,14 @@ var (
 
 // delivery is one call of Deliver.
 //
-// The messages of each aggregate form a chain. Each worker takes a chain and sends its messages one after the other. For each it waits
-// until the sink has a free slot. If a message is not accepted, the rest of its chain is not attempted. If a worker finds the
-// destination away, it stops all workers: no request is begun after that, and those under way are waited for. The first message of
-// each chain that was not begun then fails with ErrUnavailable. If it was the time that ran out, it fails with ErrNotAttempted.
+// The messages of each aggregate form a chain. Each worker takes a chain and sends its messages one after the other.
+// For each it waits until the sink has a free slot. If a message is not accepted, the rest of its chain is not
+// attempted. If a worker finds the destination away, it stops all workers: no request is begun after that, and those
+// under way are waited for. The first message of each chain that was not begun then fails with ErrUnavailable. If it
+// was the time that ran out, it fails with ErrNotAttempted.
 //
-// A delivery begins with a share of the connections. Each answer earns it one more connection. So messages that are never answered
-// leave connections to the other lanes.
+// A delivery begins with a share of the connections. Each answer earns it one more connection. So messages that are
+// never answered leave connections to the other lanes.
 type delivery struct {
 	sink   *Sink
 	batch  []sinks.Message
@@ -158,8 +159,8 @@ func (d *delivery) mayBegin(begin context.Context, m *sinks.Message) error {
 		d.stop(err)
 		return err
 	}
-	// A request that the deadline cuts off may have been accepted, and the message would come twice. So none is begun if the time that
-	// is left is shorter than the last answer took.
+	// A request that the deadline cuts off may have been accepted, and the message would come twice. So none is begun
+	// if the time that is left is shorter than the last answer took.
 	if deadline, ok := begin.Deadline(); ok && time.Until(deadline) < time.Duration(d.took.Load()) {
 		return fmt.Errorf("%w: %w", sinks.ErrNotAttempted, errNoTime)
 	}

@@ -21,8 +21,8 @@ var errInternal = errors.New("it has an internal address, to which no request is
 
 var errNoTLS = errors.New("the server answers there, and not with TLS; correct the port of url, or write http:// and name the host in allow_hosts")
 
-// newTransport makes connections for s. It speaks HTTP/1.1. It uses no proxy, because the guard would not see where a proxy connects
-// to.
+// newTransport makes connections for s. It speaks HTTP/1.1. It uses no proxy, because the guard would not see where a
+// proxy connects to.
 func newTransport(s *settings, own *tls.Config) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout}
 	if !s.allowed {
@@ -78,8 +78,8 @@ func newTransport(s *settings, own *tls.Config) *http.Transport {
 	return t
 }
 
-// guard refuses internal addresses. It is called just before a connection is made, with the address that the name was resolved to. So it
-// cannot be circumvented by a name, or by a DNS server that gives another answer the second time.
+// guard refuses internal addresses. It is called just before a connection is made, with the address that the name was
+// resolved to. So it cannot be circumvented by a name, or by a DNS server that gives another answer the second time.
 func guard(network, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil || network != "tcp4" && network != "tcp6" || isInternal(to.Addr()) {
@@ -88,8 +88,8 @@ func guard(network, address string, _ syscall.RawConn) error {
 	return nil
 }
 
-// internal4 holds the IPv4 addresses to which the Internet does not route: those of IANA's special-purpose registry, multicast and
-// reserved ones.
+// internal4 holds the IPv4 addresses to which the Internet does not route: those of IANA's special-purpose registry,
+// multicast and reserved ones.
 var internal4 = prefixes(
 	"0.0.0.0/8",       // this host
 	"10.0.0.0/8",      // private
@@ -108,8 +108,9 @@ var internal4 = prefixes(
 	"240.0.0.0/4",     // reserved, broadcast
 )
 
-// global6 holds the IPv6 addresses to which the Internet routes. Loopback, link-local, unique local, multicast, mapped and translated
-// (NAT64) addresses are outside of it. internal6 holds the ranges within global6 that are refused all the same.
+// global6 holds the IPv6 addresses to which the Internet routes. Loopback, link-local, unique local, multicast, mapped
+// and translated (NAT64) addresses are outside of it. internal6 holds the ranges within global6 that are refused all
+// the same.
 var (
 	global6   = netip.MustParsePrefix("2000::/3")
 	internal6 = prefixes(

@@ -9,8 +9,8 @@ import (
 // maxKnown is how many aggregates each of the two maps of known holds.
 const maxKnown = 10_000
 
-// known remembers the aggregates of which a message was accepted lately. Their messages go first. Otherwise, if many other messages
-// are never answered, they would have to wait for a connection as long as those.
+// known remembers the aggregates of which a message was accepted lately. Their messages go first. Otherwise, if many
+// other messages are never answered, they would have to wait for a connection as long as those.
 type known struct {
 	mu       sync.Mutex
 	now, was map[uint64]struct{} // by Aggregate.Hash; when now is full, it becomes was

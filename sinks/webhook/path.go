@@ -5,10 +5,11 @@ import (
 	"strings"
 )
 
-// keepsItsPath reports whether every server reads an escaped path as the segments that are written there. No segment may be empty,
-// except for the last one. None may consist of dots only. None may contain a control character, which stands for a value that the
-// router could not use (router.Unusable), or a backslash, which some servers take for a slash. Servers unescape a path before they
-// evaluate it, and cut off what follows a semicolon, so keepsItsPath does too.
+// keepsItsPath reports whether every server reads an escaped path as the segments that are written there. No segment
+// may be empty, except for the last one. None may consist of dots only. None may contain a control character, which
+// stands for a value that the router could not use (router.Unusable), or a backslash, which some servers take for a
+// slash. Servers unescape a path before they evaluate it, and cut off what follows a semicolon, so keepsItsPath does
+// too.
 func keepsItsPath(escaped string) bool {
 	text, err := url.PathUnescape(escaped)
 	if err != nil || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' }) {

@@ -76,9 +76,9 @@ func (h *headers) set(name, value string) {
 	h.Header[name] = h.values[n-1 : n : n]
 }
 
-// request makes the request for one try of a message, without time, signature and body. It returns the body apart from it. The body may be
-// the event's payload itself, and setBody makes sure that nobody reads it later. The URL is that of the message's topic or of the
-// sink.
+// request makes the request for one try of a message, without time, signature and body. It returns the body apart from
+// it. The body may be the event's payload itself, and setBody makes sure that nobody reads it later. The URL is that of
+// the message's topic or of the sink.
 func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, body []byte, err error) {
 	e := m.Event
 	if e.ID == "" {
@@ -144,9 +144,10 @@ func (s *slot) sign(r *http.Request, id string, body []byte, now time.Time) {
 	}
 }
 
-// largeBody is the size from which on a body is taken away from net/http when the request has ended. net/http may still read a body
-// after it has returned an error, and each idle connection keeps its last request in memory. release takes the bytes away from both.
-// A smaller body stays with the request, and net/http sends it together with the headers in one write.
+// largeBody is the size from which on a body is taken away from net/http when the request has ended. net/http may still
+// read a body after it has returned an error, and each idle connection keeps its last request in memory. release takes
+// the bytes away from both. A smaller body stays with the request, and net/http sends it together with the headers in
+// one write.
 const largeBody = 64 << 10
 
 // bodies makes readers of the body of one request: one for sending it, and one that net/http may use to send it again.
@@ -161,9 +162,10 @@ var (
 	errReleased  = errors.New("the request has ended")
 )
 
-// setBody sets the body of a request, and lets net/http send it only once more on another connection. By itself net/http sends a request
-// again for each idle connection that turns out to be closed, so a receiver that a message crashes would get it that often. (For a
-// request without a body this cannot be prevented.) After release no byte of a large body is read.
+// setBody sets the body of a request, and lets net/http send it only once more on another connection. By itself
+// net/http sends a request again for each idle connection that turns out to be closed, so a receiver that a message
+// crashes would get it that often. (For a request without a body this cannot be prevented.) After release no byte of a
+// large body is read.
 func setBody(r *http.Request, b []byte) (release func()) {
 	if len(b) == 0 {
 		r.Body = http.NoBody // net/http takes any other empty body for one of unknown length
@@ -218,8 +220,8 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 
 func (r *bodyReader) Close() error { return nil }
 
-// envelope makes the body that Standard Webhooks recommends. A payload that is JSON is written as data, byte for byte. Any other is written
-// as data_base64, as in CloudEvents.
+// envelope makes the body that Standard Webhooks recommends. A payload that is JSON is written as data, byte for byte.
+// Any other is written as data_base64, as in CloudEvents.
 func envelope(m *sinks.Message) []byte {
 	e := m.Event
 	text := func(dst []byte, v any) []byte {

@@ -16,8 +16,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// maxAnswer is the most bytes that are read of the headers of an answer, and of its body. If an answer is longer, the connection is
-// closed.
+// maxAnswer is the most bytes that are read of the headers of an answer, and of its body. If an answer is longer, the
+// connection is closed.
 const maxAnswer = 64 << 10
 
 // maxAnswerTime is how long the body of an answer is read after its headers have arrived.
@@ -35,7 +35,8 @@ type Sink struct {
 	// slots holds as many slots as there may be requests under way. A worker that has taken one may send a request.
 	slots chan *slot
 	known known
-	// running counts the calls of Deliver that run now, and most is the highest value of it so far. So many share the connections.
+	// running counts the calls of Deliver that run now, and most is the highest value of it so far. So many share the
+	// connections.
 	running, most atomic.Int32
 	// pause is the last pause that the receiver has asked for.
 	pause atomic.Pointer[pause]
@@ -102,15 +103,15 @@ func (s *Sink) paused() error {
 	return nil
 }
 
-// send sends one request and judges the answer. net/http may still be writing the request after it has returned an error, so the request
-// must not refer to memory that is used again.
+// send sends one request and judges the answer. net/http may still be writing the request after it has returned an
+// error, so the request must not refer to memory that is used again.
 func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
 	answer, err := s.transport.RoundTrip(request)
 	if err != nil {
 		return judgeError(ctx, err)
 	}
-	// The status decides. If something goes wrong with the body, that only costs the connection. The body of an answer with status 101
-	// is not read: it never ends, not even when ctx does.
+	// The status decides. If something goes wrong with the body, that only costs the connection. The body of an answer
+	// with status 101 is not read: it never ends, not even when ctx does.
 	if answer.StatusCode != http.StatusSwitchingProtocols && answer.Body != http.NoBody {
 		late := time.AfterFunc(maxAnswerTime, func() { _ = answer.Body.Close() }) // closes the connection while it is read
 		_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
@@ -129,7 +130,8 @@ func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
 	return v
 }
 
-// path returns the URL that a topic leads to: the topic itself if it is a URL, and otherwise "", which stands for the sink's own URL.
+// path returns the URL that a topic leads to: the topic itself if it is a URL, and otherwise "", which stands for the
+// sink's own URL.
 func (s *Sink) path(topic string) string {
 	if !isURL(topic) {
 		return ""
