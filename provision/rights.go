@@ -99,7 +99,7 @@ func checkReplicationUser(ctx context.Context, db ledger.Querier, user string, p
 		return err
 	}
 	if !may {
-		*p = append(*p, replication.ReplicationPrivilege(user))
+		*p = append(*p, replication.MayNotReplicate(user))
 	}
 	return nil
 }

@@ -64,13 +64,13 @@ func ExplainRefusal(what string, config *pgconn.Config, err error) error {
 // ExplainStreamRefusal is ExplainRefusal for a replication connection. It also explains that a role may not replicate.
 func ExplainStreamRefusal(config *pgconn.Config, err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" && !setsParameter(config, parameterOf(pg.Message)) {
-		return ReplicationPrivilege(config.User)
+		return MayNotReplicate(config.User)
 	}
 	return ExplainRefusal(ReplicationDSNKey, config, err)
 }
 
-// ReplicationPrivilege is the error of a role that may not replicate.
-func ReplicationPrivilege(user string) error {
+// MayNotReplicate is the error of a role that may not replicate.
+func MayNotReplicate(user string) error {
 	return exitcode.Errorf(exitcode.Privilege, "role %q may not replicate; alter role %s replication (on RDS: grant rds_replication to %[2]s)",
 		user, pgx.Identifier{user}.Sanitize())
 }
