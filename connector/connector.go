@@ -171,7 +171,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			s.breaker.close()
 		}
 	}()
-	c.cfg.Health.SetOnly("session", false, "starting")
+	c.cfg.Health.SetOnly("session", monitoring.Component{Detail: "starting"})
 	started := time.Now()
 	c.unreadSince.Store(started.UnixNano())
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx)) // a drain may hang as well
@@ -197,7 +197,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			failures = 0 // it did some good
 		}
 		if c.fatal(err) {
-			c.cfg.Health.SetOnly("session", false, err.Error())
+			c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
 			return err
 		}
 		if errors.Is(err, replication.ErrSlotInUse) {
@@ -211,7 +211,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		}
 		failures++
 		wait := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}.delay(failures)
-		c.cfg.Health.SetOnly("session", false, err.Error())
+		c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
 		c.pool.Reset() // its connections may be as dead as the session's
 		if pause(ctx, wait) != nil {
@@ -261,7 +261,7 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 		c.standingBy = true
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
-	c.cfg.Health.SetOnly("session", true, "standing by: "+why.Error())
+	c.cfg.Health.SetOnly("session", monitoring.Component{OK: true, Detail: "standing by: " + why.Error()})
 	return pause(ctx, time.Second/2+rand.N(time.Second/2))
 }
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 const (
@@ -68,7 +69,7 @@ func (c *Connector) keepDoing(ctx context.Context, d duty) error {
 			next = time.Now().Add(min(d.every, dutyRetry))
 		}
 		if ok := err == nil; first || fine != ok {
-			c.cfg.Health.Set("keeper:"+d.name, ok, errText(err))
+			c.cfg.Health.Set("keeper:"+d.name, monitoring.Component{OK: ok, Detail: errText(err)})
 			if !ok {
 				c.cfg.Logger.Warn("keeper tries again", "duty", d.name, "err", err)
 			} else if !first {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 const (
@@ -27,7 +28,7 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 	for fine := false; ctx.Err() == nil; {
 		err := c.listenOnce(ctx, s, func() {
 			if !fine {
-				c.cfg.Health.Set("keeper:listen", true, "")
+				c.cfg.Health.Set("keeper:listen", monitoring.Component{OK: true})
 			}
 			fine = true
 		})
@@ -38,7 +39,7 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 			c.cfg.Logger.Warn("keeper tries again", "duty", "listen", "err", err)
 		}
 		fine = false
-		c.cfg.Health.Set("keeper:listen", false, errText(err))
+		c.cfg.Health.Set("keeper:listen", monitoring.Component{Detail: errText(err)})
 		_ = pause(ctx, listenRetry) // the loop sees that ctx has ended
 	}
 }

@@ -225,7 +225,7 @@ func (s *session) run(ctx context.Context) error {
 	c.streamedBefore, c.streamedNow, c.standingBy = true, true, false
 	c.othersRead.Store(false)
 	c.unreadSince.Store(0)
-	c.cfg.Health.Set("session", true, "streaming")
+	c.cfg.Health.Set("session", monitoring.Component{OK: true, Detail: "streaming"})
 	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", s.reader.start.Confirmed.String(),
 		"prefix", s.reader.start.Prefix.String(), "settled_beyond", len(s.reader.start.Settled))
 	reading, stopReading := context.WithCancelCause(ctx)

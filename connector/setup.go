@@ -13,6 +13,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -92,7 +93,7 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 		c.cfg.Logger.Warn("the outbox has lost its name", "table", c.cfg.Source.Table, "why", moved)
 	}
 	if moved != c.lostName {
-		c.cfg.Health.Set("outbox", moved == "", moved)
+		c.cfg.Health.Set("outbox", monitoring.Component{OK: moved == "", Detail: moved})
 	}
 	c.lostName = moved
 	return c.comparePublication(ctx, c.pool)

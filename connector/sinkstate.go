@@ -155,7 +155,7 @@ func (s *sinkState) show() {
 	if s.owed.Dead > 0 {
 		text += sep(text) + fmt.Sprintf("%d dead", s.owed.Dead)
 	}
-	s.health.Set("sink:"+s.name, ok, text)
+	s.health.Set("sink:"+s.name, monitoring.Component{OK: ok, Detail: text})
 }
 
 func sep(text string) string {

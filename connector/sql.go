@@ -11,6 +11,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -65,6 +66,8 @@ func (c *Connector) sqlConfig() (*pgx.ConnConfig, error) {
 func (c *Connector) pace(fast func() bool) checkpoint.RecorderConfig {
 	return checkpoint.RecorderConfig{
 		Fast: fast, Logger: c.cfg.Logger,
-		State: func(err error) { c.cfg.Health.Set("recorder", err == nil, errText(err)) },
+		State: func(err error) {
+			c.cfg.Health.Set("recorder", monitoring.Component{OK: err == nil, Detail: errText(err)})
+		},
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 const (
@@ -110,7 +111,7 @@ func (c *Connector) showHang(ctx context.Context, h *hang, ask func(context.Cont
 	now := time.Now()
 	hanging, since := c.steps.hanging(now)
 	if h.step != nil && (hanging != h.step || !since.Equal(h.since)) {
-		c.cfg.Health.Set("postgres", true, "")
+		c.cfg.Health.Set("postgres", monitoring.Component{OK: true})
 		if !h.quiet {
 			c.cfg.Logger.Info("no longer waiting for PostgreSQL", "step", h.step.name, "waited", now.Sub(h.since).Round(time.Second).String())
 		}
@@ -124,10 +125,10 @@ func (c *Connector) showHang(ctx context.Context, h *hang, ask func(context.Cont
 		h.quiet = hanging == h.last && now.Sub(h.until) < quietFor
 	}
 	h.step, h.since = hanging, since
-	c.cfg.Health.Set("postgres", false, h.text(now)) // asking may take a while
+	c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)}) // asking may take a while
 	if now.Sub(h.asked) >= askEvery {
 		h.why, h.asked = ask(ctx), now
-		c.cfg.Health.Set("postgres", false, h.text(now))
+		c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)})
 	}
 	if begins && !h.quiet {
 		c.cfg.Logger.Warn("waiting for PostgreSQL", "step", h.step.name, "err", h.text(now))

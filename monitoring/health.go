@@ -34,25 +34,25 @@ type Health struct {
 	changed    chan struct{} // nil where nobody waits
 }
 
-// Set says how component is now.
-func (h *Health) Set(component string, ok bool, detail string) {
+// Set says how a component is now. Since when it is so, Set finds out itself.
+func (h *Health) Set(name string, now Component) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.set(component, ok, detail)
+	h.set(name, now)
 }
 
-// SetOnly says how component is now, and forgets all others: the parts that they were about have ended.
-func (h *Health) SetOnly(component string, ok bool, detail string) {
+// SetOnly says how a component is now, and forgets all others, because the parts that they were about have ended.
+func (h *Health) SetOnly(name string, now Component) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	maps.DeleteFunc(h.components, func(name string, _ Component) bool { return name != component })
-	h.set(component, ok, detail)
+	maps.DeleteFunc(h.components, func(other string, _ Component) bool { return other != name })
+	h.set(name, now)
 }
 
-func (h *Health) set(component string, ok bool, detail string) {
-	was, known := h.components[component]
-	now := Component{OK: ok, Detail: detail, Since: was.Since}
-	if !known || was.OK != ok {
+func (h *Health) set(name string, now Component) {
+	was, known := h.components[name]
+	now.Since = was.Since
+	if !known || was.OK != now.OK {
 		now.Since = time.Now().UTC()
 	}
 	if h.changed != nil {
@@ -62,7 +62,7 @@ func (h *Health) set(component string, ok bool, detail string) {
 	if h.components == nil {
 		h.components = make(map[string]Component)
 	}
-	h.components[component] = now
+	h.components[name] = now
 }
 
 // Changed is closed when a component is next heard of.

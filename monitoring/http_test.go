@@ -20,12 +20,12 @@ func TestHealthReport(t *testing.T) {
 			t.Error("ready before any component is known")
 		}
 		start := time.Now().UTC()
-		h.Set("session", true, "streaming")
-		h.Set("sink:events", false, "unavailable: dial")
+		h.Set("session", Component{OK: true, Detail: "streaming"})
+		h.Set("sink:events", Component{Detail: "unavailable: dial"})
 		h.SetRole(RoleLeader)
 		time.Sleep(time.Minute)
-		h.Set("session", true, "draining")
-		h.Set("sink:events", false, "unavailable: time-out")
+		h.Set("session", Component{OK: true, Detail: "draining"})
+		h.Set("sink:events", Component{Detail: "unavailable: time-out"})
 		want := Report{Role: RoleLeader, Components: map[string]Component{
 			"session":     {OK: true, Detail: "draining", Since: start},
 			"sink:events": {Detail: "unavailable: time-out", Since: start},
@@ -34,7 +34,7 @@ func TestHealthReport(t *testing.T) {
 			t.Errorf("one component down (-want +got):\n%s", diff)
 		}
 
-		h.Set("sink:events", true, "")
+		h.Set("sink:events", Component{OK: true})
 		r := h.Report()
 		if !r.Ready {
 			t.Errorf("not ready with all components ok: %+v", r)
@@ -42,7 +42,7 @@ func TestHealthReport(t *testing.T) {
 		if got := r.Components["sink:events"].Since; !got.Equal(start.Add(time.Minute)) {
 			t.Errorf("since = %v, want the moment it came back", got)
 		}
-		h.SetOnly("session", true, "standing by")
+		h.SetOnly("session", Component{OK: true, Detail: "standing by"})
 		want = Report{Ready: true, Role: RoleLeader, Components: map[string]Component{
 			"session": {OK: true, Detail: "standing by", Since: start},
 		}}
@@ -75,7 +75,7 @@ func TestHandler(t *testing.T) {
 	}
 	expect(with, "GET", "/livez", 200)
 	expect(with, "GET", "/readyz", 503)
-	h.Set("replication", true, "slot in use by another process")
+	h.Set("replication", Component{OK: true, Detail: "slot in use by another process"})
 	h.SetRole(RoleStandby)
 	var got Report
 	rec := expect(with, "GET", "/readyz", 200)
@@ -88,7 +88,7 @@ func TestHandler(t *testing.T) {
 	if ct := rec.Header().Get("Content-Type"); ct != "application/json" {
 		t.Errorf("content type = %q", ct)
 	}
-	h.Set("sink:events", false, "unavailable")
+	h.Set("sink:events", Component{Detail: "unavailable"})
 	expect(with, "GET", "/readyz", 503)
 	expect(with, "GET", "/livez", 200)
 	if body := expect(with, "GET", "/metrics", 200).Body.String(); !strings.Contains(body, "p_sessions_total 1") {

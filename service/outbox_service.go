@@ -154,7 +154,7 @@ func (s *OutboxService) begin(r *connectorRun) error {
 		return errors.New("the outbox is started already")
 	}
 	s.current = r
-	s.options.Health.SetOnly("session", false, "starting")
+	s.options.Health.SetOnly("session", monitoring.Component{Detail: "starting"})
 	return nil
 }
 
@@ -182,7 +182,7 @@ func (s *OutboxService) end(r *connectorRun, err error) {
 	if err != nil {
 		why = err.Error()
 	}
-	s.options.Health.SetOnly("session", false, why)
+	s.options.Health.SetOnly("session", monitoring.Component{Detail: why})
 	close(r.done)
 }
 

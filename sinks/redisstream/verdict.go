@@ -242,8 +242,7 @@ func judgeError(ctx context.Context, err error) answer {
 	var timeout net.Error
 	a.timedOut = errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() ||
 		errors.Is(ctx.Err(), context.DeadlineExceeded)
-	var said redis.Error
-	if errors.As(err, &said) {
+	if said, ok := errors.AsType[redis.Error](err); ok {
 		a.err = refusal(said.Error())
 	}
 	if ctx.Err() != nil {
