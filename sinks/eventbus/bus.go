@@ -11,31 +11,32 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// defaultConcurrency is of a Bus.
+// defaultConcurrency is for how many aggregates a Bus calls handlers at a time, unless NewBus is told otherwise.
 const defaultConcurrency = 16
 
 type handler = func(ctx context.Context, m *sinks.Message) error
 
-// Bus hands messages to handlers within the process. It is a sinks.Sink and safe for concurrent use.
+// Bus passes messages to handlers within the process. It is a sinks.Sink. Its methods may be called concurrently.
 //
-// A message is accepted when all handlers whose patterns fit its event type have returned nil, one after the other in
-// the order in which they subscribed; where there is none, at once. The first error ends that, and when the message
-// comes again, all are called again: handlers must be idempotent, as consumers of every sink. The messages of an
-// aggregate come one at a time, in order; different aggregates at the same time, up to a bound.
+// The handlers whose patterns fit the type of an event are called one after the other, in the order in which they have
+// subscribed. The message is accepted when all of them have returned nil. If there are none, it is accepted at once. If
+// a handler returns an error, the ones after it are not called, and when the message comes again, all are called again.
+// So handlers must be idempotent, like the consumers of every sink. Handlers get the messages of an aggregate one at a
+// time and in order. They are called for several aggregates at the same time, up to a limit.
 //
-// A handler that goes on after its context has ended keeps its aggregate: what comes for that meanwhile is unavailable
-// at once, as otherwise it would overtake. It keeps one of the bus's places too. When all places are taken by such
-// handlers, everything is unavailable, at once. What such a handler returns in the end is not taken into account: its
-// message comes again.
+// If a handler goes on after its context has ended, its aggregate stays occupied: further messages of the aggregate
+// fail with ErrUnavailable at once, because they must not overtake. The handler also keeps one of the places of the bus.
+// If such handlers have taken all places, all messages fail with ErrUnavailable at once. What such a handler returns in
+// the end does not count: its message comes again.
 //
-// A panic of a handler is a refusal, and so is runtime.Goexit.
+// If a handler panics, or calls runtime.Goexit, the message counts as refused.
 type Bus struct {
-	places chan struct{} // one in it for every aggregate that is being handled
+	places chan struct{} // contains one element for each aggregate for which handlers run
 
 	mu            sync.Mutex
 	subscriptions []*subscription // replaced, never changed
 	busy          map[sinks.Aggregate]bool
-	abandoned     int // of busy: their Deliver has returned
+	abandoned     int // how many of busy still run although their Deliver has returned
 }
 
 type subscription struct {
@@ -49,7 +50,7 @@ var (
 	errNotCalled = errors.New("no handler was called")
 )
 
-// NewBus makes a bus that calls handlers for up to concurrency aggregates at a time; 0 is 16.
+// NewBus makes a bus that calls handlers for up to concurrency aggregates at a time. 0 stands for 16.
 func NewBus(concurrency int) *Bus {
 	if concurrency <= 0 {
 		concurrency = defaultConcurrency
@@ -57,14 +58,15 @@ func NewBus(concurrency int) *Bus {
 	return &Bus{places: make(chan struct{}, concurrency), busy: make(map[sinks.Aggregate]bool)}
 }
 
-// Subscribe calls handler for every event whose type fits pattern, in which * stands for any characters, dots as well,
-// and ? for one, as in routes: payment.* is every type that begins with "payment.". It may be called at any time, by
-// handlers too, and holds for messages whose handling begins afterwards. cancel ends it likewise: a call that is under
-// way goes on.
+// Subscribe makes the bus call handler for every event whose type fits pattern. As in routes, * in a pattern stands for
+// any characters, including dots, and ? for one character: payment.* fits every type that begins with "payment.".
+// Subscribe may be called at any time, also by handlers. It applies to messages whose handling begins after it. cancel
+// ends the subscription in the same way: a call of handler that is under way goes on.
 //
-// The message is the bus's own copy, shared by all handlers of this call: a handler may read and keep it, and must not
-// change it. A handler that returns nil accepts it. Another error refuses it, or is of class sinks.ErrPermanent or
-// sinks.ErrUnavailable where it wraps one of them. A handler should return soon when ctx ends.
+// The message is a copy of the bus's own, which all handlers of the message share. A handler may read and keep it, but
+// must not change it. A handler accepts the message by returning nil. An error that wraps sinks.ErrPermanent or
+// sinks.ErrUnavailable belongs to that class; any other error refuses the message. A handler should return soon after
+// ctx has ended.
 func (b *Bus) Subscribe(pattern string, handler func(ctx context.Context, m *sinks.Message) error) (cancel func()) {
 	s := &subscription{pattern: pattern, handler: handler}
 	b.mu.Lock()
@@ -89,7 +91,7 @@ func (b *Bus) fitting(eventType string) (handlers []handler) {
 	return handlers
 }
 
-// result is of message index of a batch.
+// result is the outcome of a message.
 type result struct {
 	index int
 	err   error
@@ -102,7 +104,7 @@ func (b *Bus) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	}
 	d := busDelivery{
 		bus: b, batch: batch, open: make(map[sinks.Aggregate]*chain),
-		results: make(chan result, len(batch)), // no chain ever waits for us
+		results: make(chan result, len(batch)), // room for all results, so that no chain ever waits for Deliver
 	}
 	for i := range batch {
 		a := batch[i].Aggregate()
@@ -117,14 +119,14 @@ func (b *Bus) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return d.run(ctx)
 }
 
-// busDelivery is one Deliver of a Bus.
+// busDelivery is one call of Bus.Deliver.
 type busDelivery struct {
 	bus     *Bus
 	batch   []sinks.Message
-	open    map[sinks.Aggregate]*chain // not all of their outcomes are known
-	waiting []*chain                   // not begun
+	open    map[sinks.Aggregate]*chain // chains with messages whose outcome is not known
+	waiting []*chain                   // chains that were not begun
 	results chan result
-	errs    []error // nil while nothing has failed
+	errs    []error // nil as long as nothing has failed
 }
 
 func (d *busDelivery) run(ctx context.Context) []error {
@@ -152,7 +154,7 @@ func (d *busDelivery) run(ctx context.Context) []error {
 	return d.errs
 }
 
-// begin takes the place for the chain whose turn it is.
+// begin uses a place, which the caller has taken, for the first waiting chain.
 func (d *busDelivery) begin(ctx context.Context) {
 	c := d.waiting[0]
 	d.waiting = d.waiting[1:]
@@ -161,7 +163,7 @@ func (d *busDelivery) begin(ctx context.Context) {
 		d.fail(c, errBusy)
 		return
 	}
-	// Handlers may keep what they are given, and run longer than Deliver.
+	// Handlers may keep a message, and may run longer than Deliver, so they get copies.
 	for _, i := range c.indexes {
 		c.messages = append(c.messages, clone(&d.batch[i]))
 	}
@@ -183,7 +185,7 @@ func (d *busDelivery) settle(r result) {
 	}
 }
 
-// abandon leaves alone what still runs.
+// abandon stops waiting for handlers that still run.
 func (d *busDelivery) abandon(ctx context.Context) {
 	for len(d.results) > 0 {
 		d.settle(<-d.results)
@@ -203,7 +205,7 @@ func (d *busDelivery) failWaiting(why error) {
 	d.waiting = nil
 }
 
-// fail makes what is not known of c unavailable.
+// fail gives ErrUnavailable to the messages of c whose outcome is not known.
 func (d *busDelivery) fail(c *chain, why error) {
 	for n, i := range c.indexes[c.known:] {
 		if n == 0 {
@@ -222,7 +224,7 @@ func (d *busDelivery) set(i int, err error) {
 	d.errs[i] = err
 }
 
-// isAway tells whether all places are taken by handlers whose Deliver has returned.
+// isAway reports whether handlers whose Deliver has returned have taken all places.
 func (b *Bus) isAway() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -239,7 +241,7 @@ func (b *Bus) take(a sinks.Aggregate) bool {
 	return true
 }
 
-// abandon notes that nobody waits for c any more, unless it has just ended.
+// abandon notes that nobody waits for c any more, unless c has just ended.
 func (b *Bus) abandon(c *chain) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -249,7 +251,7 @@ func (b *Bus) abandon(c *chain) {
 	}
 }
 
-// release gives back what c holds.
+// release gives back the place and the aggregate of c.
 func (b *Bus) release(c *chain) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -261,7 +263,7 @@ func (b *Bus) release(c *chain) {
 	<-b.places
 }
 
-// Close reports handlers that still run though their deadline has passed: they cannot be ended.
+// Close returns an error if handlers still run although their deadline has passed. It cannot end them.
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -14,26 +14,28 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// Config says where the servers are and how messages are made. Only URL is needed.
+// Config says where the servers are and how messages are made. Only URL is required.
 type Config struct {
-	// URL is nats://host:port or tls://host:port, or several, separated by commas. It may hold user:password@ or token@.
+	// URL is nats://host:port or tls://host:port, or several of these with commas between them. It may contain
+	// user:password@ or token@.
 	URL string
-	// Name is what the server's monitoring calls this connection.
+	// Name is the name of the connection in the monitoring of the server.
 	Name string
-	// CredentialsFile holds a user's JWT and its NKey seed, as nsc makes it. It is read at each connect.
+	// CredentialsFile holds the JWT of a user and its NKey seed, in the format of nsc. It is read at each connect.
 	CredentialsFile string
 	// NKeySeedFile holds an NKey seed. It is read by New and at each connect.
 	NKeySeedFile string
-	TLS          *tls.Config // nil: encrypted only where the URL or the server demands it
-	// Stream, when not empty, is the only one that may take messages: Nats-Expected-Stream.
+	TLS          *tls.Config // nil uses TLS only if the URL or the server demands it
+	// Stream, if it is set, is the only stream that may take messages. It is sent as Nats-Expected-Stream.
 	Stream string
-	// InboxPrefix is where acknowledgements are sent, for users who may not subscribe to the default, _INBOX.
+	// InboxPrefix begins the subjects to which acknowledgements are sent. Set it for users who may not subscribe to the
+	// default, _INBOX.
 	InboxPrefix string
-	// CloudEvents makes the headers.
+	// CloudEvents makes the headers of messages.
 	CloudEvents format.CloudEvents
 }
 
-// String hides what URL may hold of secrets.
+// String hides the secrets that URL may contain.
 func (c Config) String() string {
 	var servers []string
 	for _, s := range c.servers() {
@@ -47,17 +49,17 @@ func (c Config) String() string {
 	return strings.Join(servers, ",")
 }
 
-// GoString hides it from %#v.
+// GoString hides them from %#v.
 func (c Config) GoString() string { return c.String() }
 
-// LogValue hides it from logs.
+// LogValue hides them from logs.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 const (
-	dialTimeout  = 2 * time.Second // of one server; the handshake has as long again
-	writeTimeout = 5 * time.Second // after which a connection that takes no bytes is lost
+	dialTimeout  = 2 * time.Second // for connecting to one server, and again for the handshake
+	writeTimeout = 5 * time.Second // a connection that takes no bytes for this long is lost
 	pingInterval = 5 * time.Second
-	unanswered   = 2 // pings, before the connection counts as lost
+	unanswered   = 2 // how many pings may have no answer before the connection counts as lost
 
 	firstReconnect = 100 * time.Millisecond
 	maxReconnect   = 2 * time.Second
@@ -72,7 +74,7 @@ func (c Config) servers() (all []string) {
 	return all
 }
 
-// checkURL does not repeat what it complains of: that may hold a password.
+// checkURL checks the URL. Its errors do not quote it, because it may contain a password.
 func (c Config) checkURL() error {
 	servers := c.servers()
 	if len(servers) == 0 {
@@ -92,7 +94,7 @@ func (c Config) checkURL() error {
 	return nil
 }
 
-// options are those of the client, without handlers.
+// options returns the options for the client, without handlers.
 func (c Config) options() ([]nats.Option, error) {
 	opts := []nats.Option{
 		nats.Name(c.Name),
@@ -101,7 +103,7 @@ func (c Config) options() ([]nats.Option, error) {
 		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(unanswered),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
 		nats.CustomReconnectDelay(reconnectDelay),
-		nats.ReconnectBufSize(-1), // what cannot be sent now is not sent
+		nats.ReconnectBufSize(-1), // buffer nothing while there is no connection
 	}
 	if c.TLS != nil {
 		opts = append(opts, nats.Secure(c.TLS))
@@ -122,7 +124,8 @@ func (c Config) options() ([]nats.Option, error) {
 	return opts, nil
 }
 
-// reconnectDelay is between two rounds through all servers. (The client's own jitter is not needed: connections are few.)
+// reconnectDelay returns how long the client waits between two rounds through all servers. (There are so few connections
+// that the client's own jitter is not needed.)
 func reconnectDelay(round int) time.Duration {
 	return min(firstReconnect<<min(max(round-1, 0), 10), maxReconnect)
 }

@@ -10,17 +10,17 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// session is one connection, from its handshake to its loss.
+// session is one connection, from its handshake until it is lost.
 type session struct {
 	maxPayload int64
-	lost       chan struct{} // closed when it is
-	err        error         // why; to be read when lost is closed
+	lost       chan struct{} // closed when the connection is lost
+	err        error         // why it was lost; may be read after lost is closed
 
 	mu      sync.Mutex
-	resting map[string]time.Time // subjects whose streams did not answer, until when they are not tried
+	resting map[string]time.Time // for subjects whose streams did not answer: until when they are not tried
 }
 
-// isResting tells whether subject is not to be tried yet.
+// isResting reports whether a subject must not be tried yet.
 func (s *session) isResting(subject string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -41,21 +41,21 @@ func (s *session) letRest(subject string, d time.Duration) {
 	s.resting[subject] = time.Now().Add(d)
 }
 
-// wake is called for every acknowledgement.
+// wake forgets that a subject did not answer. It is called for every acknowledgement.
 func (s *session) wake(subject string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.resting, subject)
 }
 
-// frame is a message on its way to the client. It refers to nothing of the batch.
+// frame is a message on its way to the client. It does not refer to memory of the batch.
 type frame struct {
 	msg   *nats.Msg
 	to    *delivery
 	index int32
 }
 
-// answer is what becomes of a message: what the server said, or why it was not sent.
+// answer is the answer of the server to a message, or the reason why the message was not sent.
 type answer struct {
 	index int32
 	msg   *nats.Msg
@@ -64,8 +64,8 @@ type answer struct {
 
 var errClosedConnection = errors.New("the connection is closed")
 
-// run owns the client: it makes it, publishes, and makes another one when the first has given up (the client takes some
-// errors of the server as final).
+// run owns the client: it makes the client, publishes, and makes a new client when this one has given up. (The client
+// gives up at some errors of the server.)
 func (s *Sink) run() {
 	defer close(s.done)
 	for {
@@ -74,7 +74,7 @@ func (s *Sink) run() {
 		if err == nil {
 			err = s.publish(client, closed)
 			client.Close()
-			<-closed // no handler is called any more
+			<-closed // after this the client calls no handler any more
 		}
 		s.failed(err)
 		select {
@@ -85,7 +85,8 @@ func (s *Sink) run() {
 	}
 }
 
-// handlers are called by one goroutine of the client, in the order of what they tell of, and never with its lock held.
+// handlers returns the handlers of the client's events. One goroutine of the client calls them, in the order of the
+// events, and without holding the lock of the client.
 func (s *Sink) handlers(closed chan struct{}) []nats.Option {
 	return []nats.Option{
 		nats.ConnectHandler(s.connected),
@@ -97,13 +98,13 @@ func (s *Sink) handlers(closed chan struct{}) []nats.Option {
 	}
 }
 
-// publish hands frames to the client until that is closed, or the sink is to be.
+// publish passes frames to the client until the client is closed, or until the sink is to be closed.
 func (s *Sink) publish(client *nats.Conn, closed chan struct{}) error {
 	answers, err := client.Subscribe(s.inbox+"*.*", s.answered)
 	if err != nil {
 		return err
 	}
-	// There are no more answers than messages on the wire, and those are bounded.
+	// The client need not limit the answers: there are at most as many as messages on the wire, and these are limited.
 	if err := answers.SetPendingLimits(-1, -1); err != nil {
 		return err
 	}
@@ -128,12 +129,12 @@ func (s *Sink) connected(client *nats.Conn) {
 	next := &session{maxPayload: client.MaxPayload(), lost: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.end(errors.New("another connection was made")) // never so, but its Delivers would wait for ever
+	s.end(errors.New("another connection was made")) // should not happen; without this, the Delivers of the old session would wait for ever
 	s.session, s.lastErr = next, nil
 	s.attempted()
 }
 
-// disconnected: nothing that is on the wire is answered any more.
+// disconnected ends the session: messages that are on the wire will not be answered any more.
 func (s *Sink) disconnected(err error) {
 	if err == nil {
 		err = errClosedConnection
@@ -143,7 +144,7 @@ func (s *Sink) disconnected(err error) {
 	s.end(err)
 }
 
-// failed is an attempt to connect.
+// failed notes that an attempt to connect has failed.
 func (s *Sink) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,7 +155,7 @@ func (s *Sink) failed(err error) {
 	s.attempted()
 }
 
-// end is called with the lock held.
+// end ends the session. The caller holds the lock.
 func (s *Sink) end(err error) {
 	if s.session == nil {
 		return
@@ -164,7 +165,7 @@ func (s *Sink) end(err error) {
 	s.session = nil
 }
 
-// attempted is called with the lock held.
+// attempted notes that the first attempt to connect has ended. The caller holds the lock.
 func (s *Sink) attempted() {
 	if !s.wasTried {
 		s.wasTried = true
@@ -172,7 +173,7 @@ func (s *Sink) attempted() {
 	}
 }
 
-// asyncError takes note of rights that are missing: a message that may not be published gets no answer.
+// asyncError notes that a right is missing. A message that may not be published gets no other answer.
 func (s *Sink) asyncError(client *nats.Conn, sub *nats.Subscription, err error) {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return
@@ -181,7 +182,7 @@ func (s *Sink) asyncError(client *nats.Conn, sub *nats.Subscription, err error) 
 	subject, _, _ = strings.Cut(subject, `"`)
 	if sub != nil || strings.HasSuffix(what, "Subscription") {
 		s.disconnected(errors.New("no right to subscribe to acknowledgements: allow " + s.inbox + ">, or set an inbox prefix"))
-		time.AfterFunc(s.rest, func() { _ = client.ForceReconnect() }) // it fails where the client is closed
+		time.AfterFunc(s.rest, func() { _ = client.ForceReconnect() }) // fails only if the client is closed
 		return
 	}
 	s.mu.Lock()
@@ -191,14 +192,14 @@ func (s *Sink) asyncError(client *nats.Conn, sub *nats.Subscription, err error) 
 	}
 }
 
-// answered finds the message that an answer is for: the end of its subject is the number of a Deliver and the index of
-// a message of its batch. It is called by one goroutine.
+// answered passes an answer on to the delivery that waits for it. The subject of the answer ends with the number of the
+// Deliver and the index of the message in its batch. Only one goroutine calls it.
 func (s *Sink) answered(m *nats.Msg) {
 	number, index, _ := strings.Cut(m.Subject[len(s.inbox):], ".")
 	n, err := strconv.ParseUint(number, 36, 64)
 	i, err2 := strconv.ParseInt(index, 36, 32)
 	if err != nil || err2 != nil {
-		return // somebody else's
+		return // the answer is not for this sink
 	}
 	s.mu.Lock()
 	d := s.deliveries[n]

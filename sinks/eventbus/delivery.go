@@ -14,25 +14,25 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// delivery is one Deliver. Of each aggregate at most one message is on the wire; the next becomes ready when that is
-// accepted, and is not attempted when it is not.
+// delivery is one call of Deliver. At most one message of each aggregate is on the wire. When it is accepted, the next
+// one becomes ready. When it is not, the next ones are not attempted.
 type delivery struct {
 	sink    *Sink
-	session *session // nil: there is no connection, whyNone
+	session *session // nil if there is no connection; whyNone says why
 	whyNone error
 	number  uint64
 	batch   []sinks.Message
-	errs    []error // nil while nothing has failed
+	errs    []error // nil as long as nothing has failed
 
-	next     []int32 // the message behind this one of the same aggregate, −1: none
-	ready    []int32 // to be sent, in this order
-	air      []int32 // by message: its size on the wire, roughly, 0 when it is not there
+	next     []int32 // for each message, the next one of the same aggregate; −1 for the last
+	ready    []int32 // the messages to send next, in this order
+	air      []int32 // for each message that is on the wire, about its size; 0 for the others
 	inAir    int
 	airBytes int
-	heard    time.Time // when the last answer came, at first when this began
+	heard    time.Time // when the last answer came; before the first one, when Deliver began
 
 	answers chan answer
-	denied  chan string // subjects that may not be published to
+	denied  chan string // subjects to which the user may not publish
 	over    atomic.Bool // Deliver has returned
 }
 
@@ -46,7 +46,7 @@ func newDelivery(s *Sink, batch []sinks.Message) *delivery {
 	d := &delivery{
 		sink: s, batch: batch, heard: time.Now(),
 		next: make([]int32, len(batch)), air: make([]int32, len(batch)), ready: make([]int32, 0, len(batch)),
-		// A message has one answer, and perhaps one of somebody who must not answer.
+		// Each message gets one answer, and perhaps a second one from somebody who should not answer.
 		answers: make(chan answer, 2*len(batch)),
 		denied:  make(chan string, 16),
 	}
@@ -63,7 +63,8 @@ func newDelivery(s *Sink, batch []sinks.Message) *delivery {
 	return d
 }
 
-// answer is called by other goroutines. What finds no room comes from somebody who answers again and again.
+// answer takes an answer from another goroutine. If there is no room for it, somebody answers again and again, and it is
+// dropped.
 func (d *delivery) answer(a answer) {
 	select {
 	case d.answers <- a:
@@ -71,7 +72,8 @@ func (d *delivery) answer(a answer) {
 	}
 }
 
-// deny is called by other goroutines. Where there is no room, the messages wait for the deadline.
+// deny takes a denied subject from another goroutine. If there is no room for it, the messages of the subject wait until
+// the deadline.
 func (d *delivery) deny(subject string) {
 	select {
 	case d.denied <- subject:
@@ -109,8 +111,9 @@ func (d *delivery) run(ctx context.Context) []error {
 	}
 }
 
-// send puts on the wire what is ready, as far as there is room. It returns false when ctx ended meanwhile. What is still
-// ready when it returns true has something on the wire before it, or the connection is lost.
+// send sends the ready messages, as far as there is room on the wire. It returns false if ctx has ended meanwhile. If it
+// returns true and messages are still ready, then others are on the wire, for whose answers they wait, or the connection
+// is lost.
 func (d *delivery) send(ctx context.Context) bool {
 	for len(d.ready) > 0 {
 		i := d.ready[0]
@@ -126,7 +129,7 @@ func (d *delivery) send(ctx context.Context) bool {
 		}
 		select {
 		case d.sink.queue <- frame{msg: msg, to: d, index: i}:
-		case <-d.session.lost: // run may be waiting for the next connection
+		case <-d.session.lost: // run takes no frames while it waits for the next connection
 			return true
 		case <-ctx.Done():
 			return false
@@ -139,7 +142,8 @@ func (d *delivery) send(ctx context.Context) bool {
 	return true
 }
 
-// message makes message i, which run owns then, or tells why it is not tried.
+// message makes the NATS message for message i, which run owns afterwards. It returns an error if the message must not be
+// tried.
 func (d *delivery) message(i int32) (*nats.Msg, error) {
 	m := &d.batch[i]
 	if err := checkSubject(m.Topic); err != nil {
@@ -162,10 +166,10 @@ func (d *delivery) message(i int32) (*nats.Msg, error) {
 	return msg, nil
 }
 
-// settle draws the consequences of an answer.
+// settle gives a message its outcome, and makes the next one of its aggregate ready.
 func (d *delivery) settle(a answer) {
 	if d.air[a.index] == 0 {
-		return // the second one
+		return // a second answer
 	}
 	subject := d.batch[a.index].Topic
 	err := a.err
@@ -174,7 +178,7 @@ func (d *delivery) settle(a answer) {
 		d.heard = time.Now()
 		d.session.wake(subject)
 		err = judge(&d.batch[a.index], a.msg)
-	case errors.Is(err, nats.ErrMaxPayload): // another server than the one that was asked takes less
+	case errors.Is(err, nats.ErrMaxPayload): // the connection now leads to a server with a lower limit
 		err = fmt.Errorf("%w: subject %q: %w", sinks.ErrPermanent, subject, err)
 	default:
 		err = fmt.Errorf("%w: subject %q: %w", sinks.ErrUnavailable, subject, err)
@@ -193,7 +197,7 @@ func (d *delivery) land(i int32) {
 	d.air[i] = 0
 }
 
-// settleDenied fails what is on the wire for subject.
+// settleDenied fails the messages of a subject that are on the wire.
 func (d *delivery) settleDenied(subject string) {
 	for i := range d.batch {
 		if d.air[i] != 0 && d.batch[i].Topic == subject {
@@ -203,7 +207,7 @@ func (d *delivery) settleDenied(subject string) {
 	}
 }
 
-// end takes the answers that came with the end of ctx, and gives up the rest.
+// end takes the answers that have come when ctx ends, and gives up the other messages.
 func (d *delivery) end(ctx context.Context) {
 	for {
 		select {
@@ -214,7 +218,7 @@ func (d *delivery) end(ctx context.Context) {
 		}
 		break
 	}
-	// That somebody lost patience says nothing of the stream, nor does a deadline that the last of many messages met.
+	// If ctx was cancelled, that says nothing about the stream. Nor does a deadline, if answers came until shortly before it.
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(d.heard) >= d.sink.silence {
 		for i := range d.batch {
 			if d.air[i] != 0 {
@@ -225,7 +229,7 @@ func (d *delivery) end(ctx context.Context) {
 	d.giveUp(fmt.Errorf("no answer: %w", context.Cause(ctx)))
 }
 
-// giveUp fails what is on the wire or ready, and what stands behind.
+// giveUp fails the messages that are on the wire or ready, and the later ones of their aggregates.
 func (d *delivery) giveUp(why error) {
 	for i := range d.batch {
 		if d.air[i] != 0 {
@@ -239,7 +243,7 @@ func (d *delivery) giveUp(why error) {
 	d.ready = nil
 }
 
-// fail gives message i its error, and those behind it theirs.
+// fail gives message i its error, and ErrNotAttempted to the later messages of its aggregate.
 func (d *delivery) fail(i int32, err error) {
 	if d.errs == nil {
 		d.errs = make([]error, len(d.batch))

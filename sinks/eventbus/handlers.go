@@ -10,23 +10,23 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// chain is what a Deliver has for one aggregate.
+// chain holds the messages of one aggregate in a call of Deliver.
 type chain struct {
 	bus       *Bus
 	aggregate sinks.Aggregate
-	indexes   []int            // in the batch
+	indexes   []int            // of the messages in the batch
 	messages  []*sinks.Message // copies
 	results   chan<- result
-	known     int // outcomes; of Deliver
+	known     int // how many outcomes are known; only Deliver uses it
 
 	ended, abandoned bool // guarded by Bus.mu
 }
 
-// run calls the handlers of one message after the other, until one is not accepted or ctx ends. The place and the
-// aggregate are given back before the last outcome is told: the next Deliver may follow it at once.
+// run calls the handlers for one message after the other, until a message is not accepted or ctx ends. It gives back the
+// place and the aggregate before it sends the last outcome, because the next Deliver may begin at once after that.
 func (c *chain) run(ctx context.Context) {
 	n := 0
-	err := errors.New("a handler ended its goroutine (runtime.Goexit)") // unless it is overwritten
+	err := errors.New("a handler ended its goroutine (runtime.Goexit)") // stands if call never returns
 	defer func() {
 		c.bus.release(c)
 		if n < len(c.indexes) {
@@ -36,7 +36,7 @@ func (c *chain) run(ctx context.Context) {
 	for ; ; n++ {
 		m := c.messages[n]
 		if ctx.Err() != nil {
-			n = len(c.indexes) // nobody waits
+			n = len(c.indexes) // nobody waits for results
 			return
 		}
 		outcome := c.bus.handle(ctx, m)
@@ -52,7 +52,7 @@ func (c *chain) run(ctx context.Context) {
 func (b *Bus) handle(ctx context.Context, m *sinks.Message) error {
 	for _, h := range b.fitting(m.Event.EventType) {
 		err := call(ctx, h, m)
-		if err != nil && ctx.Err() != nil { // it says so in its own words
+		if err != nil && ctx.Err() != nil { // the handler's own error only says that ctx has ended
 			return fmt.Errorf("%w: no handler has accepted it in time: %w", sinks.ErrUnavailable, context.Cause(ctx))
 		}
 		if err != nil {
@@ -62,8 +62,8 @@ func (b *Bus) handle(ctx context.Context, m *sinks.Message) error {
 	return nil
 }
 
-// call is the one place that recovers: a handler is the user's code, and his mistake about one event must not end the
-// connector for all.
+// call calls a handler. It is the only place that recovers from a panic: a handler is the user's code, and a mistake in
+// it about one event must not end the connector for all.
 func call(ctx context.Context, h handler, m *sinks.Message) (err error) {
 	defer func() {
 		switch v := recover().(type) {
@@ -72,23 +72,25 @@ func call(ctx context.Context, h handler, m *sinks.Message) (err error) {
 			err = &handlerError{text: "a handler panicked: " + redact(v.Error(), m)}
 		case string:
 			err = &handlerError{text: "a handler panicked: " + redact(v, m)}
-		default: // printing it might print the message
+		default: // only the type, as the value might contain the message
 			err = &handlerError{text: fmt.Sprintf("a handler panicked with a %T", v)}
 		}
 	}()
 	return h(ctx, m)
 }
 
-// handlerError is what a handler returned. It is of one class at most, whatever it wraps, and tells no payload.
+// handlerError is the error of a handler. It belongs to at most one class, whatever it wraps, and does not contain the
+// payload.
 type handlerError struct {
 	text  string
-	class error // nil: refused
-	err   error // nil: a panic
+	class error // nil if the message was refused
+	err   error // nil if the handler panicked
 }
 
 func (e *handlerError) Error() string { return e.text }
 
-// Is tells classes apart; what is wrapped may be of several, or of one that is not a handler's to use.
+// Is reports whether the error belongs to the class target. The wrapped error may belong to several classes, or to one
+// that a handler must not use.
 func (e *handlerError) Is(target error) bool {
 	switch target {
 	case sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted:
@@ -97,7 +99,7 @@ func (e *handlerError) Is(target error) bool {
 	return errors.Is(e.err, target)
 }
 
-// As finds what says more about the error, such as when to come again.
+// As finds an error within the wrapped one, such as the one that says when to try again.
 func (e *handlerError) As(target any) bool { return e.err != nil && errors.As(e.err, target) }
 
 func refusal(err error, m *sinks.Message) error {
@@ -115,12 +117,13 @@ func refusal(err error, m *sinks.Message) error {
 	return e
 }
 
-const maxText = 500 // bytes of a handler's words
+// maxText is how many bytes of the text of a handler's error are kept.
+const maxText = 500
 
-// redact takes the payload and the metadata out of a text, and shortens it. It finds them as they are only.
+// redact removes the payload and the metadata from a text, and shortens it. It finds them only if they are unchanged.
 func redact(text string, m *sinks.Message) string {
 	for _, secret := range [][]byte{m.Event.Payload, m.Event.Metadata} {
-		if len(secret) > 2 { // such as {}
+		if len(secret) > 2 { // shorter ones, such as {}, may occur in any text
 			text = strings.ReplaceAll(text, string(secret), "[left out]")
 		}
 	}
@@ -130,7 +133,7 @@ func redact(text string, m *sinks.Message) string {
 	return text
 }
 
-// clone copies a message and what it refers to.
+// clone copies a message and its event.
 func clone(m *sinks.Message) *sinks.Message {
 	c, e := *m, *m.Event
 	e.Payload, e.Metadata = bytes.Clone(e.Payload), bytes.Clone(e.Metadata)

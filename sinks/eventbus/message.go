@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maxSubject is below what a server takes in a line with the reply subject (max_control_line, 4 KB): it ends the
-	// connection of a client that sends more.
+	// maxSubject is the longest subject. Together with the reply subject it fits into the longest line that a server
+	// accepts (max_control_line, 4 KB). A server closes the connection of a client that sends a longer line.
 	maxSubject = 2048
 
 	headerID             = "Nats-Msg-Id"
@@ -24,8 +24,8 @@ const (
 	attributePrefix      = "ce-"
 )
 
-// checkSubject tells why subject cannot be published to. It may be made of an event's columns, so it must not lead to
-// the server's own subjects either, through which streams are deleted.
+// checkSubject returns an error if subject cannot be published to. A subject may come from columns of an event, so
+// checkSubject also refuses the server's own subjects: messages to these can delete streams.
 func checkSubject(subject string) error {
 	if err := checkTokens(subject); err != nil {
 		return err
@@ -50,12 +50,12 @@ func checkTokens(subject string) error {
 	return nil
 }
 
-// headers are, beside Nats-Msg-Id, the attributes of CloudEvents in binary mode as its binding to NATS has them. An event
-// without a payload has no content type: that is how it differs from one whose payload is empty.
+// headers returns Nats-Msg-Id and the attributes of CloudEvents in binary mode, as their binding for NATS says. An event
+// without a payload has no content type, by which it differs from one with an empty payload.
 func (s *Sink) headers(m *sinks.Message) nats.Header {
 	const most = 20
 	h := make(nats.Header, most)
-	values := make([]string, 0, most) // one allocation for all of them
+	values := make([]string, 0, most) // one allocation for all values
 	set := func(name, value string) {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
@@ -80,7 +80,7 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 	return h
 }
 
-// size is what the server compares with its max_payload: headers and body.
+// size returns the size of headers and body, which the server compares with its max_payload.
 func size(m *nats.Msg) int {
 	n := len("NATS/1.0\r\n\r\n") + len(m.Data)
 	for name, values := range m.Header {

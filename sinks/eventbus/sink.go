@@ -14,44 +14,45 @@ import (
 )
 
 const (
-	// rest is how long a subject whose stream did not answer is not tried.
+	// rest is how long a subject whose stream did not answer is not tried again.
 	rest = 5 * time.Second
-	// silence is how long, at least, no answer must have come before a deadline is the stream's fault.
+	// silence is how long no answer must have come before a deadline for the stream to count as away.
 	silence = time.Second
-	// maxAirBytes is what a Deliver has on the wire. One larger message goes alone.
+	// maxAirBytes is how much a Deliver may have on the wire. A larger message is sent when nothing else is on the wire.
 	maxAirBytes = 1 << 20
-	// headerRoom is what headers count there; their true size is known when they are made.
+	// headerRoom is the size that headers are assumed to have there. Their true size is known only when they are made.
 	headerRoom = 600
-	// queued frames at most: a lane that finds the queue full waits for the connection to take some.
+	// queued is how many frames the queue holds. A lane that finds the queue full waits until the connection has taken
+	// some.
 	queued = 1024
 )
 
-// Sink delivers to NATS JetStream. The servers need not be up when it is made. Its methods are safe for concurrent use
-// but for Close, which comes after the last Deliver.
+// Sink delivers to NATS JetStream. The servers need not be there when the Sink is made. Its methods may be called
+// concurrently, except for Close, which is called after the last Deliver has returned.
 type Sink struct {
 	url         string
 	stream      string
 	options     []nats.Option
-	inbox       string // what the subjects of all answers begin with
+	inbox       string // the subjects of all answers begin with this
 	cloudEvents format.CloudEvents
 
-	rest, silence time.Duration // the constants, but in tests
+	rest, silence time.Duration // the constants, except in tests
 
 	begin sync.Once
 	stop  chan struct{} // closed by Close
 	done  chan struct{} // closed when run has ended
 	tried chan struct{} // closed when the first attempt to connect has ended
-	queue chan frame    // to run
+	queue chan frame    // from Deliver to run
 
 	mu         sync.Mutex
-	session    *session // nil while there is no connection
-	lastErr    error    // why there is none
-	wasTried   bool     // tried is closed
+	session    *session // nil if there is no connection
+	lastErr    error    // why there is no connection
+	wasTried   bool     // tried was closed
 	number     uint64   // of the last Deliver
 	deliveries map[uint64]*delivery
 }
 
-// New checks the configuration and reads an NKey's public half. The connection is made by the first Deliver.
+// New checks the configuration, and reads the NKey file for the public key. The first Deliver makes the connection.
 func New(c Config) (*Sink, error) {
 	if err := c.checkURL(); err != nil {
 		return nil, err
@@ -94,7 +95,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return d.run(ctx)
 }
 
-// register gives d its number, and the connection that there is.
+// register gives d a number, and the present connection.
 func (s *Sink) register(d *delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,7 +104,7 @@ func (s *Sink) register(d *delivery) {
 	s.deliveries[d.number] = d
 }
 
-// forget makes run leave out what d has in the queue.
+// forget makes run drop the frames of d that are still in the queue.
 func (s *Sink) forget(d *delivery) {
 	d.over.Store(true)
 	s.mu.Lock()
@@ -111,7 +112,7 @@ func (s *Sink) forget(d *delivery) {
 	delete(s.deliveries, d.number)
 }
 
-// Close ends the connection. It may take as long as a dial or a write that is under way, a few seconds at most.
+// Close ends the connection. It waits for a dial or a write that is under way, at most a few seconds.
 func (s *Sink) Close() error {
 	s.begin.Do(func() { close(s.done) })
 	close(s.stop)

@@ -12,14 +12,14 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// apiError is JetStream's.
+// apiError is an error of JetStream.
 type apiError struct {
-	Code        int    `json:"code"` // as in HTTP
+	Code        int    `json:"code"` // like a status of HTTP
 	ErrCode     int    `json:"err_code"`
 	Description string `json:"description"`
 }
 
-// Some of JetStream's error codes (server/errors.json).
+// Some error codes of JetStream (server/errors.json).
 const (
 	codeAccountLimits     = 10002
 	codeMessageTooLarge   = 10054
@@ -33,17 +33,17 @@ const (
 
 var errNotJetStream = errors.New("something else than a stream answers there; it must not respond to published events")
 
-// duplicateWindow is how long a stream remembers Nats-Msg-Ids, unless it was made to do otherwise.
+// duplicateWindow is how long a stream remembers Nats-Msg-Ids by default.
 const duplicateWindow = 2 * time.Minute
 
-// errTaken is of a message that the stream has dropped as a duplicate although it was never sent before. Once the stream has
-// forgotten the other one it is accepted.
+// errTaken is the error of a New message that the stream has dropped as a duplicate: another message has the same id.
+// When the stream has forgotten that one, it accepts this one.
 var errTaken = errors.New("the stream has dropped it as a duplicate, and it is none: another message with its Nats-Msg-Id came within " +
 	"the stream's duplicate window. Where ids are numbers, do not begin them anew within that window (truncate … restart identity); " +
 	"give two servers whose databases and tables have the same names, and two sinks for the same events, streams of their own. " +
 	`Once the window has passed (nats stream info) it is accepted; if it is dead by then: "outbox-cdc dlq retry"`)
 
-// judge tells what an answer to m means: nil is accepted.
+// judge returns the error that an answer to m means, and nil if m was accepted.
 func judge(m *sinks.Message, answer *nats.Msg) error {
 	subject := m.Topic
 	if len(answer.Data) == 0 && answer.Header.Get("Status") == "503" {
@@ -66,8 +66,9 @@ func judge(m *sinks.Message, answer *nats.Msg) error {
 	return nil
 }
 
-// failure is of a class and ends with what a person can do. What is the matter with a stream and not with this message
-// is unavailable, also where JetStream's code is that of a bad request: it must not use up the attempts of sound events.
+// failure returns the error of a message, which ends with what a person can do. If the cause is the stream and not this
+// message, the error is of class ErrUnavailable, even if JetStream's code is that of a bad request. Such a failure must
+// not use up the attempts of messages that are in order.
 func (e *apiError) failure(subject string) error {
 	class, remedy := error(nil), ""
 	switch e.ErrCode {
@@ -98,8 +99,9 @@ func (e *apiError) failure(subject string) error {
 	return fmt.Errorf("%w: subject %q: %s%s", class, subject, e.words(), remedy)
 }
 
-// known are descriptions that JetStream gives. Whoever else answers may quote the message.
-var known = map[string]bool{
+// knownDescriptions holds descriptions of errors that JetStream gives. Others are not shown, because whoever else answers may quote
+// the message.
+var knownDescriptions = map[string]bool{
 	"insufficient resources": true, "maximum bytes exceeded": true, "maximum messages exceeded": true,
 	"maximum messages per subject exceeded": true, "message size exceeds maximum allowed": true, "message too large": true,
 	"header size exceeds maximum allowed of 64k": true, "resource limits exceeded for account": true,
@@ -109,7 +111,7 @@ var known = map[string]bool{
 }
 
 func (e *apiError) words() string {
-	if known[e.Description] {
+	if knownDescriptions[e.Description] {
 		return fmt.Sprintf("%s (%d)", e.Description, e.ErrCode)
 	}
 	return fmt.Sprintf("JetStream error %d", e.ErrCode)
