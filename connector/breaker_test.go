@@ -10,6 +10,14 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
+// parkAfter is the park_after of a bench.
+type parkAfter int
+
+const (
+	parkSoon parkAfter = iota
+	parkNever
+)
+
 // breakerBench plays calls to a breaker of two lanes, at most three failures, a reset of a minute.
 type breakerBench struct {
 	*breaker
@@ -18,9 +26,9 @@ type breakerBench struct {
 	seen  []string
 }
 
-func newBreakerBench(t *testing.T, never bool) *breakerBench {
+func newBreakerBench(t *testing.T, after parkAfter) *breakerBench {
 	b := &breakerBench{t: t}
-	b.breaker = newBreaker("s", BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute}, never, slog.New(slog.DiscardHandler),
+	b.breaker = newBreaker("s", BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute}, after == parkNever, slog.New(slog.DiscardHandler),
 		func(s gobreaker.State) { b.seen = append(b.seen, s.String()) })
 	t.Cleanup(b.close)
 	for i := range 2 {
@@ -78,26 +86,26 @@ func TestBreakerOpens(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		calls string
-		never bool
 		open  bool
+		after parkAfter
 	}{
 		"away three times in a row":            {calls: "u u u", open: true},
 		"something was accepted between":       {calls: "u u a u u"},
 		"something was answered between":       {calls: "u u r u u"},
 		"accepted beside":                      {calls: "ua ua ua ua"},
 		"old messages say nothing new":         {calls: "nu nu nu nu nu"},
-		"under never every call counts":        {calls: "nu nu nu", never: true, open: true},
+		"under never every call counts":        {calls: "nu nu nu", after: parkNever, open: true},
 		"refusals say that it is there":        {calls: "r r r r r r"},
 		"five aggregates dead":                 {calls: "d d d d d", open: true},
 		"five aggregates dead within one call": {calls: "dddddd", open: true},
 		"something was accepted among deaths":  {calls: "d d d d a d d d d"},
 		"accepted beside a death":              {calls: "da da da da da da"},
-		"deaths under never":                   {calls: "d d d d d d", never: true},
+		"deaths under never":                   {calls: "d d d d d d", after: parkNever},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newBreakerBench(t, tt.never)
+				b := newBreakerBench(t, tt.after)
 				calls := strings.Fields(tt.calls)
 				for i, c := range calls {
 					if b.state() != gobreaker.StateClosed {
@@ -109,7 +117,7 @@ func TestBreakerOpens(t *testing.T) {
 					t.Errorf("after %q open is %t", tt.calls, open)
 				}
 				want := 0
-				if tt.open && !tt.never {
+				if tt.open && tt.after != parkNever {
 					want = 2
 				}
 				if n := b.asked(); n != want {
@@ -124,7 +132,7 @@ func TestBreakerOpens(t *testing.T) {
 func TestBreakerProbes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBreakerBench(t, false)
+		b := newBreakerBench(t, parkSoon)
 		for range 3 {
 			b.call(0, "u")
 		}
@@ -165,7 +173,7 @@ func TestBreakerProbes(t *testing.T) {
 func TestBreakerBroken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBreakerBench(t, false)
+		b := newBreakerBench(t, parkSoon)
 		b.call(0, "ddddddd")
 		if n := len(b.deaths); n != brokenAfter {
 			t.Errorf("%d aggregates died, want %d", n, brokenAfter)
@@ -187,7 +195,7 @@ func TestBreakerBroken(t *testing.T) {
 func TestBreakerOutlivesSessions(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBreakerBench(t, false)
+		b := newBreakerBench(t, parkSoon)
 		for range 3 {
 			b.call(0, "u")
 		}

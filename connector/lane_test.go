@@ -434,12 +434,22 @@ func TestLanePausedParksWhatItHolds(t *testing.T) {
 // A lane that is ended has no Deliver any more: its sink is closed next. A try that was ended so kills no message by give_up_after.
 func TestLaneEndsItsDeliver(t *testing.T) {
 	t.Parallel()
-	for _, drained := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) { laneEndsItsDeliver(t, drained) })
-	}
+	t.Run("work ends", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { laneEndsItsDeliver(t, "", func(_ context.CancelFunc) {}) })
+	})
+	t.Run("deliver ends before work", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			laneEndsItsDeliver(t, "a1:failed#2 ", func(endDeliver context.CancelFunc) {
+				endDeliver()
+				time.Sleep(time.Second)
+			})
+		})
+	})
 }
 
-func laneEndsItsDeliver(t *testing.T, drained bool) {
+// laneEndsItsDeliver ends a lane while its second Deliver call for a1 runs. beforeEnd is done before work ends, and outcome is what becomes of
+// that call.
+func laneEndsItsDeliver(t *testing.T, outcome string, beforeEnd func(endDeliver context.CancelFunc)) {
 	t.Helper()
 	var delivering atomic.Bool
 	b := newLaneBench(t, func(ctx context.Context, n int, batch []sinks.Message) []error {
@@ -462,17 +472,12 @@ func laneEndsItsDeliver(t *testing.T, drained bool) {
 	if !delivering.Load() {
 		t.Error("it should be tried again by now")
 	}
-	want := "a1:failed#1 "
-	if drained {
-		endDeliver()
-		time.Sleep(time.Second)
-		want += "a1:failed#2 "
-	}
+	beforeEnd(endDeliver)
 	b.end()
 	if err := <-b.stopped; !errors.Is(err, context.Canceled) {
 		t.Errorf("it ended with %v", err)
 	}
-	check(t, "outcomes", b.gotRows(), want)
+	check(t, "outcomes", b.gotRows(), "a1:failed#1 "+outcome)
 	if delivering.Load() {
 		t.Error("the lane has ended, and a Deliver goes on")
 	}

@@ -122,7 +122,7 @@ func (t *memTable) Read(_ context.Context, q ledger.ParkedQuery) (ledger.ParkedR
 		}
 	}
 	var due []*memRow
-	total := 0
+	fresh := rowList{isLarge: t.large, mayBeLarge: q.Large}
 	for _, r := range mine {
 		_, behind := a.Heads[r.hash]
 		_, left := passed[r.hash]
@@ -133,36 +133,44 @@ func (t *memTable) Read(_ context.Context, q ledger.ParkedQuery) (ledger.ParkedR
 			if !r.dead && !r.due.After(time.Now()) {
 				due = append(due, r)
 			}
-		case !r.dead && r.pos.Compare(q.Start()) > 0 && !left && total < t.limit:
-			total++
-			a.Fresh = t.fitting(a.Fresh, total, r, q.Large, &a)
+		case !r.dead && r.pos.Compare(q.Start()) > 0 && !left && fresh.offered < t.limit:
+			fresh.offer(r)
 		}
 	}
 	slices.SortStableFunc(due, func(a, b *memRow) int { return a.due.Compare(b.due) })
-	large := q.Large && (len(a.Fresh) == 0 || !t.large(t.rowOf(a.Fresh[0])))
-	for i, r := range due[:min(len(due), q.MaxDue)] {
-		a.Due = t.fitting(a.Due, i+1, r, large, &a)
+	tried := rowList{isLarge: t.large, mayBeLarge: q.Large && !fresh.alone}
+	for _, r := range due[:min(len(due), q.MaxDue)] {
+		tried.offer(r)
 	}
-	a.More = len(a.Fresh) > 0 && (total == t.limit || len(a.Fresh) < total)
+	a.Fresh, a.Due, a.Large = fresh.rows, tried.rows, fresh.leftLarge || tried.leftLarge
+	a.More = len(a.Fresh) > 0 && (fresh.offered == t.limit || len(a.Fresh) < fresh.offered)
 	return a, nil
 }
 
-// fitting adds the nth row to a list if all before it are there, and it is not large; or if it is large, the first, and may be.
-func (t *memTable) fitting(list []ledger.ParkedRow, nth int, r *memRow, mayBeLarge bool, a *ledger.ParkedRows) []ledger.ParkedRow {
-	alone := len(list) == 1 && t.large(t.rowOf(list[0]))
-	if len(list) < nth-1 || alone {
-		return list
-	}
-	if t.large(r) && (!mayBeLarge || nth > 1) {
-		a.Large = a.Large || nth == 1
-		return list
-	}
-	return append(list, r.parked())
+// rowList collects the fresh or the due rows of one read. It keeps the first rows that are offered, up to the first one that does not fit:
+// a large row fits only if it is the first, and then it stays alone.
+type rowList struct {
+	isLarge    func(*memRow) bool
+	mayBeLarge bool // this read may return a large row
+
+	offered   int
+	rows      []ledger.ParkedRow
+	alone     bool // rows is one large row
+	leftLarge bool // the first row is large, and this read may not return it
 }
 
-func (t *memTable) rowOf(row ledger.ParkedRow) *memRow {
-	i, _ := t.find(t.processor, row.Position)
-	return t.rows[i]
+func (l *rowList) offer(r *memRow) {
+	l.offered++
+	first := l.offered == 1
+	switch {
+	case l.alone || len(l.rows) < l.offered-1: // a row before this one did not fit
+	case !l.isLarge(r):
+		l.rows = append(l.rows, r.parked())
+	case first && l.mayBeLarge:
+		l.rows, l.alone = append(l.rows, r.parked()), true
+	case first:
+		l.leftLarge = true
+	}
 }
 
 func (r *memRow) parked() ledger.ParkedRow {

@@ -154,11 +154,11 @@ func TestPaused(t *testing.T) {
 	r := w.run()
 	w.event("a", "one")
 	w.eventually(logged, "one:delivered")
-	change := func(active bool) {
-		w.exec("update outbox_processors set is_active = $1", active)
+	setActive := func(isActive string) {
+		w.exec("update outbox_processors set is_active = $1::text::boolean", isActive)
 		w.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
 	}
-	change(false)
+	setActive("false")
 	w.waitFor("paused", func() bool { return r.health.Report().Components["sink:s"].Detail != "" })
 	w.event("a", "two")
 	w.eventually(parkedNow, "two:parked:0:0")
@@ -166,7 +166,7 @@ func TestPaused(t *testing.T) {
 	r = w.run()
 	w.event("a", "three")
 	w.eventually(parkedNow, "two:parked:0:0 three:parked:0:0")
-	change(true)
+	setActive("true")
 	w.eventually("select count(*) from outbox_parked", "0")
 	r.stop()
 	if got := w.received(); got != "one two three" {

@@ -50,8 +50,8 @@ func (w *simulation) check() {
 		if e.pos.LSN == 0 {
 			continue
 		}
-		for i, k := range w.sinks {
-			w.checkEvent(e, k, !slices.Contains(e.sinks, i))
+		for _, k := range w.sinks {
+			w.checkEvent(e, k)
 		}
 		if len(e.sinks) == 0 && w.ledger.last[worldKey{0, e}] != "discarded" {
 			w.bad("no row", "%v, which no route wants", e)
@@ -64,7 +64,8 @@ func (w *simulation) check() {
 	}
 }
 
-func (w *simulation) checkEvent(e *worldEvent, k *worldSink, foreign bool) {
+func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
+	foreign := !slices.Contains(e.sinks, k.n) // no route sends it to this sink
 	a, key := k.of(e), worldKey{processor(k.n), e}
 	i, parked := w.ledger.parked.find(key.processor, e.pos)
 	dead := parked && w.ledger.parked.rows[i].dead

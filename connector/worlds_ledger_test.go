@@ -200,15 +200,24 @@ func (w *simulation) confirm(lsn pglogrepl.LSN) {
 	w.trace("slot at %s", lsn)
 }
 
-// person changes a dead letter, or declares a parked row dead.
-func (l *worldLedger) person(sink, pick int, retry, kill bool) {
+// personChange is what a person does with a row of outbox_parked.
+type personChange int
+
+const (
+	retryDeadLetter personChange = iota
+	discardDeadLetter
+	declareDead // of a parked row
+)
+
+// person makes this change to one of the rows of a sink to which it applies. pick says which.
+func (l *worldLedger) person(sink, pick int, what personChange) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
 	var rows []*memRow
 	for _, r := range l.parked.rows {
-		if r.processor == processor(sink) && r.dead != kill {
+		if r.processor == processor(sink) && r.dead == (what != declareDead) {
 			rows = append(rows, r)
 		}
 	}
@@ -216,12 +225,18 @@ func (l *worldLedger) person(sink, pick int, retry, kill bool) {
 		return
 	}
 	l.w.stats.Persons++
-	r := rows[pick%len(rows)]
-	if !kill {
-		l.act(r, retry)
-		return
+	switch r := rows[pick%len(rows)]; what {
+	case retryDeadLetter:
+		l.retry(r)
+	case discardDeadLetter:
+		l.discard(r)
+	case declareDead:
+		l.declareDead(r)
 	}
-	e := l.w.events[r.id]
+}
+
+func (l *worldLedger) declareDead(r *memRow) {
+	e, sink := l.w.events[r.id], r.processor-1
 	l.w.trace("PERSON kills %v of sink%d", e, sink)
 	r.dead, r.due, r.attempts = true, time.Time{}, min(r.attempts, max(r.tries-1, 0)) // a try may be under way
 	if l.w.cfg.block {
@@ -231,18 +246,19 @@ func (l *worldLedger) person(sink, pick int, retry, kill bool) {
 	l.logRow(worldKey{r.processor, e}, "dead")
 }
 
-// act retries or discards a dead letter.
-func (l *worldLedger) act(r *memRow, retry bool) {
-	e := l.w.events[r.id]
-	l.w.trace("PERSON: processor %d, dead letter %v: retry %t", r.processor, e, retry)
-	if retry {
-		before := 0
-		if r.tries == 0 || r.attempts < r.tries {
-			before = 1
-		}
-		r.dead, r.attempts, r.tries, r.due = false, 0, before, time.Now()
-		return
+// retry makes a dead letter due now, as package ledger's retryRows does: one try stands for all of those that the sink may have accepted.
+func (l *worldLedger) retry(r *memRow) {
+	l.w.trace("PERSON: processor %d, dead letter %v is retried", r.processor, l.w.events[r.id])
+	tries := 0
+	if r.tries == 0 || r.attempts < r.tries {
+		tries = 1
 	}
+	r.dead, r.attempts, r.tries, r.due = false, 0, tries, time.Now()
+}
+
+func (l *worldLedger) discard(r *memRow) {
+	e := l.w.events[r.id]
+	l.w.trace("PERSON: processor %d, dead letter %v is discarded", r.processor, e)
 	i, _ := l.parked.find(r.processor, r.pos)
 	l.parked.rows = slices.Delete(l.parked.rows, i, i+1)
 	l.logRow(worldKey{r.processor, e}, "discarded")
@@ -255,8 +271,12 @@ func (l *worldLedger) settleDead() {
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
 	for _, r := range slices.Clone(l.parked.rows) {
-		if r.dead {
-			l.act(r, l.w.events[r.id].fates[r.processor-1].kind == fateAccepted)
+		switch {
+		case !r.dead:
+		case l.w.events[r.id].fates[r.processor-1].kind == fateAccepted:
+			l.retry(r)
+		default:
+			l.discard(r)
 		}
 	}
 }

@@ -114,7 +114,7 @@ type worldClient struct {
 
 func (c *worldClient) Close() error { return nil }
 
-// call is what is to come of a Deliver.
+// worldCall is what is to happen in one Deliver call.
 type worldCall struct {
 	r         dice
 	events    []*worldEvent
@@ -122,7 +122,19 @@ type worldCall struct {
 	now, late []*worldEvent // accepted while it runs, and after its time-out
 	silent    bool          // no answer before its deadline
 	took      time.Duration
+
+	mayBeLate  bool                // messages without an answer may be accepted after the time-out
+	unanswered map[string]lateness // of the last message without an answer, by aggregate
 }
+
+// lateness says when a message that gets no answer is accepted.
+type lateness int
+
+const (
+	acceptedWhileItRuns lateness = iota
+	acceptedAfterTimeout
+	acceptedNever
+)
 
 var (
 	errWorldPermanent = fmt.Errorf("400: %w", sinks.ErrPermanent)
@@ -239,14 +251,14 @@ func (c *worldClient) look(m *sinks.Message) *worldEvent {
 
 func (p *worldCall) draw(c *worldClient) {
 	r, cfg, mode := p.r, &c.w.cfg, c.mode
-	bad, state := map[string]bool{}, map[string]int{} // of an aggregate in a time-out: 0 accepted, 1 accepted late, 2 lost
-	cut := len(p.events)                              // from here on there is no answer
+	failed := map[string]bool{} // aggregates of which a message was not accepted
+	cut := len(p.events)        // from here on there is no answer
 	if mode == modeHole {
 		cut = 0
 	} else if c.w.faults && r.p(0.01) {
 		cut = r.IntN(cut + 1)
 	}
-	late := r.p(cfg.late)
+	p.mayBeLate, p.unanswered = r.p(cfg.late), map[string]lateness{}
 	begun := len(p.events) // from here on there is no time to begin
 	if c.w.faults && r.p(0.05) {
 		begun = r.IntN(begun + 1)
@@ -254,12 +266,12 @@ func (p *worldCall) draw(c *worldClient) {
 	for i, e := range p.events {
 		a, f := c.of(e), e.fates[c.n]
 		switch {
-		case bad[e.aggregate] || i >= begun:
-			p.errs[i], bad[e.aggregate] = sinks.ErrNotAttempted, true
+		case failed[e.aggregate] || i >= begun:
+			p.errs[i], failed[e.aggregate] = sinks.ErrNotAttempted, true
 			continue
 		case i >= cut:
 			p.errs[i], p.silent = errWorldTimeout, true
-			p.unanswered(e, state, late, mode == modeHole, f.kind == fateAccepted || f.kind == fateRefusedTimes && a.refused >= f.times)
+			p.leaveUnanswered(c, e)
 			continue
 		case mode == modeDown:
 			p.errs[i] = errWorldAway
@@ -271,7 +283,7 @@ func (p *worldCall) draw(c *worldClient) {
 			p.errs[i] = errWorldPermanent
 		case mode == modeRefuse:
 			p.errs[i] = errWorldRefused
-		case f.kind == fateAccepted || f.kind == fateRefusedTimes && a.refused >= f.times:
+		case f.accepts(a):
 			p.now = append(p.now, e)
 			continue
 		default:
@@ -281,7 +293,7 @@ func (p *worldCall) draw(c *worldClient) {
 			}[f.kind]
 			p.silent = p.silent || f.kind == fateTimeout
 		}
-		bad[e.aggregate] = true
+		failed[e.aggregate] = true
 		if r.p(0.05) {
 			p.errs[i] = sinks.After(r.between(0, 10*time.Minute), p.errs[i])
 		}
@@ -298,20 +310,22 @@ func (p *worldCall) draw(c *worldClient) {
 	}
 }
 
-// unanswered: e may have been accepted, now or after a while. After one that is lost nothing of its aggregate is accepted.
-func (p *worldCall) unanswered(e *worldEvent, state map[string]int, late, hole, well bool) {
-	s := state[e.aggregate]
-	if s == 0 && (hole && p.r.p(0.7) || p.r.p(0.5)) {
-		s = 1
+// leaveUnanswered draws whether e, which gets no answer, is accepted all the same, and when. Of an aggregate nothing is accepted earlier than
+// the message before it, and nothing after one that is never accepted.
+func (p *worldCall) leaveUnanswered(c *worldClient, e *worldEvent) {
+	when := p.unanswered[e.aggregate]
+	if when == acceptedWhileItRuns && (c.mode == modeHole && p.r.p(0.7) || p.r.p(0.5)) {
+		when = acceptedAfterTimeout
 	}
-	if s == 1 && (!late || p.r.p(0.3)) || !well {
-		s = 2
+	if when == acceptedAfterTimeout && (!p.mayBeLate || p.r.p(0.3)) || !e.fates[c.n].accepts(c.of(e)) {
+		when = acceptedNever
 	}
-	state[e.aggregate] = s
-	switch s {
-	case 0:
+	p.unanswered[e.aggregate] = when
+	switch when {
+	case acceptedWhileItRuns:
 		p.now = append(p.now, e)
-	case 1:
+	case acceptedAfterTimeout:
 		p.late = append(p.late, e)
+	case acceptedNever:
 	}
 }

@@ -32,6 +32,11 @@ type fate struct {
 	times int
 }
 
+// accepts reports whether a sink that is well would accept the event now. a is what became of it so far.
+func (f fate) accepts(a *acceptance) bool {
+	return f.kind == fateAccepted || f.kind == fateRefusedTimes && a.refused >= f.times
+}
+
 type fateKind int
 
 const (
@@ -60,10 +65,16 @@ func (e *worldEvent) String() string { return fmt.Sprintf("%s(%s,%s)", e.id, e.a
 // payload is not to be touched on the way.
 func (e *worldEvent) payload() string { return fmt.Sprintf(`{"n":  %d}`, e.n) }
 
+// worldTx is a transaction of an application.
 type worldTx struct {
-	commit, end pglogrepl.LSN
+	events []*worldEvent
+	// gap is the size of what lies between this transaction and the one before it, and of what its commit record holds beyond the least.
+	// adjacent leaves out the former: a transaction without events then has its commit record exactly where the one before ends.
+	gap      pglogrepl.LSN
+	adjacent bool
+
+	commit, end pglogrepl.LSN // of the commit record; 0 until it is committed
 	at          time.Time
-	events      []*worldEvent
 }
 
 // simulation is a world: everything outside of the connector: PostgreSQL with its WAL, slot and ledger, the sinks, persons, and bad luck. mu guards it;
@@ -194,7 +205,8 @@ func (w *simulation) plan() time.Duration {
 		for range n {
 			tx.events = append(tx.events, w.newEvent(r, r.IntN(c.aggregates)))
 		}
-		w.commitAt(at+took, tx, r.p(0.3), r.between(0, 20)) // long ones commit in another order
+		tx.adjacent, tx.gap = r.p(0.3), pglogrepl.LSN(r.between(0, 20))
+		w.commitAt(at+took, tx) // transactions that take long commit in another order
 	}
 	end := at + 300*unit
 	w.planFaults(end)
@@ -232,24 +244,23 @@ func (w *simulation) newEvent(r dice, aggregate int) *worldEvent {
 	return e
 }
 
-func (w *simulation) commitAt(at time.Duration, tx *worldTx, adjacent bool, gap time.Duration) {
+func (w *simulation) commitAt(at time.Duration, tx *worldTx) {
 	w.mu.Lock()
 	w.unborn++
 	w.mu.Unlock()
 	w.after(at, func() {
-		if w.commit(tx, adjacent, pglogrepl.LSN(gap)) {
+		if w.commit(tx) {
 			return
 		}
 		w.mu.Lock()
 		w.unborn--
 		w.mu.Unlock()
-		w.commitAt(10*unit, tx, adjacent, gap) // the application waits for the server
+		w.commitAt(10*unit, tx) // the application waits for the server
 	})
 }
 
-// commit appends a transaction to the WAL. Mostly something else lies before it; where not, its commit record may begin exactly where
-// the one before ends.
-func (w *simulation) commit(tx *worldTx, adjacent bool, gap pglogrepl.LSN) bool {
+// commit appends a transaction to the WAL, and reports whether the server was there to do so.
+func (w *simulation) commit(tx *worldTx) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.pgUp {
@@ -257,11 +268,11 @@ func (w *simulation) commit(tx *worldTx, adjacent bool, gap pglogrepl.LSN) bool 
 	}
 	w.unborn--
 	w.end += pglogrepl.LSN(len(tx.events))
-	if !adjacent {
-		w.end += gap
+	if !tx.adjacent {
+		w.end += tx.gap
 	}
 	tx.commit, tx.at = w.end, time.Now()
-	tx.end = tx.commit + 2 + gap
+	tx.end = tx.commit + 2 + tx.gap
 	w.end = tx.end
 	for i, e := range tx.events {
 		e.pos = checkpoint.Position{LSN: tx.commit, Index: int64(i)}
@@ -322,20 +333,25 @@ func (w *simulation) planFaults(end time.Duration) {
 		w.after(r.between(0, end), func() { w.fail(why) })
 	}
 	for range c.pgCrashes {
-		kill, down := r.p(0.3), r.between(5*unit, 500*unit)
-		w.after(r.between(0, end), func() { w.crashPostgres(kill, down) })
+		connector := func() { w.fail(errWorldBroken) }
+		if r.p(0.3) {
+			connector = func() { w.die("killed with PostgreSQL") }
+		}
+		down := r.between(5*unit, 500*unit)
+		w.after(r.between(0, end), func() { w.crashPostgres(down, connector) })
 	}
 	if c.persons {
 		w.often(10*unit, 200*unit, "person", w.person)
 	}
 	if c.pause {
 		s, at := r.IntN(c.sinks), r.between(0, end)
-		w.after(at, func() { w.pause(s, true) })
-		w.after(at+r.between(50*unit, 800*unit), func() { w.pause(s, false) })
+		w.after(at, func() { w.pause(s) })
+		w.after(at+r.between(50*unit, 800*unit), func() { w.resume(s) })
 	}
 }
 
-func (w *simulation) crashPostgres(kill bool, down time.Duration) {
+// crashPostgres takes the server away for some time. connector is what this does to the connector.
+func (w *simulation) crashPostgres(down time.Duration, connector func()) {
 	w.mu.Lock()
 	if !w.pgUp {
 		w.mu.Unlock()
@@ -346,11 +362,7 @@ func (w *simulation) crashPostgres(kill bool, down time.Duration) {
 	w.pgUp = false
 	w.slot.confirmed = w.slot.durable
 	w.mu.Unlock()
-	if kill {
-		w.die("killed with PostgreSQL")
-	} else {
-		w.fail(errWorldBroken)
-	}
+	connector()
 	w.after(down, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -392,9 +404,15 @@ func (w *simulation) fail(why error) {
 	}
 }
 
-func (w *simulation) pause(sink int, on bool) {
-	w.trace("PERSON pauses sink%d: %t", sink, on)
-	w.paused[sink].Store(on)
+func (w *simulation) pause(sink int) {
+	w.trace("PERSON pauses sink%d", sink)
+	w.paused[sink].Store(true)
+	w.ask(sink, 0)
+}
+
+func (w *simulation) resume(sink int) {
+	w.trace("PERSON resumes sink%d", sink)
+	w.paused[sink].Store(false)
 	w.ask(sink, 0)
 }
 
@@ -414,7 +432,14 @@ func (w *simulation) person(r dice) {
 	for s := range w.cfg.sinks {
 		x, kill, told := r.Float64(), r.p(0.1), r.p(0.7)
 		pick := r.IntN(1 << 20)
-		w.ledger.person(s, pick, x < 0.6, kill)
+		what := discardDeadLetter
+		switch {
+		case kill:
+			what = declareDead
+		case x < 0.6:
+			what = retryDeadLetter
+		}
+		w.ledger.person(s, pick, what)
 		if told {
 			w.after(r.between(unit/10, 5*unit), func() { w.ask(s, askReread) })
 		}
@@ -438,7 +463,7 @@ func (w *simulation) heal() {
 	w.mu.Unlock()
 	w.trace("ALL HAS HEALED")
 	for s := range w.cfg.sinks {
-		w.pause(s, false)
+		w.resume(s)
 	}
 	// Healthy events of other aggregates go on arriving, so that poison can be told from an outage.
 	r := w.dice("trickle")
@@ -450,7 +475,7 @@ func (w *simulation) heal() {
 		for s := range w.cfg.sinks {
 			e.sinks = append(e.sinks, s)
 		}
-		w.commitAt(0, &worldTx{events: []*worldEvent{e}}, false, 3)
+		w.commitAt(0, &worldTx{events: []*worldEvent{e}, gap: 3})
 		w.after(r.between(100*unit, 600*unit), next)
 	}
 	next()
