@@ -194,28 +194,28 @@ func (n *sizes) total() int {
 // excess returns how many of the expendable fields have to be given up so that the others take at most limit bytes.
 func (n *sizes) excess(limit int) int {
 	sum := n.total()
-	for i, f := range expendable {
+	for i, f := range expendableFields {
 		if sum <= limit {
 			return i
 		}
 		sum -= n[f]
 	}
-	return len(expendable)
+	return len(expendableFields)
 }
 
-// required holds the fields that must not be NULL if the table has them.
-var required = [...]field{id, aggregateType, aggregateID, eventType}
+// requiredFields holds the fields that must not be NULL if the table has them.
+var requiredFields = [...]field{id, aggregateType, aggregateID, eventType}
 
-// expendable holds the fields of a row that is too large, in the order in which they are given up.
-var expendable = [...]field{payload, metadata, causationID, correlationID, tenantID, eventType, aggregateID, aggregateType, id}
+// expendableFields holds the fields of a row that is too large, in the order in which they are given up.
+var expendableFields = [...]field{payload, metadata, causationID, correlationID, tenantID, eventType, aggregateID, aggregateType, id}
 
 // validate returns an error if a row with fields of these sizes is no valid event. It removes from v the fields for
 // which the event is too large, and returns the size of the others.
 func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 	var invalid []string
-	for _, f := range required {
+	for _, f := range requiredFields {
 		if v[f] == nil && d.outbox.column[f] >= 0 {
-			invalid = append(invalid, needs[f].name+" is null")
+			invalid = append(invalid, fieldNeeds[f].name+" is null")
 		}
 	}
 	if v[id] != nil && n[id] == 0 { // possible in a column of the user's own; in the ledger such an event would look like one without an id
@@ -224,7 +224,7 @@ func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 	size := n.total()
 	if size > d.maxEventBytes {
 		invalid = append(invalid, fmt.Sprintf("the event takes %d bytes, more than the %d of max_event_bytes", size, d.maxEventBytes))
-		for _, f := range expendable[:n.excess(d.maxEventBytes)] {
+		for _, f := range expendableFields[:n.excess(d.maxEventBytes)] {
 			v[f] = nil
 			size -= n[f]
 		}

@@ -29,7 +29,7 @@ type Large struct {
 	null    [fieldCount]bool
 	sizes   sizes
 	kept    [fieldCount]text
-	dropped int // how many of expendable are given up
+	dropped int // how many of expendableFields are given up
 	hex     hexReader
 }
 
@@ -212,7 +212,7 @@ func (l *Large) giveUp() {
 // needed until all of them were given up.
 func (l *Large) wanted(owner field) bool {
 	for f, first := range l.first {
-		if first == owner && !slices.Contains(expendable[:l.dropped], field(f)) {
+		if first == owner && !slices.Contains(expendableFields[:l.dropped], field(f)) {
 			return true
 		}
 	}

@@ -43,8 +43,8 @@ var (
 	timeTypes = []uint32{pgtype.TimestamptzOID, pgtype.TimestampOID}
 )
 
-// needs says, for each field, what its column must be like.
-var needs = [fieldCount]struct {
+// fieldNeeds says, for each field, what its column must be like.
+var fieldNeeds = [fieldCount]struct {
 	name     string
 	always   bool // needed even if the configuration names no column
 	optional bool // a table may lack it, if the configuration says so
@@ -139,7 +139,7 @@ func (c *Columns) find(columns []column, types TypeNames) (*relation, error) {
 	missing := false
 	for f, name := range c.names() {
 		rel.column[f] = -1
-		need := &needs[f]
+		need := &fieldNeeds[f]
 		if name == "" {
 			if need.always {
 				lost = append(lost, fmt.Sprintf("no column is named for %s, which every event needs", need.name))

@@ -12,7 +12,7 @@ type place struct {
 	partition int32
 }
 
-var cluster = place{partition: -1}
+var wholeCluster = place{partition: -1}
 
 // away remembers, for all lanes, the places that did not answer when they were last tried.
 //

@@ -71,7 +71,7 @@ func (p *producer) ask(ctx context.Context, req kmsg.Request) (kmsg.Response, er
 
 // patiently repeats a try for as long as an election may take. If the cluster was away before, it tries only once.
 func (p *producer) patiently(ctx context.Context, try func(context.Context) error) error {
-	if p.sink.away.resting(cluster) {
+	if p.sink.away.resting(wholeCluster) {
 		return errResting
 	}
 	giveUp := time.Now().Add(p.sink.patience)
@@ -81,18 +81,18 @@ func (p *producer) patiently(ctx context.Context, try func(context.Context) erro
 		cancel()
 		switch {
 		case err == nil:
-			p.sink.away.clear(cluster)
+			p.sink.away.clear(wholeCluster)
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case isFinal(err):
 			return err
-		case p.sink.away.known(cluster) || time.Now().After(giveUp):
+		case p.sink.away.known(wholeCluster) || time.Now().After(giveUp):
 			var until time.Time // the zero time: it failed fast, so the next Deliver may try again
 			if isTimeout(err) {
 				until = p.sink.restUntil()
 			}
-			p.sink.away.set(cluster, until)
+			p.sink.away.set(wholeCluster, until)
 			return err
 		}
 		pause(ctx)

@@ -22,8 +22,8 @@ type entry struct {
 	context      format.Context
 }
 
-// overhead is about how many bytes a field takes besides its value: its name, and the framing of both.
-const overhead = 32
+// fieldOverhead is about how many bytes a field takes besides its value: its name, and the framing of both.
+const fieldOverhead = 32
 
 func (e *entry) begin(m *sinks.Message) {
 	ev := m.Event
@@ -33,7 +33,7 @@ func (e *entry) begin(m *sinks.Message) {
 	}
 	e.large = max(len(ev.Payload), len(ev.Metadata), len(ev.AggregateID), len(ev.ID), len(ev.TenantID), len(ev.CorrelationID),
 		len(ev.CausationID), len(ev.AggregateType), len(ev.EventType))
-	e.size = 16*overhead + len(m.Topic) + len(ev.ID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) +
+	e.size = 16*fieldOverhead + len(m.Topic) + len(ev.ID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) +
 		len(ev.Payload) + len(ev.Metadata) + len(ev.TenantID) + len(ev.CorrelationID) + len(ev.CausationID) +
 		len(e.context.TraceParent) + len(e.context.TraceState) + len(e.context.ContentType)
 }

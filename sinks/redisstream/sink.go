@@ -41,9 +41,9 @@ type Sink struct {
 	free []*link
 }
 
-// silence keeps go-redis from printing to stderr. It has one logger for the whole process. Whatever it would print is
+// silenceClient keeps go-redis from printing to stderr. It has one logger for the whole process. Whatever it would print is
 // in the errors of Deliver as well.
-var silence = sync.OnceFunc(func() { redis.SetLogger(silent{}) })
+var silenceClient = sync.OnceFunc(func() { redis.SetLogger(silent{}) })
 
 type silent struct{}
 
@@ -58,7 +58,7 @@ func New(c Config) (*Sink, error) {
 	if c.MaxMessageBytes == 0 {
 		c.MaxMessageBytes = defaultMaxMessageBytes
 	}
-	silence()
+	silenceClient()
 	return &Sink{config: c, open: open, options: options, rest: rest}, nil
 }
 

@@ -65,7 +65,7 @@ func newSink(t testing.TB, c Config) *Sink {
 // newClient is the test's own, which no fault befalls.
 func newClient(t testing.TB, address string) *redis.Client {
 	t.Helper()
-	silence()
+	silenceClient()
 	c := redis.NewClient(&redis.Options{Addr: address, Protocol: 2, DisableIdentity: true})
 	t.Cleanup(func() { c.Close() })
 	return c
