@@ -21,14 +21,14 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// world is a database with a ledger, and what leads to it.
+// world is a database with a ledger, and the Config that leads to it.
 type world struct {
 	t     *testing.T
 	conn  *pgx.Conn
 	admin Config
 }
 
-// newWorld makes a ledger with the sinks "a" (id 1) and "b" (id 2) of our connector, and one of another connector.
+// newWorld makes a ledger with the sinks "a" (id 1) and "b" (id 2) of our connector, and a sink of another connector.
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	d := pgtest.New(t)
@@ -59,7 +59,7 @@ func (w *world) text(sql string) string {
 	return s
 }
 
-// newRole is a login that ends with the test; it gives its name and its DSN.
+// newRole makes a login, which is dropped when the test ends, and returns its name and its DSN.
 func (w *world) newRole() (name, dsn string) {
 	w.t.Helper()
 	name = "role_" + strings.ToLower(rand.Text())
@@ -99,7 +99,7 @@ func wantExit(t *testing.T, err error, code exitcode.Code, words ...string) {
 
 func eventID(n int) string { return fmt.Sprintf("00000000-0000-7000-8000-%012d", n) }
 
-// park makes row n of a processor; set says what differs from an untried one.
+// park inserts row n of a processor. set says in what it differs from an untried row.
 func (w *world) park(processor, n int, status string, set string) {
 	w.t.Helper()
 	w.exec(fmt.Sprintf(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event, payload)
@@ -117,7 +117,7 @@ const rowsNow = `select coalesce(string_agg(concat_ws(':', processor_id, commit_
 const logNow = `select coalesce(string_agg(concat_ws(':', processor_id, commit_lsn, tx_index, event_id is not null, status, attempt_number, epoch, error_message), ' '
 	order by processor_id, commit_lsn), '') from outbox_delivery_log`
 
-// heard gives what was told on the channel since the last time.
+// heard returns the notifications since its last call.
 func heard(t *testing.T, conn *pgx.Conn) (payloads []string) {
 	t.Helper()
 	if _, err := conn.Exec(testContext(t), "select 1"); err != nil {

@@ -49,7 +49,7 @@ func TestRetry(t *testing.T) {
 	if diff := cmp.Diff([]string{"public:1"}, heard(t, conn)); diff != "" {
 		t.Error(diff)
 	}
-	// All: neither another connector's, nor what is of no sink.
+	// Without a filter, rows of other connectors and rows of no sink are left alone.
 	r, err = ChangeParked(testContext(t), w.admin, Retry, ChangeOptions{})
 	if err != nil || r.Changed != 1 || r.Left != 1 {
 		t.Errorf("retry of all: %+v, %v", r, err)
@@ -112,7 +112,7 @@ func TestDiscardAndKill(t *testing.T) {
 	}
 }
 
-// Whatever cannot be done is said in so many words, and nothing is changed.
+// If an action cannot be applied, the error says why, and nothing is changed.
 func TestChangesThatAreRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -195,7 +195,8 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// More rows than a page and a chunk hold, with a transaction that holds one of them, and a rate.
+// There are more rows than a page and a chunk hold; another transaction has locked one of them; and a rate limits the
+// changes.
 func TestManyDeadLetters(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -218,7 +219,7 @@ func TestManyDeadLetters(t *testing.T) {
 	if n := w.text("select count(*)::text from outbox_parked where status = 'dead'"); n != "500" {
 		t.Errorf("%s are dead", n)
 	}
-	// It is a person's rate, not a chunk's: what does not come at once comes in quarters of a second.
+	// The rate counts rows, not chunks: a chunk has the rows of a quarter of a second.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if r, err = ChangeParked(ctx, w.admin, Retry, ChangeOptions{Rate: 40}); err == nil || r.Changed < 10 || r.Changed > 60 {
@@ -226,7 +227,7 @@ func TestManyDeadLetters(t *testing.T) {
 	}
 }
 
-// A log without the partition of today, as the connector was away for long.
+// If no connector has run for long, the log has no partition for today.
 func TestDiscardMakesThePartition(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -238,7 +239,7 @@ func TestDiscardMakesThePartition(t *testing.T) {
 	}
 }
 
-// The connector's own login is enough.
+// The privileges of the connector's own login are enough.
 func TestChangesNeedNoOwner(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

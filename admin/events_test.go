@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What waits, and for what.
+// The list of parked events says what each of them waits for.
 func TestParkedEvents(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

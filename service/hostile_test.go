@@ -23,7 +23,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// moody accepts or refuses by what the event's type begins with, until it is told to accept all.
+// moody is a publisher that accepts or refuses an event by the beginning of its type, until it is told to accept all.
 type moody struct {
 	away, mended atomic.Bool
 }
@@ -43,8 +43,8 @@ func (m *moody) Publish(_ context.Context, e *outbox.OutboxEntry) error {
 	return nil
 }
 
-// hostile is a world in whose schema public somebody else has planted all that he could, before anything of ours was made.
-// The service's own sessions look there before pg_catalog.
+// hostile is a world in which somebody else has planted traps in the schema public, before anything of ours was made. The
+// service's own sessions have public before pg_catalog on their search_path.
 type hostile struct {
 	*world
 	planted *pgtest.Planted
@@ -102,7 +102,7 @@ func (h *hostile) eventually(query, want string) {
 	}
 }
 
-// ok fails the test with what it could not do.
+// ok fails the test if a step has returned an error.
 func (h *hostile) ok(what string, err error) {
 	h.t.Helper()
 	if err != nil {
@@ -110,7 +110,7 @@ func (h *hostile) ok(what string, err error) {
 	}
 }
 
-// Whatever somebody else has put into the ledger's schema: nothing of it is executed, by init, by the connector, by the producer
+// Nothing that somebody else has put into the ledger's schema is executed: not by init, by the connector, by the producer
 // library, or by what people do.
 func TestNothingOfOthersIsExecuted(t *testing.T) {
 	t.Parallel()
@@ -142,7 +142,7 @@ func TestNothingOfOthersIsExecuted(t *testing.T) {
 	h.eventually("select count(*)::text from public.event_outbox_status where status = 'pending'", "0")
 	h.ok("stop", h.service.Stop())
 
-	// A log without a partition for today: the recorder makes it.
+	// If the log has no partition for today, the recorder makes it.
 	h.exec("drop table public.outbox_delivery_log_" + time.Now().UTC().Format("20060102"))
 	h.ok("start again", h.service.Start())
 	h.write("6", "made")
@@ -154,7 +154,7 @@ func TestNothingOfOthersIsExecuted(t *testing.T) {
 	h.planted.CheckNothingCaught(t)
 }
 
-// people do what the commands do.
+// people calls every function of package admin that the commands call.
 func (h *hostile) people(ctx context.Context) {
 	h.t.Helper()
 	for _, status := range append(admin.EventStatuses, "") {
@@ -190,7 +190,7 @@ func (h *hostile) people(ctx context.Context) {
 	h.ok("resume", err)
 }
 
-// saga writes events of a step that fails, twice.
+// saga runs a step of a saga that fails, twice, and one that succeeds.
 func (h *hostile) saga(ctx context.Context) {
 	h.t.Helper()
 	manager := outbox.NewOutboxSagaManager(h.service.Wrapper)
@@ -207,7 +207,7 @@ func (h *hostile) saga(ctx context.Context) {
 	h.ok("saga", manager.ExecuteSagaStep(outbox.WithSagaStep(ctx, "ship"), "s1", func(*sql.Tx) error { return nil }, event("undo"), event("done")))
 }
 
-// What init prints is run by a person, a superuser perhaps, with whatever search_path he has.
+// The SQL that init prints is run by a person, perhaps as a superuser, with any search_path.
 func TestPrintedSQLExecutesNothingOfOthers(t *testing.T) {
 	t.Parallel()
 	h := newHostile(t, (*pgtest.Database).Plant)
@@ -224,7 +224,7 @@ func TestPrintedSQLExecutesNothingOfOthers(t *testing.T) {
 	h.planted.CheckNothingCaught(t)
 }
 
-// A ledger that is somebody else's is refused before anything of it is read or written.
+// A ledger that belongs to somebody else is refused before anything of it is read or written.
 func TestALedgerOfSomebodyElseIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, made := range []string{
@@ -268,7 +268,7 @@ func TestALedgerOfSomebodyElseIsRefused(t *testing.T) {
 	}
 }
 
-// A mapped table may be of types that pg_catalog does not know.
+// The columns of a mapped table may have types that are not in pg_catalog.
 func TestMappedTableOfOtherTypes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -32,7 +32,8 @@ type world struct {
 	cfg   config.Config
 }
 
-// newWorld is a world in which nothing was made yet. The file may say more than the environment.
+// newWorld makes a world with an empty database. The configuration comes from environ and from variables that name the
+// database.
 func newWorld(t *testing.T, environ ...string) *world {
 	t.Helper()
 	d := pgtest.Unmigrated(t)
@@ -67,7 +68,7 @@ func (w *world) text(sql string) string {
 	return s
 }
 
-// newRole is a login that ends with the test; it gives its name and its DSN.
+// newRole makes a login, which is dropped when the test ends, and returns its name and its DSN.
 func (w *world) newRole() (name, dsn string) {
 	w.t.Helper()
 	name = "role_" + strings.ToLower(rand.Text())
@@ -222,7 +223,8 @@ func TestInitRefuses(t *testing.T) {
 	wantExit(t, err, exitcode.Privilege, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
 }
 
-// What another role may do in the ledger's schema is told, and what it has done there is refused before anything is read.
+// Init warns if another role may create things in the ledger's schema. What it has created there is refused before
+// anything is read.
 func TestInitAmongOthers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -233,7 +235,7 @@ func TestInitAmongOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer thief.Close(testContext(t))
-	// The statements of its own session would be the first to be caught.
+	// The other role plants a view in the ledger's schema, in a session of its own.
 	for _, sql := range []string{
 		"create function public.ran() returns text language plpgsql as 'begin raise ''ran as %'', current_user; end'",
 		"create view public.outbox_checkpoints as select public.ran() as slot_name, 'ready' as state, '1' as system_identifier",
@@ -274,7 +276,7 @@ func TestInitAmongOthers(t *testing.T) {
 	}
 }
 
-// Another process that makes or drops the same is told of, and not waited for without end.
+// If another process makes or drops the same things, Init says so, and waits for it only for a limited time.
 func TestInitWaitsForALock(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -317,7 +319,7 @@ func TestInitWaitsForALock(t *testing.T) {
 	}
 }
 
-// With an administrator's DSN init grants the connector's login what that needs, and a run under it works.
+// With an administrator's DSN, Init grants the connector's login what it needs. A connector with this login works.
 func TestInitByAdministrator(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -336,7 +338,7 @@ func TestInitByAdministrator(t *testing.T) {
 	runAndDeliver(t, w)
 }
 
-// What --print-sql prints is enough for init and run under exactly the two logins that it names.
+// The SQL of --print-sql is enough for init and run under the two logins that it names.
 func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -397,7 +399,7 @@ func runAndDeliver(t *testing.T, w *world) {
 	}
 }
 
-// lockedBuffer is a buffer that a sink writes while the test reads.
+// lockedBuffer is a buffer that a sink may write while the test reads it.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

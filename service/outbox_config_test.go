@@ -27,7 +27,7 @@ type named string
 func (named) Publish(context.Context, *outbox.OutboxEntry) error { return nil }
 func (n named) GetName() string                                  { return string(n) }
 
-// fromFile is what the daemon makes of a file.
+// fromFile returns the daemon's configuration for a file.
 func fromFile(t *testing.T, text string) config.Config {
 	t.Helper()
 	if !strings.Contains(text, "source: ") {
@@ -42,7 +42,7 @@ func fromFile(t *testing.T, text string) config.Config {
 	return cfg
 }
 
-// Every publisher of the platform's page becomes what the daemon makes of a file.
+// Every publisher of the platform's page leads to the same configuration as a file of the daemon.
 func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 	t.Parallel()
 	kafka := map[string]any{"brokers": []string{"localhost:9092"}, "topic": "pyairtable-events"}
@@ -112,7 +112,7 @@ func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 	}
 }
 
-// All mistakes come at once, by the names of the fields, and no value is told that may be a secret.
+// All mistakes are reported at once, with the names of the fields, and without values that may be secrets.
 func TestOutboxServiceConfigMistakes(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -203,7 +203,7 @@ LedgerSchema: …`},
 	}
 }
 
-// What has no effect is said.
+// There is a warning for each setting that has no effect.
 func TestOutboxServiceConfigWarnings(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
@@ -221,7 +221,7 @@ func TestOutboxServiceConfigWarnings(t *testing.T) {
 	}
 }
 
-// The environment of the platform's page makes of a preset what the daemon makes of the same environment.
+// A preset with the environment of the platform's page leads to the same configuration as the daemon with this environment.
 func TestPreset(t *testing.T) {
 	t.Parallel()
 	p := Preset{Service: "orders", Sinks: []string{"kafka"}, Topics: map[string]string{"kafka": "k", "redis_stream": "r"}, Lanes: 2}

@@ -24,7 +24,7 @@ import (
 
 func slot() string { return "test_" + strings.ToLower(rand.Text()) }
 
-// configOf is a configuration for a database of outboxtest, with a slot of its own.
+// configOf returns a configuration for a database of outboxtest, with a slot of its own.
 func configOf(t *testing.T, db *sql.DB, publishers ...service.Publisher) service.OutboxServiceConfig {
 	return service.OutboxServiceConfig{
 		ServiceName: "shop", DatabaseURL: outboxtest.DSN(t, db), Slot: slot(), Publishers: publishers,
@@ -67,7 +67,7 @@ func write(t *testing.T, s *service.OutboxService, aggregateID string, types ...
 	}
 }
 
-// slow is a publisher that takes its time, so that there is always something on the way.
+// slow is a publisher that is so slow that some events are always being delivered.
 type slow struct{ *outboxtest.Sink }
 
 func (s slow) Publish(ctx context.Context, e *outbox.OutboxEntry) error {
@@ -79,8 +79,9 @@ func (s slow) Publish(ctx context.Context, e *outbox.OutboxEntry) error {
 	}
 }
 
-// load commits events of several aggregates until the returned function is called, which gives what was committed, by
-// aggregate and in order. They are no more than a slow publisher gets through on a slow machine while an assertion waits.
+// load commits events of several aggregates until the returned function is called. That returns the committed events, by
+// aggregate and in order. There are only so many that a slow publisher on a slow machine can deliver them while an
+// assertion waits.
 func load(t *testing.T, w *service.Wrapper) (end func() map[string][]string) {
 	t.Helper()
 	var stopping atomic.Bool
@@ -125,8 +126,8 @@ func await(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// One replica streams and one stands by; when the first is stopped under load the second takes over, and nothing is lost, out
-// of order or left behind.
+// One replica streams and another stands by. When the first is stopped under load, the second takes over, and every event
+// is delivered, in order.
 func TestTakeOverUnderLoad(t *testing.T) {
 	db := outboxtest.NewDB(t)
 	leaks := goleak.IgnoreCurrent() // the server's, and that of db's connections
@@ -196,7 +197,7 @@ func TestStartStop(t *testing.T) {
 	}
 }
 
-// Start waits where a slot cannot be made yet, and Stop ends that.
+// Start waits as long as the slot cannot be made. Stop ends the wait.
 func TestStopWhileStarting(t *testing.T) {
 	t.Parallel()
 	db := outboxtest.NewDB(t)
@@ -230,7 +231,7 @@ func TestStopWhileStarting(t *testing.T) {
 	stop(t, s)
 }
 
-// onMessage calls do at the first of a message.
+// onMessage is a slog.Handler that calls do when a message is logged for the first time.
 type onMessage struct {
 	slog.Handler
 	message string
@@ -247,7 +248,7 @@ func (h *onMessage) Handle(ctx context.Context, r slog.Record) error {
 
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()
-	// A service finds the code by the method alone.
+	// A service can find the exit code only by this method.
 	exit := func(err error) exitcode.Code {
 		var coded interface{ ExitCode() int }
 		if !errors.As(err, &coded) {
@@ -290,7 +291,7 @@ func TestStartRefuses(t *testing.T) {
 	}
 }
 
-// What the service writes by its search_path has to be the table that is streamed.
+// The event_outbox that the service finds by its search_path must be the table that is streamed.
 func TestStartRefusesAnotherOutbox(t *testing.T) {
 	t.Parallel()
 	db := outboxtest.NewDB(t)
@@ -315,7 +316,7 @@ func TestStartRefusesAnotherOutbox(t *testing.T) {
 	stop(t, s)
 }
 
-// After a migration, tables of the polling outbox have the names of the ledger's.
+// After a migration from the polling outbox, tables of that have the names of the ledger's tables.
 func TestLedgerInASchemaOfItsOwn(t *testing.T) {
 	db := outboxtest.NewDB(t)
 	_, err := db.Exec(`drop table outbox_delivery_log, outbox_parked, outbox_processors, outbox_metrics, outbox_checkpoints cascade;
@@ -355,7 +356,7 @@ func TestLedgerInASchemaOfItsOwn(t *testing.T) {
 	stop(t, s)
 }
 
-// A connector that ends by itself says so, and is started again once that is mended.
+// GetStatus says why a connector has ended by itself. It can be started again when the cause is mended.
 func TestEndsByItself(t *testing.T) {
 	t.Parallel()
 	db := outboxtest.NewDB(t)
@@ -389,7 +390,8 @@ func TestEndsByItself(t *testing.T) {
 	stop(t, s)
 }
 
-// The bus within the process and publishers of the service's own get what other sinks get, and their errors count.
+// The bus within the process and the service's own publishers get the same events as other sinks, and their errors count in
+// the same way.
 func TestBusAndPublishers(t *testing.T) {
 	t.Parallel()
 	db := outboxtest.NewDB(t)
@@ -458,7 +460,7 @@ func (f *failing) Publish(ctx context.Context, e *outbox.OutboxEntry) error {
 
 func (f *failing) Close() error { f.closed.Store(true); return nil }
 
-// closing accepts all.
+// closing is a sink that accepts all messages, and tells when it is closed.
 type closing struct{ Sink chan struct{} }
 
 func (c *closing) Deliver(context.Context, []service.Message) []error { return nil }

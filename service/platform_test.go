@@ -35,7 +35,7 @@ func event(aggregateID, typ string) shared.DomainEvent {
 	return shared.DomainEvents(shared.Event{ID: outbox.NewID(), AggregateType: "user", AggregateID: aggregateID, EventType: typ, Payload: []byte("{}")})[0]
 }
 
-// YourUserRepository is one that takes part in the outbox's transaction.
+// YourUserRepository is a repository that takes part in the transaction of the outbox.
 type YourUserRepository struct{}
 
 func (YourUserRepository) Save(ctx context.Context, u *user) error {
@@ -51,7 +51,7 @@ func insertUser(tx *sql.Tx, id string) error {
 	return err
 }
 
-// broker is a Kafka with a topic, and what it has: types of events by aggregate.
+// broker is a Kafka with one topic, and the types of the events that it has, by aggregate.
 type broker struct {
 	address string
 	client  *kgo.Client
@@ -73,7 +73,7 @@ func newBroker(t *testing.T, topic string) *broker {
 	return b
 }
 
-// expect reads until an aggregate has as many events.
+// expect reads until the aggregate has this many events, and compares their types.
 func (b *broker) expect(t *testing.T, aggregateID string, types ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -92,7 +92,8 @@ func (b *broker) expect(t *testing.T, aggregateID string, types ...string) {
 	}
 }
 
-// The snippets of the platform's page, in the order of the page, with nothing changed but the import. It sets the environment.
+// The snippets of the platform's page work, in the order of the page. Only the import differs. The test sets the
+// environment.
 func TestPlatformPage(t *testing.T) {
 	db := outboxtest.NewDB(t)
 	kafka := newBroker(t, "pyairtable-events")
@@ -226,7 +227,7 @@ func TestPlatformPage(t *testing.T) {
 	}
 }
 
-// CustomPublisher is the page's.
+// CustomPublisher is the example of the page.
 type CustomPublisher struct {
 	mu  sync.Mutex
 	got []string
@@ -243,7 +244,7 @@ func (p *CustomPublisher) GetName() string {
 	return "custom_publisher"
 }
 
-// The page's configuration objects, one publisher after the other, with a custom one beside it.
+// The page's configuration objects work, each with a custom publisher beside it.
 func TestPlatformConfiguration(t *testing.T) {
 	t.Parallel()
 	db := outboxtest.NewDB(t)
@@ -313,7 +314,7 @@ func TestPlatformConfiguration(t *testing.T) {
 	}
 }
 
-// atomicList is one that several goroutines append to.
+// atomicList is a list to which several goroutines may append.
 type atomicList struct {
 	mu   sync.Mutex
 	list []string

@@ -23,8 +23,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// What a Go service gets that loads its configuration with CheckSink: each mistake with its line, whichever package found
-// it. Build finds by path what is left.
+// If a configuration is loaded with CheckSink, each mistake has its line, whichever package has found it. Without CheckSink,
+// Build finds the mistakes of the sinks, with their paths.
 func TestMistakesHaveLines(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -76,7 +76,7 @@ DIR/outbox.yaml:25: routes[0].topic: for "hook": is a URL of another scheme, hos
 	wantExit(t, err, exitcode.Config, "sinks[0].credentials_file: "+dir+"/nowhere.creds cannot be read: no such file or directory")
 }
 
-// The configuration refuses a topic where, and only where, the sink would refuse every event under it for good.
+// The configuration refuses a topic if, and only if, the sink would permanently refuse every event with it.
 func TestTopicsAsTheSinksSeeThem(t *testing.T) {
 	t.Parallel()
 	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "a", ".a", "a-Z_0.9", strings.Repeat("a", 249)))

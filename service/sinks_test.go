@@ -36,7 +36,7 @@ sinks:
   - {name: log, type: stdout}
 `
 
-// What a composite becomes, and where events go.
+// Routing says where events go, and what becomes of a composite.
 func TestRouting(t *testing.T) {
 	t.Parallel()
 	event := outbox.Event{ID: "1", AggregateType: "order", AggregateID: "42", EventType: "order.paid", TenantID: "acme"}
@@ -81,7 +81,7 @@ routes:
 	}
 }
 
-// What only a sink's package can find wrong shows when the connector is built, with the exit code of a configuration.
+// Build finds the mistakes that only the package of a sink can find. They have the exit code of a wrong configuration.
 func TestBuildFindsMistakes(t *testing.T) {
 	t.Parallel()
 	for want, sink := range map[string]string{
@@ -97,7 +97,7 @@ func TestBuildFindsMistakes(t *testing.T) {
 	}
 }
 
-// The source of CloudEvents names the table where ids may be those of another table as well.
+// The source of CloudEvents names the table, if another table may have the same ids.
 func TestDefaultSource(t *testing.T) {
 	t.Parallel()
 	for table, want := range map[string]string{

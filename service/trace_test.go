@@ -20,7 +20,7 @@ func traced(ctx context.Context) context.Context {
 	return outbox.WithTraceParent(ctx, span["traceparent"], span["tracestate"])
 }
 
-// The function of docs/embedding.md reads the span of OpenTelemetry.
+// The function in docs/embedding.md reads the span of OpenTelemetry.
 func TestTraceOfASpan(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/embedding.md")

@@ -27,7 +27,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
-// The test binary is outbox-cdc where this variable is set, so that a test can send it signals.
+// If this variable is set, the test binary behaves like outbox-cdc, so that a test can send signals to it.
 const asCommand = "OUTBOX_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -71,7 +71,7 @@ func TestDemoWithoutPostgres(t *testing.T) {
 	}
 }
 
-// Two demos at once, of one machine with psql and of one without. In each a person's event comes out, and neither leaves
+// Two demos run at the same time, one with psql and one without. In each, an event of a person arrives. Neither leaves
 // anything behind.
 func TestDemo(t *testing.T) {
 	t.Parallel()
@@ -102,7 +102,7 @@ func testDemo(t *testing.T, psql bool) {
 
 	d.paste(t, paste)
 	d.await(t, `^>> .* ms  outbox\.event\.order +42 +order\.created +\S{36} \{"total": 99\}$`)
-	// Another terminal, and a topic that does not exist.
+	// In another terminal: a topic that does not exist.
 	d.paste(t, strings.Join([]string{
 		os.Args[0], "demo insert --dsn", "'" + d.dsn + "'", "--aggregate-type invoice --event-type invoice.sent", `--payload '{"due":` + "\n" + `1}'`,
 	}, " "))
@@ -120,7 +120,7 @@ func testDemo(t *testing.T, psql bool) {
 	d.nothingLeft(t, addr)
 }
 
-// A sink goes away, its events are parked, and once it is back they arrive: the summary finds nothing missing.
+// If a sink goes away, its events are parked. They arrive when it is back, and the summary finds nothing missing.
 func TestDemoChaos(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t, true, "demo", "--rate", "20", "--chaos")
@@ -165,7 +165,7 @@ func TestDemoForPrograms(t *testing.T) {
 	d.nothingLeft(t, "")
 }
 
-// However it is ended, it cleans up.
+// The demo cleans up, however it is ended.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
 	early := startDemo(t, true, "demo")
@@ -176,7 +176,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 	early.nothingLeft(t, "")
 
-	// A reader that goes away, as head does.
+	// The reader of the output goes away, as head does.
 	broken := startDemo(t, true, "demo", "--rate", "100")
 	broken.await(t, `^   \d`)
 	broken.stdout.Close()
@@ -185,7 +185,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 	broken.nothingLeft(t, "")
 
-	// A table that a person has locked holds up its last transaction, until a second signal.
+	// A person has locked a table, which holds up the last transaction of the demo until a second signal.
 	held := startDemo(t, true, "demo", "--rate", "100")
 	held.await(t, `^   \d`)
 	conn, err := pgx.Connect(t.Context(), held.dsn)
@@ -210,7 +210,7 @@ func TestDemoInterrupted(t *testing.T) {
 	held.nothingLeft(t, "")
 }
 
-// runningDemo is one in a process of its own, with a directory for temporary files of its own.
+// runningDemo is a demo in a process of its own, with its own directory for temporary files.
 type runningDemo struct {
 	cmd    *exec.Cmd
 	stdout io.Closer
@@ -226,7 +226,8 @@ const demoPatience = 90 * time.Second
 func startDemo(t *testing.T, psql bool, args ...string) *runningDemo {
 	t.Helper()
 	d := &runningDemo{lines: make(chan string)}
-	// The server's user must be able to enter it, and a socket's path is 107 bytes at most: t.TempDir's would be longer.
+	// The user of the server must be able to enter the directory. The path of a socket has at most 107 bytes; with
+	// t.TempDir it would be longer.
 	var err error
 	if d.dir, err = os.MkdirTemp("", "demo-test-"); err != nil { //nolint:usetesting // see above
 		t.Fatal(err)
@@ -289,7 +290,7 @@ func (d *runningDemo) await(t *testing.T, pattern string) []string {
 	}
 }
 
-// paste does what a person does in another terminal.
+// paste runs a command, as a person does in another terminal.
 func (d *runningDemo) paste(t *testing.T, line string) {
 	t.Helper()
 	shell := exec.Command("sh", "-c", line)
@@ -306,7 +307,7 @@ func (d *runningDemo) signal(t *testing.T, s os.Signal) {
 	}
 }
 
-// wait reads what it still prints and gives its exit code.
+// wait reads the rest of the output and returns the exit code.
 func (d *runningDemo) wait(t *testing.T) int {
 	t.Helper()
 	stuck := time.AfterFunc(demoPatience, func() { _ = d.cmd.Process.Signal(syscall.SIGABRT) }) // its goroutines go to stderr

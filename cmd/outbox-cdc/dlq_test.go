@@ -16,7 +16,7 @@ import (
 
 const oneID = "00000000-0000-7000-8000-000000000001"
 
-// ledger is a database with a dead letter and an event that waits, at the sink "partner", and the environment that names it.
+// ledger is a database with a dead letter and a parked event of the sink "partner", and the environment that leads to it.
 func ledger(t *testing.T) (*pgx.Conn, []string) {
 	t.Helper()
 	d := pgtest.New(t)

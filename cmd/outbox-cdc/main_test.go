@@ -16,7 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// outcome is what a command line comes to.
+// outcome is the exit code and the output of a command.
 type outcome struct {
 	code           exitcode.Code
 	stdout, stderr string
@@ -63,7 +63,7 @@ func TestInvalidConfiguration(t *testing.T) {
 	}
 }
 
-// Whatever is wrong with sinks is told at once, each mistake with its line and key.
+// All mistakes in sinks are reported at once, each with its line and key.
 func TestEveryMistakeOfSinksAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -193,7 +193,7 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
-// The help and the README list the exit codes, each with what it means.
+// The help and the README list all exit codes with their meanings.
 func TestExitCodesAreDocumented(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("../../README.md")

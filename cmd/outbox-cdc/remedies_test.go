@@ -16,10 +16,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// mention is a text that may name a command of ours.
+// mention is a text that may contain a command line of outbox-cdc.
 type mention struct{ where, text string }
 
-// TestRemediesExist runs --help of every command that our messages and documents name, and looks for the flags they name.
+// TestRemediesExist runs --help of every command that our messages and documents name, and looks for the flags that they
+// name.
 func TestRemediesExist(t *testing.T) {
 	t.Parallel()
 	checked := map[string]bool{}
@@ -75,15 +76,15 @@ func TestCommandsIn(t *testing.T) {
 type named struct{ words, flags []string }
 
 var (
-	// Our name and what follows it, as far as it can belong to a command line; or what is quoted as code.
+	// Either outbox-cdc with the words after it that can belong to a command line, or a text that is quoted as code.
 	commandLine = regexp.MustCompile("outbox-cdc((?: +[^ `\"|;#()\n]+)+)|`((?:[a-z]+)(?: +[^ `\"|;#()\n]+)*)`")
-	// What stands in front of our name where it is meant to be typed.
+	// What stands before outbox-cdc if the text is a command to type.
 	asked       = regexp.MustCompile("(?i)(?:[`\"]|\\brun |(?:^|\n)(?: {4,}|\\$ )(?:bin/)?)$")
 	flagName    = regexp.MustCompile(`^--[a-z][a-z-]*`)
 	commandName = regexp.MustCompile(`^[a-z]+$`)
 )
 
-// commandsIn finds the command lines that a text names.
+// commandsIn finds the command lines in a text.
 func commandsIn(text string) (found []named) {
 	for _, at := range commandLine.FindAllStringSubmatchIndex(text, -1) {
 		ours, line := at[2] >= 0, text[max(at[2], at[4]):max(at[3], at[5])]
@@ -127,7 +128,7 @@ func subcommand(of *cobra.Command, name string) *cobra.Command {
 	return nil
 }
 
-// mentions gives the string literals of all our code but the tests, and the lines of documents, examples and SQL.
+// mentions returns the string literals of all code except tests, and the lines of documents, examples and SQL.
 func mentions(t *testing.T, root string) (all []mention) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -154,7 +155,8 @@ func mentions(t *testing.T, root string) (all []mention) {
 	return all
 }
 
-// literals gives the strings of a file. Those that are added to each other are one, with … for what is not written there.
+// literals returns the strings of a file. Strings that are added to each other become one, with … in place of what is not
+// a literal.
 func literals(t *testing.T, path string) (all []mention) {
 	t.Helper()
 	files := token.NewFileSet()
