@@ -75,16 +75,17 @@ func TestDemoWithoutPostgres(t *testing.T) {
 // anything behind.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	for _, psql := range []bool{true, false} {
-		t.Run(fmt.Sprintf("psql=%t", psql), func(t *testing.T) {
+	for _, m := range []machine{{psql: true}, {psql: false}} {
+		t.Run(fmt.Sprintf("psql=%t", m.psql), func(t *testing.T) {
 			t.Parallel()
-			testDemo(t, psql)
+			seeEventsArrive(t, m)
 		})
 	}
 }
 
-func testDemo(t *testing.T, psql bool) {
-	d := startDemo(t, psql, "demo", "--rate", "50", "--log-format", "json")
+// seeEventsArrive runs a demo and does in it what a person does.
+func seeEventsArrive(t *testing.T, m machine) {
+	d := startDemo(t, m, "demo", "--rate", "50", "--log-format", "json")
 	match := d.await(t, `^health (http://\S+/readyz), metrics (http://\S+/metrics)$`)
 	for _, url := range match[1:] {
 		if response, err := http.Get(url); err != nil || response.StatusCode != http.StatusOK {
@@ -95,8 +96,8 @@ func testDemo(t *testing.T, psql bool) {
 	}
 	addr := d.await(t, `^DSN +postgres://[^@]+@([^/]+)/`)[1]
 	paste := d.await(t, `^  (\S+ .*event_outbox .*|\S+ demo insert .*)$`)[1]
-	if strings.HasPrefix(paste, "psql ") != psql {
-		t.Errorf("with psql %t it offers %s", psql, paste)
+	if strings.HasPrefix(paste, "psql ") != m.psql {
+		t.Errorf("with psql %t it offers %s", m.psql, paste)
 	}
 	d.await(t, `^   \d.* ms  outbox\.event\.order +1001 +order\.created `) // the shop's
 
@@ -123,7 +124,7 @@ func testDemo(t *testing.T, psql bool) {
 // If a sink goes away, its events are parked. They arrive when it is back, and the summary finds nothing missing.
 func TestDemoChaos(t *testing.T) {
 	t.Parallel()
-	d := startDemo(t, true, "demo", "--rate", "20", "--chaos")
+	d := startDemo(t, machine{psql: true}, "demo", "--rate", "20", "--chaos")
 	for _, said := range []string{
 		`^~~ chaos: Redis goes away$`, `^~~ stream: parked: `, `^~~ stream: left alone since .*breaker open`, `^~~ chaos: Redis is back$`,
 		`^~~ stream: caught up, `,
@@ -140,7 +141,7 @@ func TestDemoChaos(t *testing.T) {
 
 func TestDemoForPrograms(t *testing.T) {
 	t.Parallel()
-	d := startDemo(t, true, "demo", "--rate", "100", "--duration", "1s", "-o", "json")
+	d := startDemo(t, machine{psql: true}, "demo", "--rate", "100", "--duration", "1s", "-o", "json")
 	events := 0
 	for line := range d.lines {
 		var got struct {
@@ -168,7 +169,7 @@ func TestDemoForPrograms(t *testing.T) {
 // The demo cleans up, however it is ended.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
-	early := startDemo(t, true, "demo")
+	early := startDemo(t, machine{psql: true}, "demo")
 	early.await(t, `^PostgreSQL \S+ of `)
 	early.signal(t, syscall.SIGINT)
 	if code := early.wait(t); code != 0 {
@@ -177,7 +178,7 @@ func TestDemoInterrupted(t *testing.T) {
 	early.nothingLeft(t, "")
 
 	// The reader of the output goes away, as head does.
-	broken := startDemo(t, true, "demo", "--rate", "100")
+	broken := startDemo(t, machine{psql: true}, "demo", "--rate", "100")
 	broken.await(t, `^   \d`)
 	broken.stdout.Close()
 	if code := broken.wait(t); code != 1 || !strings.Contains(broken.stderr.String(), "broken pipe") {
@@ -186,7 +187,7 @@ func TestDemoInterrupted(t *testing.T) {
 	broken.nothingLeft(t, "")
 
 	// A person has locked a table, which holds up the last transaction of the demo until a second signal.
-	held := startDemo(t, true, "demo", "--rate", "100")
+	held := startDemo(t, machine{psql: true}, "demo", "--rate", "100")
 	held.await(t, `^   \d`)
 	conn, err := pgx.Connect(t.Context(), held.dsn)
 	if err != nil {
@@ -223,7 +224,10 @@ type runningDemo struct {
 
 const demoPatience = 90 * time.Second
 
-func startDemo(t *testing.T, psql bool, args ...string) *runningDemo {
+// machine says what a demo finds on the machine on which it runs.
+type machine struct{ psql bool }
+
+func startDemo(t *testing.T, m machine, args ...string) *runningDemo {
 	t.Helper()
 	d := &runningDemo{lines: make(chan string)}
 	// The user of the server must be able to enter the directory. The path of a socket has at most 107 bytes; with
@@ -238,7 +242,7 @@ func startDemo(t *testing.T, psql bool, args ...string) *runningDemo {
 	}
 	d.cmd = exec.Command(os.Args[0], args...)
 	d.cmd.Env = append(os.Environ(), asCommand+"=1", "TMPDIR="+d.dir)
-	if !psql {
+	if !m.psql {
 		d.cmd.Env = append(d.cmd.Env, "PATH="+d.dir)
 	}
 	d.cmd.Stderr = &d.stderr
