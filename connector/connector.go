@@ -100,7 +100,7 @@ type DeliveryConfig struct {
 	MaxEventBytes int
 }
 
-func (d *DeliveryConfig) never() bool { return d.ParkAfter == 0 }
+func (d *DeliveryConfig) parksNothing() bool { return d.ParkAfter == 0 }
 
 // unreachableFor is how long Run waits for PostgreSQL before the first session.
 const unreachableFor = 30 * time.Second
@@ -113,41 +113,60 @@ type Connector struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	sinks          map[string]*sinkLife               // by name
-	table          uint32                             // oid of the outbox, as preflight found it
-	tracker        atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last
-	steps          *steps
-	unreadSince    atomic.Int64 // since when no session reads the stream, in Unix nanoseconds; 0 while one does
-	othersRead     atomic.Bool  // and then another process was seen to
-	walsender      walsender    // the keeper's
-	silentSince    atomic.Int64 // since when it has taken no report of ours, in Unix nanoseconds; 0 while it does
-	unroutedLog    unroutedLog
-	publication    string // its version when it was last looked at
-	lostName       string // why the outbox has lost its name; empty: it has not
-	prepared       bool
-	streamedBefore bool // a session has streamed,
-	streamedNow    bool // and so did the last one
-	standingBy     bool
-	warned         []string
-	lastRefusal    repeated // the last error of the stream, if it was one of the server
+	sinks   map[string]*lastingSink            // by name
+	tracker atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last one if none runs
+
+	progress progress
+	outbox   outboxState
+	lag      lagClock
+	calls    *pgCalls
+
+	walsender       walsenderState // only the keeper uses it
+	unroutedLog     unroutedLog
+	warned          []string      // the warnings of preflight that are in the log already
+	lastStreamError repeatedError // the last error that came with a place in the WAL
+}
+
+// progress is how far Run has come. Only the goroutine of Run uses it.
+type progress struct {
+	prepared       bool // Config.Prepare has succeeded
+	streamedBefore bool // some session has streamed
+	streamedNow    bool // the running session, or the last one if none runs, has streamed
+	standingBy     bool // the log says that another process has the slot
+}
+
+// outboxState is what the connector saw when it last looked at the outbox in PostgreSQL's catalog. Preflight writes it before
+// a session, the keeper during one; the reader reads only oid.
+type outboxState struct {
+	oid                uint32 // of the outbox, as preflight found it
+	publicationVersion string // empty before the first look
+	lostName           string // why the table that is streamed no longer has the outbox's name; empty if it has
+}
+
+// lagClock holds the moments from which the lag is counted while the tracker alone cannot know it. Times are Unix nanoseconds,
+// and 0 means that the state has not come up.
+type lagClock struct {
+	unreadSince atomic.Int64 // since when no session reads the stream
+	othersRead  atomic.Bool  // another process was seen to read it since then
+	silentSince atomic.Int64 // since when the walsender has taken none of our status messages
 }
 
 // New makes a connector. It connects to nothing.
-func New(cfg Config) *Connector { return &Connector{cfg: cfg, steps: newSteps()} }
+func New(cfg Config) *Connector { return &Connector{cfg: cfg, calls: newPGCalls()} }
 
-// sinkLife is what outlives a session of a sink.
-type sinkLife struct {
+// lastingSink is the part of a sink's state that outlives a session.
+type lastingSink struct {
 	breaker *breaker
-	paused  atomic.Bool
+	paused  atomic.Bool // by a person
 	state   *sinkState
 }
 
 func (c *Connector) makeSinks() {
-	c.sinks = map[string]*sinkLife{}
+	c.sinks = map[string]*lastingSink{}
 	for _, s := range c.cfg.Sinks {
-		never := c.cfg.Delivery.never()
+		never := c.cfg.Delivery.parksNothing()
 		state := newSinkState(s.Name, never || s.OneTry, c.cfg.Health, c.cfg.Metrics.Sink(s.Name), c.cfg.Logger)
-		life := &sinkLife{state: state}
+		life := &lastingSink{state: state}
 		life.breaker = newBreaker(s.Name, c.cfg.Breaker, never, c.cfg.Logger, state.breakerIs)
 		c.sinks[s.Name] = life
 	}
@@ -173,7 +192,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	}()
 	c.cfg.Health.SetOnly("session", monitoring.Component{Detail: "starting"})
 	started := time.Now()
-	c.unreadSince.Store(started.UnixNano())
+	c.lag.unreadSince.Store(started.UnixNano())
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx)) // a drain may hang as well
 	var watch sync.WaitGroup
 	watch.Go(func() { c.watch(watching) })
@@ -181,19 +200,19 @@ func (c *Connector) Run(ctx context.Context) error {
 	defer stopWatching()
 	failures := 0
 	for {
-		c.streamedNow = false
+		c.progress.streamedNow = false
 		began, stood := time.Now(), c.confirmed()
 		err := c.prepare(ctx)
 		if err == nil {
-			err = c.explain(ctx, c.session(ctx))
+			err = c.explainStreamError(ctx, c.session(ctx))
 		}
 		c.cfg.Metrics.Leader.Set(0)
-		c.unreadSince.CompareAndSwap(0, time.Now().UnixNano())
+		c.lag.unreadSince.CompareAndSwap(0, time.Now().UnixNano())
 		c.showLag(time.Now())
 		if ctx.Err() != nil {
 			return c.stopped(err)
 		}
-		if c.streamedNow && (c.confirmed() > stood || time.Since(began) > maxSessionWait) {
+		if c.progress.streamedNow && (c.confirmed() > stood || time.Since(began) > maxSessionWait) {
 			failures = 0 // it did some good
 		}
 		if c.fatal(err) {
@@ -206,7 +225,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if !c.streamedBefore && Unreachable(err) && time.Since(started) > unreachableFor {
+		if !c.progress.streamedBefore && Unreachable(err) && time.Since(started) > unreachableFor {
 			return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)
 		}
 		failures++
@@ -229,13 +248,13 @@ func (c *Connector) confirmed() pglogrepl.LSN {
 }
 
 func (c *Connector) prepare(ctx context.Context) error {
-	if c.prepared || c.cfg.Prepare == nil {
+	if c.progress.prepared || c.cfg.Prepare == nil {
 		return nil
 	}
-	c.steps.prepare.begin()
-	defer c.steps.prepare.end()
+	c.calls.prepare.begin()
+	defer c.calls.prepare.end()
 	err := c.cfg.Prepare(ctx)
-	c.prepared = err == nil
+	c.progress.prepared = err == nil
 	return err
 }
 
@@ -245,7 +264,7 @@ func (c *Connector) stopped(err error) error {
 	case err == nil || errors.Is(err, context.Canceled):
 		c.cfg.Logger.Info("drained and stopped", "slot", c.cfg.Source.Slot)
 		return nil
-	case !c.streamedNow:
+	case !c.progress.streamedNow:
 		return nil // stopped before a session was under way: nothing to drain
 	}
 	c.cfg.Logger.Error("stopped without a clean drain", "slot", c.cfg.Source.Slot, "err", err)
@@ -255,10 +274,10 @@ func (c *Connector) stopped(err error) error {
 // standBy waits a little before it asks for the slot again, for ever: PostgreSQL's slot is the lock.
 func (c *Connector) standBy(ctx context.Context, why error) error {
 	c.cfg.Health.SetRole(monitoring.RoleStandby)
-	c.othersRead.Store(true)
-	c.unreadSince.Store(time.Now().UnixNano())
-	if !c.standingBy {
-		c.standingBy = true
+	c.lag.othersRead.Store(true)
+	c.lag.unreadSince.Store(time.Now().UnixNano())
+	if !c.progress.standingBy {
+		c.progress.standingBy = true
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
 	c.cfg.Health.SetOnly("session", monitoring.Component{OK: true, Detail: "standing by: " + why.Error()})

@@ -57,7 +57,7 @@ func newWorldIn(t *testing.T, db *pgtest.Database) *world {
 	}
 	w.sink(func(context.Context, []sinks.Message) []error { return nil })
 	_, err := provision.Setup(context.Background(), provision.SetupConfig{
-		Source: (&Connector{cfg: w.cfg}).source(), DSN: db.DSN, ReplicationDSN: db.DSN,
+		Source: (&Connector{cfg: w.cfg}).provisionSource(), DSN: db.DSN, ReplicationDSN: db.DSN,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -377,7 +377,7 @@ func TestDrift(t *testing.T) {
 	if _, err := c.preflight(context.Background()); err == nil {
 		t.Error("preflight finds nothing wrong")
 	}
-	if err := pool.QueryRow(context.Background(), "select 'public.event_outbox'::regclass::oid").Scan(&c.table); err != nil {
+	if err := pool.QueryRow(context.Background(), "select 'public.event_outbox'::regclass::oid").Scan(&c.outbox.oid); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.checkDrift(context.Background()); err == nil || !strings.Contains(err.Error(), "inserts") {
@@ -396,7 +396,7 @@ func TestUnreachable(t *testing.T) {
 	if !Unreachable(err) {
 		t.Errorf("%v is not Unreachable", err)
 	}
-	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{streamedBefore: true}).fatal(coded) {
+	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{progress: progress{streamedBefore: true}}).fatal(coded) {
 		t.Error("exitcode.Unavailable should end the process before the first session only")
 	}
 }

@@ -15,7 +15,7 @@
 //   - breaker.go: when a sink is left alone; slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: what people change meanwhile; keeper.go: what is done every now and then;
-//   - watch.go: what hangs in PostgreSQL; refusal.go: what the server's errors in the stream mean.
+//   - watch.go: what hangs in PostgreSQL; stream_error.go: what the server's errors in the stream mean.
 //
 // Goroutines of a session. session.run starts those above the line and waits for them. The two below the line only wait for
 // others, so that the standby status goes on meanwhile:

@@ -16,15 +16,15 @@ import (
 // a first session. After the first session the connector waits for PostgreSQL for ever.
 func (c *Connector) fatal(err error) bool {
 	code := exitcode.Of(err)
-	return code.Final() || code == exitcode.Unavailable && !c.streamedBefore
+	return code.Final() || code == exitcode.Unavailable && !c.progress.streamedBefore
 }
 
-// refused explains why the server refused a connection. key is that of the connection string, which the server would refuse each
+// explainRefusal explains why the server explainRefusal a connection. key is that of the connection string, which the server would refuse each
 // time. A login that has worked before is an exception: somebody may be about to change it, so that its error stays as it is,
 // and the connector tries again.
-func (c *Connector) refused(err error, key string) error {
+func (c *Connector) explainRefusal(err error, key string) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || c.streamedBefore && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
+	if !ok || c.progress.streamedBefore && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
 		return err
 	}
 	dsn := c.cfg.Source.DSN

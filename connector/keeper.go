@@ -24,25 +24,25 @@ const (
 
 // duty is something that has to be done now and then.
 type duty struct {
-	name  string
-	every time.Duration
-	do    func(context.Context) error
-	later bool // not at once
+	name       string
+	every      time.Duration
+	do         func(context.Context) error
+	waitsFirst bool // not at once
 }
 
-// keep does all duties, each beside the others, so that one that hangs holds up none. Its error ends the session: the
+// runKeeper does all duties, each beside the others, so that one that hangs holds up none. Its error ends the session: the
 // publication no longer publishes what we need. Anything else it reports and tries again.
-func (c *Connector) keep(ctx context.Context) error {
+func (c *Connector) runKeeper(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	c.walsender = walsender{since: time.Now()}
-	defer c.silentSince.Store(0)
+	c.walsender = walsenderState{since: time.Now()}
+	defer c.lag.silentSince.Store(0)
 	for _, d := range []duty{
 		{name: "log partitions", every: partitionEvery, do: c.makePartitions},
 		{name: "heartbeat", every: heartbeatEvery, do: c.heartbeat},
 		{name: "slot lag", every: lagEvery, do: c.measureLag},
-		{name: "publication", every: driftEvery, do: c.checkDrift, later: true}, // preflight has just looked
+		{name: "publication", every: driftEvery, do: c.checkDrift, waitsFirst: true}, // preflight has just looked
 	} {
-		g.Go(func() error { return c.keepDoing(ctx, d) })
+		g.Go(func() error { return c.repeatDuty(ctx, d) })
 	}
 	g.Go(func() error {
 		for pause(ctx, time.Second) == nil {
@@ -53,8 +53,8 @@ func (c *Connector) keep(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (c *Connector) keepDoing(ctx context.Context, d duty) error {
-	if d.later && pause(ctx, d.every) != nil {
+func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
+	if d.waitsFirst && pause(ctx, d.every) != nil {
 		return nil
 	}
 	for fine, first := true, true; ; first = false {
@@ -88,7 +88,7 @@ func (c *Connector) doDuty(ctx context.Context, d duty) error {
 	doing, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
 	asked := make(chan string, 1)
-	asking := time.AfterFunc(hangAfter, func() { asked <- c.asksServer(doing) })
+	asking := time.AfterFunc(hangAfter, func() { asked <- c.whyServerWaits(doing) })
 	err := d.do(doing)
 	if asking.Stop() || doing.Err() == nil || ctx.Err() != nil {
 		return err
@@ -104,15 +104,15 @@ func (c *Connector) showLag(now time.Time) {
 		c.cfg.Metrics.InFlight.Set(float64(t.InFlight()))
 		lag = t.Lag(now)
 	}
-	if n := c.unreadSince.Load(); n != 0 {
+	if n := c.lag.unreadSince.Load(); n != 0 {
 		unread := now.Sub(time.Unix(0, n))
-		if c.othersRead.Load() && unread < hangAfter {
+		if c.lag.othersRead.Load() && unread < hangAfter {
 			lag = 0 // another process reads: what was in flight here is its own to deliver
 		} else {
 			lag = max(lag, unread)
 		}
 	}
-	if n := c.silentSince.Load(); n != 0 {
+	if n := c.lag.silentSince.Load(); n != 0 {
 		lag = max(lag, now.Sub(time.Unix(0, n)))
 	}
 	c.cfg.Metrics.SlotLagSeconds.Set(lag.Seconds())
@@ -137,8 +137,8 @@ func (c *Connector) heartbeat(ctx context.Context) error {
 // while it decodes a large transaction, so a shorter time would raise false alarms.
 const silentAfter = 30 * time.Second
 
-// walsender is what was last seen of the process that sends the stream.
-type walsender struct {
+// walsenderState is what was last seen of the process that sends the stream.
+type walsenderState struct {
 	pid   int
 	reply *time.Time // the last report of ours that it has taken; nil where the login may not see it
 	since time.Time  // since when that is so
@@ -148,7 +148,7 @@ type walsender struct {
 // is frozen look alike.
 func (c *Connector) measureLag(ctx context.Context) error {
 	var lag *float64
-	var now walsender
+	var now walsenderState
 	err := c.pool.QueryRow(ctx, `select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::float8, coalesce(active_pid, 0), reply_time
 		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, c.cfg.Source.Slot).
 		Scan(&lag, &now.pid, &now.reply)
@@ -159,22 +159,22 @@ func (c *Connector) measureLag(ctx context.Context) error {
 	if lag != nil {
 		c.cfg.Metrics.SlotLagBytes.Set(max(0, *lag))
 	}
-	return c.walsenderRuns(now, time.Now())
+	return c.checkWalsender(now, time.Now())
 }
 
-func (c *Connector) walsenderRuns(seen walsender, now time.Time) error {
+func (c *Connector) checkWalsender(seen walsenderState, now time.Time) error {
 	last := c.walsender
 	if seen.reply == nil || last.reply == nil || seen.pid != last.pid || !seen.reply.Equal(*last.reply) {
 		seen.since = now
 		c.walsender = seen
-		c.silentSince.Store(0)
+		c.lag.silentSince.Store(0)
 		return nil
 	}
 	silent := now.Sub(last.since)
 	if silent < silentAfter {
 		return nil
 	}
-	c.silentSince.Store(last.since.UnixNano())
+	c.lag.silentSince.Store(last.since.UnixNano())
 	return fmt.Errorf("the server's process that sends the stream (pid %d) has taken no report of ours for %s or more: it is at work in a large transaction, "+
 		"or does not run (stopped, no CPU)", seen.pid, silentAfter)
 }
@@ -182,6 +182,6 @@ func (c *Connector) walsenderRuns(seen walsender, now time.Time) error {
 // walsenderUnknown counts the lag from when the sender was last seen to run: a server that does not answer sends nothing either.
 func (c *Connector) walsenderUnknown(now time.Time) {
 	if now.Sub(c.walsender.since) >= silentAfter {
-		c.silentSince.Store(c.walsender.since.UnixNano())
+		c.lag.silentSince.Store(c.walsender.since.UnixNano())
 	}
 }

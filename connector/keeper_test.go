@@ -32,14 +32,14 @@ func (w *world) keepFor(d time.Duration, prepare ...func(*Connector)) (took time
 		}
 		defer pool.Close()
 		c.pool = pool
-		if perr := pool.QueryRow(t.Context(), "select $1::text::oid", table).Scan(&c.table); perr != nil {
+		if perr := pool.QueryRow(t.Context(), "select $1::text::oid", table).Scan(&c.outbox.oid); perr != nil {
 			t.Error(perr)
 			return
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), d)
 		defer cancel()
 		start := time.Now()
-		err = c.keep(ctx)
+		err = c.runKeeper(ctx)
 		took = time.Since(start)
 	})
 	return took, err

@@ -49,7 +49,7 @@ type sharedSink struct {
 }
 
 // inPlace: what is not accepted stays in the lane's hands.
-func (t *sharedSink) inPlace() bool { return t.oneTry || t.delivery.never() }
+func (t *sharedSink) inPlace() bool { return t.oneTry || t.delivery.parksNothing() }
 
 // lane owns the order of a share of a sink's aggregates. It is an actor: it never sleeps and never blocks on the sink;
 // Deliver, and a read of its rows in outbox_parked, run beside it, one at a time.
@@ -247,7 +247,7 @@ func (l *lane) step(now time.Time) {
 
 // hangs: arrivals have waited for park_after behind a Deliver that is not answered. They must not wait until it is, with the slot.
 func (l *lane) hangs(now time.Time) bool {
-	if l.delivery.never() || l.running == nil || len(l.pending) == 0 || !l.live && !l.waiting {
+	if l.delivery.parksNothing() || l.running == nil || len(l.pending) == 0 || !l.live && !l.waiting {
 		return false
 	}
 	at := l.started.Add(l.delivery.ParkAfter)

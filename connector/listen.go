@@ -14,12 +14,12 @@ import (
 const (
 	// countEvery is how often what is owed is counted.
 	countEvery = 30 * time.Second
-	// countPace is the least time between two counts.
-	countPace = 200 * time.Millisecond
+	// minCountGap is the least time between two counts.
+	minCountGap = 200 * time.Millisecond
 	// listenRetry is how long to wait before LISTEN is tried again.
 	listenRetry = time.Second
-	// stockTimeout bounds a count, which may have to look at millions of rows.
-	stockTimeout = time.Minute
+	// countTimeout bounds a count, which may have to look at millions of rows.
+	countTimeout = time.Minute
 )
 
 // listen keeps a connection that hears of what people do, until ctx ends. While it has none, lanes look at the table by
@@ -64,7 +64,7 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 	}
 	for {
 		began := time.Now()
-		if err := c.takeStock(ctx, conn, s); err != nil {
+		if err := c.readPausedAndCounts(ctx, conn, s); err != nil {
 			return err
 		}
 		fine()
@@ -75,12 +75,12 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 	}
 }
 
-type notified interface {
+type notificationSource interface {
 	WaitForNotification(ctx context.Context) (*pgconn.Notification, error)
 }
 
 // awaitChange returns when something has changed, or it is time to count again, but not before rest is over.
-func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session, rest time.Duration) error {
+func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s *session, rest time.Duration) error {
 	now := time.Now()
 	until := now.Add(max(countEvery, rest))
 	for {
@@ -101,15 +101,15 @@ func (c *Connector) awaitChange(ctx context.Context, conn notified, s *session, 
 			l.ask(askReread)
 		}
 		// Many changes may follow each other. They are counted together.
-		if soon := now.Add(max(countPace, rest)); soon.Before(until) {
+		if soon := now.Add(max(minCountGap, rest)); soon.Before(until) {
 			until = soon
 		}
 	}
 }
 
-// takeStock asks which sinks are paused and what each has in outbox_parked.
-func (c *Connector) takeStock(ctx context.Context, db ledger.Querier, s *session) error {
-	ctx, cancel := context.WithTimeout(ctx, stockTimeout)
+// readPausedAndCounts asks which sinks are paused and what each has in outbox_parked.
+func (c *Connector) readPausedAndCounts(ctx context.Context, db ledger.Querier, s *session) error {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
 	if err := c.readPaused(ctx, db, s); err != nil {
 		return err

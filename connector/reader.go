@@ -45,8 +45,8 @@ type stream interface {
 	Report() error
 }
 
-// inlet is the reader's side of a lane.
-type inlet struct {
+// laneInput is the reader's side of a lane.
+type laneInput struct {
 	lane      chan<- []*delivery
 	processor int32
 	collected []*delivery // not yet handed over
@@ -61,18 +61,18 @@ type reader struct {
 	tracker *checkpoint.Tracker
 	start   ledger.Start
 	// seenBefore is where the server had written to when the session began; 0: the session before has left clean. See unsent.go.
-	seenBefore pglogrepl.LSN
-	lanes      map[int32][]*inlet // by processor
-	share      int                // bytes that an event takes beside itself: its deliveries and their outcomes
-	out        chan<- checkpoint.Outcomes
-	waits      atomic.Int32 // what it waits for; see slowRule
-	logger     *slog.Logger
+	seenBefore    pglogrepl.LSN
+	lanes         map[int32][]*laneInput // by processor
+	eventOverhead int                    // bytes that an event takes beside itself: its deliveries and their outcomes
+	out           chan<- checkpoint.Outcomes
+	waits         atomic.Int32 // what it waits for; see slowRule
+	logger        *slog.Logger
 
 	invalidRows, unrouted prometheus.Counter
 
-	unroutedLog *unroutedLog
-	drift       func(context.Context) error // gives an error if the table that is streamed is not the outbox any more
-	warned      map[uint32]struct{}         // other tables, by OID, of whose rows the log has told
+	unroutedLog   *unroutedLog
+	checkDrift    func(context.Context) error // gives an error if the table that is streamed is not the outbox any more
+	foreignTables map[uint32]struct{}         // other tables, by OID, of whose rows the log has told
 
 	tx struct {
 		open      bool
@@ -80,7 +80,7 @@ type reader struct {
 		lsn       pglogrepl.LSN
 		committed time.Time
 		next      int64 // index of the next insert
-		ours      bool  // it has inserts into the outbox
+		hasEvents bool  // it has inserts into the outbox
 	}
 	targets   []router.Target
 	collected int
@@ -102,43 +102,43 @@ func (r *reader) read(ctx context.Context) error {
 		}
 		f, err := r.stream.Next(ctx)
 		if err != nil {
-			return r.refusal(err)
+			return r.locate(err)
 		}
 		if f.Keepalive {
-			r.keepalive(f.LSN)
+			r.onKeepalive(f.LSN)
 			continue
 		}
 		var m decoder.Message
 		if f.Rest == 0 {
 			m, err = r.decoder.Decode(f.Data)
 		} else {
-			m, err = r.large(ctx, f)
+			m, err = r.readLarge(ctx, f)
 		}
 		if err != nil {
-			return r.undecodable(err)
+			return r.wrapDecodeError(err)
 		}
-		if err := r.message(ctx, m); err != nil {
+		if err := r.handleMessage(ctx, m); err != nil {
 			return err
 		}
 	}
 }
 
-// undecodable names the transaction of a message that cannot be decoded.
-func (r *reader) undecodable(err error) error {
+// wrapDecodeError names the transaction of a message that cannot be decoded.
+func (r *reader) wrapDecodeError(err error) error {
 	if _, ok := errors.AsType[*decoder.Error](err); ok {
 		return fmt.Errorf("decode transaction at %s: %w", r.tx.lsn, err)
 	}
 	return err
 }
 
-// large reads a row that does not fit into the stream's buffer. It waits for room in the window first, so that no more of such
+// readLarge reads a row that does not fit into the stream's buffer. It waits for room in the window first, so that no more of such
 // rows are in memory than the window allows.
-func (r *reader) large(ctx context.Context, f replication.Frame) (decoder.Message, error) {
+func (r *reader) readLarge(ctx context.Context, f replication.Frame) (decoder.Message, error) {
 	m, row, err := r.decoder.Large(f.Data, f.Rest)
 	if err != nil || row == nil {
 		return m, err
 	}
-	if err := r.room(ctx, row.Bytes()+r.share); err != nil {
+	if err := r.waitForRoom(ctx, row.Bytes()+r.eventOverhead); err != nil {
 		return m, err
 	}
 	for left := f.Rest; left > 0; {
@@ -154,10 +154,10 @@ func (r *reader) large(ctx context.Context, f replication.Frame) (decoder.Messag
 	return row.End()
 }
 
-func (r *reader) message(ctx context.Context, m decoder.Message) error {
+func (r *reader) handleMessage(ctx context.Context, m decoder.Message) error {
 	switch m.Kind {
 	case decoder.KindBegin:
-		r.tx.open, r.tx.lsn, r.tx.committed, r.tx.next, r.tx.ours = true, m.LSN, m.CommitTime, 0, false
+		r.tx.open, r.tx.lsn, r.tx.committed, r.tx.next, r.tx.hasEvents = true, m.LSN, m.CommitTime, 0, false
 		r.tracker.Begin()
 		r.tx.xid = m.Xid
 	case decoder.KindInsert:
@@ -170,7 +170,7 @@ func (r *reader) message(ctx context.Context, m decoder.Message) error {
 			return fmt.Errorf("commit at %s of a transaction that began at %s", m.LSN, r.tx.lsn)
 		}
 		r.tx.open = false
-		r.tracker.Commit(m.LSN, m.EndLSN, r.tx.next-1, r.tx.ours)
+		r.tracker.Commit(m.LSN, m.EndLSN, r.tx.next-1, r.tx.hasEvents)
 	}
 	return nil
 }
@@ -180,13 +180,13 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	pos := checkpoint.Position{LSN: r.tx.lsn, Index: r.tx.next}
 	r.tx.next++
 	if m.Event == nil {
-		return r.foreign(ctx, m.Relation)
+		return r.skipForeignRow(ctx, m.Relation)
 	}
-	r.tx.ours = true
+	r.tx.hasEvents = true
 	if pos.Compare(r.start.Prefix) <= 0 {
 		return nil
 	}
-	if err := r.room(ctx, m.Size+r.share); err != nil {
+	if err := r.waitForRoom(ctx, m.Size+r.eventOverhead); err != nil {
 		return err
 	}
 	if m.Invalid != nil {
@@ -203,7 +203,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		}
 	}
 	// Added before anybody else hears of it: from here on its LSN cannot be confirmed.
-	entry := r.tracker.Add(pos, len(owed), m.Size+r.share, r.tx.committed)
+	entry := r.tracker.Add(pos, len(owed), m.Size+r.eventOverhead, r.tx.committed)
 	if len(owed) == 0 {
 		return nil
 	}
@@ -248,18 +248,18 @@ func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
 	return ok
 }
 
-// foreign leaves out a row of another table than the outbox, and says so once a session and table. The first such row may
+// skipForeignRow leaves out a row of another table than the outbox, and says so once a session and table. The first such row may
 // come of a table that has taken the outbox's place, or inherits from it. The keeper would find that out after the slot
 // has passed the row. So the reader asks here, while the transaction is open: if the session ends, the next one reads
 // the row again, whichever process and table that has.
-func (r *reader) foreign(ctx context.Context, oid uint32) error {
-	if _, ok := r.warned[oid]; ok {
+func (r *reader) skipForeignRow(ctx context.Context, oid uint32) error {
+	if _, ok := r.foreignTables[oid]; ok {
 		return nil
 	}
-	if err := r.drift(ctx); err != nil {
+	if err := r.checkDrift(ctx); err != nil {
 		return err
 	}
-	r.warned[oid] = struct{}{}
+	r.foreignTables[oid] = struct{}{}
 	r.logger.Warn("rows of a table that is not the outbox arrive and are not delivered; see docs/operations.md#foreign",
 		"table", r.decoder.RelationName(oid), "oid", oid, "lsn", r.tx.lsn.String())
 	return nil
@@ -290,8 +290,8 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }
 
-// room waits until the window has room for an event of this size.
-func (r *reader) room(ctx context.Context, size int) error {
+// waitForRoom waits until the window has waitForRoom for an event of this size.
+func (r *reader) waitForRoom(ctx context.Context, size int) error {
 	if !r.tracker.Full(size) {
 		return nil
 	}
@@ -331,9 +331,9 @@ func (r *reader) flush(ctx context.Context) error {
 	return nil
 }
 
-// keepalive: everything that commits before lsn was sent before it. It counts only when nothing is in flight and no
+// onKeepalive: everything that commits before lsn was sent before it. It counts only when nothing is in flight and no
 // transaction is open; the tracker knows. Without it an idle outbox would pin the WAL of a busy database.
-func (r *reader) keepalive(lsn pglogrepl.LSN) {
+func (r *reader) onKeepalive(lsn pglogrepl.LSN) {
 	now := time.Now()
 	confirmed := r.tracker.Confirmed()
 	if confirmed != r.idle.confirmed {

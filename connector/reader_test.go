@@ -27,7 +27,7 @@ import (
 type readerBench struct {
 	*reader
 	t        *testing.T
-	inlet    *inlet
+	inlet    *laneInput
 	outcomes chan checkpoint.Outcomes
 	log      *bytes.Buffer
 }
@@ -37,13 +37,13 @@ func newReaderBench(t *testing.T, start ledger.Start) *readerBench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &readerBench{t: t, inlet: &inlet{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10), log: &bytes.Buffer{}}
+	b := &readerBench{t: t, inlet: &laneInput{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10), log: &bytes.Buffer{}}
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, out: b.outcomes,
-		lanes: map[int32][]*inlet{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
-		logger: slog.New(slog.NewTextHandler(b.log, nil)), warned: map[uint32]struct{}{}, unroutedLog: &unroutedLog{},
-		drift:   func(context.Context) error { return nil },
-		decoder: decoder.New(decoder.Table{OID: 1, Columns: decoder.DefaultColumns()}, 1<<20), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
+		lanes: map[int32][]*laneInput{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
+		logger: slog.New(slog.NewTextHandler(b.log, nil)), foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{},
+		checkDrift: func(context.Context) error { return nil },
+		decoder:    decoder.New(decoder.Table{OID: 1, Columns: decoder.DefaultColumns()}, 1<<20), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}
 	return b
 }
@@ -67,7 +67,7 @@ func (b *readerBench) transaction(commit, end pglogrepl.LSN, inserts ...string) 
 		messages = append(messages, m)
 	}
 	for _, m := range append(messages, decoder.Message{Kind: decoder.KindCommit, LSN: commit, EndLSN: end}) {
-		if err := b.message(b.t.Context(), m); err != nil {
+		if err := b.handleMessage(b.t.Context(), m); err != nil {
 			b.t.Fatal(err)
 		}
 	}
@@ -189,7 +189,7 @@ func TestReaderNamesForeignTables(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := b.message(t.Context(), m); err != nil {
+		if err := b.handleMessage(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -197,7 +197,7 @@ func TestReaderNamesForeignTables(t *testing.T) {
 	if got := b.log.String(); got != "" {
 		t.Fatalf("the log says %s", got)
 	}
-	if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 200}); err != nil {
+	if err := b.handleMessage(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 200}); err != nil {
 		t.Fatal(err)
 	}
 	for oid, name := range map[uint32]string{ // the last has no rows
@@ -228,23 +228,23 @@ func TestReaderAsksForDrift(t *testing.T) {
 	b := newReaderBench(t, ledger.Start{})
 	b.transaction(100, 130, "a")
 	drifted := errors.New("it is another relation now")
-	b.drift = func(context.Context) error { return drifted }
-	if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 200}); err != nil {
+	b.checkDrift = func(context.Context) error { return drifted }
+	if err := b.handleMessage(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 200}); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindInsert, Relation: 7}); !errors.Is(err, drifted) {
+	if err := b.handleMessage(t.Context(), decoder.Message{Kind: decoder.KindInsert, Relation: 7}); !errors.Is(err, drifted) {
 		t.Fatalf("error %v, want %v", err, drifted)
 	}
 	b.tracker.Settle([]uint64{b.inlet.collected[0].entry})
 	if got := b.tracker.Settled().LSN; got != 130 {
 		t.Errorf("%d may be confirmed, want 130, which is before the row", got)
 	}
-	b.drift = func(context.Context) error { return nil }
+	b.checkDrift = func(context.Context) error { return nil }
 	for range 2 {
-		if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindInsert, Relation: 7}); err != nil {
+		if err := b.handleMessage(t.Context(), decoder.Message{Kind: decoder.KindInsert, Relation: 7}); err != nil {
 			t.Fatal(err)
 		}
-		b.drift = func(context.Context) error { return drifted } // not asked again
+		b.checkDrift = func(context.Context) error { return drifted } // not asked again
 	}
 	if n := strings.Count(b.log.String(), "\n"); n != 1 {
 		t.Errorf("%d lines: %s", n, b.log)
@@ -282,7 +282,7 @@ func TestIdleCheckpoints(t *testing.T) {
 		} {
 			time.Sleep(step.after)
 			lsn += step.bytes
-			r.keepalive(lsn)
+			r.onKeepalive(lsn)
 			written := false
 			select {
 			case <-tracker.Progress():
@@ -301,10 +301,10 @@ func TestIdleCheckpoints(t *testing.T) {
 func TestReaderNotesOpenTransactions(t *testing.T) {
 	t.Parallel()
 	b := newReaderBench(t, ledger.Start{})
-	if err := b.message(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 100}); err != nil {
+	if err := b.handleMessage(t.Context(), decoder.Message{Kind: decoder.KindBegin, LSN: 100}); err != nil {
 		t.Fatal(err)
 	}
-	b.keepalive(100 + 2*idleStep)
+	b.onKeepalive(100 + 2*idleStep)
 	if got := b.tracker.Settled().LSN; got != 0 {
 		t.Errorf("%d may be confirmed in the middle of a transaction", got)
 	}

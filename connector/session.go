@@ -55,7 +55,7 @@ func (c *Connector) session(ctx context.Context) error {
 	}
 	stream, id, err := c.openStream(ctx)
 	if err != nil {
-		return c.refused(err, replication.ReplicationDSNKey)
+		return c.explainRefusal(err, replication.ReplicationDSNKey)
 	}
 	// The slot is ours until here: whoever waits for it may have it once the last status is sent.
 	defer stream.Close()
@@ -74,8 +74,8 @@ func (c *Connector) session(ctx context.Context) error {
 
 // openStream starts to stream.
 func (c *Connector) openStream(ctx context.Context) (*replication.Stream, replication.Identity, error) {
-	c.steps.open.begin()
-	defer c.steps.open.end()
+	c.calls.open.begin()
+	defer c.calls.open.end()
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	return replication.Open(ctx, replication.StreamConfig{
@@ -98,15 +98,15 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts prov
 
 // makeReady takes the ledger over, and then looks at it.
 func (s *session) makeReady(ctx context.Context, id replication.Identity, facts provision.Facts) error {
-	s.c.steps.takeOver.begin()
+	s.c.calls.takeOver.begin()
 	tables, start, err := ledger.Open(ctx, s.c.ledgerConfig())
-	s.c.steps.takeOver.end()
+	s.c.calls.takeOver.end()
 	if err != nil {
 		return err
 	}
-	s.recorder = checkpoint.NewRecorder(watchedLedger{tables, &s.c.steps.record}, s.c.pace(s.stream.Fast))
-	s.c.steps.build.begin()
-	defer s.c.steps.build.end()
+	s.recorder = checkpoint.NewRecorder(watchedLedger{tables, &s.c.calls.record}, s.c.recorderConfig(s.stream.Fast))
+	s.c.calls.build.begin()
+	defer s.c.calls.build.end()
 	if s.written, err = s.c.checkHistory(ctx, id, start); err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 		return err
 	}
 	routes := c.cfg.RouterRoutes(ids)
-	byProcessor := map[int32][]*inlet{}
+	byProcessor := map[int32][]*laneInput{}
 	s.bySink = map[int32][]*lane{}
 	for _, sc := range c.cfg.Sinks {
 		sink, err := sc.Open()
@@ -192,7 +192,7 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 			}
 			l := newLane(t, i, rows, s.outcomes)
 			s.bySink[id] = append(s.bySink[id], l)
-			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in, processor: id})
+			byProcessor[id] = append(byProcessor[id], &laneInput{lane: l.in, processor: id})
 		}
 		s.lanes = append(s.lanes, s.bySink[id]...)
 		t.metrics.CatchingUp.Set(float64(d.Lanes))
@@ -204,12 +204,12 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 	}
 	s.reader = &reader{
 		stream: s.stream, tracker: s.tracker, start: start, seenBefore: seenBefore, lanes: byProcessor, out: s.outcomes,
-		share:   len(c.cfg.Sinks) * deliverySize,
-		decoder: decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
-		router:  router.New(routes),
-		logger:  c.cfg.Logger,
-		drift:   c.drifted,
-		warned:  map[uint32]struct{}{}, unroutedLog: &c.unroutedLog,
+		eventOverhead: len(c.cfg.Sinks) * deliverySize,
+		decoder:       decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
+		router:        router.New(routes),
+		logger:        c.cfg.Logger,
+		checkDrift:    c.checkDriftForReader,
+		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog,
 		// Of no sink: the row was no event, or no route wants it.
 		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
 		unrouted:    c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "discarded"),
@@ -222,9 +222,9 @@ func (s *session) run(ctx context.Context) error {
 	c := s.c
 	c.cfg.Metrics.Sessions.Inc()
 	c.cfg.Metrics.Leader.Set(1)
-	c.streamedBefore, c.streamedNow, c.standingBy = true, true, false
-	c.othersRead.Store(false)
-	c.unreadSince.Store(0)
+	c.progress.streamedBefore, c.progress.streamedNow, c.progress.standingBy = true, true, false
+	c.lag.othersRead.Store(false)
+	c.lag.unreadSince.Store(0)
 	c.cfg.Health.Set("session", monitoring.Component{OK: true, Detail: "streaming"})
 	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", s.reader.start.Confirmed.String(),
 		"prefix", s.reader.start.Prefix.String(), "settled_beyond", len(s.reader.start.Settled))
@@ -237,7 +237,7 @@ func (s *session) run(ctx context.Context) error {
 	defer endWork(nil)
 
 	var lanes, recorder, keeper errgroup.Group
-	if !c.cfg.Delivery.never() && len(s.bySink) > 1 {
+	if !c.cfg.Delivery.parksNothing() && len(s.bySink) > 1 {
 		slow := newSlowRule(s.tracker, &s.reader.waits, s.bySink, c.cfg.Delivery.ParkAfter)
 		keeper.Go(func() error { slow.run(reading); return nil })
 	}
@@ -263,7 +263,7 @@ func (s *session) run(ctx context.Context) error {
 		return err
 	})
 	keeper.Go(func() error {
-		err := c.keep(reading)
+		err := c.runKeeper(reading)
 		if err != nil {
 			stopReading(err)
 		}

@@ -22,7 +22,7 @@ import (
 // answerTimeout bounds what only reads before a session, and can be begun anew.
 const answerTimeout = 30 * time.Second
 
-func (c *Connector) source() provision.Source {
+func (c *Connector) provisionSource() provision.Source {
 	s := c.cfg.Source
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns,
@@ -45,20 +45,20 @@ func (c *Connector) origin() (string, error) {
 
 // preflight finds out, before each session, whether everything is in place.
 func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
-	cfg := provision.PreflightConfig{Source: c.source()}
+	cfg := provision.PreflightConfig{Source: c.provisionSource()}
 	rc, err := replication.ParseDSN(replication.ReplicationDSNKey, c.cfg.Source.ReplicationDSN)
 	if err != nil {
 		return provision.Facts{}, err
 	}
 	cfg.ReplicationUser = rc.User
-	c.steps.preflight.begin()
-	defer c.steps.preflight.end()
+	c.calls.preflight.begin()
+	defer c.calls.preflight.end()
 	// It only reads: one that gets no answer is as well begun anew, over another connection.
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	conn, err := c.pool.Acquire(ctx)
 	if err != nil {
-		return provision.Facts{}, c.refused(err, replication.SourceDSNKey)
+		return provision.Facts{}, c.explainRefusal(err, replication.SourceDSNKey)
 	}
 	defer conn.Release()
 	if err := replication.CheckDirect(ctx, replication.SourceDSNKey, conn.Conn().PgConn(), conn.Conn().Config().RuntimeParams); err != nil {
@@ -68,7 +68,7 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 	if err != nil {
 		return facts, err
 	}
-	c.table, c.lostName = facts.Table.OID, ""
+	c.outbox.oid, c.outbox.lostName = facts.Table.OID, ""
 	if err := c.comparePublication(ctx, conn); err != nil {
 		return facts, err
 	}
@@ -85,41 +85,41 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 // comes on the stream: what has drifted shows there only by the absence of rows. An error ends the session. A table that
 // has lost its name is told once, and shown by /readyz, because its rows are still delivered.
 func (c *Connector) checkDrift(ctx context.Context) error {
-	moved, err := provision.CheckDrift(ctx, c.pool, c.source(), c.table)
+	moved, err := provision.CheckDrift(ctx, c.pool, c.provisionSource(), c.outbox.oid)
 	if err != nil {
 		return err
 	}
-	if moved != "" && moved != c.lostName {
+	if moved != "" && moved != c.outbox.lostName {
 		c.cfg.Logger.Warn("the outbox has lost its name", "table", c.cfg.Source.Table, "why", moved)
 	}
-	if moved != c.lostName {
+	if moved != c.outbox.lostName {
 		c.cfg.Health.Set("outbox", monitoring.Component{OK: moved == "", Detail: moved})
 	}
-	c.lostName = moved
+	c.outbox.lostName = moved
 	return c.comparePublication(ctx, c.pool)
 }
 
 // comparePublication warns of a publication that is as it has to be, and was changed since this process last looked: what
 // was written in between may be missing in the stream.
 func (c *Connector) comparePublication(ctx context.Context, db ledger.Querier) error {
-	version, err := provision.PublicationVersion(ctx, db, c.source(), c.table)
+	version, err := provision.PublicationVersion(ctx, db, c.provisionSource(), c.outbox.oid)
 	if err != nil {
 		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)
 	}
-	if c.publication != "" && version != c.publication {
+	if c.outbox.publicationVersion != "" && version != c.outbox.publicationVersion {
 		c.cfg.Logger.Warn("the publication was changed and is right now; what was written in between may be missing in the stream; see docs/operations.md#publication",
 			"publication", c.cfg.Source.Publication)
 	}
-	c.publication = version
+	c.outbox.publicationVersion = version
 	return nil
 }
 
-// drifted gives an error if rows of the outbox may be missing in the stream. It is checkDrift for the reader, which has
+// checkDriftForReader gives an error if rows of the outbox may be missing in the stream. It is checkDrift for the reader, which has
 // to report to the server again before wal_sender_timeout.
-func (c *Connector) drifted(ctx context.Context) error {
+func (c *Connector) checkDriftForReader(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
-	_, err := provision.CheckDrift(ctx, c.pool, c.source(), c.table)
+	_, err := provision.CheckDrift(ctx, c.pool, c.provisionSource(), c.outbox.oid)
 	return err
 }
 
@@ -141,13 +141,13 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 		if err != nil {
 			return err
 		}
-		return c.forgotten(orphans)
+		return c.orphansError(orphans)
 	})
 	return ids, err
 }
 
-// forgotten is the error of a start that would forget parked events.
-func (c *Connector) forgotten(orphans map[string]int64) error {
+// orphansError is the error of a start that would forget parked events.
+func (c *Connector) orphansError(orphans map[string]int64) error {
 	heirs := map[string]string{}
 	for _, s := range c.cfg.Sinks {
 		heirs[s.RenamedFrom] = s.Name

@@ -15,42 +15,42 @@ const (
 	// hangAfter is how long a step may wait for PostgreSQL before that is told.
 	hangAfter  = 5 * time.Second
 	watchEvery = time.Second
-	// askEvery and askTimeout are how often the server is asked for what a step waits, and how long that may take.
-	askEvery   = 5 * time.Second
-	askTimeout = 2 * time.Second
+	// reasonEvery and askTimeout are how often the server is asked for what a step waits, and how long that may take.
+	reasonEvery    = 5 * time.Second
+	catalogTimeout = 2 * time.Second
 )
 
-// step is something that waits for an answer of PostgreSQL. Nothing bounds its time: what a COMMIT waits for may come back, and
+// pgCall is something that waits for an answer of PostgreSQL. Nothing bounds its time: what a COMMIT waits for may come back, and
 // whoever gives it up does not know whether it went through.
-type step struct {
+type pgCall struct {
 	name  string
 	since atomic.Int64 // in Unix nanoseconds; 0 while it is not under way
 }
 
-func (s *step) begin() { s.since.Store(time.Now().UnixNano()) }
-func (s *step) end()   { s.since.Store(0) }
+func (s *pgCall) begin() { s.since.Store(time.Now().UnixNano()) }
+func (s *pgCall) end()   { s.since.Store(0) }
 
-// steps are the parts of a connector that may hang without an error.
-type steps struct {
-	prepare, preflight, open, takeOver, build, record step
+// pgCalls are the parts of a connector that may hang without an error.
+type pgCalls struct {
+	prepare, preflight, open, takeOver, build, record pgCall
 }
 
-func newSteps() *steps {
-	return &steps{
-		prepare:   step{name: "init"},
-		preflight: step{name: "the preflight of a session"},
-		open:      step{name: "the start of the replication"},
-		takeOver:  step{name: "taking over the ledger"},
-		build:     step{name: "the first look at the ledger"},
-		record:    step{name: "the transaction that records outcomes"},
+func newPGCalls() *pgCalls {
+	return &pgCalls{
+		prepare:   pgCall{name: "init"},
+		preflight: pgCall{name: "the preflight of a session"},
+		open:      pgCall{name: "the start of the replication"},
+		takeOver:  pgCall{name: "taking over the ledger"},
+		build:     pgCall{name: "the first look at the ledger"},
+		record:    pgCall{name: "the transaction that records outcomes"},
 	}
 }
 
-// hanging gives the step that has waited longest, and since when; nil where none has waited long.
-func (s *steps) hanging(now time.Time) (*step, time.Time) {
-	var longest *step
+// longestHang gives the step that has waited longest, and since when; nil where none has waited long.
+func (s *pgCalls) longestHang(now time.Time) (*pgCall, time.Time) {
+	var longest *pgCall
 	var from time.Time
-	for _, each := range []*step{&s.prepare, &s.preflight, &s.open, &s.takeOver, &s.build, &s.record} {
+	for _, each := range []*pgCall{&s.prepare, &s.preflight, &s.open, &s.takeOver, &s.build, &s.record} {
 		n := each.since.Load()
 		if n == 0 {
 			continue
@@ -65,7 +65,7 @@ func (s *steps) hanging(now time.Time) (*step, time.Time) {
 // watchedLedger wraps a ledger, so that health and log can say when one of its transactions hangs.
 type watchedLedger struct {
 	checkpoint.Ledger
-	step *step
+	step *pgCall
 }
 
 func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {
@@ -77,7 +77,7 @@ func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {
 // watch shows the lag and what hangs, from the start of Run to its end. It waits for nothing itself for longer than askTimeout,
 // so that what it shows goes on whatever hangs.
 func (c *Connector) watch(ctx context.Context) {
-	var h hang
+	var h hangReport
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
@@ -87,19 +87,19 @@ func (c *Connector) watch(ctx context.Context) {
 			return
 		}
 		c.showLag(time.Now())
-		c.showHang(ctx, &h, c.asksServer)
+		c.showHang(ctx, &h, c.whyServerWaits)
 	}
 }
 
-// hang is what watch has told of a step that hangs.
-type hang struct {
-	step  *step // nil while none does
+// hangReport is what watch has told of a step that hangs.
+type hangReport struct {
+	step  *pgCall // nil while none does
 	since time.Time
 	why   string // as the server says
 	asked time.Time
 
 	quiet bool      // the log is not told: it is the same step again,
-	last  *step     // which hung before,
+	last  *pgCall   // which hung before,
 	until time.Time // until then
 }
 
@@ -107,15 +107,15 @@ type hang struct {
 const quietFor = time.Minute
 
 // showHang tells what hangs: /readyz says it as long as that lasts, the log once when it begins and once when it is over.
-func (c *Connector) showHang(ctx context.Context, h *hang, ask func(context.Context) string) {
+func (c *Connector) showHang(ctx context.Context, h *hangReport, ask func(context.Context) string) {
 	now := time.Now()
-	hanging, since := c.steps.hanging(now)
+	hanging, since := c.calls.longestHang(now)
 	if h.step != nil && (hanging != h.step || !since.Equal(h.since)) {
 		c.cfg.Health.Set("postgres", monitoring.Component{OK: true})
 		if !h.quiet {
 			c.cfg.Logger.Info("no longer waiting for PostgreSQL", "step", h.step.name, "waited", now.Sub(h.since).Round(time.Second).String())
 		}
-		*h = hang{last: h.step, until: now}
+		*h = hangReport{last: h.step, until: now}
 	}
 	if hanging == nil {
 		return
@@ -126,7 +126,7 @@ func (c *Connector) showHang(ctx context.Context, h *hang, ask func(context.Cont
 	}
 	h.step, h.since = hanging, since
 	c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)}) // asking may take a while
-	if now.Sub(h.asked) >= askEvery {
+	if now.Sub(h.asked) >= reasonEvery {
 		h.why, h.asked = ask(ctx), now
 		c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)})
 	}
@@ -135,7 +135,7 @@ func (c *Connector) showHang(ctx context.Context, h *hang, ask func(context.Cont
 	}
 }
 
-func (h *hang) text(now time.Time) string {
+func (h *hangReport) text(now time.Time) string {
 	text := fmt.Sprintf("%s has waited for PostgreSQL for %s", h.step.name, now.Sub(h.since).Round(time.Second))
 	if h.why != "" {
 		text += ": " + h.why
@@ -143,9 +143,9 @@ func (h *hang) text(now time.Time) string {
 	return text
 }
 
-// asksServer asks over another connection for what a statement of ours waits. It only reads, so that it does not wait for the same.
-func (c *Connector) asksServer(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+// whyServerWaits asks over another connection for what a statement of ours waits. It only reads, so that it does not wait for the same.
+func (c *Connector) whyServerWaits(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()
 	rows, err := c.pool.Query(ctx, `select a.pid, coalesce(a.state, ''), coalesce(a.wait_event_type, ''), coalesce(a.wait_event, ''),
 			left(a.query, 60), case when a.wait_event_type = 'Lock' then array_to_string(pg_blocking_pids(a.pid), ', ') else '' end,

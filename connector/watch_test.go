@@ -34,10 +34,10 @@ func TestWhatHangsIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, log := watching()
 		gate := make(chan error)
-		ledger := watchedLedger{stuckLedger{gate}, &c.steps.record}
+		ledger := watchedLedger{stuckLedger{gate}, &c.calls.record}
 		c.tracker.Store(checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0))
 		c.tracker.Load().Add(checkpoint.Position{LSN: 1}, 1, 1, time.Now())
-		var h hang
+		var h hangReport
 		says := "SyncRep"
 		asked := 0
 		second := func() {
@@ -110,12 +110,12 @@ func TestLagWithoutSession(t *testing.T) {
 			c.showLag(time.Now())
 			return testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds)
 		}
-		c.unreadSince.Store(time.Now().UnixNano())
+		c.lag.unreadSince.Store(time.Now().UnixNano())
 		time.Sleep(90 * time.Second)
 		if got := lag(); got != 90 {
 			t.Errorf("a lag of %g s after 90 s without a session", got)
 		}
-		c.unreadSince.Store(0)
+		c.lag.unreadSince.Store(0)
 		if got := lag(); got != 0 {
 			t.Errorf("a lag of %g s while the stream is read", got)
 		}
@@ -154,7 +154,7 @@ func TestDutyThatHangs(t *testing.T) {
 		defer cancel()
 		done := make(chan error)
 		go func() {
-			done <- c.keepDoing(ctx, duty{name: "d", every: time.Hour, do: func(ctx context.Context) error {
+			done <- c.repeatDuty(ctx, duty{name: "d", every: time.Hour, do: func(ctx context.Context) error {
 				if tries.Add(1) == 1 {
 					<-ctx.Done()
 				}
@@ -227,12 +227,12 @@ func TestSenderThatDoesNotRun(t *testing.T) {
 			}
 			continue
 		}
-		seen := walsender{pid: step.pid}
+		seen := walsenderState{pid: step.pid}
 		if step.reply != 0 {
 			reply := at(step.reply)
 			seen.reply = &reply
 		}
-		err := c.walsenderRuns(seen, at(step.at))
+		err := c.checkWalsender(seen, at(step.at))
 		if c.showLag(at(step.at)); (err != nil) != step.silent || testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds) != step.lag {
 			t.Errorf("after %d s: a lag of %g s, %v", step.at, testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds), err)
 		}

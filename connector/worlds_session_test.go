@@ -129,7 +129,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 		total += w.lanes[i]
 	}
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
-	byProcessor := map[int32][]*inlet{}
+	byProcessor := map[int32][]*laneInput{}
 	metrics, health := monitoring.NewMetrics("", nil), &monitoring.Health{}
 	for i := range w.sinks {
 		id, name := processor(i), fmt.Sprint("sink", i)
@@ -154,7 +154,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 			l := newLane(t, n, rowSource{parked: table, address: ofTestEvent, seenBefore: s.seenBefore}, s.outcomes)
 			l.maxHeld = c.maxHeld
 			s.bySink[id] = append(s.bySink[id], l)
-			byProcessor[id] = append(byProcessor[id], &inlet{lane: l.in, processor: id})
+			byProcessor[id] = append(byProcessor[id], &laneInput{lane: l.in, processor: id})
 		}
 		m.CatchingUp.Set(float64(w.lanes[i]))
 		s.lanes = append(s.lanes, s.bySink[id]...)
@@ -162,7 +162,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 		w.breakers[i].attach(s.bySink[id])
 	}
 	s.reader = &reader{
-		warned: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, drift: func(context.Context) error { return nil },
+		foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, checkDrift: func(context.Context) error { return nil },
 		stream: s.stream, tracker: s.tracker, start: from, seenBefore: s.seenBefore, lanes: byProcessor, out: s.outcomes,
 		decoder: decoder.New(decoder.Table{OID: worldOID, Columns: worldColumns}, 1<<20), router: worldRouter(c.sinks), logger: logger,
 		invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),

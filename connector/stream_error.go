@@ -20,8 +20,8 @@ import (
 // sameOften says how many times in a row the server must give one error at one place before we say that it will come for ever.
 const sameOften = 3
 
-// refusal is an error that the server has put into the stream, with the place where the stream stood.
-type refusal struct {
+// streamError is an error that the server has put into the stream, with the place where the stream stood.
+type streamError struct {
 	err   error // as the stream gave it
 	cause *pgconn.PgError
 
@@ -35,13 +35,13 @@ type refusal struct {
 // associatedLSN is the end of the context that the server adds to an error of its output plugin, in whatever language.
 var associatedLSN = regexp.MustCompile(`[0-9A-F]{1,8}/[0-9A-F]{1,8}$`)
 
-// refusal adds the place to an error of the server. Any other error stays as it is.
-func (r *reader) refusal(err error) error {
+// locate adds the place to an error of the server. Any other error stays as it is.
+func (r *reader) locate(err error) error {
 	cause, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
 		return err
 	}
-	e := &refusal{err: err, cause: cause, inside: r.tx.open, xid: r.tx.xid, lsn: r.tx.lsn, committed: r.tx.committed}
+	e := &streamError{err: err, cause: cause, inside: r.tx.open, xid: r.tx.xid, lsn: r.tx.lsn, committed: r.tx.committed}
 	if e.xid == 0 {
 		e.lsn = r.start.Confirmed
 	}
@@ -51,11 +51,11 @@ func (r *reader) refusal(err error) error {
 	return e
 }
 
-func (e *refusal) Error() string { return fmt.Sprintf("the stream ended %s: %v", e.place(), e.err) }
+func (e *streamError) Error() string { return fmt.Sprintf("the stream ended %s: %v", e.place(), e.err) }
 
-func (e *refusal) Unwrap() error { return e.err }
+func (e *streamError) Unwrap() error { return e.err }
 
-func (e *refusal) place() string {
+func (e *streamError) place() string {
 	transaction := fmt.Sprintf("transaction %d (commit LSN %s, committed %s)", e.xid, e.lsn, e.committed.UTC().Format(time.RFC3339Nano))
 	var text string
 	switch {
@@ -73,7 +73,7 @@ func (e *refusal) place() string {
 }
 
 // at names the place in the WAL. It is the same in every session that fails there, wherever the session began.
-func (e *refusal) at() pglogrepl.LSN {
+func (e *streamError) at() pglogrepl.LSN {
 	switch {
 	case e.inside:
 		return e.lsn
@@ -84,7 +84,7 @@ func (e *refusal) at() pglogrepl.LSN {
 }
 
 // rows says how to find the rows of the transaction.
-func (e *refusal) rows(table string) string {
+func (e *streamError) rows(table string) string {
 	if !e.inside {
 		return "find the row"
 	}
@@ -92,12 +92,12 @@ func (e *refusal) rows(table string) string {
 }
 
 // publicationMissing says that the server did not find the publication.
-func (e *refusal) publicationMissing() bool {
+func (e *streamError) publicationMissing() bool {
 	return errors.Is(e.err, replication.ErrPublicationMissing) || e.cause.Code == "42704" && e.cause.Routine == "get_publication_oid"
 }
 
 // unsendable says why the server can never send a row; empty where the error is of another kind.
-func (e *refusal) unsendable() string {
+func (e *streamError) unsendable() string {
 	switch {
 	case e.cause.Code == "22021" || e.cause.Code == "22P05": // character_not_in_repertoire, untranslatable_character
 		return "a row of it holds bytes that cannot be converted from the database's encoding to UTF8"
@@ -108,8 +108,8 @@ func (e *refusal) unsendable() string {
 	return ""
 }
 
-// repeated counts how often the same error has come at the same place.
-type repeated struct {
+// repeatedError counts how often the same error has come at the same place.
+type repeatedError struct {
 	code  string
 	at    pglogrepl.LSN
 	times int
@@ -117,13 +117,13 @@ type repeated struct {
 	first, last time.Time
 }
 
-// explain says of an error that a place in the WAL causes what it means for the slot, and gives it an exit code where no
+// explainStreamError says of an error that a place in the WAL causes what it means for the slot, and gives it an exit code where no
 // further try can mend it.
-func (c *Connector) explain(ctx context.Context, err error) error {
+func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*decoder.Error](err); ok && e.LSN != 0 {
-		return c.repeats(err, repeated{code: "decode", at: e.LSN})
+		return c.countRepeats(err, repeatedError{code: "decode", at: e.LSN})
 	}
-	e, ok := errors.AsType[*refusal](err)
+	e, ok := errors.AsType[*streamError](err)
 	if !ok {
 		return err
 	}
@@ -137,33 +137,33 @@ func (c *Connector) explain(ctx context.Context, err error) error {
 		return err // the end of a server or of a session says nothing of the place
 	}
 	// Where no transaction is open the place stays the same while nothing is written.
-	if !e.inside && time.Since(c.lastRefusal.last) > time.Minute {
-		c.lastRefusal = repeated{}
+	if !e.inside && time.Since(c.lastStreamError.last) > time.Minute {
+		c.lastStreamError = repeatedError{}
 	}
-	return c.repeats(err, repeated{code: e.cause.Code, at: e.at()})
+	return c.countRepeats(err, repeatedError{code: e.cause.Code, at: e.at()})
 }
 
-// repeats counts an error at a place, and says if it has come there so often that it comes for ever.
-func (c *Connector) repeats(err error, here repeated) error {
+// countRepeats counts an error at a place, and says if it has come there so often that it comes for ever.
+func (c *Connector) countRepeats(err error, here repeatedError) error {
 	now := time.Now()
-	if c.lastRefusal.code != here.code || c.lastRefusal.at != here.at {
+	if c.lastStreamError.code != here.code || c.lastStreamError.at != here.at {
 		here.first = now
-		c.lastRefusal = here
+		c.lastStreamError = here
 	}
-	c.lastRefusal.times++
-	c.lastRefusal.last = now
-	c.unreadSince.Store(c.lastRefusal.first.UnixNano()) // nothing gets past the place, however often the stream begins
-	if c.lastRefusal.times < sameOften {
+	c.lastStreamError.times++
+	c.lastStreamError.last = now
+	c.lag.unreadSince.Store(c.lastStreamError.first.UnixNano()) // nothing gets past the place, however often the stream begins
+	if c.lastStreamError.times < sameOften {
 		return err
 	}
 	return fmt.Errorf("%w; it was the same error at the same place %d times in a row, and comes for ever unless its cause is mended; "+
-		"where nothing can mend it, %s", err, c.lastRefusal.times, provision.StartAnew)
+		"where nothing can mend it, %s", err, c.lastStreamError.times, provision.StartAnew)
 }
 
 // historyMissing tells a publication that is missing, which preflight refuses with the remedy, from one that exists again. The
 // latter does not help what was written without it: PostgreSQL decodes a transaction by the catalog as it was then.
-func (c *Connector) historyMissing(ctx context.Context, e *refusal, err error) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func (c *Connector) historyMissing(ctx context.Context, e *streamError, err error) error {
+	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()
 	var exists bool
 	publication := c.cfg.Source.Publication

@@ -36,16 +36,16 @@ func TestPlaceOfAnError(t *testing.T) {
 		r := &reader{tracker: checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0)}
 		r.start.Confirmed = 0x1000
 		for _, m := range c.sent {
-			if err := r.message(t.Context(), m); err != nil {
+			if err := r.handleMessage(t.Context(), m); err != nil {
 				t.Fatal(err)
 			}
 		}
-		e, ok := errors.AsType[*refusal](r.refusal(fmt.Errorf("x: %w", &pgconn.PgError{Code: "22021", Message: "no", Where: c.where})))
+		e, ok := errors.AsType[*streamError](r.locate(fmt.Errorf("x: %w", &pgconn.PgError{Code: "22021", Message: "no", Where: c.where})))
 		if !ok || !strings.Contains(e.Error(), c.want) || e.at() != c.at {
 			t.Errorf("%s: %v at %s, want %q at %s", name, e, e.at(), c.want, c.at)
 		}
 	}
-	if other := errors.New("no error of the server"); !errors.Is((&reader{}).refusal(other), other) {
+	if other := errors.New("no error of the server"); !errors.Is((&reader{}).locate(other), other) {
 		t.Error("another error was changed")
 	}
 }
@@ -57,7 +57,7 @@ func TestErrorThatComesForEver(t *testing.T) {
 	c, _ := watching()
 	c.cfg.Source.Table = "public.event_outbox"
 	in := func(pg *pgconn.PgError, lsn pglogrepl.LSN) error {
-		return c.explain(context.Background(), &refusal{err: pg, cause: pg, inside: true, xid: 7, lsn: lsn})
+		return c.explainStreamError(context.Background(), &streamError{err: pg, cause: pg, inside: true, xid: 7, lsn: lsn})
 	}
 	for _, pg := range []*pgconn.PgError{
 		{Code: "22021", Message: `invalid byte sequence for encoding "UTF8": 0xff`},
@@ -105,7 +105,7 @@ func TestDriftThatComesForEver(t *testing.T) {
 		lsn     pglogrepl.LSN
 		forever bool
 	}{{1, false}, {1, false}, {1, true}, {2, false}, {2, false}, {2, true}} {
-		err := c.explain(t.Context(), (&reader{}).undecodable(&decoder.Error{LSN: step.lsn, Kind: 'R', Err: errors.New("the schema drifted")}))
+		err := c.explainStreamError(t.Context(), (&reader{}).wrapDecodeError(&decoder.Error{LSN: step.lsn, Kind: 'R', Err: errors.New("the schema drifted")}))
 		if got := strings.Contains(err.Error(), "comes for ever") && strings.Contains(err.Error(), "outbox-cdc destroy"); got != step.forever {
 			t.Errorf("step %d: %v", i, err)
 		}

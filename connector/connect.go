@@ -63,7 +63,7 @@ func (c *Connector) sqlConfig() (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
-func (c *Connector) pace(fast func() bool) checkpoint.RecorderConfig {
+func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
 	return checkpoint.RecorderConfig{
 		Fast: fast, Logger: c.cfg.Logger,
 		State: func(err error) {
