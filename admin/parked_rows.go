@@ -87,7 +87,7 @@ func (l *ledgerConn) eachParkedRow(ctx context.Context, q parkedQuery, f func(*P
 				if !q.filter.matches(d.Event.EventType, d.Event.AggregateType, d.Event.AggregateID, d.Event.TenantID) {
 					continue
 				}
-				if more, err := f(l.parkedRow(d)); err != nil || !more {
+				if more, err := f(l.shown(d)); err != nil || !more {
 					return err
 				}
 			}
@@ -100,8 +100,8 @@ func (l *ledgerConn) eachParkedRow(ctx context.Context, q parkedQuery, f func(*P
 	return nil
 }
 
-// parkedRow returns a row of the ledger as people see it.
-func (l *ledgerConn) parkedRow(d *ledger.ParkedDetails) *ParkedRow {
+// shown returns a row of the ledger as people see it.
+func (l *ledgerConn) shown(d *ledger.ParkedDetails) *ParkedRow {
 	p := &ParkedRow{
 		Sink: l.sinkName(d.Key.Processor), Position: fmt.Sprintf("%s:%d", d.Key.Position.LSN, d.Key.Position.Index), Status: d.Status,
 		Event: d.Event, Attempts: d.Attempts, Tries: d.Tries, ParkedAt: d.ParkedAt, FirstTry: d.TriedAt, NextAttempt: d.NextAttempt,

@@ -139,14 +139,14 @@ func (d *Decoder) Decode(data []byte) (Message, error) {
 	if len(data) == 0 {
 		return Message{}, &Error{LSN: d.lsn, Err: errEmpty}
 	}
-	m, err := d.decode(data[0], data[1:])
+	m, err := d.decodeMessage(data[0], data[1:])
 	if err != nil {
 		return Message{}, &Error{LSN: d.lsn, Kind: data[0], Err: err}
 	}
 	return m, nil
 }
 
-func (d *Decoder) decode(kind byte, body []byte) (Message, error) {
+func (d *Decoder) decodeMessage(kind byte, body []byte) (Message, error) {
 	switch kind {
 	case 'I':
 		return d.insert(body)

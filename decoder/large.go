@@ -37,20 +37,20 @@ type Large struct {
 // If the rest has no meaning, because the row belongs to another table for example, Large returns the finished Message
 // and no *Large.
 func (d *Decoder) Large(data []byte, rest int) (Message, *Large, error) {
-	m, l, err := d.large(data, rest)
+	m, l, err := d.beginLarge(data, rest)
 	if err != nil {
 		return Message{}, nil, &Error{LSN: d.lsn, Kind: data[0], Err: err}
 	}
 	return m, l, nil
 }
 
-func (d *Decoder) large(data []byte, rest int) (Message, *Large, error) {
+func (d *Decoder) beginLarge(data []byte, rest int) (Message, *Large, error) {
 	switch data[0] {
 	case 'I':
 	case 'B', 'C', 'R', 'Y':
 		return Message{}, nil, fmt.Errorf("a message of this kind is never as long as %d bytes", len(data)+rest)
 	default: // only the kind matters
-		m, err := d.decode(data[0], nil)
+		m, err := d.decodeMessage(data[0], nil)
 		return m, nil, err
 	}
 	switch ours, err := d.isOurs(data[1:]); {
@@ -67,7 +67,7 @@ func (d *Decoder) large(data []byte, rest int) (Message, *Large, error) {
 	for f, at := range d.outbox.column {
 		l.first[f] = field(slices.Index(d.outbox.column[:], at))
 	}
-	return Message{}, l, l.write(row[2:])
+	return Message{}, l, l.take(row[2:])
 }
 
 // Bytes returns the most memory that the event can take.
@@ -81,13 +81,13 @@ func (l *Large) Bytes() int {
 
 // Write takes the next bytes of the message. It keeps nothing of p.
 func (l *Large) Write(p []byte) error {
-	if err := l.write(p); err != nil {
+	if err := l.take(p); err != nil {
 		return &Error{LSN: l.d.lsn, Kind: 'I', Err: err}
 	}
 	return nil
 }
 
-func (l *Large) write(p []byte) error {
+func (l *Large) take(p []byte) error {
 	if len(p) > l.rest {
 		return errLeftOver(len(p) - l.rest)
 	}
@@ -221,14 +221,14 @@ func (l *Large) wanted(owner field) bool {
 
 // End returns the message, once all of it was written.
 func (l *Large) End() (Message, error) {
-	m, err := l.end()
+	m, err := l.finish()
 	if err != nil {
 		return Message{}, &Error{LSN: l.d.lsn, Kind: 'I', Err: err}
 	}
 	return m, nil
 }
 
-func (l *Large) end() (Message, error) {
+func (l *Large) finish() (Message, error) {
 	if l.left > 0 || l.have > 0 || l.next < l.columns {
 		return Message{}, errShort
 	}

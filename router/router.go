@@ -63,7 +63,7 @@ func (r *Router) Route(e *outbox.Event, into []Target) []Target {
 		sinks := r.routes[i].sinks
 		for j := range sinks {
 			s := &sinks[j]
-			into = append(into, Target{Processor: s.processor, Topic: s.topic.expand(e), Key: s.key.expand(e)})
+			into = append(into, Target{Processor: s.processor, Topic: s.topic.of(e), Key: s.key.of(e)})
 		}
 		break
 	}
@@ -92,7 +92,7 @@ func newExpansion(t Template) expansion {
 	return x
 }
 
-func (x *expansion) expand(e *outbox.Event) string {
+func (x *expansion) of(e *outbox.Event) string {
 	if x.known == nil {
 		return x.template.Expand(e)
 	}

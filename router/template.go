@@ -146,12 +146,12 @@ func (t *Template) join(e *outbox.Event) string {
 	case 0:
 		return ""
 	case 1:
-		return t.expand(0, e)
+		return t.expandPart(0, e)
 	}
 	var room [128]byte
 	b := room[:0]
 	for i := range t.parts {
-		b = append(b, t.expand(i, e)...)
+		b = append(b, t.expandPart(i, e)...)
 		if n := t.path.whole[i]; n > 0 && isEmpty(t.parts[i:i+n], e) {
 			b = append(b, Unusable...)
 		}
@@ -159,7 +159,7 @@ func (t *Template) join(e *outbox.Event) string {
 	return string(b)
 }
 
-func (t *Template) expand(i int, e *outbox.Event) string {
+func (t *Template) expandPart(i int, e *outbox.Event) string {
 	p := &t.parts[i]
 	switch {
 	case p.field == literal:
