@@ -112,40 +112,54 @@ func (t *Tracker) Begin() {
 	t.open = true
 }
 
-// Commit notes the end of the transaction whose events were added since the last Commit. last is the index of its last
-// insert, −1 without any. ours says that it held events of the outbox, so that the recorder should look at once.
-func (t *Tracker) Commit(lsn, end pglogrepl.LSN, last int64, ours bool) {
+// Transaction is the end of a transaction in the stream.
+type Transaction struct {
+	LSN    pglogrepl.LSN // of its commit record
+	EndLSN pglogrepl.LSN // behind the commit record: what may be confirmed once its events are settled
+	Last   int64         // the index of its last insert, −1 without any
+	// Ours says that the transaction held rows of the outbox, so that the recorder should write a checkpoint at once if they are
+	// settled already.
+	Ours bool
+}
+
+// Commit notes the end of the transaction whose events were added since the last Commit.
+func (t *Tracker) Commit(tx Transaction) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.open = false
 	if t.next > t.head {
 		e := t.at(t.next - 1)
-		e.end = max(e.end, end)
-		if ours && e.left == 0 {
+		e.end = max(e.end, tx.EndLSN)
+		if tx.Ours && e.left == 0 {
 			signal(t.progress)
 		}
 		return
 	}
-	t.raise(Position{lsn, last}, end)
-	if ours {
+	t.raise(Position{tx.LSN, tx.Last}, tx.EndLSN)
+	if tx.Ours {
 		signal(t.progress)
 	}
 }
 
-// Idle notes that the server has nothing before lsn that was not sent: a keepalive says so. It counts only while
-// nothing is in flight and no transaction is open, and says whether it did. The next checkpoint covers it; wake asks
-// the recorder to write one at once.
-func (t *Tracker) Idle(lsn pglogrepl.LSN, wake bool) bool {
+// Idle notes what a keepalive says: the server has sent everything that stands before lsn. It counts only while nothing is in flight
+// and no transaction is open, and Idle reports whether it counted. The next checkpoint covers it.
+func (t *Tracker) Idle(lsn pglogrepl.LSN) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.next > t.head || t.open {
 		return false
 	}
 	t.idle = max(t.idle, lsn)
-	if wake && t.idle > t.confirmed {
+	return true
+}
+
+// WriteIdle asks the recorder to write a checkpoint for what Idle has noted, unless one covers it already.
+func (t *Tracker) WriteIdle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.idle > t.confirmed {
 		signal(t.progress)
 	}
-	return true
 }
 
 func (t *Tracker) raise(pos Position, end pglogrepl.LSN) {

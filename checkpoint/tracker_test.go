@@ -24,7 +24,7 @@ func tx(t *Tracker, commit, end pglogrepl.LSN, n int) (entries []uint64) {
 	for i := range n {
 		entries = append(entries, t.Add(pos(commit, int64(i)), 1, 10, time.Time{}))
 	}
-	t.Commit(commit, end, int64(n)-1, n > 0)
+	t.Commit(Transaction{LSN: commit, EndLSN: end, Last: int64(n) - 1, Ours: n > 0})
 	return entries
 }
 
@@ -63,10 +63,10 @@ func TestAnOpenTransactionIsNotConfirmed(t *testing.T) {
 	if got := tr.Confirmed(); got != 90 {
 		t.Errorf("confirmed %d before the Commit was read, want 90", got)
 	}
-	if tr.Idle(100, true) {
+	if tr.Idle(100) {
 		t.Error("a keepalive counts in the middle of a transaction")
 	}
-	tr.Commit(100, 110, 0, true)
+	tr.Commit(Transaction{LSN: 100, EndLSN: 110, Last: 0, Ours: true})
 	select {
 	case <-tr.Progress():
 	default:
@@ -86,14 +86,14 @@ func TestKeepaliveCountsOnlyWhenNothingIsInFlight(t *testing.T) {
 	t.Parallel()
 	tr := NewTracker(16, 1<<20, pos(90, -1), 90)
 	e := tx(tr, 100, 110, 1)
-	if tr.Idle(500, true) {
+	if tr.Idle(500) {
 		t.Error("a keepalive counts with an event in flight")
 	}
 	settle(tr, e...)
 	if got := tr.Confirmed(); got != 110 {
 		t.Errorf("confirmed %d, want 110", got)
 	}
-	if !tr.Idle(500, false) {
+	if !tr.Idle(500) {
 		t.Error("a keepalive does not count with nothing in flight")
 	}
 	if got := tr.Confirmed(); got != 110 {
@@ -123,7 +123,7 @@ func TestKeepaliveDuringAWriteCausesNone(t *testing.T) {
 	e := tx(tr, 100, 110, 1)
 	settle(tr, e...)
 	m := tr.Settled()
-	tr.Idle(200, false)
+	tr.Idle(200)
 	tr.Publish(m)
 	select {
 	case <-tr.Progress():
@@ -301,10 +301,14 @@ func FuzzTracker(f *testing.F) {
 				tx := &m.txs[len(m.txs)-1]
 				lsn += pglogrepl.LSN(1 + r.IntN(5))
 				tx.end = lsn
-				tr.Commit(tx.commit, tx.end, int64(len(tx.left))-1, len(tx.left) > 0)
+				tr.Commit(Transaction{LSN: tx.commit, EndLSN: tx.end, Last: int64(len(tx.left)) - 1, Ours: len(tx.left) > 0})
 				open = false
 			case 4:
-				if tr.Idle(lsn, r.IntN(2) == 0) {
+				counted := tr.Idle(lsn)
+				if r.IntN(2) == 0 {
+					tr.WriteIdle()
+				}
+				if counted {
 					if open || m.inFlight() {
 						t.Fatalf("keepalive counted with open=%v", open)
 					}

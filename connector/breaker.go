@@ -25,14 +25,19 @@ type BreakerConfig struct {
 	ResetTimeout time.Duration
 }
 
+// breakerOwner is what a breaker knows of its sink.
+type breakerOwner struct {
+	name    string // of the sink
+	never   bool   // park_after: never. Nothing is parked, so the lanes are not asked to park
+	logger  *slog.Logger
+	changed func(gobreaker.State) // called with the first state and each new one
+}
+
 // breaker judges a sink's destination, never a message. It outlives sessions. The state machine is gobreaker's; what counts as
 // a failure is ours. Lanes call it from their own goroutines; it wakes them through their asks.
 type breaker struct {
-	name   string
-	cfg    BreakerConfig
-	never  bool // park_after: never
-	logger *slog.Logger
-	tell   func(gobreaker.State)
+	breakerOwner
+	cfg BreakerConfig
 
 	mu      sync.Mutex
 	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
@@ -52,15 +57,15 @@ var (
 	errNothingLearnt = errors.New("nothing was learnt of the destination")
 )
 
-func newBreaker(name string, cfg BreakerConfig, never bool, logger *slog.Logger, tell func(gobreaker.State)) *breaker {
-	b := &breaker{name: name, cfg: cfg, never: never, logger: logger, tell: tell, deaths: map[int64]struct{}{}}
+func newBreaker(owner breakerOwner, cfg BreakerConfig) *breaker {
+	b := &breaker{breakerOwner: owner, cfg: cfg, deaths: map[int64]struct{}{}}
 	b.machine = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Name: name, MaxRequests: 1, Timeout: cfg.ResetTimeout,
+		Name: b.name, MaxRequests: 1, Timeout: cfg.ResetTimeout,
 		ReadyToTrip:   func(gobreaker.Counts) bool { return b.trip },
 		IsExcluded:    func(err error) bool { return errors.Is(err, errNothingLearnt) },
-		OnStateChange: func(_ string, _, to gobreaker.State) { tell(to) },
+		OnStateChange: func(_ string, _, to gobreaker.State) { b.changed(to) },
 	})
-	tell(gobreaker.StateClosed)
+	b.changed(gobreaker.StateClosed)
 	return b
 }
 
@@ -154,6 +159,7 @@ type verdict struct {
 	b                        *breaker
 	accepted, away, answered int
 	news                     bool // a message that was never tried before: old failures repeated say nothing new
+	ended                    bool // by the end of the session, which says nothing of the destination
 }
 
 // weigh begins the judgement of one call.
@@ -184,8 +190,8 @@ func (v *verdict) died(hash int64) {
 // closed says whether the breaker is closed.
 func (v *verdict) closed() bool { return v.b.state() == gobreaker.StateClosed }
 
-// judge ends the judgement. ended: the call was ended by the end of the session, which says nothing of the destination.
-func (v *verdict) judge(c claim, ended bool) {
+// judge ends the judgement of a call.
+func (v *verdict) judge(c claim) {
 	b := v.b
 	defer b.mu.Unlock()
 	if c.probe {
@@ -194,7 +200,7 @@ func (v *verdict) judge(c claim, ended bool) {
 		case v.accepted > 0 || v.answered > 0 && !b.broken:
 			c.done(nil)
 			b.closed()
-		case ended:
+		case v.ended:
 			c.done(errNothingLearnt)
 		default:
 			c.done(errAway)
@@ -203,7 +209,7 @@ func (v *verdict) judge(c claim, ended bool) {
 		}
 		return
 	}
-	if b.state() != gobreaker.StateClosed || !b.cfg.Enabled || ended && v.accepted == 0 {
+	if b.state() != gobreaker.StateClosed || !b.cfg.Enabled || v.ended && v.accepted == 0 {
 		c.done(errNothingLearnt)
 		return
 	}

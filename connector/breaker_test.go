@@ -28,8 +28,11 @@ type breakerBench struct {
 
 func newBreakerBench(t *testing.T, after parkAfter) *breakerBench {
 	b := &breakerBench{t: t}
-	b.breaker = newBreaker("s", BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute}, after == parkNever, slog.New(slog.DiscardHandler),
-		func(s gobreaker.State) { b.seen = append(b.seen, s.String()) })
+	owner := breakerOwner{
+		name: "s", never: after == parkNever, logger: slog.New(slog.DiscardHandler),
+		changed: func(s gobreaker.State) { b.seen = append(b.seen, s.String()) },
+	}
+	b.breaker = newBreaker(owner, BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute})
 	t.Cleanup(b.close)
 	for i := range 2 {
 		b.lanes = append(b.lanes, newLane(&sharedSink{}, i, rowSource{}, nil))
@@ -59,7 +62,7 @@ func (b *breakerBench) call(lane int, letters string) (permitted bool) {
 		}
 		time.Sleep(time.Nanosecond) // the next one's hash
 	}
-	v.judge(c, false)
+	v.judge(c)
 	return true
 }
 

@@ -41,7 +41,7 @@ func TestCatchingUpWaitsForTheRecorder(t *testing.T) {
 		b.held = true
 		for i := range int64(2000) {
 			d := &delivery{hash: i, Message: sinks.Message{Event: &outbox.Event{ID: "e"}, LSN: 1, Index: i}}
-			b.ledger.apply([]checkpoint.Outcome{d.outcome(1, checkpoint.Parked, false)})
+			b.ledger.apply([]checkpoint.Outcome{d.outcome(1, checkpoint.Parked)})
 		}
 		b.run()
 		time.Sleep(time.Hour)
@@ -97,7 +97,7 @@ func TestLargeRowsTakeTurns(t *testing.T) {
 			if i%5 == 1 {
 				d.Event.ID = fmt.Sprint("L", i)
 			}
-			b.ledger.apply([]checkpoint.Outcome{d.outcome(1, checkpoint.Parked, false)})
+			b.ledger.apply([]checkpoint.Outcome{d.outcome(1, checkpoint.Parked)})
 		}
 		all := []*lane{b.lane}
 		for n := range lanes {

@@ -165,9 +165,11 @@ func (c *Connector) makeSinks() {
 	c.sinks = map[string]*lastingSink{}
 	for _, s := range c.cfg.Sinks {
 		never := c.cfg.Delivery.parksNothing()
-		state := newSinkState(s.Name, never || s.OneTry, c.cfg.Health, c.cfg.Metrics.Sink(s.Name), c.cfg.Logger)
+		state := newSinkState(observedSink{
+			name: s.Name, inPlace: never || s.OneTry, health: c.cfg.Health, metrics: c.cfg.Metrics.Sink(s.Name), logger: c.cfg.Logger,
+		})
 		life := &lastingSink{state: state}
-		life.breaker = newBreaker(s.Name, c.cfg.Breaker, never, c.cfg.Logger, state.breakerIs)
+		life.breaker = newBreaker(breakerOwner{name: s.Name, never: never, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
 		c.sinks[s.Name] = life
 	}
 }

@@ -29,15 +29,18 @@ func (d *delivery) position() checkpoint.Position {
 	return checkpoint.Position{LSN: d.LSN, Index: d.Index}
 }
 
-// outcome of the delivery, and what it does to its row in outbox_parked. A try that failed and is followed by another one in
-// the lane's hands (inPlace) settles nothing.
-func (d *delivery) outcome(processor int32, status checkpoint.Status, inPlace bool) checkpoint.Outcome {
-	o := checkpoint.Outcome{
+// triedInPlace is the outcome of a try that failed and is followed by another one in the lane's hands. It settles nothing, and the
+// delivery has no row in outbox_parked.
+func (d *delivery) triedInPlace(processor int32, status checkpoint.Status) checkpoint.Outcome {
+	return checkpoint.Outcome{
 		Entry: d.entry, Processor: processor, Position: d.position(), EventID: d.Event.ID, Status: status, Attempt: d.tries,
 	}
-	if inPlace {
-		return o
-	}
+}
+
+// outcome is what has become of the delivery, with the change that this makes to its row in outbox_parked. It settles the delivery,
+// unless that has a row already, because a delivery is settled once it has one.
+func (d *delivery) outcome(processor int32, status checkpoint.Status) checkpoint.Outcome {
+	o := d.triedInPlace(processor, status)
 	o.Settles = !d.row
 	switch status {
 	case checkpoint.Delivered, checkpoint.Discarded:
@@ -47,7 +50,7 @@ func (d *delivery) outcome(processor int32, status checkpoint.Status, inPlace bo
 	default:
 		o.Parked = &checkpoint.ParkedState{AggregateHash: d.hash, Attempts: d.attempts, Tries: d.tries, TriedAt: d.triedAt}
 		if d.repeats && d.tries > 0 && !d.isUncertain() {
-			o.Parked.Tries++ // that of an earlier session, of which nobody knows
+			o.Parked.Tries++ // a try of an earlier session, of which nobody knows
 		}
 		if o.Row = checkpoint.RowUpdate; !d.row {
 			o.Row = checkpoint.RowInsert

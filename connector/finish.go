@@ -10,52 +10,52 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// finish gives the outcomes of a Deliver to the recorder. What was not accepted is parked, to be tried again when it is due,
-// and holds its aggregate; in place it goes to the head of the queue.
+// finish evaluates what a Deliver has answered, and gives the outcomes to the recorder. A message that was not accepted is parked
+// until it is due again, and holds its aggregate. In place it goes back to the head of the lane's queue.
 func (l *lane) finish(work, deliver context.Context, res result) error {
-	w := l.running
+	r := l.running
 	l.running = nil
 	clear(l.batch) // both arrays live on; the events must not
-	defer clear(w.messages)
+	defer clear(r.messages)
 	if res.errs == nil {
-		res.errs = l.noErrors(len(w.messages))
+		res.errs = l.noErrors(len(r.messages))
 	}
-	if len(res.errs) != len(w.messages) {
-		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(w.messages))
+	if len(res.errs) != len(r.messages) {
+		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
 	}
-	f := finishing{lane: l, result: res, probe: w.claim.probe, rows: make([]checkpoint.Outcome, 0, len(w.messages))}
-	f.ended = deliver.Err() != nil
-	f.verdict = l.breaker.weigh(survey(w.messages, res.errs))
-	for i, d := range w.messages {
+	f := finishing{lane: l, result: res, probe: r.claim.probe, rows: make([]checkpoint.Outcome, 0, len(r.messages))}
+	v := survey(r.messages, res.errs)
+	v.ended = deliver.Err() != nil
+	f.verdict = l.breaker.weigh(v)
+	for i, d := range r.messages {
 		f.message(d, res.errs[i])
 	}
-	f.verdict.judge(w.claim, f.ended)
+	f.verdict.judge(r.claim)
 	l.metrics.Delivered.Add(float64(f.verdict.accepted))
 	if len(f.inHand) > 0 {
 		l.inHand = append(f.inHand, l.inHand...)
 	}
 	l.away = f.verdict.accepted == 0 && errors.Is(f.cause, sinks.ErrUnavailable)
-	l.retryAt = time.Time{} // what stood behind a dead letter goes on at once
+	l.retryAt = time.Time{} // without a pause, what stood behind a dead letter goes on at once
 	if f.pause > 0 {
 		l.retryAt = res.completed.Add(f.pause)
 	}
-	if !f.ended && (f.verdict.accepted > 0 || f.cause != nil) {
+	if !f.verdict.ended && (f.verdict.accepted > 0 || f.cause != nil) {
 		l.state.report(l.number, f.verdict.accepted, f.cause)
 	}
 	if len(f.rows) == 0 {
 		return nil
 	}
-	n := len(f.rows)
-	err := l.give(work, &f.rows, !l.live && len(l.rows) == 0)
+	err := l.give(work, checkpoint.Outcomes{Rows: f.rows, Urgent: !l.live && len(l.rows) == 0})
 	l.deliveredSeq = l.givenSeq
 	if f.died {
 		l.diedSeq = l.givenSeq
 	}
-	l.unrecorded = append(l.unrecorded, unrecorded{l.givenSeq, n})
+	l.unrecorded = append(l.unrecorded, unrecorded{l.givenSeq, len(f.rows)})
 	return err
 }
 
-// noErrors is one nil a message.
+// noErrors returns a nil for each of n messages.
 func (l *lane) noErrors(n int) []error {
 	if cap(l.nils) < n {
 		l.nils = make([]error, n)
@@ -63,7 +63,7 @@ func (l *lane) noErrors(n int) []error {
 	return l.nils[:n]
 }
 
-// survey counts what the answers say of the destination.
+// survey counts what the answers to one Deliver say of the destination.
 func survey(messages []*delivery, errs []error) verdict {
 	var v verdict
 	for i, d := range messages {
@@ -81,18 +81,17 @@ func survey(messages []*delivery, errs []error) verdict {
 	return v
 }
 
-// finishing is a Deliver whose results are looked at one by one.
+// finishing evaluates the results of one Deliver, message by message.
 type finishing struct {
 	*lane
 	result
 	verdict verdict
-	probe   bool
-	ended   bool // by the end of the session, which says nothing of the sink
+	probe   bool // the Deliver asked whether the destination is back
 	rows    []checkpoint.Outcome
-	inHand  []*delivery   // to be tried again in place,
-	pause   time.Duration // after this
+	inHand  []*delivery   // tried again in place
+	pause   time.Duration // how long inHand waits before that
 	cause   error         // the last failure
-	died    bool          // in place, or was discarded
+	died    bool          // a message died in place, or was discarded
 }
 
 func (f *finishing) message(d *delivery, err error) {
@@ -109,7 +108,7 @@ func (f *finishing) message(d *delivery, err error) {
 	}
 	if err == nil {
 		f.metrics.Duration.Observe(max(0, f.completed.Sub(d.CommitTime).Seconds()))
-		f.record(d, checkpoint.Delivered, nil, false)
+		f.record(d, checkpoint.Delivered, nil)
 		return
 	}
 	f.cause = err
@@ -117,14 +116,15 @@ func (f *finishing) message(d *delivery, err error) {
 	case f.oneTry:
 		f.died = true
 		f.metrics.Discarded.Inc()
-		f.record(d, checkpoint.Discarded, err, false)
+		f.record(d, checkpoint.Discarded, err)
 	case f.dies(d, err):
 		f.verdict.died(d.hash)
 		f.metrics.Dead.Inc()
 		f.logger.Error("dead letter", "sink", f.name, "lane", f.number, "event_id", d.Event.ID,
 			"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
-		holds := !f.inPlace() || d.row || f.delivery.Block // else what stands behind it goes on in place
-		o := f.record(d, checkpoint.Dead, err, false)
+		// Otherwise what stands behind it goes on in place.
+		holds := !f.inPlace() || d.row || f.delivery.Block
+		o := f.record(d, checkpoint.Dead, err)
 		o.Parked.Blocks = f.delivery.Block
 		if holds {
 			f.hold(d.hash, f.completed)
@@ -133,42 +133,47 @@ func (f *finishing) message(d *delivery, err error) {
 		}
 	case f.inPlace() && !d.row:
 		f.metrics.Failed.Inc()
-		f.record(d, checkpoint.Failed, err, true)
+		f.add(d.triedInPlace(f.id, checkpoint.Failed), err)
 		f.inHand = append(f.inHand, d)
-		f.pause = max(f.pause, f.delay(d, err, true))
+		f.pause = max(f.pause, f.delayInPlace(d, err))
 	default:
 		f.metrics.Failed.Inc()
-		o := f.record(d, checkpoint.Failed, err, false)
-		o.Parked.NextAttempt = f.completed.Add(f.delay(d, err, false))
+		o := f.record(d, checkpoint.Failed, err)
+		o.Parked.NextAttempt = f.completed.Add(f.delay(d, err))
 		f.hold(d.hash, o.Parked.NextAttempt)
 	}
 }
 
-// notAttempted: it stands behind a failure of its aggregate, or the sink had no time to begin it. The latter must not be fresh
-// again, or those that are never answered, and fill each batch, would keep out what comes behind them for good: it is due.
+// notAttempted handles a message that the sink has not begun: an earlier message of its aggregate failed, or the sink had no time
+// left. In the latter case the message becomes due at once and does not stay fresh. Messages that are never answered, and fill each
+// batch, would otherwise keep out those that stand behind them for good.
 func (f *finishing) notAttempted(d *delivery, err error) {
-	_, behind := f.held[d.hash]
+	_, held := f.held[d.hash]
 	switch {
 	case f.inPlace() && !d.row:
 		f.inHand = append(f.inHand, d)
 		return
-	case d.row && (behind || d.due): // it is left in the table, at its place
-	case behind:
-		f.record(d, checkpoint.Parked, nil, false)
+	case d.row && (held || d.due): // its row stays in the table, at its place
+	case held:
+		f.record(d, checkpoint.Parked, nil)
 	default:
-		f.record(d, checkpoint.Parked, err, false).Parked.NextAttempt = f.completed
+		f.record(d, checkpoint.Parked, err).Parked.NextAttempt = f.completed
 	}
-	if !behind {
+	if !held {
 		f.hold(d.hash, f.completed)
 	}
 }
 
-// record adds the outcome. It is valid until the next one is added.
-func (f *finishing) record(d *delivery, status checkpoint.Status, err error, inPlace bool) *checkpoint.Outcome {
-	o := d.outcome(f.id, status, inPlace)
+// record adds the outcome of a delivery that the lane has done with, or parks. The pointer is valid until the next outcome is added.
+func (f *finishing) record(d *delivery, status checkpoint.Status, err error) *checkpoint.Outcome {
+	o := d.outcome(f.id, status)
 	if o.Row == checkpoint.RowInsert {
 		f.floor.parked(d.position())
 	}
+	return f.add(o, err)
+}
+
+func (f *finishing) add(o checkpoint.Outcome, err error) *checkpoint.Outcome {
 	o.StartedAt, o.CompletedAt = f.result.started, f.completed
 	if err != nil {
 		o.Error = err.Error()
@@ -177,11 +182,11 @@ func (f *finishing) record(d *delivery, status checkpoint.Status, err error, inP
 	return &f.rows[len(f.rows)-1]
 }
 
-// dies counts an attempt, where this failure is one, and says whether it was the last.
+// dies counts an attempt if this failure uses one, and reports whether the message is given up.
 func (f *finishing) dies(d *delivery, err error) bool {
 	away := errors.Is(err, sinks.ErrUnavailable)
 	giveUp := f.delivery.GiveUpAfter
-	if giveUp > 0 && !f.ended && f.completed.Sub(d.triedAt) > giveUp && f.verdict.closed() {
+	if giveUp > 0 && !f.verdict.ended && f.completed.Sub(d.triedAt) > giveUp && f.verdict.closed() {
 		return true
 	}
 	if away || f.verdict.brokenNow() {
@@ -195,24 +200,39 @@ func (f *finishing) dies(d *delivery, err error) bool {
 	return errors.Is(err, sinks.ErrPermanent) || d.attempts > retries
 }
 
-// delay is how long to wait before the next try.
-func (f *finishing) delay(d *delivery, err error, inPlace bool) time.Duration {
-	wait := f.delivery.Retry.delay(d.tries)
-	if after := sinks.RetryAfter(err); after > 0 { // the destination knows best
-		wait = min(after, f.delivery.Retry.Max)
-	}
-	if inPlace && errors.Is(err, sinks.ErrUnavailable) && f.verdict.accepted == 0 {
+// delay is how long to wait before the next try of a parked message.
+func (f *finishing) delay(d *delivery, err error) time.Duration {
+	return f.probeDelay(f.backoff(d, err))
+}
+
+// delayInPlace is how long to wait before the next try of a message that stays in the lane's hands. A destination that is away is
+// asked again after awayPace at the latest.
+func (f *finishing) delayInPlace(d *delivery, err error) time.Duration {
+	wait := f.backoff(d, err)
+	if errors.Is(err, sinks.ErrUnavailable) && f.verdict.accepted == 0 {
 		wait = min(wait, awayPace)
 	}
+	return f.probeDelay(wait)
+}
+
+func (f *finishing) backoff(d *delivery, err error) time.Duration {
+	if after := sinks.RetryAfter(err); after > 0 { // the destination knows best
+		return min(after, f.delivery.Retry.Max)
+	}
+	return f.delivery.Retry.delay(d.tries)
+}
+
+// probeDelay makes a failed probe wait so long that the next probe is a message of another aggregate.
+func (f *finishing) probeDelay(wait time.Duration) time.Duration {
 	if f.probe {
-		wait = max(wait, 2*f.breaker.cfg.ResetTimeout) // the next probe is another aggregate's
+		wait = max(wait, 2*f.breaker.cfg.ResetTimeout)
 	}
 	return wait
 }
 
-// discard gives up a delivery of a sink that is tried once, and is not asked or not waited for now.
+// discard gives up a delivery of a sink that is tried once, because the sink is not asked or not waited for now.
 func (l *lane) discard(d *delivery) {
-	o := d.outcome(l.id, checkpoint.Discarded, false)
+	o := d.outcome(l.id, checkpoint.Discarded)
 	o.StartedAt = time.Now()
 	o.CompletedAt, o.Error = o.StartedAt, "the sink is away, slow or paused"
 	d.discarded = true

@@ -320,14 +320,14 @@ func (l *lane) deliver(ctx context.Context) {
 
 // park keeps a delivery in outbox_parked, untried.
 func (l *lane) park(d *delivery) {
-	l.parks = append(l.parks, d.outcome(l.id, checkpoint.Parked, false))
+	l.parks = append(l.parks, d.outcome(l.id, checkpoint.Parked))
 	l.floor.parked(d.position())
 }
 
 // giveParks gives what was parked in portions: a window that is parked at once is a lot of memory.
 func (l *lane) giveParks(work context.Context) error {
 	for portion := range slices.Chunk(l.parks, parkPortion) {
-		if err := l.give(work, &portion, false); err != nil {
+		if err := l.give(work, checkpoint.Outcomes{Rows: portion}); err != nil {
 			return err
 		}
 	}
@@ -338,17 +338,11 @@ func (l *lane) giveParks(work context.Context) error {
 	return nil
 }
 
-// give hands outcomes to the recorder, and forgets them.
-func (l *lane) give(work context.Context, rows *[]checkpoint.Outcome, urgent bool) error {
-	if len(*rows) == 0 && !urgent {
-		return nil
-	}
-	if len(*rows) > 0 {
-		l.givenSeq++
-		l.floor.gave(l.givenSeq)
-	}
-	o := checkpoint.Outcomes{Rows: *rows, Urgent: urgent, Seq: l.givenSeq, Recorded: l.recorded}
-	*rows = nil
+// give hands outcomes, of which there is at least one, to the recorder. From then on they are the recorder's.
+func (l *lane) give(work context.Context, o checkpoint.Outcomes) error {
+	l.givenSeq++
+	l.floor.gave(l.givenSeq)
+	o.Seq, o.Recorded = l.givenSeq, l.recorded
 	select {
 	case l.out <- o:
 		return nil

@@ -71,8 +71,8 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 	b.ledger = &memLedger{}
 	to := &sharedSink{
 		sink: sink, name: "s", id: 1, logger: logger, fast: func() bool { return false }, metrics: metrics, paused: new(atomic.Bool),
-		state:   newSinkState("s", true, &monitoring.Health{}, metrics, logger),
-		breaker: newBreaker("s", BreakerConfig{ResetTimeout: time.Minute}, true, logger, func(gobreaker.State) {}),
+		state:   newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, metrics: metrics, logger: logger}),
+		breaker: newBreaker(breakerOwner{name: "s", never: true, logger: logger, changed: func(gobreaker.State) {}}, BreakerConfig{ResetTimeout: time.Minute}),
 		delivery: DeliveryConfig{
 			BatchSize: 3, Timeout: 30 * time.Second, MaxRetries: 2, Retry: Retry{Initial: time.Second, Max: time.Minute},
 		},
@@ -301,7 +301,7 @@ func TestLaneAfterTheEndOfDeliveries(t *testing.T) {
 			return fail(batch, map[string]error{"a1": fmt.Errorf("%w: %w", ctx.Err(), sinks.ErrUnavailable)})
 		})
 		var health monitoring.Health
-		b.state = newSinkState("s", true, &health, b.metrics, slog.New(slog.DiscardHandler))
+		b.state = newSinkState(observedSink{name: "s", inPlace: true, health: &health, metrics: b.metrics, logger: slog.New(slog.DiscardHandler)})
 		b.state.begin()
 		deliver, end := context.WithCancel(b.work)
 		go func() { b.stopped <- b.lane.run(b.work, deliver) }()

@@ -126,14 +126,14 @@ func (c *Connector) readPausedAndCounts(ctx context.Context, db ledger.Querier, 
 
 // readPaused tells the lanes whether a person has paused their sink.
 func (c *Connector) readPaused(ctx context.Context, db ledger.Querier, s *session) error {
-	all, err := c.schema().ReadPaused(ctx, db, s.processors())
+	all, err := c.schema().ReadActivity(ctx, db, s.processors())
 	if err != nil {
 		return err
 	}
-	for id, paused := range all {
+	for id, activity := range all {
 		lanes := s.bySink[id]
-		lanes[0].state.isPaused(paused)
-		if lanes[0].paused.Swap(paused) != paused {
+		lanes[0].state.isPaused(activity)
+		if paused := activity == ledger.Paused; lanes[0].paused.Swap(paused) != paused {
 			for _, l := range lanes {
 				l.ask(0)
 			}

@@ -230,7 +230,7 @@ func TestOrphans(t *testing.T) {
 func TestBreakerOpenSaysWhy(t *testing.T) {
 	t.Parallel()
 	health := &monitoring.Health{}
-	s := newSinkState("s", false, health, monitoring.NewMetrics("", nil).Sink("s"), slog.New(slog.DiscardHandler))
+	s := newSinkState(observedSink{name: "s", health: health, metrics: monitoring.NewMetrics("", nil).Sink("s"), logger: slog.New(slog.DiscardHandler)})
 	s.breakerIs(gobreaker.StateOpen)
 	s.report(0, 0, fmt.Errorf("400: %w", sinks.ErrPermanent))
 	if why := health.Report().Components["sink:s"].Detail; !strings.Contains(why, "400") {

@@ -170,7 +170,7 @@ func (r *reader) handleMessage(ctx context.Context, m decoder.Message) error {
 			return fmt.Errorf("commit at %s of a transaction that began at %s", m.LSN, r.tx.lsn)
 		}
 		r.tx.open = false
-		r.tracker.Commit(m.LSN, m.EndLSN, r.tx.next-1, r.tx.hasEvents)
+		r.tracker.Commit(checkpoint.Transaction{LSN: m.LSN, EndLSN: m.EndLSN, Last: r.tx.next - 1, Ours: r.tx.hasEvents})
 	}
 	return nil
 }
@@ -342,7 +342,13 @@ func (r *reader) onKeepalive(lsn pglogrepl.LSN) {
 	step, quiet := lsn-min(lsn, confirmed), now.Sub(r.idle.since)
 	last := step > 0 && quiet >= idleLastWait && lsn-r.idle.last > idleSmallStep
 	wake := step >= idleStep || step > idleSmallStep && quiet >= idleWait || last
-	if r.tracker.Idle(lsn, wake) && last {
+	if !r.tracker.Idle(lsn) {
+		return
+	}
+	if wake {
+		r.tracker.WriteIdle()
+	}
+	if last {
 		r.idle.last = lsn
 	}
 }

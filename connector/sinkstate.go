@@ -17,13 +17,18 @@ import (
 // warnPace is the least time between two warnings of a sink that accepts some and fails others, as one with a partition away does.
 const warnPace = 10 * time.Second
 
-// sinkState tells people how a sink does: once for all of its lanes. Its lanes, its breaker and the keeper call it.
-type sinkState struct {
+// observedSink is a sink whose state is shown, and where.
+type observedSink struct {
 	name    string
 	inPlace bool // what fails waits in its lane: every failure holds something back
 	health  *monitoring.Health
 	metrics monitoring.SinkMetrics
 	logger  *slog.Logger
+}
+
+// sinkState tells people how a sink does: once for all of its lanes. Its lanes, its breaker and the keeper call it.
+type sinkState struct {
+	observedSink
 
 	mu      sync.Mutex
 	failing map[int]struct{} // lanes whose last batch was not accepted
@@ -37,8 +42,8 @@ type sinkState struct {
 	unread  error // why the parked rows cannot be read
 }
 
-func newSinkState(name string, inPlace bool, health *monitoring.Health, metrics monitoring.SinkMetrics, logger *slog.Logger) *sinkState {
-	return &sinkState{name: name, inPlace: inPlace, health: health, metrics: metrics, logger: logger, failing: map[int]struct{}{}}
+func newSinkState(of observedSink) *sinkState {
+	return &sinkState{observedSink: of, failing: map[int]struct{}{}}
 }
 
 // begin is called for each new session.
@@ -99,7 +104,9 @@ func (s *sinkState) breakerIs(state gobreaker.State) {
 	s.show()
 }
 
-func (s *sinkState) isPaused(paused bool) {
+// isPaused notes whether a person has paused the sink.
+func (s *sinkState) isPaused(activity ledger.Activity) {
+	paused := activity == ledger.Paused
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {

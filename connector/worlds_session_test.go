@@ -134,14 +134,14 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 	for i := range w.sinks {
 		id, name := processor(i), fmt.Sprint("sink", i)
 		m := metrics.Sink(name)
-		state := newSinkState(name, c.never || w.sinks[i].oneTry, health, m, logger)
+		state := newSinkState(observedSink{name: name, inPlace: c.never || w.sinks[i].oneTry, health: health, metrics: m, logger: logger})
 		if len(w.breakers) <= i {
-			w.breakers = append(w.breakers, newBreaker(name, BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute},
-				c.never || w.sinks[i].oneTry, logger, func(to gobreaker.State) {
-					if to == gobreaker.StateOpen {
-						w.opened.Add(1)
-					}
-				}))
+			owner := breakerOwner{name: name, never: c.never || w.sinks[i].oneTry, logger: logger, changed: func(to gobreaker.State) {
+				if to == gobreaker.StateOpen {
+					w.opened.Add(1)
+				}
+			}}
+			w.breakers = append(w.breakers, newBreaker(owner, BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute}))
 		}
 		t := &sharedSink{
 			sink: &worldClient{w.sinks[i], s}, name: name, id: id, oneTry: w.sinks[i].oneTry, delivery: delivery, breaker: w.breakers[i], paused: w.paused[i],

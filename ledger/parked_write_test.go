@@ -32,7 +32,7 @@ func TestParkedRows(t *testing.T) {
 	r := l.record(l.config())
 	r.Begin()
 	e := r.Add(pos(100, 0), 100, 10, time.Now())
-	r.Tracker.Commit(100, 108, 0, true)
+	r.Tracker.Commit(checkpoint.Transaction{LSN: 100, EndLSN: 108, Last: 0, Ours: true})
 	insert := func(lsn int) checkpoint.Outcome {
 		return checkpoint.Outcome{Status: checkpoint.Parked, Settles: true, Row: checkpoint.RowInsert, Position: pos(100, int64(lsn)), Parked: &checkpoint.ParkedState{}}
 	}
@@ -86,7 +86,7 @@ func TestParkedRowsOfAllSizes(t *testing.T) {
 	r := l.record(l.config())
 	r.Begin()
 	e := r.Add(pos(100, 0), 100, 10, time.Now())
-	r.Tracker.Commit(100, 108, 0, true)
+	r.Tracker.Commit(checkpoint.Transaction{LSN: 100, EndLSN: 108, Last: 0, Ours: true})
 	sizes := []int{0, 1, ledger.SentFromPlace - 1, ledger.SentFromPlace, ledger.SentFromPlace + 1, 3 << 20, 10, 5 * ledger.SentFromPlace, 3}
 	value := func(i, size int) []byte { return bytes.Repeat([]byte{'a' + byte(i)}, size) }
 	var outcomes []checkpoint.Outcome

@@ -125,21 +125,21 @@ func (s Schema) Heartbeat(ctx context.Context, db Execer, connector string) erro
 	return err
 }
 
-// ReadPaused says of each of these processors whether a person has paused its sink.
-func (s Schema) ReadPaused(ctx context.Context, db Querier, processors []int32) (map[int32]bool, error) {
-	rows, err := db.Query(ctx, s.statement("select id, not is_active from ledger.outbox_processors where id = any ($1)"), processors)
+// ReadActivity says of each of these processors whether a person has paused its sink.
+func (s Schema) ReadActivity(ctx context.Context, db Querier, processors []int32) (map[int32]Activity, error) {
+	rows, err := db.Query(ctx, s.statement("select id, is_active from ledger.outbox_processors where id = any ($1)"), processors)
 	if err != nil {
 		return nil, fmt.Errorf("read which sinks are paused: %w", err)
 	}
 	defer rows.Close()
-	paused := map[int32]bool{}
+	activities := map[int32]Activity{}
 	for rows.Next() {
 		var id int32
-		var is bool
-		if err := rows.Scan(&id, &is); err != nil {
+		var active bool
+		if err := rows.Scan(&id, &active); err != nil {
 			return nil, fmt.Errorf("read which sinks are paused: %w", err)
 		}
-		paused[id] = is
+		activities[id] = Activity(active)
 	}
-	return paused, rows.Err()
+	return activities, rows.Err()
 }

@@ -138,7 +138,7 @@ func (r *recording) give(lsn pglogrepl.LSN, statuses ...checkpoint.Status) {
 		}
 	}
 	e := r.Add(pos(lsn, 0), max(1, n), 10, time.Now())
-	r.Tracker.Commit(lsn, lsn+8, 0, true)
+	r.Tracker.Commit(checkpoint.Transaction{LSN: lsn, EndLSN: lsn + 8, Last: 0, Ours: true})
 	var rows []checkpoint.Outcome
 	for i, s := range statuses {
 		o := checkpoint.Outcome{
@@ -433,7 +433,7 @@ func TestCleanEndCoversTheKeepalive(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	r := l.record(l.config())
-	r.Idle(0x500, false)
+	r.Idle(0x500)
 	if err := r.end(); err != nil {
 		t.Fatal(err)
 	}
