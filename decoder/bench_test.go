@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// benchmarkRow is a row of 12 columns and about 500 bytes.
+// benchmarkRow makes a row of 12 columns and about 500 bytes.
 func benchmarkRow() []byte {
 	return insertMessage(testOID, "0197a3c2-5d1e-7a4b-8c3d-2e1f0a9b8c7d", "order", "0197a3c2-0000-7a4b-8c3d-2e1f0a9b8c7d",
 		"order.paid", "1", `{"data":"`+strings.Repeat("x", 290)+`"}`, `{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}`,

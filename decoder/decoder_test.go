@@ -32,7 +32,7 @@ func decode(t testing.TB, d *Decoder, message []byte) Message {
 	return m
 }
 
-// decodeRow checks that the event shares nothing with the message.
+// decodeRow decodes a row, and checks that the event shares no memory with the message.
 func decodeRow(t testing.TB, d *Decoder, values ...string) Message {
 	t.Helper()
 	message := insertMessage(testOID, values...)
@@ -125,7 +125,7 @@ func TestInsert(t *testing.T) {
 	}
 }
 
-// A row of another table is no event, but an insert: it counts for the index of those that follow.
+// A row of another table is no event. But it is an insert, so it counts for the index of the following inserts.
 func TestRowOfAnotherTable(t *testing.T) {
 	t.Parallel()
 	d := newDecoder(t, DefaultColumns(), defaultRelation...)
@@ -230,7 +230,7 @@ func typeMessage(oid uint32, schema, name string) []byte {
 	return append(append(append(append(b, schema...), 0), name...), 0)
 }
 
-// The server announces the types that users have made; an error shows their names.
+// The server announces types that are not built in. Errors show their names.
 func TestTypesAreNamed(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -258,7 +258,7 @@ func TestTypesAreNamed(t *testing.T) {
 	}
 }
 
-// drift changes one column of event_outbox; a name of "" drops it.
+// drift changes one column of event_outbox, or drops it if the name is empty.
 func drift(name string, to column) []byte {
 	columns := slices.Clone(defaultRelation)
 	at := slices.IndexFunc(columns, func(c column) bool { return c.name == name })

@@ -14,7 +14,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// decodePieces decodes a message of at least 8 bytes by Large, in pieces of this size.
+// decodePieces decodes a message of at least 8 bytes with Large, in pieces of this size.
 func decodePieces(d *Decoder, message []byte, size int) (Message, error) {
 	if len(message) < 8 {
 		return Message{}, errShort
@@ -32,10 +32,10 @@ func decodePieces(d *Decoder, message []byte, size int) (Message, error) {
 	return l.End()
 }
 
-// sameMessage: what is refused is refused either way, if not always for the same reason.
+// sameMessage compares two messages. If one is refused, the other must be too, but perhaps for another reason.
 func sameMessage(a Message, errA error, b Message, errB error) bool {
 	if errA != nil || errB != nil {
-		// A bytea that is given up is not looked at any more.
+		// A bytea that was given up is not checked any more.
 		return errA != nil && errB != nil || errors.Is(errA, errNotHex) || a.Invalid != nil || b.Invalid != nil
 	}
 	text := func(err error) string { return fmt.Sprint(err) }
@@ -119,7 +119,7 @@ func TestLargeOfNoInterest(t *testing.T) {
 	}
 }
 
-// A row that is too large costs the memory of what is kept of it.
+// A row that is too large takes only the memory of what is kept of it.
 func TestLargeMemory(t *testing.T) {
 	const limit, size = 1 << 20, 200 << 20
 	d := New(Table{OID: testOID, Columns: DefaultColumns()}, limit)
@@ -156,7 +156,7 @@ func TestLargeMemory(t *testing.T) {
 	}
 }
 
-// Whoever keeps an id of a large event does not keep its payload; nor does another event, before or behind it.
+// Whoever keeps the id of a large event does not keep its payload in memory. Nor does an event before or after it.
 func TestLargeEventsShareNothing(t *testing.T) {
 	d := New(Table{OID: testOID, Columns: DefaultColumns()}, 64<<20)
 	decode(t, d, relationMessage(testOID, defaultRelation...))

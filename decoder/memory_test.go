@@ -71,7 +71,8 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// TestLengthsAreNotTrusted: memory is asked for by the bytes that are there, not by the numbers in them.
+// TestLengthsAreNotTrusted: how much memory is allocated depends on the bytes that are there, not on the lengths that they
+// claim.
 func TestLengthsAreNotTrusted(t *testing.T) {
 	relation := relationMessage(testOID)
 	binary.BigEndian.PutUint16(relation[len(relation)-2:], 65535)

@@ -23,7 +23,7 @@ import (
 
 var record = flag.String("record", "", "record testdata/pgN.hex anew from these major versions of PostgreSQL, such as 14,15,16,17,18")
 
-// scenario is what is done on one connection, statement by statement; each is a transaction unless it begins one.
+// scenario holds the statements that are run on one connection. Each is a transaction by itself unless it begins one.
 type scenario struct {
 	name       string
 	statements []string
@@ -104,7 +104,7 @@ var scenarios = []scenario{
 	}},
 }
 
-// mappedTable is what -record makes beside event_outbox.
+// mappedTable is the table that -record makes beside event_outbox.
 const mappedTable = `
 create schema legacy;
 create type legacy.type as enum ('created', 'deleted');
@@ -114,7 +114,7 @@ create table other (a int primary key, b text);
 alter table event_outbox drop constraint event_outbox_pkey;
 create publication recorded for table event_outbox, legacy.events, other;`
 
-// hostile makes a role's settings as far from ours as they can be.
+// hostile gives a role settings that differ from ours as much as possible.
 const hostile = `
 alter role postgres set datestyle = 'SQL, DMY';
 alter role postgres set timezone = 'Asia/Kathmandu';
@@ -122,7 +122,7 @@ alter role postgres set bytea_output = 'escape';
 alter role postgres set intervalstyle = 'sql_standard';
 alter role postgres set extra_float_digits = -15;`
 
-// TestRecord writes what real servers send, for the tests that need none:
+// TestRecord writes what real servers send into files, for the tests that use no server:
 //
 //	go test ./decoder -run TestRecord -record 14,15,16,17,18 && go test ./decoder -run TestGolden -update
 func TestRecord(t *testing.T) {
@@ -177,7 +177,7 @@ func recordFrom(ctx context.Context, dsn string) (*recording, error) {
 	return r, r.stream(ctx, dsn)
 }
 
-// marker is a logical message in the stream that names what comes behind it.
+// marker is a logical message in the stream that names the part that follows.
 const marker = "scenario"
 
 func (s scenario) run(ctx context.Context, dsn string) error {
@@ -216,7 +216,7 @@ func copyRows(ctx context.Context, dsn string) error {
 	return err
 }
 
-// stream reads up to the last marker, with the settings that replication pins.
+// stream reads the stream up to the last marker, with the settings that replication uses.
 func (r *recording) stream(ctx context.Context, dsn string) error {
 	config, err := pgconn.ParseConfig(dsn)
 	if err != nil {

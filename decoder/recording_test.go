@@ -23,7 +23,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// mappedColumns are those of the table "legacy.events" of the recordings.
+// mappedColumns are the columns of the table "legacy.events" of the recordings.
 var mappedColumns = Columns{
 	ID: "seq", AggregateType: "kind", AggregateID: "ref", EventType: "type", EventVersion: "version",
 	Payload: "body", Metadata: "notes", CreatedAt: "at",
@@ -125,7 +125,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// golden gives one line of JSON a message.
+// golden returns one line of JSON for each message.
 func golden(r *recording, table Table) []byte {
 	kinds := map[Kind]string{KindIgnored: "ignored", KindBegin: "begin", KindCommit: "commit", KindInsert: "insert", KindRelation: "relation"}
 	type event struct {
@@ -189,7 +189,7 @@ func golden(r *recording, table Table) []byte {
 	return out.Bytes()
 }
 
-// TestSecondOpinion compares with pglogrepl's decoder, and the values with pgx's.
+// TestSecondOpinion compares messages with what pglogrepl decodes, and values with what pgx decodes.
 func TestSecondOpinion(t *testing.T) {
 	t.Parallel()
 	for _, r := range recordings(t) {

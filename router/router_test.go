@@ -13,7 +13,7 @@ import (
 
 func TestAggregateHashIsStored(t *testing.T) {
 	t.Parallel()
-	// Ledgers hold these: a change would break the order of every aggregate with an event in flight.
+	// Ledgers contain these hashes. If they changed, every aggregate with an event in flight could lose its order.
 	for _, test := range []struct {
 		aggregateType, aggregateID string
 		want                       int64
@@ -91,8 +91,8 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
-// What an event says takes one segment of a path or one value of a query, and no more. What could change a path stands in it as
-// a character that no sink sends.
+// The value of a field stays within one segment of a path or one value of a query. A value that could change the path is
+// replaced by a character that no sink sends.
 func TestTemplateThatIsAURL(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ template, value, want string }{
@@ -118,7 +118,7 @@ func TestTemplateThatIsAURL(t *testing.T) {
 	}
 }
 
-// An event does not choose the URL of a webhook by making one of a topic that is none.
+// If a topic is not a URL, the values of an event cannot make it one, and so choose the URL of a webhook.
 func TestTopicThatBecomesAURL(t *testing.T) {
 	t.Parallel()
 	e := &outbox.Event{AggregateType: "http", EventType: "http://h/admin?all=1", AggregateID: "https://h/1"}

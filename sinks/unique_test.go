@@ -31,7 +31,7 @@ func TestUniqueID(t *testing.T) {
 
 var uniqueID = regexp.MustCompile(`^[!-~]([ -~]*[!-~])?$`)
 
-// FuzzUniqueID: two events of which table or id differ have two ids, which a header keeps as they are.
+// FuzzUniqueID: if two events differ in table or id, their UniqueIDs differ, and headers keep them unchanged.
 func FuzzUniqueID(f *testing.F) {
 	f.Add("shop", "public", "orders", "101", "shop", "public", "invoices", "101")
 	f.Add("a:b", "c", "d", "1", "a", "b:c", "d", "1")

@@ -17,7 +17,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
-// fake answers by event id, as the contract says for those behind, and remembers what it accepted.
+// fake answers by event id, follows the contract for later messages of an aggregate, and remembers what it has accepted.
 type fake struct {
 	name     string
 	errs     map[string]error
@@ -62,7 +62,7 @@ func memberOf(f *fake) Member {
 	return Member{f.name, f, func(e *outbox.Event) (string, string) { return f.name, e.AggregateID }}
 }
 
-// batch makes messages of ids as "a1": aggregate and number.
+// batch makes messages of ids such as "a1", which consist of aggregate and number.
 func batch(ids ...string) (out []sinks.Message) {
 	for _, id := range ids {
 		out = append(out, sinks.Message{Event: &outbox.Event{ID: id, AggregateType: "t", AggregateID: id[:1]}, Topic: "none"})
@@ -125,7 +125,7 @@ func classes(errs []error) (out []string) {
 	return out
 }
 
-// A member that never answers leaves the others their share of the time.
+// A member that never answers leaves time for the others.
 func TestAnyHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestAnyCloses(t *testing.T) {
 	}
 }
 
-// memory accepts everything, for several lanes.
+// memory is a sink for several lanes that accepts all messages.
 type memory struct {
 	mu  sync.Mutex
 	got []sinktest.Received
@@ -188,7 +188,7 @@ func (m *memory) received() []sinktest.Received {
 	return slices.Clone(m.got)
 }
 
-// picky refuses every third message, for good.
+// picky refuses every third message permanently.
 type picky struct {
 	*memory
 	seen atomic.Int64
@@ -220,7 +220,7 @@ func (p *picky) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return out
 }
 
-// The suite, with a first member that is picky.
+// The suite passes, even if the first member is picky.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	sinktest.Run(t, func(testing.TB) *sinktest.Harness {

@@ -138,7 +138,7 @@ func TestSourceMistakes(t *testing.T) {
 	}
 }
 
-// TestSequenceOrders as a text, as positions do.
+// TestSequenceOrders: compared as texts, sequences have the same order as positions.
 func TestSequenceOrders(t *testing.T) {
 	t.Parallel()
 	var all []string
@@ -152,8 +152,8 @@ func TestSequenceOrders(t *testing.T) {
 	}
 }
 
-// TestStructured events are read by the official SDK, which finds the payload byte for byte. (It does not read numbers that
-// are no float64, such as 1e400.)
+// TestStructured: the official SDK reads structured events, and finds the payload unchanged. (It cannot read numbers that do
+// not fit into a float64, such as 1e400.)
 func TestStructured(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -216,7 +216,7 @@ func decode(t *testing.T, text []byte) event.Event {
 	return e
 }
 
-// FuzzStructured: whatever stands in the columns, the SDK reads it.
+// FuzzStructured: the SDK can read an event, whatever is in its columns.
 func FuzzStructured(f *testing.F) {
 	f.Add("id", "type", "agg", "é\"\\\x00\u2028<&>", []byte(`{"a":1}`), false)
 	f.Add("\xff", "a b", "\ud7ff/:?#", "", []byte("\xff"), true)
@@ -253,7 +253,7 @@ func FuzzStructured(f *testing.F) {
 	})
 }
 
-// TestHeaderValue: the examples and limits of section 3.1.3.2 of the HTTP binding.
+// TestHeaderValue checks the examples and limits in section 3.1.3.2 of the HTTP binding.
 func TestHeaderValue(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
@@ -278,7 +278,7 @@ func TestHeaderValue(t *testing.T) {
 	}
 }
 
-// FuzzHeaderValue: a header takes it, and decoding it once, as the binding says, gives it back.
+// FuzzHeaderValue: a header can hold the encoded value, and decoding it once, as the binding says, returns the original.
 func FuzzHeaderValue(f *testing.F) {
 	for _, s := range []string{"", "plain", "Euro € 😀", ` "%`, "%C0%A0", "\xc0\xa0", "\x00\x7f\u0080\r\n", "\xed\xa0\x80\xff"} {
 		f.Add(s)
@@ -307,7 +307,7 @@ func FuzzHeaderValue(f *testing.F) {
 	})
 }
 
-// percentDecode is one round of decoding as a receiver does it: what is no UTF-8 is rejected.
+// percentDecode decodes once, as a receiver does. It rejects what is not UTF-8.
 func percentDecode(s string) (string, error) {
 	var out []byte
 	for len(s) > 0 {

@@ -59,7 +59,7 @@ func TestPlain(t *testing.T) {
 	}
 }
 
-// TestContextOfCosts: most metadata says nothing, and is not parsed for that.
+// TestContextOfCosts: metadata without the names, which is most of it, is not parsed.
 func TestContextOfCosts(t *testing.T) {
 	metadata := json.RawMessage(`{"user": "u-1", "source": "checkout", "tenant": "parent"}`)
 	if n := testing.AllocsPerRun(100, func() { ContextOf(metadata) }); n != 0 {

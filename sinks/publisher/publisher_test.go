@@ -21,7 +21,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
-// custom is a publisher as a user writes one.
+// custom is a publisher such as a user might write.
 type custom struct {
 	mu      sync.Mutex
 	got     []sinktest.Received
@@ -83,7 +83,7 @@ func message(aggregate, id string) sinks.Message {
 	return sinks.Message{Event: &outbox.Event{ID: id, AggregateType: "t", AggregateID: aggregate}, Attempt: 1}
 }
 
-// A Publish that does not end in time is not overtaken: its aggregate waits until it has, others go on.
+// If a Publish does not end in time, further messages of its aggregate wait until it has ended. Other aggregates go on.
 func TestPublishOutlivesItsDeliver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -127,7 +127,7 @@ func TestPanicIsARefusal(t *testing.T) {
 	}
 }
 
-// Ending its goroutine (t.FailNow of a test does) is a refusal too, and keeps nobody waiting.
+// If Publish ends its goroutine (as t.FailNow does in a test), the message is refused, and nobody waits for it.
 func TestGoexitIsARefusal(t *testing.T) {
 	t.Parallel()
 	s := New(&custom{answers: func(_ context.Context, e *outbox.OutboxEntry) error {
@@ -147,8 +147,8 @@ func TestGoexitIsARefusal(t *testing.T) {
 	}
 }
 
-// What a Publisher returns is of one class, whatever it wraps, and never sinks.ErrNotAttempted: that would be tried again
-// for ever, without a word in the ledger.
+// An error of a Publisher belongs to one class, whatever it wraps, and never to sinks.ErrNotAttempted. Such a message would
+// be tried again for ever, without a row in the ledger.
 func TestErrorsAreOfOneClass(t *testing.T) {
 	t.Parallel()
 	special := &net.DNSError{Err: "special"}
@@ -178,7 +178,7 @@ func TestErrorsAreOfOneClass(t *testing.T) {
 	}
 }
 
-// An entry is the Publisher's own: it may change it, and keep it when its time is over.
+// The entry belongs to the Publisher, which may change it, and may keep it after its context has ended.
 func TestEntryIsACopy(t *testing.T) {
 	t.Parallel()
 	m := message("a", "a1")

@@ -20,7 +20,7 @@ func TestRightSinkPasses(t *testing.T) {
 	Run(t, func(testing.TB) *Harness { return newFake("").harness() })
 }
 
-// TestWrongSinksAreFound runs, for each way to break the contract, the rule that must notice.
+// TestWrongSinksAreFound runs, for each way to break the contract, the rule that must find it.
 func TestWrongSinksAreFound(t *testing.T) {
 	t.Parallel()
 	for bug, name := range map[string]string{
@@ -78,7 +78,7 @@ func TestWrongSinksAreFound(t *testing.T) {
 	}
 }
 
-// recorder takes down failures instead of failing.
+// recorder is a testing.TB that notes failures instead of failing.
 type recorder struct {
 	testing.TB
 	mu       sync.Mutex
@@ -98,7 +98,7 @@ func (r *recorder) Fatalf(format string, args ...any) {
 
 func (r *recorder) Fatal(args ...any) { r.Fatalf("%s", fmt.Sprint(args...)) }
 
-// fake is a sink and its destination in one, right but for its bug.
+// fake is a sink together with its destination. It follows the contract except for its bug.
 type fake struct {
 	bug   string
 	other chan struct{} // with the bug "one lane at a time", whether another Deliver is running
@@ -256,7 +256,7 @@ func (f *fake) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return errs
 }
 
-// verdict is what the destination says of one message.
+// verdict returns the answer of the destination to one message.
 func (f *fake) verdict(m *sinks.Message) error {
 	switch m.Event.EventType {
 	case "permanent":
@@ -279,7 +279,7 @@ func (f *fake) verdict(m *sinks.Message) error {
 	return nil
 }
 
-// unavailable answers, where the destination is away or hangs, or ctx has ended.
+// unavailable returns the errors if the destination is away or hangs, or if ctx has ended.
 func (f *fake) unavailable(ctx context.Context, batch []sinks.Message) (errs []error, over bool) {
 	f.mu.Lock()
 	away, hanging := f.away, f.hanging

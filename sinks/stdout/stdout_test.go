@@ -31,7 +31,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// pipe is a writer that can be closed, or not be read.
+// pipe is a writer that a test can close or stop reading.
 type pipe struct {
 	mu      sync.Mutex
 	lines   bytes.Buffer
@@ -143,8 +143,8 @@ func TestLine(t *testing.T) {
 	}
 }
 
-// TestStalledPipe: a write that nobody reads ends one Deliver by its deadline, the next ones at once, and leaves no
-// goroutine behind.
+// TestStalledPipe: if nobody reads the pipe, one Deliver ends at its deadline, and the next ones at once. No goroutine is
+// left behind.
 func TestStalledPipe(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// TestConnectionsAreCapped: four lanes use all connections that there may be, and no more.
+// TestConnectionsAreCapped: four lanes use all allowed connections, and no more.
 func TestConnectionsAreCapped(t *testing.T) {
 	t.Parallel()
 	const connections, lanes = 3, 4
@@ -66,7 +66,7 @@ func TestConnectionsAreCapped(t *testing.T) {
 	}
 }
 
-// TestRateIsCapped: what is beyond the first burst takes its time.
+// TestRateIsCapped: after a first burst, the rate limits requests.
 func TestRateIsCapped(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, nil)
@@ -78,7 +78,7 @@ func TestRateIsCapped(t *testing.T) {
 	}
 }
 
-// TestRateLeavesNoTurn: what cannot have its turn in time is not waited for.
+// TestRateLeavesNoTurn: Deliver does not wait for a turn that comes only after its deadline.
 func TestRateLeavesNoTurn(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, nil)
@@ -96,7 +96,7 @@ func TestRateLeavesNoTurn(t *testing.T) {
 	}
 }
 
-// TestLittleTimeLeft: nothing is begun that would be cut off, as far as the last answer tells.
+// TestLittleTimeLeft: no request is begun if the time that is left is shorter than the last answer took.
 func TestLittleTimeLeft(t *testing.T) {
 	t.Parallel()
 	s := newSink(t, Config{URL: "http://127.0.0.1:1"})
@@ -112,7 +112,7 @@ func TestLittleTimeLeft(t *testing.T) {
 	}
 }
 
-// TestAggregatesGoSideBySide: one that waits for its answer keeps none but its own waiting.
+// TestAggregatesGoSideBySide: while a message waits for its answer, only its own aggregate waits.
 func TestAggregatesGoSideBySide(t *testing.T) {
 	t.Parallel()
 	others := make(chan struct{}, 3)
@@ -132,7 +132,8 @@ func TestAggregatesGoSideBySide(t *testing.T) {
 	expectErrors(t, deliver(t, s, batchOf("a/1", "b/1", "b/2", "c/1")))
 }
 
-// TestShareOfConnections: messages that are never answered leave other lanes a share, as soon as it is known how many there are.
+// TestShareOfConnections: messages that are never answered leave connections for other lanes, as soon as the number of lanes
+// is known.
 func TestShareOfConnections(t *testing.T) {
 	t.Parallel()
 	var hanging atomic.Int32
@@ -160,7 +161,7 @@ func TestShareOfConnections(t *testing.T) {
 	}
 }
 
-// TestKnownGoFirst: an aggregate that was accepted before does not wait for those that are never answered.
+// TestKnownGoFirst: an aggregate of which a message was accepted before does not wait for messages that are never answered.
 func TestKnownGoFirst(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, func(w *answer, r *http.Request, g got) {
@@ -181,7 +182,7 @@ func TestKnownGoFirst(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeft runs alone: it counts goroutines.
+// TestNothingIsLeft runs alone, because it counts goroutines.
 func TestNothingIsLeft(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	hang := make(chan struct{})

@@ -13,7 +13,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
-// asAsked answers with what a payload asks for.
+// asAsked answers as the payload asks.
 func asAsked(w *answer, _ *http.Request, g got) {
 	for _, status := range []int{http.StatusBadRequest, http.StatusInternalServerError} {
 		if bytes.Contains(g.body, askFor(status)) {
@@ -77,7 +77,8 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// columnsAside remembers columns for the two bodies that have no room for them, of which that rule says nothing.
+// columnsAside remembers columns for the two forms of the body that cannot contain them, so that the rule about columns
+// does not apply to them.
 type columnsAside struct {
 	*Sink
 	mu      sync.Mutex

@@ -19,7 +19,7 @@ import (
 
 var errRefused = errors.New("any error of no class")
 
-// isOf tells whether err is of a class, and of no other.
+// isOf reports whether err belongs to this class and to no other.
 func isOf(err, class error) bool {
 	if err == nil || class == nil {
 		return err == class //nolint:errorlint // both may be nil
@@ -46,8 +46,8 @@ func expectErrors(t *testing.T, errs []error, want ...error) {
 	}
 }
 
-// TestStatuses is the table of classes, and who else is told so: with one connection, what comes after the answer is
-// known to come after it.
+// TestStatuses checks the class of each status, and which other messages get it too. It uses one connection, so that it is
+// certain which messages come after the answer.
 func TestStatuses(t *testing.T) {
 	t.Parallel()
 	p, u, r := sinks.ErrPermanent, sinks.ErrUnavailable, errRefused
@@ -96,7 +96,7 @@ func TestStatuses(t *testing.T) {
 	}
 }
 
-// TestOnePathAway: a path that is missing says nothing of others.
+// TestOnePathAway: if one path is missing, messages to others are delivered.
 func TestOnePathAway(t *testing.T) {
 	t.Parallel()
 	var missing atomic.Int32
@@ -118,7 +118,7 @@ func TestOnePathAway(t *testing.T) {
 	}
 }
 
-// TestRetryAfter: a pause that the receiver asks for is kept, by all lanes, and not longer than configured.
+// TestRetryAfter: all lanes keep a pause that the receiver asks for, but not longer than configured.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -176,8 +176,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestAcceptThenReset: what was read may have been accepted; a connection that had been used before gets one more try,
-// a new one none.
+// TestAcceptThenReset: if the connection is reset after the request was read, the message may have been accepted. The request
+// is sent once more if the connection had been used before, and not if it was new.
 func TestAcceptThenReset(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(net.Conn){
@@ -235,7 +235,7 @@ func TestAcceptThenReset(t *testing.T) {
 	}
 }
 
-// TestClosedForIdleness: a receiver that closes a connection just as a request comes costs no failure.
+// TestClosedForIdleness: if a receiver closes an idle connection just when a request comes, no message fails.
 func TestClosedForIdleness(t *testing.T) {
 	t.Parallel()
 	var closeNext atomic.Bool
@@ -259,7 +259,8 @@ func TestClosedForIdleness(t *testing.T) {
 	}
 }
 
-// TestPoison: a message that its receiver dies of stops nobody else; a receiver that dies of each is away.
+// TestPoison: a message that crashes its receiver does not stop other messages. A receiver that crashes at every message is
+// away.
 func TestPoison(t *testing.T) {
 	t.Parallel()
 	var asked sync.Map
@@ -282,7 +283,7 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// TestNobodyListens: one attempt to connect tells it of all.
+// TestNobodyListens: one attempt to connect is enough to fail all messages.
 func TestNobodyListens(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, nil)
@@ -299,15 +300,15 @@ func TestNobodyListens(t *testing.T) {
 	}
 }
 
-// TestNoSuchHost: a name that does not resolve is a destination that is away.
+// TestNoSuchHost: a destination whose name does not resolve is away.
 func TestNoSuchHost(t *testing.T) {
 	t.Parallel()
 	s := newSink(t, Config{URL: "https://no-such-host.invalid/"})
 	expectErrors(t, deliver(t, s, batchOf("a/1", "b/1")), sinks.ErrUnavailable, sinks.ErrUnavailable)
 }
 
-// TestNeverAnswers: Deliver ends when its context does, for a receiver that takes connections and says nothing, with
-// and without TLS, and for one that hangs with a part of the messages.
+// TestNeverAnswers: Deliver ends when its context does, if the receiver accepts connections without answering, with and
+// without TLS, and if it hangs at some of the messages.
 func TestNeverAnswers(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp4", "127.0.0.1:0") // whose kernel accepts
@@ -354,7 +355,7 @@ func TestNeverAnswers(t *testing.T) {
 	})
 }
 
-// deliverFor checks that Deliver is not much later than its deadline.
+// deliverFor checks that Deliver returns not much later than its deadline.
 func deliverFor(t *testing.T, timeout time.Duration, s *Sink, batch []sinks.Message) []error {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), timeout, errors.New("the lane's patience"))
@@ -370,7 +371,7 @@ func deliverFor(t *testing.T, timeout time.Duration, s *Sink, batch []sinks.Mess
 	return errs
 }
 
-// TestLargeAnswers: an answer's body is not read for ever, nor does it change what its status said.
+// TestLargeAnswers: the body of an answer is not read for ever, and the status decides whatever the body is.
 func TestLargeAnswers(t *testing.T) {
 	t.Parallel()
 	ended := make(chan struct{}, 10)
@@ -389,7 +390,7 @@ func TestLargeAnswers(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreKept: a body within the bound costs no connection.
+// TestConnectionsAreKept: a connection is used again if the body of its answer is not too long.
 func TestConnectionsAreKept(t *testing.T) {
 	t.Parallel()
 	var opened atomic.Int32
@@ -413,7 +414,7 @@ func TestConnectionsAreKept(t *testing.T) {
 	}
 }
 
-// TestSwitchingProtocols: 101 hands over a connection, whose end Deliver must not wait for.
+// TestSwitchingProtocols: after status 101 the connection stays open; Deliver must not wait for its end.
 func TestSwitchingProtocols(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, func(w *answer, _ *http.Request, _ got) {
@@ -430,7 +431,7 @@ func TestSwitchingProtocols(t *testing.T) {
 	expectErrors(t, deliver(t, s, batchOf("a/1", "a/2")), errRefused, sinks.ErrNotAttempted)
 }
 
-// TestAnswerBeforeTheEnd: a receiver that finds a message too large says so before it has read it.
+// TestAnswerBeforeTheEnd: a receiver may refuse a message as too large before it has read all of it.
 func TestAnswerBeforeTheEnd(t *testing.T) {
 	t.Parallel()
 	rec := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -26,8 +26,8 @@ var urlTemplates = []string{
 
 var plainValue = regexp.MustCompile(`^[A-Za-z0-9_-]+( [A-Za-z0-9_:@-]+)*$`)
 
-// FuzzURLTemplate: whatever the fields of an event hold, it goes to the template's host, to a path of as many segments, of which no
-// server makes others, and with the template's keys in the query; or nowhere.
+// FuzzURLTemplate: whatever the fields of an event contain, the event goes to the host of the template, to a path that every
+// server reads as the same number of segments, with the keys of the template in the query. Or it is not sent at all.
 func FuzzURLTemplate(f *testing.F) {
 	for _, v := range []string{
 		"acme", "..", ".", "...", `..\\..\\admin`, `..\..\admin`, "%2e%2e", "%2e%2e%2fadmin", "%252e%252e", "..;", "..;/admin", "a/b", "//", "/", `\`, "#x", "?admin=1", "&a=b",

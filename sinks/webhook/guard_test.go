@@ -48,7 +48,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestGuardIsAsked: names that resolve to this host reach nobody, and what to do about it is said.
+// TestGuardIsAsked: nothing is sent to a name that resolves to this host, and the error says what to do.
 func TestGuardIsAsked(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -89,7 +89,7 @@ func TestGuardIsAsked(t *testing.T) {
 	}
 }
 
-// TestNoProxy: a proxy of the environment would make the connection where the guard does not see it.
+// TestNoProxy: a proxy from the environment is not used, because the guard would not see where it connects to.
 func TestNoProxy(t *testing.T) {
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} {
 		t.Setenv(name, "http://127.0.0.1:1")

@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// TestSlowBody: a status has decided, so that a body which never ends keeps neither the message nor the connection.
+// TestSlowBody: the status decides, so a body that never ends holds up neither the message nor the connection.
 func TestSlowBody(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, func(w *answer, r *http.Request, _ got) {
@@ -28,7 +28,7 @@ func TestSlowBody(t *testing.T) {
 	}
 }
 
-// TestMetadataIsNoEvent: what it says to transports is left out where a header cannot hold it.
+// TestMetadataIsNoEvent: a value of the metadata that a header cannot hold is left out.
 func TestMetadataIsNoEvent(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{bodyRaw, bodyCloudEvents} {
@@ -55,7 +55,7 @@ func TestMetadataIsNoEvent(t *testing.T) {
 	}
 }
 
-// TestOneURLAway: topics that are no URLs go to the same one, which is asked once.
+// TestOneURLAway: all topics that are not URLs lead to the same URL. If that is away, it is tried only once.
 func TestOneURLAway(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
@@ -72,7 +72,7 @@ func TestOneURLAway(t *testing.T) {
 	}
 }
 
-// TestEnvelopeOfOddValues is sound JSON, as RFC 8259 has it.
+// TestEnvelopeOfOddValues: the envelope is valid JSON by RFC 8259, whatever the values are.
 func TestEnvelopeOfOddValues(t *testing.T) {
 	t.Parallel()
 	m := message("a", "1")

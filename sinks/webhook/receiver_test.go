@@ -18,10 +18,10 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// canary is in all that an error must not tell.
+// canary is a word in everything that an error must not contain.
 const canary = "canary"
 
-// got is a request as the receiver has it.
+// got is a request that the receiver has got.
 type got struct {
 	header http.Header
 	target string // path and query
@@ -30,7 +30,7 @@ type got struct {
 
 func (g *got) id() string { return g.header.Get("webhook-id") }
 
-// receiver is a server that takes down what it accepts. Its answer is 204 where behave is nil or writes none.
+// receiver is a server that remembers what it accepts. It answers 204, unless behave writes another answer.
 type receiver struct {
 	*httptest.Server
 	behave func(w *answer, r *http.Request, g got)
@@ -39,7 +39,7 @@ type receiver struct {
 	all []got
 }
 
-// answer knows whether it was given.
+// answer is a ResponseWriter that knows whether an answer was written.
 type answer struct {
 	http.ResponseWriter
 	status int
@@ -105,7 +105,7 @@ func (rec *receiver) ids() string {
 	return strings.Join(ids, " ")
 }
 
-// newSink makes a sink that may speak to this host.
+// newSink makes a sink that may connect to this host.
 func newSink(t testing.TB, c Config) *Sink {
 	t.Helper()
 	if c.AllowHosts == nil {
@@ -160,7 +160,7 @@ func batchOf(words ...string) (batch []sinks.Message) {
 	return batch
 }
 
-// deliver gives it ample time, and checks that no error tells what it must not.
+// deliver calls Deliver with ample time, and checks that no error contains the canary.
 func deliver(t testing.TB, s *Sink, batch []sinks.Message) []error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -177,7 +177,7 @@ func deliver(t testing.TB, s *Sink, batch []sinks.Message) []error {
 	return errs
 }
 
-// payloadOf finds the payload's bytes, which in JSON are the last member; nil: there is none.
+// payloadOf returns the bytes of the payload, which is the last member if the body is JSON. It returns nil if there is none.
 func payloadOf(g *got) []byte {
 	contentType := g.header.Get("Content-Type")
 	if contentType != "application/cloudevents+json" && !bytes.HasPrefix(g.body, []byte(`{"type":`)) {

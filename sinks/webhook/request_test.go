@@ -30,7 +30,7 @@ const (
 	nextSecret     = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 )
 
-// wire is a message's request as it goes out.
+// wire returns the bytes of the request for a message.
 func wire(t *testing.T, s *Sink, m sinks.Message) string {
 	t.Helper()
 	r, body, err := s.request(t.Context(), &m)
@@ -94,8 +94,8 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// net/http may still be writing the body when a Deliver whose time is up has returned, and an idle connection keeps its last
-// request: neither reads, nor keeps, an event's payload.
+// net/http may still write the body after a Deliver has returned at its deadline, and an idle connection keeps its last
+// request. After Deliver, neither of them reads the payload of an event, or keeps it in memory.
 func TestReleasedBody(t *testing.T) {
 	t.Parallel()
 	r := &http.Request{}
@@ -118,19 +118,19 @@ func TestReleasedBody(t *testing.T) {
 			t.Errorf("%s: %d bytes after the release, %v", name, n, err)
 		}
 	}
-	// A small one is the request's own.
+	// A small body belongs to the request.
 	setBody(r, []byte("small"))()
 	if n, err := r.Body.Read(begun); n != 4 || err != nil {
 		t.Errorf("%d bytes of a small body, %v", n, err)
 	}
-	// An empty body is none.
+	// An empty payload makes no body.
 	setBody(r, nil)()
 	if r.Body != http.NoBody {
 		t.Error("an empty body has a reader")
 	}
 }
 
-// TestSpecificationVector is the one of Standard Webhooks.
+// TestSpecificationVector checks the example in the specification of Standard Webhooks.
 func TestSpecificationVector(t *testing.T) {
 	t.Parallel()
 	key, err := keyOf(standardSecret)
@@ -143,7 +143,7 @@ func TestSpecificationVector(t *testing.T) {
 	}
 }
 
-// TestSignatures: the specification's own library verifies what a receiver gets, with every secret.
+// TestSignatures: the library of the specification verifies what a receiver gets, with every secret.
 func TestSignatures(t *testing.T) {
 	t.Parallel()
 	verifiers := make(map[string]*standardwebhooks.Webhook)
@@ -266,8 +266,8 @@ func TestEnvelopeIsJSON(t *testing.T) {
 	}
 }
 
-// TestHostileValues: what cannot be a header, or a URL of this host, is refused before anything is sent, and kills
-// nobody else.
+// TestHostileValues: a message with a value that cannot be in a header, or in a URL of this host, is refused before anything
+// is sent. Other messages are delivered.
 func TestHostileValues(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(m *sinks.Message){
@@ -309,8 +309,8 @@ func TestHostileValues(t *testing.T) {
 	}
 }
 
-// TestIDs: what a receiver tells duplicates by is unique beyond the table, and has no dot, which would make the signature
-// ambiguous. A uuid stays as it is.
+// TestIDs: the id by which a receiver recognises duplicates is unique beyond the table. It contains no dot, which would make
+// the signature ambiguous. A uuid stays as it is.
 func TestIDs(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, nil)
@@ -335,7 +335,7 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestTargets: a topic that is a URL of the same host is where a message goes.
+// TestTargets: if a topic is a URL of the same host, the message is sent there.
 func TestTargets(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, nil)

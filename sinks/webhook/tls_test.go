@@ -69,8 +69,8 @@ func (a *authority) certificate() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
 }
 
-// serveTLS starts rec with a certificate of an authority of its own, which asks for those of clients if it is given
-// theirs, and returns what a client needs.
+// serveTLS starts rec with a certificate of a new authority, and returns what a client needs. If it is given an authority for
+// clients, rec demands certificates of clients.
 func serveTLS(t testing.TB, rec *receiver, clients *authority) *tls.Config {
 	t.Helper()
 	a := newAuthority(t)
@@ -111,7 +111,7 @@ func TestTLS(t *testing.T) {
 			s := newSink(t, Config{URL: rec.URL, TLS: c.tls})
 			batch := batchOf("a/" + strings.ReplaceAll(name, " ", "-"))
 			errs := deliver(t, s, batch)
-			// In TLS 1.3 a client is refused behind the handshake. If it was writing, its own system may drop the alert.
+			// With TLS 1.3 a client is refused after the handshake. If it was writing, its own system may drop the alert.
 			for range 20 {
 				if len(errs) != 1 || !errors.Is(errs[0], errLost) {
 					break
@@ -136,7 +136,7 @@ func TestTLS(t *testing.T) {
 	})
 }
 
-// TestNoTLSThere: a receiver that answers without TLS is away, and its answer is not quoted.
+// TestNoTLSThere: a receiver that answers without TLS counts as away, and its answer is not quoted.
 func TestNoTLSThere(t *testing.T) {
 	t.Parallel()
 	rec := startReceiver(t, nil)
