@@ -15,9 +15,11 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// schema is where the ledger's tables are.
+// schema returns the ledger's schema. The statements on its tables are methods of it.
 func (c *Connector) schema() ledger.Schema { return ledger.Schema(c.cfg.Source.LedgerSchema) }
 
+// openPool makes the pool for everything but recorder and listener: preflight, the keeper's duties, reads of parked rows. It
+// connects to nothing yet.
 func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	conn, err := c.sqlConfig()
 	if err != nil {
@@ -29,8 +31,9 @@ func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	}
 	cfg.ConnConfig = conn
 	cfg.MinConns = 0
-	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-2)) // recorder and LISTEN have their own
-	// The pool outlives the context that would end its connections in mid-drain.
+	// The recorder and the listener have a connection each outside of the pool.
+	cfg.MaxConns = int32(max(1, c.cfg.Source.MaxConnections-2))
+	// The pool is not bound to the context of Run: that one ends before the drain, which still needs connections.
 	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open the connection pool: %w", err)
@@ -38,14 +41,15 @@ func (c *Connector) openPool() (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
+// ledgerConfig returns what a session needs to take over the ledger.
 func (c *Connector) ledgerConfig() ledger.Config {
-	host, _ := os.Hostname() // for people only
+	host, _ := os.Hostname() // Owner is for people only: without a host name it has the pid
 	return ledger.Config{
 		Schema: c.schema(), Slot: c.cfg.Source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Connect: c.connect,
 	}
 }
 
-// connect opens a connection of its own, outside of the pool.
+// connect opens an SQL connection outside of the pool. The caller closes it.
 func (c *Connector) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg, err := c.sqlConfig()
 	if err != nil {
@@ -54,6 +58,7 @@ func (c *Connector) connect(ctx context.Context) (*pgx.Conn, error) {
 	return pgx.ConnectConfig(ctx, cfg)
 }
 
+// sqlConfig returns the settings of every SQL connection of the connector.
 func (c *Connector) sqlConfig() (*pgx.ConnConfig, error) {
 	cfg, err := replication.SQLConfig(replication.SourceDSNKey, c.cfg.Source.DSN)
 	if err != nil {
@@ -63,6 +68,7 @@ func (c *Connector) sqlConfig() (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
+// recorderConfig returns the settings of a session's recorder. fast reports whether the stream is fast.
 func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
 	return checkpoint.RecorderConfig{
 		Fast: fast, Logger: c.cfg.Logger,

@@ -22,30 +22,31 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// Config is a connector. It was validated by whoever made it; all fields are required unless they say otherwise.
+// Config describes a connector. The caller has validated it. All fields are required unless their comment says otherwise.
 type Config struct {
-	// Name of the connector, under which its sinks are known in outbox_processors.
+	// Name is the connector's name. outbox_processors lists its sinks under this name.
 	Name   string
 	Source Source
 	Sinks  []Sink
-	// Abandoned are sinks of before whose parked events nobody wants.
+	// Abandoned lists removed sinks whose parked events nobody wants any more. It may be empty.
 	Abandoned []string
-	// Routes are tried in their order, the first that fits an event is taken; none: every event goes to every sink.
+	// Routes are tried in order; the first match wins. If there are none, every event goes to every sink.
 	Routes   []Route
 	Delivery DeliveryConfig
 	Breaker  BreakerConfig
 	Metrics  *monitoring.Metrics
 	Health   *monitoring.Health
 	Logger   *slog.Logger
-	// Prepare is called before the first session, again until it has succeeded; it may be nil.
+	// Prepare is called before the first session. If it fails, it is called again before the next try, until it has succeeded.
+	// It may be nil.
 	Prepare func(context.Context) error
 }
 
-// Source is the outbox and its slot.
+// Source says where the outbox, its slot and the ledger are.
 type Source struct {
 	DSN            string
 	ReplicationDSN string
-	MaxConnections int // SQL connections; the replication connection is one more
+	MaxConnections int // of SQL; the replication connection comes on top
 	Slot           string
 	Publication    string
 	Table          string // schema.table
@@ -53,25 +54,25 @@ type Source struct {
 	Columns        decoder.Columns
 }
 
-// Sink is a destination.
+// Sink describes one destination.
 type Sink struct {
 	Name string
 	Type string
-	// Description is kept in outbox_processors for people. It holds no secrets.
+	// Description is written to outbox_processors, for people. It holds no secrets.
 	Description json.RawMessage
 	Topic, Key  router.Template
-	// RenamedFrom is the name under which it was known before, or empty.
+	// RenamedFrom is the sink's former name, or empty if it had none. The sink takes over what the ledger has under that name.
 	RenamedFrom string
-	// MaxRetries is Delivery's where it is nil.
+	// MaxRetries replaces Delivery.MaxRetries for this sink, unless it is nil.
 	MaxRetries *int
-	// OneTry: what is not accepted at the first try is discarded.
+	// OneTry means that a message is tried once, and discarded if the sink does not accept it.
 	OneTry bool
-	// Open makes the sink; the connector closes it at the end of the session.
+	// Open makes the sink. The connector calls it for each session, and closes the sink at the end of the session.
 	Open func() (sinks.Sink, error)
 }
 
-// Route sends the events that it matches to sinks, under their names; Topic and Key of a sink are its own unless the
-// route has some.
+// Route sends the events that it matches to the sinks that it names. The topic and key of the route, where it has them,
+// replace those of the sink.
 type Route struct {
 	Match      router.Match
 	Sinks      []string
@@ -80,29 +81,30 @@ type Route struct {
 
 // DeliveryConfig says how events are delivered.
 type DeliveryConfig struct {
-	BatchSize    int // messages a Deliver at most
-	Lanes        int // a sink
+	BatchSize    int // messages for one call of Deliver, at most
+	Lanes        int // of each sink
 	Timeout      time.Duration
 	DrainTimeout time.Duration
 	MaxRetries   int
 	Retry        Retry
-	// ParkAfter is how long a sink may make the others wait before its arrivals are parked. 0: nothing is ever parked, and
-	// what is not accepted is tried again in place, while the slot waits.
+	// ParkAfter is how long a sink may make the others wait before its arrivals are parked. If it is 0, nothing is ever parked:
+	// the lane keeps what its sink does not accept and tries it again, and the slot waits meanwhile.
 	ParkAfter time.Duration
-	// GiveUpAfter is how long a delivery is tried; 0: for ever.
+	// GiveUpAfter is how long a delivery is tried. 0 means for ever.
 	GiveUpAfter time.Duration
-	// Block: a dead letter holds its aggregate until a person acts.
+	// Block means that a dead letter holds its aggregate until a person acts.
 	Block bool
-	// What may be read and not settled: events, and bytes of them.
+	// MaxInFlight and MaxInFlightBytes bound the window: how many events may be read and not yet settled, and their size.
 	MaxInFlight      int
 	MaxInFlightBytes int
-	// A larger event becomes a dead letter without its payload.
+	// MaxEventBytes is the size of the largest event. A larger one becomes a dead letter without its payload.
 	MaxEventBytes int
 }
 
+// parksNothing reports whether the configuration says park_after: never.
 func (d *DeliveryConfig) parksNothing() bool { return d.ParkAfter == 0 }
 
-// unreachableFor is how long Run waits for PostgreSQL before the first session.
+// unreachableFor is how long Run tries to reach PostgreSQL for its first session before it gives up.
 const unreachableFor = 30 * time.Second
 
 // maxSessionWait is the longest wait between two sessions.
@@ -161,6 +163,7 @@ type lastingSink struct {
 	state   *sinkState
 }
 
+// makeSinks makes the part of each sink that outlives sessions.
 func (c *Connector) makeSinks() {
 	c.sinks = map[string]*lastingSink{}
 	for _, s := range c.cfg.Sinks {
@@ -174,9 +177,10 @@ func (c *Connector) makeSinks() {
 	}
 }
 
-// Run delivers until ctx ends and what is on the wire has been recorded: then its error is nil. A session that ends with
-// an error is followed by another, from where the slot stands. Run itself ends with an error only for what no
-// further try can mend; such an error has the method ExitCode() int, which returns one of the exit codes that the README lists.
+// Run delivers events until ctx ends. It then waits until the outcomes of the running Deliver calls are recorded, and returns
+// nil. When a session ends with an error, Run begins another one, which starts where the slot stands. Run returns an error
+// if no further try can help, if PostgreSQL could not be reached for the first session, or if the drain was not clean. Such
+// an error may have the method ExitCode() int, which returns one of the exit codes that the README lists.
 func (c *Connector) Run(ctx context.Context) error {
 	pool, err := c.openPool()
 	if err != nil {
@@ -184,7 +188,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	}
 	defer pool.Close()
 	c.pool = pool
-	// Events that the last minute's silence has kept from the log.
+	// unroutedLog reports once a minute at most. What it has counted since its last report goes into the log now.
 	defer func() { c.unroutedLog.report(time.Now().Add(unroutedEvery), c.cfg.Logger) }()
 	c.makeSinks()
 	defer func() {
@@ -195,7 +199,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	c.cfg.Health.SetOnly("session", monitoring.Component{Detail: "starting"})
 	started := time.Now()
 	c.lag.unreadSince.Store(started.UnixNano())
-	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx)) // a drain may hang as well
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx)) // a drain comes after ctx, and may hang as well
 	var watch sync.WaitGroup
 	watch.Go(func() { c.watch(watching) })
 	defer watch.Wait()
@@ -215,7 +219,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			return c.stopped(err)
 		}
 		if c.progress.streamedNow && (c.confirmed() > stood || time.Since(began) > maxSessionWait) {
-			failures = 0 // it did some good
+			failures = 0 // the session has moved the slot, or has lasted: wait only briefly before the next one
 		}
 		if c.fatal(err) {
 			c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
@@ -234,14 +238,14 @@ func (c *Connector) Run(ctx context.Context) error {
 		wait := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}.delay(failures)
 		c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
-		c.pool.Reset() // its connections may be as dead as the session's
+		c.pool.Reset() // the pool's connections may be as dead as the session's
 		if pause(ctx, wait) != nil {
 			return nil
 		}
 	}
 }
 
-// confirmed is how far the last session has come; 0 before the first.
+// confirmed returns the LSN that the running session, or the last one, has confirmed. It is 0 before the first session.
 func (c *Connector) confirmed() pglogrepl.LSN {
 	if t := c.tracker.Load(); t != nil {
 		return t.Confirmed()
@@ -249,6 +253,7 @@ func (c *Connector) confirmed() pglogrepl.LSN {
 	return 0
 }
 
+// prepare calls Config.Prepare unless it has succeeded before.
 func (c *Connector) prepare(ctx context.Context) error {
 	if c.progress.prepared || c.cfg.Prepare == nil {
 		return nil
@@ -260,7 +265,7 @@ func (c *Connector) prepare(ctx context.Context) error {
 	return err
 }
 
-// stopped says how a stop went that was asked for.
+// stopped logs how the last session ended after ctx had ended, and returns the error of Run. err is the session's error.
 func (c *Connector) stopped(err error) error {
 	switch {
 	case err == nil || errors.Is(err, context.Canceled):
@@ -273,7 +278,9 @@ func (c *Connector) stopped(err error) error {
 	return err
 }
 
-// standBy waits a little before it asks for the slot again, for ever: PostgreSQL's slot is the lock.
+// standBy notes that another process has the slot, and waits between half a second and a second. Run then tries to get the slot
+// again, for ever: PostgreSQL gives a slot to one process at a time, so the slot is the lock between processes. The error
+// is that of ctx.
 func (c *Connector) standBy(ctx context.Context, why error) error {
 	c.cfg.Health.SetRole(monitoring.RoleStandby)
 	c.lag.othersRead.Store(true)
@@ -286,6 +293,7 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 	return pause(ctx, time.Second/2+rand.N(time.Second/2))
 }
 
+// pause waits for d. It returns an error if ctx ends before.
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

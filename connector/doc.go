@@ -1,5 +1,5 @@
 // Package connector is the pipeline between the replication stream and the sinks. Connector.Run makes one session after the
-// other. A session ends with its first error, and the next one starts from the slot. No part repairs itself.
+// other. A session ends with its first error, and the next one starts where the slot stands. No part repairs itself.
 //
 //	reader ──chan []*delivery──▶ lanes ──chan Outcomes──▶ recorder
 //	  ▲                          Deliver, park,             │ one transaction: log, parked rows, checkpoint
@@ -8,14 +8,16 @@
 //
 // Where to look:
 //
+//   - connector.go: the configuration, and Run, which makes the sessions; errors.go: which errors end Run;
 //   - session.go: how a session begins and ends; setup.go: what is checked and registered before it;
-//   - reader.go: the main loop;
+//   - connect.go: the SQL connections; routes.go: the configured routes in the form that the router takes;
+//   - reader.go: the main loop; unrouted.go: the log's line about events that no route matches;
 //   - lane.go: a lane, which is live (live.go) or catches up (catchup.go); finish.go: what becomes of its deliveries;
 //   - read_parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
 //   - breaker.go: when a sink is left alone; slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
-//   - listen.go: what people change meanwhile; keeper.go: what is done every now and then;
-//   - watch.go: what hangs in PostgreSQL; stream_error.go: what the server's errors in the stream mean.
+//   - listen.go: how the lanes hear what people change; keeper.go: the duties that are repeated at intervals;
+//   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean.
 //
 // Goroutines of a session. session.run starts those above the line and waits for them. The two below the line only wait for
 // others, so that the standby status goes on meanwhile:
@@ -37,9 +39,9 @@
 //	makeReady (1)     all is made, or ctx ends                   what it makes, until then
 //	drain (1)         lanes and recorder have ended              nothing
 //
-// One more, watch, lives as long as Run. It shows the lag and what hangs, and owns nothing.
+// One more, watch, lives as long as Run. It shows the lag and says which call to PostgreSQL hangs. It owns nothing.
 //
-// A webhook sink has goroutines of its own, one for each connection, which end before its Deliver does.
+// A webhook sink has goroutines of its own, one for each connection, which end before its Deliver returns.
 //
 // Only the sender closes a channel. session.run, in whose goroutine the reader runs, closes the lanes' channels after the reader
 // has returned. session.drain closes the recorder's channel after all lanes, its other senders, have returned as well. A lane
@@ -48,7 +50,7 @@
 // Three contexts exist:
 //
 //   - the caller's context ends the reading;
-//   - deliver ends Deliver calls: when the drain takes too long, or at once when the replication connection is lost;
+//   - deliver ends the Deliver calls: when the drain takes too long, or at once when the replication connection is lost;
 //   - work ends everything, after the outcomes of those calls were recorded.
 //
 // A sink's breaker, and whether a person has paused the sink, outlive sessions: they belong to the Connector.

@@ -12,18 +12,20 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// fatal reports whether the process should end with err: no further try can mend it, or PostgreSQL could not be reached for
-// a first session. After the first session the connector waits for PostgreSQL for ever.
+// fatal reports whether the process should end with err: no further try can help, or PostgreSQL could not be reached for the
+// first session. After the first session the connector waits for PostgreSQL for ever.
 func (c *Connector) fatal(err error) bool {
 	code := exitcode.Of(err)
 	return code.Final() || code == exitcode.Unavailable && !c.progress.streamedBefore
 }
 
-// explainRefusal explains why the server explainRefusal a connection. key is that of the connection string, which the server would refuse each
-// time. A login that has worked before is an exception: somebody may be about to change it, so that its error stays as it is,
-// and the connector tries again.
+// explainRefusal explains why the server refused a connection. key is the configuration key of the connection string. If the server
+// would refuse each further try, the result has an exit code and names the remedy. A login, database or right that has worked
+// in this process before is an exception: somebody may be about to change it. That error stays as it is, so that the connector
+// tries again.
 func (c *Connector) explainRefusal(err error, key string) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
+	// The codes mean: login, password, database, right.
 	if !ok || c.progress.streamedBefore && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
 		return err
 	}
@@ -41,8 +43,8 @@ func (c *Connector) explainRefusal(err error, key string) error {
 	return replication.ExplainRefusal(key, config, err)
 }
 
-// Unavailable attaches the exit code for "PostgreSQL cannot be reached" to an error that says so. It returns other errors, and
-// nil, as they are.
+// Unavailable adds the exit code for "PostgreSQL cannot be reached" to an error for which Unreachable is true. It returns every
+// other error, and nil, as it is.
 func Unavailable(err error) error {
 	if err != nil && Unreachable(err) {
 		return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL cannot be reached: %w", err)
@@ -50,12 +52,13 @@ func Unavailable(err error) error {
 	return err
 }
 
-// Unreachable reports whether an error means that no connection to PostgreSQL could be had.
+// Unreachable reports whether an error means that PostgreSQL could not be reached, did not answer in time, or is starting up or
+// shutting down.
 func Unreachable(err error) bool {
 	var connect *pgconn.ConnectError
 	var network net.Error
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return len(pg.Code) == 5 && pg.Code[:3] == "57P" // starting up or shutting down
+		return len(pg.Code) == 5 && pg.Code[:3] == "57P" // operator intervention: the server starts up or shuts down
 	}
 	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -14,24 +14,26 @@ import (
 const (
 	lagEvery       = 10 * time.Second
 	driftEvery     = 30 * time.Second
-	heartbeatEvery = 60 * time.Second // each writes WAL: an idle server must stay idle
+	heartbeatEvery = 60 * time.Second // not more often: each one writes WAL, and an idle server has to stay idle
 	partitionEvery = time.Hour
 
-	// dutyTimeout bounds each duty, and what has failed is tried again after dutyRetry.
+	// dutyTimeout is how long a duty may take each time.
 	dutyTimeout = 8 * time.Second
-	dutyRetry   = 10 * time.Second
+	// dutyRetry is how long after a failed try the next one follows, for duties with a longer interval.
+	dutyRetry = 10 * time.Second
 )
 
-// duty is something that has to be done now and then.
+// duty is a task that the keeper repeats as long as a session reads.
 type duty struct {
 	name       string
 	every      time.Duration
 	do         func(context.Context) error
-	waitsFirst bool // not at once
+	waitsFirst bool // the first time is not at the start of the session, but one interval later
 }
 
-// runKeeper does all duties, each beside the others, so that one that hangs holds up none. Its error ends the session: the
-// publication no longer publishes what we need. Anything else it reports and tries again.
+// runKeeper does all duties until ctx ends. Each duty has its own goroutine, so that one that hangs does not hold up the others.
+// runKeeper returns an error, which ends the session, only if a duty has found that no further try can help: for example,
+// the publication no longer publishes what we need. It reports every other failure and tries again.
 func (c *Connector) runKeeper(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	c.walsender = walsenderState{since: time.Now()}
@@ -53,6 +55,7 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 	return g.Wait()
 }
 
+// repeatDuty does d again and again until ctx ends. Health shows how it goes, and the log says each change.
 func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 	if d.waitsFirst && pause(ctx, d.every) != nil {
 		return nil
@@ -83,7 +86,7 @@ func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 	}
 }
 
-// doDuty does it within dutyTimeout. The error of one that takes longer says for what the server waits.
+// doDuty does d once, within dutyTimeout. If it takes longer, the error says what the server is waiting for.
 func (c *Connector) doDuty(ctx context.Context, d duty) error {
 	doing, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
@@ -96,8 +99,9 @@ func (c *Connector) doDuty(ctx context.Context, d duty) error {
 	return fmt.Errorf("%s: PostgreSQL has not answered within %s: %s", d.name, dutyTimeout, <-asked)
 }
 
-// showLag shows what waits. While no session reads the stream nobody knows what was committed since, and the lag is counted from when
-// somebody last did: it goes on growing.
+// showLag sets the metrics of the events in flight and of the lag in seconds. While no session reads the stream, nobody knows
+// what was committed meanwhile. The lag is then counted from the moment when a session last read it, so that it goes on growing.
+// The same holds while the walsender takes none of our status messages.
 func (c *Connector) showLag(now time.Time) {
 	var lag time.Duration
 	if t := c.tracker.Load(); t != nil {
@@ -107,7 +111,7 @@ func (c *Connector) showLag(now time.Time) {
 	if n := c.lag.unreadSince.Load(); n != 0 {
 		unread := now.Sub(time.Unix(0, n))
 		if c.lag.othersRead.Load() && unread < hangAfter {
-			lag = 0 // another process reads: what was in flight here is its own to deliver
+			lag = 0 // another process reads the stream, and delivers what was in flight here
 		} else {
 			lag = max(lag, unread)
 		}
@@ -118,6 +122,7 @@ func (c *Connector) showLag(now time.Time) {
 	c.cfg.Metrics.SlotLagSeconds.Set(lag.Seconds())
 }
 
+// errText returns the text of err, or nothing if err is nil.
 func errText(err error) string {
 	if err == nil {
 		return ""
@@ -125,10 +130,12 @@ func errText(err error) string {
 	return err.Error()
 }
 
+// makePartitions is the duty that makes the next partitions of the log.
 func (c *Connector) makePartitions(ctx context.Context) error {
 	return c.schema().MakePartitions(ctx, c.pool)
 }
 
+// heartbeat is the duty that writes the connector's sign of life to the ledger.
 func (c *Connector) heartbeat(ctx context.Context) error {
 	return c.schema().Heartbeat(ctx, c.pool, c.cfg.Name)
 }
@@ -137,15 +144,15 @@ func (c *Connector) heartbeat(ctx context.Context) error {
 // while it decodes a large transaction, so a shorter time would raise false alarms.
 const silentAfter = 30 * time.Second
 
-// walsenderState is what was last seen of the process that sends the stream.
+// walsenderState is what the keeper last saw of the walsender, the server's process that sends the stream.
 type walsenderState struct {
 	pid   int
-	reply *time.Time // the last report of ours that it has taken; nil where the login may not see it
-	since time.Time  // since when that is so
+	reply *time.Time // our last status message that it has taken; nil if our login may not see that
+	since time.Time  // when the keeper first saw this reply
 }
 
-// measureLag shows how much WAL the slot keeps, and looks whether its sender runs: a stream without events and one that
-// is frozen look alike.
+// measureLag is the duty that measures how much WAL the slot keeps back. It also looks whether the walsender takes our status
+// messages, because to the reader a walsender that is frozen looks like a stream without events.
 func (c *Connector) measureLag(ctx context.Context) error {
 	var lag *float64
 	var now walsenderState
@@ -162,6 +169,8 @@ func (c *Connector) measureLag(ctx context.Context) error {
 	return c.checkWalsender(now, time.Now())
 }
 
+// checkWalsender compares what is seen of the walsender now with what was seen before. It returns an error if the walsender has
+// taken no status message of ours for silentAfter, and notes since when, for the lag.
 func (c *Connector) checkWalsender(seen walsenderState, now time.Time) error {
 	last := c.walsender
 	if seen.reply == nil || last.reply == nil || seen.pid != last.pid || !seen.reply.Equal(*last.reply) {
@@ -179,7 +188,8 @@ func (c *Connector) checkWalsender(seen walsenderState, now time.Time) error {
 		"or does not run (stopped, no CPU)", seen.pid, silentAfter)
 }
 
-// walsenderUnknown counts the lag from when the sender was last seen to run: a server that does not answer sends nothing either.
+// walsenderUnknown is called when the server could not be asked. If the walsender was last seen to take a status message more than
+// silentAfter ago, the lag is counted from then on: a server that does not answer probably sends nothing either.
 func (c *Connector) walsenderUnknown(now time.Time) {
 	if now.Sub(c.walsender.since) >= silentAfter {
 		c.lag.silentSince.Store(c.walsender.since.UnixNano())

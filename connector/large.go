@@ -5,17 +5,20 @@ import (
 	"sync"
 )
 
-// largeTurn lets one lane of a sink at a time hold a parked row that is larger than an ordinary read. The window does not count what
-// lanes read of outbox_parked, so without turns each lane could hold a row of max_event_bytes, and two copies of it while it
-// reads. Each sink has a largeTurn of its own, so that no sink waits for another. Lanes get their turns in the order in
-// which they ask, so a lane whose row is never answered does not keep the others out. All lanes may use it; the zero value is ready.
+// largeTurn lets one lane of a sink at a time hold a parked row that is larger than an ordinary read. The window does not count
+// the rows that lanes read from outbox_parked. Without turns each lane could hold a row of max_event_bytes, and two copies of it
+// while it reads. Each sink has its own largeTurn, so that no sink waits for another. Lanes get their turns in the order
+// in which they ask, so a lane whose row is never answered does not keep the others out.
+//
+// It is safe for use by all lanes. The zero value is ready.
 type largeTurn struct {
 	mu      sync.Mutex
-	holder  *lane
-	waiting []*lane
+	holder  *lane   // the lane that has the turn, or nil
+	waiting []*lane // in the order in which they asked
 }
 
-// take reports whether this lane has the turn, and gives it the turn if it is free. A lane that has to wait is woken when its turn comes.
+// take gives the turn to this lane if the turn is free, and reports whether the lane has it now. A lane that has to wait is woken
+// when its turn comes.
 func (t *largeTurn) take(l *lane) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -28,7 +31,7 @@ func (t *largeTurn) take(l *lane) bool {
 	return t.holder == l
 }
 
-// end gives this lane's turn to the lane that has waited longest. It does nothing if this lane does not have the turn.
+// end passes this lane's turn to the lane that has waited longest. It does nothing if this lane does not have the turn.
 func (t *largeTurn) end(l *lane) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

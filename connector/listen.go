@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// countEvery is how often what is owed is counted.
+	// countEvery is how often the parked rows are counted if nobody changes anything.
 	countEvery = 30 * time.Second
-	// minCountGap is the least time between two counts.
+	// minCountGap is the least time from the end of a count until the next one.
 	minCountGap = 200 * time.Millisecond
-	// listenRetry is how long to wait before LISTEN is tried again.
+	// listenRetry is how long to wait before the next connection is made after an error.
 	listenRetry = time.Second
-	// countTimeout bounds a count, which may have to look at millions of rows.
+	// countTimeout bounds one count, which may have to read millions of rows.
 	countTimeout = time.Minute
 )
 
-// listen keeps a connection that hears of what people do, until ctx ends. While it has none, lanes look at the table by
-// themselves every 30 s.
+// listen keeps a connection with LISTEN until ctx ends. By it the connector hears at once when a person changes parked rows, or
+// pauses or resumes a sink. While there is no such connection, lanes still read outbox_parked every 30 s.
 func (c *Connector) listen(ctx context.Context, s *session) {
 	for fine := false; ctx.Err() == nil; {
 		err := c.listenOnce(ctx, s, func() {
@@ -44,6 +44,8 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 	}
 }
 
+// listenOnce makes one connection and listens on it until an error or the end of ctx. It calls fine after each count that has
+// succeeded.
 func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) error {
 	beginning, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -54,12 +56,12 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_ = conn.Close(ctx) // nothing is lost with it
+		_ = conn.Close(ctx) // this connection has only read, so nothing depends on how it is closed
 	}()
 	if err := ledger.ListenChanged(beginning, conn); err != nil {
 		return err
 	}
-	for _, l := range s.lanes { // nobody has heard what was said until now
+	for _, l := range s.lanes { // changes before LISTEN were not heard
 		l.ask(askReread)
 	}
 	for {
@@ -68,18 +70,20 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 			return err
 		}
 		fine()
-		// Counting millions of rows must not become all that the server does.
+		// A count of millions of rows takes long. The rest of 20 times as long keeps it from being all that the server does.
 		if err := c.awaitChange(ctx, conn, s, 20*time.Since(began)); err != nil {
 			return err
 		}
 	}
 }
 
+// notificationSource is the connection as awaitChange needs it: *pgx.Conn, or a test's.
 type notificationSource interface {
 	WaitForNotification(ctx context.Context) (*pgconn.Notification, error)
 }
 
-// awaitChange returns when something has changed, or it is time to count again, but not before rest is over.
+// awaitChange returns when it is time to count again: after countEvery, or minCountGap after a person has changed something, but
+// never before rest is over. It passes each change on to the lanes of its sink at once.
 func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s *session, rest time.Duration) error {
 	now := time.Now()
 	until := now.Add(max(countEvery, rest))
@@ -100,14 +104,14 @@ func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s 
 		for _, l := range s.bySink[id] {
 			l.ask(askReread)
 		}
-		// Many changes may follow each other. They are counted together.
+		// More changes may follow soon. One count is enough for all of them.
 		if soon := now.Add(max(minCountGap, rest)); soon.Before(until) {
 			until = soon
 		}
 	}
 }
 
-// readPausedAndCounts asks which sinks are paused and what each has in outbox_parked.
+// readPausedAndCounts reads which sinks are paused, counts the parked rows of each sink, and shows the counts.
 func (c *Connector) readPausedAndCounts(ctx context.Context, db ledger.Querier, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
@@ -124,7 +128,7 @@ func (c *Connector) readPausedAndCounts(ctx context.Context, db ledger.Querier, 
 	return nil
 }
 
-// readPaused tells the lanes whether a person has paused their sink.
+// readPaused reads which sinks a person has paused, and wakes the lanes of each sink for which that has changed.
 func (c *Connector) readPaused(ctx context.Context, db ledger.Querier, s *session) error {
 	all, err := c.schema().ReadActivity(ctx, db, s.processors())
 	if err != nil {
@@ -142,6 +146,7 @@ func (c *Connector) readPaused(ctx context.Context, db ledger.Querier, s *sessio
 	return nil
 }
 
+// processors returns the processor ids of the session's sinks, in no order.
 func (s *session) processors() []int32 {
 	var ids []int32
 	for id := range s.bySink {

@@ -22,21 +22,24 @@ import (
 const (
 	// handOver is how many deliveries the reader collects at most before it hands them to the lanes.
 	handOver = 1024
-	slabSize = 256 // deliveries made at a time
+	// slabSize is how many deliveries are allocated together.
+	slabSize = 256
 
-	// A keepalive's position is written to the checkpoint when it is this far ahead, or a smaller step after a while:
-	// the server logs a record of running transactions after every commit, ours included, and an idle server must
-	// stay idle.
+	// While the outbox is idle, the LSN of a keepalive is written to the checkpoint only if it is idleStep bytes ahead of what is
+	// confirmed, or more than idleSmallStep bytes and nothing was confirmed for idleWait. It is not written more often, because
+	// each write is a commit, after which the server logs a record of running transactions, which makes the next keepalive:
+	// a server that is idle would not stay so.
 	idleStep      = 1 << 20
 	idleSmallStep = 64 << 10
 	idleWait      = 10 * time.Second
-	// Behind more than a small step one more is written, however little is left: restart_lsn, and with it the WAL that the
-	// server keeps, follows only when a record of running transactions is confirmed, and a server that has fallen quiet
-	// writes one up to 25 s later (LOG_SNAPSHOT_INTERVAL_MS, and the sleep of an idle background writer).
+	// idleLastWait is how long nothing must have been confirmed until one last LSN is written, however small the step is, if
+	// more than idleSmallStep bytes came since the last such write. It serves restart_lsn, which decides how much WAL the
+	// server keeps. restart_lsn moves only when a record of running transactions is confirmed, and a server that has fallen
+	// quiet writes such a record up to 25 s later (LOG_SNAPSHOT_INTERVAL_MS, and the sleep of an idle background writer).
 	idleLastWait = 30 * time.Second
 )
 
-// stream is the replication connection as its reader uses it: *replication.Stream, or a test's.
+// stream is the replication connection as the reader needs it: *replication.Stream, or a test's.
 type stream interface {
 	Buffered() bool
 	Next(ctx context.Context) (replication.Frame, error)
@@ -45,54 +48,56 @@ type stream interface {
 	Report() error
 }
 
-// laneInput is the reader's side of a lane.
+// laneInput is the reader's side of a lane's channel.
 type laneInput struct {
 	lane      chan<- []*delivery
 	processor int32
-	collected []*delivery // not yet handed over
+	collected []*delivery // for this lane, and not handed over yet
 }
 
-// reader is the main loop: it decodes the stream, adds each event to the tracker, and only then hands its deliveries
-// to the lanes. It runs in the session's own goroutine, which owns the replication connection.
+// reader is the main loop of a session. It decodes the stream and registers each event with the tracker before it hands the
+// event's deliveries to the lanes. It runs in the session's own goroutine, which owns the replication connection.
 type reader struct {
 	stream  stream
 	decoder *decoder.Decoder
 	router  *router.Router
 	tracker *checkpoint.Tracker
 	start   ledger.Start
-	// seenBefore is where the server had written to when the session began; 0: the session before has left clean. See unsent.go.
+	// seenBefore is how far the server had written when the session began, or 0 if the session before has ended clean. See
+	// unsent.go.
 	seenBefore    pglogrepl.LSN
 	lanes         map[int32][]*laneInput // by processor
-	eventOverhead int                    // bytes that an event takes beside itself: its deliveries and their outcomes
+	eventOverhead int                    // bytes that the deliveries of an event and their outcomes take, beside the event itself
 	out           chan<- checkpoint.Outcomes
-	waits         atomic.Int32 // what it waits for; see slowRule
+	waits         atomic.Int32 // what the reader waits for: a processor, waitsForRing or waitsForNobody; slowRule reads it
 	logger        *slog.Logger
 
 	invalidRows, unrouted prometheus.Counter
 
 	unroutedLog   *unroutedLog
-	checkDrift    func(context.Context) error // gives an error if the table that is streamed is not the outbox any more
-	foreignTables map[uint32]struct{}         // other tables, by OID, of whose rows the log has told
+	checkDrift    func(context.Context) error // returns an error if the table that is streamed is not the outbox any more
+	foreignTables map[uint32]struct{}         // OIDs of tables other than the outbox whose rows the log has mentioned
 
 	tx struct {
-		open      bool
+		open      bool // between Begin and Commit
 		xid       uint32
-		lsn       pglogrepl.LSN
-		committed time.Time
-		next      int64 // index of the next insert
-		hasEvents bool  // it has inserts into the outbox
+		lsn       pglogrepl.LSN // of the commit record
+		committed time.Time     // the commit time
+		next      int64         // the index of its next insert
+		hasEvents bool          // it has inserts into the outbox
 	}
-	targets   []router.Target
-	collected int
-	slab      []delivery
+	targets   []router.Target // reused for each event
+	collected int             // deliveries in all laneInputs that are not handed over yet
+	slab      []delivery      // allocated and not used yet
 	idle      struct {
-		confirmed pglogrepl.LSN // as it was at the last keepalive,
-		since     time.Time     // and since when
-		last      pglogrepl.LSN // what was written behind a step
+		confirmed pglogrepl.LSN // what was confirmed at the last keepalive
+		since     time.Time     // since which keepalive confirmed has not changed
+		last      pglogrepl.LSN // what was last written because of idleLastWait
 	}
 }
 
-// read ends with ctx, or with what ended the stream. Nothing is ever skipped: what cannot be decoded ends the session.
+// read reads the stream until ctx or the stream ends, and returns why. It skips nothing: a message that cannot be decoded ends the
+// session.
 func (r *reader) read(ctx context.Context) error {
 	for {
 		if !r.stream.Buffered() {
@@ -123,7 +128,7 @@ func (r *reader) read(ctx context.Context) error {
 	}
 }
 
-// wrapDecodeError names the transaction of a message that cannot be decoded.
+// wrapDecodeError adds the LSN of the transaction to an error of the decoder. It returns any other error as it is.
 func (r *reader) wrapDecodeError(err error) error {
 	if _, ok := errors.AsType[*decoder.Error](err); ok {
 		return fmt.Errorf("decode transaction at %s: %w", r.tx.lsn, err)
@@ -131,8 +136,8 @@ func (r *reader) wrapDecodeError(err error) error {
 	return err
 }
 
-// readLarge reads a row that does not fit into the stream's buffer. It waits for room in the window first, so that no more of such
-// rows are in memory than the window allows.
+// readLarge reads a row that does not fit into the stream's buffer, piece by piece. Before that it waits for room in the window, so
+// that no more rows of this kind are in memory than the window allows.
 func (r *reader) readLarge(ctx context.Context, f replication.Frame) (decoder.Message, error) {
 	m, row, err := r.decoder.Large(f.Data, f.Rest)
 	if err != nil || row == nil {
@@ -154,6 +159,7 @@ func (r *reader) readLarge(ctx context.Context, f replication.Frame) (decoder.Me
 	return row.End()
 }
 
+// handleMessage keeps track of transactions and passes inserts on.
 func (r *reader) handleMessage(ctx context.Context, m decoder.Message) error {
 	switch m.Kind {
 	case decoder.KindBegin:
@@ -175,7 +181,8 @@ func (r *reader) handleMessage(ctx context.Context, m decoder.Message) error {
 	return nil
 }
 
-// insert takes one row. Its position counts all inserts of the transaction, those into other tables included.
+// insert gives one inserted row its position, routes its event, and collects the event's deliveries for the lanes. The index in the
+// position counts all inserts of the transaction, including those into other tables.
 func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	pos := checkpoint.Position{LSN: r.tx.lsn, Index: r.tx.next}
 	r.tx.next++
@@ -202,7 +209,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 			owed = append(owed, t)
 		}
 	}
-	// Added before anybody else hears of it: from here on its LSN cannot be confirmed.
+	// The tracker must know the event before a lane gets it: from here on the event's LSN cannot be confirmed.
 	entry := r.tracker.Add(pos, len(owed), m.Size+r.eventOverhead, r.tx.committed)
 	if len(owed) == 0 {
 		return nil
@@ -225,8 +232,8 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	return nil
 }
 
-// newDelivery makes room for a delivery of an event of this size. Deliveries of a slab keep each other in memory, and with them
-// their events; so an event that has memory of its own has a delivery of its own as well.
+// newDelivery returns an empty delivery for an event of this size. Deliveries of the same slab, and with them their events, stay in
+// memory until the last of them is done. So the delivery of a large event, which has memory of its own, is allocated alone.
 func (r *reader) newDelivery(size int) *delivery {
 	if size > decoder.OwnSize {
 		return new(delivery)
@@ -239,7 +246,8 @@ func (r *reader) newDelivery(size int) *delivery {
 	return d
 }
 
-// settled says that the ledger has the outcome already: a restart, and PostgreSQL sends the event again.
+// settled reports whether the ledger already had the outcome of this delivery when the session began. After a restart PostgreSQL
+// sends such events again.
 func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
 	if len(r.start.Settled) == 0 {
 		return false
@@ -248,10 +256,11 @@ func (r *reader) settled(processor int32, pos checkpoint.Position) bool {
 	return ok
 }
 
-// skipForeignRow leaves out a row of another table than the outbox, and says so once a session and table. The first such row may
-// come of a table that has taken the outbox's place, or inherits from it. The keeper would find that out after the slot
-// has passed the row. So the reader asks here, while the transaction is open: if the session ends, the next one reads
-// the row again, whichever process and table that has.
+// skipForeignRow leaves out a row of a table that is not the outbox. The log says so once for each table in a session.
+//
+// The first such row may come from a table that has taken the outbox's place, or that inherits from it. The keeper would notice
+// that only after the slot has passed the row. So the reader checks for it here, while the transaction is open: if that ends the
+// session, the next session reads the row again, whichever process that is and whichever table it then takes for the outbox.
 func (r *reader) skipForeignRow(ctx context.Context, oid uint32) error {
 	if _, ok := r.foreignTables[oid]; ok {
 		return nil
@@ -290,12 +299,12 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }
 
-// waitForRoom waits until the window has waitForRoom for an event of this size.
+// waitForRoom waits until the window has room for an event of this size.
 func (r *reader) waitForRoom(ctx context.Context, size int) error {
 	if !r.tracker.Full(size) {
 		return nil
 	}
-	if err := r.flush(ctx); err != nil { // what we hold may be what it waits for
+	if err := r.flush(ctx); err != nil { // the window may be full of events whose deliveries we still hold
 		return err
 	}
 	r.waits.Store(waitsForRing)
@@ -308,7 +317,7 @@ func (r *reader) waitForRoom(ctx context.Context, size int) error {
 	return nil
 }
 
-// flush hands what was collected to the lanes: one channel operation serves hundreds of events.
+// flush hands the collected deliveries to the lanes. One channel operation serves hundreds of events.
 func (r *reader) flush(ctx context.Context) error {
 	if r.collected == 0 {
 		return nil
@@ -324,15 +333,16 @@ func (r *reader) flush(ctx context.Context) error {
 			if err := send(ctx, r.stream, in.lane, in.collected); err != nil {
 				return err
 			}
-			in.collected = make([]*delivery, 0, n) // the lane owns the other one now
+			in.collected = make([]*delivery, 0, n) // the lane owns the slice that was sent
 		}
 	}
 	r.waits.Store(waitsForNobody)
 	return nil
 }
 
-// onKeepalive: everything that commits before lsn was sent before it. It counts only when nothing is in flight and no
-// transaction is open; the tracker knows. Without it an idle outbox would pin the WAL of a busy database.
+// onKeepalive tells the tracker that the server has sent everything that commits before lsn. The tracker uses that only if nothing
+// is in flight and no transaction is open. Without it the slot of an idle outbox would hold back the WAL of a busy database.
+// onKeepalive also decides whether lsn is far enough ahead to be written to the checkpoint now; see idleStep.
 func (r *reader) onKeepalive(lsn pglogrepl.LSN) {
 	now := time.Now()
 	confirmed := r.tracker.Confirmed()
@@ -353,7 +363,7 @@ func (r *reader) onKeepalive(lsn pglogrepl.LSN) {
 	}
 }
 
-// send puts v into c. While it waits it goes on reporting to the server.
+// send sends v to c. While it waits, it goes on sending status to the server.
 func send[T any](ctx context.Context, s stream, c chan<- T, v T) error {
 	select {
 	case c <- v:
@@ -377,7 +387,7 @@ func send[T any](ctx context.Context, s stream, c chan<- T, v T) error {
 	}
 }
 
-// waitFor takes a value from c. While it waits it goes on reporting to the server.
+// waitFor receives a value from c. While it waits, it goes on sending status to the server.
 func waitFor[T any](ctx context.Context, s stream, c <-chan T) (T, error) {
 	for {
 		t := time.NewTimer(s.Wait())

@@ -6,14 +6,14 @@ import (
 	"github.com/cenkalti/backoff/v4"
 )
 
-// Retry is the schedule of tries after the first.
+// Retry says how long to wait before each try after the first.
 type Retry struct {
-	Initial time.Duration // after the first try that failed; doubles with each further one
-	Max     time.Duration
+	Initial time.Duration // after the first failed try; it doubles with each further one
+	Max     time.Duration // the longest wait
 }
 
-// delay is how long to wait after this many tries, 1 or more: exponential, with jitter of a half. The library's own
-// state is not kept: the number of tries is what survives.
+// delay returns how long to wait after this many failed tries, 1 or more. It doubles with each try, and is changed by up to a
+// half at random. We make a new backoff object for each call, because only the number of tries is kept.
 func (r Retry) delay(tries int) time.Duration {
 	d := r.Initial
 	for i := 1; i < tries && d < r.Max; i++ {

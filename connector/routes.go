@@ -2,7 +2,8 @@ package connector
 
 import "github.com/pyairtable-compose/outbox-cdc/router"
 
-// RouterRoutes are the routes as the router takes them. processors are the ids of the sinks, by name.
+// RouterRoutes returns the routes in the form that the router takes. processors has the processor id of each sink by the sink's
+// name. A configuration without routes gives one route that sends every event to every sink.
 func (c *Config) RouterRoutes(processors map[string]int32) []router.Route {
 	byName := map[string]router.Sink{}
 	var all router.Route

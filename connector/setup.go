@@ -19,9 +19,10 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// answerTimeout bounds what only reads before a session, and can be begun anew.
+// answerTimeout bounds the steps at the beginning of a session, or of a connection, that can be repeated without harm.
 const answerTimeout = 30 * time.Second
 
+// provisionSource returns the source in the form that package provision takes.
 func (c *Connector) provisionSource() provision.Source {
 	s := c.cfg.Source
 	return provision.Source{
@@ -29,21 +30,22 @@ func (c *Connector) provisionSource() provision.Source {
 	}
 }
 
-// origin is sinks.Message's. The database is the one that the DSN names: one by another name would be another database.
+// origin returns the Origin of all messages of this connector (sinks.Message), which is made of the names of database, schema and
+// table. The name of the database is the one in the DSN. A database with another name is another origin.
 func (c *Connector) origin() (string, error) {
 	cfg, err := replication.ParseDSN(replication.SourceDSNKey, c.cfg.Source.DSN)
 	if err != nil {
 		return "", err
 	}
 	database := cfg.Database
-	if database == "" { // as libpq has it
+	if database == "" { // like libpq: without a database name, the user's name
 		database = cfg.User
 	}
 	schema, table, _ := strings.Cut(c.cfg.Source.Table, ".")
 	return sinks.Origin(database, schema, table), nil
 }
 
-// preflight finds out, before each session, whether everything is in place.
+// preflight looks, before each session, whether everything that the session needs is in place. It only reads.
 func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 	cfg := provision.PreflightConfig{Source: c.provisionSource()}
 	rc, err := replication.ParseDSN(replication.ReplicationDSNKey, c.cfg.Source.ReplicationDSN)
@@ -53,7 +55,7 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 	cfg.ReplicationUser = rc.User
 	c.calls.preflight.begin()
 	defer c.calls.preflight.end()
-	// It only reads: one that gets no answer is as well begun anew, over another connection.
+	// Preflight only reads, so if it gets no answer in time, it can be repeated over another connection.
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	conn, err := c.pool.Acquire(ctx)
@@ -73,7 +75,7 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 		return facts, err
 	}
 	for _, w := range facts.Warnings {
-		if !slices.Contains(c.warned, w) { // once, however many sessions there are
+		if !slices.Contains(c.warned, w) { // each warning is logged once, not in each session
 			c.warned = append(c.warned, w)
 			c.cfg.Logger.Warn("preflight warns", "err", w)
 		}
@@ -81,9 +83,10 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 	return facts, nil
 }
 
-// checkDrift asks whether the outbox is still the table that is streamed, and whether everything that is written into it
-// comes on the stream: what has drifted shows there only by the absence of rows. An error ends the session. A table that
-// has lost its name is told once, and shown by /readyz, because its rows are still delivered.
+// checkDrift is the keeper's duty that looks whether the outbox is still the table that is streamed, and whether all rows that are
+// written into it still come on the stream. The stream itself cannot show that: rows would merely be absent. An error ends the
+// session. If the streamed table has lost the outbox's name, its rows are still delivered. So that is no error: the log says it
+// once, and /readyz as long as it lasts.
 func (c *Connector) checkDrift(ctx context.Context) error {
 	moved, err := provision.CheckDrift(ctx, c.pool, c.provisionSource(), c.outbox.oid)
 	if err != nil {
@@ -99,8 +102,9 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 	return c.comparePublication(ctx, c.pool)
 }
 
-// comparePublication warns of a publication that is as it has to be, and was changed since this process last looked: what
-// was written in between may be missing in the stream.
+// comparePublication compares the publication with how it was when this process last looked, and logs a warning if it was changed.
+// It is called when the publication is found to be right. It may have been wrong in between, and rows that were written
+// then may be missing in the stream.
 func (c *Connector) comparePublication(ctx context.Context, db ledger.Querier) error {
 	version, err := provision.PublicationVersion(ctx, db, c.provisionSource(), c.outbox.oid)
 	if err != nil {
@@ -114,8 +118,8 @@ func (c *Connector) comparePublication(ctx context.Context, db ledger.Querier) e
 	return nil
 }
 
-// checkDriftForReader gives an error if rows of the outbox may be missing in the stream. It is checkDrift for the reader, which has
-// to report to the server again before wal_sender_timeout.
+// checkDriftForReader returns an error if rows of the outbox may be missing in the stream. It takes dutyTimeout at most, because
+// the reader, which calls it, has to send the server a status again before wal_sender_timeout has passed.
 func (c *Connector) checkDriftForReader(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
@@ -123,7 +127,8 @@ func (c *Connector) checkDriftForReader(ctx context.Context) error {
 	return err
 }
 
-// registerProcessors gives the ids of the sinks by name. It refuses to start while parked events would be forgotten.
+// registerProcessors enters the sinks into outbox_processors and returns their processor ids by sink name. It returns an error if
+// the ledger has parked events of a sink that is neither configured nor listed as abandoned: nobody would deliver them.
 func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, error) {
 	var ps []ledger.Processor
 	known := slices.Clone(c.cfg.Abandoned)
@@ -132,7 +137,7 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 		known = append(known, s.Name)
 	}
 	var ids map[string]int32
-	// Where the start is refused nothing was changed.
+	// One transaction: if it ends with an error, nothing was changed.
 	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
 		if ids, err = c.schema().RegisterProcessors(ctx, tx, c.cfg.Name, ps); err != nil {
 			return err
@@ -146,7 +151,8 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 	return ids, err
 }
 
-// orphansError is the error of a start that would forget parked events.
+// orphansError returns the error of a start that would forget parked events, or nil if orphans is empty. orphans has the number of
+// parked events by the name of the sink that is no longer configured.
 func (c *Connector) orphansError(orphans map[string]int64) error {
 	heirs := map[string]string{}
 	for _, s := range c.cfg.Sinks {

@@ -8,7 +8,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// storedEvent returns what outbox_parked keeps of an event beside its payload.
+// storedEvent returns the part of an event that outbox_parked keeps beside the payload. committed is the commit time of the
+// event's transaction.
 func storedEvent(e *outbox.Event, committed time.Time) ledger.StoredEvent {
 	return ledger.StoredEvent{
 		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType, EventVersion: e.EventVersion,
@@ -17,7 +18,8 @@ func storedEvent(e *outbox.Event, committed time.Time) ledger.StoredEvent {
 	}
 }
 
-// eventOf returns the event of a parked row and the commit time of its transaction. It undoes storedEvent.
+// eventOf returns the event of a parked row and the commit time of the event's transaction. It is the inverse of storedEvent. The
+// row may lack either time: the event's CreatedAt or the commit time is then zero.
 func eventOf(row *ledger.ParkedRow) (*outbox.Event, time.Time) {
 	s := &row.Event
 	e := &outbox.Event{

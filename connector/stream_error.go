@@ -17,25 +17,26 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// sameOften says how many times in a row the server must give one error at one place before we say that it will come for ever.
+// sameOften is how many times in a row the same error must come at the same place before we say that it will come for ever.
 const sameOften = 3
 
-// streamError is an error that the server has put into the stream, with the place where the stream stood.
+// streamError is an error that the server has put into the stream, together with the place where the stream stood.
 type streamError struct {
-	err   error // as the stream gave it
-	cause *pgconn.PgError
+	err   error           // as the stream returned it
+	cause *pgconn.PgError // the server's error in err
 
 	inside    bool          // between Begin and Commit
 	xid       uint32        // of the last Begin; 0 before the first one of the session
-	lsn       pglogrepl.LSN // of its commit record; before the first Begin it is where the slot stands
-	committed time.Time
-	record    pglogrepl.LSN // what the server was reading; 0 where it does not say
+	lsn       pglogrepl.LSN // of that transaction's commit record; before the first Begin it is where the slot stands
+	committed time.Time     // the commit time of that transaction
+	record    pglogrepl.LSN // the WAL record that the server was reading; 0 if it does not say
 }
 
-// associatedLSN is the end of the context that the server adds to an error of its output plugin, in whatever language.
+// associatedLSN matches the LSN at the end of the context that the server adds to an error of its output plugin. The words before
+// it depend on the server's language.
 var associatedLSN = regexp.MustCompile(`[0-9A-F]{1,8}/[0-9A-F]{1,8}$`)
 
-// locate adds the place to an error of the server. Any other error stays as it is.
+// locate adds the place to an error that the server has put into the stream. It returns any other error as it is.
 func (r *reader) locate(err error) error {
 	cause, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
@@ -55,6 +56,7 @@ func (e *streamError) Error() string { return fmt.Sprintf("the stream ended %s: 
 
 func (e *streamError) Unwrap() error { return e.err }
 
+// place describes where the stream stood, by the transaction and by the record that the server was reading.
 func (e *streamError) place() string {
 	transaction := fmt.Sprintf("transaction %d (commit LSN %s, committed %s)", e.xid, e.lsn, e.committed.UTC().Format(time.RFC3339Nano))
 	var text string
@@ -72,7 +74,7 @@ func (e *streamError) place() string {
 	return text
 }
 
-// at names the place in the WAL. It is the same in every session that fails there, wherever the session began.
+// at returns the LSN of the place. It is the same in every session that fails there, wherever that session began.
 func (e *streamError) at() pglogrepl.LSN {
 	switch {
 	case e.inside:
@@ -83,7 +85,7 @@ func (e *streamError) at() pglogrepl.LSN {
 	return e.lsn
 }
 
-// rows says how to find the rows of the transaction.
+// rows returns an instruction how to find the rows that the server cannot send.
 func (e *streamError) rows(table string) string {
 	if !e.inside {
 		return "find the row"
@@ -91,34 +93,34 @@ func (e *streamError) rows(table string) string {
 	return fmt.Sprintf("find the row (select ctid from %s where xmin = '%d', or of another table that the publication has)", table, e.xid)
 }
 
-// publicationMissing says that the server did not find the publication.
+// publicationMissing reports whether the error says that the server did not find the publication.
 func (e *streamError) publicationMissing() bool {
 	return errors.Is(e.err, replication.ErrPublicationMissing) || e.cause.Code == "42704" && e.cause.Routine == "get_publication_oid"
 }
 
-// unsendable says why the server can never send a row; empty where the error is of another kind.
+// unsendable returns why the server can never send a row. It returns nothing if the error is of another kind.
 func (e *streamError) unsendable() string {
 	switch {
 	case e.cause.Code == "22021" || e.cause.Code == "22P05": // character_not_in_repertoire, untranslatable_character
 		return "a row of it holds bytes that cannot be converted from the database's encoding to UTF8"
-	case e.cause.Code == "54000", // program_limit_exceeded: a string buffer of more than 1 GB
-		e.cause.Code == "XX000" && strings.HasPrefix(e.cause.Message, "invalid memory alloc request size"): // one value of more than 1 GB
+	case e.cause.Code == "54000", // program_limit_exceeded: a string buffer would be larger than 1 GB
+		e.cause.Code == "XX000" && strings.HasPrefix(e.cause.Message, "invalid memory alloc request size"): // one value would be larger than 1 GB
 		return "a row of it is larger than 1 GB as text, in which a bytea takes up twice its bytes, and PostgreSQL can send no such row"
 	}
 	return ""
 }
 
-// repeatedError counts how often the same error has come at the same place.
+// repeatedError counts how often in a row the same error has come at the same place.
 type repeatedError struct {
-	code  string
-	at    pglogrepl.LSN
+	code  string        // SQLSTATE, or "decode" if we could not decode what the server sent
+	at    pglogrepl.LSN // the place
 	times int
 
-	first, last time.Time
+	first, last time.Time // when it came for the first and for the last time
 }
 
-// explainStreamError says of an error that a place in the WAL causes what it means for the slot, and gives it an exit code where no
-// further try can mend it.
+// explainStreamError adds to an error that comes from a place in the WAL what it means for the slot. If no further try can
+// help, it also adds the exit code that ends the process. It returns any other error as it is.
 func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*decoder.Error](err); ok && e.LSN != 0 {
 		return c.countRepeats(err, repeatedError{code: "decode", at: e.LSN})
@@ -134,16 +136,18 @@ func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.rows(c.cfg.Source.Table), provision.StartAnew)
 	}
 	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
-		return err // the end of a server or of a session says nothing of the place
+		return err // the server or the connection has ended: that has nothing to do with the place
 	}
-	// Where no transaction is open the place stays the same while nothing is written.
+	// Outside of a transaction the place stays the same as long as nothing is written. So two errors there that are far apart in
+	// time need not have the same cause.
 	if !e.inside && time.Since(c.lastStreamError.last) > time.Minute {
 		c.lastStreamError = repeatedError{}
 	}
 	return c.countRepeats(err, repeatedError{code: e.cause.Code, at: e.at()})
 }
 
-// countRepeats counts an error at a place, and says if it has come there so often that it comes for ever.
+// countRepeats counts an error at a place. Once it has come sameOften times in a row, it adds to the error that it will come for
+// ever unless its cause is mended.
 func (c *Connector) countRepeats(err error, here repeatedError) error {
 	now := time.Now()
 	if c.lastStreamError.code != here.code || c.lastStreamError.at != here.at {
@@ -152,7 +156,7 @@ func (c *Connector) countRepeats(err error, here repeatedError) error {
 	}
 	c.lastStreamError.times++
 	c.lastStreamError.last = now
-	c.lag.unreadSince.Store(c.lastStreamError.first.UnixNano()) // nothing gets past the place, however often the stream begins
+	c.lag.unreadSince.Store(c.lastStreamError.first.UnixNano()) // the lag counts from the first error: no session gets past this place
 	if c.lastStreamError.times < sameOften {
 		return err
 	}
@@ -160,15 +164,16 @@ func (c *Connector) countRepeats(err error, here repeatedError) error {
 		"where nothing can mend it, %s", err, c.lastStreamError.times, provision.StartAnew)
 }
 
-// historyMissing tells a publication that is missing, which preflight refuses with the remedy, from one that exists again. The
-// latter does not help what was written without it: PostgreSQL decodes a transaction by the catalog as it was then.
+// historyMissing explains an error that says that the publication does not exist. If it is really missing, the error stays as it
+// is: the next preflight refuses to start and names the remedy. If it exists again, no further try can help: PostgreSQL decodes a
+// transaction by the catalog as it was when the transaction was written, and the publication was not there then.
 func (c *Connector) historyMissing(ctx context.Context, e *streamError, err error) error {
 	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()
 	var exists bool
 	publication := c.cfg.Source.Publication
 	if c.pool.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", publication).Scan(&exists) != nil || !exists {
-		return err // the next session finds out more
+		return err // it is missing, or we could not ask: the next preflight says which
 	}
 	return exitcode.Errorf(exitcode.SlotLost, "%w; publication %q exists now, and did not when that was written: it was dropped and made again, or source.publication has "+
 		"another name than before, which can be set back; PostgreSQL decodes what was written by the publication as it was then, so the slot can never "+

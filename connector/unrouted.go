@@ -8,21 +8,21 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// unroutedEvery is how often the log tells of events that no route matches, at most.
+// unroutedEvery is the least time between two log lines about events that no route matches.
 const unroutedEvery = time.Minute
 
-// unroutedLog counts the events that no route matches, and tells the log of them once a minute: one line an event would
-// flood it. The reader adds, the keeper reports. It outlives sessions, so that a session that fails again and again does
-// not tell more often. The zero value is ready.
+// unroutedLog counts the events that no route matches, and writes one log line about them a minute, because a line for each
+// event would flood the log. The reader calls add, the keeper calls report. The Connector owns it and not a session, so that
+// sessions that fail one after the other do not write more lines. The zero value is ready.
 type unroutedLog struct {
 	mu            sync.Mutex
-	count         int // since the last report
-	aggregateType string
-	eventType     string
-	next          time.Time // when the log may be told again
+	count         int       // since the last report
+	aggregateType string    // of the first event since the last report
+	eventType     string    // likewise
+	next          time.Time // of the next report, at the earliest
 }
 
-// add counts one event. Its types become the example of the next report if it is the first.
+// add counts one event. The types of the first event since the last report stand in the next report as an example.
 func (u *unroutedLog) add(e *outbox.Event) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -32,7 +32,7 @@ func (u *unroutedLog) add(e *outbox.Event) {
 	u.count++
 }
 
-// report tells of what was counted, unless it has told within the last minute.
+// report logs what was counted since the last report, unless that was less than a minute ago.
 func (u *unroutedLog) report(now time.Time, logger *slog.Logger) {
 	u.mu.Lock()
 	count, aggregateType, eventType := u.count, u.aggregateType, u.eventType

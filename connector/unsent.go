@@ -11,42 +11,47 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
-// A destination that refuses duplicates may mistake an event for another one with the same id, and what it says then must not
-// count as delivered. So a lane tells the sink which messages are new (sinks.Message.New): those that no earlier session can
-// have sent, and that were refused by an answer at each try of ours.
+// A destination that rejects duplicates may mistake an event for another one with the same id. What it says then must not count
+// as delivered. So a lane tells the sink which messages are new (sinks.Message.New): those that no earlier session can have
+// sent, and for which the sink has answered each try of this session with a refusal.
 //
-//  1. A session that ends with every outcome recorded, and nothing in its lanes that was tried and not settled, writes so into
-//     the checkpoint (leave). The next one starts clean: what is not in the ledger was never sent.
-//  2. After any other end, and a crash is one, whatever committed before this session began may have been sent: the session
-//     before read no further than the server had written when it lost the slot. seenBefore is that position.
-//  3. The same holds for rows of outbox_parked from before, whose last try may not be recorded. One that is refused now is
-//     written with a try more than were refused, so that it never passes for new again. As long as there is one that was not
-//     tried, or something of the stream from before is not settled, a session does not leave clean.
-//  4. What a person retries begins with one try more than were refused, unless all were: see retryRows in admin/change.go.
+//  1. A session ends clean if every outcome is recorded and no lane holds a message that was tried and is not settled. It writes
+//     that into the checkpoint (session.leave). The next session then knows: what is not in the ledger was never sent.
+//  2. After any other end, such as a crash, everything that committed before the new session began may have been sent. It cannot
+//     be more than that: the session before read only what the server had written by the time when it lost the slot.
+//     seenBefore is how far the server had written when the new session had the slot.
+//  3. The same holds for rows that an earlier session left in outbox_parked, because their last try may not be recorded. If such
+//     a row is refused now, it is written with one more try than it has refusals, so that it never counts as new again. As long
+//     as one of these rows was not tried, or something that committed before seenBefore is not settled, a session does not
+//     end clean.
+//  4. A row that a person retries begins with one more try than it has refusals, unless each of its tries was refused: see
+//     retryRows in admin/change.go.
 
 // mayRepeat reports whether an earlier session may already have sent the event at this position.
 func mayRepeat(pos checkpoint.Position, seenBefore pglogrepl.LSN) bool {
-	return pos.LSN < seenBefore || pos.Index < 0 // what the stream never carried may have been sent before there was a slot
+	// An event with a negative index never came on the stream. It may have been sent before there was a slot.
+	return pos.LSN < seenBefore || pos.Index < 0
 }
 
-// isNew says that the destination cannot have accepted d.
+// isNew reports whether the destination cannot have accepted d yet.
 func (d *delivery) isNew() bool { return !d.repeats && !d.isUncertain() }
 
-// isUncertain says whether the outcome of some try of d is unknown: the sink may have accepted it. Attempts count the tries that were
-// refused; tries count all.
+// isUncertain reports whether the outcome of some try of d is unknown, so that the sink may have accepted it. tries counts all
+// tries, attempts only those that were refused.
 func (d *delivery) isUncertain() bool { return d.attempts < d.tries }
 
-// leaveTimeout bounds how long a session that ends tries to say that it ended clean.
+// leaveTimeout is how long a session that has ended clean may take to write that into the checkpoint.
 const leaveTimeout = 2 * time.Second
 
-// leavesNothing says whether everything that a session may have sent to a sink is settled. It is asked after the lanes have
-// ended and the outcomes are recorded. What committed before seenBefore may have been sent by an earlier session.
+// leavesNothing reports whether everything is settled that this session or an earlier one may have sent to a sink. It is called
+// after the lanes have ended and their outcomes are recorded. An earlier session may have sent what committed before
+// seenBefore.
 func leavesNothing(lanes []*lane, t *checkpoint.Tracker, seenBefore pglogrepl.LSN) bool {
 	return t.Confirmed() >= seenBefore && !slices.ContainsFunc(lanes, func(l *lane) bool { return len(l.inHand) > 0 })
 }
 
-// leave tells the next session, if it is so, that nothing was sent of which the ledger does not know. If this cannot be
-// written, the next session only takes more for a repetition than it need.
+// leave writes into the checkpoint that the session has ended clean, if it has: everything that was sent is in the ledger. If that
+// cannot be written, no harm is done: the next session takes more messages than necessary for possible repetitions.
 func (s *session) leave(ctx context.Context) {
 	if !leavesNothing(s.lanes, s.tracker, s.reader.seenBefore) {
 		return

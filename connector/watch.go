@@ -12,25 +12,27 @@ import (
 )
 
 const (
-	// hangAfter is how long a step may wait for PostgreSQL before that is told.
+	// hangAfter is how long a call may wait for PostgreSQL before health and log say that it hangs.
 	hangAfter  = 5 * time.Second
 	watchEvery = time.Second
-	// reasonEvery and askTimeout are how often the server is asked for what a step waits, and how long that may take.
-	reasonEvery    = 5 * time.Second
+	// reasonEvery is how often we ask the server what a call that hangs is waiting for.
+	reasonEvery = 5 * time.Second
+	// catalogTimeout bounds a question to PostgreSQL's own catalogs and views.
 	catalogTimeout = 2 * time.Second
 )
 
-// pgCall is something that waits for an answer of PostgreSQL. Nothing bounds its time: what a COMMIT waits for may come back, and
-// whoever gives it up does not know whether it went through.
+// pgCall is a part of the connector's work that waits for PostgreSQL, and perhaps without a time limit. The transaction that
+// records outcomes has none: what its COMMIT waits for may come back, and if we gave it up, we would not know whether it went
+// through. The log calls it a step.
 type pgCall struct {
 	name  string
-	since atomic.Int64 // in Unix nanoseconds; 0 while it is not under way
+	since atomic.Int64 // when it began, in Unix nanoseconds; 0 while it is not under way
 }
 
-func (s *pgCall) begin() { s.since.Store(time.Now().UnixNano()) }
-func (s *pgCall) end()   { s.since.Store(0) }
+func (p *pgCall) begin() { p.since.Store(time.Now().UnixNano()) }
+func (p *pgCall) end()   { p.since.Store(0) }
 
-// pgCalls are the parts of a connector that may hang without an error.
+// pgCalls are the calls that watch observes, because they may hang for long without an error.
 type pgCalls struct {
 	prepare, preflight, open, takeOver, build, record pgCall
 }
@@ -46,36 +48,36 @@ func newPGCalls() *pgCalls {
 	}
 }
 
-// longestHang gives the step that has waited longest, and since when; nil where none has waited long.
-func (s *pgCalls) longestHang(now time.Time) (*pgCall, time.Time) {
+// longestHang returns the call that has waited longest, and since when. It returns nil if none has waited for hangAfter.
+func (p *pgCalls) longestHang(now time.Time) (*pgCall, time.Time) {
 	var longest *pgCall
 	var from time.Time
-	for _, each := range []*pgCall{&s.prepare, &s.preflight, &s.open, &s.takeOver, &s.build, &s.record} {
-		n := each.since.Load()
+	for _, call := range []*pgCall{&p.prepare, &p.preflight, &p.open, &p.takeOver, &p.build, &p.record} {
+		n := call.since.Load()
 		if n == 0 {
 			continue
 		}
 		if since := time.Unix(0, n); now.Sub(since) >= hangAfter && (longest == nil || since.Before(from)) {
-			longest, from = each, since
+			longest, from = call, since
 		}
 	}
 	return longest, from
 }
 
-// watchedLedger wraps a ledger, so that health and log can say when one of its transactions hangs.
+// watchedLedger is a ledger that notes when a Commit begins and ends, so that health and log can say that it hangs.
 type watchedLedger struct {
 	checkpoint.Ledger
-	step *pgCall
+	call *pgCall
 }
 
 func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {
-	w.step.begin()
-	defer w.step.end()
+	w.call.begin()
+	defer w.call.end()
 	return w.Ledger.Commit(ctx, b)
 }
 
-// watch shows the lag and what hangs, from the start of Run to its end. It waits for nothing itself for longer than askTimeout,
-// so that what it shows goes on whatever hangs.
+// watch shows the lag in the metrics and says which call hangs, every second from the start of Run to its end. It waits for
+// nothing longer than catalogTimeout, so that it goes on whatever hangs.
 func (c *Connector) watch(ctx context.Context) {
 	var h hangReport
 	tick := time.NewTicker(watchEvery)
@@ -91,59 +93,64 @@ func (c *Connector) watch(ctx context.Context) {
 	}
 }
 
-// hangReport is what watch has told of a step that hangs.
+// hangReport is what showHang has said about calls that hang. The zero value says that none has hung yet.
 type hangReport struct {
-	step  *pgCall // nil while none does
-	since time.Time
-	why   string // as the server says
-	asked time.Time
+	call  *pgCall   // the call that hangs, or nil
+	since time.Time // when the call began
+	why   string    // what it waits for, as the server says
+	asked time.Time // when the server was asked for why
 
-	quiet bool      // the log is not told: it is the same step again,
-	last  *pgCall   // which hung before,
-	until time.Time // until then
+	quiet   bool      // the log says nothing: this call has hung less than quietFor ago
+	last    *pgCall   // the call that hung before
+	lastEnd time.Time // when last ceased to hang
 }
 
-// quietFor keeps a step that is tried again and again, and hangs each time, from filling the log.
+// quietFor is how long the log says nothing more about a call after it has hung. Without it, a call that is tried again and again
+// and hangs each time would fill the log.
 const quietFor = time.Minute
 
-// showHang tells what hangs: /readyz says it as long as that lasts, the log once when it begins and once when it is over.
+// showHang says which call hangs: /readyz as long as it hangs, the log once when it begins to hang and once when that is over.
+// ask returns what the server is waiting for.
 func (c *Connector) showHang(ctx context.Context, h *hangReport, ask func(context.Context) string) {
 	now := time.Now()
-	hanging, since := c.calls.longestHang(now)
-	if h.step != nil && (hanging != h.step || !since.Equal(h.since)) {
+	call, since := c.calls.longestHang(now)
+	if h.call != nil && (call != h.call || !since.Equal(h.since)) {
 		c.cfg.Health.Set("postgres", monitoring.Component{OK: true})
 		if !h.quiet {
-			c.cfg.Logger.Info("no longer waiting for PostgreSQL", "step", h.step.name, "waited", now.Sub(h.since).Round(time.Second).String())
+			c.cfg.Logger.Info("no longer waiting for PostgreSQL", "step", h.call.name, "waited", now.Sub(h.since).Round(time.Second).String())
 		}
-		*h = hangReport{last: h.step, until: now}
+		*h = hangReport{last: h.call, lastEnd: now}
 	}
-	if hanging == nil {
+	if call == nil {
 		return
 	}
-	begins := h.step == nil
+	begins := h.call == nil
 	if begins {
-		h.quiet = hanging == h.last && now.Sub(h.until) < quietFor
+		h.quiet = call == h.last && now.Sub(h.lastEnd) < quietFor
 	}
-	h.step, h.since = hanging, since
-	c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)}) // asking may take a while
+	h.call, h.since = call, since
+	// Health says it before the server is asked, because asking may take a while.
+	c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)})
 	if now.Sub(h.asked) >= reasonEvery {
 		h.why, h.asked = ask(ctx), now
 		c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)})
 	}
 	if begins && !h.quiet {
-		c.cfg.Logger.Warn("waiting for PostgreSQL", "step", h.step.name, "err", h.text(now))
+		c.cfg.Logger.Warn("waiting for PostgreSQL", "step", h.call.name, "err", h.text(now))
 	}
 }
 
+// text says which call has waited for how long, and for what.
 func (h *hangReport) text(now time.Time) string {
-	text := fmt.Sprintf("%s has waited for PostgreSQL for %s", h.step.name, now.Sub(h.since).Round(time.Second))
+	text := fmt.Sprintf("%s has waited for PostgreSQL for %s", h.call.name, now.Sub(h.since).Round(time.Second))
 	if h.why != "" {
 		text += ": " + h.why
 	}
 	return text
 }
 
-// whyServerWaits asks over another connection for what a statement of ours waits. It only reads, so that it does not wait for the same.
+// whyServerWaits asks the server what our oldest running statement is waiting for, over another connection. It only reads
+// PostgreSQL's own views, so that it does not wait for the same thing as that statement.
 func (c *Connector) whyServerWaits(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()
@@ -170,14 +177,15 @@ func (c *Connector) whyServerWaits(ctx context.Context) string {
 	return w.String()
 }
 
-// backendWait is a backend of ours as pg_stat_activity has it.
+// backendWait describes a backend of ours that runs a statement, as pg_stat_activity shows it.
 type backendWait struct {
-	pid                int // 0 where there is none
-	state, kind, event string
-	query, blockers    string
+	pid                int    // 0 if no backend runs a statement of ours
+	state, kind, event string // state, wait_event_type, wait_event
+	query, blockers    string // the statement; pids of the backends that block it, separated by commas
 	standbys           string // synchronous_standby_names
 }
 
+// String says what the backend is waiting for, and what a person can do about it.
 func (w backendWait) String() string {
 	if w.pid == 0 {
 		return "no process of the server has a statement of ours: it did not arrive (a process that does not run, a network that loses packets), or the " +
