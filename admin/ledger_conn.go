@@ -41,7 +41,7 @@ func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error 
 		return nil
 	})
 	if err != nil {
-		return ledgerError(connector.Unavailable(err))
+		return ledgerError(connector.ExplainUnreachable(err))
 	}
 	return ledgerError(fault)
 }

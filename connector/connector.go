@@ -148,7 +148,7 @@ type outboxState struct {
 // lagClock holds the moments from which the lag is counted while the tracker alone cannot know it. Times are Unix nanoseconds,
 // and 0 means that the state has not come up.
 type lagClock struct {
-	unreadSince atomic.Int64 // since when no session reads the stream
+	unreadSince atomic.Int64 // since when no session reads the stream, or none gets past a place whose error repeats
 	othersRead  atomic.Bool  // another process was seen to read it since then
 	silentSince atomic.Int64 // since when the walsender has taken none of our status messages
 }
@@ -167,13 +167,13 @@ type lastingSink struct {
 func (c *Connector) makeSinks() {
 	c.sinks = map[string]*lastingSink{}
 	for _, s := range c.cfg.Sinks {
-		never := c.cfg.Delivery.parksNothing()
+		parksNothing := c.cfg.Delivery.parksNothing()
 		state := newSinkState(observedSink{
-			name: s.Name, inPlace: never || s.OneTry, health: c.cfg.Health, metrics: c.cfg.Metrics.Sink(s.Name), logger: c.cfg.Logger,
+			name: s.Name, inPlace: parksNothing || s.OneTry, health: c.cfg.Health, metrics: c.cfg.Metrics.Sink(s.Name), logger: c.cfg.Logger,
 		})
-		life := &lastingSink{state: state}
-		life.breaker = newBreaker(breakerOwner{name: s.Name, never: never, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
-		c.sinks[s.Name] = life
+		lasting := &lastingSink{state: state}
+		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
+		c.sinks[s.Name] = lasting
 	}
 }
 
@@ -239,7 +239,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
 		c.pool.Reset() // the pool's connections may be as dead as the session's
-		if pause(ctx, wait) != nil {
+		if sleep(ctx, wait) != nil {
 			return nil
 		}
 	}
@@ -290,11 +290,11 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
 	c.cfg.Health.SetOnly("session", monitoring.Component{OK: true, Detail: "standing by: " + why.Error()})
-	return pause(ctx, time.Second/2+rand.N(time.Second/2))
+	return sleep(ctx, time.Second/2+rand.N(time.Second/2))
 }
 
-// pause waits for d. It returns an error if ctx ends before.
-func pause(ctx context.Context, d time.Duration) error {
+// sleep waits for d. If ctx ends before, it returns an error that says why.
+func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -43,9 +43,9 @@ func (c *Connector) explainRefusal(err error, key string) error {
 	return replication.ExplainRefusal(key, config, err)
 }
 
-// Unavailable adds the exit code for "PostgreSQL cannot be reached" to an error for which Unreachable is true. It returns every
-// other error, and nil, as it is.
-func Unavailable(err error) error {
+// ExplainUnreachable adds to an error for which Unreachable is true that PostgreSQL cannot be reached, with the exit code for that.
+// It returns every other error, and nil, as it is.
+func ExplainUnreachable(err error) error {
 	if err != nil && Unreachable(err) {
 		return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL cannot be reached: %w", err)
 	}

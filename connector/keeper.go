@@ -47,7 +47,7 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 		g.Go(func() error { return c.repeatDuty(ctx, d) })
 	}
 	g.Go(func() error {
-		for pause(ctx, time.Second) == nil {
+		for sleep(ctx, time.Second) == nil {
 			c.unroutedLog.report(time.Now(), c.cfg.Logger)
 		}
 		return nil
@@ -57,10 +57,10 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 
 // repeatDuty does d again and again until ctx ends. Health shows how it goes, and the log says each change.
 func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
-	if d.waitsFirst && pause(ctx, d.every) != nil {
+	if d.waitsFirst && sleep(ctx, d.every) != nil {
 		return nil
 	}
-	for fine, first := true, true; ; first = false {
+	for works, first := true, true; ; first = false {
 		next := time.Now().Add(d.every)
 		err := c.doDuty(ctx, d)
 		switch {
@@ -71,16 +71,16 @@ func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 		case err != nil:
 			next = time.Now().Add(min(d.every, dutyRetry))
 		}
-		if ok := err == nil; first || fine != ok {
+		if ok := err == nil; first || works != ok {
 			c.cfg.Health.Set("keeper:"+d.name, monitoring.Component{OK: ok, Detail: errText(err)})
 			if !ok {
 				c.cfg.Logger.Warn("keeper tries again", "duty", d.name, "err", err)
 			} else if !first {
 				c.cfg.Logger.Info("keeper works again", "duty", d.name)
 			}
-			fine = ok
+			works = ok
 		}
-		if pause(ctx, time.Until(next)) != nil {
+		if sleep(ctx, time.Until(next)) != nil {
 			return nil
 		}
 	}

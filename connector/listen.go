@@ -25,28 +25,28 @@ const (
 // listen keeps a connection with LISTEN until ctx ends. By it the connector hears at once when a person changes parked rows, or
 // pauses or resumes a sink. While there is no such connection, lanes still read outbox_parked every 30 s.
 func (c *Connector) listen(ctx context.Context, s *session) {
-	for fine := false; ctx.Err() == nil; {
+	for works := false; ctx.Err() == nil; {
 		err := c.listenOnce(ctx, s, func() {
-			if !fine {
+			if !works {
 				c.cfg.Health.Set("keeper:listen", monitoring.Component{OK: true})
 			}
-			fine = true
+			works = true
 		})
 		if ctx.Err() != nil {
 			return
 		}
-		if fine {
+		if works {
 			c.cfg.Logger.Warn("keeper tries again", "duty", "listen", "err", err)
 		}
-		fine = false
+		works = false
 		c.cfg.Health.Set("keeper:listen", monitoring.Component{Detail: errText(err)})
-		_ = pause(ctx, listenRetry) // the loop sees that ctx has ended
+		_ = sleep(ctx, listenRetry) // the loop sees that ctx has ended
 	}
 }
 
-// listenOnce makes one connection and listens on it until an error or the end of ctx. It calls fine after each count that has
-// succeeded.
-func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) error {
+// listenOnce makes one connection and listens on it until an error or the end of ctx. It calls counted after each count
+// that has succeeded.
+func (c *Connector) listenOnce(ctx context.Context, s *session, counted func()) error {
 	beginning, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	conn, err := c.connect(beginning)
@@ -69,7 +69,7 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, fine func()) err
 		if err := c.readPausedAndCounts(ctx, conn, s); err != nil {
 			return err
 		}
-		fine()
+		counted()
 		// A count of millions of rows takes long. The rest of 20 times as long keeps it from being all that the server does.
 		if err := c.awaitChange(ctx, conn, s, 20*time.Since(began)); err != nil {
 			return err
@@ -82,8 +82,8 @@ type notificationSource interface {
 	WaitForNotification(ctx context.Context) (*pgconn.Notification, error)
 }
 
-// awaitChange returns when it is time to count again: after countEvery, or minCountGap after a person has changed something, but
-// never before rest is over. It passes each change on to the lanes of its sink at once.
+// awaitChange returns when it is time to count again: after countEvery, or already after minCountGap if a person has changed
+// something, but never before rest is over. It passes each change on to the lanes of the sink at once.
 func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s *session, rest time.Duration) error {
 	now := time.Now()
 	until := now.Add(max(countEvery, rest))

@@ -50,7 +50,7 @@ type stream interface {
 
 // laneInput is the reader's side of a lane's channel.
 type laneInput struct {
-	lane      chan<- []*delivery
+	lane      chan<- []*delivery // the lane's channel
 	processor int32
 	collected []*delivery // for this lane, and not handed over yet
 }
@@ -68,7 +68,7 @@ type reader struct {
 	seenBefore    pglogrepl.LSN
 	lanes         map[int32][]*laneInput // by processor
 	eventOverhead int                    // bytes that the deliveries of an event and their outcomes take, beside the event itself
-	out           chan<- checkpoint.Outcomes
+	outcomes      chan<- checkpoint.Outcomes
 	waits         atomic.Int32 // what the reader waits for: a processor, waitsForRing or waitsForNobody; slowRule reads it
 	logger        *slog.Logger
 
@@ -296,7 +296,7 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 		o.Row = checkpoint.RowInsert
 		o.Parked = &checkpoint.ParkedState{Event: storedEvent(m.Event, r.tx.committed).Encode(), Payload: m.Event.Payload}
 	}
-	return send(ctx, r.stream, r.out, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
+	return send(ctx, r.stream, r.outcomes, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }
 
 // waitForRoom waits until the window has room for an event of this size.

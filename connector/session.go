@@ -175,10 +175,10 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 		}
 		s.sinks = append(s.sinks, sink)
 		id := ids[sc.Name]
-		life := c.sinks[sc.Name]
-		life.state.begin()
+		lasting := c.sinks[sc.Name]
+		lasting.state.begin()
 		t := &sharedSink{
-			sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d, breaker: life.breaker, paused: &life.paused, state: life.state,
+			sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d, breaker: lasting.breaker, paused: &lasting.paused, state: lasting.state,
 			metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 		}
 		if sc.MaxRetries != nil {
@@ -197,13 +197,13 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 		s.lanes = append(s.lanes, s.bySink[id]...)
 		t.metrics.CatchingUp.Set(float64(d.Lanes))
 		t.metrics.Held.Set(0)
-		life.breaker.attach(s.bySink[id])
+		lasting.breaker.attach(s.bySink[id])
 	}
 	if err := c.readPaused(ctx, c.pool, s); err != nil {
 		return err
 	}
 	s.reader = &reader{
-		stream: s.stream, tracker: s.tracker, start: start, seenBefore: seenBefore, lanes: byProcessor, out: s.outcomes,
+		stream: s.stream, tracker: s.tracker, start: start, seenBefore: seenBefore, lanes: byProcessor, outcomes: s.outcomes,
 		eventOverhead: len(c.cfg.Sinks) * deliverySize,
 		decoder:       decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
 		router:        router.New(routes),

@@ -74,8 +74,8 @@ func (e *streamError) place() string {
 	return text
 }
 
-// at returns the LSN of the place. It is the same in every session that fails there, wherever that session began.
-func (e *streamError) at() pglogrepl.LSN {
+// placeLSN returns the LSN of the place. It is the same in every session that fails there, wherever that session began.
+func (e *streamError) placeLSN() pglogrepl.LSN {
 	switch {
 	case e.inside:
 		return e.lsn
@@ -85,8 +85,8 @@ func (e *streamError) at() pglogrepl.LSN {
 	return e.lsn
 }
 
-// rows returns an instruction how to find the rows that the server cannot send.
-func (e *streamError) rows(table string) string {
+// howToFindRows returns an instruction how to find the howToFindRows that the server cannot send.
+func (e *streamError) howToFindRows(table string) string {
 	if !e.inside {
 		return "find the row"
 	}
@@ -133,7 +133,7 @@ func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 		return c.historyMissing(ctx, e, err)
 	}
 	if why := e.unsendable(); why != "" {
-		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.rows(c.cfg.Source.Table), provision.StartAnew)
+		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.howToFindRows(c.cfg.Source.Table), provision.StartAnew)
 	}
 	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
 		return err // the server or the connection has ended: that has nothing to do with the place
@@ -143,7 +143,7 @@ func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 	if !e.inside && time.Since(c.lastStreamError.last) > time.Minute {
 		c.lastStreamError = repeatedError{}
 	}
-	return c.countRepeats(err, repeatedError{code: e.cause.Code, at: e.at()})
+	return c.countRepeats(err, repeatedError{code: e.cause.Code, at: e.placeLSN()})
 }
 
 // countRepeats counts an error at a place. Once it has come sameOften times in a row, it adds to the error that it will come for

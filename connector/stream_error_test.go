@@ -41,8 +41,8 @@ func TestPlaceOfAnError(t *testing.T) {
 			}
 		}
 		e, ok := errors.AsType[*streamError](r.locate(fmt.Errorf("x: %w", &pgconn.PgError{Code: "22021", Message: "no", Where: c.where})))
-		if !ok || !strings.Contains(e.Error(), c.want) || e.at() != c.at {
-			t.Errorf("%s: %v at %s, want %q at %s", name, e, e.at(), c.want, c.at)
+		if !ok || !strings.Contains(e.Error(), c.want) || e.placeLSN() != c.at {
+			t.Errorf("%s: %v at %s, want %q at %s", name, e, e.placeLSN(), c.want, c.at)
 		}
 	}
 	if other := errors.New("no error of the server"); !errors.Is((&reader{}).locate(other), other) {

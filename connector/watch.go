@@ -67,7 +67,7 @@ func (p *pgCalls) longestHang(now time.Time) (*pgCall, time.Time) {
 // watchedLedger is a ledger that notes when a Commit begins and ends, so that health and log can say that it hangs.
 type watchedLedger struct {
 	checkpoint.Ledger
-	call *pgCall
+	call *pgCall // of Commit
 }
 
 func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {

@@ -163,7 +163,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 	}
 	s.reader = &reader{
 		foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, checkDrift: func(context.Context) error { return nil },
-		stream: s.stream, tracker: s.tracker, start: from, seenBefore: s.seenBefore, lanes: byProcessor, out: s.outcomes,
+		stream: s.stream, tracker: s.tracker, start: from, seenBefore: s.seenBefore, lanes: byProcessor, outcomes: s.outcomes,
 		decoder: decoder.New(decoder.Table{OID: worldOID, Columns: worldColumns}, 1<<20), router: worldRouter(c.sinks), logger: logger,
 		invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
 	}

@@ -34,7 +34,7 @@ func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyR
 	dsn := cmp.Or(o.AdminDSN, string(cfg.Source.DSN))
 	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped(), WaitingForLock: o.WaitingForLock}
 	if err := checkOwners(ctx, cfg, dsn); err != nil {
-		return DestroyResult{}, connector.Unavailable(err)
+		return DestroyResult{}, connector.ExplainUnreachable(err)
 	}
 	gone, err := provision.Destroy(ctx, provision.DestroyConfig{
 		Source: source(cfg), DSN: dsn, ReplicationDSN: string(cfg.Source.ReplicationDSN),
@@ -42,7 +42,7 @@ func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyR
 	})
 	result := DestroyResult{SlotDropped: gone.SlotDropped, PublicationDropped: gone.PublicationDropped, CheckpointDeleted: gone.CheckpointDeleted}
 	if err != nil || !o.Ledger {
-		return result, connector.Unavailable(err)
+		return result, connector.ExplainUnreachable(err)
 	}
 	result.LedgerDropped, err = migrations.Drop(ctx, dsn, m)
 	return result, migrationError(err)

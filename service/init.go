@@ -56,7 +56,7 @@ type InitResult struct {
 // made. The error may have a method ExitCode() int.
 func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	result, err := initAll(ctx, cfg, o)
-	return result, connector.Unavailable(err)
+	return result, connector.ExplainUnreachable(err)
 }
 
 func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
@@ -106,7 +106,7 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 	setup := setupConfig(cfg, o)
 	steps, err := plan(ctx, cfg, setup)
 	if err != nil {
-		return nil, connector.Unavailable(err)
+		return nil, connector.ExplainUnreachable(err)
 	}
 	m, err := migrationOptions(ctx, cfg, setup)
 	if err != nil {

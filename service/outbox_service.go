@@ -211,9 +211,9 @@ func (s *OutboxService) awaitSession(r *connectorRun) error {
 // checkAndInit makes sure that the service and the connector mean the same outbox, and makes what is missing in the database.
 func (s *OutboxService) checkAndInit(ctx context.Context) error {
 	if err := s.sameOutbox(ctx); err != nil {
-		return connector.Unavailable(err)
+		return connector.ExplainUnreachable(err)
 	}
-	err := connector.Unavailable(initialize(ctx, s.cfg, s.options.Logger))
+	err := connector.ExplainUnreachable(initialize(ctx, s.cfg, s.options.Logger))
 	var pg *pgconn.PgError
 	if exitcode.Of(err) == exitcode.Privilege || errors.As(err, &pg) && pg.Code == "42501" {
 		return exitcode.Errorf(exitcode.Privilege, `%w; let "outbox-cdc init" make it all once, with an owner's login`, err)
