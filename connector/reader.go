@@ -62,7 +62,7 @@ type reader struct {
 	decoder *decoder.Decoder
 	router  *router.Router
 	tracker *checkpoint.Tracker
-	start   ledger.Start
+	start   ledger.Start // what the session found in the ledger when it began
 	// seenBefore is how far the server had written when the session began, or 0 if the session before has ended clean. See
 	// unsent.go.
 	seenBefore    pglogrepl.LSN
@@ -91,7 +91,7 @@ type reader struct {
 	slab      []delivery      // allocated and not used yet
 	idle      struct {
 		confirmed pglogrepl.LSN // what was confirmed at the last keepalive
-		since     time.Time     // since which keepalive confirmed has not changed
+		since     time.Time     // when a keepalive first found this value
 		last      pglogrepl.LSN // what was last written because of idleLastWait
 	}
 }

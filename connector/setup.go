@@ -84,9 +84,9 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 }
 
 // checkDrift is the keeper's duty that looks whether the outbox is still the table that is streamed, and whether all rows that are
-// written into it still come on the stream. The stream itself cannot show that: rows would merely be absent. An error ends the
-// session. If the streamed table has lost the outbox's name, its rows are still delivered. So that is no error: the log says it
-// once, and /readyz as long as it lasts.
+// written into it still come on the stream. The stream itself cannot show that: rows would merely be absent. If rows may be
+// missing, the error has an exit code, and the session ends. If only the name of the streamed table has changed, its rows are
+// still delivered. That is no error: the log says it once, and /readyz as long as it lasts.
 func (c *Connector) checkDrift(ctx context.Context) error {
 	moved, err := provision.CheckDrift(ctx, c.pool, c.provisionSource(), c.outbox.oid)
 	if err != nil {
