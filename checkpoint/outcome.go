@@ -2,7 +2,7 @@ package checkpoint
 
 import "time"
 
-// Status is what became of a delivery. All but Parked stand in outbox_delivery_log.
+// Status is what has become of a delivery. Each status but Parked is written into outbox_delivery_log.
 type Status uint8
 
 const (
@@ -12,9 +12,9 @@ const (
 	Failed
 	// Dead: given up and kept, with its event, in outbox_parked for a person.
 	Dead
-	// Discarded: nobody wanted it.
+	// Discarded: given up without a dead letter: no route matched it, a person discarded it, or its sink is tried once.
 	Discarded
-	// Parked: kept in outbox_parked without a try. It has no row in the log.
+	// Parked: kept in outbox_parked without a try. It gets no row in the log.
 	Parked
 )
 
@@ -22,23 +22,23 @@ var statusNames = [...]string{"delivered", "failed", "dead", "discarded", "parke
 
 func (s Status) String() string { return statusNames[s] }
 
-// RowChange is what an outcome does to the delivery's row in outbox_parked.
+// RowChange is the change that an outcome makes to the delivery's row in outbox_parked.
 type RowChange uint8
 
 const (
-	// RowNone: there is none, and none is made.
+	// RowNone: there is no row, and none is made.
 	RowNone RowChange = iota
 	// RowInsert parks the delivery: it has no row yet.
 	RowInsert
-	// RowUpdate changes the row that is there; where a person has taken it away meanwhile, nothing.
+	// RowUpdate changes the row. If a person has deleted it meanwhile, it changes nothing.
 	RowUpdate
-	// RowDelete takes the row away, if it is still there.
+	// RowDelete deletes the row, if it is still there.
 	RowDelete
 )
 
-// Outcome is what became of one try of one delivery, or that it was parked without one.
+// Outcome says what has become of one try of one delivery, or that the delivery was parked without a try.
 type Outcome struct {
-	// Entry is the number that Tracker.Add gave to the event, of which Settles says that one delivery is settled.
+	// Entry is the number that Tracker.Add gave to the event. Settles says that this outcome settles one of the event's deliveries.
 	Entry     uint64
 	Settles   bool
 	Row       RowChange
@@ -55,33 +55,33 @@ type Outcome struct {
 	Parked *ParkedState
 }
 
-// ParkedState is what is kept of a delivery in outbox_parked beside what its outcome says. Times are by this process's clock.
+// ParkedState is what outbox_parked keeps of a delivery in addition to its outcome. Times are by this process's clock.
 type ParkedState struct {
 	AggregateHash int64
 	Attempts      int       // tries that were refused
 	Tries         int       // all tries
-	TriedAt       time.Time // the first; zero: untried
-	// NextAttempt is when it may be tried again, or zero: untried, or dead and passed over. Blocks stands for "never": it is
-	// dead, and holds its aggregate.
+	TriedAt       time.Time // the first try; zero: untried
+	// NextAttempt is when the delivery may be tried again. It is zero if the delivery is untried, or if it is dead and does not hold its
+	// aggregate. Blocks says that it is dead and holds its aggregate.
 	NextAttempt time.Time
 	Blocks      bool
-	// Event is the event without its payload, as JSON. Neither is needed for RowUpdate.
+	// Event is the event without its payload, as JSON. RowUpdate needs neither Event nor Payload.
 	Event   []byte
 	Payload []byte
 }
 
-// Outcomes are given to the recorder together and recorded in one transaction, in the order in which they are given.
+// Outcomes are given to the recorder together. It records them in one transaction, and in the order in which they are given.
 type Outcomes struct {
 	Rows []Outcome
-	// Urgent: somebody waits for them to be committed.
+	// Urgent says that somebody waits until they are committed.
 	Urgent bool
-	// Seq is sent on Recorded once these are committed. Recorded holds one value; a newer one replaces it, so that
-	// the recorder never waits for its reader. The recorder is the only sender.
+	// Seq is sent on Recorded once these outcomes are committed. Recorded holds one value, and a newer value replaces an older one, so
+	// that the recorder never waits for the receiver. The recorder is the only sender.
 	Seq      uint64
 	Recorded chan uint64
 }
 
-// Batch is what one transaction of the recorder commits.
+// Batch is what one transaction of the recorder commits: outcomes, and the watermark that they make true.
 type Batch struct {
 	Outcomes  []Outcomes
 	Watermark Watermark

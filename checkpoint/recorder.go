@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// maxBatchRows bounds the rows of one transaction: beyond some thousand, COPY gets no cheaper a row. A change of outbox_parked
-// counts as parkedRows: it costs as much, and while a sink catches up thousands of them in one transaction would keep the
-// other sinks' lanes waiting for theirs, which may have only so many batches unrecorded.
 const (
+	// maxBatchRows bounds the rows of one transaction. A COPY of more than some thousand rows gets no cheaper for each row.
 	maxBatchRows = 8192
-	parkedRows   = 4
+	// parkedWeight is how many rows a change of outbox_parked counts as, because it costs as much. While a sink catches up, thousands of
+	// such changes in one transaction would make the lanes of other sinks wait: a lane may have only so many batches unrecorded.
+	parkedWeight = 4
 )
 
-// The least time between the starts of two transactions: while the stream is fast, and otherwise. Batches of some
-// thousand rows cost half of what batches of a hundred do, those of a few rows ten times as much a row, and nobody but
-// the slot waits for the recorder. calmPace is short enough for a lane not to use up its unrecorded batches.
+// The least time between the starts of two transactions, while the stream is fast (fastPace) and otherwise (calmPace). For each row a
+// batch of some thousand rows costs half of what a batch of a hundred costs, and a batch of a few rows ten times as much. Usually only
+// the slot waits for the recorder. calmPace is so short that no lane uses up its unrecorded batches.
 const (
 	fastPace = 20 * time.Millisecond
 	calmPace = 10 * time.Millisecond
@@ -26,23 +26,25 @@ const (
 
 // Ledger is where batches are committed: PostgreSQL's tables, or a test's memory.
 type Ledger interface {
-	// Commit writes a batch in one transaction. After an error, whose outcome may be unknown, it is called again with the
-	// same batch and finds out first whether that went through.
+	// Commit writes a batch in one transaction. After an error nobody may know whether the batch was committed. Then Commit is called
+	// again with the same batch, and finds that out first. ErrFenced says that another session has taken over.
 	Commit(ctx context.Context, b Batch) error
+	// Close ends what the ledger holds open.
 	Close()
 }
 
 // RecorderConfig is how the recorder is run. All of it is required.
 type RecorderConfig struct {
-	// Fast says that the stream is fast enough for pacing.
+	// Fast reports whether the stream is so fast that fastPace is right.
 	Fast func() bool
-	// State is told of a change between working (nil) and failing, and why. It is called by the recorder's goroutine.
+	// State is called with nil when the recorder works, and with the error when it fails, at each change and each failed try. The
+	// recorder's goroutine calls it.
 	State  func(error)
 	Logger *slog.Logger
 }
 
-// Recorder writes outcomes and the checkpoint to the ledger, a batch a transaction, and publishes the new prefix to
-// the tracker after the COMMIT. It tries again until its context ends: nothing else can be done with outcomes.
+// Recorder writes outcomes and the checkpoint to the ledger, one batch in a transaction, and publishes the new prefix to the tracker after
+// the COMMIT. If a batch fails, it tries again until its context ends, because nothing else can be done with outcomes.
 type Recorder struct {
 	ledger  Ledger
 	cfg     RecorderConfig
@@ -50,7 +52,7 @@ type Recorder struct {
 	entries []uint64
 }
 
-// NewRecorder makes a recorder over a ledger, which it owns from then on. Close it when Run is not called.
+// NewRecorder makes a recorder, which owns the ledger from then on. The caller closes the recorder if it does not call Run.
 func NewRecorder(ledger Ledger, cfg RecorderConfig) *Recorder {
 	return &Recorder{ledger: ledger, cfg: cfg}
 }
@@ -58,15 +60,15 @@ func NewRecorder(ledger Ledger, cfg RecorderConfig) *Recorder {
 // Close ends what the ledger holds open.
 func (r *Recorder) Close() { r.ledger.Close() }
 
-// Run records until in is closed and empty, or ctx ends. It ends with an error when the session cannot go on: another
-// one has taken over, or the server is shutting down.
+// Run records until in is closed and empty, or ctx ends, and closes the ledger. It returns an error if the session cannot go on: another
+// session has taken over, or the server is shutting down.
 func (r *Recorder) Run(ctx context.Context, tracker *Tracker, in <-chan Outcomes) error {
 	defer r.Close()
 	r.tracker = tracker
 	var b collected
 	var last time.Time
 	for {
-		clear(b.batch) // the array lives on; parked payloads must not
+		clear(b.batch) // the array is used again; parked payloads must not stay in memory
 		b = collected{batch: b.batch[:0]}
 		select {
 		case o, ok := <-in:
@@ -90,12 +92,12 @@ func (r *Recorder) Run(ctx context.Context, tracker *Tracker, in <-chan Outcomes
 	}
 }
 
-// collected is what a batch is made of.
+// collected are the outcomes of the next batch.
 type collected struct {
 	batch  []Outcomes
 	rows   int // as maxBatchRows counts them
 	urgent bool
-	ended  bool // the channel is closed, which is seen again by whoever reads it next
+	ended  bool // the channel is closed; the next receive of Run sees that again
 }
 
 func (c *collected) add(o Outcomes) {
@@ -104,13 +106,13 @@ func (c *collected) add(o Outcomes) {
 		if o.Rows[i].Row == RowNone {
 			c.rows++
 		} else {
-			c.rows += parkedRows
+			c.rows += parkedWeight
 		}
 	}
 	c.urgent = c.urgent || o.Urgent
 }
 
-// collect takes what comes within this time, unless somebody waits, and then what is there.
+// collect takes what comes within this time, unless an outcome is urgent, and then what is there already.
 func (c *collected) collect(in <-chan Outcomes, within time.Duration) {
 	if within > 0 {
 		t := time.NewTimer(within)
@@ -138,10 +140,10 @@ func (c *collected) collect(in <-chan Outcomes, within time.Duration) {
 	}
 }
 
-// finish writes what a keepalive allows to confirm, so that a clean stop leaves nothing to be sent again.
+// finish writes a checkpoint for what a keepalive allows to confirm, so that PostgreSQL sends nothing again after a clean stop.
 func (r *Recorder) finish(ctx context.Context) error { return r.record(ctx, nil) }
 
-// record commits one batch, however often it has to be tried, and publishes what that settles.
+// record commits one batch, however often it has to be tried, and publishes what the batch settles.
 func (r *Recorder) record(ctx context.Context, batch []Outcomes) error {
 	r.entries = r.entries[:0]
 	rows := 0
@@ -154,12 +156,12 @@ func (r *Recorder) record(ctx context.Context, batch []Outcomes) error {
 		}
 	}
 	r.tracker.Settle(r.entries)
-	mark := r.tracker.Settled()
-	if rows > 0 || mark.LSN > r.tracker.Confirmed() {
-		if err := r.commitBatch(ctx, Batch{batch, mark}); err != nil {
+	watermark := r.tracker.Settled()
+	if rows > 0 || watermark.LSN > r.tracker.Confirmed() {
+		if err := r.commitBatch(ctx, Batch{batch, watermark}); err != nil {
 			return err
 		}
-		r.tracker.Publish(mark)
+		r.tracker.Publish(watermark)
 	}
 	for i := range batch {
 		tell(batch[i].Recorded, batch[i].Seq)
@@ -167,7 +169,7 @@ func (r *Recorder) record(ctx context.Context, batch []Outcomes) error {
 	return nil
 }
 
-// tell leaves seq in the channel, in place of an older one that nobody has taken.
+// tell leaves seq in the channel, in place of an older value that nobody has received.
 func tell(c chan uint64, seq uint64) {
 	if c == nil {
 		return

@@ -1,5 +1,5 @@
-// Package checkpoint knows what is settled. Tracker says from that which LSN may be confirmed to PostgreSQL; Recorder
-// writes outcomes and checkpoint to the ledger, one transaction a batch. It delivers nothing and talks to no stream.
+// Package checkpoint knows what is settled. Tracker derives from that which LSN may be confirmed to PostgreSQL. Recorder gives outcomes and
+// the checkpoint to the ledger, one batch in a transaction. The package delivers nothing, reads no stream and has no SQL.
 package checkpoint
 
 import (
@@ -12,15 +12,15 @@ import (
 
 // Tracker knows which events are in flight and, from that, which LSN may be confirmed to PostgreSQL.
 //
-// It is a ring of events in position order, each with the number of its deliveries that are not settled. The reader
-// adds at one end, before anybody else hears of the event; the recorder settles and takes off the other end. The
-// prefix is the position up to which everything is settled: where the head of the ring stands.
+// It is a ring of events in position order, each with the number of its deliveries that are not settled. The reader registers each event
+// at one end before it hands the event to a lane. The recorder settles events and takes them off at the other end, the head. The prefix
+// is the position up to which everything is settled.
 //
 // Why a confirmed LSN is safe:
 //
-//  1. An event is added before its deliveries are handed on, so an event that is known to anybody is in the ring.
-//  2. A transaction's end LSN becomes an entry's end only when its Commit was read, which comes after all its
-//     inserts. So an end at or before the head says: every event of that transaction and of all before it is settled.
+//  1. An event is added before its deliveries are handed on, so every event that a lane knows of is in the ring or settled.
+//  2. A transaction's end LSN becomes the end of an entry only when its Commit was read, which comes after all its inserts. So once that
+//     entry has left the ring, every event of that transaction and of all transactions before it is settled.
 //  3. Confirmed moves in Publish alone, after the recorder's COMMIT of the checkpoint row that covers it.
 //
 // A transaction without a delivery of ours merges into the entry before it: its end may be confirmed as soon as that
@@ -39,7 +39,7 @@ type Tracker struct {
 	end       pglogrepl.LSN // and this may be confirmed once a checkpoint row covers it
 	confirmed pglogrepl.LSN // what a committed checkpoint row covers
 	lagSince  time.Time     // commit time of the last transaction that was settled; see Lag
-	idle      pglogrepl.LSN // what a keepalive allows to confirm; apart from end, so that it causes no write by itself
+	idle      pglogrepl.LSN // what a keepalive allows to confirm; not in end, because a keepalive alone must not cause a checkpoint write
 	open      bool          // between Begin and Commit
 
 	room     chan struct{} // filled when entries left a ring that was full
@@ -54,8 +54,8 @@ type entry struct {
 	bytes     int
 }
 
-// NewTracker makes a tracker of at most maxEvents and maxBytes in flight (one larger event passes alone), that starts
-// at the checkpoint: everything up to prefix is settled and confirmed is covered.
+// NewTracker makes a tracker of at most maxEvents and maxBytes in flight; a single larger event passes alone. It starts at a checkpoint:
+// everything up to prefix is settled, and a committed checkpoint row covers confirmed.
 func NewTracker(maxEvents, maxBytes int, prefix Position, confirmed pglogrepl.LSN) *Tracker {
 	return &Tracker{
 		ring: make([]entry, maxEvents), maxBytes: maxBytes,
@@ -66,7 +66,7 @@ func NewTracker(maxEvents, maxBytes int, prefix Position, confirmed pglogrepl.LS
 
 func (t *Tracker) at(n uint64) *entry { return &t.ring[n%uint64(len(t.ring))] }
 
-// Full says that an event of this size has to wait until something is settled; Room is filled then.
+// Full reports whether an event of this size has to wait until something is settled. Room gets a value then.
 func (t *Tracker) Full(bytes int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -77,12 +77,12 @@ func (t *Tracker) Full(bytes int) bool {
 // Room gets a value after entries have left the ring.
 func (t *Tracker) Room() <-chan struct{} { return t.room }
 
-// Progress gets a value when the prefix may have moved without an outcome: at a Commit, or by a keepalive.
+// Progress gets a value when the prefix may have moved without an outcome, by a Commit or a keepalive.
 func (t *Tracker) Progress() <-chan struct{} { return t.progress }
 
 // Add puts an event with this many deliveries at the end of the ring and returns its number, by which it is settled.
-// Events are added in position order. An event that was settled before (deliveries 0) takes its place like any.
-// It panics when the ring is full or the order is wrong: the caller has not asked, or does not know the stream.
+// Events are added in position order, also those that were settled before (deliveries is 0). Add panics if the ring is full or the order is
+// wrong: the caller has not asked Full, or mistakes the stream.
 func (t *Tracker) Add(pos Position, deliveries, bytes int, committed time.Time) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -162,6 +162,7 @@ func (t *Tracker) WriteIdle() {
 	}
 }
 
+// raise moves the prefix and what may be confirmed, never back.
 func (t *Tracker) raise(pos Position, end pglogrepl.LSN) {
 	if pos.Compare(t.prefix) > 0 {
 		t.prefix = pos
@@ -182,7 +183,7 @@ func (t *Tracker) Settle(entries []uint64) {
 	}
 }
 
-// Watermark is what a checkpoint row says: everything up to Prefix is settled, and LSN may be confirmed.
+// Watermark is what a checkpoint row says: everything up to Prefix is settled, and LSN may be confirmed to PostgreSQL.
 type Watermark struct {
 	Prefix Position
 	LSN    pglogrepl.LSN
@@ -190,7 +191,7 @@ type Watermark struct {
 	entries uint64 // the number of the first entry that is not covered
 }
 
-// Settled returns the mark that holds once everything given to Settle is committed.
+// Settled returns the watermark that is true once everything given to Settle is committed.
 func (t *Tracker) Settled() Watermark {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -203,8 +204,8 @@ func (t *Tracker) Settled() Watermark {
 		m.Prefix = e.pos
 		m.LSN = max(m.LSN, e.end)
 	}
-	// What the keepalive saw as settled stays so. A commit record may start exactly there: the position before its
-	// first event.
+	// What was settled when the keepalive came stays settled. A commit record may start exactly at the keepalive's LSN, so the prefix is
+	// the position before its first event.
 	m.LSN = max(m.LSN, t.idle)
 	if p := (Position{t.idle, -1}); p.Compare(m.Prefix) > 0 {
 		m.Prefix = p
@@ -212,13 +213,13 @@ func (t *Tracker) Settled() Watermark {
 	return m
 }
 
-// Publish makes a mark the truth after the checkpoint row that holds it was committed. Confirmed moves here only.
+// Publish makes a watermark the truth, after the checkpoint row that holds it was committed. Nothing else moves Confirmed.
 func (t *Tracker) Publish(m Watermark) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for ; t.head < m.entries; t.head++ {
 		e := t.at(t.head)
-		// A Commit may have been read since the mark was taken: its end waits for the next one.
+		// A Commit may have been read since the watermark was taken. Its end waits for the next one.
 		t.raise(e.pos, e.end)
 		t.bytes -= e.bytes
 		t.lagSince = e.committed
@@ -239,7 +240,7 @@ func (t *Tracker) Confirmed() pglogrepl.LSN {
 	return t.confirmed
 }
 
-// Head is the number of the oldest event in flight, or of the next one.
+// Head is the number of the oldest event in flight. If there is none, it is the number that the next event gets.
 func (t *Tracker) Head() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()

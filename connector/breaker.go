@@ -13,7 +13,7 @@ import (
 // be taken for broken: it must not turn healthy events into dead letters.
 const brokenAfter = 5
 
-// turnStep is how long each lane leaves the first probe to the one before it.
+// turnStep is how long a lane waits for the lane whose turn comes before its own, when the breaker is half-open.
 const turnStep = 100 * time.Millisecond
 
 // BreakerConfig says when a sink is left alone.
@@ -21,7 +21,7 @@ type BreakerConfig struct {
 	Enabled bool
 	// MaxFailures is the number of Deliver calls in a row that found the destination away.
 	MaxFailures int
-	// ResetTimeout is how long it is left alone before one message asks whether it is back.
+	// ResetTimeout is how long the sink is left alone before one message asks whether it is back.
 	ResetTimeout time.Duration
 }
 
@@ -33,23 +33,23 @@ type breakerOwner struct {
 	changed func(gobreaker.State) // called with the first state and each new one
 }
 
-// breaker judges a sink's destination, never a message. It outlives sessions. The state machine is gobreaker's; what counts as
-// a failure is ours. Lanes call it from their own goroutines; it wakes them through their asks.
+// breaker decides when a sink is left alone. It judges the destination, never a message, and outlives sessions. The state machine is
+// gobreaker's; what counts as a failure is decided here. The lanes call it from their own goroutines, and it wakes them by lane.ask.
 type breaker struct {
 	breakerOwner
 	cfg BreakerConfig
 
 	mu      sync.Mutex
 	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
-	trip    bool               // the next failure opens
-	broken  bool               // opened by deaths: only an acceptance closes it
+	trip    bool               // the next failure that machine hears of opens it
+	broken  bool               // it was opened by deaths: only an acceptance closes it
 	failed  int                // calls in a row that found the destination away and had nothing accepted
-	deaths  map[int64]struct{} // hashes of aggregates whose message died since the last acceptance
+	deaths  map[int64]struct{} // hashes of aggregates of which a message has died since the last acceptance
 	lanes   []*lane            // of the running session
 	last    int                // the lane that probed last
-	half    time.Time          // since when it is half open
-	probing func(err error)    // the probe on the wire
-	timer   *time.Timer
+	half    time.Time          // since when the breaker is half-open
+	probing func(err error)    // ends the probe that is being delivered; nil: there is none
+	timer   *time.Timer        // makes the breaker half-open
 }
 
 var (
@@ -69,7 +69,7 @@ func newBreaker(owner breakerOwner, cfg BreakerConfig) *breaker {
 	return b
 }
 
-// attach gives it the lanes of a new session.
+// attach gives the breaker the lanes of a new session.
 func (b *breaker) attach(lanes []*lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -80,7 +80,7 @@ func (b *breaker) attach(lanes []*lane) {
 	}
 }
 
-// close ends its timer.
+// close ends the breaker's timer.
 func (b *breaker) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -92,14 +92,14 @@ func (b *breaker) close() {
 
 func (b *breaker) state() gobreaker.State { return b.machine.State() }
 
-// permission to start a Deliver.
+// permission says whether a lane may start a Deliver.
 type permission struct {
 	ok    bool
 	probe bool          // with one message only
-	wait  time.Duration // not ok: ask again then; 0: it wakes
+	wait  time.Duration // if not ok: ask again after this time; 0: the breaker wakes the lane
 }
 
-// may says whether this lane may start a Deliver now.
+// may reports whether this lane may start a Deliver now.
 func (b *breaker) may(lane int, now time.Time) permission {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -110,7 +110,7 @@ func (b *breaker) may(lane int, now time.Time) permission {
 		if b.probing != nil || len(b.lanes) == 0 {
 			return permission{}
 		}
-		// Lanes take turns: one whose messages are never answered must not keep the others out.
+		// Lanes take turns: a lane whose messages are never answered must not keep the others out.
 		n := len(b.lanes)
 		turn := ((lane-b.last-1)%n + n) % n
 		if wait := b.half.Add(time.Duration(turn) * min(turnStep, b.cfg.ResetTimeout/time.Duration(2*n))).Sub(now); wait > 0 {
@@ -127,7 +127,7 @@ type claim struct {
 	probe bool
 }
 
-// begin claims a Deliver, after may; it fails where another lane was faster. Each call that was begun is judged or cancelled.
+// begin claims a Deliver that may has permitted. It fails if another lane was faster. Each claim is ended by judge or cancel.
 func (b *breaker) begin(lane int) (claim, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -142,27 +142,27 @@ func (b *breaker) begin(lane int) (claim, bool) {
 	return claim{done, probe}, true
 }
 
-// cancel takes a claim back that came to nothing.
+// cancel ends a claim without a Deliver.
 func (b *breaker) cancel(c claim) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c.done(errNothingLearnt)
 	if c.probe {
 		b.probing = nil
-		b.half = time.Now() // the turn goes on
+		b.half = time.Now() // the next lane has its turn
 		b.wake()
 	}
 }
 
-// verdict collects what the messages of one call say of the destination. Its maker holds the breaker's lock until judge.
+// verdict collects what the answers to one Deliver say of the destination. From weigh to judge its owner holds the breaker's lock.
 type verdict struct {
 	b                        *breaker
 	accepted, away, answered int
-	news                     bool // a message that was never tried before: old failures repeated say nothing new
-	ended                    bool // by the end of the session, which says nothing of the destination
+	news                     bool // a message was tried for the first time: failures that are only repeated say nothing new
+	ended                    bool // the session has ended the call, which says nothing of the destination
 }
 
-// weigh begins the judgement of one call.
+// weigh begins the judgement of one Deliver, and takes the breaker's lock.
 func (b *breaker) weigh(v verdict) verdict {
 	b.mu.Lock()
 	v.b = b
@@ -174,12 +174,14 @@ func (b *breaker) weigh(v verdict) verdict {
 	return v
 }
 
-// brokenNow: the receiver is taken for broken, so that its refusals use no attempt; also in the middle of a call.
+// brokenNow reports whether the receiver is taken for broken, so that its refusals use no attempt. This may change in the middle of a
+// call.
 func (v *verdict) brokenNow() bool {
 	b := v.b
 	return b.broken && b.state() != gobreaker.StateClosed || b.cfg.Enabled && len(b.deaths) >= brokenAfter
 }
 
+// died notes that a message of this aggregate has died.
 func (v *verdict) died(hash int64) {
 	b := v.b
 	if v.accepted == 0 && b.cfg.Enabled && !b.never && b.state() == gobreaker.StateClosed {
@@ -187,10 +189,10 @@ func (v *verdict) died(hash int64) {
 	}
 }
 
-// closed says whether the breaker is closed.
+// closed reports whether the breaker is closed.
 func (v *verdict) closed() bool { return v.b.state() == gobreaker.StateClosed }
 
-// judge ends the judgement of a call.
+// judge ends the judgement of a Deliver and releases the breaker's lock.
 func (v *verdict) judge(c claim) {
 	b := v.b
 	defer b.mu.Unlock()
@@ -227,7 +229,7 @@ func (v *verdict) judge(c claim) {
 	b.trip = true
 	c.done(errAway)
 	b.trip = false
-	if b.state() != gobreaker.StateOpen { // c began before the last change
+	if b.state() != gobreaker.StateOpen { // the call began before the last change of state
 		return
 	}
 	why := "away"
@@ -238,14 +240,14 @@ func (v *verdict) judge(c claim) {
 	b.opened()
 }
 
-// opened tells the lanes, and wakes them when it is half open.
+// opened asks the lanes to park, and wakes them when the breaker is half-open.
 func (b *breaker) opened() {
 	if !b.never {
 		for _, l := range b.lanes {
 			l.ask(askPark)
 		}
 	}
-	// gobreaker is half open after its time-out, not at it.
+	// gobreaker is half-open after its time-out, not at it.
 	b.timer = time.AfterFunc(b.cfg.ResetTimeout+time.Microsecond, func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -256,6 +258,7 @@ func (b *breaker) opened() {
 	})
 }
 
+// closed forgets all failures and wakes the lanes.
 func (b *breaker) closed() {
 	b.broken, b.failed = false, 0
 	clear(b.deaths)

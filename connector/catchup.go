@@ -10,49 +10,54 @@ import (
 )
 
 const (
-	// readPace is how often a lane reads that holds too many aggregates to be live.
+	// readPace is the least time between two reads of a lane that cannot go live because it holds too many aggregates.
 	readPace = time.Second
 	// readRetry is how long a lane waits after a read that failed.
 	readRetry = 500 * time.Millisecond
-	// maxPassed is how many hashes a pass leaves out before it begins anew.
+	// maxPassed is how many hashes a pass may leave out. A pass that would leave out more begins anew.
 	maxPassed = 1000
 )
 
-// catching is the state of a lane that catches up. The table is the truth; nothing of it is kept in memory.
+// catching is the state of a lane that catches up: that delivers its rows of outbox_parked. The table is the only truth: apart from the
+// rows that the last read has found, the lane keeps none in memory.
 type catching struct {
-	waiting      bool        // arrivals wait; else they are parked
-	waited       bool        // and have done so for one Deliver
-	rows         []*delivery // read, to be delivered
-	reading      bool
-	asking       ledger.ParkedQuery // of the read that runs
-	probing      bool               // of which one row is delivered, as a probe
-	whole        bool               // the read that runs began a pass, and arrivals waited when it began
-	read         chan readResult
-	startRead    func(ledger.ParkedQuery)
-	readAt       time.Time // not before
-	tableChanged bool      // somebody changed rows
-	rereadAt     time.Time
-	hurriedSeq   uint64 // Seq that the recorder was told to hurry with
+	waiting bool        // arrivals wait in the lane's queue; else they are parked
+	waited  bool        // arrivals have waited for one Deliver
+	rows    []*delivery // found by the last read, and not delivered yet
 
-	wantsLarge bool // the last read left out a row that is too large for it
+	// The read that runs beside the lane.
+	reading   bool
+	asking    ledger.ParkedQuery
+	probing   bool // only one of the rows will be delivered, as a probe
+	whole     bool // the read began a pass, and arrivals waited when it began
+	read      chan readResult
+	startRead func(ledger.ParkedQuery)
 
-	prev, from checkpoint.Position // a pass: fresh rows up to from are behind it; those before prev were asked for
-	passed     map[int64]struct{}  // hashes of which it left rows behind
-	floor      floor               // where a pass begins
+	// When the next read is.
+	readAt       time.Time // not before this
+	tableChanged bool      // somebody has changed rows: read at once
+	rereadAt     time.Time // at the latest
+	wantsLarge   bool      // the last read left out a row that is too large for an ordinary read
+	hurriedSeq   uint64    // the highest Seq for which the recorder was told that the lane waits
+
+	// A pass over the untried rows; see ledger.ParkedQuery. The pass has come to from, and its last read began at prev.
+	prev, from checkpoint.Position
+	passed     map[int64]struct{} // hashes of aggregates of which the pass has left rows behind
+	floor      floor              // where a pass begins
 }
 
-// catchUp: the table first; arrivals wait.
+// catchUp switches the lane to delivering parked rows. New arrivals wait in its queue.
 func (l *lane) catchUp() {
 	l.live, l.waiting, l.waited, l.readAt = false, true, false, time.Time{}
 	l.metrics.CatchingUp.Inc()
 }
 
-// parkArrivals: from now on arrivals are parked. What is on the wire is parked first, and what was to be tried again in place next,
-// so that what is settled of an aggregate is always a prefix of it; the outcome of the wire then settles its rows.
+// parkArrivals makes the lane park arrivals from now on. It first parks what is being delivered, and then what was to be tried again
+// in place, so that what is settled of an aggregate is always a prefix of it. The outcome of the running Deliver then settles the rows.
 func (l *lane) parkArrivals() {
-	if !l.live && !l.waiting { // they are already
+	if !l.live && !l.waiting { // arrivals are parked already
 		if l.breaker.state() != gobreaker.StateClosed {
-			l.rows = nil // a probe is read
+			l.rows = nil // the next read finds the row for the probe
 		}
 		return
 	}
@@ -67,7 +72,7 @@ func (l *lane) parkArrivals() {
 	l.waiting, l.rows = false, nil
 }
 
-// parkAll parks those that have no row yet. For a sink that is tried once they are discarded.
+// parkAll parks the deliveries that have no row yet. If the sink is tried once, it discards them.
 func (l *lane) parkAll(list []*delivery) {
 	for _, d := range list {
 		switch {
@@ -93,7 +98,7 @@ func (l *lane) stepCatchingUp(now time.Time) {
 	if paused || l.running != nil || l.reading {
 		return
 	}
-	if len(l.inHand) > 0 { // what is in flight first
+	if len(l.inHand) > 0 { // what the lane has in hand goes first
 		l.stepLive(now)
 		return
 	}
@@ -104,7 +109,7 @@ func (l *lane) stepCatchingUp(now time.Time) {
 	l.readRows(now)
 }
 
-// deliverRows delivers rows; what stands behind a failure of its aggregate is left in the table.
+// deliverRows starts a Deliver of rows that were read. It leaves rows that stand behind a failure of their aggregate in the table.
 func (l *lane) deliverRows(now time.Time) {
 	if !l.mayDeliver() {
 		return
@@ -113,7 +118,7 @@ func (l *lane) deliverRows(now time.Time) {
 	if !p.ok {
 		return
 	}
-	// Fresh ones and due ones apart: many that are due and never answered must not take what fresh ones need.
+	// A batch has fresh rows or due rows: many due rows that are never answered must not use up the time of fresh ones.
 	most := 1
 	for most < min(len(l.rows), l.delivery.BatchSize) && l.rows[most].due == l.rows[0].due && !p.probe {
 		most++
@@ -124,8 +129,8 @@ func (l *lane) deliverRows(now time.Time) {
 	})
 }
 
-// readRows reads when all outcomes of this lane are committed; if arrivals wait, all that it ever gave: a parked row of an
-// aggregate must be seen before its next arrival is let through.
+// readRows starts a read once the outcomes of this lane's Deliver calls are committed. If arrivals wait, everything that the lane has
+// given to the recorder must be committed: a read must see a parked row of an aggregate before its next arrival is let through.
 func (l *lane) readRows(now time.Time) {
 	barrier := l.deliveredSeq
 	if l.waiting {
@@ -168,7 +173,7 @@ func (l *lane) readRows(now time.Time) {
 	l.startRead(l.asking)
 }
 
-// hurry tells the recorder, once, that this lane waits for what it has given.
+// hurry tells the recorder, once for each seq, that this lane waits until what it has given is committed.
 func (l *lane) hurry(seq uint64) {
 	if l.hurriedSeq >= seq {
 		return
@@ -176,11 +181,11 @@ func (l *lane) hurry(seq uint64) {
 	l.hurriedSeq = seq
 	select {
 	case l.out <- checkpoint.Outcomes{Urgent: true}:
-	default: // it has enough to do
+	default: // its channel is full, so it is not waiting for more outcomes
 	}
 }
 
-// onRead decides, by what a read found, how the lane goes on.
+// onRead decides how the lane goes on after a read.
 func (l *lane) onRead(res readResult, now time.Time) {
 	l.reading = false
 	l.state.read(res.err)
@@ -217,13 +222,16 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	whole := l.whole && l.waiting
 	switch {
 	case res.More || res.Large || len(res.fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
-		l.waiting = false // too many are left, or their number is not known: arrivals are parked meanwhile
+		l.waiting = false // many rows are left, or nobody knows how many: park arrivals meanwhile
 	case len(l.rows) > 0 && l.waiting && !l.waited:
-		l.waited = true // they wait for the Deliver of these: else some would be parked meanwhile, each time anew
+		// Arrivals wait for the Deliver of these rows. If they were parked, some would be parked each time, and the lane would never
+		// go live.
+		l.waited = true
 	case len(l.rows) > 0 && l.waiting:
-		l.waiting = false // they waited for one Deliver; the slow rule and the breaker know nothing of a lane that waits
+		// Arrivals have waited for one Deliver. Park them now: neither the slow rule nor the breaker sees a waiting lane.
+		l.waiting = false
 	case len(l.rows) > 0 || !whole:
-		l.waiting = true // the last ones: read again when all is committed
+		l.waiting = true // these are the last rows: read again once all is committed
 	case len(res.Heads) > l.maxHeld:
 		l.waiting = false
 		l.readAt = now.Add(readPace)
@@ -232,6 +240,7 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	}
 }
 
+// goLive lets arrivals through, except those of the aggregates that the last read found held.
 func (l *lane) goLive(heads map[int64]time.Time, now time.Time) {
 	l.live, l.waiting = true, false
 	l.metrics.CatchingUp.Dec()
@@ -241,7 +250,7 @@ func (l *lane) goLive(heads map[int64]time.Time, now time.Time) {
 	l.catchUpAt = now.Add(catchUpPace)
 }
 
-// hold: nothing of this aggregate is let through before the table was read again, which is due then.
+// hold blocks this aggregate until the next read of the table, which is due then.
 func (l *lane) hold(hash int64, due time.Time) {
 	if len(l.held) == 0 || due.Before(l.heldUntil) {
 		l.heldUntil = due

@@ -4,19 +4,21 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
-// floor is up to where a lane has no untried row in outbox_parked, so that a pass need not begin at the first row that ever was:
-// while somebody holds an old snapshot vacuum leaves all of them in the index, and each read would walk over them.
+// floor knows a position up to which a lane has no untried row in outbox_parked, so that a pass can begin there. Without it a pass would
+// begin at the first row that ever was: while somebody holds an old snapshot, vacuum leaves deleted rows in the index, and each read would
+// walk over all of them.
 //
-// A row is untried from the moment when the lane parks it, and never again once it was tried. So a read tells where the first one
-// is, but for those that it could not see: parked since it began, or not committed then.
+// A row is untried from the moment when the lane parks it until it is tried, and never again. So a read finds out where the first untried
+// row is, except for rows that it could not see: those parked since it began, and those not committed then.
 type floor struct {
 	at      checkpoint.Position // no untried row is at or before it
-	highest checkpoint.Position // that this session has parked or read
-	unseen  checkpoint.Position // the first one that the running read may not see
-	given   []parkedUpTo        // not committed yet
-	pending checkpoint.Position // the first of those not given to the recorder yet
+	highest checkpoint.Position // the highest position that this session has parked or read
+	unseen  checkpoint.Position // the first row that the running read may not see
+	given   []parkedUpTo        // rows that the recorder has and has not committed
+	pending checkpoint.Position // the first row that was parked and not given to the recorder yet
 }
 
+// parkedUpTo is what was parked with the outcomes of this Seq: its first position.
 type parkedUpTo struct {
 	seq   uint64
 	first checkpoint.Position
@@ -35,7 +37,7 @@ func (f *floor) parked(at checkpoint.Position) {
 	f.at = earliest(f.at, justBefore(at))
 }
 
-// gave notes that the recorder has what was parked.
+// gave notes that the recorder now has what was parked, with the outcomes of seq.
 func (f *floor) gave(seq uint64) {
 	if f.pending != checkpoint.MaxPosition {
 		f.given = append(f.given, parkedUpTo{seq, f.pending})
@@ -43,6 +45,7 @@ func (f *floor) gave(seq uint64) {
 	}
 }
 
+// recorded notes that everything up to seq is committed.
 func (f *floor) recorded(seq uint64) {
 	for len(f.given) > 0 && f.given[0].seq <= seq {
 		f.given = f.given[1:]
@@ -60,7 +63,8 @@ func (f *floor) readBegins() {
 // read notes a row that was read.
 func (f *floor) read(at checkpoint.Position) { f.highest = latest(f.highest, at) }
 
-// readEnds takes what a read that began at the floor found as the first untried row; before: none.
+// readEnds raises the floor after a read that began there. first is the first untried row that the read found, or
+// checkpoint.MinPosition if there was none.
 func (f *floor) readEnds(first checkpoint.Position) {
 	f.at = f.highest
 	if first != checkpoint.MinPosition {

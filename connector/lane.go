@@ -16,114 +16,115 @@ import (
 )
 
 const (
-	// maxUnrecorded is how many batches of a lane may be delivered and not yet recorded: what a crash can repeat.
+	// maxUnrecorded is how many batches of a lane may be delivered and not yet recorded. A crash can repeat so many.
 	maxUnrecorded = 8
 	// maxCatchingRows is how many rows of a lane that catches up may be delivered and not yet recorded. The recorder takes outcomes
-	// in the order in which they come, and has thousands a second to do with these: the other sinks', and with them the slot,
-	// would wait behind a long queue.
+	// in the order in which they come, and can record only thousands of parked rows a second. The outcomes of other sinks, and with
+	// them the slot, would wait behind a long queue of these.
 	maxCatchingRows = 1000
 	// deliverPace is the least time between two Deliver calls while the stream is fast, unless a whole batch waits:
 	// a thousand small requests cost more than everything else.
 	deliverPace = 3 * time.Millisecond
-	// parkPortion is how many parked deliveries are given to the recorder together at most.
+	// parkPortion is the most parked deliveries that are given to the recorder together.
 	parkPortion = 1000
-	// lastAnswer is how long a Deliver may take to end with its context.
+	// lastAnswer is how long a Deliver may take to return after its context has ended.
 	lastAnswer = time.Second
 )
 
-// sharedSink is a sink as its lanes share it.
+// sharedSink is what the lanes of a sink share.
 type sharedSink struct {
 	sink     sinks.Sink
 	name     string
-	id       int32 // of its processor
-	origin   string
-	oneTry   bool // what is not accepted at once is discarded
+	id       int32  // of its processor
+	origin   string // sinks.Message's
+	oneTry   bool   // what is not accepted at once is discarded
 	delivery DeliveryConfig
 	breaker  *breaker
-	paused   *atomic.Bool // by a person
+	paused   *atomic.Bool // a person has paused the sink
 	state    *sinkState
 	metrics  monitoring.SinkMetrics
-	fast     func() bool // the stream is
+	fast     func() bool // whether the stream is fast
 	large    largeTurn
 	logger   *slog.Logger
 }
 
-// inPlace: what is not accepted stays in the lane's hands.
-func (t *sharedSink) inPlace() bool { return t.oneTry || t.delivery.parksNothing() }
+// inPlace reports whether messages that were not accepted stay in the lane's hands. Else they are parked.
+func (s *sharedSink) inPlace() bool { return s.oneTry || s.delivery.parksNothing() }
 
-// lane owns the order of a share of a sink's aggregates. It is an actor: it never sleeps and never blocks on the sink;
-// Deliver, and a read of its rows in outbox_parked, run beside it, one at a time.
+// lane delivers the events of a share of a sink's aggregates, and keeps them in order. It is an actor: it never sleeps and never waits for
+// the sink. At most one Deliver, and at most one read of its rows in outbox_parked, run beside it.
 //
-// It is live, and delivers what arrives: live.go. Or it catches up, and delivers what was parked: catchup.go. What becomes of
-// a Deliver is in finish.go. Order rests on two rules: what is settled of an aggregate is always a prefix of it; and what
-// was not accepted holds its aggregate until the table was read again.
+// A lane is live and delivers what arrives (live.go), or it catches up and delivers what was parked (catchup.go). finish.go decides what
+// becomes of the messages of a Deliver. Order rests on two rules: what is settled of an aggregate is always a prefix of it; and a message
+// that was not accepted holds its aggregate until the table was read again.
 type lane struct {
 	*sharedSink
 	number int
 	rowSource
-	maxHeld int // aggregates in memory
+	maxHeld int // if it holds more aggregates, it does not go live
 
 	in       chan []*delivery           // from the reader, which closes it
 	out      chan<- checkpoint.Outcomes // to the recorder
 	recorded chan uint64                // from the recorder: everything up to this Seq is committed
-	asked    chan struct{}              // somebody has something to say: asks
-	asks     atomic.Uint32
+	asked    chan struct{}              // wakes the lane: asks has changed
+	asks     atomic.Uint32              // what others ask of the lane: askPark, askReread
 
-	pending []*delivery     // arrived, in order
-	inHand  []*delivery     // in place: delivered before and not accepted; goes first
-	retryAt time.Time       // when again may be tried
-	away    bool            // in place: the last Deliver reached nobody; one message asks whether that has changed
-	running *runningDeliver // the running Deliver
-	calls   chan []sinks.Message
-	done    chan result
-	started time.Time
-	batch   []sinks.Message // reused: Deliver does not keep it
+	pending []*delivery          // what has arrived, in order
+	inHand  []*delivery          // in place: delivered before and not accepted; these go first
+	retryAt time.Time            // when inHand may be tried again
+	away    bool                 // in place: the last Deliver reached nobody, so that one message asks whether that has changed
+	running *runningDeliver      // nil: no Deliver runs
+	calls   chan []sinks.Message // to the goroutine that calls Deliver
+	done    chan result          // from it
+	started time.Time            // when the last Deliver began
+	batch   []sinks.Message      // the memory of a batch, used again: Deliver does not keep it
 	nils    []error
 
-	live      bool
-	held      map[int64]struct{} // aggregates of which the last read, or a failure since, left a row: what is behind it waits
-	heldUntil time.Time          // when the first of these is due
-	catchUpAt time.Time          // live: not before
+	live      bool               // else it catches up
+	held      map[int64]struct{} // aggregates of which the last read, or a failure since, has left a row; what stands behind it waits
+	heldUntil time.Time          // when the first of these rows is due
+	catchUpAt time.Time          // a live lane does not catch up before this
 	catching
 
-	givenSeq     uint64               // Seq of the last outcomes
-	committedSeq uint64               // Seq of the last that are committed
-	deliveredSeq uint64               // Seq of the last that a Deliver had
-	diedSeq      uint64               // Seq of the last in which something died in place, or was discarded
-	unrecorded   []unrecorded         // by Deliver calls, and not committed
-	parks        []checkpoint.Outcome // to be given at the end of the step
+	givenSeq     uint64               // Seq of the last outcomes that the recorder was given
+	committedSeq uint64               // Seq of the last outcomes that are committed
+	deliveredSeq uint64               // Seq of the last outcomes of a Deliver
+	diedSeq      uint64               // Seq of the last outcomes in which something died in place, or was discarded
+	unrecorded   []unrecorded         // outcomes of Deliver calls that are not committed
+	parks        []checkpoint.Outcome // what was parked or discarded in this step, to be given at its end
 
-	closing  bool
-	next     time.Time // when to look again
+	closing  bool      // in is closed
+	next     time.Time // when the lane has to do something, if nothing happens before
 	timer    *time.Timer
-	noAnswer error // why a Deliver ends that takes too long
+	noAnswer error // why a Deliver that takes too long is ended
 
 	// What others see.
-	idle      atomic.Bool   // it has nothing to do
-	heldShown int           // of held, in the metric
-	oldest    atomic.Uint64 // the first entry that waits for this sink, +1; 0: none
+	idle      atomic.Bool   // the lane has nothing to do
+	heldShown int           // how many of held are in the metric
+	oldest    atomic.Uint64 // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
 }
 
-// runningDeliver is a Deliver that runs.
+// runningDeliver is what a Deliver that runs was given.
 type runningDeliver struct {
 	messages []*delivery
 	claim    claim
 }
 
-// unrecorded is what the recorder was given of a Deliver.
+// unrecorded are the outcomes of one Deliver that the recorder has not committed yet.
 type unrecorded struct {
 	seq  uint64
 	rows int
 }
 
+// result is what a Deliver has answered.
 type result struct {
 	errs               []error
 	started, completed time.Time
 }
 
-func newLane(t *sharedSink, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {
-	l := &lane{sharedSink: t, number: number, rowSource: rows, maxHeld: maxHeld, out: out}
-	// The reader hands over up to handOver deliveries a time; two more slots let it go on while the lane is at work.
+func newLane(s *sharedSink, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {
+	l := &lane{sharedSink: s, number: number, rowSource: rows, maxHeld: maxHeld, out: out}
+	// The reader hands over up to handOver deliveries at a time. Two slots let it go on while the lane is at work.
 	l.in = make(chan []*delivery, 2)
 	l.recorded = make(chan uint64, 1)
 	l.asked = make(chan struct{}, 1)
@@ -132,18 +133,18 @@ func newLane(t *sharedSink, number int, rows rowSource, out chan<- checkpoint.Ou
 	l.read = make(chan readResult, 1)
 	l.held = map[int64]struct{}{}
 	l.noAnswer = fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
-	// Every session starts with the table, arrivals waiting.
+	// Every session begins with a read of the table, while arrivals wait.
 	l.waiting, l.from, l.floor = true, checkpoint.MinPosition, newFloor()
 	return l
 }
 
 // What a lane can be asked for.
 const (
-	askPark   uint32 = 1 << iota // from now on arrivals are parked: the breaker is open, or the sink too slow
-	askReread                    // somebody has changed rows
+	askPark   uint32 = 1 << iota // park arrivals from now on: the breaker is open, or the sink is too slow
+	askReread                    // read the table again: somebody has changed rows
 )
 
-// ask wakes the lane. Safe for all goroutines.
+// ask asks something of the lane and wakes it. With 0 it only wakes it. Safe for all goroutines.
 func (l *lane) ask(what uint32) {
 	l.asks.Or(what)
 	select {
@@ -152,8 +153,8 @@ func (l *lane) ask(what uint32) {
 	}
 }
 
-// run ends when in is closed and nothing is on the wire any more, or with work. What was not delivered then is
-// delivered by the next session: the slot has not moved past it, or it is parked. deliver is the context of Deliver calls.
+// run ends when in is closed and no Deliver runs any more, or when work ends. The next session delivers what was not delivered then: the
+// slot has not moved past it, or it is parked. deliver is the context of Deliver calls.
 func (l *lane) run(work, deliver context.Context) error {
 	reading, endRead := context.WithCancel(work)
 	var reads sync.WaitGroup
@@ -168,12 +169,12 @@ func (l *lane) run(work, deliver context.Context) error {
 		defer close(ended)
 		l.deliver(delivering)
 	}()
-	defer func() { // the sink is closed next
+	defer func() { // after this the sink is closed
 		close(l.calls)
 		endDelivering()
 		select {
 		case <-ended:
-		case <-time.After(lastAnswer): // it does not keep to its contract
+		case <-time.After(lastAnswer): // the sink does not keep to its contract
 		}
 	}()
 	l.timer = time.NewTimer(time.Hour)
@@ -220,7 +221,7 @@ func (l *lane) run(work, deliver context.Context) error {
 	}
 }
 
-// step does what can be done now.
+// step does what the lane can do now.
 func (l *lane) step(now time.Time) {
 	asks := l.asks.Swap(0)
 	l.tableChanged = l.tableChanged || asks&askReread != 0 || !now.Before(l.rereadAt)
@@ -229,8 +230,8 @@ func (l *lane) step(now time.Time) {
 	}
 	l.wakeAt(l.rereadAt)
 	if asks&askReread != 0 {
-		l.rows = nil                        // a person may have taken them away,
-		l.floor.at = checkpoint.MinPosition // or have written others
+		l.rows = nil                        // a person may have deleted some of these rows,
+		l.floor.at = checkpoint.MinPosition // or made others untried
 	}
 	if asks&askPark != 0 || l.hangs(now) {
 		l.parkArrivals()
@@ -245,7 +246,8 @@ func (l *lane) step(now time.Time) {
 	}
 }
 
-// hangs: arrivals have waited for park_after behind a Deliver that is not answered. They must not wait until it is, with the slot.
+// hangs reports whether arrivals have waited for park_after behind a Deliver that is not answered. They must not wait until it is
+// answered, because the slot waits with them.
 func (l *lane) hangs(now time.Time) bool {
 	if l.delivery.parksNothing() || l.running == nil || len(l.pending) == 0 || !l.live && !l.waiting {
 		return false
@@ -255,15 +257,18 @@ func (l *lane) hangs(now time.Time) bool {
 	return !now.Before(at)
 }
 
+// wakeAt makes the lane do its next step at t, if nothing makes it do one before.
 func (l *lane) wakeAt(t time.Time) {
 	if t.Before(l.next) {
 		l.next = t
 	}
 }
 
-// mayDeliver says whether a Deliver may start, as far as the lane itself knows.
+// mayDeliver reports whether a Deliver may start, as far as the lane itself knows.
 func (l *lane) mayDeliver() bool {
-	if l.committedSeq < l.diedSeq { // else a crash would forget it, and try the one behind what followed it
+	// What has died in place, or was discarded, must be recorded first. Otherwise a crash would forget that, and the next session would
+	// deliver it behind messages that followed it.
+	if l.committedSeq < l.diedSeq {
 		l.hurry(l.diedSeq)
 		return false
 	}
@@ -278,7 +283,7 @@ func (l *lane) unrecordedRows() int {
 	return n
 }
 
-// permitted asks the breaker as well.
+// permitted asks the breaker whether a Deliver may start. If it may not, the lane discards arrivals of a sink that is tried once.
 func (l *lane) permitted(now time.Time) permission {
 	p := l.breaker.may(l.number, now)
 	switch {
@@ -293,7 +298,7 @@ func (l *lane) permitted(now time.Time) permission {
 	return p
 }
 
-// start starts a Deliver of this batch, which the breaker permits by c.
+// start starts a Deliver of this batch, which the lane has claimed by c.
 func (l *lane) start(now time.Time, batch []*delivery, c claim) {
 	l.running = &runningDeliver{batch, c}
 	l.batch = l.batch[:0]
@@ -305,8 +310,8 @@ func (l *lane) start(now time.Time, batch []*delivery, c claim) {
 	l.calls <- l.batch
 }
 
-// deliver makes the Deliver calls, one by one, until the lane has ended. One goroutine for all of them: a new one would have to
-// grow its stack each time.
+// deliver makes the Deliver calls, one after the other, until the lane has ended. It is one goroutine for all calls, because a new one
+// would have to grow its stack each time.
 func (l *lane) deliver(ctx context.Context) {
 	for batch := range l.calls {
 		ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, l.noAnswer)
@@ -318,13 +323,13 @@ func (l *lane) deliver(ctx context.Context) {
 	}
 }
 
-// park keeps a delivery in outbox_parked, untried.
+// park puts a delivery into outbox_parked, untried.
 func (l *lane) park(d *delivery) {
 	l.parks = append(l.parks, d.outcome(l.id, checkpoint.Parked))
 	l.floor.parked(d.position())
 }
 
-// giveParks gives what was parked in portions: a window that is parked at once is a lot of memory.
+// giveParks gives the recorder what this step has parked, in portions: if a whole window is parked at once, that is a lot of memory.
 func (l *lane) giveParks(work context.Context) error {
 	for portion := range slices.Chunk(l.parks, parkPortion) {
 		if err := l.give(work, checkpoint.Outcomes{Rows: portion}); err != nil {
@@ -351,6 +356,7 @@ func (l *lane) give(work context.Context, o checkpoint.Outcomes) error {
 	}
 }
 
+// onRecorded notes that everything up to seq is committed.
 func (l *lane) onRecorded(seq uint64) {
 	l.committedSeq = seq
 	l.floor.recorded(seq)
@@ -359,7 +365,7 @@ func (l *lane) onRecorded(seq uint64) {
 	}
 }
 
-// show tells others how the lane stands.
+// show publishes what others see of the lane.
 func (l *lane) show() {
 	var oldest uint64
 	first := func(list []*delivery) {

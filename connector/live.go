@@ -5,22 +5,23 @@ import (
 )
 
 const (
-	// rereadEvery is how often a live lane looks at the table even when nobody said that it changed.
+	// rereadEvery is how often a live lane reads the table even if nobody has said that it changed.
 	rereadEvery = 30 * time.Second
-	// catchUpPace is the least time between two times of catching up.
+	// catchUpPace is how long a lane stays live at least before it catches up again.
 	catchUpPace = 250 * time.Millisecond
-	// awayPace is the most that is waited before a destination that is away is asked again: what it costs is one request, and
-	// what it saves is minutes in which everything waits for a destination that is back.
+	// awayPace is the longest wait before a destination that is away is asked again in place. One request every 10 s costs
+	// little. Without it everything would wait minutes for a destination that has recovered.
 	awayPace = 10 * time.Second
 )
 
-// shouldCatchUp says that a live lane has to look at the table: rows were changed, one is due, or it holds too many.
+// shouldCatchUp reports whether a live lane has to read the table: the sink is paused, rows were changed, one is due, or the lane holds
+// too many aggregates.
 func (l *lane) shouldCatchUp(now time.Time) bool {
 	if l.paused.Load() {
 		return true
 	}
 	if len(l.inHand) > 0 {
-		return false // what is in flight goes first
+		return false // what the lane has in hand goes first
 	}
 	due := len(l.held) > 0 && !now.Before(l.heldUntil)
 	if !l.tableChanged && !due && len(l.held) <= l.maxHeld {
@@ -36,7 +37,7 @@ func (l *lane) shouldCatchUp(now time.Time) bool {
 	return true
 }
 
-// stepLive delivers arrivals. Those of a held aggregate are parked behind it.
+// stepLive delivers arrivals. It parks those of a held aggregate, behind the rows that the aggregate has in the table.
 func (l *lane) stepLive(now time.Time) {
 	if !l.mayDeliver() {
 		return
@@ -65,7 +66,7 @@ func (l *lane) stepLive(now time.Time) {
 	l.deliverSome(now, &l.pending, most, l.behindHeld)
 }
 
-// behindHeld parks an arrival that stands behind a failure of its aggregate.
+// behindHeld parks an arrival if a failure holds its aggregate, and reports whether it did.
 func (l *lane) behindHeld(d *delivery) bool {
 	_, held := l.held[d.hash]
 	if held {
@@ -74,7 +75,7 @@ func (l *lane) behindHeld(d *delivery) bool {
 	return held
 }
 
-// deliverAgain tries again, in place, what was not accepted.
+// deliverAgain tries again, in place, what the sink has not accepted.
 func (l *lane) deliverAgain(now time.Time) {
 	if now.Before(l.retryAt) {
 		l.wakeAt(l.retryAt)
@@ -91,7 +92,8 @@ func (l *lane) deliverAgain(now time.Time) {
 	l.deliverSome(now, &l.inHand, most, l.behindHeld)
 }
 
-// deliverSome takes the first messages off a list, but for those that leave says have gone elsewhere, and starts their Deliver.
+// deliverSome takes at most most messages off the front of a list and starts their Deliver. It drops those for which leave returns true:
+// they were parked, or stay in the table.
 func (l *lane) deliverSome(now time.Time, list *[]*delivery, most int, leave func(*delivery) bool) {
 	c, ok := l.breaker.begin(l.number)
 	if !ok {
@@ -104,7 +106,7 @@ func (l *lane) deliverSome(now time.Time, list *[]*delivery, most int, leave fun
 			batch = append(batch, d)
 		}
 	}
-	clear((*list)[:n]) // the list's array lives on; what was settled must not
+	clear((*list)[:n]) // the list's array lives on; settled deliveries must not
 	if *list = (*list)[n:]; len(*list) == 0 {
 		*list = nil
 	}

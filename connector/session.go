@@ -44,10 +44,11 @@ type session struct {
 	bySink   map[int32][]*lane
 	sinks    []sinks.Sink
 	outcomes chan checkpoint.Outcomes
-	written  pglogrepl.LSN // how far the server was once the slot was ours
+	written  pglogrepl.LSN // how far the server had written when the slot was ours
 }
 
-// session runs one session from preflight to the last status. Its error says why it ended; nil after a clean drain.
+// session runs one session, from preflight to the last standby status. Its error says why the session has ended; it is nil after a clean
+// drain.
 func (c *Connector) session(ctx context.Context) error {
 	facts, err := c.preflight(ctx)
 	if err != nil {
@@ -57,7 +58,7 @@ func (c *Connector) session(ctx context.Context) error {
 	if err != nil {
 		return c.explainRefusal(err, replication.ReplicationDSNKey)
 	}
-	// The slot is ours until here: whoever waits for it may have it once the last status is sent.
+	// The slot is ours until the stream is closed, which sends the last status. Then another process may have it.
 	defer stream.Close()
 	c.cfg.Health.SetRole(monitoring.RoleLeader)
 	s := &session{c: c, stream: stream}
@@ -83,11 +84,11 @@ func (c *Connector) openStream(ctx context.Context) (*replication.Stream, replic
 	})
 }
 
-// begin makes everything that run needs while the stream is kept alive: the ledger's lock may have to be waited for, and millions
-// of parked rows looked at.
+// begin makes everything that run needs, and reports to the server meanwhile: the ledger may be locked, and a read may have to look at
+// millions of parked rows.
 func (s *session) begin(ctx context.Context, id replication.Identity, facts provision.Facts) error {
 	var making sync.WaitGroup
-	defer making.Wait() // what it has made is ours to close
+	defer making.Wait() // we have to close what it has made
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
@@ -96,7 +97,7 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts prov
 	return cmp.Or(err, failure)
 }
 
-// makeReady takes the ledger over, and then looks at it.
+// makeReady takes ownership of the ledger, then reads from it what the session needs.
 func (s *session) makeReady(ctx context.Context, id replication.Identity, facts provision.Facts) error {
 	s.c.calls.takeOver.begin()
 	tables, start, err := ledger.Open(ctx, s.c.ledgerConfig())
@@ -113,8 +114,8 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	return s.build(ctx, start, facts)
 }
 
-// checkHistory refuses a slot whose history is not the checkpoint's: what lies between them may never have been
-// delivered, or lie on another timeline. It returns how far the server has written.
+// checkHistory refuses a slot whose history is not the checkpoint's: what lies between the two may never have been delivered, or may be on
+// another timeline. It returns how far the server has written.
 func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start ledger.Start) (pglogrepl.LSN, error) {
 	slot := c.cfg.Source.Slot
 	const remedy = "; " + provision.StartAnew
@@ -133,7 +134,7 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 	if confirmed > start.Confirmed {
 		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
 	}
-	// The server does not check what is reported to it: the slot would jump there, past all events to come.
+	// The server does not check what is reported to it: the slot would jump to this LSN, past all events to come.
 	if start.Confirmed > written {
 		return 0, exitcode.Errorf(exitcode.SlotLost, "the checkpoint of slot %q stands at %s, ahead of the server's %s: it is of another history"+remedy, slot, start.Confirmed, written)
 	}
@@ -159,7 +160,8 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
 	c.tracker.Store(s.tracker)
 	total := len(c.cfg.Sinks) * d.Lanes
-	// Room for all the Deliver calls that lanes may have unrecorded. A lane waits for the recorder only with what it parks.
+	// There is room for the outcomes of all the Deliver calls that lanes may have unrecorded, so that a lane waits for the recorder only
+	// when it parks.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
 	policy := ledger.ParkedPolicy{Longest: d.Retry.Max, DeadBlocks: d.Block}
 	if err := c.schema().ReviseParked(ctx, c.pool, slices.Collect(maps.Values(ids)), policy); err != nil {
@@ -210,7 +212,7 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 		logger:        c.cfg.Logger,
 		checkDrift:    c.checkDriftForReader,
 		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog,
-		// Of no sink: the row was no event, or no route wants it.
+		// These count events of no sink: the row was no event, or no route matches it.
 		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
 		unrouted:    c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "discarded"),
 	}
@@ -272,17 +274,17 @@ func (s *session) run(ctx context.Context) error {
 
 	err := s.reader.read(reading)
 	if reading.Err() != nil {
-		err = context.Cause(reading) // what stopped the reading says more than its interruption
+		err = context.Cause(reading) // why the reading was stopped says more than the error of the interrupted read
 	}
 	stopReading(err)
 	for _, l := range s.lanes {
 		close(l.in)
 	}
-	if s.stream.Broken() { // the slot may be somebody else's now
+	if s.stream.Broken() { // another process may have the slot now
 		endDeliver(err)
 	}
 	if errors.Is(err, replication.ErrServerStopping) || errors.Is(err, errRecorderStopped) {
-		// The server waits for us to let go, and nothing can be recorded any more.
+		// The server is shutting down and waits until we close the connection. Nothing can be recorded any more.
 		s.stream.Close()
 		endDeliver(err)
 		endWork(err)
@@ -298,7 +300,7 @@ func (s *session) run(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return err
 	}
-	if err := recorder.Wait(); err != nil { // even where nothing was on the wire, and the lanes waited for it alone
+	if err := recorder.Wait(); err != nil { // this counts even if no Deliver was running, and the lanes waited only for the recorder
 		return err
 	}
 	if errors.Is(context.Cause(deliver), errDrainTimeout) {
@@ -307,11 +309,11 @@ func (s *session) run(ctx context.Context) error {
 	return nil
 }
 
-// drain waits for what is on the wire and for its outcomes to be recorded. Meanwhile the server hears of us, and of
-// the positions that this settles.
+// drain waits until the running Deliver calls have ended and their outcomes are recorded. Meanwhile it reports to the server, also what
+// this settles.
 func (s *session) drain(lanes, recorder *errgroup.Group, endWork context.CancelCauseFunc) {
 	done := make(chan struct{})
-	// A lane may wait for a recorder that does not get on.
+	// A lane may wait for a recorder that makes no progress.
 	late := time.AfterFunc(s.c.cfg.Delivery.DrainTimeout+recordWait, func() { endWork(errRecordTimeout) })
 	defer late.Stop()
 	go func() {

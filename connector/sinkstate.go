@@ -14,7 +14,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// warnPace is the least time between two warnings of a sink that accepts some and fails others, as one with a partition away does.
+// warnPace is the least time between two warnings about a sink that accepts some messages and fails others, for example because a
+// partition is away.
 const warnPace = 10 * time.Second
 
 // observedSink is a sink whose state is shown, and where.
@@ -26,17 +27,18 @@ type observedSink struct {
 	logger  *slog.Logger
 }
 
-// sinkState tells people how a sink does: once for all of its lanes. Its lanes, its breaker and the keeper call it.
+// sinkState shows people how a sink does, once for all of its lanes: in the log, in /readyz and in metrics. The lanes, the breaker and the
+// keeper's LISTEN call it, from their own goroutines.
 type sinkState struct {
 	observedSink
 
 	mu      sync.Mutex
 	failing map[int]struct{} // lanes whose last batch was not accepted
-	warned  bool             // the log says so
-	warnAt  time.Time        // not before
+	warned  bool             // the log says that the sink does not accept
+	warnAt  time.Time        // when the log may say so again
 	cause   error            // the last failure
 	breaker gobreaker.State
-	since   time.Time // of breaker
+	since   time.Time // when the breaker opened
 	paused  bool
 	owed    ledger.ParkedCount
 	unread  error // why the parked rows cannot be read
@@ -46,7 +48,7 @@ func newSinkState(of observedSink) *sinkState {
 	return &sinkState{observedSink: of, failing: map[int]struct{}{}}
 }
 
-// begin is called for each new session.
+// begin forgets what the lanes of the session before have reported.
 func (s *sinkState) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -55,8 +57,8 @@ func (s *sinkState) begin() {
 	s.show()
 }
 
-// report tells how the last batch of a lane went: err is its last failure. While single messages are refused and the rest is
-// parked, nobody is held back.
+// report notes how the last batch of a lane went; err is its last failure, or nil. A sink that refuses single messages, which are then
+// parked, holds nobody back, so that it does not count as failing.
 func (s *sinkState) report(lane, accepted int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,12 +91,12 @@ func (s *sinkState) report(lane, accepted int, err error) {
 	}
 }
 
-// breakerIs is called by the breaker at each change.
+// breakerIs notes the state of the breaker, which calls it at each change.
 func (s *sinkState) breakerIs(state gobreaker.State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if state == gobreaker.StateOpen && s.breaker != gobreaker.StateHalfOpen {
-		s.since = time.Now() // a probe that failed does not begin it anew
+		s.since = time.Now() // a failed probe opens the breaker again, but the outage began earlier
 	}
 	s.breaker = state
 	if state == gobreaker.StateClosed {
@@ -119,7 +121,7 @@ func (s *sinkState) isPaused(activity ledger.Activity) {
 	s.show()
 }
 
-// counted tells what waits for the sink.
+// counted notes what the sink has in outbox_parked.
 func (s *sinkState) counted(o ledger.ParkedCount) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,7 +132,7 @@ func (s *sinkState) counted(o ledger.ParkedCount) {
 	s.show()
 }
 
-// read tells how a read of the parked rows went.
+// read notes how a read of the parked rows went.
 func (s *sinkState) read(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,7 +145,7 @@ func (s *sinkState) read(err error) {
 	s.show()
 }
 
-// show puts it into one sentence.
+// show puts the state into one sentence, for /readyz.
 func (s *sinkState) show() {
 	ok, text := true, ""
 	switch {

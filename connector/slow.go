@@ -8,22 +8,22 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
-// slowTicks is how often within park_after it is looked for whom the reader waits.
+// slowTicks is how often within park_after the rule asks which sink the reader waits for.
 const slowTicks = 40
 
-// What the reader waits for, beside the processor of a lane.
+// What the reader waits for, if it is not the lane of a processor.
 const (
 	waitsForNobody int32 = 0
 	waitsForRing   int32 = -1
 )
 
-// slowRule protects sinks from each other: one that has made the reader wait for more than half of the last park_after, while
-// another had nothing to do, has its arrivals parked. With one sink there is nobody to protect: the WAL is the queue.
+// slowRule protects sinks from each other. If a sink has made the reader wait for more than half of the last park_after, while another
+// sink had nothing to do, the rule has its arrivals parked. With one sink there is nobody to protect, and the WAL is the queue.
 type slowRule struct {
 	tracker  *checkpoint.Tracker
 	waits    *atomic.Int32 // what the reader waits for
 	lanes    map[int32][]*lane
-	ticks    map[int32]*[slowTicks]bool // the last ones: it made the reader wait while another was idle
+	ticks    map[int32]*[slowTicks]bool // for each processor and each of the last ticks: it made the reader wait while another was idle
 	n        int
 	interval time.Duration
 }
@@ -50,6 +50,7 @@ func (s *slowRule) run(ctx context.Context) {
 	}
 }
 
+// tick notes which sink blocks the reader at this moment, and asks the lanes of slow sinks to park.
 func (s *slowRule) tick() {
 	blocks := s.blocks()
 	s.n++
@@ -69,7 +70,8 @@ func (s *slowRule) tick() {
 	}
 }
 
-// blocks names the sink that the reader waits for: whose lane takes nothing, or that owes the oldest event of a full ring.
+// blocks returns the sink that the reader is waiting for: the one whose lane channel is full, or the one that has not settled the oldest
+// event of a full ring.
 func (s *slowRule) blocks() int32 {
 	waits := s.waits.Load()
 	if waits != waitsForRing {
@@ -86,6 +88,7 @@ func (s *slowRule) blocks() int32 {
 	return waitsForNobody
 }
 
+// anotherIdle reports whether some sink other than this one has nothing to do.
 func (s *slowRule) anotherIdle(than int32) bool {
 	for id, lanes := range s.lanes {
 		idle := id != than
