@@ -17,7 +17,7 @@ type delivery struct {
 	tries     int    // all tries
 	triedAt   time.Time
 	repeats   bool // an earlier session may have sent it: see unsent.go
-	discarded bool // it was discarded while on the wire: what the sink answers changes nothing
+	discarded bool // it was discarded while a Deliver had it: what the sink answers changes nothing
 	due       bool // it was read as one that is due
 	row       bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled
 }

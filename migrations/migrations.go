@@ -197,8 +197,8 @@ func script(o Options, names []string, first string) (string, error) {
 	return b.String(), nil
 }
 
-// withConn calls f with a withConn whose search_path is pg_catalog, and with the schema of the ledger. Where the options name
-// none it is the first of the login's search_path, and empty if that has none.
+// withConn calls f with a connection whose search_path is pg_catalog, and with the schema of the ledger. If the options name no schema, it
+// is the first of the login's search_path, and empty if that has none.
 func withConn(ctx context.Context, dsn string, o Options, f func(conn *pgx.Conn, schema string) error) error {
 	config, err := pgx.ParseConfig(dsn)
 	if err != nil {
