@@ -21,8 +21,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// world is a migrated database with a slot, and a sink that the test is.
-type world struct {
+// connectorBench is a migrated database with a slot, and the configuration of a connector over it. The test answers for the sink.
+type connectorBench struct {
 	t    *testing.T
 	conn *pgx.Conn
 	cfg  Config
@@ -31,10 +31,10 @@ type world struct {
 	got []string
 }
 
-func newWorld(t *testing.T) *world { return newWorldIn(t, pgtest.New(t)) }
+func newConnectorBench(t *testing.T) *connectorBench { return newConnectorBenchIn(t, pgtest.New(t)) }
 
-func newWorldIn(t *testing.T, db *pgtest.Database) *world {
-	w := &world{t: t, conn: db.Conn(t)}
+func newConnectorBenchIn(t *testing.T, db *pgtest.Database) *connectorBench {
+	b := &connectorBench{t: t, conn: db.Conn(t)}
 	template := func(s string) router.Template {
 		tpl, err := router.ParseTemplate(s)
 		if err != nil {
@@ -43,7 +43,7 @@ func newWorldIn(t *testing.T, db *pgtest.Database) *world {
 		return tpl
 	}
 	slot := db.Slot(t)
-	w.cfg = Config{
+	b.cfg = Config{
 		Name: "test",
 		Source: Source{
 			DSN: db.DSN, ReplicationDSN: db.DSN, MaxConnections: 3, Slot: slot, Publication: slot,
@@ -55,26 +55,26 @@ func newWorldIn(t *testing.T, db *pgtest.Database) *world {
 			Retry: Retry{Initial: 50 * time.Millisecond, Max: time.Second}, MaxInFlight: 1000, MaxInFlightBytes: 1 << 20, MaxEventBytes: 1 << 20,
 		},
 	}
-	w.sink(func(context.Context, []sinks.Message) []error { return nil })
+	b.setSink(func(context.Context, []sinks.Message) []error { return nil })
 	_, err := provision.Setup(context.Background(), provision.SetupConfig{
-		Source: (&Connector{cfg: w.cfg}).provisionSource(), DSN: db.DSN, ReplicationDSN: db.DSN,
+		Source: (&Connector{cfg: b.cfg}).provisionSource(), DSN: db.DSN, ReplicationDSN: db.DSN,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return w
+	return b
 }
 
-// sink makes the sink answer so; what it accepts is kept.
-func (w *world) sink(answer fakeSink) {
-	w.cfg.Sinks[0].Open = func() (sinks.Sink, error) {
+// setSink sets what the sink answers. received returns what it has accepted.
+func (b *connectorBench) setSink(answer fakeSink) {
+	b.cfg.Sinks[0].Open = func() (sinks.Sink, error) {
 		return fakeSink(func(ctx context.Context, batch []sinks.Message) []error {
 			errs := answer(ctx, batch)
-			w.mu.Lock()
-			defer w.mu.Unlock()
+			b.mu.Lock()
+			defer b.mu.Unlock()
 			for i, m := range batch {
 				if errs == nil || errs[i] == nil {
-					w.got = append(w.got, m.Event.EventType)
+					b.got = append(b.got, m.Event.EventType)
 				}
 			}
 			return errs
@@ -82,121 +82,121 @@ func (w *world) sink(answer fakeSink) {
 	}
 }
 
-func (w *world) received() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return strings.Join(w.got, " ")
+func (b *connectorBench) received() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Join(b.got, " ")
 }
 
 // running is a connector at work.
 type running struct {
-	w      *world
+	b      *connectorBench
 	cancel context.CancelFunc
 	ended  chan error
 	health *monitoring.Health
 }
 
-func (w *world) run() *running {
-	cfg := w.cfg
-	r := &running{w: w, ended: make(chan error, 1), health: &monitoring.Health{}}
+func (b *connectorBench) run() *running {
+	cfg := b.cfg
+	r := &running{b: b, ended: make(chan error, 1), health: &monitoring.Health{}}
 	cfg.Health, cfg.Metrics, cfg.Logger = r.health, monitoring.NewMetrics("", nil), slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
-	w.t.Cleanup(cancel)
+	b.t.Cleanup(cancel)
 	go func() { r.ended <- New(cfg).Run(ctx) }()
 	return r
 }
 
 func (r *running) stop() {
-	r.w.t.Helper()
+	r.b.t.Helper()
 	r.cancel()
 	if err := <-r.ended; err != nil {
-		r.w.t.Errorf("run ended with %v", err)
+		r.b.t.Errorf("run ended with %v", err)
 	}
 }
 
 // wantExit waits for Run to end by itself, with this exit code and text.
 func (r *running) wantExit(code exitcode.Code, text string) {
-	r.w.t.Helper()
+	r.b.t.Helper()
 	select {
 	case err := <-r.ended:
 		if exitcode.Of(err) != code || !strings.Contains(err.Error(), text) {
-			r.w.t.Errorf("run ended with %v, want exit code %d and %q", err, code, text)
+			r.b.t.Errorf("run ended with %v, want exit code %d and %q", err, code, text)
 		}
 	case <-time.After(15 * time.Second):
-		r.w.t.Fatal("run did not end")
+		r.b.t.Fatal("run did not end")
 	}
 }
 
-func (w *world) exec(sql string, args ...any) {
-	w.t.Helper()
-	if _, err := w.conn.Exec(context.Background(), sql, args...); err != nil {
-		w.t.Fatal(err)
+func (b *connectorBench) exec(sql string, args ...any) {
+	b.t.Helper()
+	if _, err := b.conn.Exec(context.Background(), sql, args...); err != nil {
+		b.t.Fatal(err)
 	}
 }
 
-func (w *world) query(sql string) string {
-	w.t.Helper()
+func (b *connectorBench) query(sql string) string {
+	b.t.Helper()
 	var s string
-	if err := w.conn.QueryRow(context.Background(), "select coalesce(("+sql+")::text, '')").Scan(&s); err != nil {
-		w.t.Fatal(err)
+	if err := b.conn.QueryRow(context.Background(), "select coalesce(("+sql+")::text, '')").Scan(&s); err != nil {
+		b.t.Fatal(err)
 	}
 	return s
 }
 
 // event inserts one event; its type is its name.
-func (w *world) event(aggregate, name string) {
-	w.t.Helper()
-	w.exec(insertEvent, aggregate, name)
+func (b *connectorBench) event(aggregate, name string) {
+	b.t.Helper()
+	b.exec(insertEvent, aggregate, name)
 }
 
 const insertEvent = `insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('t', $1, $2, '{}')`
 
 // eventually waits until a query gives what is wanted.
-func (w *world) eventually(sql, want string) {
-	w.t.Helper()
+func (b *connectorBench) eventually(sql, want string) {
+	b.t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		got := w.query(sql)
+		got := b.query(sql)
 		if got == want {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("%s: got %q for 20 s, want %q; received: %s", sql, got, want, w.received())
+			b.t.Fatalf("%s: got %q for 20 s, want %q; received: %s", sql, got, want, b.received())
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks
 	}
 }
 
 const (
-	logged    = "select string_agg(o.event_type || ':' || l.status, ' ' order by l.commit_lsn, l.tx_index) from outbox_delivery_log l join event_outbox o on o.id = l.event_id where l.status <> 'failed'"
-	confirmed = "select confirmed_flush_lsn from pg_replication_slots where slot_name = (select slot_name from outbox_checkpoints)"
+	logQuery       = "select string_agg(o.event_type || ':' || l.status, ' ' order by l.commit_lsn, l.tx_index) from outbox_delivery_log l join event_outbox o on o.id = l.event_id where l.status <> 'failed'"
+	confirmedQuery = "select confirmed_flush_lsn from pg_replication_slots where slot_name = (select slot_name from outbox_checkpoints)"
 )
 
 func TestDeliversRecordsConfirms(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	r := w.run()
+	b := newConnectorBench(t)
+	r := b.run()
 	for i := range 10 {
-		w.event("a", fmt.Sprintf("e%d", i))
+		b.event("a", fmt.Sprintf("e%d", i))
 	}
-	behind := w.query("select pg_current_wal_lsn()")
-	w.exec("begin")
-	w.event("a", "rolled back")
-	w.exec("rollback")
+	behind := b.query("select pg_current_wal_lsn()")
+	b.exec("begin")
+	b.event("a", "rolled back")
+	b.exec("rollback")
 	want := "e0 e1 e2 e3 e4 e5 e6 e7 e8 e9"
-	w.eventually(logged, strings.ReplaceAll(want, " ", ":delivered ")+":delivered")
-	if got := w.received(); got != want {
+	b.eventually(logQuery, strings.ReplaceAll(want, " ", ":delivered ")+":delivered")
+	if got := b.received(); got != want {
 		t.Errorf("received %q, want %q", got, want)
 	}
-	w.eventually("select ("+confirmed+") >= '"+behind+"'::pg_lsn", "true")
+	b.eventually("select ("+confirmedQuery+") >= '"+behind+"'::pg_lsn", "true")
 	r.stop()
 	// A clean stop leaves nothing to be sent again.
-	w.event("a", "next")
-	r = w.run()
-	w.eventually("select count(*) from outbox_delivery_log", "11")
+	b.event("a", "next")
+	r = b.run()
+	b.eventually("select count(*) from outbox_delivery_log", "11")
 	r.stop()
-	if got := w.received(); got != want+" next" {
+	if got := b.received(); got != want+" next" {
 		t.Errorf("received %q after a restart", got)
 	}
 }
@@ -204,26 +204,26 @@ func TestDeliversRecordsConfirms(t *testing.T) {
 // An event's index counts all inserts of its transaction, those into other published tables included.
 func TestPositionCountsAllInserts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.exec("create table other (n int)")
-	w.exec("alter publication " + w.cfg.Source.Publication + " add table other")
-	r := w.run()
-	w.exec("begin")
-	w.exec("insert into other values (1)")
-	w.event("a", "one")
-	w.exec("insert into other values (2), (3)")
-	w.event("a", "two")
-	w.exec("commit")
-	w.eventually("select string_agg(tx_index::text, ' ' order by tx_index) from outbox_delivery_log", "1 4")
+	b := newConnectorBench(t)
+	b.exec("create table other (n int)")
+	b.exec("alter publication " + b.cfg.Source.Publication + " add table other")
+	r := b.run()
+	b.exec("begin")
+	b.exec("insert into other values (1)")
+	b.event("a", "one")
+	b.exec("insert into other values (2), (3)")
+	b.event("a", "two")
+	b.exec("commit")
+	b.eventually("select string_agg(tx_index::text, ' ' order by tx_index) from outbox_delivery_log", "1 4")
 	r.stop()
 }
 
 // One delivery hangs; what was delivered beyond it and recorded is not delivered again by the next session.
 func TestRestartSkipsWhatIsSettled(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
-	w.sink(func(ctx context.Context, batch []sinks.Message) []error {
+	b := newConnectorBench(t)
+	b.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	b.setSink(func(ctx context.Context, batch []sinks.Message) []error {
 		if batch[0].Event.EventType != "stuck" {
 			return nil
 		}
@@ -234,33 +234,33 @@ func TestRestartSkipsWhatIsSettled(t *testing.T) {
 		}
 		return errs
 	})
-	r := w.run()
-	w.event("a", "stuck")
+	r := b.run()
+	b.event("a", "stuck")
 	done := 0
 	for i := 0; done < 5; i++ {
 		aggregate := fmt.Sprintf("b%d", i)
-		lane := func(a string) int { return router.Lane(router.AggregateHash("t", a), w.cfg.Delivery.Lanes) }
+		lane := func(a string) int { return router.Lane(router.AggregateHash("t", a), b.cfg.Delivery.Lanes) }
 		if lane(aggregate) == lane("a") {
 			continue
 		}
 		done++
-		w.event(aggregate, fmt.Sprintf("e%d", done))
+		b.event(aggregate, fmt.Sprintf("e%d", done))
 	}
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "5")
+	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "5")
 	r.cancel()
 	if err := <-r.ended; !errors.Is(err, errDrainTimeout) {
 		t.Errorf("ended with %v, want that the drain timed out", err)
 	}
-	w.sink(func(context.Context, []sinks.Message) []error { return nil })
-	w.mu.Lock()
-	w.got = nil
-	w.mu.Unlock()
-	r = w.run()
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "6")
-	w.event("a", "last")
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "7")
+	b.setSink(func(context.Context, []sinks.Message) []error { return nil })
+	b.mu.Lock()
+	b.got = nil
+	b.mu.Unlock()
+	r = b.run()
+	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "6")
+	b.event("a", "last")
+	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "7")
 	r.stop()
-	if got := w.received(); got != "stuck last" {
+	if got := b.received(); got != "stuck last" {
 		t.Errorf("the second session delivered %q, want only what was not settled", got)
 	}
 }
@@ -276,11 +276,11 @@ func TestForeignHistoryIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
-			w.event("a", "one")
-			w.exec(tt.sql)
-			w.run().wantRefusal(exitcode.SlotLost, tt.text)
-			if got := w.received(); got != "" {
+			b := newConnectorBench(t)
+			b.event("a", "one")
+			b.exec(tt.sql)
+			b.run().wantRefusal(exitcode.SlotLost, tt.text)
+			if got := b.received(); got != "" {
 				t.Errorf("received %q", got)
 			}
 		})
@@ -290,42 +290,42 @@ func TestForeignHistoryIsRefused(t *testing.T) {
 // A schema that lost a needed column stops the connector; nothing is confirmed past it, and nothing is lost.
 func TestLostColumnStops(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	r := w.run()
-	w.event("a", "one")
-	w.eventually(logged, "one:delivered")
-	w.exec("alter table event_outbox rename column payload to body")
-	w.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('t', 'a', 'two', '{}')`)
+	b := newConnectorBench(t)
+	r := b.run()
+	b.event("a", "one")
+	b.eventually(logQuery, "one:delivered")
+	b.exec("alter table event_outbox rename column payload to body")
+	b.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('t', 'a', 'two', '{}')`)
 	r.wantExit(exitcode.Config, "payload")
 	// The slot itself says so: other tests write into the same WAL, and what lies before the row may be confirmed.
-	still := w.query("select count(*) from pg_logical_slot_peek_binary_changes((select slot_name from outbox_checkpoints), null, null, " +
-		"'proto_version', '1', 'publication_names', '" + w.cfg.Source.Publication + "') where get_byte(data, 0) = ascii('I')")
+	still := b.query("select count(*) from pg_logical_slot_peek_binary_changes((select slot_name from outbox_checkpoints), null, null, " +
+		"'proto_version', '1', 'publication_names', '" + b.cfg.Source.Publication + "') where get_byte(data, 0) = ascii('I')")
 	if still != "1" {
 		t.Errorf("the slot has moved past a row that could not be decoded: %s rows are left in it, want 1", still)
 	}
 	// The rows in the WAL are as they were; with the column mapped they are read.
-	w.cfg.Source.Columns.Payload = "body"
-	r = w.run()
-	w.eventually(logged, "one:delivered two:delivered")
+	b.cfg.Source.Columns.Payload = "body"
+	r = b.run()
+	b.eventually(logQuery, "one:delivered two:delivered")
 	r.stop()
 }
 
 // A row that is no valid event is one dead letter, not a stop.
 func TestInvalidRowIsADeadLetter(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.cfg.Delivery.MaxEventBytes = 1000
-	r := w.run()
-	w.event("a", "one")
-	w.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('t', 'a', 'large', to_json(repeat('x', 2000)))`)
-	w.event("a", "two")
-	w.eventually(logged, "one:delivered large:dead two:delivered")
+	b := newConnectorBench(t)
+	b.cfg.Delivery.MaxEventBytes = 1000
+	r := b.run()
+	b.event("a", "one")
+	b.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('t', 'a', 'large', to_json(repeat('x', 2000)))`)
+	b.event("a", "two")
+	b.eventually(logQuery, "one:delivered large:dead two:delivered")
 	r.stop()
-	if got, want := w.query(`select concat_ws(' ', processor_id, agg_hash, status, event ->> 'event_type', payload is null) from outbox_parked`), "0 0 dead large t"; got != want {
+	if got, want := b.query(`select concat_ws(' ', processor_id, agg_hash, status, event ->> 'event_type', payload is null) from outbox_parked`), "0 0 dead large t"; got != want {
 		t.Errorf("parked row %q, want %q", got, want)
 	}
-	w.run().stop()
-	if got := w.received(); got != "one two" {
+	b.run().stop()
+	if got := b.received(); got != "one two" {
 		t.Errorf("received %q", got)
 	}
 }
@@ -333,12 +333,12 @@ func TestInvalidRowIsADeadLetter(t *testing.T) {
 // Whoever does not get the slot stands by, ready, and takes over.
 func TestStandby(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	first := w.run()
-	w.event("a", "one")
-	w.eventually(logged, "one:delivered")
-	epoch := w.query("select epoch from outbox_checkpoints")
-	second := w.run()
+	b := newConnectorBench(t)
+	first := b.run()
+	b.event("a", "one")
+	b.eventually(logQuery, "one:delivered")
+	epoch := b.query("select epoch from outbox_checkpoints")
+	second := b.run()
 	deadline := time.Now().Add(20 * time.Second)
 	for r := second.health.Report(); r.Role != monitoring.RoleStandby || !r.Ready; r = second.health.Report() {
 		if time.Now().After(deadline) {
@@ -347,14 +347,14 @@ func TestStandby(t *testing.T) {
 		time.Sleep(10 * time.Millisecond) // between two looks
 	}
 	// The slot is the lock: without it a session does not touch the ledger.
-	if got := w.query("select epoch from outbox_checkpoints"); got != epoch {
+	if got := b.query("select epoch from outbox_checkpoints"); got != epoch {
 		t.Errorf("the epoch is %s, want %s: whoever stands by has taken the ledger over", got, epoch)
 	}
 	first.stop()
-	w.event("a", "two")
-	w.eventually(logged, "one:delivered two:delivered")
+	b.event("a", "two")
+	b.eventually(logQuery, "one:delivered two:delivered")
 	second.stop()
-	if got := w.received(); got != "one two" {
+	if got := b.received(); got != "one two" {
 		t.Errorf("received %q", got)
 	}
 }
@@ -362,12 +362,12 @@ func TestStandby(t *testing.T) {
 // A publication that no longer publishes the inserts stops the connector.
 func TestDrift(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	r := w.run()
-	w.event("a", "one")
-	w.eventually(logged, "one:delivered")
-	w.exec("alter publication " + w.cfg.Source.Publication + " set (publish = 'update')")
-	c := New(w.cfg)
+	b := newConnectorBench(t)
+	r := b.run()
+	b.event("a", "one")
+	b.eventually(logQuery, "one:delivered")
+	b.exec("alter publication " + b.cfg.Source.Publication + " set (publish = 'update')")
+	c := New(b.cfg)
 	pool, err := c.openPool()
 	if err != nil {
 		t.Fatal(err)

@@ -15,11 +15,11 @@ import (
 )
 
 // keepFor runs the keeper for so long. The clock is a bubble's, which stands still while PostgreSQL, a real one, is asked.
-func (w *world) keepFor(d time.Duration, prepare ...func(*Connector)) (took time.Duration, err error) {
-	w.t.Helper()
-	table := w.query("select 'event_outbox'::regclass::oid")
-	synctest.Test(w.t, func(t *testing.T) {
-		cfg := w.cfg
+func (b *connectorBench) keepFor(d time.Duration, prepare ...func(*Connector)) (took time.Duration, err error) {
+	b.t.Helper()
+	table := b.query("select 'event_outbox'::regclass::oid")
+	synctest.Test(b.t, func(t *testing.T) {
+		cfg := b.cfg
 		cfg.Health, cfg.Metrics, cfg.Logger = &monitoring.Health{}, monitoring.NewMetrics("", nil), slog.New(slog.DiscardHandler)
 		c := New(cfg)
 		for _, f := range prepare {
@@ -48,9 +48,9 @@ func (w *world) keepFor(d time.Duration, prepare ...func(*Connector)) (took time
 // What the publication leaves out shows nowhere on the stream, so the keeper looks.
 func TestKeeperLooksForDrift(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.exec("alter publication " + w.cfg.Source.Publication + " set (publish = 'update')")
-	took, err := w.keepFor(time.Hour)
+	b := newConnectorBench(t)
+	b.exec("alter publication " + b.cfg.Source.Publication + " set (publish = 'update')")
+	took, err := b.keepFor(time.Hour)
 	if exitcode.Of(err) != exitcode.Config || !strings.Contains(err.Error(), "does not publish inserts") {
 		t.Errorf("ended with %v, want exit code %d and the drift", err, exitcode.Config)
 	}
@@ -62,10 +62,10 @@ func TestKeeperLooksForDrift(t *testing.T) {
 // Another table takes the outbox's name: its rows are not those that are streamed.
 func TestKeeperFindsTheOutboxReplaced(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	took, err := w.keepFor(time.Hour, func(*Connector) {
-		w.exec("create table eo2 (like event_outbox including all)")
-		w.exec("begin; alter table event_outbox rename to eo_old; alter table eo2 rename to event_outbox; commit")
+	b := newConnectorBench(t)
+	took, err := b.keepFor(time.Hour, func(*Connector) {
+		b.exec("create table eo2 (like event_outbox including all)")
+		b.exec("begin; alter table event_outbox rename to eo_old; alter table eo2 rename to event_outbox; commit")
 	})
 	if exitcode.Of(err) != exitcode.Config || !strings.Contains(err.Error(), "is public.eo_old now") {
 		t.Errorf("ended with %v, want exit code %d and the old table's name", err, exitcode.Config)
@@ -78,18 +78,18 @@ func TestKeeperFindsTheOutboxReplaced(t *testing.T) {
 // The outbox has lost its name: its rows are delivered still, so it is told once and shown until the name is back.
 func TestKeeperTellsThatTheOutboxLostItsName(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	b := newConnectorBench(t)
 	var log bytes.Buffer
 	var c *Connector
 	var shown []string
-	_, err := w.keepFor(10*time.Minute, func(made *Connector) {
+	_, err := b.keepFor(10*time.Minute, func(made *Connector) {
 		c = made
 		c.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-		w.exec("alter table event_outbox rename to renamed")
+		b.exec("alter table event_outbox rename to renamed")
 		time.AfterFunc(5*time.Minute, func() {
 			report := c.cfg.Health.Report()
 			shown = append(shown, fmt.Sprint(report.Ready, report.Components["outbox"].Detail))
-			w.exec("alter table renamed rename to event_outbox")
+			b.exec("alter table renamed rename to event_outbox")
 		})
 	})
 	if err != nil {
@@ -109,15 +109,15 @@ func TestKeeperTellsThatTheOutboxLostItsName(t *testing.T) {
 // Each heartbeat writes WAL, and an idle server has to stay idle.
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.exec("insert into outbox_processors (id, connector, processor_name, processor_type) values (1, 'test', 's', 'test')")
-	w.exec("create table beats (n int)")
-	w.exec("create function beat() returns trigger language plpgsql as 'begin insert into public.beats values (1); return new; end'")
-	w.exec("create trigger beat after update of heartbeat_at on outbox_processors for each row execute function beat()")
-	if _, err := w.keepFor(10*time.Minute - time.Second); err != nil {
+	b := newConnectorBench(t)
+	b.exec("insert into outbox_processors (id, connector, processor_name, processor_type) values (1, 'test', 's', 'test')")
+	b.exec("create table beats (n int)")
+	b.exec("create function beat() returns trigger language plpgsql as 'begin insert into public.beats values (1); return new; end'")
+	b.exec("create trigger beat after update of heartbeat_at on outbox_processors for each row execute function beat()")
+	if _, err := b.keepFor(10*time.Minute - time.Second); err != nil {
 		t.Error(err)
 	}
-	if got := w.query("select count(*) from beats"); got != "10" {
+	if got := b.query("select count(*) from beats"); got != "10" {
 		t.Errorf("%s heartbeats in ten minutes, want 10", got)
 	}
 }

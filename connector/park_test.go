@@ -17,18 +17,18 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// parking is a world in which what is not accepted is parked.
-func parking(t *testing.T) *world {
-	w := newWorld(t)
-	w.cfg.Delivery.ParkAfter = 2 * time.Second
-	w.cfg.Delivery.MaxRetries = 1
-	w.cfg.Breaker = BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: 300 * time.Millisecond}
-	return w
+// newParkingBench makes a bench whose connector parks what the sink does not accept.
+func newParkingBench(t *testing.T) *connectorBench {
+	b := newConnectorBench(t)
+	b.cfg.Delivery.ParkAfter = 2 * time.Second
+	b.cfg.Delivery.MaxRetries = 1
+	b.cfg.Breaker = BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: 300 * time.Millisecond}
+	return b
 }
 
-// answers makes the sink answer by event type.
-func (w *world) answers(errs func(eventType string) error) {
-	w.sink(func(_ context.Context, batch []sinks.Message) []error {
+// answerByType makes the sink answer each message as errs says for its event type.
+func (b *connectorBench) answerByType(errs func(eventType string) error) {
+	b.setSink(func(_ context.Context, batch []sinks.Message) []error {
 		out := make([]error, len(batch))
 		behind := map[string]bool{}
 		for i, m := range batch {
@@ -42,11 +42,11 @@ func (w *world) answers(errs func(eventType string) error) {
 	})
 }
 
-// away takes the sink away, until it is told false.
-func (w *world) away() *atomic.Bool {
+// takeSinkAway makes the sink unavailable until the value that it returns is set to false.
+func (b *connectorBench) takeSinkAway() *atomic.Bool {
 	var away atomic.Bool
 	away.Store(true)
-	w.answers(func(string) error {
+	b.answerByType(func(string) error {
 		if away.Load() {
 			return fmt.Errorf("dial: %w", sinks.ErrUnavailable)
 		}
@@ -55,61 +55,61 @@ func (w *world) away() *atomic.Bool {
 	return &away
 }
 
-const parkedNow = "select coalesce(string_agg(concat_ws(':', event ->> 'event_type', status, attempts, tries), ' ' order by commit_lsn, tx_index), '') from outbox_parked"
+const parkedRowsQuery = "select coalesce(string_agg(concat_ws(':', event ->> 'event_type', status, attempts, tries), ' ' order by commit_lsn, tx_index), '') from outbox_parked"
 
 // A sink that is away holds nobody up: what is for it is parked, the slot moves, and once it is back all comes in order.
 func TestSinkAwayIsParked(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	away := w.away()
-	r := w.run()
+	b := newParkingBench(t)
+	away := b.takeSinkAway()
+	r := b.run()
 	want := ""
 	for i := range 100 {
 		name := fmt.Sprintf("a%02d", i)
-		w.event("a", name)
+		b.event("a", name)
 		want += name + " "
 	}
-	w.eventually("select count(*) from outbox_parked", "100")
-	w.eventually("select ("+confirmed+") >= (select max(commit_lsn) from outbox_parked)", "true")
+	b.eventually("select count(*) from outbox_parked", "100")
+	b.eventually("select ("+confirmedQuery+") >= (select max(commit_lsn) from outbox_parked)", "true")
 	r.stop()
-	r = w.run()
-	w.event("a", "last")
-	w.eventually("select count(*) from outbox_parked", "101")
-	if got := w.query("select sum(attempts) from outbox_parked"); got != "0" {
+	r = b.run()
+	b.event("a", "last")
+	b.eventually("select count(*) from outbox_parked", "101")
+	if got := b.query("select sum(attempts) from outbox_parked"); got != "0" {
 		t.Errorf("%s attempts were used up by an outage", got)
 	}
 	away.Store(false)
-	w.eventually("select count(*) from outbox_parked", "0")
-	if got := w.received(); got != want+"last" {
+	b.eventually("select count(*) from outbox_parked", "0")
+	if got := b.received(); got != want+"last" {
 		t.Errorf("received %s", got)
 	}
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "101")
+	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "101")
 	r.stop()
 }
 
 // Single messages that are refused hold their aggregate only; dead, they let it go on.
 func TestRefusedHoldsItsAggregate(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	w.answers(func(eventType string) error {
+	b := newParkingBench(t)
+	b.answerByType(func(eventType string) error {
 		if eventType == "poison" {
 			return errRefused
 		}
 		return nil
 	})
-	w.cfg.Delivery.Retry = Retry{Initial: 500 * time.Millisecond, Max: time.Second}
-	r := w.run()
-	w.event("a", "poison")
-	w.event("a", "a2")
-	w.event("b", "b1")
-	w.eventually(parkedNow, "poison:parked:1:1 a2:parked:0:0")
-	if got := w.received(); got != "b1" {
+	b.cfg.Delivery.Retry = Retry{Initial: 500 * time.Millisecond, Max: time.Second}
+	r := b.run()
+	b.event("a", "poison")
+	b.event("a", "a2")
+	b.event("b", "b1")
+	b.eventually(parkedRowsQuery, "poison:parked:1:1 a2:parked:0:0")
+	if got := b.received(); got != "b1" {
 		t.Errorf("received %s, want b1 alone", got)
 	}
-	w.eventually(parkedNow, "poison:dead:2:2")
-	w.event("a", "a3")
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "3")
-	if got := w.received(); got != "b1 a2 a3" {
+	b.eventually(parkedRowsQuery, "poison:dead:2:2")
+	b.event("a", "a3")
+	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "3")
+	if got := b.received(); got != "b1 a2 a3" {
 		t.Errorf("received %s", got)
 	}
 	r.stop()
@@ -118,30 +118,30 @@ func TestRefusedHoldsItsAggregate(t *testing.T) {
 // A dead letter that blocks holds its aggregate until a person acts, over restarts as well.
 func TestDeadLetterBlocks(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	w.cfg.Delivery.Block = true
-	w.cfg.Delivery.MaxRetries = 0
+	b := newParkingBench(t)
+	b.cfg.Delivery.Block = true
+	b.cfg.Delivery.MaxRetries = 0
 	var mended atomic.Bool
-	w.answers(func(eventType string) error {
+	b.answerByType(func(eventType string) error {
 		if eventType == "poison" && !mended.Load() {
 			return fmt.Errorf("too large: %w", sinks.ErrPermanent)
 		}
 		return nil
 	})
-	r := w.run()
-	w.event("a", "poison")
-	w.event("a", "a2")
-	w.event("b", "b1")
-	w.eventually(parkedNow, "poison:dead:1:1 a2:parked:0:0")
+	r := b.run()
+	b.event("a", "poison")
+	b.event("a", "a2")
+	b.event("b", "b1")
+	b.eventually(parkedRowsQuery, "poison:dead:1:1 a2:parked:0:0")
 	r.stop()
-	r = w.run()
-	w.event("a", "a3")
-	w.eventually(parkedNow, "poison:dead:1:1 a2:parked:0:0 a3:parked:0:0")
+	r = b.run()
+	b.event("a", "a3")
+	b.eventually(parkedRowsQuery, "poison:dead:1:1 a2:parked:0:0 a3:parked:0:0")
 	mended.Store(true)
-	w.exec("update outbox_parked set status = 'parked', attempts = 0, tries = 0, next_attempt_at = now() where status = 'dead'")
-	w.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
-	w.eventually("select count(*) from outbox_parked", "0")
-	if got := w.received(); got != "b1 poison a2 a3" {
+	b.exec("update outbox_parked set status = 'parked', attempts = 0, tries = 0, next_attempt_at = now() where status = 'dead'")
+	b.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
+	b.eventually("select count(*) from outbox_parked", "0")
+	if got := b.received(); got != "b1 poison a2 a3" {
 		t.Errorf("received %s", got)
 	}
 	r.stop()
@@ -150,26 +150,26 @@ func TestDeadLetterBlocks(t *testing.T) {
 // A sink that a person has paused gets nothing, and what is for it waits in the table.
 func TestPaused(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	r := w.run()
-	w.event("a", "one")
-	w.eventually(logged, "one:delivered")
+	b := newParkingBench(t)
+	r := b.run()
+	b.event("a", "one")
+	b.eventually(logQuery, "one:delivered")
 	setActive := func(isActive string) {
-		w.exec("update outbox_processors set is_active = $1::text::boolean", isActive)
-		w.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
+		b.exec("update outbox_processors set is_active = $1::text::boolean", isActive)
+		b.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
 	}
 	setActive("false")
-	w.waitFor("paused", func() bool { return r.health.Report().Components["sink:s"].Detail != "" })
-	w.event("a", "two")
-	w.eventually(parkedNow, "two:parked:0:0")
+	b.waitFor("paused", func() bool { return r.health.Report().Components["sink:s"].Detail != "" })
+	b.event("a", "two")
+	b.eventually(parkedRowsQuery, "two:parked:0:0")
 	r.stop()
-	r = w.run()
-	w.event("a", "three")
-	w.eventually(parkedNow, "two:parked:0:0 three:parked:0:0")
+	r = b.run()
+	b.event("a", "three")
+	b.eventually(parkedRowsQuery, "two:parked:0:0 three:parked:0:0")
 	setActive("true")
-	w.eventually("select count(*) from outbox_parked", "0")
+	b.eventually("select count(*) from outbox_parked", "0")
 	r.stop()
-	if got := w.received(); got != "one two three" {
+	if got := b.received(); got != "one two three" {
 		t.Errorf("received %s", got)
 	}
 }
@@ -177,51 +177,51 @@ func TestPaused(t *testing.T) {
 // Five aggregates dead in a row, and nothing accepted between: the receiver is broken, and the rest waits until it is mended.
 func TestBrokenReceiver(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	w.cfg.Delivery.BatchSize = 1
+	b := newParkingBench(t)
+	b.cfg.Delivery.BatchSize = 1
 	var mended atomic.Bool
-	w.answers(func(string) error {
+	b.answerByType(func(string) error {
 		if !mended.Load() {
 			return fmt.Errorf("400: %w", sinks.ErrPermanent)
 		}
 		return nil
 	})
-	w.cfg.Delivery.Lanes = 1
-	r := w.run()
+	b.cfg.Delivery.Lanes = 1
+	r := b.run()
 	for i := range 30 {
-		w.event(fmt.Sprint("a", i), fmt.Sprint("e", i))
+		b.event(fmt.Sprint("a", i), fmt.Sprint("e", i))
 	}
-	w.eventually("select count(*) filter (where status = 'dead') || ' ' || count(*) filter (where status = 'parked') from outbox_parked", "5 25")
+	b.eventually("select count(*) filter (where status = 'dead') || ' ' || count(*) filter (where status = 'parked') from outbox_parked", "5 25")
 	mended.Store(true)
-	w.eventually("select count(*) from outbox_parked where status = 'parked'", "0")
-	w.eventually("select count(*) from outbox_parked where status = 'dead'", "5")
+	b.eventually("select count(*) from outbox_parked where status = 'parked'", "0")
+	b.eventually("select count(*) from outbox_parked where status = 'dead'", "5")
 	r.stop()
 }
 
 // Parked events of a sink that is gone are not forgotten: the start is refused until the file says what is to become of them.
 func TestOrphans(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	away := w.away()
-	r := w.run()
-	w.event("a", "one")
-	w.eventually("select count(*) from outbox_parked", "1")
+	b := newParkingBench(t)
+	away := b.takeSinkAway()
+	r := b.run()
+	b.event("a", "one")
+	b.eventually("select count(*) from outbox_parked", "1")
 	r.stop()
-	w.cfg.Sinks[0].Name = "t"
-	w.run().wantExit(exitcode.Config, "renamed_from")
-	w.cfg.Sinks[0].RenamedFrom = "s" // as it was told
-	r = w.run()
-	w.event("a", "two")
-	w.eventually("select count(*) from outbox_parked", "2")
+	b.cfg.Sinks[0].Name = "t"
+	b.run().wantExit(exitcode.Config, "renamed_from")
+	b.cfg.Sinks[0].RenamedFrom = "s" // as it was told
+	r = b.run()
+	b.event("a", "two")
+	b.eventually("select count(*) from outbox_parked", "2")
 	r.stop()
-	w.cfg.Sinks[0].Name, w.cfg.Sinks[0].RenamedFrom = "u", ""
-	w.cfg.Abandoned = []string{"t"}
+	b.cfg.Sinks[0].Name, b.cfg.Sinks[0].RenamedFrom = "u", ""
+	b.cfg.Abandoned = []string{"t"}
 	away.Store(false)
-	r = w.run()
-	w.event("a", "three")
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "1")
+	r = b.run()
+	b.event("a", "three")
+	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "1")
 	r.stop()
-	if got := w.received(); got != "three" {
+	if got := b.received(); got != "three" {
 		t.Errorf("received %s", got)
 	}
 }
@@ -241,30 +241,30 @@ func TestBreakerOpenSaysWhy(t *testing.T) {
 // What a person has killed is not delivered, even if a lane has read it before.
 func TestKilledWhileCatchingUp(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	w.cfg.Delivery.Lanes, w.cfg.Delivery.BatchSize = 1, 1
+	b := newParkingBench(t)
+	b.cfg.Delivery.Lanes, b.cfg.Delivery.BatchSize = 1, 1
 	var up atomic.Bool
-	w.answers(func(string) error {
+	b.answerByType(func(string) error {
 		if !up.Load() {
 			return sinks.ErrUnavailable
 		}
 		time.Sleep(50 * time.Millisecond) // a slow sink
 		return nil
 	})
-	r := w.run()
+	r := b.run()
 	for i := range 60 {
-		w.event(fmt.Sprint("a", i), "e")
+		b.event(fmt.Sprint("a", i), "e")
 	}
-	w.eventually("select count(*) from outbox_parked", "60")
+	b.eventually("select count(*) from outbox_parked", "60")
 	up.Store(true)
-	w.eventually("select count(*) < 55 from outbox_parked", "true")
-	w.exec("update outbox_parked set status = 'dead', next_attempt_at = null")
-	w.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
-	killed := len(strings.Fields(w.received()))
-	w.event("b", "last")
-	w.eventually("select count(*) from outbox_parked where status = 'parked'", "0")
+	b.eventually("select count(*) < 55 from outbox_parked", "true")
+	b.exec("update outbox_parked set status = 'dead', next_attempt_at = null")
+	b.exec("select pg_notify('outbox_changed', 'public:' || (select id from outbox_processors))")
+	killed := len(strings.Fields(b.received()))
+	b.event("b", "last")
+	b.eventually("select count(*) from outbox_parked where status = 'parked'", "0")
 	r.stop()
-	if n := len(strings.Fields(w.received())) - killed; n > 5 {
+	if n := len(strings.Fields(b.received())) - killed; n > 5 {
 		t.Errorf("%d were delivered after they were killed", n)
 	}
 }
@@ -272,18 +272,18 @@ func TestKilledWhileCatchingUp(t *testing.T) {
 // Lanes that wait to hand over what they park, because a person has locked the ledger, do not keep the process from ending.
 func TestStopWhileTheLedgerIsLocked(t *testing.T) {
 	t.Parallel()
-	w := parking(t)
-	w.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
-	w.answers(func(string) error { return sinks.ErrUnavailable })
-	r := w.run()
+	b := newParkingBench(t)
+	b.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	b.answerByType(func(string) error { return sinks.ErrUnavailable })
+	r := b.run()
 	for i := range 20 {
-		w.event(fmt.Sprint("a", i), "parked")
+		b.event(fmt.Sprint("a", i), "parked")
 	}
-	w.eventually("select count(*) from outbox_parked", "20")
-	w.waitFor("open", func() bool { return strings.Contains(r.health.Report().Components["sink:s"].Detail, "breaker open") })
-	w.exec("begin")
-	w.exec("lock table outbox_parked in share mode")
-	other, err := pgx.Connect(t.Context(), w.cfg.Source.DSN)
+	b.eventually("select count(*) from outbox_parked", "20")
+	b.waitFor("open", func() bool { return strings.Contains(r.health.Report().Components["sink:s"].Detail, "breaker open") })
+	b.exec("begin")
+	b.exec("lock table outbox_parked in share mode")
+	other, err := pgx.Connect(t.Context(), b.cfg.Source.DSN)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,15 +305,15 @@ func TestStopWhileTheLedgerIsLocked(t *testing.T) {
 	case <-time.After(recordWait + 10*time.Second):
 		t.Error("goes on for as long as the lock")
 	}
-	w.exec("rollback")
+	b.exec("rollback")
 }
 
 // waitFor waits until a condition holds.
-func (w *world) waitFor(what string, is func() bool) {
-	w.t.Helper()
+func (b *connectorBench) waitFor(what string, is func() bool) {
+	b.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !is(); {
 		if time.Now().After(deadline) {
-			w.t.Fatalf("not %s for 20 s", what)
+			b.t.Fatalf("not %s for 20 s", what)
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks
 	}

@@ -1,7 +1,6 @@
 package connector
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -13,29 +12,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-func newPool(t testing.TB, db *pgtest.Database) *pgxpool.Pool {
-	config, err := pgxpool.ParseConfig(db.DSN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ledger.Pin(&config.ConnConfig.Config)
-	pool, err := pgxpool.NewWithConfig(context.Background(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	return pool
-}
-
-// said puts what a read has found into words.
-func said(a ledger.ParkedRows) []string {
+// describe returns what a read has found, as lines of text that can be compared.
+func describe(a ledger.ParkedRows) []string {
 	var s []string
 	for _, d := range a.Fresh {
 		s = append(s, fmt.Sprintf("fresh %s %d %s %d %d", d.Position, d.AggregateHash, d.EventID, d.Attempts, d.Tries))
@@ -57,7 +41,7 @@ func said(a ledger.ParkedRows) []string {
 func TestParkedReads(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	conn, pool := db.Conn(t), newPool(t, db)
+	conn, pool := db.Conn(t), db.Pool(t, ledger.Pin)
 	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
 	const most = 100_000 // that no small rows ever come to
 	large := []byte(strings.Repeat("x", most))
@@ -69,7 +53,7 @@ func TestParkedReads(t *testing.T) {
 		now := time.Now()
 		for i := range 1 + r.IntN(60) {
 			row := &memRow{
-				processor: 1 + r.Int32N(2), pos: checkpoint.Position{LSN: 100 + 8*pglogrepl.LSN(r.IntN(10)), Index: int64(i) - 5}, id: eventID(i),
+				processor: 1 + r.Int32N(2), pos: checkpoint.Position{LSN: 100 + 8*pglogrepl.LSN(r.IntN(10)), Index: int64(i) - 5}, id: fmt.Sprintf("0190a5d0-0000-7000-8000-%012x", i),
 				hash: int64(r.IntN(8)-4) * 1_000_000_007, attempts: r.IntN(3), event: []byte(`{"aggregate_type":"t","aggregate_id":"a"}`), payload: []byte("p"),
 			}
 			if r.IntN(10) == 0 {
@@ -105,14 +89,14 @@ func TestParkedReads(t *testing.T) {
 				q.Prev = checkpoint.Position{LSN: 108, Index: 0}
 			}
 		}
-		words := mem.table(1, lane, lanes)
-		words.large = func(r *memRow) bool { return len(r.payload) == most }
-		want, _ := words.Read(t.Context(), q)
+		model := mem.table(1, lane, lanes)
+		model.large = func(r *memRow) bool { return len(r.payload) == most }
+		want, _ := model.Read(t.Context(), q)
 		got, err := ledger.Schema("public").ReadParked(pool, 1, lane, lanes).Read(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(said(want), said(got)); diff != "" {
+		if diff := cmp.Diff(describe(want), describe(got)); diff != "" {
 			t.Fatalf("round %d, lane %d of %d, %+v:\n%s", round, lane, lanes, q, diff)
 		}
 	}
@@ -135,5 +119,3 @@ func insertRow(t *testing.T, conn *pgx.Conn, r *memRow) {
 		t.Fatal(err)
 	}
 }
-
-func eventID(n int) string { return fmt.Sprintf("0190a5d0-0000-7000-8000-%012x", n) }

@@ -29,7 +29,7 @@ func (r *running) streaming() bool {
 
 // wantRefusal waits for Run to end by itself without ever streaming, with this exit code and text.
 func (r *running) wantRefusal(code exitcode.Code, text string) {
-	r.w.t.Helper()
+	r.b.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		select {
 		case err := <-r.ended:
@@ -39,16 +39,16 @@ func (r *running) wantRefusal(code exitcode.Code, text string) {
 		case <-time.After(10 * time.Millisecond): // between two looks
 		}
 		if r.streaming() || time.Now().After(deadline) {
-			r.w.t.Fatalf("it was not refused: %+v", r.health.Report())
+			r.b.t.Fatalf("it was not refused: %+v", r.health.Report())
 		}
 	}
 }
 
 // onLane is the name of an aggregate of that lane, the n-th.
-func (w *world) onLane(lane, n int) string {
+func (b *connectorBench) onLane(lane, n int) string {
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("l%d-%d", lane, i)
-		if router.Lane(router.AggregateHash("t", name), w.cfg.Delivery.Lanes) != lane {
+		if router.Lane(router.AggregateHash("t", name), b.cfg.Delivery.Lanes) != lane {
 			continue
 		}
 		if n--; n < 0 {
@@ -57,13 +57,13 @@ func (w *world) onLane(lane, n int) string {
 	}
 }
 
-// hold makes the sink hold back deliveries of events of this type until the test lets go, which ends with the test at the
+// holdBack makes the sink hold back deliveries of events of this type until the test lets go, which ends with the test at the
 // latest.
-func (w *world) hold(eventType string) (held <-chan struct{}, release func()) {
+func (b *connectorBench) holdBack(eventType string) (held <-chan struct{}, release func()) {
 	begun, gone := make(chan struct{}), make(chan struct{})
 	begin, release := sync.OnceFunc(func() { close(begun) }), sync.OnceFunc(func() { close(gone) })
-	w.t.Cleanup(release)
-	w.sink(func(ctx context.Context, batch []sinks.Message) []error {
+	b.t.Cleanup(release)
+	b.setSink(func(ctx context.Context, batch []sinks.Message) []error {
 		if !slices.ContainsFunc(batch, func(m sinks.Message) bool { return m.Event.EventType == eventType }) {
 			return nil
 		}
@@ -81,18 +81,18 @@ func (w *world) hold(eventType string) (held <-chan struct{}, release func()) {
 // An outbox without events in a database that others write to: keepalives let the slot follow.
 func TestIdleOutboxLetsTheSlotFollow(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	r := w.run()
-	w.exec("create table busy (filler text)")
-	w.exec("alter table busy alter filler set storage external")
+	b := newConnectorBench(t)
+	r := b.run()
+	b.exec("create table busy (filler text)")
+	b.exec("alter table busy alter filler set storage external")
 	for range 3 {
-		w.exec("insert into busy select string_agg(md5(i::text), '') from generate_series(1, 32768) i")
+		b.exec("insert into busy select string_agg(md5(i::text), '') from generate_series(1, 32768) i")
 	}
-	behind := w.query("select pg_current_wal_lsn()")
-	w.eventually("select ("+confirmed+") > '"+behind+"'::pg_lsn - 1048576 - 65536", "true")
+	behind := b.query("select pg_current_wal_lsn()")
+	b.eventually("select ("+confirmedQuery+") > '"+behind+"'::pg_lsn - 1048576 - 65536", "true")
 	r.stop()
 	// The checkpoint covers it, and stands before the first event of a commit record that begins there.
-	if got := w.query("select prefix_index || ' ' || (prefix_lsn = confirmed_lsn and confirmed_lsn >= (" + confirmed + ")) from outbox_checkpoints"); got != "-1 true" {
+	if got := b.query("select prefix_index || ' ' || (prefix_lsn = confirmed_lsn and confirmed_lsn >= (" + confirmedQuery + ")) from outbox_checkpoints"); got != "-1 true" {
 		t.Errorf("checkpoint: %s, want -1 true", got)
 	}
 }
@@ -100,14 +100,14 @@ func TestIdleOutboxLetsTheSlotFollow(t *testing.T) {
 // The slot knows where to start. The checkpoint's LSN, which may be ahead of it after a failover, decides nothing.
 func TestStoredLSNIsNotWhereTheStreamStarts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.event("a", "one")
-	w.exec("update outbox_checkpoints set confirmed_lsn = pg_current_wal_insert_lsn()")
-	r := w.run()
-	w.event("a", "two")
-	w.eventually("select count(*) > 0 from outbox_delivery_log where event_id = (select id from event_outbox where event_type = 'two')", "true")
+	b := newConnectorBench(t)
+	b.event("a", "one")
+	b.exec("update outbox_checkpoints set confirmed_lsn = pg_current_wal_insert_lsn()")
+	r := b.run()
+	b.event("a", "two")
+	b.eventually("select count(*) > 0 from outbox_delivery_log where event_id = (select id from event_outbox where event_type = 'two')", "true")
 	r.stop()
-	if got := w.received(); got != "one two" {
+	if got := b.received(); got != "one two" {
 		t.Errorf("received %q, want %q", got, "one two")
 	}
 }
@@ -115,33 +115,33 @@ func TestStoredLSNIsNotWhereTheStreamStarts(t *testing.T) {
 // While the window is full the reader waits. It goes on reporting to the server meanwhile.
 func TestProgressIsReportedWhileTheWindowIsFull(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	b := newConnectorBench(t)
 	const window = 5
-	w.cfg.Delivery.MaxInFlight, w.cfg.Delivery.BatchSize = window, 1
+	b.cfg.Delivery.MaxInFlight, b.cfg.Delivery.BatchSize = window, 1
 	// All of it is there before the start, so that the reader has much more than the window in its buffer. Lane 0 is held at
 	// "first", lane 1 at "second", which never ends.
-	w.event(w.onLane(0, 0), "first")
-	w.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 't', $1, 'second', '{}' from generate_series(1, 500)`, w.onLane(1, 0))
+	b.event(b.onLane(0, 0), "first")
+	b.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 't', $1, 'second', '{}' from generate_series(1, 500)`, b.onLane(1, 0))
 	letGo := map[string]chan struct{}{"first": make(chan struct{}), "second": make(chan struct{})}
 	began := map[string]chan struct{}{"first": make(chan struct{}, 1), "second": make(chan struct{}, 1)}
 	t.Cleanup(func() { close(letGo["second"]) })
-	w.sink(func(_ context.Context, batch []sinks.Message) []error {
+	b.setSink(func(_ context.Context, batch []sinks.Message) []error {
 		which := batch[0].Event.EventType
 		began[which] <- struct{}{}
 		<-letGo[which]
 		return nil
 	})
-	w.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
-	w.run()
+	b.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	b.run()
 	// The reader hands over when its buffer is empty, which it is not, or when the window is full.
 	<-began["first"]
 	<-began["second"]
-	held := w.query(confirmed)
+	held := b.query(confirmedQuery)
 	close(letGo["first"])
 	// Known from the ledger: other tests write into the same WAL, so a position asked for is not the event's.
 	const commit = "(select commit_lsn from outbox_delivery_log where tx_index = 0)"
-	w.eventually("select ("+confirmed+") > "+commit, "true")
-	if got := w.query("select '" + held + "'::pg_lsn <= " + commit); got != "true" {
+	b.eventually("select ("+confirmedQuery+") > "+commit, "true")
+	if got := b.query("select '" + held + "'::pg_lsn <= " + commit); got != "true" {
 		t.Errorf("the slot stood at %s before the first event was settled, past it", held)
 	}
 }
@@ -149,26 +149,26 @@ func TestProgressIsReportedWhileTheWindowIsFull(t *testing.T) {
 // Another event may have the id of one that was delivered: what was settled is known by its position.
 func TestSameIDIsAnotherEvent(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
-	held, _ := w.hold("stuck")
-	r := w.run()
-	w.event(w.onLane(0, 0), "stuck")
+	b := newConnectorBench(t)
+	b.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	held, _ := b.holdBack("stuck")
+	r := b.run()
+	b.event(b.onLane(0, 0), "stuck")
 	<-held
-	w.event(w.onLane(1, 0), "one")
-	w.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "1")
+	b.event(b.onLane(1, 0), "one")
+	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "1")
 	r.cancel()
 	if err := <-r.ended; !errors.Is(err, errDrainTimeout) {
 		t.Errorf("ended with %v, want that the drain timed out", err)
 	}
-	w.exec("with gone as (delete from event_outbox where event_type = 'one' returning id, aggregate_id) " +
+	b.exec("with gone as (delete from event_outbox where event_type = 'one' returning id, aggregate_id) " +
 		"select set_config('test.id', id::text, false) from gone")
-	w.exec(`insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload) values (current_setting('test.id')::uuid, 't', $1, 'two', '{}')`, w.onLane(1, 0))
-	w.sink(func(context.Context, []sinks.Message) []error { return nil })
-	r = w.run()
-	w.eventually("select count(*) = 3 and max(commit_lsn) < ("+confirmed+") from outbox_delivery_log where status = 'delivered'", "true")
+	b.exec(`insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload) values (current_setting('test.id')::uuid, 't', $1, 'two', '{}')`, b.onLane(1, 0))
+	b.setSink(func(context.Context, []sinks.Message) []error { return nil })
+	r = b.run()
+	b.eventually("select count(*) = 3 and max(commit_lsn) < ("+confirmedQuery+") from outbox_delivery_log where status = 'delivered'", "true")
 	r.stop()
-	got := strings.Fields(w.received())
+	got := strings.Fields(b.received())
 	slices.Sort(got)
 	if !slices.Equal(got, []string{"one", "stuck", "two"}) {
 		t.Errorf("received %q, want one, stuck and two, once each", got)
@@ -178,9 +178,9 @@ func TestSameIDIsAnotherEvent(t *testing.T) {
 // A role's or the server's synchronous_commit = off would let a crash keep the slot's position and lose the rows before it.
 func TestTheLedgerWaitsForTheDisk(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.exec("do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$")
-	conn, err := (&Connector{cfg: w.cfg}).connect(t.Context())
+	b := newConnectorBench(t)
+	b.exec("do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$")
+	conn, err := (&Connector{cfg: b.cfg}).connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,11 +200,11 @@ func TestServerIsLetGo(t *testing.T) {
 	if err := migrations.Apply(t.Context(), dsn, migrations.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	w := newWorldIn(t, &pgtest.Database{Name: "postgres", DSN: dsn, Admin: dsn})
-	w.cfg.Delivery.DrainTimeout, w.cfg.Delivery.Timeout = time.Minute, time.Minute
-	held, _ := w.hold("stuck")
-	r := w.run()
-	w.event("a", "stuck")
+	b := newConnectorBenchIn(t, &pgtest.Database{Name: "postgres", DSN: dsn, Admin: dsn})
+	b.cfg.Delivery.DrainTimeout, b.cfg.Delivery.Timeout = time.Minute, time.Minute
+	held, _ := b.holdBack("stuck")
+	r := b.run()
+	b.event("a", "stuck")
 	<-held
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
@@ -218,19 +218,19 @@ func TestServerIsLetGo(t *testing.T) {
 // twice.
 func TestRecorderThatIsEndedComesBack(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	r := w.run()
-	w.event("a", "one")
-	w.eventually("select count(*) from outbox_delivery_log", "1")
-	epoch := w.query("select epoch from outbox_checkpoints")
-	w.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
-	w.event("a", "two")
-	w.eventually("select count(*) from outbox_delivery_log", "2")
+	b := newConnectorBench(t)
+	r := b.run()
+	b.event("a", "one")
+	b.eventually("select count(*) from outbox_delivery_log", "1")
+	epoch := b.query("select epoch from outbox_checkpoints")
+	b.exec("select pg_terminate_backend(recorder_pid, 5000) from outbox_checkpoints")
+	b.event("a", "two")
+	b.eventually("select count(*) from outbox_delivery_log", "2")
 	r.stop()
-	if got := w.query("select epoch from outbox_checkpoints"); got != epoch {
+	if got := b.query("select epoch from outbox_checkpoints"); got != epoch {
 		t.Errorf("epoch %s, want still %s", got, epoch)
 	}
-	if got := w.received(); got != "one two" {
+	if got := b.received(); got != "one two" {
 		t.Errorf("received %q, want %q", got, "one two")
 	}
 }

@@ -54,7 +54,7 @@ func TestPlaceOfAnError(t *testing.T) {
 // 14 and 18 say of a bytea of 600 MiB, for which a walsender took 1.2 GB of memory; 54000 was read in their source, not seen.
 func TestErrorThatComesForEver(t *testing.T) {
 	t.Parallel()
-	c, _ := watching()
+	c, _ := newWatchedConnector()
 	c.cfg.Source.Table = "public.event_outbox"
 	in := func(pg *pgconn.PgError, lsn pglogrepl.LSN) error {
 		return c.explainStreamError(context.Background(), &streamError{err: pg, cause: pg, inside: true, xid: 7, lsn: lsn})
@@ -100,7 +100,7 @@ func TestErrorThatComesForEver(t *testing.T) {
 // A row that was written without a column comes without it for ever.
 func TestDriftThatComesForEver(t *testing.T) {
 	t.Parallel()
-	c, _ := watching()
+	c, _ := newWatchedConnector()
 	for i, step := range []struct {
 		lsn     pglogrepl.LSN
 		forever bool

@@ -24,8 +24,8 @@ func TestUnroutedLog(t *testing.T) {
 		told := func() {
 			u.report(time.Now(), logger)
 			if line := log.String(); line != "" {
-				said := regexp.MustCompile(`events=\d+ aggregate_type=\w+ event_type=\S+`).FindString(line)
-				got = append(got, time.Since(start).String()+" "+said)
+				fields := regexp.MustCompile(`events=\d+ aggregate_type=\w+ event_type=\S+`).FindString(line)
+				got = append(got, time.Since(start).String()+" "+fields)
 				log.Reset()
 			}
 		}
@@ -55,9 +55,9 @@ func TestUnroutedLog(t *testing.T) {
 // The keeper tells the log while a session runs.
 func TestKeeperTellsOfUnroutedEvents(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	b := newConnectorBench(t)
 	var log bytes.Buffer
-	_, err := w.keepFor(10*time.Second, func(c *Connector) {
+	_, err := b.keepFor(10*time.Second, func(c *Connector) {
 		c.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		c.unroutedLog.add(&outbox.Event{AggregateType: "order", EventType: "order.placed"})
 	})

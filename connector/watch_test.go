@@ -22,7 +22,7 @@ type stuckLedger struct{ gate chan error }
 func (l stuckLedger) Commit(context.Context, checkpoint.Batch) error { return <-l.gate }
 func (stuckLedger) Close()                                           {}
 
-func watching() (*Connector, *bytes.Buffer) {
+func newWatchedConnector() (*Connector, *bytes.Buffer) {
 	var log bytes.Buffer
 	return New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.NewTextHandler(&log, nil))}), &log
 }
@@ -32,7 +32,7 @@ func watching() (*Connector, *bytes.Buffer) {
 func TestWhatHangsIsTold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c, log := watching()
+		c, log := newWatchedConnector()
 		gate := make(chan error)
 		ledger := watchedLedger{stuckLedger{gate}, &c.calls.record}
 		c.tracker.Store(checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0))
@@ -105,7 +105,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 func TestLagWithoutSession(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := watching()
+		c, _ := newWatchedConnector()
 		lag := func() float64 {
 			c.showLag(time.Now())
 			return testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds)
@@ -141,7 +141,7 @@ func TestLagWithoutSession(t *testing.T) {
 func TestDutyThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c, log := watching()
+		c, log := newWatchedConnector()
 		pool, err := New(Config{Source: Source{DSN: "host=127.0.0.1 port=1"}}).openPool() // nobody is there to be asked
 		if err != nil {
 			t.Error(err)
@@ -197,7 +197,7 @@ func TestWhatAStatementWaitsFor(t *testing.T) {
 // A process that sends nothing and takes nothing is told, and the lag counts from then.
 func TestSenderThatDoesNotRun(t *testing.T) {
 	t.Parallel()
-	c, _ := watching()
+	c, _ := newWatchedConnector()
 	began := time.Now()
 	at := func(s int) time.Time { return began.Add(time.Duration(s) * time.Second) }
 	for _, step := range []struct {

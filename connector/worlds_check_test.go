@@ -5,13 +5,13 @@ import (
 	"slices"
 )
 
-// owes says what is not done yet; nothing, and the world ends with that.
-func (w *simulation) owes() string {
+// unfinished says what is not done yet. If it returns "", everything is done, and the world is over.
+func (w *simulation) unfinished() string {
 	s := w.running()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
-	case w.unborn > 0:
+	case w.uncommitted > 0:
 		return "transactions of applications"
 	case s == nil || s != w.session:
 		return "no session"
@@ -31,7 +31,7 @@ func (w *simulation) owes() string {
 				continue
 			}
 			e := w.events[r.id]
-			stuck[r.hash] = stuck[r.hash] || e.fates[i].kind >= fateTimeout
+			stuck[r.hash] = stuck[r.hash] || e.reactions[i].kind >= reactionTimeout
 			if (!r.dead || w.cfg.block) && !stuck[r.hash] {
 				return fmt.Sprintf("sink%d has %v parked: dead %t, due %s, tries %d", i, e, r.dead, r.due, r.tries)
 			}
@@ -53,8 +53,8 @@ func (w *simulation) check() {
 		for _, k := range w.sinks {
 			w.checkEvent(e, k)
 		}
-		if len(e.sinks) == 0 && w.ledger.last[worldKey{0, e}] != "discarded" {
-			w.bad("no row", "%v, which no route wants", e)
+		if len(e.sinks) == 0 && w.ledger.last[worldDelivery{0, e}] != "discarded" {
+			w.violation("no row", "%v, which no route wants", e)
 		}
 	}
 	for _, k := range w.sinks {
@@ -66,20 +66,20 @@ func (w *simulation) check() {
 
 func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
 	foreign := !slices.Contains(e.sinks, k.n) // no route sends it to this sink
-	a, key := k.of(e), worldKey{processor(k.n), e}
+	a, key := k.acceptanceOf(e), worldDelivery{processor(k.n), e}
 	i, parked := w.ledger.parked.find(key.processor, e.pos)
 	dead := parked && w.ledger.parked.rows[i].dead
 	switch last := w.ledger.last[key]; {
 	case foreign && (a.count > 0 || last != "" || parked):
-		w.bad("phantom", "%v at sink%d", e, k.n)
+		w.violation("phantom", "%v at sink%d", e, k.n)
 	case foreign || parked && !dead:
 	case a.count == 0 && !dead && !w.ledger.discarded[key]:
-		w.bad("lost", "%v was never accepted by sink%d, and is not dead (log %q)", e, k.n, last)
+		w.violation("lost", "%v was never accepted by sink%d, and is not dead (log %q)", e, k.n, last)
 	case last == "":
-		w.bad("no row", "%v of sink%d has no row in the log", e, k.n)
+		w.violation("no row", "%v of sink%d has no row in the log", e, k.n)
 	}
 	if a.count > 1+a.unknown {
-		w.bad("duplicate", "%v was accepted %d times by sink%d, with %d tries of unknown outcome", e, a.count, k.n, a.unknown)
+		w.violation("duplicate", "%v was accepted %d times by sink%d, with %d tries of unknown outcome", e, a.count, k.n, a.unknown)
 	}
 }
 
@@ -88,12 +88,12 @@ func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
 func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 	var last *worldEvent
 	for _, e := range events {
-		key := worldKey{processor(k.n), e}
+		key := worldDelivery{processor(k.n), e}
 		if !w.cfg.block && w.ledger.dead[key] || w.ledger.displaced[key] || w.ledger.discarded[key] {
 			continue
 		}
 		if last != nil && e.pos.Compare(last.pos) < 0 {
-			w.bad("order", "sink%d accepted %v after %v", k.n, e, last)
+			w.violation("order", "sink%d accepted %v after %v", k.n, e, last)
 			continue
 		}
 		last = e

@@ -14,8 +14,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// worldKey is an event at a sink, by its processor.
-type worldKey struct {
+// worldDelivery is one event for one sink, which its processor names.
+type worldDelivery struct {
 	processor int32
 	event     *worldEvent
 }
@@ -33,11 +33,11 @@ type worldLedger struct {
 	confirmed pglogrepl.LSN
 	log       []checkpoint.Key // delivered, dead, discarded
 
-	last       map[worldKey]string // status of the last log row
-	settled    map[worldKey]bool
-	dead       map[worldKey]bool // ever
-	discarded  map[worldKey]bool // ever: an outcome that was under way may still follow in the log
-	displaced  map[worldKey]bool // declared dead by a person, untried perhaps: when it is retried it comes before its predecessors
+	last       map[worldDelivery]string // status of the last log row
+	settled    map[worldDelivery]bool
+	dead       map[worldDelivery]bool // ever
+	discarded  map[worldDelivery]bool // ever: an outcome that was under way may still follow in the log
+	displaced  map[worldDelivery]bool // declared dead by a person, untried perhaps: when it is retried it comes before its predecessors
 	aggregates map[string]*worldAggregate
 	covered    int // transactions of the WAL of which everything is settled, as far as somebody relied on it
 }
@@ -51,8 +51,8 @@ type worldAggregate struct {
 func newWorldLedger(w *simulation) *worldLedger {
 	return &worldLedger{
 		clean: true,
-		w:     w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldKey]string{}, settled: map[worldKey]bool{},
-		dead: map[worldKey]bool{}, displaced: map[worldKey]bool{}, discarded: map[worldKey]bool{}, aggregates: map[string]*worldAggregate{},
+		w:     w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldDelivery]string{}, settled: map[worldDelivery]bool{},
+		dead: map[worldDelivery]bool{}, displaced: map[worldDelivery]bool{}, discarded: map[worldDelivery]bool{}, aggregates: map[string]*worldAggregate{},
 	}
 }
 
@@ -85,7 +85,7 @@ func (l *worldLedger) owe(e *worldEvent) {
 }
 
 // settle takes note of what is settled, and that is for ever.
-func (l *worldLedger) settle(k worldKey) {
+func (l *worldLedger) settle(k worldDelivery) {
 	if l.settled[k] {
 		return
 	}
@@ -93,9 +93,9 @@ func (l *worldLedger) settle(k worldKey) {
 	l.aggregate(k.processor, k.event).settled++
 }
 
-func (l *worldLedger) logRow(k worldKey, status string) {
+func (l *worldLedger) logRow(k worldDelivery, status string) {
 	if status == "delivered" && l.last[k] == status {
-		l.w.bad("log", "%v has a second delivered row of processor %d", k.event, k.processor)
+		l.w.violation("log", "%v has a second delivered row of processor %d", k.event, k.processor)
 	}
 	l.last[k] = status
 	l.dead[k] = l.dead[k] || status == "dead"
@@ -120,16 +120,16 @@ func (l *worldLedger) apply(b checkpoint.Batch) {
 	l.parked.apply(rows)
 	for _, o := range rows {
 		a := l.aggregate(o.Processor, w.events[o.EventID])
-		for a.prefix < len(a.events) && l.settled[worldKey{o.Processor, a.events[a.prefix]}] {
+		for a.prefix < len(a.events) && l.settled[worldDelivery{o.Processor, a.events[a.prefix]}] {
 			a.prefix++
 		}
 		// What a sink that is tried once discards has no order.
 		if o.Processor != 0 && a.prefix < a.settled && !w.sinks[o.Processor-1].oneTry {
-			w.bad("no prefix", "of aggregate %s at processor %d %d events are settled, but not %v", w.events[o.EventID].aggregate, o.Processor, a.settled, a.events[a.prefix])
+			w.violation("no prefix", "of aggregate %s at processor %d %d events are settled, but not %v", w.events[o.EventID].aggregate, o.Processor, a.settled, a.events[a.prefix])
 		}
 	}
 	if b.Watermark.Prefix.Compare(l.prefix) < 0 || b.Watermark.LSN < l.confirmed {
-		w.bad("back", "the checkpoint moves from %s and %s to %s and %s", l.prefix, l.confirmed, b.Watermark.Prefix, b.Watermark.LSN)
+		w.violation("back", "the checkpoint moves from %s and %s to %s and %s", l.prefix, l.confirmed, b.Watermark.Prefix, b.Watermark.LSN)
 	}
 	l.prefix, l.confirmed = b.Watermark.Prefix, b.Watermark.LSN
 	l.cover()
@@ -137,10 +137,10 @@ func (l *worldLedger) apply(b checkpoint.Batch) {
 
 func (l *worldLedger) outcome(o checkpoint.Outcome) {
 	w, e := l.w, l.w.events[o.EventID]
-	k := worldKey{o.Processor, e}
+	k := worldDelivery{o.Processor, e}
 	w.trace("    processor %d: %v %s, attempt %d, row %d %+v", o.Processor, e, o.Status, o.Attempt, o.Row, due(o))
 	if o.Position != e.pos {
-		w.bad("position", "%v is recorded at %s", e, o.Position)
+		w.violation("position", "%v is recorded at %s", e, o.Position)
 	}
 	if o.Row == checkpoint.RowInsert {
 		l.settle(k)
@@ -148,9 +148,9 @@ func (l *worldLedger) outcome(o checkpoint.Outcome) {
 	}
 	switch o.Status {
 	case checkpoint.Delivered:
-		a := w.sinks[o.Processor-1].of(e)
+		a := w.sinks[o.Processor-1].acceptanceOf(e)
 		if a.committed = true; a.count == 0 {
-			w.bad("delivered", "%v is recorded as delivered, which processor %d never accepted", e, o.Processor)
+			w.violation("delivered", "%v is recorded as delivered, which processor %d never accepted", e, o.Processor)
 		}
 		l.logRow(k, "delivered")
 	case checkpoint.Dead:
@@ -178,8 +178,8 @@ func (l *worldLedger) cover() {
 				return
 			}
 			for _, p := range processors(e) {
-				if !l.settled[worldKey{p, e}] {
-					l.w.bad("unsettled", "the checkpoint covers %v (prefix %s, confirmed %s), which is not settled for processor %d", e, l.prefix, l.confirmed, p)
+				if !l.settled[worldDelivery{p, e}] {
+					l.w.violation("unsettled", "the checkpoint covers %v (prefix %s, confirmed %s), which is not settled for processor %d", e, l.prefix, l.confirmed, p)
 				}
 			}
 		}
@@ -194,7 +194,7 @@ func (w *simulation) confirm(lsn pglogrepl.LSN) {
 		return
 	}
 	if lsn > w.ledger.confirmed {
-		w.bad("slot", "%s is confirmed, the checkpoint stands at %s", lsn, w.ledger.confirmed)
+		w.violation("slot", "%s is confirmed, the checkpoint stands at %s", lsn, w.ledger.confirmed)
 	}
 	w.slot.confirmed = lsn
 	w.trace("slot at %s", lsn)
@@ -209,8 +209,8 @@ const (
 	declareDead // of a parked row
 )
 
-// person makes this change to one of the rows of a sink to which it applies. pick says which.
-func (l *worldLedger) person(sink, pick int, what personChange) {
+// makeChange makes this change to one of the rows of a sink to which it applies. pick says which.
+func (l *worldLedger) makeChange(sink, pick int, what personChange) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	l.parked.mu.Lock()
@@ -242,8 +242,8 @@ func (l *worldLedger) declareDead(r *memRow) {
 	if l.w.cfg.block {
 		r.due = forever
 	}
-	l.displaced[worldKey{r.processor, e}] = true
-	l.logRow(worldKey{r.processor, e}, "dead")
+	l.displaced[worldDelivery{r.processor, e}] = true
+	l.logRow(worldDelivery{r.processor, e}, "dead")
 }
 
 // retry makes a dead letter due now, as package ledger's retryRows does: one try stands for all of those that the sink may have accepted.
@@ -261,7 +261,7 @@ func (l *worldLedger) discard(r *memRow) {
 	l.w.trace("PERSON: processor %d, dead letter %v is discarded", r.processor, e)
 	i, _ := l.parked.find(r.processor, r.pos)
 	l.parked.rows = slices.Delete(l.parked.rows, i, i+1)
-	l.logRow(worldKey{r.processor, e}, "discarded")
+	l.logRow(worldDelivery{r.processor, e}, "discarded")
 }
 
 // settleDead retries each dead letter that can be accepted, and discards the others.
@@ -273,7 +273,7 @@ func (l *worldLedger) settleDead() {
 	for _, r := range slices.Clone(l.parked.rows) {
 		switch {
 		case !r.dead:
-		case l.w.events[r.id].fates[r.processor-1].kind == fateAccepted:
+		case l.w.events[r.id].reactions[r.processor-1].kind == reactionAccepted:
 			l.retry(r)
 		default:
 			l.discard(r)
@@ -292,7 +292,7 @@ type worldConn struct {
 	killed  *atomic.Bool
 }
 
-var errWorldPG = errors.New("connection refused")
+var errWorldNoPostgres = errors.New("connection refused")
 
 // open raises the epoch and reads what is settled beyond the prefix, in one snapshot.
 func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger.Start, error) {
@@ -301,7 +301,7 @@ func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
 	if !l.w.pgUp {
-		return nil, ledger.Start{}, errWorldPG
+		return nil, ledger.Start{}, errWorldNoPostgres
 	}
 	l.epoch++
 	defer func() { l.clean = false }()
@@ -322,7 +322,7 @@ func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger
 		add(k)
 	}
 	if len(events) > l.w.cfg.ring {
-		l.w.bad("window", "%d events beyond the prefix are settled, of at most %d", len(events), l.w.cfg.ring)
+		l.w.violation("window", "%d events beyond the prefix are settled, of at most %d", len(events), l.w.cfg.ring)
 	}
 	return &worldConn{worldLedger: l, session: session, epoch: l.epoch, seq: l.seq, killed: killed}, start, nil
 }
@@ -353,33 +353,33 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
 		return context.Cause(ctx)
 	}
 	c.tries++
-	r := w.dice("commit", c.session, c.tries)
+	r := w.random("commit", c.session, c.tries)
 	if c.broken {
-		if !nap(ctx, r.between(unit/5, 3*unit)) {
+		if !slept(ctx, r.between(timeUnit/5, 3*timeUnit)) {
 			return context.Cause(ctx)
 		}
 		if done, err := c.reconnect(); done || err != nil {
 			return err
 		}
 	}
-	took := r.between(unit/2, 3*unit)
+	took := r.between(timeUnit/2, 3*timeUnit)
 	switch {
-	case r.p(0.5):
-		took = r.between(time.Millisecond, unit/2)
-	case r.p(w.cfg.slowLedger):
-		took = r.between(unit, 100*unit)
+	case r.chance(0.5):
+		took = r.between(time.Millisecond, timeUnit/2)
+	case r.chance(w.cfg.slowLedger):
+		took = r.between(timeUnit, 100*timeUnit)
 	}
-	arrives := nap(ctx, took)
-	if !arrives && r.p(0.5) { // ended from our side, too late or not
+	arrives := slept(ctx, took)
+	if !arrives && r.chance(0.5) { // ended from our side, too late or not
 		c.broken = true
 		return context.Cause(ctx)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	lost := w.faults && r.p(w.cfg.lostCOMMIT)
-	if !w.pgUp || lost && r.p(0.5) {
+	lost := w.faults && r.chance(w.cfg.lostCOMMIT)
+	if !w.pgUp || lost && r.chance(0.5) {
 		c.broken = true
-		return errWorldPG
+		return errWorldNoPostgres
 	}
 	if c.epoch != c.worldLedger.epoch || c.seq != c.worldLedger.seq {
 		return checkpoint.ErrFenced
@@ -389,7 +389,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
 		w.stats.LostCOMMITs++
 		w.trace("the answer to COMMIT #%d is lost", c.worldLedger.seq)
 		c.broken = true
-		return errWorldPG
+		return errWorldNoPostgres
 	}
 	c.seq++
 	return nil
@@ -401,7 +401,7 @@ func (c *worldConn) reconnect() (done bool, err error) {
 	defer c.w.mu.Unlock()
 	switch {
 	case !c.w.pgUp:
-		return false, errWorldPG
+		return false, errWorldNoPostgres
 	case c.epoch != c.worldLedger.epoch:
 		return false, checkpoint.ErrFenced
 	}
@@ -414,25 +414,25 @@ func (c *worldConn) reconnect() (done bool, err error) {
 // worldTable is a lane's share of the parked rows.
 type worldTable struct {
 	*memTable
-	w    *simulation
-	dice dice
+	w      *simulation
+	random random
 }
 
 // Read is ledger.ParkedReader's.
 func (t *worldTable) Read(ctx context.Context, q ledger.ParkedQuery) (ledger.ParkedRows, error) {
 	t.w.step()
-	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
+	if !slept(ctx, t.random.between(time.Millisecond, timeUnit)) {
 		return ledger.ParkedRows{}, context.Cause(ctx)
 	}
-	if !t.w.up() || t.w.failing() && t.dice.p(0.02) {
-		return ledger.ParkedRows{}, errWorldPG
+	if !t.w.up() || t.w.failing() && t.random.chance(0.02) {
+		return ledger.ParkedRows{}, errWorldNoPostgres
 	}
 	a, err := t.memTable.Read(ctx, q)
 	t.w.mu.Lock()
 	t.w.stats.Reads++
 	t.w.trace("lane %d of processor %d reads from %s: %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
 	t.w.mu.Unlock()
-	if !nap(ctx, t.dice.between(time.Millisecond, unit)) {
+	if !slept(ctx, t.random.between(time.Millisecond, timeUnit)) {
 		return ledger.ParkedRows{}, context.Cause(ctx)
 	}
 	return a, err

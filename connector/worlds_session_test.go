@@ -58,30 +58,30 @@ func (w *simulation) logger() *slog.Logger {
 // sessions makes one session after the other.
 func (w *simulation) sessions(ctx context.Context) {
 	for n := 1; ctx.Err() == nil; n++ {
-		r := w.dice("session", n)
+		r := w.random("session", n)
 		if w.up() {
 			w.newSession(ctx, n, r)
 		}
-		nap(ctx, r.between(unit, 60*unit))
+		slept(ctx, r.between(timeUnit, 60*timeUnit))
 	}
 }
 
-func (w *simulation) newSession(ctx context.Context, n int, r dice) {
+func (w *simulation) newSession(ctx context.Context, n int, r random) {
 	s := &worldSession{w: w, n: n, bySink: map[int32][]*lane{}}
 	w.mu.Lock()
 	start := w.slot.confirmed // START_REPLICATION 0/0: the slot knows
 	if start > w.ledger.confirmed {
-		w.bad("slot", "it stands at %s, the checkpoint at %s", start, w.ledger.confirmed)
+		w.violation("slot", "it stands at %s, the checkpoint at %s", start, w.ledger.confirmed)
 	}
 	w.mu.Unlock()
-	if !nap(ctx, r.between(unit/5, 3*unit)) {
+	if !slept(ctx, r.between(timeUnit/5, 3*timeUnit)) {
 		return
 	}
 	conn, from, err := w.ledger.open(n, &s.killed)
 	if err != nil {
 		return
 	}
-	if !nap(ctx, r.between(unit/5, 2*unit)) {
+	if !slept(ctx, r.between(timeUnit/5, 2*timeUnit)) {
 		return
 	}
 	if w.mu.Lock(); !from.Clean && len(w.wal) > 0 {
@@ -91,15 +91,16 @@ func (w *simulation) newSession(ctx context.Context, n int, r dice) {
 	s.build(conn, from, start, r)
 	w.trace("SESSION %d: slot %s, prefix %s, %d settled beyond, lanes %v", n, start, from.Prefix, len(from.Settled), w.lanes)
 	s.run()
-	s.bury()
+	s.countUnknown()
 }
 
-// bury takes leave of a session that has ended in whatever way: what it knew and did not record is unknown from here on.
-func (s *worldSession) bury() {
+// countUnknown is called when a session has ended, in whatever way. What the session knew of a delivery and did not record, nobody knows
+// from here on.
+func (s *worldSession) countUnknown() {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	for _, k := range s.w.sinks {
-		for _, a := range k.got {
+		for _, a := range k.acceptances {
 			if a.known == s.n && !a.committed {
 				a.unknown++
 			}
@@ -108,14 +109,14 @@ func (s *worldSession) bury() {
 	s.w.trace("SESSION %d has ended", s.n)
 }
 
-func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl.LSN, r dice) {
+func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl.LSN, r random) {
 	w, c := s.w, &s.w.cfg
 	logger := w.logger()
 	s.tracker = checkpoint.NewTracker(c.ring, 1<<30, from.Prefix, from.Confirmed)
 	s.stream = newWorldStream(w, s.tracker, start, s.n)
 	s.recorder = checkpoint.NewRecorder(conn, checkpoint.RecorderConfig{Fast: func() bool { return c.fast }, State: func(error) {}, Logger: logger})
 	delivery := DeliveryConfig{
-		BatchSize: c.batch, Timeout: 200 * unit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
+		BatchSize: c.batch, Timeout: 200 * timeUnit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
 		Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, Block: c.block,
 	}
 	if c.never {
@@ -123,7 +124,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 	}
 	total := 0
 	for i := range w.sinks {
-		if c.laneChange && r.p(0.4) {
+		if c.laneChange && r.chance(0.4) {
 			w.lanes[i] = 1 + r.IntN(3)
 		}
 		total += w.lanes[i]
@@ -148,9 +149,9 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 			state: state, metrics: m, fast: func() bool { return c.fast }, logger: logger,
 		}
 		for n := range w.lanes[i] {
-			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.dice("table", s.n, i, n)}
+			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.random("table", s.n, i, n)}
 			table.limit = c.readLimit
-			table.large = func(r *memRow) bool { return w.dice("large", r.id).p(c.large) }
+			table.large = func(r *memRow) bool { return w.random("large", r.id).chance(c.large) }
 			l := newLane(t, n, rowSource{parked: table, address: ofTestEvent, seenBefore: s.seenBefore}, s.outcomes)
 			l.maxHeld = c.maxHeld
 			s.bySink[id] = append(s.bySink[id], l)
@@ -252,7 +253,7 @@ func (s *worldSession) guarded(part string, do func() error) func() error {
 	return func() (err error) {
 		defer func() {
 			if p := recover(); p != nil {
-				s.w.bad("panic", "%s: %v", part, p)
+				s.w.violation("panic", "%s: %v", part, p)
 				s.kill("panic")
 			}
 			if err != nil {
@@ -289,15 +290,15 @@ func (s *worldSession) kill(why string) {
 	w.stats.Kills++
 	for i, k := range w.sinks {
 		lanes := map[int]int{}
-		for e, a := range k.got {
+		for e, a := range k.acceptances {
 			// What was discarded on the wire, and accepted then, is recorded.
-			if a.known == s.n && !a.committed && w.ledger.last[worldKey{processor(i), e}] != "discarded" {
+			if a.known == s.n && !a.committed && w.ledger.last[worldDelivery{processor(i), e}] != "discarded" {
 				lanes[router.Lane(e.hash, w.lanes[i])]++
 			}
 		}
 		for lane, n := range lanes {
 			if n > maxUnrecorded*w.cfg.batch {
-				w.bad("unrecorded", "%d messages of lane %d of sink%d were accepted and are not recorded", n, lane, i)
+				w.violation("unrecorded", "%d messages of lane %d of sink%d were accepted and are not recorded", n, lane, i)
 			}
 		}
 	}
@@ -313,12 +314,12 @@ func (s *worldSession) kill(why string) {
 
 // watch looks for a sink that holds the reader back while another has nothing to do, most of twice park_after.
 func (s *worldSession) watch(ctx context.Context) {
-	look := newSlowRule(s.tracker, &s.reader.waits, s.bySink, 10*time.Second)
+	rule := newSlowRule(s.tracker, &s.reader.waits, s.bySink, 10*time.Second)
 	held := map[int32][]bool{}
-	for nap(ctx, look.interval) {
-		blocks := look.blocks()
+	for slept(ctx, rule.interval) {
+		blocks := rule.blocks()
 		for id := range s.bySink {
-			h := append(held[id], id == blocks && look.anotherIdle(id))
+			h := append(held[id], id == blocks && rule.anotherIdle(id))
 			h = h[max(0, len(h)-2*slowTicks):]
 			n := 0
 			for _, is := range h {
@@ -327,7 +328,7 @@ func (s *worldSession) watch(ctx context.Context) {
 				}
 			}
 			if held[id] = h; n > 2*slowTicks*3/4 {
-				s.w.bad("held back", "the reader waited for processor %d in %d of %d ticks while another had nothing to do", id, n, len(h))
+				s.w.violation("held back", "the reader waited for processor %d in %d of %d ticks while another had nothing to do", id, n, len(h))
 				held[id] = nil
 			}
 		}

@@ -16,10 +16,10 @@ type worldMode int
 const (
 	modeWell worldMode = iota
 	modeDown
-	modeHole // nothing answers
+	modeSilent // nothing answers
 	modeSlow
-	modeBroken // permanent for everything
-	modeRefuse // refused for everything
+	modePermanent // permanent for everything
+	modeRefused   // refused for everything
 	modeCrawl
 	modeFlaky
 )
@@ -37,26 +37,26 @@ type acceptance struct {
 
 // worldSink is a destination.
 type worldSink struct {
-	w        *simulation
-	n        int
-	mode     worldMode
-	oneTry   bool
-	got      map[*worldEvent]*acceptance
-	order    map[string][]*worldEvent // first acceptances, by aggregate
-	delivers map[string]int           // Deliver calls, by their first message
+	w           *simulation
+	n           int
+	mode        worldMode
+	oneTry      bool
+	acceptances map[*worldEvent]*acceptance
+	order       map[string][]*worldEvent // first acceptances, by aggregate
+	delivers    map[string]int           // Deliver calls, by their first message
 }
 
 func newWorldSink(w *simulation, n int) *worldSink {
-	return &worldSink{w: w, n: n, got: map[*worldEvent]*acceptance{}, order: map[string][]*worldEvent{}, delivers: map[string]int{}}
+	return &worldSink{w: w, n: n, acceptances: map[*worldEvent]*acceptance{}, order: map[string][]*worldEvent{}, delivers: map[string]int{}}
 }
 
 // planModes makes it well and ill by turns.
 func (s *worldSink) planModes() {
-	modes := []worldMode{modeDown, modeHole, modeSlow, modeBroken, modeRefuse, modeCrawl, modeDown, modeHole}
+	modes := []worldMode{modeDown, modeSilent, modeSlow, modePermanent, modeRefused, modeCrawl, modeDown, modeSilent}
 	if s.w.cfg.flaky {
 		modes = append(modes, modeFlaky, modeFlaky, modeFlaky)
 	}
-	r := s.w.dice("modes", s.n)
+	r := s.w.random("modes", s.n)
 	set := func(m worldMode) bool {
 		s.w.mu.Lock()
 		defer s.w.mu.Unlock()
@@ -69,23 +69,23 @@ func (s *worldSink) planModes() {
 	var ill, well func()
 	ill = func() {
 		if set(modes[r.IntN(len(modes))]) {
-			s.w.after(r.between(20*unit, 1500*unit), well)
+			s.w.after(r.between(20*timeUnit, 1500*timeUnit), well)
 		}
 	}
 	well = func() {
 		if set(modeWell) {
-			s.w.after(r.between(10*unit, 700*unit), ill)
+			s.w.after(r.between(10*timeUnit, 700*timeUnit), ill)
 		}
 	}
-	s.w.after(r.between(10*unit, 700*unit), ill)
+	s.w.after(r.between(10*timeUnit, 700*timeUnit), ill)
 }
 
-// of is its acceptance of e. The world's lock is held.
-func (s *worldSink) of(e *worldEvent) *acceptance {
-	a := s.got[e]
+// acceptanceOf returns what became of e at this sink. The world's lock is held.
+func (s *worldSink) acceptanceOf(e *worldEvent) *acceptance {
+	a := s.acceptances[e]
 	if a == nil {
 		a = &acceptance{}
-		s.got[e] = a
+		s.acceptances[e] = a
 	}
 	return a
 }
@@ -94,7 +94,7 @@ func (s *worldSink) accept(events []*worldEvent) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	for _, e := range events {
-		a := s.of(e)
+		a := s.acceptanceOf(e)
 		a.count++
 		s.w.stats.Accepted++
 		if a.count == 1 {
@@ -116,7 +116,7 @@ func (c *worldClient) Close() error { return nil }
 
 // worldCall is what is to happen in one Deliver call.
 type worldCall struct {
-	r         dice
+	r         random
 	events    []*worldEvent
 	errs      []error
 	now, late []*worldEvent // accepted while it runs, and after its time-out
@@ -137,19 +137,19 @@ const (
 )
 
 var (
-	errWorldPermanent = fmt.Errorf("400: %w", sinks.ErrPermanent)
-	errWorldAway      = fmt.Errorf("dial: %w", sinks.ErrUnavailable)
-	errWorldTimeout   = fmt.Errorf("no answer: %w", sinks.ErrUnavailable)
-	errWorldRefused   = errors.New("500")
+	errWorldPermanent   = fmt.Errorf("400: %w", sinks.ErrPermanent)
+	errWorldUnavailable = fmt.Errorf("dial: %w", sinks.ErrUnavailable)
+	errWorldTimeout     = fmt.Errorf("no answer: %w", sinks.ErrUnavailable)
+	errWorldRefused     = errors.New("500")
 )
 
 // Deliver is the contract of sinks, at its meanest.
 func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	p := c.plan(batch)
 	accepting := p.r.between(0, p.took-1)
-	if !nap(ctx, accepting) {
-		if p.r.p(0.5) { // what is on the wire goes on
-			c.w.after(p.r.between(0, 10*unit), func() { c.accept(p.now) })
+	if !slept(ctx, accepting) {
+		if p.r.chance(0.5) { // what is on the wire goes on
+			c.w.after(p.r.between(0, 10*timeUnit), func() { c.accept(p.now) })
 		}
 		return c.cut(p)
 	}
@@ -158,25 +158,16 @@ func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []erro
 	case p.silent:
 		<-ctx.Done()
 		if len(p.late) > 0 {
-			c.w.after(p.r.between(0, 400*unit), func() { c.accept(p.late) })
+			c.w.after(p.r.between(0, 400*timeUnit), func() { c.accept(p.late) })
 		}
-	case !nap(ctx, p.took-accepting):
+	case !slept(ctx, p.took-accepting):
 		return c.cut(p)
 	}
 	return c.answer(p)
 }
 
-// nap sleeps, unless ctx ends before.
-func nap(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+// slept waits for d and returns true, or false if ctx ends before that.
+func slept(ctx context.Context, d time.Duration) bool { return sleep(ctx, d) == nil }
 
 // cut: the session ended the call. Nobody knows what was accepted.
 func (c *worldClient) cut(p *worldCall) []error {
@@ -193,7 +184,7 @@ func (c *worldClient) answer(p *worldCall) []error {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
 	for i, e := range p.events {
-		a := c.of(e)
+		a := c.acceptanceOf(e)
 		switch err := p.errs[i]; {
 		case err == nil && !c.session.killed.Load():
 			a.known = c.session.n
@@ -202,7 +193,7 @@ func (c *worldClient) answer(p *worldCall) []error {
 		}
 	}
 	c.w.trace("sink%d answers %v: %v", c.n, p.events, p.errs)
-	if slices.IndexFunc(p.errs, func(err error) bool { return err != nil }) < 0 && p.r.p(0.5) {
+	if slices.IndexFunc(p.errs, func(err error) bool { return err != nil }) < 0 && p.r.chance(0.5) {
 		return nil
 	}
 	return p.errs
@@ -216,35 +207,35 @@ func (c *worldClient) plan(batch []sinks.Message) *worldCall {
 	defer w.mu.Unlock()
 	w.stats.Delivers++
 	if len(batch) == 0 || len(batch) > w.cfg.batch {
-		w.bad("batch", "%d messages", len(batch))
+		w.violation("batch", "%d messages", len(batch))
 	}
 	first := batch[0].Event.ID
 	c.delivers[first]++
-	p := &worldCall{r: w.dice("deliver", c.n, first, c.delivers[first]), errs: make([]error, len(batch))}
+	p := &worldCall{r: w.random("deliver", c.n, first, c.delivers[first]), errs: make([]error, len(batch))}
 	for i := range batch {
-		p.events = append(p.events, c.look(&batch[i]))
+		p.events = append(p.events, c.checkMessage(&batch[i]))
 	}
 	w.trace("sink%d is given %v (%s)", c.n, p.events, modeNames[c.mode])
 	p.draw(c)
 	return p
 }
 
-func (c *worldClient) look(m *sinks.Message) *worldEvent {
+func (c *worldClient) checkMessage(m *sinks.Message) *worldEvent {
 	w, e := c.w, c.w.events[m.Event.ID]
 	if at := (checkpoint.Position{LSN: m.LSN, Index: m.Index}); at != e.pos || string(m.Event.Payload) != e.payload() || m.Key != e.aggregate || m.Attempt < 1 {
-		w.bad("changed", "sink%d: %v came as %s, payload %q, key %q, attempt %d", c.n, e, at, m.Event.Payload, m.Key, m.Attempt)
+		w.violation("changed", "sink%d: %v came as %s, payload %q, key %q, attempt %d", c.n, e, at, m.Event.Payload, m.Key, m.Attempt)
 	}
-	a := c.of(e)
+	a := c.acceptanceOf(e)
 	if m.New {
 		w.stats.New++
 	}
 	switch {
 	case a.committed:
-		w.bad("again", "sink%d: %v, which the ledger calls delivered", c.n, e)
+		w.violation("again", "sink%d: %v, which the ledger calls delivered", c.n, e)
 	case m.New && (a.count > 0 || a.unknown > 0):
-		w.bad("new", "sink%d: %v came as new, accepted %d times before, %d tries of unknown outcome", c.n, e, a.count, a.unknown)
+		w.violation("new", "sink%d: %v came as new, accepted %d times before, %d tries of unknown outcome", c.n, e, a.count, a.unknown)
 	case a.known == c.session.n:
-		w.bad("again", "sink%d: %v, which this session knows to be accepted", c.n, e)
+		w.violation("again", "sink%d: %v, which this session knows to be accepted", c.n, e)
 	}
 	return e
 }
@@ -253,18 +244,18 @@ func (p *worldCall) draw(c *worldClient) {
 	r, cfg, mode := p.r, &c.w.cfg, c.mode
 	failed := map[string]bool{} // aggregates of which a message was not accepted
 	cut := len(p.events)        // from here on there is no answer
-	if mode == modeHole {
+	if mode == modeSilent {
 		cut = 0
-	} else if c.w.faults && r.p(0.01) {
+	} else if c.w.faults && r.chance(0.01) {
 		cut = r.IntN(cut + 1)
 	}
-	p.mayBeLate, p.unanswered = r.p(cfg.late), map[string]lateness{}
+	p.mayBeLate, p.unanswered = r.chance(cfg.late), map[string]lateness{}
 	begun := len(p.events) // from here on there is no time to begin
-	if c.w.faults && r.p(0.05) {
+	if c.w.faults && r.chance(0.05) {
 		begun = r.IntN(begun + 1)
 	}
 	for i, e := range p.events {
-		a, f := c.of(e), e.fates[c.n]
+		a, f := c.acceptanceOf(e), e.reactions[c.n]
 		switch {
 		case failed[e.aggregate] || i >= begun:
 			p.errs[i], failed[e.aggregate] = sinks.ErrNotAttempted, true
@@ -274,39 +265,39 @@ func (p *worldCall) draw(c *worldClient) {
 			p.leaveUnanswered(c, e)
 			continue
 		case mode == modeDown:
-			p.errs[i] = errWorldAway
-		case mode == modeFlaky && r.p(0.4):
-			if p.errs[i] = errWorldAway; r.p(0.2) {
+			p.errs[i] = errWorldUnavailable
+		case mode == modeFlaky && r.chance(0.4):
+			if p.errs[i] = errWorldUnavailable; r.chance(0.2) {
 				p.errs[i], p.silent = errWorldTimeout, true
 			}
-		case mode == modeBroken:
+		case mode == modePermanent:
 			p.errs[i] = errWorldPermanent
-		case mode == modeRefuse:
+		case mode == modeRefused:
 			p.errs[i] = errWorldRefused
 		case f.accepts(a):
 			p.now = append(p.now, e)
 			continue
 		default:
 			a.refused++
-			p.errs[i] = map[fateKind]error{
-				fatePermanent: errWorldPermanent, fateRefused: errWorldRefused, fateRefusedTimes: errWorldRefused, fateUnavailable: errWorldAway, fateTimeout: errWorldTimeout,
+			p.errs[i] = map[reactionKind]error{
+				reactionPermanent: errWorldPermanent, reactionRefused: errWorldRefused, reactionRefusedTimes: errWorldRefused, reactionUnavailable: errWorldUnavailable, reactionTimeout: errWorldTimeout,
 			}[f.kind]
-			p.silent = p.silent || f.kind == fateTimeout
+			p.silent = p.silent || f.kind == reactionTimeout
 		}
 		failed[e.aggregate] = true
-		if r.p(0.05) {
+		if r.chance(0.05) {
 			p.errs[i] = sinks.After(r.between(0, 10*time.Minute), p.errs[i])
 		}
 	}
-	p.took = r.between(unit, 8*unit)
-	if r.p(0.5) {
-		p.took = r.between(time.Millisecond, unit)
+	p.took = r.between(timeUnit, 8*timeUnit)
+	if r.chance(0.5) {
+		p.took = r.between(time.Millisecond, timeUnit)
 	}
 	switch mode {
 	case modeSlow:
-		p.took = r.between(20*unit, 120*unit)
+		p.took = r.between(20*timeUnit, 120*timeUnit)
 	case modeCrawl:
-		p.took = r.between(100*unit, 200*unit-1)
+		p.took = r.between(100*timeUnit, 200*timeUnit-1)
 	}
 }
 
@@ -314,10 +305,10 @@ func (p *worldCall) draw(c *worldClient) {
 // the message before it, and nothing after one that is never accepted.
 func (p *worldCall) leaveUnanswered(c *worldClient, e *worldEvent) {
 	when := p.unanswered[e.aggregate]
-	if when == acceptedWhileItRuns && (c.mode == modeHole && p.r.p(0.7) || p.r.p(0.5)) {
+	if when == acceptedWhileItRuns && (c.mode == modeSilent && p.r.chance(0.7) || p.r.chance(0.5)) {
 		when = acceptedAfterTimeout
 	}
-	if when == acceptedAfterTimeout && (!p.mayBeLate || p.r.p(0.3)) || !e.fates[c.n].accepts(c.of(e)) {
+	if when == acceptedAfterTimeout && (!p.mayBeLate || p.r.chance(0.3)) || !e.reactions[c.n].accepts(c.acceptanceOf(e)) {
 		when = acceptedNever
 	}
 	p.unanswered[e.aggregate] = when

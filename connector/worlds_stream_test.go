@@ -22,7 +22,7 @@ var worldColumns = decoder.Columns{ID: "id", AggregateType: "aggregate_type", Ag
 // worldStream is a replication connection to the world's PostgreSQL.
 type worldStream struct {
 	w       *simulation
-	dice    dice
+	random  random
 	tracker *checkpoint.Tracker
 	from    pglogrepl.LSN
 	at      int // transactions of the WAL before this one were sent
@@ -36,7 +36,7 @@ type worldStream struct {
 }
 
 func newWorldStream(w *simulation, tracker *checkpoint.Tracker, from pglogrepl.LSN, session int) *worldStream {
-	s := &worldStream{w: w, dice: w.dice("stream", session), tracker: tracker, from: from, broken: make(chan struct{})}
+	s := &worldStream{w: w, random: w.random("stream", session), tracker: tracker, from: from, broken: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s.at = sort.Search(len(w.wal), func(i int) bool { return w.wal[i].commit >= from })
@@ -57,7 +57,7 @@ func (s *worldStream) isBroken() bool { return s.isCut.Load() }
 func (s *worldStream) Buffered() bool { return len(s.frames) > 0 }
 
 // Wait is the stream's.
-func (s *worldStream) Wait() time.Duration { return s.dice.between(50*time.Millisecond, unit) }
+func (s *worldStream) Wait() time.Duration { return s.random.between(50*time.Millisecond, timeUnit) }
 
 // Report is the stream's.
 func (s *worldStream) Report() error {
@@ -72,7 +72,7 @@ func (s *worldStream) Report() error {
 func (s *worldStream) report() {
 	if lsn := s.tracker.Confirmed(); lsn > s.sent {
 		s.sent = lsn
-		s.w.after(s.dice.between(0, unit), func() { s.w.confirm(lsn) })
+		s.w.after(s.random.between(0, timeUnit), func() { s.w.confirm(lsn) })
 	}
 }
 
@@ -83,12 +83,12 @@ func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 		if err := s.Report(); err != nil {
 			return replication.Frame{}, err
 		}
-		if s.look() {
+		if s.fill() {
 			break
 		}
 		t := time.NewTimer(s.Wait())
 		select {
-		case <-s.w.grown:
+		case <-s.w.walGrew:
 		case <-t.C:
 		case <-s.broken:
 		case <-ctx.Done():
@@ -97,12 +97,12 @@ func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 		}
 		t.Stop()
 	}
-	if s.dice.p(0.2) && !nap(ctx, s.dice.between(0, unit/5)) {
+	if s.random.chance(0.2) && !slept(ctx, s.random.between(0, timeUnit/5)) {
 		return replication.Frame{}, context.Cause(ctx)
 	}
 	f := s.frames[0]
 	s.frames = s.frames[1:]
-	if !f.Keepalive && f.Data[0] == 'I' && s.dice.p(0.1) { // as if it did not fit into the buffer
+	if !f.Keepalive && f.Data[0] == 'I' && s.random.chance(0.1) { // as if it did not fit into the buffer
 		s.rest = f.Data[8:]
 		f.Data, f.Rest = f.Data[:8], len(s.rest)
 	}
@@ -111,7 +111,7 @@ func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 
 // More is the stream's.
 func (s *worldStream) More(ctx context.Context) ([]byte, error) {
-	if s.dice.p(0.1) && !nap(ctx, s.dice.between(0, unit)) {
+	if s.random.chance(0.1) && !slept(ctx, s.random.between(0, timeUnit)) {
 		return nil, context.Cause(ctx)
 	}
 	if err := s.Report(); err != nil {
@@ -123,8 +123,8 @@ func (s *worldStream) More(ctx context.Context) ([]byte, error) {
 	return b, nil
 }
 
-// look makes frames of what there is: a transaction, or a keepalive after a silence.
-func (s *worldStream) look() bool {
+// fill makes frames of the next transaction, or of a keepalive if nothing was sent for a while. It reports whether there was anything.
+func (s *worldStream) fill() bool {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	switch now := time.Now(); {
@@ -133,12 +133,12 @@ func (s *worldStream) look() bool {
 	case s.at < len(s.w.wal):
 		s.transaction(s.w.wal[s.at])
 		s.at++
-		s.silence = now.Add(s.dice.between(unit, 30*unit))
+		s.silence = now.Add(s.random.between(timeUnit, 30*timeUnit))
 		return true
 	case now.Before(s.silence):
 		return false
 	default:
-		s.silence = now.Add(s.dice.between(unit, 30*unit))
+		s.silence = now.Add(s.random.between(timeUnit, 30*timeUnit))
 		s.frames = append(s.frames, replication.Frame{Keepalive: true, LSN: s.w.end})
 		return true
 	}
@@ -150,7 +150,7 @@ func (s *worldStream) transaction(tx *worldTx) {
 	b = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(b, micros), 1)
 	s.frames = append(s.frames, replication.Frame{Data: b})
 	for _, e := range tx.events {
-		if s.dice.p(0.02) {
+		if s.random.chance(0.02) {
 			s.frames = append(s.frames, replication.Frame{Keepalive: true, LSN: tx.commit})
 		}
 		s.frames = append(s.frames, replication.Frame{Data: worldInsert(e)})

@@ -72,14 +72,14 @@ func runWorlds(t *testing.T, first, count uint64, until time.Time, enough int64)
 				if n >= first+count || time.Now().After(until) || failed.Load() >= enough {
 					return
 				}
-				stats, wrong := runWorld(t, n)
+				stats, violations := runWorld(t, n)
 				ran.Add(1)
 				mu.Lock()
 				total.add(stats)
 				mu.Unlock()
-				if len(wrong) > 0 {
+				if len(violations) > 0 {
 					failed.Add(1)
-					t.Errorf("world -seed %d:\n\t%s", n, strings.Join(wrong, "\n\t"))
+					t.Errorf("world -seed %d:\n\t%s", n, strings.Join(violations, "\n\t"))
 				}
 			}
 		})
@@ -87,16 +87,16 @@ func runWorlds(t *testing.T, first, count uint64, until time.Time, enough int64)
 }
 
 // runWorld runs one world, and says what went wrong in it.
-func runWorld(t *testing.T, seed uint64) (stats worldStats, wrong []string) {
+func runWorld(t *testing.T, seed uint64) (stats worldStats, violations []string) {
 	// A goroutine that turns without end cannot be stopped from outside.
 	watchdog := time.AfterFunc(3*time.Minute, func() { panic(fmt.Sprintf("world -seed %d: no end of it", seed)) })
 	defer watchdog.Stop()
 	synctest.Test(t, func(*testing.T) {
 		w := newSimulation(seed)
 		w.run()
-		stats, wrong = w.stats, w.wrong
+		stats, violations = w.stats, w.violations
 	})
-	return stats, wrong
+	return stats, violations
 }
 
 // worldConfig is one random world. Sizes are tiny, so that every bound is met often.
@@ -115,52 +115,52 @@ type worldConfig struct {
 	large                    float64 // how many parked rows are too large for an ordinary read
 }
 
-func newWorldConfig(r dice) worldConfig {
+func newWorldConfig(r random) worldConfig {
 	c := worldConfig{
 		sinks: 1 + r.IntN(3), ring: 3 + r.IntN(20), batch: 1 + r.IntN(5), maxHeld: 1 + r.IntN(4), maxRetries: r.IntN(4),
-		aggregates: 1 + r.IntN(7), transactions: 40 + r.IntN(160), block: r.p(0.25), never: r.p(0.2), laneChange: r.p(0.5), pause: r.p(0.2),
-		persons: r.p(0.5), bigTransactions: r.p(0.3), flaky: r.p(0.2), breaker: r.p(0.85), maxFailures: 2 + r.IntN(4), fast: r.p(0.2),
+		aggregates: 1 + r.IntN(7), transactions: 40 + r.IntN(160), block: r.chance(0.25), never: r.chance(0.2), laneChange: r.chance(0.5), pause: r.chance(0.2),
+		persons: r.chance(0.5), bigTransactions: r.chance(0.3), flaky: r.chance(0.2), breaker: r.chance(0.85), maxFailures: 2 + r.IntN(4), fast: r.chance(0.2),
 	}
 	c.readLimit = c.batch + r.IntN(6)
-	if r.p(0.8) {
+	if r.chance(0.8) {
 		c.crashes, c.pgCrashes, c.sessionErrors = r.IntN(8), r.IntN(3), r.IntN(4)
 	}
 	c.poison = []float64{0, 0.01, 0.05, 0.15}[r.IntN(4)]
-	if r.p(0.5) {
+	if r.chance(0.5) {
 		c.late = 0.3
 	}
-	if r.p(0.5) {
+	if r.chance(0.5) {
 		c.lostCOMMIT = 0.05
 	}
-	if r.p(0.2) {
+	if r.chance(0.2) {
 		c.slowLedger = 0.1
 	}
-	if r.p(0.3) {
+	if r.chance(0.3) {
 		c.large = 0.2
 	}
-	if r.p(0.15) {
+	if r.chance(0.15) {
 		c.giveUpAfter = r.between(time.Minute, 10*time.Minute)
 	}
-	if r.p(0.1) {
+	if r.chance(0.1) {
 		c.hang, c.aggregates, c.poison = true, 40, 0.3
 	}
 	return c
 }
 
-// dice are one actor's.
-type dice struct{ *rand.Rand }
+// random draws numbers for one actor of a world: a session, a sink, a lane, a fault.
+type random struct{ *rand.Rand }
 
-// dice of an actor depend on the seed and its name only.
-func (w *simulation) dice(actor ...any) dice {
+// random returns what draws for this actor. What it draws depends only on the seed of the world and the name of the actor.
+func (w *simulation) random(actor ...any) random {
 	h := fnv.New64a()
 	fmt.Fprint(h, actor...)
-	return dice{rand.New(rand.NewPCG(w.seed, h.Sum64()))}
+	return random{rand.New(rand.NewPCG(w.seed, h.Sum64()))}
 }
 
-func (d dice) p(x float64) bool { return d.Float64() < x }
+func (d random) chance(x float64) bool { return d.Float64() < x }
 
 // between is a time between these two. Its odd nanoseconds keep apart what happens in different places.
-func (d dice) between(from, to time.Duration) time.Duration {
+func (d random) between(from, to time.Duration) time.Duration {
 	return from + time.Duration(d.Int64N(int64(to-from)+1))
 }
 
@@ -195,13 +195,13 @@ func (w *simulation) trace(format string, args ...any) {
 	}
 }
 
-// bad is called where a check fails.
-func (w *simulation) bad(kind, format string, args ...any) {
+// violation notes that a check has failed.
+func (w *simulation) violation(kind, format string, args ...any) {
 	text := fmt.Sprintf("%.3f %s: ", time.Since(w.began).Seconds(), kind) + fmt.Sprintf(format, args...)
 	w.trace("VIOLATION %s", text)
-	w.wrongMu.Lock()
-	defer w.wrongMu.Unlock()
-	if len(w.wrong) < 10 {
-		w.wrong = append(w.wrong, text)
+	w.violationsMu.Lock()
+	defer w.violationsMu.Unlock()
+	if len(w.violations) < 10 {
+		w.violations = append(w.violations, text)
 	}
 }

@@ -18,34 +18,34 @@ import (
 )
 
 const (
-	// unit is what the model calls a millisecond: its times of 200 units are our time-out of 30 s.
-	unit = 150 * time.Millisecond
+	// timeUnit is what the model calls a millisecond: its times of 200 units are our time-out of 30 s.
+	timeUnit = 150 * time.Millisecond
 	// maxSteps bounds what a world does: beyond it somebody turns in circles.
 	maxSteps = 400_000
 	// patience is how long after everything has healed something may still be owed.
 	patience = 12 * time.Hour
 )
 
-// fate is how a sink meets one event, when it is well.
-type fate struct {
-	kind  fateKind
+// reaction is what a sink that is well answers to one event.
+type reaction struct {
+	kind  reactionKind
 	times int
 }
 
 // accepts reports whether a sink that is well would accept the event now. a is what became of it so far.
-func (f fate) accepts(a *acceptance) bool {
-	return f.kind == fateAccepted || f.kind == fateRefusedTimes && a.refused >= f.times
+func (f reaction) accepts(a *acceptance) bool {
+	return f.kind == reactionAccepted || f.kind == reactionRefusedTimes && a.refused >= f.times
 }
 
-type fateKind int
+type reactionKind int
 
 const (
-	fateAccepted fateKind = iota
-	fatePermanent
-	fateRefusedTimes // refused so many times, then accepted
-	fateRefused      // for ever
-	fateTimeout      // for ever
-	fateUnavailable  // for ever
+	reactionAccepted reactionKind = iota
+	reactionPermanent
+	reactionRefusedTimes // refused so many times, then accepted
+	reactionRefused      // for ever
+	reactionTimeout      // for ever
+	reactionUnavailable  // for ever
 )
 
 type worldEvent struct {
@@ -55,7 +55,7 @@ type worldEvent struct {
 	hash      int64
 	pos       checkpoint.Position
 	sinks     []int // that it is routed to
-	fates     []fate
+	reactions []reaction
 	retries   string // its own max_retries; empty: null
 	rank      []int  // among the events of its aggregate at each sink
 }
@@ -80,37 +80,37 @@ type worldTx struct {
 // simulation is a world: everything outside of the connector: PostgreSQL with its WAL, slot and ledger, the sinks, persons, and bad luck. mu guards it;
 // nobody sleeps holding it.
 type simulation struct {
-	seed    uint64
-	cfg     worldConfig
-	began   time.Time
-	stats   worldStats
-	wrongMu sync.Mutex
-	wrong   []string
-	steps   atomic.Int64
-	opened  atomic.Int64 // breakers
+	seed         uint64
+	cfg          worldConfig
+	began        time.Time
+	stats        worldStats
+	violationsMu sync.Mutex
+	violations   []string
+	steps        atomic.Int64
+	opened       atomic.Int64 // breakers
 
-	mu       sync.Mutex
-	events   map[string]*worldEvent
-	wal      []*worldTx
-	end      pglogrepl.LSN // of the WAL
-	oursEnd  pglogrepl.LSN // of the last transaction with events
-	unborn   int           // transactions that are not committed yet
-	grown    chan struct{}
-	pgUp     bool
-	slot     struct{ confirmed, durable pglogrepl.LSN }
-	ledger   *worldLedger
-	sinks    []*worldSink
-	breakers []*breaker // outlive sessions, not crashes
-	paused   []*atomic.Bool
-	lanes    []int
-	session  *worldSession
-	faults   bool // there still are any
-	over     bool
+	mu          sync.Mutex
+	events      map[string]*worldEvent
+	wal         []*worldTx
+	end         pglogrepl.LSN // of the WAL
+	oursEnd     pglogrepl.LSN // of the last transaction with events
+	uncommitted int           // transactions that are not committed yet
+	walGrew     chan struct{}
+	pgUp        bool
+	slot        struct{ confirmed, durable pglogrepl.LSN }
+	ledger      *worldLedger
+	sinks       []*worldSink
+	breakers    []*breaker // outlive sessions, not crashes
+	paused      []*atomic.Bool
+	lanes       []int
+	session     *worldSession
+	faults      bool // there still are any
+	over        bool
 }
 
 func newSimulation(seed uint64) *simulation {
-	w := &simulation{seed: seed, began: time.Now(), events: map[string]*worldEvent{}, grown: make(chan struct{}, 1), pgUp: true, faults: true}
-	r := w.dice("world")
+	w := &simulation{seed: seed, began: time.Now(), events: map[string]*worldEvent{}, walGrew: make(chan struct{}, 1), pgUp: true, faults: true}
+	r := w.random("world")
 	w.cfg = newWorldConfig(r)
 	w.trace("%+v", w.cfg)
 	w.end = 1 << 20
@@ -118,7 +118,7 @@ func newSimulation(seed uint64) *simulation {
 	w.ledger = newWorldLedger(w)
 	for i := range w.cfg.sinks {
 		w.sinks = append(w.sinks, newWorldSink(w, i))
-		w.sinks[i].oneTry = i > 0 && r.p(0.05)
+		w.sinks[i].oneTry = i > 0 && r.chance(0.05)
 		w.paused = append(w.paused, &atomic.Bool{})
 		w.lanes = append(w.lanes, 1+r.IntN(3))
 	}
@@ -131,13 +131,13 @@ func processor(sink int) int32 { return int32(sink + 1) }
 // after does something later, unless the world has ended.
 func (w *simulation) after(d time.Duration, do func()) {
 	time.AfterFunc(d, func() {
-		if w.lives() {
+		if w.goesOn() {
 			do()
 		}
 	})
 }
 
-func (w *simulation) lives() bool {
+func (w *simulation) goesOn() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return !w.over
@@ -146,7 +146,7 @@ func (w *simulation) lives() bool {
 // step counts what is done. A world that does too much has not healed.
 func (w *simulation) step() {
 	if n := w.steps.Add(1); n == maxSteps {
-		w.bad("livelock", "%d deliveries, commits and reads", n)
+		w.violation("livelock", "%d deliveries, commits and reads", n)
 	}
 }
 
@@ -161,13 +161,13 @@ func (w *simulation) run() {
 	time.Sleep(end)
 	w.heal()
 	limit := time.Now().Add(patience)
-	why := w.owes()
-	for ; why != "" && time.Now().Before(limit) && w.steps.Load() < maxSteps; why = w.owes() {
-		time.Sleep(20 * unit)
+	why := w.unfinished()
+	for ; why != "" && time.Now().Before(limit) && w.steps.Load() < maxSteps; why = w.unfinished() {
+		time.Sleep(20 * timeUnit)
 		w.unblock()
 	}
 	if why != "" {
-		w.bad("stuck", "%s after everything has healed: %s", patience, why)
+		w.violation("stuck", "%s after everything has healed: %s", patience, why)
 	}
 	w.mu.Lock()
 	w.over = true
@@ -184,8 +184,8 @@ func (w *simulation) run() {
 
 // plan makes business transactions and faults, and says when they end.
 func (w *simulation) plan() time.Duration {
-	r, c := w.dice("plan"), &w.cfg
-	at, gap := time.Duration(0), []time.Duration{3 * unit, 10 * unit, 25 * unit}[r.IntN(3)]
+	r, c := w.random("plan"), &w.cfg
+	at, gap := time.Duration(0), []time.Duration{3 * timeUnit, 10 * timeUnit, 25 * timeUnit}[r.IntN(3)]
 	for range c.transactions {
 		at += r.between(0, gap)
 		n := 2 + r.IntN(4)
@@ -197,47 +197,47 @@ func (w *simulation) plan() time.Duration {
 		case x > 0.95 && c.bigTransactions:
 			n = c.ring + r.IntN(2*c.ring)
 		}
-		took := r.between(0, 10*unit)
-		if r.p(0.1) {
-			took = r.between(0, 300*unit)
+		took := r.between(0, 10*timeUnit)
+		if r.chance(0.1) {
+			took = r.between(0, 300*timeUnit)
 		}
 		tx := &worldTx{}
 		for range n {
 			tx.events = append(tx.events, w.newEvent(r, r.IntN(c.aggregates)))
 		}
-		tx.adjacent, tx.gap = r.p(0.3), pglogrepl.LSN(r.between(0, 20))
+		tx.adjacent, tx.gap = r.chance(0.3), pglogrepl.LSN(r.between(0, 20))
 		w.commitAt(at+took, tx) // transactions that take long commit in another order
 	}
-	end := at + 300*unit
+	end := at + 300*timeUnit
 	w.planFaults(end)
 	return end
 }
 
-func (w *simulation) newEvent(r dice, aggregate int) *worldEvent {
+func (w *simulation) newEvent(r random, aggregate int) *worldEvent {
 	c := &w.cfg
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	e := &worldEvent{n: len(w.events), aggregate: string(rune('A' + aggregate)), rank: make([]int, c.sinks)}
 	e.id = fmt.Sprintf("e%d", e.n)
 	e.hash = router.AggregateHash("t", e.aggregate)
-	if r.p(0.1) {
+	if r.chance(0.1) {
 		e.retries = fmt.Sprint(r.IntN(5))
 	}
 	w.events[e.id] = e
 	for s := range c.sinks {
-		var f fate
-		if r.p(c.poison) {
-			kinds := []fateKind{fatePermanent, fateRefusedTimes, fateRefused, fatePermanent, fateRefusedTimes, fateRefused, fateTimeout, fateUnavailable}
-			f = fate{kinds[r.IntN(len(kinds))], 1 + r.IntN(3)}
+		var f reaction
+		if r.chance(c.poison) {
+			kinds := []reactionKind{reactionPermanent, reactionRefusedTimes, reactionRefused, reactionPermanent, reactionRefusedTimes, reactionRefused, reactionTimeout, reactionUnavailable}
+			f = reaction{kinds[r.IntN(len(kinds))], 1 + r.IntN(3)}
 			switch {
-			case c.never && (c.hang || f.kind >= fateTimeout):
-				f.kind = fateRefused
+			case c.never && (c.hang || f.kind >= reactionTimeout):
+				f.kind = reactionRefused
 			case c.hang:
-				f.kind = fateTimeout
+				f.kind = reactionTimeout
 			}
 		}
-		e.fates = append(e.fates, f)
-		if c.sinks == 1 && !r.p(0.03) || c.sinks > 1 && r.p(0.7) {
+		e.reactions = append(e.reactions, f)
+		if c.sinks == 1 && !r.chance(0.03) || c.sinks > 1 && r.chance(0.7) {
 			e.sinks = append(e.sinks, s)
 		}
 	}
@@ -246,16 +246,16 @@ func (w *simulation) newEvent(r dice, aggregate int) *worldEvent {
 
 func (w *simulation) commitAt(at time.Duration, tx *worldTx) {
 	w.mu.Lock()
-	w.unborn++
+	w.uncommitted++
 	w.mu.Unlock()
 	w.after(at, func() {
 		if w.commit(tx) {
 			return
 		}
 		w.mu.Lock()
-		w.unborn--
+		w.uncommitted--
 		w.mu.Unlock()
-		w.commitAt(10*unit, tx) // the application waits for the server
+		w.commitAt(10*timeUnit, tx) // the application waits for the server
 	})
 }
 
@@ -266,7 +266,7 @@ func (w *simulation) commit(tx *worldTx) bool {
 	if !w.pgUp {
 		return false
 	}
-	w.unborn--
+	w.uncommitted--
 	w.end += pglogrepl.LSN(len(tx.events))
 	if !tx.adjacent {
 		w.end += tx.gap
@@ -284,20 +284,20 @@ func (w *simulation) commit(tx *worldTx) bool {
 	w.stats.Events += len(tx.events)
 	w.wal = append(w.wal, tx)
 	w.trace("COMMIT %s..%s: %v", tx.commit, tx.end, tx.events)
-	w.growth()
+	w.noteGrowth()
 	return true
 }
 
-func (w *simulation) growth() {
+func (w *simulation) noteGrowth() {
 	select {
-	case w.grown <- struct{}{}:
+	case w.walGrew <- struct{}{}:
 	default:
 	}
 }
 
-// often does something again and again until the faults end.
-func (w *simulation) often(from, to time.Duration, actor string, do func(r dice)) {
-	r := w.dice(actor)
+// repeat does something again and again until the faults end.
+func (w *simulation) repeat(from, to time.Duration, actor string, do func(r random)) {
+	r := w.random(actor)
 	var next func()
 	next = func() {
 		if w.failing() {
@@ -310,13 +310,13 @@ func (w *simulation) often(from, to time.Duration, actor string, do func(r dice)
 
 func (w *simulation) planFaults(end time.Duration) {
 	c := &w.cfg
-	w.often(unit, 60*unit, "foreign WAL", func(r dice) {
+	w.repeat(timeUnit, 60*timeUnit, "foreign WAL", func(r random) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.end += pglogrepl.LSN(r.IntN(300_000))
-		w.growth()
+		w.noteGrowth()
 	})
-	w.often(10*unit, 600*unit, "checkpointer", func(dice) { // the slot reaches the disk now and then
+	w.repeat(10*timeUnit, 600*timeUnit, "checkpointer", func(random) { // the slot reaches the disk now and then
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.slot.durable = max(w.slot.durable, w.slot.confirmed)
@@ -324,7 +324,7 @@ func (w *simulation) planFaults(end time.Duration) {
 	for _, s := range w.sinks {
 		s.planModes()
 	}
-	r := w.dice("faults")
+	r := w.random("faults")
 	for range c.crashes {
 		w.after(r.between(0, end), func() { w.die("kill -9") })
 	}
@@ -334,19 +334,19 @@ func (w *simulation) planFaults(end time.Duration) {
 	}
 	for range c.pgCrashes {
 		connector := func() { w.fail(errWorldBroken) }
-		if r.p(0.3) {
+		if r.chance(0.3) {
 			connector = func() { w.die("killed with PostgreSQL") }
 		}
-		down := r.between(5*unit, 500*unit)
+		down := r.between(5*timeUnit, 500*timeUnit)
 		w.after(r.between(0, end), func() { w.crashPostgres(down, connector) })
 	}
 	if c.persons {
-		w.often(10*unit, 200*unit, "person", w.person)
+		w.repeat(10*timeUnit, 200*timeUnit, "person", w.personActs)
 	}
 	if c.pause {
 		s, at := r.IntN(c.sinks), r.between(0, end)
 		w.after(at, func() { w.pause(s) })
-		w.after(at+r.between(50*unit, 800*unit), func() { w.resume(s) })
+		w.after(at+r.between(50*timeUnit, 800*timeUnit), func() { w.resume(s) })
 	}
 }
 
@@ -368,7 +368,7 @@ func (w *simulation) crashPostgres(down time.Duration, connector func()) {
 		defer w.mu.Unlock()
 		w.pgUp = true
 		w.trace("POSTGRES is up")
-		w.growth()
+		w.noteGrowth()
 	})
 }
 
@@ -424,13 +424,13 @@ func (w *simulation) ask(sink int, what uint32) {
 	}
 }
 
-// person does something with a dead letter, and now and then with a parked one.
-func (w *simulation) person(r dice) {
+// personActs changes a dead letter of each sink, and now and then a parked row.
+func (w *simulation) personActs(r random) {
 	if !w.up() {
 		return
 	}
 	for s := range w.cfg.sinks {
-		x, kill, told := r.Float64(), r.p(0.1), r.p(0.7)
+		x, kill, told := r.Float64(), r.chance(0.1), r.chance(0.7)
 		pick := r.IntN(1 << 20)
 		what := discardDeadLetter
 		switch {
@@ -439,9 +439,9 @@ func (w *simulation) person(r dice) {
 		case x < 0.6:
 			what = retryDeadLetter
 		}
-		w.ledger.person(s, pick, what)
+		w.ledger.makeChange(s, pick, what)
 		if told {
-			w.after(r.between(unit/10, 5*unit), func() { w.ask(s, askReread) })
+			w.after(r.between(timeUnit/10, 5*timeUnit), func() { w.ask(s, askReread) })
 		}
 	}
 }
@@ -459,24 +459,24 @@ func (w *simulation) heal() {
 	for _, s := range w.sinks {
 		s.mode = modeWell
 	}
-	w.growth()
+	w.noteGrowth()
 	w.mu.Unlock()
 	w.trace("ALL HAS HEALED")
 	for s := range w.cfg.sinks {
 		w.resume(s)
 	}
 	// Healthy events of other aggregates go on arriving, so that poison can be told from an outage.
-	r := w.dice("trickle")
+	r := w.random("trickle")
 	var next func()
 	next = func() {
 		e := w.newEvent(r, 60+r.IntN(4))
-		e.fates = make([]fate, w.cfg.sinks)
+		e.reactions = make([]reaction, w.cfg.sinks)
 		e.sinks = e.sinks[:0]
 		for s := range w.cfg.sinks {
 			e.sinks = append(e.sinks, s)
 		}
 		w.commitAt(0, &worldTx{events: []*worldEvent{e}, gap: 3})
-		w.after(r.between(100*unit, 600*unit), next)
+		w.after(r.between(100*timeUnit, 600*timeUnit), next)
 	}
 	next()
 }

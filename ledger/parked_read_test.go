@@ -1,32 +1,16 @@
 package ledger_test
 
 import (
-	"context"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
-
-func newPool(t testing.TB, db *pgtest.Database) *pgxpool.Pool {
-	config, err := pgxpool.ParseConfig(db.DSN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ledger.Pin(&config.ConnConfig.Config)
-	pool, err := pgxpool.NewWithConfig(context.Background(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	return pool
-}
 
 // firstRead begins a pass, as a lane does.
 var firstRead = ledger.ParkedQuery{
@@ -51,7 +35,7 @@ func TestParkedPlan(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	reader := ledger.Schema("public").ReadParked(newPool(t, db), 1, 1, 4)
+	reader := ledger.Schema("public").ReadParked(db.Pool(t, ledger.Pin), 1, 1, 4)
 	for name := range reader.Statements() {
 		plan := explain(t, reader, name)
 		for _, bad := range []string{"Seq Scan", "Bitmap", "Hash Join", "Merge Join"} {
@@ -120,7 +104,7 @@ func BenchmarkParkedRead(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	reader := ledger.Schema("public").ReadParked(newPool(b, db), 1, 1, 4)
+	reader := ledger.Schema("public").ReadParked(db.Pool(b, ledger.Pin), 1, 1, 4)
 	for b.Loop() {
 		a, err := reader.Read(b.Context(), firstRead)
 		if err != nil {
@@ -142,7 +126,7 @@ func TestParkedReadIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader := ledger.Schema("public").ReadParked(newPool(t, db), 1, 0, 1)
+	reader := ledger.Schema("public").ReadParked(db.Pool(t, ledger.Pin), 1, 0, 1)
 	a, err := reader.Read(t.Context(), firstRead)
 	if err != nil {
 		t.Fatal(err)

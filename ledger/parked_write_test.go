@@ -10,8 +10,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// parking gives the recorder one outcome about the row of each LSN, all in one transaction of it.
-func (r *recording) parking(entry uint64, outcomes ...checkpoint.Outcome) {
+// giveParked gives the recorder one outcome about the row of each LSN, all in one transaction of it.
+func (r *recorderBench) giveParked(entry uint64, outcomes ...checkpoint.Outcome) {
 	for i := range outcomes {
 		o := &outcomes[i]
 		o.Entry, o.Processor, o.EventID, o.Attempt = entry, 1, eventID(int(o.Position.LSN)), 1
@@ -21,7 +21,7 @@ func (r *recording) parking(entry uint64, outcomes ...checkpoint.Outcome) {
 		}
 	}
 	r.seq++
-	r.in <- checkpoint.Outcomes{Rows: outcomes, Seq: r.seq, Recorded: r.told, Urgent: true}
+	r.in <- checkpoint.Outcomes{Rows: outcomes, Seq: r.seq, Recorded: r.notices, Urgent: true}
 	r.recorded()
 }
 
@@ -52,23 +52,23 @@ func TestParkedRows(t *testing.T) {
 		}
 	}
 	due := time.Now().Add(10 * time.Minute)
-	r.parking(e, insert(1), insert(2), insert(3), insert(4), insert(5))
+	r.giveParked(e, insert(1), insert(2), insert(3), insert(4), insert(5))
 	rows("1 parked 0 0 null - p; 2 parked 0 0 null - p; 3 parked 0 0 null - p; 4 parked 0 0 null - p; 5 parked 0 0 null - p")
-	r.parking(e, remove(1), update(2, checkpoint.Failed, checkpoint.ParkedState{Attempts: 1, Tries: 2, TriedAt: time.Now(), NextAttempt: due}),
+	r.giveParked(e, remove(1), update(2, checkpoint.Failed, checkpoint.ParkedState{Attempts: 1, Tries: 2, TriedAt: time.Now(), NextAttempt: due}),
 		update(3, checkpoint.Dead, checkpoint.ParkedState{Attempts: 4, Tries: 4, Blocks: true}), update(4, checkpoint.Dead, checkpoint.ParkedState{Attempts: 4, Tries: 4}))
 	rows("2 parked 1 2 10 why p; 3 dead 4 4 blocks why p; 4 dead 4 4 null why p; 5 parked 0 0 null - p")
 	// The first try stays the first, whatever another clock makes of it.
-	r.parking(e, update(2, checkpoint.Failed, checkpoint.ParkedState{Attempts: 1, Tries: 3, TriedAt: time.Now().Add(time.Hour), NextAttempt: due}))
+	r.giveParked(e, update(2, checkpoint.Failed, checkpoint.ParkedState{Attempts: 1, Tries: 3, TriedAt: time.Now().Add(time.Hour), NextAttempt: due}))
 	if got := l.query("select (tried_at < clock_timestamp())::text from outbox_parked where tx_index = 2"); got != "true" {
 		t.Error("the time of the first try has moved")
 	}
 	// Within one transaction.
-	r.parking(e, insert(6), remove(6), insert(7), update(7, checkpoint.Failed, checkpoint.ParkedState{Tries: 1, NextAttempt: due}),
+	r.giveParked(e, insert(6), remove(6), insert(7), update(7, checkpoint.Failed, checkpoint.ParkedState{Tries: 1, NextAttempt: due}),
 		update(2, checkpoint.Failed, checkpoint.ParkedState{Tries: 3, NextAttempt: due}), remove(2), remove(5))
 	rows("3 dead 4 4 blocks why p; 4 dead 4 4 null why p; 7 parked 0 1 10 why p")
 	// A person was there first: nothing comes back, nothing is undone.
 	l.exec("delete from outbox_parked where tx_index = 4")
-	r.parking(e, update(3, checkpoint.Failed, checkpoint.ParkedState{Tries: 9, NextAttempt: due}), update(4, checkpoint.Failed, checkpoint.ParkedState{Tries: 9, NextAttempt: due}), remove(4))
+	r.giveParked(e, update(3, checkpoint.Failed, checkpoint.ParkedState{Tries: 9, NextAttempt: due}), update(4, checkpoint.Failed, checkpoint.ParkedState{Tries: 9, NextAttempt: due}), remove(4))
 	rows("3 dead 4 4 blocks why p; 7 parked 0 1 10 why p")
 	if err := r.end(); err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestParkedRowsOfAllSizes(t *testing.T) {
 			Parked: &checkpoint.ParkedState{Event: fmt.Appendf(nil, "%q", value(i, sizes[len(sizes)-1-i])), Payload: value(i, size)},
 		})
 	}
-	r.in <- checkpoint.Outcomes{Rows: outcomes, Seq: 1, Recorded: r.told, Urgent: true}
+	r.in <- checkpoint.Outcomes{Rows: outcomes, Seq: 1, Recorded: r.notices, Urgent: true}
 	r.seq = 1
 	r.recorded()
 	for i, size := range sizes {

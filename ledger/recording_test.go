@@ -20,7 +20,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-const slot = "s"
+const testSlot = "s"
 
 func pos(lsn pglogrepl.LSN, index int64) checkpoint.Position {
 	return checkpoint.Position{LSN: lsn, Index: index}
@@ -37,7 +37,7 @@ func newLedger(t *testing.T) *testLedger {
 	db := pgtest.New(t)
 	l := &testLedger{t, db, db.Conn(t)}
 	l.exec(`insert into outbox_checkpoints (slot_name, state, system_identifier, timeline, prefix_lsn, prefix_index, confirmed_lsn, epoch, slot_epoch)
-		values ($1, 'ready', '42', 1, '0/64', -1, '0/64', 3, 3)`, slot)
+		values ($1, 'ready', '42', 1, '0/64', -1, '0/64', 3, 3)`, testSlot)
 	return l
 }
 
@@ -69,7 +69,7 @@ type config struct {
 func (l *testLedger) config() config {
 	return config{
 		ledger.Config{
-			Schema: "public", Slot: slot, Owner: "test",
+			Schema: "public", Slot: testSlot, Owner: "test",
 			Connect: func(ctx context.Context) (*pgx.Conn, error) {
 				return l.connect(ctx, nil)
 			},
@@ -98,26 +98,26 @@ func (l *testLedger) connect(ctx context.Context, wrap func(net.Conn) net.Conn) 
 	return pgx.ConnectConfig(ctx, c)
 }
 
-// recording is a recorder at work.
-type recording struct {
+// recorderBench is a recorder at work.
+type recorderBench struct {
 	*checkpoint.Tracker
-	t     *testing.T
-	start ledger.Start
-	in    chan checkpoint.Outcomes
-	ended chan error
-	told  chan uint64
-	seq   uint64
+	t       *testing.T
+	start   ledger.Start
+	in      chan checkpoint.Outcomes
+	ended   chan error
+	notices chan uint64
+	seq     uint64
 }
 
-func (l *testLedger) record(cfg config) *recording {
+func (l *testLedger) record(cfg config) *recorderBench {
 	l.t.Helper()
 	opened, start, err := ledger.Open(context.Background(), cfg.Config)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	rec := &recording{
+	rec := &recorderBench{
 		Tracker: checkpoint.NewTracker(100, 1<<20, start.Prefix, start.Confirmed), t: l.t, start: start,
-		in: make(chan checkpoint.Outcomes, 10), ended: make(chan error, 1), told: make(chan uint64, 1),
+		in: make(chan checkpoint.Outcomes, 10), ended: make(chan error, 1), notices: make(chan uint64, 1),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.t.Cleanup(cancel)
@@ -129,7 +129,7 @@ func (l *testLedger) record(cfg config) *recording {
 func eventID(n int) string { return fmt.Sprintf("0190a5d0-0000-7000-8000-%012x", n) }
 
 // give adds a transaction of one event with these statuses as its outcomes, and gives them to the recorder.
-func (r *recording) give(lsn pglogrepl.LSN, statuses ...checkpoint.Status) {
+func (r *recorderBench) give(lsn pglogrepl.LSN, statuses ...checkpoint.Status) {
 	r.Begin()
 	n := 0
 	for _, s := range statuses {
@@ -156,16 +156,16 @@ func (r *recording) give(lsn pglogrepl.LSN, statuses ...checkpoint.Status) {
 		rows = append(rows, o)
 	}
 	r.seq++
-	r.in <- checkpoint.Outcomes{Rows: rows, Seq: r.seq, Recorded: r.told}
+	r.in <- checkpoint.Outcomes{Rows: rows, Seq: r.seq, Recorded: r.notices}
 }
 
 // recorded waits until everything given is committed.
-func (r *recording) recorded() {
+func (r *recorderBench) recorded() {
 	r.t.Helper()
 	deadline := time.After(20 * time.Second)
 	for {
 		select {
-		case seq := <-r.told:
+		case seq := <-r.notices:
 			if seq == r.seq {
 				return
 			}
@@ -177,7 +177,7 @@ func (r *recording) recorded() {
 	}
 }
 
-func (r *recording) end() error {
+func (r *recorderBench) end() error {
 	close(r.in)
 	return <-r.ended
 }

@@ -117,7 +117,7 @@ func TestRecorderLetsGo(t *testing.T) {
 		if !checkpoint.ServerStopping(err) {
 			t.Errorf("ended with %v, want 57P03", err)
 		}
-	case <-r.told:
+	case <-r.notices:
 		t.Error("it came back and went on")
 	case <-time.After(20 * time.Second):
 		t.Error("it goes on trying")

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -56,6 +58,22 @@ func Unmigrated(t testing.TB) *Database {
 func (d *Database) Conn(t testing.TB) *pgx.Conn {
 	t.Helper()
 	return connect(t, d.DSN)
+}
+
+// Pool opens a pool that is closed when the test ends. configure sets up its sessions: ledger.Pin, as in the product.
+func (d *Database) Pool(t testing.TB, configure func(*pgconn.Config)) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(d.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	configure(&config.ConnConfig.Config)
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
 }
 
 // Slot makes up the name of a replication slot. Slots belong to the server, so the same name cannot be used in two
