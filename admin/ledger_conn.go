@@ -46,7 +46,7 @@ func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error 
 	return ledgerError(fault)
 }
 
-// open prepares the session and reads which sinks the connector has. It reads the ledger only after CheckOwners has found that
+// open prepares the connection and reads which sinks the connector has. It reads the ledger only after CheckOwners has found that
 // the ledger's tables belong to trusted roles: reading a stranger's view would run his functions with this login's rights.
 func (l *ledgerConn) open(ctx context.Context) error {
 	if err := ledger.SetUpPersonal(ctx, l.conn); err != nil {

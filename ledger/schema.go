@@ -3,7 +3,7 @@
 // package migrations, which make them, and the grants of package provision. The package decides nothing: what is delivered, parked
 // or retried is the business of its callers.
 //
-// Its statements run in sessions whose search_path finds no table and no function of anybody (Pin), and name the ledger's
+// Its statements run over connections whose search_path finds no table and no function of anybody (Pin), and name the ledger's
 // schema (Schema.statement). The reason is that others may create things in the ledger's schema: up to PostgreSQL 14, and in a
 // database upgraded from it, everybody may do so in "public". PostgreSQL takes the function or operator that fits the types of
 // the arguments best, of all schemas of the search_path. With the ledger's schema on the path, somebody else's

@@ -9,14 +9,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pinnedSettings are the parameters of every SQL session of ours.
+// pinnedSettings are the parameters of every connection of ours over which SQL is sent.
 var pinnedSettings = map[string]string{
 	// See the package comment. Temporary tables come last, or they would be found before those of pg_catalog.
 	"search_path": "pg_catalog, pg_temp",
 	"TimeZone":    "UTC",
 	// An error instead of hidden rows.
 	"row_security": "off",
-	// A role's own settings could end our sessions or refuse what we do.
+	// A role's own settings could end our connections or refuse what we do.
 	"idle_session_timeout":           "0",
 	"statement_timeout":              "0",
 	"default_transaction_read_only":  "off",
@@ -51,8 +51,8 @@ var pinnedSettings = map[string]string{
 	"synchronous_commit": "on",
 }
 
-// Pin sets the parameters that every SQL session of ours has, whatever the DSN, the role and the database say. No session for
-// SQL is opened without it.
+// Pin sets the parameters that every connection of ours has over which SQL is sent, whatever the DSN, the role and the database say. No
+// such connection is opened without it.
 func Pin(c *pgconn.Config) {
 	// The server takes the names of parameters in any case. Of two equal ones the later one counts.
 	maps.DeleteFunc(c.RuntimeParams, func(name, _ string) bool {
@@ -69,19 +69,19 @@ func Pin(c *pgconn.Config) {
 	}
 }
 
-// PinRun adds to Pin what the sessions of a running connector have. People see the slot in pg_stat_activity.
+// PinRun adds to Pin what the connections of a running connector have. People see the slot in pg_stat_activity.
 func PinRun(c *pgconn.Config, slot string) {
 	Pin(c)
 	c.RuntimeParams["application_name"] = ApplicationName(slot)
-	// A session of ours that hangs must not hold a lock for ever, nor wait for one for ever.
+	// A connection of ours that hangs must not hold a lock for ever, nor wait for one for ever.
 	c.RuntimeParams["idle_in_transaction_session_timeout"] = "2s"
 	c.RuntimeParams["lock_timeout"] = "2s"
 }
 
-// ApplicationName is the application_name of the sessions of the connector that streams from this slot.
+// ApplicationName is the application_name of the connections of the connector that streams from this slot.
 func ApplicationName(slot string) string { return "outbox-cdc " + slot }
 
-// SetUpPersonal sets up a session of an operator's command: it must neither wait for a lock for ever nor hold one, and its reads
+// SetUpPersonal sets up the connection of an operator's command: it must neither wait for a lock for ever nor hold one, and its reads
 // of outbox_parked are planned as a lane's are.
 func SetUpPersonal(ctx context.Context, db Execer) error {
 	_, err := db.Exec(ctx, "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; "+planParked("set"))

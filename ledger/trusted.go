@@ -1,7 +1,7 @@
 package ledger
 
-// TrustedRoles begins a statement about schema $1 with the table "trusted": the oids of the roles whose relations a session
-// may read, write and attach there. They are the session's own role, those that it is a member of, and who may do anything
+// TrustedRoles begins a statement about schema $1 with the table "trusted": the oids of the roles whose relations a login
+// may read, write and attach there. They are the login's own role, those that it is a member of, and who may do anything
 // in the schema or the database anyway: their owners and superusers. A superuser counts as a member of every role, which says
 // nothing about these. The files of package migrations say the same.
 //

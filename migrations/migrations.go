@@ -1,7 +1,7 @@
 // Package migrations makes the outbox and its ledger. The numbered files are plain SQL that "psql -f" applies as well, and
 // each of them records that it was applied; this package applies those that are missing, under a lock. Forward only.
 //
-// Its sessions have no search_path but pg_catalog: see the head of the first file for the reason.
+// Its connections have no search_path but pg_catalog: see the head of the first file for the reason.
 package migrations
 
 import (
@@ -40,7 +40,7 @@ type Options struct {
 	// Timeout bounds how long Apply and Drop wait for another process that changes the schema, and for the lock of a table; 0
 	// means a minute.
 	Timeout time.Duration
-	// WaitingForLock is told of the session for whose end Apply or Drop waits; it may be nil.
+	// WaitingForLock is called with a description of the connection for whose end Apply or Drop waits; it may be nil.
 	WaitingForLock func(holder string)
 }
 
@@ -172,7 +172,7 @@ func createSchema(name string) string {
 	return fmt.Sprintf("create schema if not exists %s;\n", pgx.Identifier{name}.Sanitize())
 }
 
-// script runs the statements first, and then these files, in one transaction. The session's settings are as before after it.
+// script runs the statements first, and then these files, in one transaction. The connection's settings are as before after it.
 func script(o Options, names []string, first string) (string, error) {
 	var b strings.Builder
 	b.WriteString("begin;\n" + first)

@@ -14,7 +14,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
-// WithConn opens a session for SQL, calls f with it, and closes it. If f waits for the lock of a table in vain, the error says
+// WithConn opens a connection for SQL, calls f with it, and closes it. If f waits for the lock of a table in vain, the error says
 // who holds the lock.
 func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error) error {
 	if err := s.checkNames(); err != nil {
@@ -28,7 +28,7 @@ func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error
 	return advisory.ExplainTableLock(ctx, conn, f(conn))
 }
 
-// connect opens a session for the SQL of a command. Its statements wait for the lock of a table for a minute at most, because
+// connect opens a connection for the SQL of a command. Its statements wait for the lock of a table for a minute at most, because
 // the command shows nothing while it waits.
 func connect(ctx context.Context, text string) (*pgx.Conn, error) {
 	config, err := replication.SQLConfig("the dsn", text)

@@ -21,7 +21,7 @@ type DestroyConfig struct {
 	DSN string
 	// ReplicationDSN is the connection string of a login with the attribute REPLICATION.
 	ReplicationDSN string
-	// WaitingForLock is called with the session that makes or drops the same slot, if Destroy has to wait for its end. It may
+	// WaitingForLock is called with a description of the connection that makes or drops the same slot, if Destroy has to wait for its end. It may
 	// be nil.
 	WaitingForLock func(holder string)
 }

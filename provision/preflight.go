@@ -37,7 +37,7 @@ type Facts struct {
 }
 
 // Preflight checks whether a session can begin. Its error joins all mistakes, and the one that decides the exit code is the
-// first. Preflight changes nothing. db is a session of the login for SQL.
+// first. Preflight changes nothing. db is a connection of the login for SQL.
 func Preflight(ctx context.Context, db ledger.Querier, cfg PreflightConfig) (Facts, error) {
 	if err := cfg.checkNames(); err != nil {
 		return Facts{}, err

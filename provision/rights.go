@@ -40,7 +40,7 @@ func ledgerTables() []string {
 	return names
 }
 
-// checkPrivileges adds one problem that lists all grants that the session's login lacks. It reads catalogs only, because a
+// checkPrivileges adds one problem that lists all grants that the login lacks. It reads catalogs only, because a
 // statement that names a table in a schema that the login may not use would fail.
 func checkPrivileges(ctx context.Context, db ledger.Querier, s Source, p *problems) error {
 	schema, name := s.tableName()

@@ -12,7 +12,7 @@ import (
 type Roles struct {
 	SQL         string
 	Replication string
-	// SQLConnections is the number of sessions for SQL that an instance opens at most (source.max_connections).
+	// SQLConnections is the number of connections for SQL that an instance opens at most (source.max_connections).
 	SQLConnections int
 }
 

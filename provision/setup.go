@@ -32,7 +32,7 @@ type SetupConfig struct {
 	// Waiting is called with the transactions that the slot's creation waits for, every two seconds, from another goroutine.
 	// It may be nil.
 	Waiting func([]Blocker)
-	// WaitingForLock is called with the session that makes or drops the same slot, if Setup has to wait for its end. It may
+	// WaitingForLock is called with a description of the connection that makes or drops the same slot, if Setup has to wait for its end. It may
 	// be nil.
 	WaitingForLock func(holder string)
 }
@@ -63,7 +63,7 @@ func Setup(ctx context.Context, cfg SetupConfig) (SetupResult, error) {
 	return result, advisory.ExplainTableLock(ctx, conn, err)
 }
 
-// setUpLocked is Setup for a session that holds the lock of the slot's name.
+// setUpLocked is Setup over a connection that holds the lock of the slot's name.
 func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupResult, error) {
 	var result SetupResult
 	f, err := inspect(ctx, conn, cfg)
@@ -194,7 +194,7 @@ func backlogProblem(s Source) error {
 		`run "outbox-cdc init --backlog none" to leave them undelivered, or empty the table`, s.Table)
 }
 
-// lockSlot opens a session for SQL that holds the advisory lock of the slot's name. The lock ends with the session.
+// lockSlot opens a connection for SQL that holds the advisory lock of the slot's name. The lock ends with the connection.
 func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx.Conn, error) {
 	if err := s.checkNames(); err != nil {
 		return nil, err

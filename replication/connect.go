@@ -21,7 +21,7 @@ const (
 )
 
 // SQLConfig reads the connection string of a login for SQL. what is its name in messages, such as source.dsn. The result has the
-// settings of every SQL session of ours, and the caller may add others.
+// settings of every connection of ours over which SQL is sent, and the caller may add others.
 func SQLConfig(what, text string) (*pgx.ConnConfig, error) {
 	if _, err := ParseDSN(what, text); err != nil {
 		return nil, err

@@ -332,7 +332,7 @@ func (s *Stream) copyData(b []byte) (f Frame, ok bool, err error) {
 }
 
 // stopping recognises a server that is shutting down. Such a server asks again and again, without end, for a position that we
-// cannot confirm: it has ended the SQL sessions by then, so that nothing can be recorded any more.
+// cannot confirm: it has ended the connections for SQL by then, so that nothing can be recorded any more.
 func (s *Stream) stopping(lsn pglogrepl.LSN, now time.Time) error {
 	if lsn != s.askedAt || now.Sub(s.askedFrom) > time.Second {
 		s.askedAt, s.asked, s.askedFrom = lsn, 0, now

@@ -16,7 +16,7 @@ type DestroyOptions struct {
 	AdminDSN string
 	// Ledger removes the ledger's tables as well, together with all parked events and dead letters.
 	Ledger bool
-	// WaitingForLock is called with the session that makes or drops the same things, while Destroy waits for its end. It may be
+	// WaitingForLock is called with a description of the connection that makes or drops the same things, while Destroy waits for its end. It may be
 	// nil.
 	WaitingForLock func(holder string)
 }

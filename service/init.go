@@ -35,7 +35,7 @@ type InitOptions struct {
 	Timeout time.Duration
 	// Waiting is called with the open transactions that Init waits for. It is called on another goroutine. It may be nil.
 	Waiting func([]provision.Blocker)
-	// WaitingForLock is called with the session that makes or drops the same things, while Init waits for its end. It
+	// WaitingForLock is called with a description of the connection that makes or drops the same things, while Init waits for its end. It
 	// may be nil.
 	WaitingForLock func(holder string)
 }

@@ -44,7 +44,7 @@ type Wait struct {
 	Tell    func(holder string) // may be nil; it is called after a second, and then every 10 seconds
 }
 
-// Lock takes the session's advisory lock of key, which what names in messages. The lock ends with the session.
+// Lock takes an advisory lock for the whole life of the connection; what names it in messages. The lock ends with the connection.
 func Lock(ctx context.Context, conn *pgx.Conn, key int64, what string, w Wait) error {
 	timeout := cmp.Or(w.Timeout, time.Minute)
 	start := time.Now()
