@@ -167,7 +167,7 @@ func TestFull(t *testing.T) {
 	select {
 	case <-tr.Room():
 	default:
-		t.Error("nobody hears of room")
+		t.Error("Room got no value")
 	}
 	if tr.Full(0) {
 		t.Error("full with two of three")
@@ -212,7 +212,7 @@ func TestLag(t *testing.T) {
 	}
 }
 
-// model is the tracker as it is easiest to believe: all transactions, in a list.
+// model is a tracker that is easy to check: a list of all transactions.
 type model struct {
 	txs       []modelTx
 	prefix    Position

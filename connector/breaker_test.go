@@ -18,7 +18,7 @@ const (
 	parkNever
 )
 
-// breakerBench plays calls to a breaker of two lanes, at most three failures, a reset of a minute.
+// breakerBench makes calls to the breaker of a sink with two lanes. The breaker opens after three failures, for a minute.
 type breakerBench struct {
 	*breaker
 	t     *testing.T
@@ -41,8 +41,8 @@ func newBreakerBench(t *testing.T, after parkAfter) *breakerBench {
 	return b
 }
 
-// call is one Deliver of a lane, told in letters: a accepted, u unavailable, r refused, d dies of it, n tried before; each message is of
-// an aggregate of its own. It says whether it was permitted, and gives how many deaths and used attempts there were.
+// call makes one Deliver call of a lane. Each letter is the result of one message, of an aggregate of its own: a is accepted, u unavailable,
+// r refused, d refused to death. An n says that the messages were tried before. call reports whether the breaker permitted it.
 func (b *breakerBench) call(lane int, letters string) (permitted bool) {
 	p := b.may(lane, time.Now())
 	if !p.ok {
@@ -73,7 +73,7 @@ func (b *breakerBench) want(state gobreaker.State) {
 	}
 }
 
-// asked says which lanes were asked to park.
+// asked returns how many lanes the breaker has asked to park since the last call of asked.
 func (b *breakerBench) asked() int {
 	n := 0
 	for _, l := range b.lanes {
@@ -84,7 +84,7 @@ func (b *breakerBench) asked() int {
 	return n
 }
 
-// What opens a breaker, and what does not.
+// Three calls in a row without an answer, or five dead aggregates with nothing accepted in between, open a breaker. Other results do not.
 func TestBreakerOpens(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -117,7 +117,7 @@ func TestBreakerOpens(t *testing.T) {
 					b.call(i%2, c)
 				}
 				if open := b.state() == gobreaker.StateOpen; open != tt.open {
-					t.Errorf("after %q open is %t", tt.calls, open)
+					t.Errorf("after %q the breaker is open: %t", tt.calls, open)
 				}
 				want := 0
 				if tt.open && tt.after != parkNever {
@@ -131,7 +131,7 @@ func TestBreakerOpens(t *testing.T) {
 	}
 }
 
-// Half open, one message asks; lanes take turns.
+// A half-open breaker permits one message, the probe. The lanes take turns to send it.
 func TestBreakerProbes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -172,7 +172,7 @@ func TestBreakerProbes(t *testing.T) {
 	})
 }
 
-// A receiver that was taken for broken has to accept something, and refuses nothing to death meanwhile.
+// After a receiver was taken for broken, only an accepted message closes the breaker, and no message dies by a refusal meanwhile.
 func TestBreakerBroken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -194,7 +194,7 @@ func TestBreakerBroken(t *testing.T) {
 	})
 }
 
-// A session that ends with a probe on the wire leaves no breaker behind that waits for it.
+// If a session ends while its probe is being delivered, the next session can probe: the breaker does not wait for the old probe.
 func TestBreakerOutlivesSessions(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

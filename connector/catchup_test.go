@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// What is parked while the table is read stands in it unseen: the lane reads again before it lets an arrival through.
+// Rows that are parked during a read of the table are not in its result. So the lane reads again before it delivers an arrival.
 func TestLaneReadsWhatWasParkedMeanwhile(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -32,7 +32,7 @@ func TestLaneReadsWhatWasParkedMeanwhile(t *testing.T) {
 	})
 }
 
-// A lane that catches up keeps the recorder's queue short: the outcomes of other sinks stand in it too.
+// A lane that catches up may have at most 1,000 unrecorded rows when it begins a batch, so that it does not delay the outcomes of other sinks.
 func TestCatchingUpWaitsForTheRecorder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -60,8 +60,8 @@ func TestCatchingUpWaitsForTheRecorder(t *testing.T) {
 	})
 }
 
-// Lanes of a sink take turns with rows that are larger than an ordinary read: one such row is in memory at a time. What is small goes
-// on meanwhile, and a lane that has its turn ends it though its Deliver is never answered.
+// The lanes of a sink take turns with rows that are larger than an ordinary read, so that one such row is in memory at a time. Small rows are
+// delivered meanwhile. A lane gives up its turn even if its Deliver call is never answered.
 func TestLargeRowsTakeTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestLargeRowsTakeTurns(t *testing.T) {
 				running++
 				most = max(most, running)
 				b.mu.Unlock()
-				if batch[0].Event.ID == "L1" { // which is never answered
+				if batch[0].Event.ID == "L1" { // is never answered
 					<-ctx.Done()
 				} else {
 					time.Sleep(time.Second)

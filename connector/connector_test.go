@@ -164,7 +164,7 @@ func (b *connectorBench) eventually(sql, want string) {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("%s: got %q for 20 s, want %q; received: %s", sql, got, want, b.received())
 		}
-		time.Sleep(10 * time.Millisecond) // between two looks
+		time.Sleep(10 * time.Millisecond) // between two checks
 	}
 }
 
@@ -218,7 +218,7 @@ func TestPositionCountsAllInserts(t *testing.T) {
 	r.stop()
 }
 
-// One delivery hangs; what was delivered beyond it and recorded is not delivered again by the next session.
+// One delivery hangs. Events after it that were delivered and recorded are not delivered again by the next session.
 func TestRestartSkipsWhatIsSettled(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -265,7 +265,7 @@ func TestRestartSkipsWhatIsSettled(t *testing.T) {
 	}
 }
 
-// A slot whose history is not the checkpoint's is refused, and nothing is delivered past the gap.
+// If slot and checkpoint do not have the same history, the start is refused, and nothing beyond the gap is delivered.
 func TestForeignHistoryIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ sql, text string }{
@@ -287,7 +287,7 @@ func TestForeignHistoryIsRefused(t *testing.T) {
 	}
 }
 
-// A schema that lost a needed column stops the connector; nothing is confirmed past it, and nothing is lost.
+// A table that has lost a column of the mapping stops the connector. Nothing is confirmed beyond the first such row, and nothing is lost.
 func TestLostColumnStops(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -297,7 +297,7 @@ func TestLostColumnStops(t *testing.T) {
 	b.exec("alter table event_outbox rename column payload to body")
 	b.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('t', 'a', 'two', '{}')`)
 	r.wantExit(exitcode.Config, "payload")
-	// The slot itself says so: other tests write into the same WAL, and what lies before the row may be confirmed.
+	// We ask the slot for the row and do not compare LSNs: other tests write into the same WAL, and what lies before the row may be confirmed.
 	still := b.query("select count(*) from pg_logical_slot_peek_binary_changes((select slot_name from outbox_checkpoints), null, null, " +
 		"'proto_version', '1', 'publication_names', '" + b.cfg.Source.Publication + "') where get_byte(data, 0) = ascii('I')")
 	if still != "1" {
@@ -310,7 +310,7 @@ func TestLostColumnStops(t *testing.T) {
 	r.stop()
 }
 
-// A row that is no valid event is one dead letter, not a stop.
+// A row that is no valid event becomes a dead letter. The connector does not stop.
 func TestInvalidRowIsADeadLetter(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -330,7 +330,7 @@ func TestInvalidRowIsADeadLetter(t *testing.T) {
 	}
 }
 
-// Whoever does not get the slot stands by, ready, and takes over.
+// A process that does not get the slot stands by and is ready. It takes over when the slot is free.
 func TestStandby(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -344,11 +344,11 @@ func TestStandby(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not standing by: %+v", r)
 		}
-		time.Sleep(10 * time.Millisecond) // between two looks
+		time.Sleep(10 * time.Millisecond) // between two checks
 	}
 	// The slot is the lock: without it a session does not touch the ledger.
 	if got := b.query("select epoch from outbox_checkpoints"); got != epoch {
-		t.Errorf("the epoch is %s, want %s: whoever stands by has taken the ledger over", got, epoch)
+		t.Errorf("the epoch is %s, want %s: the process that stands by has taken the ledger over", got, epoch)
 	}
 	first.stop()
 	b.event("a", "two")

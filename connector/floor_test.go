@@ -10,8 +10,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
-// No untried row is ever at or before the floor, whatever is parked, committed, read and tried in whatever order; and the floor
-// rises.
+// No untried row is ever at or before the floor, in whatever order rows are parked, committed, read and tried. And the floor does rise.
 func TestFloor(t *testing.T) {
 	t.Parallel()
 	type row struct {
@@ -61,12 +60,12 @@ func TestFloor(t *testing.T) {
 			}
 			for _, x := range rows {
 				if x.at.Compare(f.at) <= 0 {
-					t.Fatalf("seed %d: %v is untried, and the floor at %v", seed, x.at, f.at)
+					t.Fatalf("seed %d: %v is untried, but the floor is at %v", seed, x.at, f.at)
 				}
 			}
 		}
 	}
 	if !rose {
-		t.Error("it never rose")
+		t.Error("the floor never rose")
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
-// keepFor runs the keeper for so long. The clock is a bubble's, which stands still while PostgreSQL, a real one, is asked.
+// keepFor runs the keeper for d, in a bubble over a real PostgreSQL. The bubble's clock stands still while a statement runs.
 func (b *connectorBench) keepFor(d time.Duration, prepare ...func(*Connector)) (took time.Duration, err error) {
 	b.t.Helper()
 	table := b.query("select 'event_outbox'::regclass::oid")
@@ -45,7 +45,7 @@ func (b *connectorBench) keepFor(d time.Duration, prepare ...func(*Connector)) (
 	return took, err
 }
 
-// What the publication leaves out shows nowhere on the stream, so the keeper looks.
+// The stream does not show which rows a publication leaves out. So the keeper checks the catalog.
 func TestKeeperLooksForDrift(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -59,7 +59,7 @@ func TestKeeperLooksForDrift(t *testing.T) {
 	}
 }
 
-// Another table takes the outbox's name: its rows are not those that are streamed.
+// The keeper notices when another table has taken the outbox's name: the rows of that table are not streamed.
 func TestKeeperFindsTheOutboxReplaced(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -75,7 +75,7 @@ func TestKeeperFindsTheOutboxReplaced(t *testing.T) {
 	}
 }
 
-// The outbox has lost its name: its rows are delivered still, so it is told once and shown until the name is back.
+// When the outbox is renamed, its rows are still delivered. The log says so once, and /readyz shows it until the name is back.
 func TestKeeperTellsThatTheOutboxLostItsName(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -106,7 +106,7 @@ func TestKeeperTellsThatTheOutboxLostItsName(t *testing.T) {
 	}
 }
 
-// Each heartbeat writes WAL, and an idle server has to stay idle.
+// The keeper writes one heartbeat a minute and no more: each one writes WAL, and an idle server has to stay idle.
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)

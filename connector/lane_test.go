@@ -20,19 +20,19 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// fakeSink is a sink whose answers a test makes.
+// fakeSink is a sink whose answers the test gives.
 type fakeSink func(ctx context.Context, batch []sinks.Message) []error
 
 func (f fakeSink) Deliver(ctx context.Context, batch []sinks.Message) []error { return f(ctx, batch) }
 func (f fakeSink) Close() error                                               { return nil }
 
-// delivered is one Deliver, as a test saw it.
+// delivered is one Deliver call that the sink of a test received.
 type delivered struct {
 	at  time.Duration
 	ids []string
 }
 
-// laneBench runs one lane in a bubble, with a recorder that commits at once unless it is held.
+// laneBench runs one lane in a bubble. Its recorder confirms each batch at once, unless held is set.
 type laneBench struct {
 	*lane
 	arrived  int64
@@ -102,7 +102,7 @@ func (b *laneBench) run() {
 	}()
 }
 
-// stop ends the lane as the end of a session does, and the recorder after it.
+// stop ends first the lane, as the end of a session does, and then the recorder.
 func (b *laneBench) stop() {
 	close(b.in)
 	if err := <-b.stopped; err != nil {
@@ -113,7 +113,7 @@ func (b *laneBench) stop() {
 	synctest.Wait()
 }
 
-// arrive hands over events "a1", "b1": aggregate and number.
+// arrive sends events to the lane. The first letter of an id is the aggregate: "a1", "a2", "b1".
 func (b *laneBench) arrive(ids ...string) {
 	var ds []*delivery
 	for i, id := range ids {
@@ -153,7 +153,8 @@ func check(t *testing.T, what, got, want string) {
 	}
 }
 
-// fail answers with err for the message id, and as the contract says for those behind it.
+// fail returns the errors of errs for the messages with these ids, and ErrNotAttempted for later messages of the same key, as the contract of
+// sinks demands.
 func fail(batch []sinks.Message, errs map[string]error) []error {
 	out := make([]error, len(batch))
 	behind := map[string]bool{}
@@ -174,7 +175,7 @@ func fail(batch []sinks.Message, errs map[string]error) []error {
 
 var errRefused = errors.New("500")
 
-// What was refused is tried again in place: nothing later overtakes it, of any aggregate of this lane.
+// A refused message is tried again in place. No later message of the lane overtakes it, whatever its aggregate.
 func TestLaneTriesAgainInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -200,7 +201,7 @@ func TestLaneTriesAgainInOrder(t *testing.T) {
 	})
 }
 
-// What fails permanently, or has used its retries, is dead, and its aggregate goes on at once.
+// A message that fails permanently, or has used up its retries, is dead. The next message of its aggregate is delivered at once.
 func TestLaneDeadLetters(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -240,7 +241,7 @@ func TestLaneRowsOwnRetries(t *testing.T) {
 	})
 }
 
-// An outage is not a poison message: it uses up no attempt, however long.
+// An outage uses up no attempt, however long it takes.
 func TestLaneOutage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -267,7 +268,7 @@ func TestLaneOutage(t *testing.T) {
 	})
 }
 
-// While the destination is away one message asks for all: each try of each is a row in the ledger.
+// While the destination is away, the lane tries only one message: each try of each message would be a row in the ledger.
 func TestLaneAsksWithOneMessage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -292,7 +293,7 @@ func TestLaneAsksWithOneMessage(t *testing.T) {
 	})
 }
 
-// Once the session has ended its deliveries a lane starts no more, and what ended says nothing of the sink.
+// After the session has ended its Deliver calls, a lane starts no other one. The sink is not blamed for the calls that were ended.
 func TestLaneAfterTheEndOfDeliveries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -317,7 +318,7 @@ func TestLaneAfterTheEndOfDeliveries(t *testing.T) {
 	})
 }
 
-// No ninth batch starts before the first is recorded: what a crash can repeat is bounded.
+// A lane starts no ninth batch before the first one is recorded. This bounds what is delivered twice after a crash.
 func TestLaneWaitsForTheRecorder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -344,7 +345,8 @@ func TestLaneWaitsForTheRecorder(t *testing.T) {
 	})
 }
 
-// At the end a lane waits for what is on the wire and gives its outcome; what waits behind is left to the slot.
+// When its channel is closed, a lane waits for its Deliver call and gives the outcomes to the recorder. It does not deliver what is queued: the
+// slot sends that again.
 func TestLaneDrains(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -363,7 +365,7 @@ func TestLaneDrains(t *testing.T) {
 	})
 }
 
-// A sink that gives no answer is given up at delivery.timeout.
+// A Deliver call without an answer ends at delivery.timeout, and its message is tried again.
 func TestLaneDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -393,7 +395,7 @@ func TestLaneCountsResults(t *testing.T) {
 		b.run()
 		b.arrive("a1")
 		if err := <-b.stopped; err == nil {
-			t.Error("seven results for one message are no error")
+			t.Error("a sink returned seven results for one message, and the lane did not fail")
 		}
 		close(b.outcomes)
 		b.end()
@@ -401,8 +403,8 @@ func TestLaneCountsResults(t *testing.T) {
 	})
 }
 
-// A pause parks what arrives, under park_after: never as well. What the lane holds comes before that: what is settled of an
-// aggregate is always a prefix of it.
+// While a sink is paused, arrivals are parked, also under park_after: never. The lane parks what it has queued before them, because the settled
+// events of an aggregate are always a prefix of it.
 func TestLanePausedParksWhatItHolds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -415,8 +417,8 @@ func TestLanePausedParksWhatItHolds(t *testing.T) {
 		time.Sleep(time.Second)
 		b.arrive("a1", "b1")
 		time.Sleep(time.Millisecond)
-		b.ask(askReread)            // it catches up as soon as it can, while arrivals wait
-		time.Sleep(3 * time.Second) // a1 is on the wire again: it asks for all
+		b.ask(askReread)            // it will catch up as soon as it can; arrivals wait until then
+		time.Sleep(3 * time.Second) // a1 alone is being delivered again
 		b.arrive("a2", "b2")
 		b.paused.Store(true)
 		b.ask(0)
@@ -431,7 +433,8 @@ func TestLanePausedParksWhatItHolds(t *testing.T) {
 	})
 }
 
-// A lane that is ended has no Deliver any more: its sink is closed next. A try that was ended so kills no message by give_up_after.
+// When a lane has ended, its Deliver call has ended too, because the sink is closed next. A try that was ended in this way does not make a message
+// a dead letter by give_up_after.
 func TestLaneEndsItsDeliver(t *testing.T) {
 	t.Parallel()
 	t.Run("work ends", func(t *testing.T) {
@@ -470,7 +473,7 @@ func laneEndsItsDeliver(t *testing.T, outcome string, beforeEnd func(endDeliver 
 	b.arrive("a1")
 	time.Sleep(10 * time.Second)
 	if !delivering.Load() {
-		t.Error("it should be tried again by now")
+		t.Error("a1 has not been tried again within 10 s")
 	}
 	beforeEnd(endDeliver)
 	b.end()
@@ -479,7 +482,7 @@ func laneEndsItsDeliver(t *testing.T, outcome string, beforeEnd func(endDeliver 
 	}
 	check(t, "outcomes", b.gotRows(), "a1:failed#1 "+outcome)
 	if delivering.Load() {
-		t.Error("the lane has ended, and a Deliver goes on")
+		t.Error("the lane has ended, but its Deliver call is still running")
 	}
 	close(b.outcomes)
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
-// memLedger is outbox_parked in memory: what the recorder's SQL does to it, and what a lane's SQL reads of it, in the plainest
-// words.
+// memLedger is outbox_parked in memory, as simple as possible: it does what the recorder's SQL does to the table, and returns what a lane's SQL
+// reads of it. TestParkedReads compares it with the SQL.
 type memLedger struct {
 	mu   sync.Mutex
 	rows []*memRow // in position order
@@ -34,7 +34,7 @@ type memRow struct {
 	payload   []byte
 }
 
-// forever is infinity.
+// forever stands for PostgreSQL's infinity: the due time of a dead letter that holds its aggregate.
 var forever = time.Unix(1<<40, 0)
 
 func (l *memLedger) find(processor int32, pos checkpoint.Position) (int, bool) {
@@ -46,7 +46,7 @@ func (l *memLedger) find(processor int32, pos checkpoint.Position) (int, bool) {
 	})
 }
 
-// apply makes the changes that these outcomes ask for. It panics where one inserts a row that is there.
+// apply makes the changes of these outcomes. It panics if one of them inserts a row that exists.
 func (l *memLedger) apply(outcomes []checkpoint.Outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *memRow) change(o checkpoint.Outcome) {
 	}
 }
 
-// memTable is a lane's share of it.
+// memTable is a lane's share of a memLedger. Its Read does what ledger.ParkedReader's does.
 type memTable struct {
 	*memLedger
 	processor   int32
@@ -183,5 +183,5 @@ func (r *memRow) parked() ledger.ParkedRow {
 	return row
 }
 
-// ofTestEvent is a lane's address of the events in tests.
+// ofTestEvent gives topic and key of the events in tests: no topic, and the aggregate as the key.
 func ofTestEvent(e *outbox.Event) (topic, key string) { return "", e.AggregateID }

@@ -10,7 +10,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// A sink of one try keeps nothing for later: what it does not accept is discarded, whatever the reason, and the rest goes on.
+// A sink that is tried once keeps nothing for later: a message that it does not accept is discarded, whatever the reason. Later messages are
+// delivered.
 func TestLaneOneTry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -29,7 +30,8 @@ func TestLaneOneTry(t *testing.T) {
 	})
 }
 
-// What a sink that is tried once has discarded is recorded before the next Deliver: else a crash would deliver it behind what followed.
+// A discarded message is recorded before the lane's next Deliver call. Otherwise it would be delivered after later messages if the connector
+// crashed.
 func TestDiscardedIsRecordedFirst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

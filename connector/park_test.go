@@ -57,7 +57,7 @@ func (b *connectorBench) takeSinkAway() *atomic.Bool {
 
 const parkedRowsQuery = "select coalesce(string_agg(concat_ws(':', event ->> 'event_type', status, attempts, tries), ' ' order by commit_lsn, tx_index), '') from outbox_parked"
 
-// A sink that is away holds nobody up: what is for it is parked, the slot moves, and once it is back all comes in order.
+// A sink that is away holds nobody up: its events are parked, and the slot moves. When the sink is back, it gets all of them in order.
 func TestSinkAwayIsParked(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -87,7 +87,7 @@ func TestSinkAwayIsParked(t *testing.T) {
 	r.stop()
 }
 
-// Single messages that are refused hold their aggregate only; dead, they let it go on.
+// A refused message holds only its own aggregate. When it is dead, the aggregate goes on.
 func TestRefusedHoldsItsAggregate(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -147,7 +147,7 @@ func TestDeadLetterBlocks(t *testing.T) {
 	r.stop()
 }
 
-// A sink that a person has paused gets nothing, and what is for it waits in the table.
+// A paused sink gets nothing. Its events wait in the table.
 func TestPaused(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -174,7 +174,7 @@ func TestPaused(t *testing.T) {
 	}
 }
 
-// Five aggregates dead in a row, and nothing accepted between: the receiver is broken, and the rest waits until it is mended.
+// If messages of five aggregates die and none is accepted in between, the receiver is taken for broken. The rest waits until it is mended.
 func TestBrokenReceiver(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -198,7 +198,7 @@ func TestBrokenReceiver(t *testing.T) {
 	r.stop()
 }
 
-// Parked events of a sink that is gone are not forgotten: the start is refused until the file says what is to become of them.
+// If a sink with parked events is missing from the configuration, the start is refused until the configuration says what is to become of them.
 func TestOrphans(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -209,7 +209,7 @@ func TestOrphans(t *testing.T) {
 	r.stop()
 	b.cfg.Sinks[0].Name = "t"
 	b.run().wantExit(exitcode.Config, "renamed_from")
-	b.cfg.Sinks[0].RenamedFrom = "s" // as it was told
+	b.cfg.Sinks[0].RenamedFrom = "s" // as the refusal advises
 	r = b.run()
 	b.event("a", "two")
 	b.eventually("select count(*) from outbox_parked", "2")
@@ -226,7 +226,7 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
-// The first failure ever opens the breaker: /readyz says why.
+// If the breaker opens at the sink's very first failure, /readyz says why.
 func TestBreakerOpenSaysWhy(t *testing.T) {
 	t.Parallel()
 	health := &monitoring.Health{}
@@ -238,7 +238,7 @@ func TestBreakerOpenSaysWhy(t *testing.T) {
 	}
 }
 
-// What a person has killed is not delivered, even if a lane has read it before.
+// A parked event that a person has declared dead is not delivered, even if a lane has read its row before.
 func TestKilledWhileCatchingUp(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -265,11 +265,11 @@ func TestKilledWhileCatchingUp(t *testing.T) {
 	b.eventually("select count(*) from outbox_parked where status = 'parked'", "0")
 	r.stop()
 	if n := len(strings.Fields(b.received())) - killed; n > 5 {
-		t.Errorf("%d were delivered after they were killed", n)
+		t.Errorf("%d were delivered after they were declared dead", n)
 	}
 }
 
-// Lanes that wait to hand over what they park, because a person has locked the ledger, do not keep the process from ending.
+// When a person has locked the ledger, lanes wait to hand over what they park. That does not keep the process from ending.
 func TestStopWhileTheLedgerIsLocked(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -298,7 +298,7 @@ func TestStopWhileTheLedgerIsLocked(t *testing.T) {
 	r.cancel()
 	select {
 	case err := <-r.ended:
-		// What was on the wire has nothing to do with it.
+		// The reason is the lock, not a Deliver call that was running.
 		if err == nil || !strings.Contains(err.Error(), "lock timeout") || strings.Contains(err.Error(), "on the wire") {
 			t.Errorf("ended with %v, want the ledger's lock", err)
 		}
@@ -315,6 +315,6 @@ func (b *connectorBench) waitFor(what string, is func() bool) {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("not %s for 20 s", what)
 		}
-		time.Sleep(10 * time.Millisecond) // between two looks
+		time.Sleep(10 * time.Millisecond) // between two checks
 	}
 }

@@ -37,13 +37,13 @@ func describe(a ledger.ParkedRows) []string {
 	return append(s, fmt.Sprint("left ", slices.Compact(left)))
 }
 
-// What SQL reads is what the words of the design say, which memTable spells out.
+// The SQL reads the same rows as memTable, on random tables and queries.
 func TestParkedReads(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	conn, pool := db.Conn(t), db.Pool(t, ledger.Pin)
 	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
-	const most = 100_000 // that no small rows ever come to
+	const most = 100_000 // bytes of one read; all the small rows of a round together are smaller
 	large := []byte(strings.Repeat("x", most))
 	for round := range 30 {
 		if _, err := conn.Exec(t.Context(), "truncate outbox_parked"); err != nil {

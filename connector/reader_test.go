@@ -23,7 +23,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
-// readerBench is a reader without a stream, which only waiting needs, and with one lane: of processor 1.
+// readerBench is a reader with one lane, of processor 1. It has no stream: the reader needs that only when it waits.
 type readerBench struct {
 	*reader
 	t        *testing.T
@@ -48,8 +48,8 @@ func newReaderBench(t *testing.T, start ledger.Start) *readerBench {
 	return b
 }
 
-// transaction is one with these inserts: events by their ids, "" for a row of another table, "!" for no valid event, "?…" for one
-// that no route wants.
+// transaction gives the reader a transaction with these inserts: an event with this id, "" for a row of another table, "!" for a row that is no
+// valid event, "?…" for an event that no route matches.
 func (b *readerBench) transaction(commit, end pglogrepl.LSN, inserts ...string) {
 	b.t.Helper()
 	messages := []decoder.Message{{Kind: decoder.KindBegin, LSN: commit}}
@@ -73,7 +73,7 @@ func (b *readerBench) transaction(commit, end pglogrepl.LSN, inserts ...string) 
 	}
 }
 
-// collected are the deliveries for the lane.
+// collected returns the deliveries that the reader has collected for the lane.
 func (b *readerBench) collected() string {
 	var s []string
 	for _, d := range b.inlet.collected {
@@ -91,8 +91,8 @@ func TestReaderPositions(t *testing.T) {
 	check(t, "collected", b.collected(), "a@100/1 b@100/3 c@200/0")
 }
 
-// What may be confirmed is the end of the commit record: its start would send the transaction again, and one byte more
-// would lose a transaction whose commit record begins there.
+// The reader confirms the end of the commit record. If it confirmed the start, PostgreSQL would send the transaction again. One byte more than the
+// end would lose a transaction whose commit record begins there.
 func TestReaderConfirmsTheEndOfTheCommitRecord(t *testing.T) {
 	t.Parallel()
 	b := newReaderBench(t, ledger.Start{})
@@ -110,7 +110,7 @@ func TestReaderConfirmsTheEndOfTheCommitRecord(t *testing.T) {
 	}
 }
 
-// After a crash PostgreSQL sends again what was settled: that is left out, by position, and nothing else is.
+// After a crash PostgreSQL sends settled events again. The reader leaves out those, by their positions, and no others.
 func TestReaderLeavesOutWhatIsSettled(t *testing.T) {
 	t.Parallel()
 	at := func(lsn pglogrepl.LSN, index int64) checkpoint.Position {
@@ -129,7 +129,7 @@ func TestReaderLeavesOutWhatIsSettled(t *testing.T) {
 	}
 }
 
-// A row that is no valid event is one dead letter of processor 0, owed until it is recorded, and stops nothing.
+// A row that is no valid event becomes a dead letter of processor 0. It is owed until that is recorded, and stops nothing.
 func TestReaderInvalidRow(t *testing.T) {
 	t.Parallel()
 	b := newReaderBench(t, ledger.Start{})
@@ -155,7 +155,7 @@ func TestReaderInvalidRow(t *testing.T) {
 	}
 }
 
-// What no route wants is owed until its discarded row is written, once.
+// An event that no route matches is owed until its row in the log, discarded, is written. The row is written once.
 func TestReaderDiscards(t *testing.T) {
 	t.Parallel()
 	b := newReaderBench(t, ledger.Start{Settled: map[checkpoint.Key]struct{}{
@@ -168,7 +168,7 @@ func TestReaderDiscards(t *testing.T) {
 	}
 	rows := (<-b.outcomes).Rows
 	if len(rows) != 1 || rows[0].Status != checkpoint.Discarded || rows[0].Processor != 0 || rows[0].EventID != "?one" || rows[0].Parked != nil {
-		t.Errorf("outcome %+v, want a discarded one of processor 0", rows)
+		t.Errorf("outcome %+v, want processor 0, discarded", rows)
 	}
 	b.tracker.Settle([]uint64{b.inlet.collected[0].entry})
 	if m := b.tracker.Settled(); m.LSN != 0 {
@@ -264,7 +264,7 @@ func TestIdleCheckpoints(t *testing.T) {
 			bytes   pglogrepl.LSN
 			written bool
 		}{
-			{0, 100, false},                   // next to nothing
+			{0, 100, false},                   // too little
 			{29 * time.Second, 0, false},      // not yet
 			{time.Second, 0, true},            // once, for restart_lsn, of which nobody knows where it stands
 			{0, 1 << 20, true},                // much

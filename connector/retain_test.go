@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// A lane keeps no event that is settled: not what was delivered, and not what was parked.
+// A lane keeps no settled event in memory, whether it was delivered or parked.
 func TestLaneKeepsNothing(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]error{"delivered": nil, "parked": sinks.ErrUnavailable} {

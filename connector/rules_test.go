@@ -19,9 +19,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// The rules of LSNs, where only a real server shows whether they are kept. See test/mutants.
+// These tests check the LSN rules of docs/design.md that only a real server can show to be kept. See test/mutants.
 
-// streaming says whether it streams.
+// streaming reports whether the connector has begun to stream.
 func (r *running) streaming() bool {
 	report := r.health.Report()
 	return report.Ready && report.Role == monitoring.RoleLeader
@@ -36,15 +36,15 @@ func (r *running) wantRefusal(code exitcode.Code, text string) {
 			r.ended <- err
 			r.wantExit(code, text)
 			return
-		case <-time.After(10 * time.Millisecond): // between two looks
+		case <-time.After(10 * time.Millisecond): // between two checks
 		}
 		if r.streaming() || time.Now().After(deadline) {
-			r.b.t.Fatalf("it was not refused: %+v", r.health.Report())
+			r.b.t.Fatalf("the start was not refused: %+v", r.health.Report())
 		}
 	}
 }
 
-// onLane is the name of an aggregate of that lane, the n-th.
+// onLane returns the name of the n-th aggregate, from 0, that goes to this lane.
 func (b *connectorBench) onLane(lane, n int) string {
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("l%d-%d", lane, i)
@@ -78,7 +78,7 @@ func (b *connectorBench) holdBack(eventType string) (held <-chan struct{}, relea
 	return begun, release
 }
 
-// An outbox without events in a database that others write to: keepalives let the slot follow.
+// If there are no events, but others write to the database, keepalives let the slot follow the WAL.
 func TestIdleOutboxLetsTheSlotFollow(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -97,7 +97,7 @@ func TestIdleOutboxLetsTheSlotFollow(t *testing.T) {
 	}
 }
 
-// The slot knows where to start. The checkpoint's LSN, which may be ahead of it after a failover, decides nothing.
+// The stream starts where the slot stands, and not at the checkpoint's LSN, which may be ahead of the server after a failover.
 func TestStoredLSNIsNotWhereTheStreamStarts(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -146,7 +146,7 @@ func TestProgressIsReportedWhileTheWindowIsFull(t *testing.T) {
 	}
 }
 
-// Another event may have the id of one that was delivered: what was settled is known by its position.
+// An event may have the id of another one that was delivered. Settled events are recognised by their positions, so it is delivered too.
 func TestSameIDIsAnotherEvent(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -191,8 +191,8 @@ func TestTheLedgerWaitsForTheDisk(t *testing.T) {
 	}
 }
 
-// A server that shuts down waits for us to confirm everything, which cannot happen any more once SQL sessions are gone. It
-// is let go at once, and not after the sink, which hangs, has been waited for.
+// A server that shuts down waits until we have confirmed everything, which is impossible once it has ended the SQL sessions. So the connector closes
+// the stream at once, and does not wait for a sink that hangs before that.
 func TestServerIsLetGo(t *testing.T) {
 	t.Parallel()
 	pg := pgtest.Start(t, servers.PostgresOptions{Settings: servers.NoSync()})

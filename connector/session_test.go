@@ -8,8 +8,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// What a session does before its first event may take long, with millions of parked rows: the server, which ends a connection that
-// it hears nothing of, hears of us meanwhile.
+// With millions of parked rows a session may need long before its first event. It sends status meanwhile, because the server ends a connection
+// that is silent.
 func TestStreamIsKeptAliveBeforeTheFirstEvent(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -31,8 +31,8 @@ func TestStreamIsKeptAliveBeforeTheFirstEvent(t *testing.T) {
 	r.stop()
 }
 
-// A sink whose new name init has made known before the file said what its old one was takes over all the same, as long as
-// it has nothing of its own. Afterwards the old one's events are for whoever configures that again.
+// init may have registered the new name of a sink before renamed_from was written. The sink under the new name takes over the old one's events all
+// the same, as long as it has none of its own. If it has, the old events stay for a sink of the old name.
 func TestRenamedAfterInit(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
@@ -73,7 +73,7 @@ func TestRenamedAfterInit(t *testing.T) {
 	b.exec("update outbox_processors set is_active = true")
 	away.Store(false)
 	own := b.cfg.Sinks[0]
-	own.Name, own.RenamedFrom = "t", "" // as it was told
+	own.Name, own.RenamedFrom = "t", "" // as the refusal advises
 	b.cfg.Sinks[0].RenamedFrom = ""
 	b.cfg.Sinks = append(b.cfg.Sinks, own)
 	r = b.run()
@@ -84,7 +84,7 @@ func TestRenamedAfterInit(t *testing.T) {
 	}
 }
 
-// No SQL connection waits for a server, nor a server's session for us, that has vanished.
+// SQL connections have keepalives and a time-out at both ends, so that neither we nor the server wait for a peer that has vanished.
 func TestSQLConnectionsDetectDeadPeers(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)

@@ -11,7 +11,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// What is parked comes back as it was.
+// An event that was parked and read again is the same as before.
 func TestStoredEvent(t *testing.T) {
 	t.Parallel()
 	three := 3
@@ -37,7 +37,7 @@ func TestStoredEvent(t *testing.T) {
 	}
 }
 
-// storedAndRead is an event after it was parked and read.
+// storedAndRead parks an event in memory and reads it again.
 func storedAndRead(e *outbox.Event, committed time.Time) (*outbox.Event, time.Time, error) {
 	row := ledger.ParkedRow{Payload: e.Payload}
 	if err := json.Unmarshal(storedEvent(e, committed).Encode(), &row.Event); err != nil {

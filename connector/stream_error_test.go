@@ -16,7 +16,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// The server's error names the transaction, by what it has sent and by what it says of itself, in whatever language.
+// The error that the reader makes of a server's error names the transaction, from the messages before it and from the LSN in its context, in
+// whatever language that is.
 func TestPlaceOfAnError(t *testing.T) {
 	t.Parallel()
 	where := `Slot »s«, Ausgabe-Plugin »pgoutput«, im Callback change, zugehörige LSN 0/2BA56B8`
@@ -97,7 +98,7 @@ func TestErrorThatComesForEver(t *testing.T) {
 	}
 }
 
-// A row that was written without a column comes without it for ever.
+// A row that was written without a needed column will never be decodable: after the third time the error says so.
 func TestDriftThatComesForEver(t *testing.T) {
 	t.Parallel()
 	c, _ := newWatchedConnector()

@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// Ten events a second for two and a half minutes, and one an hour later: the log is told at once, then once a minute.
+// Ten unrouted events a second for two and a half minutes, and one an hour later: the log names the first at once, then counts once a minute.
 func TestUnroutedLog(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

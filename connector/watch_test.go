@@ -16,7 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
-// stuckLedger commits nothing until it is let go.
+// stuckLedger lets each Commit hang until the test sends its result into gate.
 type stuckLedger struct{ gate chan error }
 
 func (l stuckLedger) Commit(context.Context, checkpoint.Batch) error { return <-l.gate }
@@ -27,8 +27,8 @@ func newWatchedConnector() (*Connector, *bytes.Buffer) {
 	return New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.NewTextHandler(&log, nil))}), &log
 }
 
-// Whatever hangs, the lag goes on growing; what hangs is told within ten seconds, with what the server says, and again when that
-// changes. The log has it once, and once when it is over.
+// While a Commit hangs, the lag goes on growing. /readyz says after five seconds what hangs and for what the server waits, and follows when that
+// changes. The log has one line when it hangs and one when it is over.
 func TestWhatHangsIsTold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -101,7 +101,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 	})
 }
 
-// Without a session nobody knows what was committed meanwhile: the lag counts from when the stream was last read.
+// Without a session nobody knows what was committed meanwhile. So the lag counts from the moment when the stream was last read.
 func TestLagWithoutSession(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -137,7 +137,7 @@ func TestLagWithoutSession(t *testing.T) {
 	})
 }
 
-// A duty that hangs is broken off, told, and tried again soon; the others go on meanwhile.
+// A duty of the keeper that hangs is ended after 8 s and shown by /readyz and log. It is tried again soon.
 func TestDutyThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -194,7 +194,7 @@ func TestWhatAStatementWaitsFor(t *testing.T) {
 	}
 }
 
-// A process that sends nothing and takes nothing is told, and the lag counts from then.
+// A walsender that neither sends nor receives is reported, and the lag counts from the moment when its last reply was first seen.
 func TestSenderThatDoesNotRun(t *testing.T) {
 	t.Parallel()
 	c, _ := newWatchedConnector()

@@ -44,7 +44,7 @@ func (w *simulation) unfinished() string {
 	return ""
 }
 
-// check compares what was committed with what the sinks accepted and the ledger says.
+// check compares the committed events with what the sinks accepted and what the ledger says of them.
 func (w *simulation) check() {
 	for _, e := range w.sorted() {
 		if e.pos.LSN == 0 {
@@ -83,8 +83,8 @@ func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
 	}
 }
 
-// checkOrder looks at first acceptances. Dead letters that let their aggregate go on, and what a person declared dead or discarded, have
-// lost their place.
+// checkOrder checks that a sink first accepted the events of an aggregate in their order. It leaves out dead letters that let their aggregate go on,
+// and what a person declared dead or discarded: those have lost their place.
 func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 	var last *worldEvent
 	for _, e := range events {

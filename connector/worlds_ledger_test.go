@@ -20,14 +20,14 @@ type worldDelivery struct {
 	event     *worldEvent
 }
 
-// worldLedger is all of the ledger, in a PostgreSQL that may be down. It looks at everything that is written to it. The world's
-// mutex guards it; the parked rows have their own, which is taken second.
+// worldLedger is the whole ledger, in a PostgreSQL that may be down. It checks everything that is written to it. The world's mutex guards it. The
+// parked rows have a mutex of their own, which is taken after the world's.
 type worldLedger struct {
 	w      *simulation
 	parked memLedger
 
 	epoch     int32
-	clean     bool // as no session was before, or the last one has left
+	clean     bool // there was no session before, or the last one has ended cleanly
 	seq       int64
 	prefix    checkpoint.Position
 	confirmed pglogrepl.LSN
@@ -56,7 +56,7 @@ func newWorldLedger(w *simulation) *worldLedger {
 	}
 }
 
-// processors are those that e is owed to.
+// processors returns the processors that e is owed to: those of its sinks, or 0 if no route matches it.
 func processors(e *worldEvent) []int32 {
 	if len(e.sinks) == 0 {
 		return []int32{0}
@@ -76,7 +76,7 @@ func (l *worldLedger) aggregate(processor int32, e *worldEvent) *worldAggregate 
 	return l.aggregates[name]
 }
 
-// owe takes note of an event that is committed.
+// owe notes an event that was committed: its sinks are owed it from now on.
 func (l *worldLedger) owe(e *worldEvent) {
 	for _, p := range processors(e) {
 		a := l.aggregate(p, e)
@@ -84,7 +84,7 @@ func (l *worldLedger) owe(e *worldEvent) {
 	}
 }
 
-// settle takes note of what is settled, and that is for ever.
+// settle notes that a delivery is settled, which it then stays.
 func (l *worldLedger) settle(k worldDelivery) {
 	if l.settled[k] {
 		return
@@ -104,7 +104,7 @@ func (l *worldLedger) logRow(k worldDelivery, status string) {
 	l.settle(k)
 }
 
-// apply is a transaction of the recorder.
+// apply does what a transaction of the recorder does, and checks it.
 func (l *worldLedger) apply(b checkpoint.Batch) {
 	w := l.w
 	var rows []checkpoint.Outcome
@@ -123,7 +123,7 @@ func (l *worldLedger) apply(b checkpoint.Batch) {
 		for a.prefix < len(a.events) && l.settled[worldDelivery{o.Processor, a.events[a.prefix]}] {
 			a.prefix++
 		}
-		// What a sink that is tried once discards has no order.
+		// A sink that is tried once may discard events in any order.
 		if o.Processor != 0 && a.prefix < a.settled && !w.sinks[o.Processor-1].oneTry {
 			w.violation("no prefix", "of aggregate %s at processor %d %d events are settled, but not %v", w.events[o.EventID].aggregate, o.Processor, a.settled, a.events[a.prefix])
 		}
@@ -169,7 +169,8 @@ func due(o checkpoint.Outcome) string {
 	return fmt.Sprintf("due in %.1f s, attempts %d", time.Until(o.Parked.NextAttempt).Seconds(), o.Parked.Attempts)
 }
 
-// cover: everything at or before the prefix, and of each transaction whose commit record lies before what may be confirmed, is settled.
+// cover checks that everything is settled that the checkpoint covers: all events at or before the prefix, and all events of each transaction whose
+// commit record begins before the confirmed LSN.
 func (l *worldLedger) cover() {
 	for ; l.covered < len(l.w.wal); l.covered++ {
 		tx := l.w.wal[l.covered]
@@ -186,7 +187,7 @@ func (l *worldLedger) cover() {
 	}
 }
 
-// confirm is what reaches PostgreSQL of a standby status.
+// confirm moves the slot when a standby status reaches PostgreSQL.
 func (w *simulation) confirm(lsn pglogrepl.LSN) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -294,7 +295,7 @@ type worldConn struct {
 
 var errWorldNoPostgres = errors.New("connection refused")
 
-// open raises the epoch and reads what is settled beyond the prefix, in one snapshot.
+// open does what ledger.Open does: it raises the epoch and reads what is settled beyond the prefix.
 func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger.Start, error) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
@@ -327,7 +328,7 @@ func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger
 	return &worldConn{worldLedger: l, session: session, epoch: l.epoch, seq: l.seq, killed: killed}, start, nil
 }
 
-// leave is ledger.Schema.Leave.
+// leave does what ledger.Schema.Leave does.
 func (l *worldLedger) leave(session int, seenBefore pglogrepl.LSN) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
@@ -345,7 +346,7 @@ func (l *worldLedger) leave(session int, seenBefore pglogrepl.LSN) {
 // Close is checkpoint.Ledger's.
 func (c *worldConn) Close() {}
 
-// Commit takes its time; it may hit a server that is down, and its answer may get lost.
+// Commit takes some time. The server may be down, and the answer may get lost.
 func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
 	w := c.w
 	w.step()
@@ -370,7 +371,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
 		took = r.between(timeUnit, 100*timeUnit)
 	}
 	arrives := slept(ctx, took)
-	if !arrives && r.chance(0.5) { // ended from our side, too late or not
+	if !arrives && r.chance(0.5) { // we have ended the call, and the COMMIT has not reached the server
 		c.broken = true
 		return context.Cause(ctx)
 	}
@@ -395,7 +396,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
 	return nil
 }
 
-// reconnect asks whether the last transaction went through.
+// reconnect reports whether the last transaction was committed.
 func (c *worldConn) reconnect() (done bool, err error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()

@@ -23,12 +23,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
-// worldSession is a session over the world's PostgreSQL: what session.go builds, runs and ends, without its connections.
+// worldSession is a session over the world's PostgreSQL. It builds, runs and ends the same parts as session.go, without its connections.
 type worldSession struct {
 	w        *simulation
 	n        int
 	killed   atomic.Bool
-	stopping atomic.Bool // the server is: nothing can be recorded any more
+	stopping atomic.Bool // the server shuts down: nothing can be recorded any more
 	stream   *worldStream
 	tracker  *checkpoint.Tracker
 	recorder *checkpoint.Recorder
@@ -37,7 +37,7 @@ type worldSession struct {
 	bySink   map[int32][]*lane
 	metrics  []monitoring.SinkMetrics
 	outcomes chan checkpoint.Outcomes
-	// seenBefore is the reader's.
+	// seenBefore is what the reader of the session has under this name.
 	seenBefore pglogrepl.LSN
 
 	stopReading, endDeliver, endWork context.CancelCauseFunc
@@ -170,7 +170,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 	}
 }
 
-// worldRouter sends an event where its type says: a 1 a sink.
+// worldRouter sends an event to the sinks that its type names: each 1 in the type stands for one sink.
 func worldRouter(sinks int) *router.Router {
 	template, err := router.ParseTemplate("{aggregate_id}")
 	if err != nil {
@@ -189,7 +189,7 @@ func worldRouter(sinks int) *router.Router {
 	return router.New(routes)
 }
 
-// run is session.run.
+// run does what session.run and session.drain do.
 func (s *worldSession) run() {
 	var reading, deliver, work context.Context
 	reading, s.stopReading = context.WithCancelCause(context.Background())
@@ -248,7 +248,7 @@ func (s *worldSession) run() {
 	}
 }
 
-// guarded turns the end of a part into that of the session, and a panic into something that went wrong.
+// guarded returns do so that its error ends the session, and a panic is a violation.
 func (s *worldSession) guarded(part string, do func() error) func() error {
 	return func() (err error) {
 		defer func() {
@@ -265,7 +265,7 @@ func (s *worldSession) guarded(part string, do func() error) func() error {
 	}
 }
 
-// fail ends the session as an error does.
+// fail ends the session with this error.
 func (s *worldSession) fail(why error) {
 	s.w.trace("SESSION %d fails: %v", s.n, why)
 	switch {
@@ -278,7 +278,7 @@ func (s *worldSession) fail(why error) {
 	s.stopReading(why)
 }
 
-// kill is kill -9: nothing that this session does from here on happens.
+// kill ends the session as kill -9 does: nothing that it does from here on has an effect.
 func (s *worldSession) kill(why string) {
 	w := s.w
 	w.mu.Lock()
@@ -291,7 +291,7 @@ func (s *worldSession) kill(why string) {
 	for i, k := range w.sinks {
 		lanes := map[int]int{}
 		for e, a := range k.acceptances {
-			// What was discarded on the wire, and accepted then, is recorded.
+			// A message that was discarded while it was being delivered, and was accepted then, is recorded.
 			if a.known == s.n && !a.committed && w.ledger.last[worldDelivery{processor(i), e}] != "discarded" {
 				lanes[router.Lane(e.hash, w.lanes[i])]++
 			}
@@ -312,7 +312,7 @@ func (s *worldSession) kill(why string) {
 	s.stopReading(errWorldKill)
 }
 
-// watch looks for a sink that holds the reader back while another has nothing to do, most of twice park_after.
+// watch finds a sink that makes the reader wait for most of twice park_after while another sink has nothing to do. The slow rule must prevent that.
 func (s *worldSession) watch(ctx context.Context) {
 	rule := newSlowRule(s.tracker, &s.reader.waits, s.bySink, 10*time.Second)
 	held := map[int32][]bool{}
@@ -335,7 +335,7 @@ func (s *worldSession) watch(ctx context.Context) {
 	}
 }
 
-// live says whether all lanes of a sink are, and have nothing to do.
+// live reports whether all lanes of a sink are live and have nothing to do.
 func (s *worldSession) live(sink int) bool {
 	for _, l := range s.bySink[processor(sink)] {
 		if !l.idle.Load() {

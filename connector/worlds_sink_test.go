@@ -50,7 +50,7 @@ func newWorldSink(w *simulation, n int) *worldSink {
 	return &worldSink{w: w, n: n, acceptances: map[*worldEvent]*acceptance{}, order: map[string][]*worldEvent{}, delivers: map[string]int{}}
 }
 
-// planModes makes it well and ill by turns.
+// planModes makes the sink well and ill by turns.
 func (s *worldSink) planModes() {
 	modes := []worldMode{modeDown, modeSilent, modeSlow, modePermanent, modeRefused, modeCrawl, modeDown, modeSilent}
 	if s.w.cfg.flaky {
@@ -143,12 +143,12 @@ var (
 	errWorldRefused     = errors.New("500")
 )
 
-// Deliver is the contract of sinks, at its meanest.
+// Deliver does the worst that the contract of sinks allows.
 func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	p := c.plan(batch)
 	accepting := p.r.between(0, p.took-1)
 	if !slept(ctx, accepting) {
-		if p.r.chance(0.5) { // what is on the wire goes on
+		if p.r.chance(0.5) { // the destination goes on with what it has received
 			c.w.after(p.r.between(0, 10*timeUnit), func() { c.accept(p.now) })
 		}
 		return c.cut(p)
@@ -169,7 +169,7 @@ func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []erro
 // slept waits for d and returns true, or false if ctx ends before that.
 func slept(ctx context.Context, d time.Duration) bool { return sleep(ctx, d) == nil }
 
-// cut: the session ended the call. Nobody knows what was accepted.
+// cut answers a call that the session has ended. The session does not know what was accepted.
 func (c *worldClient) cut(p *worldCall) []error {
 	for i, err := range p.errs {
 		if !errors.Is(err, sinks.ErrNotAttempted) {
@@ -179,7 +179,7 @@ func (c *worldClient) cut(p *worldCall) []error {
 	return c.answer(p)
 }
 
-// answer notes what the session knows from now on; one that was killed learns nothing.
+// answer returns the results of a call, and notes what the session knows from now on. A session that was killed learns nothing.
 func (c *worldClient) answer(p *worldCall) []error {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
@@ -199,7 +199,7 @@ func (c *worldClient) answer(p *worldCall) []error {
 	return p.errs
 }
 
-// plan draws what happens to a batch, and looks whether it should have come at all.
+// plan draws what happens to a batch, and checks that the lane was right to send it.
 func (c *worldClient) plan(batch []sinks.Message) *worldCall {
 	w := c.w
 	w.step()

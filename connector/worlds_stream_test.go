@@ -53,13 +53,13 @@ func (s *worldStream) cut() {
 
 func (s *worldStream) isBroken() bool { return s.isCut.Load() }
 
-// Buffered is the stream's.
+// Buffered does what replication.Stream's does.
 func (s *worldStream) Buffered() bool { return len(s.frames) > 0 }
 
-// Wait is the stream's.
+// Wait does what replication.Stream's does.
 func (s *worldStream) Wait() time.Duration { return s.random.between(50*time.Millisecond, timeUnit) }
 
-// Report is the stream's.
+// Report does what replication.Stream's does.
 func (s *worldStream) Report() error {
 	if s.isCut.Load() {
 		return errWorldBroken
@@ -68,7 +68,7 @@ func (s *worldStream) Report() error {
 	return nil
 }
 
-// report sends the position, which arrives a little later.
+// report sends the confirmed LSN. The server gets it a little later.
 func (s *worldStream) report() {
 	if lsn := s.tracker.Confirmed(); lsn > s.sent {
 		s.sent = lsn
@@ -76,7 +76,7 @@ func (s *worldStream) report() {
 	}
 }
 
-// Next is the stream's.
+// Next does what replication.Stream's does.
 func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 	for len(s.frames) == 0 {
 		s.done.Store(int64(s.at))
@@ -109,7 +109,7 @@ func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 	return f, nil
 }
 
-// More is the stream's.
+// More does what replication.Stream's does.
 func (s *worldStream) More(ctx context.Context) ([]byte, error) {
 	if s.random.chance(0.1) && !slept(ctx, s.random.between(0, timeUnit)) {
 		return nil, context.Cause(ctx)

@@ -51,7 +51,7 @@ func TestWorlds(t *testing.T) {
 	runWorlds(t, next, count, until, 5)
 }
 
-// In these worlds every rule of the design shows when it is broken: test/mutants.
+// TestKnownWorlds runs worlds in which every broken rule of the design shows: test/mutants uses them.
 func TestKnownWorlds(t *testing.T) {
 	runWorlds(t, 1, 60, time.Now().Add(time.Hour), 1)
 }
@@ -86,7 +86,7 @@ func runWorlds(t *testing.T, first, count uint64, until time.Time, enough int64)
 	}
 }
 
-// runWorld runs one world, and says what went wrong in it.
+// runWorld runs one world, and returns the checks that failed in it.
 func runWorld(t *testing.T, seed uint64) (stats worldStats, violations []string) {
 	// A goroutine that turns without end cannot be stopped from outside.
 	watchdog := time.AfterFunc(3*time.Minute, func() { panic(fmt.Sprintf("world -seed %d: no end of it", seed)) })
@@ -159,12 +159,12 @@ func (w *simulation) random(actor ...any) random {
 
 func (d random) chance(x float64) bool { return d.Float64() < x }
 
-// between is a time between these two. Its odd nanoseconds keep apart what happens in different places.
+// between draws a time between these two. Its odd nanoseconds keep events of different actors from happening at the same moment.
 func (d random) between(from, to time.Duration) time.Duration {
 	return from + time.Duration(d.Int64N(int64(to-from)+1))
 }
 
-// worldStats are what happened, so that one sees that it did.
+// worldStats counts what happened, so that one can see that each thing did happen.
 type worldStats struct {
 	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean int
 }

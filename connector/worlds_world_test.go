@@ -18,11 +18,11 @@ import (
 )
 
 const (
-	// timeUnit is what the model calls a millisecond: its times of 200 units are our time-out of 30 s.
+	// timeUnit is the unit of most times in a world. 200 of them are the delivery time-out of 30 s.
 	timeUnit = 150 * time.Millisecond
-	// maxSteps bounds what a world does: beyond it somebody turns in circles.
+	// maxSteps bounds the deliveries, commits and reads of a world. More of them mean that something goes on without end.
 	maxSteps = 400_000
-	// patience is how long after everything has healed something may still be owed.
+	// patience is how long something may still be owed after all faults have ended.
 	patience = 12 * time.Hour
 )
 
@@ -62,7 +62,7 @@ type worldEvent struct {
 
 func (e *worldEvent) String() string { return fmt.Sprintf("%s(%s,%s)", e.id, e.aggregate, e.pos) }
 
-// payload is not to be touched on the way.
+// payload has two spaces, which nothing on the way may change.
 func (e *worldEvent) payload() string { return fmt.Sprintf(`{"n":  %d}`, e.n) }
 
 // worldTx is a transaction of an application.
@@ -77,8 +77,8 @@ type worldTx struct {
 	at          time.Time
 }
 
-// simulation is a world: everything outside of the connector: PostgreSQL with its WAL, slot and ledger, the sinks, persons, and bad luck. mu guards it;
-// nobody sleeps holding it.
+// simulation is one world. It is everything outside of the connector: PostgreSQL with its WAL, slot and ledger, the sinks, people, and faults.
+// mu guards it. Nobody sleeps while holding mu.
 type simulation struct {
 	seed         uint64
 	cfg          worldConfig
@@ -125,7 +125,7 @@ func newSimulation(seed uint64) *simulation {
 	return w
 }
 
-// processor is the id of a sink. 0 stands for no sink.
+// processor returns the id of a sink's row in outbox_processors. 0 stands for no sink.
 func processor(sink int) int32 { return int32(sink + 1) }
 
 // after does something later, unless the world has ended.
@@ -143,7 +143,7 @@ func (w *simulation) goesOn() bool {
 	return !w.over
 }
 
-// step counts what is done. A world that does too much has not healed.
+// step counts deliveries, commits and reads. Too many of them are a violation.
 func (w *simulation) step() {
 	if n := w.steps.Add(1); n == maxSteps {
 		w.violation("livelock", "%d deliveries, commits and reads", n)
@@ -175,7 +175,7 @@ func (w *simulation) run() {
 	w.die("the world ends")
 	stop()
 	<-sessions
-	synctest.Wait() // for calls that nobody waits for
+	synctest.Wait() // wait for calls that no session waits for
 	w.stats.Opened = int(w.opened.Load())
 	if why == "" {
 		w.check()
@@ -378,14 +378,14 @@ func (w *simulation) up() bool {
 	return w.pgUp
 }
 
-// failing says that there still are faults.
+// failing reports whether there still are faults.
 func (w *simulation) failing() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.faults
 }
 
-// running is the session, if there is one whose lanes run.
+// running returns the session whose lanes run, or nil.
 func (w *simulation) running() *worldSession {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -446,7 +446,7 @@ func (w *simulation) personActs(r random) {
 	}
 }
 
-// unblock: under on_dead_letter: block a person has to act before everything is settled.
+// unblock settles dead letters under on_dead_letter: block, where a person has to act before everything can be settled.
 func (w *simulation) unblock() {
 	if w.cfg.block {
 		w.ledger.settleDead()
@@ -481,7 +481,7 @@ func (w *simulation) heal() {
 	next()
 }
 
-// sorted are all events in the order in which they were made.
+// sorted returns all events in the order in which they were made.
 func (w *simulation) sorted() []*worldEvent {
 	var all []*worldEvent
 	for _, e := range w.events {

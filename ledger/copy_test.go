@@ -24,7 +24,7 @@ func TestCleanText(t *testing.T) {
 	}
 }
 
-// A database of LATIN1 does not have every character of an error's text, which may come from anywhere.
+// A database in LATIN1 cannot store every character of an error's text. Those that it might not have become question marks.
 func TestErrorsForNarrowEncodings(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{"400: Müller → Ω": "400: M?ller ? ?", "plain": "plain", "a\xffb\x00": "a?b?"} {

@@ -26,7 +26,7 @@ func TestStatement(t *testing.T) {
 	}
 }
 
-// Whatever the DSN says, in whatever case, ours is what the session gets.
+// The session gets our settings, whatever the DSN says, in upper or lower case.
 func TestPin(t *testing.T) {
 	t.Parallel()
 	c, err := pgx.ParseConfig("postgres://h/d?search_path=public&Search_Path=public&STATEMENT_TIMEOUT=1&work_mem=64MB")
@@ -68,7 +68,7 @@ func eachFile(t *testing.T, f func(name string, text []byte)) {
 	}
 }
 
-// Sessions are opened in few places, all of which pin them; whoever adds one has to come here.
+// All places that open sessions are listed here, so that a new one is not forgotten: each has to call ledger.Pin.
 func TestSessionsAreOpenedInFewPlaces(t *testing.T) {
 	t.Parallel()
 	opens := regexp.MustCompile(`(pgx|pgconn)\.Connect(Config)?\(|pgxpool\.New|sql\.Open\(|stdlib\.Open`)

@@ -18,8 +18,8 @@ var firstRead = ledger.ParkedQuery{
 	MaxDue: 500, MaxHeads: 10_000, MaxBytes: 4 << 20,
 }
 
-// A chunk is read in the key's order, with a probe a row into the index of the heads: nothing is sorted and nothing read whole,
-// also while the planner believes that the table is empty.
+// A chunk is read in the key's order, with one probe for each row into the index of the heads. Nothing is sorted and no table read whole, even
+// while the planner believes that the table is empty.
 func TestParkedPlan(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -116,7 +116,7 @@ func BenchmarkParkedRead(b *testing.B) {
 	}
 }
 
-// However many large events are parked, one read takes no more than it may.
+// One read returns no more bytes than it may, however many large events are parked.
 func TestParkedReadIsBounded(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -134,7 +134,7 @@ func TestParkedReadIsBounded(t *testing.T) {
 	if len(a.Fresh) != 3 || !a.More || len(a.Due) != 3 || a.Large {
 		t.Errorf("%d fresh rows of 1 MiB, more %t, and %d due ones, large %t; want 3 of each and more", len(a.Fresh), a.More, len(a.Due), a.Large)
 	}
-	// What is large may be the event beside its payload as well, and compressed in the table.
+	// The event without its payload may be large, too, and it may be compressed in the table.
 	if _, err := db.Conn(t).Exec(t.Context(), `update outbox_parked set payload = null, event = json_build_object('metadata', repeat('x', 5000000))`); err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func (r *recorderBench) giveParked(entry uint64, outcomes ...checkpoint.Outcome)
 	r.recorded()
 }
 
-// A row is inserted, changed and taken away; what happens to one within a transaction comes to one change.
+// Outcomes insert, change and delete parked rows. Several outcomes about one row in one transaction come to one change.
 func TestParkedRows(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -79,7 +79,7 @@ func TestParkedRows(t *testing.T) {
 	}
 }
 
-// Large values are sent from where they are. Nothing gets mixed up with what stands around them.
+// Large values are sent to COPY without being copied into its buffer. They arrive in the right rows, between the small ones.
 func TestParkedRowsOfAllSizes(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)

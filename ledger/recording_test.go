@@ -60,7 +60,7 @@ func (l *testLedger) query(sql string) string {
 	return *s
 }
 
-// config is all that a recorder over a ledger needs.
+// config is what a recorder over a ledger needs.
 type config struct {
 	ledger.Config
 	checkpoint.RecorderConfig
@@ -209,7 +209,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// What a session after a crash must not deliver again, and what it must.
+// A start reads the deliveries beyond the prefix that are settled, and no others: what a session after a crash must not deliver again.
 func TestStartReadsWhatIsSettled(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -245,7 +245,7 @@ func TestStartReadsWhatIsSettled(t *testing.T) {
 	}
 }
 
-// A session that was taken over records nothing more.
+// After another session has taken the ledger over, a recorder records nothing more.
 func TestFenced(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -267,7 +267,7 @@ func TestFenced(t *testing.T) {
 	}
 }
 
-// One that was taken over and lost its connection learns of it when it comes back, and leaves its successor alone.
+// A recorder that lost its connection and was taken over meanwhile learns of it when it reconnects, and does not end its successor's backend.
 func TestFencedWhileAway(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -291,7 +291,7 @@ func TestFencedWhileAway(t *testing.T) {
 	}
 }
 
-// A recorder that had to reconnect is found by its successor all the same.
+// After a recorder has reconnected, its successor finds and ends its new backend.
 func TestReconnectedIsEnded(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -310,7 +310,7 @@ func TestReconnectedIsEnded(t *testing.T) {
 	next := l.record(l.config())
 	var ended *pgconn.PgError
 	if err := r.Ping(context.Background()); !errors.As(err, &ended) || ended.Code != "57P01" {
-		t.Errorf("the backend of before lives on: %v", err)
+		t.Errorf("the old recorder's backend is still running: %v", err)
 	}
 	if err := next.end(); err != nil {
 		t.Error(err)
@@ -412,7 +412,7 @@ func TestLockedLedger(t *testing.T) {
 	}
 }
 
-// A day without a partition gets one.
+// The recorder makes the log's partition of the day if it is missing.
 func TestMissingPartition(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -428,7 +428,7 @@ func TestMissingPartition(t *testing.T) {
 	}
 }
 
-// The last thing a recorder does is to cover what a keepalive allows to confirm.
+// Before a recorder ends, it commits a checkpoint that covers the last keepalive.
 func TestCleanEndCoversTheKeepalive(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)

@@ -12,7 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// What is still being recorded by the session before is waited for, and then read.
+// A start waits for the transaction that the session before is still committing, and reads its result.
 func TestStartWaitsForThePredecessor(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -58,7 +58,7 @@ func (l *testLedger) waitsFor(sql string) {
 		if time.Now().After(deadline) {
 			l.t.Fatalf("not true for 20 s: %s", sql)
 		}
-		time.Sleep(10 * time.Millisecond) // between two looks
+		time.Sleep(10 * time.Millisecond) // between two checks
 	}
 }
 
@@ -80,7 +80,7 @@ func TestFailedSettlesNothing(t *testing.T) {
 	}
 }
 
-// A recorder whose session was ended comes back: what it holds must not be delivered again.
+// A recorder whose backend was ended reconnects and records what it holds, which must not be delivered again.
 func TestRecorderComesBack(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -96,7 +96,7 @@ func TestRecorderComesBack(t *testing.T) {
 	}
 }
 
-// A server that is shutting down ends the recorder's session and lets nobody in any more: it waits for us to let go.
+// A server that shuts down ends the recorder's backend and refuses new connections. The recorder ends then, because the server waits for our stream to close.
 func TestRecorderLetsGo(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -118,8 +118,8 @@ func TestRecorderLetsGo(t *testing.T) {
 			t.Errorf("ended with %v, want 57P03", err)
 		}
 	case <-r.notices:
-		t.Error("it came back and went on")
+		t.Error("the recorder reconnected and went on")
 	case <-time.After(20 * time.Second):
-		t.Error("it goes on trying")
+		t.Error("the recorder goes on trying")
 	}
 }
