@@ -282,7 +282,7 @@ func (l *worldLedger) settleDead() {
 	}
 }
 
-// worldConn is a session's connection to the ledger: checkpoint.Ledger, as ours over SQL behaves.
+// worldConn is a session's connection to the ledger. As a checkpoint.Ledger it behaves like ledger.Tables.
 type worldConn struct {
 	*worldLedger
 	session int

@@ -44,7 +44,7 @@ func TestPin(t *testing.T) {
 	}
 }
 
-// production are the directories of the packages that are in the product.
+// production lists the directories of the packages that are in the product.
 var production = []string{
 	"admin", "checkpoint", "cmd", "config", "connector", "decoder", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring",
 	"provision", "replication", "router", "service", "sinks",
