@@ -36,7 +36,7 @@ type ParkedRow struct {
 	Payload       json.RawMessage `json:"payload,omitempty"`
 	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
 
-	details *ledger.ParkedDetails
+	details *ledger.ParkedDetails // without event and payload
 }
 
 // key names the row.
@@ -76,7 +76,7 @@ func (l *ledgerConn) eachParkedRow(ctx context.Context, q parkedQuery, f func(*P
 			from = q.after.Position
 		}
 		for {
-			page, err := l.ReadParkedPage(ctx, ledger.ParkedPage{
+			page, err := l.ReadParkedPage(ctx, ledger.ParkedPageQuery{
 				Processor: id, After: from, Status: q.status, Since: q.filter.Since, Until: q.filter.Until, Error: q.filter.Error, IDs: q.filter.IDs,
 				WithPayload: q.payload, Limit: rows,
 			})
@@ -113,6 +113,7 @@ func (l *ledgerConn) shown(d *ledger.ParkedDetails) *ParkedRow {
 	case d.Payload != nil:
 		p.PayloadBase64 = d.Payload
 	}
+	d.Event, d.Payload = ledger.StoredEvent{}, nil // p has them; a list takes the metadata away, and must not keep it in memory
 	p.Waits = l.waitsFor(p)
 	return p
 }

@@ -26,7 +26,8 @@ import (
 // A transaction without a delivery of ours merges into the entry before it: its end may be confirmed as soon as that
 // entry is settled, and a stuck head never makes the ring grow.
 //
-// The reader calls Begin, Full, Room, Add, Commit and Idle; the recorder Settle, Settled and Publish; anybody Confirmed and Lag.
+// The reader calls Begin, Full, Room, Add, Commit, Idle and WriteIdle; the recorder Progress, Settle, Settled and Publish;
+// anybody the rest.
 type Tracker struct {
 	mu       sync.Mutex
 	ring     []entry // entry n is at ring[n % len(ring)]
@@ -42,7 +43,7 @@ type Tracker struct {
 	idle      pglogrepl.LSN // what a keepalive allows to confirm; not in end, because a keepalive alone must not cause a checkpoint write
 	open      bool          // between Begin and Commit
 
-	room     chan struct{} // filled when entries left a ring that was full
+	room     chan struct{} // filled by Publish, when entries may have left the ring
 	progress chan struct{} // filled when there may be something to confirm without a new outcome
 }
 
@@ -66,7 +67,7 @@ func NewTracker(maxEvents, maxBytes int, prefix Position, confirmed pglogrepl.LS
 
 func (t *Tracker) at(n uint64) *entry { return &t.ring[n%uint64(len(t.ring))] }
 
-// Full reports whether an event of this size has to wait until something is settled. Room gets a value then.
+// Full reports whether an event of this size, in bytes, has to wait until something is settled. Room gets a value then.
 func (t *Tracker) Full(bytes int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -74,7 +75,7 @@ func (t *Tracker) Full(bytes int) bool {
 	return n == uint64(len(t.ring)) || n > 0 && t.bytes+bytes > t.maxBytes
 }
 
-// Room gets a value after entries have left the ring.
+// Room gets a value when entries may have left the ring. The receiver asks Full again.
 func (t *Tracker) Room() <-chan struct{} { return t.room }
 
 // Progress gets a value when the prefix may have moved without an outcome, by a Commit or a keepalive.

@@ -26,7 +26,7 @@ type Checkpoint struct {
 	Confirmed        pglogrepl.LSN       // what may be confirmed to the server
 	Epoch            int32               // each session raises it
 	SlotEpoch        int32               // the epoch when the slot was made
-	// Older: the checkpoint is building, and still holds the position of a slot before that one.
+	// Older says that the checkpoint is building, although it holds a position already: that of an earlier slot of the same name.
 	Older bool
 
 	batchSeq int64 // each transaction of the recorder raises it
@@ -34,6 +34,15 @@ type Checkpoint struct {
 
 // ReadCheckpoint returns the checkpoint of a slot, or nil if there is none.
 func (s Schema) ReadCheckpoint(ctx context.Context, db Querier, slot string) (*Checkpoint, error) {
+	c, err := s.selectCheckpoint(ctx, db, slot)
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoint of slot %q: %w", slot, err)
+	}
+	return c, nil
+}
+
+// selectCheckpoint is ReadCheckpoint with the error as the database gives it.
+func (s Schema) selectCheckpoint(ctx context.Context, db Querier, slot string) (*Checkpoint, error) {
 	var c Checkpoint
 	err := db.QueryRow(ctx, s.statement(`select state, coalesce(system_identifier, ''), coalesce(timeline, 0),
 			coalesce(prefix_lsn, '0/0'), coalesce(prefix_index, 0), coalesce(confirmed_lsn, '0/0'),
@@ -44,7 +53,7 @@ func (s Schema) ReadCheckpoint(ctx context.Context, db Querier, slot string) (*C
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read checkpoint of slot %q: %w", slot, err)
+		return nil, err
 	}
 	return &c, nil
 }

@@ -42,18 +42,18 @@ func (c *Client) Change(ctx context.Context, change Change, keys []checkpoint.Ke
 			n, err = c.schema.changeRows(ctx, tx, change, keys)
 			return err
 		})
-		var state string
+		var sqlstate string
 		if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-			state = pg.Code
+			sqlstate = pg.Code
 		}
 		switch {
 		case try == maxChangeTries:
 			return n, err
-		case state == "23514": // the log has no partition for today: no connector, which makes them, has run for long
+		case sqlstate == "23514": // the log has no partition for today: no connector, which makes them, has run for long
 			if perr := c.schema.MakePartitions(ctx, c.conn); perr != nil {
 				return 0, errors.Join(err, perr)
 			}
-		case state != "40P01":
+		case sqlstate != "40P01": // no deadlock
 			return n, err
 		}
 	}

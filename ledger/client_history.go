@@ -29,14 +29,15 @@ func scanTry(row pgx.CollectableRow) (t LoggedTry, err error) {
 	return t, err
 }
 
-// TryQuery selects tries that were not accepted, the newest first. What is zero selects all.
+// TryQuery selects tries that were not accepted, the newest first. Processors, Status, BeforeID and Limit are required. Any
+// other field that is zero selects all.
 type TryQuery struct {
 	Processors   []int32
 	Status       string    // failed, dead or discarded
 	Since, Until time.Time // when they ended; Until is exclusive
 	Error        string    // a part of the error, in upper or lower case
 	IDs          []string  // event ids
-	// Before and BeforeID select what comes after the try that ended then and has this id.
+	// Before and BeforeID select what comes after the try that ended then and has this id. If Before is zero, BeforeID is any number.
 	Before   time.Time
 	BeforeID string
 	Limit    int
@@ -116,7 +117,7 @@ type EventStatus struct {
 const eventColumns = `id::text, aggregate_type, aggregate_id, event_type, coalesce(tenant_id, ''), created_at, status, processed_at,
 	coalesce(retry_count, 0), case when isfinite(next_retry_at) then next_retry_at end, coalesce(error_message, '')`
 
-// EventQuery selects events of the outbox, the newest first. What is zero selects all.
+// EventQuery selects events of the outbox, the newest first. Limit is required. Any other field that is zero selects all.
 type EventQuery struct {
 	Status       string
 	Since, Until time.Time // when they were created; Until is exclusive

@@ -12,8 +12,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 )
 
-// ParkedPage selects rows of outbox_parked of one processor, in the order of their positions. What is zero selects all.
-type ParkedPage struct {
+// ParkedPageQuery selects rows of outbox_parked of one processor, in the order of their positions. Processor, After, Status
+// and Limit are required. Any other field that is zero selects all.
+type ParkedPageQuery struct {
 	Processor    int32
 	After        checkpoint.Position // only rows after this position; checkpoint.MinPosition selects all
 	Status       string              // parked or dead
@@ -52,18 +53,18 @@ const selectParked = `select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_h
 
 // ReadParkedPage reads rows of outbox_parked. If the page has ids, the statement looks these up first; otherwise it walks the
 // primary key.
-func (c *Client) ReadParkedPage(ctx context.Context, p ParkedPage) ([]*ParkedDetails, error) {
-	args := []any{p.Processor, p.After.LSN, p.After.Index, p.Status, timeOrNil(p.Since), timeOrNil(p.Until), p.Error, p.WithPayload, p.Limit}
+func (c *Client) ReadParkedPage(ctx context.Context, q ParkedPageQuery) ([]*ParkedDetails, error) {
+	args := []any{q.Processor, q.After.LSN, q.After.Index, q.Status, timeOrNil(q.Since), timeOrNil(q.Until), q.Error, q.WithPayload, q.Limit}
 	table := "ledger.outbox_parked"
-	if len(p.IDs) > 0 {
+	if len(q.IDs) > 0 {
 		// Without "offset 0" the planner would merge the subquery and walk the primary key.
 		table = "(select * from ledger.outbox_parked where event_id = any ($10::" + c.idType() + "[]) offset 0)"
-		args = append(args, p.IDs)
+		args = append(args, q.IDs)
 	}
 	rows, err := c.conn.Query(ctx, c.schema.statement(fmt.Sprintf(selectParked, table)), args...)
 	if err == nil {
 		var all []*ParkedDetails
-		all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ParkedDetails, error) { return scanDetails(row, p.Processor) })
+		all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ParkedDetails, error) { return scanDetails(row, q.Processor) })
 		if err == nil {
 			return all, nil
 		}

@@ -139,7 +139,7 @@ func (t *Tables) copy(ctx context.Context, to, sql string, rows io.Reader, n int
 
 // refused finds out why the update of the checkpoint found no row.
 func (t *Tables) refused(ctx context.Context) error {
-	c, err := t.cfg.Schema.ReadCheckpoint(ctx, t.conn, t.cfg.Slot)
+	c, err := t.cfg.Schema.selectCheckpoint(ctx, t.conn, t.cfg.Slot)
 	if err == nil && c != nil && c.Epoch == t.epoch {
 		return fmt.Errorf("the ledger is at batch %d, ours is behind %d: %w", c.batchSeq, t.seq, checkpoint.ErrFenced)
 	}

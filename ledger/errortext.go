@@ -6,7 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// maxErrorText is how many bytes the ledger keeps of an error or of a person's reason.
+// maxErrorText is how many bytes the ledger keeps of an error or of a person's reason. Of both in one text (killRows) it keeps
+// this many characters.
 const maxErrorText = 2000
 
 // cleanText makes a text that may come from anywhere, an error for example, fit for a text column: valid UTF-8 without NUL, of

@@ -21,8 +21,9 @@ const MaxFresh = 2000
 // A lane reads its untried rows in passes: each read goes on where the last one ended, and leaves out the aggregates of which an
 // earlier read of the pass left rows in the table, so that they stay in order.
 type ParkedQuery struct {
-	// A pass goes on behind From, where the last read ended, which began behind Prev. It leaves out the hashes of Passed. A new
-	// pass begins with From = checkpoint.MinPosition, behind Floor: no untried row is at or before Floor.
+	// The read looks for untried rows behind From, where the pass's last read ended; that read began behind Prev. Passed has
+	// the hashes of the aggregates that the pass leaves out. If From is checkpoint.MinPosition, a new pass begins. It looks
+	// behind Floor, because no untried row is at or before Floor.
 	Prev, From checkpoint.Position
 	Floor      checkpoint.Position
 	Passed     map[int64]struct{}
@@ -57,7 +58,7 @@ type ParkedRows struct {
 	Due []ParkedRow
 	// Heads has the head of every aggregate, with the time at which it is due, by this process's clock.
 	Heads map[int64]time.Time
-	// Left are the hashes of which rows are left between Prev and From.
+	// Left are the hashes of the aggregates of which rows are left between Prev and From. The pass leaves them out from now on.
 	Left []int64
 	// Large says that a row was left out, and what stands behind it, because it is larger than MaxBytes.
 	Large bool

@@ -145,7 +145,7 @@ func (t *Tables) insertParked(ctx context.Context, changes []checkpoint.Outcome)
 	return t.copy(ctx, "the parked rows", t.sql.copyParked, &parts, n)
 }
 
-// largeValue is the size from which a value is not copied into the buffer of a COPY.
+// largeValue is the size in bytes from which a value is not copied into the buffer of a COPY.
 const largeValue = 64 << 10
 
 func (t *Tables) appendTimeOrNull(b []byte, at time.Time) []byte {

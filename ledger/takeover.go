@@ -55,7 +55,7 @@ func (t *Tables) takeOver(ctx context.Context) (Start, error) {
 // readStart reads the checkpoint and what is settled beyond it, in one snapshot.
 func (t *Tables) readStart(ctx context.Context, s *Start) error {
 	err := pgx.BeginTxFunc(ctx, t.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		c, err := t.cfg.Schema.ReadCheckpoint(ctx, tx, t.cfg.Slot)
+		c, err := t.cfg.Schema.selectCheckpoint(ctx, tx, t.cfg.Slot)
 		if err != nil {
 			return err
 		}
