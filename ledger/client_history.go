@@ -51,7 +51,7 @@ func (c *Client) ReadTries(ctx context.Context, q TryQuery) ([]LoggedTry, error)
 		byID = "and event_id = any ($9::" + c.idType() + "[])"
 		args = append(args, q.IDs)
 	}
-	return c.readTries(ctx, `select `+tryColumns+` from ledger.outbox_delivery_log
+	return c.queryTries(ctx, `select `+tryColumns+` from ledger.outbox_delivery_log
 		where processor_id = any ($1) and status = $2 and status <> 'delivered'
 			and completed_at >= coalesce($3::timestamptz, '-infinity') and completed_at < coalesce($4::timestamptz, 'infinity')
 			and ($5 = '' or position(lower($5) in lower(error_message)) > 0)
@@ -61,11 +61,11 @@ func (c *Client) ReadTries(ctx context.Context, q TryQuery) ([]LoggedTry, error)
 
 // ReadTriesOf reads the newest tries of an event, the newest first.
 func (c *Client) ReadTriesOf(ctx context.Context, id string, processors []int32, limit int) ([]LoggedTry, error) {
-	return c.readTries(ctx, `select `+tryColumns+` from ledger.outbox_delivery_log where event_id = $1::text::`+c.idType()+` and processor_id = any ($2)
+	return c.queryTries(ctx, `select `+tryColumns+` from ledger.outbox_delivery_log where event_id = $1::text::`+c.idType()+` and processor_id = any ($2)
 		order by completed_at desc, id desc limit $3`, id, processors, limit)
 }
 
-func (c *Client) readTries(ctx context.Context, sql string, args ...any) ([]LoggedTry, error) {
+func (c *Client) queryTries(ctx context.Context, sql string, args ...any) ([]LoggedTry, error) {
 	rows, err := c.conn.Query(ctx, c.schema.statement(sql), args...)
 	if err != nil {
 		return nil, fmt.Errorf("read the log: %w", err)
@@ -140,21 +140,21 @@ func (c *Client) ReadEvents(ctx context.Context, q EventQuery) ([]EventStatus, e
 		args = append(args, q.IDs)
 		more += fmt.Sprintf(" and id = any ($%d::uuid[])", len(args))
 	}
-	return c.readEvents(ctx, `select `+eventColumns+` from ledger.event_outbox_status
+	return c.queryEvents(ctx, `select `+eventColumns+` from ledger.event_outbox_status
 		where ($1 = '' or status = $1) and created_at >= coalesce($2::timestamptz, '-infinity') and created_at < coalesce($3::timestamptz, 'infinity')`+more+`
 		order by created_at desc, id desc limit $4`, args...)
 }
 
 // ReadEvent returns an event of the outbox, or nil if the outbox has none with this id.
 func (c *Client) ReadEvent(ctx context.Context, id string) (*EventStatus, error) {
-	found, err := c.readEvents(ctx, "select "+eventColumns+" from ledger.event_outbox_status where id = $1::text::uuid", id)
+	found, err := c.queryEvents(ctx, "select "+eventColumns+" from ledger.event_outbox_status where id = $1::text::uuid", id)
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
 	return &found[0], nil
 }
 
-func (c *Client) readEvents(ctx context.Context, sql string, args ...any) ([]EventStatus, error) {
+func (c *Client) queryEvents(ctx context.Context, sql string, args ...any) ([]EventStatus, error) {
 	rows, err := c.conn.Query(ctx, c.schema.statement(sql), args...)
 	if err != nil {
 		return nil, fmt.Errorf("read event_outbox_status: %w", err)

@@ -38,7 +38,7 @@ type Health struct {
 func (h *Health) Set(name string, now Component) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.set(name, now)
+	h.replace(name, now)
 }
 
 // SetOnly says how a component is now, and forgets all others, because the parts that they were about have ended.
@@ -46,10 +46,11 @@ func (h *Health) SetOnly(name string, now Component) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	maps.DeleteFunc(h.components, func(other string, _ Component) bool { return other != name })
-	h.set(name, now)
+	h.replace(name, now)
 }
 
-func (h *Health) set(name string, now Component) {
+// replace sets a component, and wakes those who wait for a change. The caller holds mu.
+func (h *Health) replace(name string, now Component) {
 	was, known := h.components[name]
 	now.Since = was.Since
 	if !known || was.OK != now.OK {

@@ -42,10 +42,11 @@ func (s Server) Serve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for http: %w; set http.listen, or OUTBOX_LISTEN, to an address that is free", err)
 	}
-	return s.serve(ctx, l)
+	return s.serveOn(ctx, l)
 }
 
-func (s Server) serve(ctx context.Context, l net.Listener) error {
+// serveOn is Serve on a listener, which it closes.
+func (s Server) serveOn(ctx context.Context, l net.Listener) error {
 	handler := s.Handler
 	if isLoopback(l.Addr()) || len(s.Hosts) > 0 {
 		handler = s.checkHost(handler)

@@ -38,7 +38,7 @@ func TestServeFinishesRunningRequests(t *testing.T) {
 		_, _ = io.WriteString(w, "complete")
 	})
 	served := make(chan error, 1)
-	go func() { served <- Server{Handler: handler, Logger: quiet}.serve(ctx, l) }()
+	go func() { served <- Server{Handler: handler, Logger: quiet}.serveOn(ctx, l) }()
 
 	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String(), nil)
 	if err != nil {
@@ -83,7 +83,7 @@ func serveAt(t *testing.T, address string, s Server) (addr string, logged func()
 	s.Logger = slog.New(slog.NewJSONHandler(out, nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- s.serve(ctx, l) }()
+	go func() { served <- s.serveOn(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {

@@ -52,7 +52,7 @@ func (r *OutboxEnabledAggregateRepository[A]) Save(ctx context.Context, aggregat
 	events := slices.Clone(aggregate.GetUncommittedEvents()) // before the base has a chance to forget them
 	err := r.wrapper.ExecuteWithOutbox(ctx, EventProducingOperation{
 		Operation: func(tx *sql.Tx) error {
-			if err := r.save(ctx, tx, aggregate); err != nil {
+			if err := r.saveBase(ctx, tx, aggregate); err != nil {
 				return err
 			}
 			if len(aggregate.GetUncommittedEvents()) > len(events) { // they would be marked and never written
@@ -69,7 +69,8 @@ func (r *OutboxEnabledAggregateRepository[A]) Save(ctx context.Context, aggregat
 	return nil
 }
 
-func (r *OutboxEnabledAggregateRepository[A]) save(ctx context.Context, tx *sql.Tx, aggregate A) error {
+// saveBase saves the aggregate by the base repository, in tx. It returns an error if that has used another transaction.
+func (r *OutboxEnabledAggregateRepository[A]) saveBase(ctx context.Context, tx *sql.Tx, aggregate A) error {
 	shared := &sharedTx{tx: tx}
 	ctx = context.WithValue(ctx, txKey{}, shared)
 	if base, ok := r.base.(interface {

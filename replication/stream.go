@@ -109,12 +109,13 @@ func (s *Stream) Buffered() bool { return s.rest == 0 && s.complete() > 0 }
 // Next returns the next message, or the beginning of a large one. It sends status messages while it waits. Its error ends
 // the session: the stream cannot go on.
 func (s *Stream) Next(ctx context.Context) (Frame, error) {
-	f, err := s.next(ctx)
+	f, err := s.nextFrame(ctx)
 	s.broken = s.broken || err != nil && ctx.Err() == nil
 	return f, err
 }
 
-func (s *Stream) next(ctx context.Context) (Frame, error) {
+// nextFrame is Next, without a note of the failure.
+func (s *Stream) nextFrame(ctx context.Context) (Frame, error) {
 	var stop func() bool
 	defer func() {
 		if stop != nil {
@@ -188,7 +189,7 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 			if *stop == nil {
 				*stop = context.AfterFunc(ctx, s.wire.interrupt)
 			}
-			n, err = s.wait(ctx)
+			n, err = s.waitForBytes(ctx)
 		}
 	}
 	s.w += n
@@ -205,13 +206,13 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 	return nil
 }
 
-// wait blocks until something has arrived or a status message is due. It sets the deadline before it looks at ctx. Otherwise the
-// end of ctx could be lost:
+// waitForBytes blocks until something has arrived or a status message is due. It sets the deadline before it looks at ctx.
+// Otherwise the end of ctx could be lost:
 //
-//  1. wait looks at ctx, which has not ended;
+//  1. waitForBytes looks at ctx, which has not ended;
 //  2. ctx ends, and interrupt sets a deadline that has passed;
-//  3. wait overwrites this deadline, and waits although ctx has ended.
-func (s *Stream) wait(ctx context.Context) (int, error) {
+//  3. waitForBytes overwrites this deadline, and waits although ctx has ended.
+func (s *Stream) waitForBytes(ctx context.Context) (int, error) {
 	if err := s.wire.setDeadline(s.nextStatus(time.Now())); err != nil {
 		return 0, err
 	}

@@ -67,6 +67,11 @@ func TestNamesDifferByMoreThanCase(t *testing.T) {
 		}
 		eachTopLevel(s.file, func(name *ast.Ident, _ ast.Node) { add(pkg, name.Name) })
 	}
+	eachFunc(t, func(s *source, _ string, d *ast.FuncDecl) {
+		if d.Recv != nil {
+			add(s.dir+", methods of "+receiver(d), d.Name.Name)
+		}
+	})
 	for _, p := range allPaths(t) {
 		add(path.Dir(p)+", files", path.Base(p))
 	}
