@@ -27,7 +27,14 @@ func TestCleanText(t *testing.T) {
 // A database in LATIN1 cannot store every character of an error's text. Those that it might not have become question marks.
 func TestErrorsForNarrowEncodings(t *testing.T) {
 	t.Parallel()
-	for in, want := range map[string]string{"400: Müller → Ω": "400: M?ller ? ?", "plain": "plain", "a\xffb\x00": "a?b?"} {
+	for in, want := range map[string]string{
+		"400: Müller → Ω": "400: M?ller ? ?",
+		"plain":           "plain",
+		"a\xffb\x00":      "a?b?",
+		"\xff\xfe":        "??",
+		// The text is cut to so many bytes of what is stored.
+		strings.Repeat("ü", 2*maxErrorText): strings.Repeat("?", maxErrorText),
+	} {
 		if got := (&Tables{narrow: true}).errorText(in); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}

@@ -24,21 +24,22 @@ func cleanText(s string) string {
 	return s
 }
 
-// asciiText replaces every other character by a question mark: an encoding such as LATIN1 does not have all of them.
+// asciiText replaces by question marks what not every encoding has: characters other than ASCII, which LATIN1 for example does not
+// all have, NUL, and bytes that are no UTF-8.
 func asciiText(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r > unicode.MaxASCII {
+		if r > unicode.MaxASCII || r == 0 {
 			return '?'
 		}
 		return r
 	}, s)
 }
 
-// errorText is the text of an error as this database can keep it.
+// errorText is the text of an error as this database can keep it. asciiText comes first: a question mark takes fewer bytes than the
+// character that it stands for, so more of the text is kept.
 func (t *Tables) errorText(s string) string {
-	s = cleanText(s)
 	if t.narrow {
 		s = asciiText(s)
 	}
-	return s
+	return cleanText(s)
 }
