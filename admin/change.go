@@ -206,7 +206,7 @@ func (l *ledgerConn) changeAll(ctx context.Context, a Action, o ChangeOptions, k
 		chunk = min(chunkRows, max(1, o.Rate/4))
 		limit = rate.NewLimiter(rate.Limit(o.Rate), chunk)
 	}
-	change := ledger.Change{Action: ledger.Action(a), Reason: o.Reason, Slot: l.cfg.Source.Slot, Blocks: l.cfg.Block}
+	change := ledger.Change{Action: ledger.Action(a), Reason: o.Reason, Slot: l.cfg.Source.Slot, DeadBlocks: l.cfg.DeadBlocks}
 	report := func(done int) {
 		if o.Progress != nil {
 			o.Progress(done, len(keys))

@@ -92,7 +92,7 @@ func TestDiscardAndKill(t *testing.T) {
 	if err != nil || r.Changed != 2 {
 		t.Errorf("kill: %+v, %v", r, err)
 	}
-	w.admin.Block = true
+	w.admin.DeadBlocks = true
 	if r, err = ChangeParked(testContext(t), w.admin, Kill, ChangeOptions{Filter: Filter{Sinks: []string{"b"}}, Reason: "killed by me"}); err != nil || r.Changed != 1 {
 		t.Errorf("kill with block: %+v, %v", r, err)
 	}

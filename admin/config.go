@@ -19,6 +19,6 @@ type Config struct {
 	DSN string
 	// Source names the outbox table, the schema of the ledger, and the slot.
 	Source provision.Source
-	// Block says that a dead letter holds its aggregate until a person acts.
-	Block bool
+	// DeadBlocks says that a dead letter holds its aggregate until a person acts.
+	DeadBlocks bool
 }

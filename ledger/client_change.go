@@ -30,7 +30,8 @@ type Change struct {
 	Action Action
 	Reason string // for the log: who discards or kills, and why
 	Slot   string // of the connector
-	Blocks bool   // a dead letter holds its aggregate
+	// DeadBlocks says that a dead letter holds its aggregate until a person acts.
+	DeadBlocks bool
 }
 
 // Change makes a change to the rows with these keys, in one transaction, and wakes the lanes of their sinks. It returns how many rows
@@ -103,7 +104,7 @@ func (s Schema) changeRows(ctx context.Context, tx pgx.Tx, change Change, all []
 		sql, args = discardRows, append(args, "discarded", reason, change.Slot)
 	case Kill:
 		var next *string
-		if change.Blocks {
+		if change.DeadBlocks {
 			next = new("infinity")
 		}
 		sql, args = killRows, append(args, "dead", reason, change.Slot, next, maxErrorText)

@@ -48,6 +48,15 @@ func (s Schema) quote(name string) string { return pgx.Identifier{string(s), nam
 
 func (s Schema) quoted() string { return pgx.Identifier{string(s)}.Sanitize() }
 
+// EventIDType returns the type of event ids in the ledger, "uuid" or "text". It looks in the catalogs by name, because
+// text::regclass would need the right to use the schema, which the login may lack.
+func (s Schema) EventIDType(ctx context.Context, db Querier) (name string, err error) {
+	err = db.QueryRow(ctx, `select format_type(atttypid, null) from pg_attribute where attname = 'event_id' and attrelid =
+		(select c.oid from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1 and relname = 'outbox_delivery_log')`,
+		string(s)).Scan(&name)
+	return name, err
+}
+
 // MakePartitions makes the log's partitions of today and the next days. The statement gives both arguments, of the exact types: a
 // function of the same name and without arguments, which somebody else may have made, would fit a call without any better.
 func (s Schema) MakePartitions(ctx context.Context, db Execer) error {

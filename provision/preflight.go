@@ -133,10 +133,7 @@ func checkLedger(ctx context.Context, db ledger.Querier, s Source, table *Table,
 		p.add(exitcode.Config, `schema %q lacks the tables %s; run "outbox-cdc init", or correct source.ledger_schema`, s.LedgerSchema, strings.Join(missing, ", "))
 		return false, nil
 	}
-	var eventID string
-	err = db.QueryRow(ctx, `select format_type(atttypid, null) from pg_attribute where attname = 'event_id' and attrelid =
-		(select c.oid from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1 and relname = 'outbox_delivery_log')`,
-		s.LedgerSchema).Scan(&eventID)
+	eventID, err := s.ledger().EventIDType(ctx, db)
 	if err != nil {
 		return false, err
 	}

@@ -8,7 +8,7 @@ import (
 // AdminConfig returns what the functions of package admin need to work on the ledger of the connector that cfg describes.
 func AdminConfig(cfg config.Config) admin.Config {
 	return admin.Config{
-		Name: cfg.Name, DSN: string(cfg.Source.DSN), Source: source(cfg), Block: cfg.Delivery.OnDeadLetter == config.DeadBlock,
+		Name: cfg.Name, DSN: string(cfg.Source.DSN), Source: source(cfg), DeadBlocks: cfg.Delivery.OnDeadLetter == config.DeadBlock,
 	}
 }
 
