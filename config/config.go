@@ -10,8 +10,8 @@ const parkNever = "never"
 
 // What a dead letter does to its aggregate.
 const (
-	DeadContinue = "continue" // what comes behind it goes on
-	DeadBlock    = "block"    // and waits until a person acts
+	DeadContinue = "continue" // its later events are delivered
+	DeadBlock    = "block"    // its later events wait until a person acts
 )
 
 // Config is the whole configuration of one connector.
@@ -20,22 +20,22 @@ type Config struct {
 	Name   string `yaml:"name"`
 	Source Source `yaml:"source"`
 	Sinks  []Sink `yaml:"sinks"`
-	// Routes: the first that matches an event is taken. Without any, every event goes to every sink.
+	// Routes are tried in order; the first match wins. If there are none, every event goes to every sink.
 	Routes   []Route  `yaml:"routes"`
 	Delivery Delivery `yaml:"delivery"`
 	Breaker  Breaker  `yaml:"breaker"`
 	Metrics  Metrics  `yaml:"metrics"`
 	HTTP     HTTP     `yaml:"http"`
 
-	// Abandoned are the names of sinks whose parked events nobody wants any more.
+	// Abandoned lists removed sinks whose parked events may be dropped, by name.
 	Abandoned []string `yaml:"-"`
 }
 
 // Source is the outbox and how it is read.
 type Source struct {
-	// DSN is for SQL: recorder, checks, init.
+	// DSN is the connection string for SQL: for the recorder, the checks and init.
 	DSN DSN `yaml:"dsn"`
-	// ReplicationDSN is for the stream, whose role needs REPLICATION; DSN by default.
+	// ReplicationDSN is the connection string for the stream. Its role needs REPLICATION. By default it is DSN.
 	ReplicationDSN DSN `yaml:"replication_dsn"`
 	// MaxConnections bounds the SQL connections; the replication connection is one more.
 	MaxConnections int    `yaml:"max_connections"`
@@ -49,7 +49,7 @@ type Source struct {
 	Columns Columns `yaml:"columns"`
 }
 
-// Columns maps what an event has to the columns of the outbox. An optional one that is empty does not exist.
+// Columns names the column of the outbox for each field of an event. If an optional name is empty, the outbox has no such column.
 type Columns struct {
 	ID            string `yaml:"id"`
 	AggregateType string `yaml:"aggregate_type"`
@@ -76,19 +76,19 @@ type Delivery struct {
 	// DrainTimeout is how long running Deliver calls may take when the process ends. One that takes longer may be
 	// delivered again.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
-	// MaxRetries after the first attempt, where the event does not say itself.
+	// MaxRetries is the number of retries after the first attempt, for events that have no number of their own.
 	MaxRetries int   `yaml:"max_retries"`
 	Retry      Retry `yaml:"retry"`
 	// ParkAfter is how long a sink may make others wait before its events are parked, or "never".
 	ParkAfter string `yaml:"park_after"`
-	// GiveUpAfter: an event that was first tried longer ago dies of its next failure; 0: never.
+	// GiveUpAfter is how long an event is tried: a failure later than that makes it a dead letter. 0 means for ever.
 	GiveUpAfter time.Duration `yaml:"give_up_after"`
 	// OnDeadLetter is DeadContinue or DeadBlock.
 	OnDeadLetter string `yaml:"on_dead_letter"`
-	// MaxInFlight, MaxInFlightBytes: the most events, and bytes of events, read and not settled.
+	// MaxInFlight and MaxInFlightBytes bound the events that are read and not yet settled: their number and their size.
 	MaxInFlight      int   `yaml:"max_in_flight"`
 	MaxInFlightBytes Bytes `yaml:"max_in_flight_bytes"`
-	// MaxEventBytes: a larger event becomes a dead letter without its payload.
+	// MaxEventBytes is the size of the largest event. A larger one becomes a dead letter without its payload.
 	MaxEventBytes Bytes `yaml:"max_event_bytes"`
 }
 
@@ -106,7 +106,7 @@ type Breaker struct {
 	Enabled bool `yaml:"enabled"`
 	// MaxFailures is the number of batches in a row that found the destination away.
 	MaxFailures int `yaml:"max_failures"`
-	// ResetTimeout is how long it is left alone before one event asks whether it is back.
+	// ResetTimeout is how long the sink is left alone before one event asks whether it is back.
 	ResetTimeout time.Duration `yaml:"reset_timeout"`
 }
 
@@ -131,8 +131,8 @@ type HTTP struct {
 	Hosts []string `yaml:"hosts,flow"`
 }
 
-// Default is the configuration before file and environment: complete but for Source.DSN, Sinks and what follows from
-// others (Name, ReplicationDSN, LedgerSchema).
+// Default is the configuration before file and environment are read. It is complete, except for Source.DSN, Sinks and the values
+// that follow from others (Name, ReplicationDSN, LedgerSchema).
 func Default() Config {
 	return Config{
 		Source: Source{

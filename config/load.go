@@ -18,27 +18,29 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// Load makes a Config of the YAML file at path, or of the environment alone where path is empty. The environment, as
-// os.Environ gives it, beats the file, and both beat the defaults. What works and will surprise comes back as
-// warnings. The error is an *Error with every mistake; the Config is then of no use. What only the sinks' packages can tell,
-// such as that a certificate's file is missing, is found by LoadWith with service.CheckSink, else by service.Build, which
-// knows no lines.
+// Load makes a Config of the YAML file at path, or of the environment alone if path is empty. environ has the form of os.Environ.
+// A variable of the environment prevails over the file, and both prevail over the defaults. Warnings are about what works, but
+// will surprise. The error is an *Error with every mistake; the Config must not be used then.
+//
+// Some mistakes only the packages of the sinks can find, such as a missing file of a certificate. LoadWith finds them if
+// Options.CheckSink is service.CheckSink. Otherwise service.Build finds them, and does not know their lines.
 func Load(path string, environ []string) (Config, []string, error) {
 	return LoadWith(path, environ, Options{})
 }
 
-// Options say what a command needs less, or looks at more closely.
+// Options say what a command does not need of a configuration, and what it checks in addition.
 type Options struct {
-	// DSN stands in where no source.dsn is written.
+	// DSN is used if neither file nor environment has source.dsn.
 	DSN string
-	// NoDSN leaves out source.dsn and source.replication_dsn, whatever is written there.
+	// NoDSN leaves out source.dsn and source.replication_dsn, even if they are written.
 	NoDSN bool
-	// NoSinks lets the configuration be without sinks.
+	// NoSinks accepts a configuration without sinks.
 	NoSinks bool
 	// InProcess allows sinks of type SinkInProcess.
 	InProcess bool
-	// CheckSink says what a sink's own package has against c.Sinks[i], by keys of the sink such as tls.ca_file. It is
-	// called for sinks that this package has found mistakes in, too, so that all come at once. It may be nil.
+	// CheckSink returns what the sink's own package finds wrong with c.Sinks[i]. Their paths are keys of the sink, such as
+	// tls.ca_file. It is also called for sinks in which this package has found mistakes, so that all mistakes are reported
+	// at once. It may be nil.
 	CheckSink func(c Config, i int) []Mistake
 }
 
@@ -57,7 +59,7 @@ func LoadWith(path string, environ []string, o Options) (Config, []string, error
 	return Parse(path, data, environ, o)
 }
 
-// Parse is LoadWith on a file's content; file is what mistakes call it.
+// Parse is LoadWith for the content of a file. Mistakes call it by the name file.
 func Parse(file string, data []byte, environ []string, o Options) (Config, []string, error) {
 	l := &loader{
 		file: file, env: environment(environ), options: o, used: map[string]bool{}, origins: map[string]origin{}, config: Default(),
@@ -114,7 +116,8 @@ func (l *loader) warn(format string, args ...any) {
 	l.warnings = append(l.warnings, fmt.Sprintf(format, args...))
 }
 
-// mistake reports one, at the place where path was written, else where the nearest thing around it was.
+// mistake reports a mistake at the place where path was written. If path was not written, the place is that of its nearest parent
+// that was.
 func (l *loader) mistake(path, format string, args ...any) {
 	m := Mistake{Path: path, Text: fmt.Sprintf(format, args...)}
 	for at := path; ; at = parent(at) {
@@ -132,7 +135,7 @@ func (l *loader) mistake(path, format string, args ...any) {
 	l.mistakes = append(l.mistakes, m)
 }
 
-// invalid reports a mistake of validation, unless the value is wrong for a reason that was reported already.
+// invalid reports a mistake of validation, unless a mistake of the same value, or of what it is in, was reported already.
 func (l *loader) invalid(path, format string, args ...any) {
 	for at := path; ; at = parent(at) {
 		if slices.ContainsFunc(l.mistakes, func(m Mistake) bool { return m.Path == at }) {
@@ -145,8 +148,8 @@ func (l *loader) invalid(path, format string, args ...any) {
 	l.mistake(path, format, args...)
 }
 
-// checkSinks asks the sinks' packages. What they say of a sink as a whole counts only where nothing was wrong before: it
-// may be the same thing in other words.
+// checkSinks calls Options.CheckSink for each sink. A mistake of a sink as a whole counts only if no mistake of that sink was
+// found before, because it may be the same mistake in other words.
 func (l *loader) checkSinks() {
 	for i, s := range l.config.Sinks {
 		if !l.isType(s.Type) || s.Abandoned {
@@ -165,10 +168,10 @@ func (l *loader) checkSinks() {
 	}
 }
 
-// isDSN tells the keys that Options.NoDSN leaves out.
+// isDSN reports whether Options.NoDSN leaves out this key.
 func isDSN(path string) bool { return path == "source.dsn" || path == "source.replication_dsn" }
 
-// parent of a.b[1].c is a.b[1], then a.b, a and "".
+// parent returns the path of what a path is in: for a.b[1].c this is a.b[1], for that a.b, for that a, and for that "".
 func parent(path string) string {
 	return path[:max(strings.LastIndexAny(path, ".["), 0)]
 }
@@ -180,7 +183,7 @@ func (l *loader) decodeFile(data []byte) {
 	var doc, more yaml.Node
 	err := dec.Decode(&doc)
 	if errors.Is(err, io.EOF) {
-		return // nothing but comments: the environment may say it all
+		return // the file has only comments; the environment may have everything
 	}
 	if err == nil && !errors.Is(dec.Decode(&more), io.EOF) {
 		l.origins[""] = origin{line: max(more.Line, doc.Line)}
@@ -223,7 +226,7 @@ func (l *loader) complete() {
 	if c.Source.LedgerSchema == "" {
 		c.Source.LedgerSchema, _, _ = strings.Cut(c.Source.Table, ".")
 	}
-	for i := range c.Sinks { // a scheme says it as well
+	for i := range c.Sinks { // the scheme of the URL may ask for TLS too
 		s := &c.Sinks[i]
 		switch {
 		case s.Redis != nil:
@@ -240,12 +243,12 @@ func (l *loader) complete() {
 
 // Mistake is one thing that is wrong with a configuration.
 type Mistake struct {
-	// File and Line, or Variable, say where it was written; a Line of 0 that it was not.
+	// File and Line, or Variable, say where the wrong value was written. Line 0 means that it was not written.
 	File     string
 	Line     int
 	Variable string
-	// Path is the key, as in sinks[1].brokers; empty for the file as a whole, the variable's name for one that sets
-	// no key.
+	// Path is the key, such as sinks[1].brokers. It is empty for the file as a whole. For a variable that sets no key it is the
+	// variable's name.
 	Path string
 	Text string
 }
@@ -263,7 +266,7 @@ func (m Mistake) String() string {
 	return strings.Join(slices.DeleteFunc(slices.Compact(parts), func(s string) bool { return s == "" }), ": ")
 }
 
-// compareMistakes orders by line, and puts behind what stands on none.
+// compareMistakes orders mistakes by line. Mistakes without a line come last.
 func compareMistakes(a, b Mistake) int {
 	switch {
 	case a.Line == b.Line:
@@ -274,10 +277,10 @@ func compareMistakes(a, b Mistake) int {
 	return -1
 }
 
-// Error is a configuration that cannot be used, with every mistake found in it.
+// Error says that a configuration cannot be used. It has every mistake that was found in it.
 type Error struct{ Mistakes []Mistake }
 
-// Error gives one line a mistake.
+// Error returns a line for each mistake.
 func (e *Error) Error() string {
 	lines := make([]string, len(e.Mistakes))
 	for i, m := range e.Mistakes {
@@ -286,7 +289,7 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// ExitCode is that of an invalid configuration.
+// ExitCode is exitcode.Config.
 func (e *Error) ExitCode() int { return int(exitcode.Config) }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -11,11 +11,11 @@ import (
 //go:embed example.yml
 var exampleText string
 
-// Example is a configuration with a comment on every key. It loads where DATABASE_URL is set.
+// Example returns a configuration with a comment on every key. It loads if DATABASE_URL is set.
 func Example() string { return exampleText }
 
-// Effective writes what a configuration comes to, every default included and every secret masked, as YAML that loads
-// where there was no secret.
+// Effective writes a configuration as YAML, with every default, and with every secret masked. If it has no secret, the YAML can
+// be loaded.
 func Effective(c Config) (string, error) {
 	var n yaml.Node
 	if err := n.Encode(c); err != nil {
@@ -31,7 +31,7 @@ func Effective(c Config) (string, error) {
 	return out.String(), nil
 }
 
-// escape doubles what Load would take for a reference.
+// escape doubles the dollar signs that Load would take for the beginning of a reference.
 func escape(n *yaml.Node) {
 	if n.Kind == yaml.ScalarNode {
 		n.Value = strings.ReplaceAll(n.Value, "$", "$$")

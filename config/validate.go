@@ -15,8 +15,8 @@ import (
 // validator checks values and how they fit together. It changes nothing.
 type validator struct {
 	config  *Config
-	noDSN   bool // is no mistake
-	noSinks bool // is none either
+	noDSN   bool // a missing DSN is no mistake
+	noSinks bool // a configuration without sinks is no mistake
 	isType  func(string) bool
 	mistake func(path, format string, args ...any)
 	warn    func(format string, args ...any)
@@ -105,7 +105,7 @@ func (v *validator) source(s *Source) {
 	}
 }
 
-// dsn reads a connection string.
+// dsn checks a connection string.
 func (v *validator) dsn(path string, d DSN) {
 	c, err := dsn.Parse(string(d))
 	if err != nil {
@@ -173,7 +173,7 @@ func (v *validator) oneOf(path, value string, allowed ...string) {
 	}
 }
 
-// identifier checks what PostgreSQL would cut off or refuse; whether it exists is for the preflight to say.
+// identifier checks a name that PostgreSQL might cut off or refuse. Preflight checks whether it exists.
 func (v *validator) identifier(path, name string) {
 	if name == "" || len(name) > 63 || hasControl(name) {
 		v.mistake(path, "%q is no identifier: 1 to 63 bytes", name)
@@ -184,25 +184,26 @@ func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
-// isHostPort tells an address that something can be reached at.
+// isHostPort reports whether something can be reached at this address.
 func isHostPort(s string) bool {
 	host, port, err := net.SplitHostPort(s)
 	return err == nil && host != "" && isPort(port) && !strings.ContainsAny(host, " \t\r\n/@")
 }
 
-// isListen tells an address to listen at. No host stands for all interfaces, and port 0 for one that the system chooses.
+// isListen reports whether a server can listen at this address. An empty host means all interfaces, and port 0 a port that the
+// system chooses.
 func isListen(s string) bool {
 	host, port, err := net.SplitHostPort(s)
 	return err == nil && (port == "0" || isPort(port)) && !strings.ContainsAny(host, " \t\r\n/@")
 }
 
-// isPort tells a port that something can be reached at.
+// isPort reports whether something can be reached at this port.
 func isPort(s string) bool {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return err == nil && n > 0
 }
 
-// isHost tells a name or an address without a port.
+// isHost reports whether this is a name or an address, without a port.
 func isHost(s string) bool {
 	if address, ok := strings.CutPrefix(s, "["); ok {
 		address, closed := strings.CutSuffix(address, "]")
@@ -211,7 +212,7 @@ func isHost(s string) bool {
 	return net.ParseIP(s) != nil || s != "" && !strings.ContainsAny(s, "/@?#*:[]%, \t\r\n") && !hasControl(s)
 }
 
-// isLocal says that what is sent to host stays on this machine: a loopback address or a socket's directory.
+// isLocal reports whether what is sent to host stays on this machine: host is a loopback address or the directory of a socket.
 func isLocal(host string) bool {
 	if host == "localhost" || strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") {
 		return true

@@ -12,8 +12,8 @@ var dropped = []string{
 	"outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "outbox_backlog", "outbox_metrics", "outbox_processors", "outbox_migrations",
 }
 
-// Drop takes the ledger away, and never the outbox. It says whether there was one. Where a checkpoint says that a slot
-// still uses it, it refuses. Of the options it needs the schema.
+// Drop removes the ledger, and never the outbox. It reports whether there was a ledger. It refuses to remove a ledger that has
+// a checkpoint, because a slot still uses it. Of the options it needs Schema.
 func Drop(ctx context.Context, dsn string, o Options) (bool, error) {
 	found := false
 	err := withConn(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
@@ -56,7 +56,7 @@ func dropLedger(ctx context.Context, tx pgx.Tx, o Options) (bool, error) {
 		for _, column := range []string{"id", "aggregate_type", "aggregate_id", "event_type", "tenant_id", "created_at"} {
 			statements = append(statements, fmt.Sprintf("drop function if exists %[1]s.outbox_status_%s(%[1]s.event_outbox)", quoted, column))
 		}
-	} else { // whose ids are made by it
+	} else { // if there is an outbox, it needs this function to make its ids
 		statements = append(statements, "drop function if exists "+quoted+".outbox_uuid_v7()")
 	}
 	for _, s := range statements {

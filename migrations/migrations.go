@@ -1,5 +1,5 @@
 // Package migrations makes the outbox and its ledger. The numbered files are plain SQL that "psql -f" applies as well, and
-// each of them records that it was applied; this package applies those that are missing, under a lock. Forward only.
+// each of them records that it was applied. This package applies those that are missing, under a lock. No migration is undone.
 //
 // Its connections have no search_path but pg_catalog: see the head of the first file for the reason.
 package migrations
@@ -30,8 +30,8 @@ const lockID = 0x6f7574626f78
 
 // Options say what is made, and where.
 type Options struct {
-	// Schema takes the ledger, and event_outbox where that is made; it is created if it does not exist. Empty leaves
-	// the choice to the login's search_path.
+	// Schema is where the ledger is made, and event_outbox, unless the outbox is mapped. It is created if it does not exist. If
+	// it is empty, it is the first schema of the login's search_path.
 	Schema string
 	// Mapped means that the events are in a table of the user's own: event_outbox and its view are not made.
 	Mapped bool
@@ -52,9 +52,8 @@ func (o Options) check() error {
 	return fmt.Errorf("event id type %q: must be uuid or text", o.EventIDType)
 }
 
-// Apply brings the schema up to date. It may be called again, after "psql -f", and by several processes at once.
-// Where tables of the same names are in the way, with other columns or of roles that are not trusted, it changes nothing
-// and names them.
+// Apply brings the schema up to date. It may be called again, after "psql -f", and by several processes at once. If tables of
+// the same names have other columns, or belong to roles that are not trusted, it changes nothing, and the error names them.
 func Apply(ctx context.Context, dsn string, o Options) error {
 	if err := o.check(); err != nil {
 		return err
@@ -71,7 +70,7 @@ func Apply(ctx context.Context, dsn string, o Options) error {
 			return checkIDType(ctx, conn, o, schema)
 		}
 		o.Schema = schema
-		// "if not exists" needs the right to create schemas even where there is nothing to create.
+		// "if not exists" needs the right to create schemas even if there is nothing to create.
 		var exists bool
 		if err := conn.QueryRow(ctx, "select exists (select from pg_namespace where nspname = $1)", schema).Scan(&exists); err != nil {
 			return err
@@ -97,7 +96,7 @@ func lock(ctx context.Context, conn *pgx.Conn, o Options) error {
 	return advisory.LimitTableLocks(ctx, conn, o.Timeout)
 }
 
-// Pending names the files that Apply would apply, without changing anything.
+// Pending returns the names of the files that Apply would apply. It changes nothing.
 func Pending(ctx context.Context, dsn string, o Options) (names []string, err error) {
 	err = withConn(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
 		names, err = pendingFiles(ctx, conn, schema)
@@ -151,8 +150,8 @@ func checkIDType(ctx context.Context, conn *pgx.Conn, o Options, schema string) 
 	return err
 }
 
-// SQL is what Apply runs, for a person to read or to run with psql. A login without the right to create anything can Apply
-// afterwards.
+// SQL returns what Apply runs, for a person to read or to run with psql. After that, a login without the right to create
+// anything can call Apply.
 func SQL(o Options) (string, error) {
 	if err := o.check(); err != nil {
 		return "", err
@@ -218,7 +217,7 @@ func withConn(ctx context.Context, dsn string, o Options, f func(conn *pgx.Conn,
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		_ = conn.Close(ctx) // nothing is lost with it
+		_ = conn.Close(ctx) // nothing depends on how the connection ends
 	}()
 	schema := o.Schema
 	if schema == "" {
@@ -232,7 +231,7 @@ func withConn(ctx context.Context, dsn string, o Options, f func(conn *pgx.Conn,
 	return advisory.ExplainTableLock(ctx, conn, f(conn, schema))
 }
 
-// explain gives PostgreSQL's own words, hint included: the files state the remedy there.
+// explain returns an error with PostgreSQL's message and its hint, in which the files give the remedy.
 func explain(err error) error {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {

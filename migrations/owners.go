@@ -16,12 +16,12 @@ type refusal struct{ text string }
 
 func (r *refusal) Error() string { return r.text }
 
-// ExitCode is that of a configuration that does not fit.
+// ExitCode is exitcode.Config.
 func (r *refusal) ExitCode() int { return int(exitcode.Config) }
 
-// Check refuses tables and views of our names that belong to roles that are not trusted. Whoever is about to read the ledger
-// with an owner's rights asks this first: a view, or a trigger, would run somebody's code with those rights.
-// conn has no search_path but pg_catalog.
+// Check refuses tables and views of our names that belong to roles that are not trusted. It is called before
+// the ledger is read with an owner's rights: a view or a trigger would run its owner's code with those rights. The search_path
+// of conn is pg_catalog alone.
 func Check(ctx context.Context, conn *pgx.Conn, o Options) error {
 	names := append([]string{}, dropped...)
 	if !o.Mapped {
@@ -43,8 +43,8 @@ func Check(ctx context.Context, conn *pgx.Conn, o Options) error {
 		"cannot create anything, by source.ledger_schema"}
 }
 
-// Creators warns where roles that are not trusted may create things in the ledger's schema. It gives an empty text where
-// there are none.
+// Creators returns a warning if roles that are not trusted may create things in the ledger's schema, and an empty text
+// otherwise.
 func Creators(ctx context.Context, conn *pgx.Conn, schema string) (string, error) {
 	rows, err := conn.Query(ctx, ledger.TrustedRoles+`
 			select case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Role is what this process does for its slot.
+// Role says whether this process reads the slot.
 type Role string
 
 const (
@@ -26,22 +26,23 @@ type Component struct {
 }
 
 // Health is the state of each component, by name ("session", "replication", "recorder", "sink:events"). Safe for use
-// by all goroutines; the zero value is a process that starts and is not ready.
+// by all goroutines. The zero value stands for a process that is starting and is not ready.
 type Health struct {
 	mu         sync.Mutex
 	role       Role
 	components map[string]Component
-	changed    chan struct{} // nil where nobody waits
+	changed    chan struct{} // nil if nobody waits for a change
 }
 
-// Set says how a component is now. Since when it is so, Set finds out itself.
+// Set sets the state of a component. It sets Since itself, whatever now has there.
 func (h *Health) Set(name string, now Component) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.replace(name, now)
 }
 
-// SetOnly says how a component is now, and forgets all others, because the parts that they were about have ended.
+// SetOnly sets the state of a component, and forgets all other components, because the parts of the process that they were about
+// have ended.
 func (h *Health) SetOnly(name string, now Component) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -66,7 +67,7 @@ func (h *Health) replace(name string, now Component) {
 	h.components[name] = now
 }
 
-// Changed is closed when a component is next heard of.
+// Changed returns a channel that is closed when a component is set next.
 func (h *Health) Changed() <-chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -76,7 +77,7 @@ func (h *Health) Changed() <-chan struct{} {
 	return h.changed
 }
 
-// SetRole says whether this process reads the slot or stands by.
+// SetRole sets whether this process reads the slot or stands by.
 func (h *Health) SetRole(role Role) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -85,13 +86,13 @@ func (h *Health) SetRole(role Role) {
 
 // Report is a copy of the state of all components.
 type Report struct {
-	// Ready is that every component is ok and there is at least one.
+	// Ready is true if every component is ok, and there is at least one.
 	Ready      bool                 `json:"ready"`
 	Role       Role                 `json:"role,omitempty"`
 	Components map[string]Component `json:"components"`
 }
 
-// Report gives the state at this moment.
+// Report returns the present state.
 func (h *Health) Report() Report {
 	h.mu.Lock()
 	defer h.mu.Unlock()

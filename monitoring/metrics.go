@@ -1,5 +1,5 @@
 // Package monitoring tells the outside how the connector does: metrics, health, and the HTTP server that shows both.
-// It knows the names of things and nothing of how they come about; whoever knows a value sets it here.
+// It has the names of metrics and components, and measures nothing itself: the other packages set the values.
 package monitoring
 
 import (

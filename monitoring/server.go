@@ -72,7 +72,7 @@ func (s Server) serveOn(ctx context.Context, l net.Listener) error {
 		defer cancel()
 		err := srv.Shutdown(last)
 		if err != nil {
-			err = srv.Close() // who still reads after the grace period is cut off
+			err = srv.Close() // it ends the requests that still run after shutdownTimeout
 		}
 		stopped <- err
 	})
@@ -100,8 +100,8 @@ func (s Server) checkHost(next http.Handler) http.Handler {
 	})
 }
 
-// answers tells whether host is one of ours: a name of this machine for itself, a configured one, or the very address that the
-// client has connected to. An address in Host is safe: DNS rebinding needs a name.
+// answers reports whether host means this server: it is a name of this machine for itself, a configured name, or the very address
+// that the client has connected to. An address in Host is safe: DNS rebinding needs a name.
 func (s Server) answers(ctx context.Context, host string) bool {
 	if local, ok := ctx.Value(http.LocalAddrContextKey).(*net.TCPAddr); ok && host == local.IP.String() {
 		return true
@@ -155,7 +155,7 @@ func (c *connections) change(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// closeOne makes room. net/http notices that the connection is closed, and tells of StateClosed.
+// closeOne closes a connection to make room. net/http notices that, and reports StateClosed.
 func (c *connections) closeOne() {
 	from := &c.waiting
 	if len(c.waiting) == 0 {

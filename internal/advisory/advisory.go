@@ -1,5 +1,5 @@
-// Package advisory waits for an advisory lock of PostgreSQL and says for whom. A session that waits in pg_advisory_lock says
-// nothing, for as long as the other one lives.
+// Package advisory waits for an advisory lock of PostgreSQL, and says who holds it. A statement that waits in pg_advisory_lock
+// would say nothing for as long as the holder's connection lives.
 package advisory
 
 import (
@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	every     = 250 * time.Millisecond // how often the lock is tried,
-	tellAfter = time.Second            // after how long the holder is told,
-	tellEvery = 10 * time.Second       // and how often from then on
+	every     = 250 * time.Millisecond // between two tries to get the lock
+	tellAfter = time.Second            // from the first try to the first call of Wait.Tell
+	tellEvery = 10 * time.Second       // between two calls of Wait.Tell
 )
 
 // holder is the session that has the lock.
@@ -23,8 +23,8 @@ type holder struct {
 	PID         int
 	User        string
 	Application string
-	Since       string // when it connected, and when its last statement began; empty where the login may not see it
-	Statement   string
+	Since       string // when it connected; empty if our login may not see it
+	Statement   string // when its last statement began; empty likewise
 }
 
 func (h holder) String() string {
@@ -38,13 +38,13 @@ func (h holder) String() string {
 	return text + ")"
 }
 
-// Wait says how long Lock waits and who is told.
+// Wait says how long Lock waits, and whom it calls meanwhile.
 type Wait struct {
 	Timeout time.Duration       // 0 means a minute
-	Tell    func(holder string) // may be nil; it is called after a second, and then every 10 seconds
+	Tell    func(holder string) // called with the holder after a second, and then every 10 seconds; it may be nil
 }
 
-// Lock takes an advisory lock for the whole life of the connection; what names it in messages. The lock ends with the connection.
+// Lock takes an advisory lock, which ends with the connection. Messages call the lock by the name what.
 func Lock(ctx context.Context, conn *pgx.Conn, key int64, what string, w Wait) error {
 	timeout := cmp.Or(w.Timeout, time.Minute)
 	start := time.Now()
@@ -81,7 +81,7 @@ func Lock(ctx context.Context, conn *pgx.Conn, key int64, what string, w Wait) e
 	}
 }
 
-// findHolder gives nil where nobody has the lock any more. A key of 64 bits stands in pg_locks as two halves, with objsubid 1.
+// findHolder returns nil if nobody has the lock any more. A key of 64 bits stands in pg_locks as two halves, with objsubid 1.
 func findHolder(ctx context.Context, conn *pgx.Conn, key int64) (*holder, error) {
 	var h holder
 	err := conn.QueryRow(ctx, `select l.pid, coalesce(a.usename::text, ''), coalesce(a.application_name, ''),
