@@ -30,6 +30,8 @@ type Checkpoint struct {
 	Older bool
 
 	batchSeq int64 // each transaction of the recorder raises it
+	// incomplete says that a column which a ready checkpoint needs is null.
+	incomplete bool
 }
 
 // ReadCheckpoint returns the checkpoint of a slot, or nil if there is none.
@@ -46,9 +48,11 @@ func (s Schema) selectCheckpoint(ctx context.Context, db Querier, slot string) (
 	var c Checkpoint
 	err := db.QueryRow(ctx, s.statement(`select state, coalesce(system_identifier, ''), coalesce(timeline, 0),
 			coalesce(prefix_lsn, '0/0'), coalesce(prefix_index, 0), coalesce(confirmed_lsn, '0/0'),
-			epoch, slot_epoch, state = 'building' and prefix_lsn is not null, batch_seq
+			epoch, slot_epoch, state = 'building' and prefix_lsn is not null, batch_seq,
+			num_nulls(system_identifier, timeline, prefix_lsn, prefix_index, confirmed_lsn) > 0
 		from ledger.outbox_checkpoints where slot_name = $1`), slot).
-		Scan(&c.State, &c.SystemIdentifier, &c.Timeline, &c.Prefix.LSN, &c.Prefix.Index, &c.Confirmed, &c.Epoch, &c.SlotEpoch, &c.Older, &c.batchSeq)
+		Scan(&c.State, &c.SystemIdentifier, &c.Timeline, &c.Prefix.LSN, &c.Prefix.Index, &c.Confirmed, &c.Epoch, &c.SlotEpoch, &c.Older, &c.batchSeq,
+			&c.incomplete)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}

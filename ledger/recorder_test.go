@@ -326,6 +326,20 @@ func TestNotReady(t *testing.T) {
 	}
 }
 
+// A session does not start from a checkpoint that has lost a part of its position: nobody knows what is settled.
+func TestIncompleteCheckpoint(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	for _, column := range []string{"system_identifier", "timeline", "prefix_lsn", "prefix_index", "confirmed_lsn"} {
+		old := l.query("select " + column + "::text from outbox_checkpoints")
+		l.exec("update outbox_checkpoints set " + column + " = null")
+		if _, _, err := ledger.Open(context.Background(), l.config().Config); err == nil || !strings.HasPrefix(err.Error(), "read checkpoint: ") {
+			t.Errorf("%s is null: %v", column, err)
+		}
+		l.exec("update outbox_checkpoints set " + column + " = '" + old + "'")
+	}
+}
+
 // cutAtCommit loses the connection when the COMMIT is sent: before it reaches the server, or before its answer arrives.
 type cutAtCommit struct {
 	net.Conn

@@ -14,6 +14,10 @@ import (
 // errNotReady says that the slot has no checkpoint from which a session can start.
 var errNotReady = errors.New("no checkpoint that is ready")
 
+// errIncomplete says that somebody has removed a part of the checkpoint's position. If it were taken for zero, a session would have
+// to guess what is settled.
+var errIncomplete = errors.New("a column of its position is NULL: somebody has changed the row")
+
 // Start is where a session begins: what the ledger says is settled.
 type Start struct {
 	Checkpoint
@@ -61,6 +65,9 @@ func (t *Tables) readStart(ctx context.Context, s *Start) error {
 		}
 		if c == nil {
 			return errNotReady
+		}
+		if c.incomplete {
+			return errIncomplete
 		}
 		s.Checkpoint = *c
 		return t.readSettled(ctx, tx, s)
