@@ -28,7 +28,7 @@ func (l *loader) isType(typ string) bool {
 	return slices.Contains(sinkTypes, typ) || typ == SinkInProcess && l.options.InProcess
 }
 
-var index = regexp.MustCompile(`\[\d+\]`)
+var indexPattern = regexp.MustCompile(`\[\d+\]`)
 
 // decode writes a node into v and reports every mistake on the way. Its recursion ends with the types of Config, so
 // neither deep files nor aliases that hold themselves do any harm.
@@ -90,7 +90,7 @@ func (l *loader) decodeStruct(n *yaml.Node, path string, v reflect.Value) {
 		case l.options.NoDSN && isDSN(sub):
 		case known:
 			l.decode(value, sub, field)
-		case slices.Contains(notBuilt, index.ReplaceAllString(sub, "[]")):
+		case slices.Contains(notBuilt, indexPattern.ReplaceAllString(sub, "[]")):
 			l.mistake(sub, "is not built yet; remove it")
 		case strings.Contains(key.Value, ":"):
 			l.mistake(sub, "is no key; put a space behind its colon")

@@ -8,8 +8,9 @@ import (
 	"strings"
 )
 
-// variables are the environment's names for keys of the file. SERVICE_NAME and those of sinks are apart.
-var variables = []struct{ name, path string }{
+// environmentKeys are the variables of the environment, with the keys of the file that they set. SERVICE_NAME and the variables
+// of sinks are not among them.
+var environmentKeys = []struct{ name, path string }{
 	{"DATABASE_URL", "source.dsn"},
 	{"OUTBOX_SLOT", "source.slot"},
 	{"OUTBOX_PUBLICATION", "source.publication"},
@@ -40,7 +41,7 @@ const publisherType = "OUTBOX_PUBLISHER_TYPE"
 
 var (
 	variablesNotBuilt = regexp.MustCompile(`^OUTBOX_RETENTION_DAYS$`)
-	// Kubernetes describes every service by such variables; one named outbox is not a mistake.
+	// Kubernetes sets such variables for every service. Those of a service named outbox are no mistake.
 	serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)$`)
 	// otherCommands read these themselves.
 	otherCommands = []string{"OUTBOX_ADMIN_URL"}
@@ -61,10 +62,10 @@ func environment(environ []string) map[string]string {
 	return env
 }
 
-// applyEnvironment lets the environment beat the file. An empty variable is as good as none.
+// applyEnvironment sets what the environment has. An empty variable counts as none.
 func (l *loader) applyEnvironment() {
 	known := slices.Clone(otherCommands)
-	for _, v := range variables {
+	for _, v := range environmentKeys {
 		known = append(known, v.name)
 		if l.options.NoDSN && isDSN(v.path) {
 			continue

@@ -14,7 +14,7 @@ const (
 	SinkEventBus  = "event_bus"
 	SinkComposite = "composite"
 	SinkStdout    = "stdout"
-	// SinkInProcess is made in Go, by whoever embeds the connector: no file can name it. See Options.InProcess.
+	// SinkInProcess is a sink that a service makes in Go when it embeds the connector. No file can name it. See Options.InProcess.
 	SinkInProcess = "in_process"
 )
 
@@ -27,20 +27,20 @@ const (
 
 // Sink is one destination.
 type Sink struct {
-	// Name is how the ledger, metrics and commands know the sink; its type by default.
+	// Name is the sink's name in ledger, metrics and commands. By default it is its type.
 	Name string `yaml:"name"`
 	Type string `yaml:"type"`
 	// Topic and Key are templates over the event's fields, as outbox.event.{aggregate_type}: a topic of Kafka, a stream of
 	// Redis, a subject of NATS.
 	Topic string `yaml:"topic"`
 	Key   string `yaml:"key"`
-	// MaxRetries is delivery.max_retries where it is nil.
+	// MaxRetries replaces delivery.max_retries for this sink, unless it is nil.
 	MaxRetries *int `yaml:"max_retries"`
-	// RenamedFrom is the sink's name of before: what is parked under it goes on under the new one.
+	// RenamedFrom is the sink's former name. What is parked under it is delivered under the new name.
 	RenamedFrom string `yaml:"renamed_from"`
-	// Abandoned: it is no sink any more, and nobody wants what is parked for it.
+	// Abandoned says that this is no sink any more, and that what is parked for it may be dropped.
 	Abandoned bool `yaml:"abandoned"`
-	// Of these the one of the sink's type is set.
+	// Only the one of the sink's type is set.
 	Kafka     *Kafka     `yaml:",inline"`
 	Redis     *Redis     `yaml:",inline"`
 	Webhook   *Webhook   `yaml:",inline"`

@@ -133,17 +133,17 @@ func (v *validator) routeTopic(path string, r *Route, sinks map[string]*Sink) {
 	}
 }
 
-// isWebURL tells a topic that is a URL, for a webhook, from one that only names something.
+// isWebURL reports whether a topic is a URL, for a webhook.
 func isWebURL(topic string) bool {
 	return strings.HasPrefix(topic, "https://") || strings.HasPrefix(topic, "http://")
 }
 
-// quotedTopic is a topic as a mistake tells it: of a URL no more than is told of a sink's own.
+// quotedTopic returns a topic for a mistake. If the topic is a URL, only those parts are shown that may hold no secret.
 func quotedTopic(topic string) string {
 	return strconv.Quote(ShownTemplate(topic))
 }
 
-// isAllowed tells whether an entry of a webhook's allow_hosts, a host or host:port, is u's.
+// isAllowed reports whether the host of u is among a webhook's allow_hosts. An entry is a host or host:port.
 func isAllowed(u *url.URL, hosts []string) bool {
 	return slices.ContainsFunc(hosts, func(entry string) bool {
 		host, port, err := net.SplitHostPort(entry)

@@ -7,8 +7,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// dropped are the tables of the ledger. The outbox is not among them.
-var dropped = []string{
+// ledgerTables are the tables of the ledger, in the order in which they are dropped. The outbox is not among them.
+var ledgerTables = []string{
 	"outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "outbox_backlog", "outbox_metrics", "outbox_processors", "outbox_migrations",
 }
 
@@ -48,7 +48,7 @@ func dropLedger(ctx context.Context, tx pgx.Tx, o Options) (bool, error) {
 		return false, fmt.Errorf("the ledger in schema %q still serves the slots %s; destroy those first", o.Schema, *slots)
 	}
 	statements := []string{"drop view if exists " + quoted + ".event_outbox_status"}
-	for _, name := range dropped {
+	for _, name := range ledgerTables {
 		statements = append(statements, "drop table if exists "+quoted+"."+name)
 	}
 	statements = append(statements, "drop function if exists "+quoted+".outbox_make_partitions(timestamptz, int)")

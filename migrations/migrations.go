@@ -23,7 +23,7 @@ import (
 )
 
 //go:embed *.sql
-var files embed.FS
+var migrationFiles embed.FS
 
 // lockID is the key of the advisory lock under which the schema is changed: "outbox".
 const lockID = 0x6f7574626f78
@@ -106,7 +106,7 @@ func Pending(ctx context.Context, dsn string, o Options) (names []string, err er
 }
 
 func pendingFiles(ctx context.Context, conn *pgx.Conn, schema string) ([]string, error) {
-	names, err := fs.Glob(files, "*.sql")
+	names, err := fs.Glob(migrationFiles, "*.sql")
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +156,7 @@ func SQL(o Options) (string, error) {
 	if err := o.check(); err != nil {
 		return "", err
 	}
-	names, err := fs.Glob(files, "*.sql")
+	names, err := fs.Glob(migrationFiles, "*.sql")
 	if err != nil {
 		return "", err
 	}
@@ -185,7 +185,7 @@ func script(o Options, names []string, first string) (string, error) {
 		b.WriteString("set local outbox.event_id_type = text;\n")
 	}
 	for _, name := range names {
-		text, err := files.ReadFile(name)
+		text, err := migrationFiles.ReadFile(name)
 		if err != nil {
 			return "", err
 		}

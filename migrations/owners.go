@@ -23,7 +23,7 @@ func (r *refusal) ExitCode() int { return int(exitcode.Config) }
 // the ledger is read with an owner's rights: a view or a trigger would run its owner's code with those rights. The search_path
 // of conn is pg_catalog alone.
 func Check(ctx context.Context, conn *pgx.Conn, o Options) error {
-	names := append([]string{}, dropped...)
+	names := append([]string{}, ledgerTables...)
 	if !o.Mapped {
 		names = append(names, "event_outbox", "event_outbox_status")
 	}

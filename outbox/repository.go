@@ -42,11 +42,11 @@ func NewOutboxEnabledAggregateRepository[A Aggregate](base AggregateRepository[A
 // committed, and not before, they are marked as committed.
 //
 // Errors and panics are those of Wrapper.ExecuteWithOutbox, with the base's Save as its operation; the aggregate keeps its
-// events then. A base that stored the aggregate and did not ask for the transaction is an error, too: what it
-// stored is its own affair, and the events are not written. So is one that gives the aggregate more events.
+// events then. It is an error too if the base stored the aggregate without the transaction: the events are not written, and
+// what the base has stored is not rolled back. And it is an error if the base gives the aggregate more events.
 func (r *OutboxEnabledAggregateRepository[A]) Save(ctx context.Context, aggregate A) error {
 	if _, nested := ctx.Value(txKey{}).(*sharedTx); nested {
-		// Its events could not be marked only after the commit, which is another's.
+		// The outer Save commits. So this one could not wait for the commit before it marks the events.
 		return errors.New("save: ctx belongs to the transaction of another Save; save each aggregate in its own, or several by ExecuteBatch")
 	}
 	events := slices.Clone(aggregate.GetUncommittedEvents()) // before the base has a chance to forget them

@@ -89,8 +89,8 @@ func (m *OutboxSagaManager) ExecuteSagaStep(ctx context.Context, sagaID string, 
 	return err
 }
 
-// compensate writes the compensation events that are not in the outbox yet. If the result events with these ids are, it is
-// errCommitted.
+// compensate writes the compensation events that are not in the outbox yet. If the result events with the ids in results are in the
+// outbox, it writes nothing and returns errCommitted.
 func (m *OutboxSagaManager) compensate(ctx context.Context, s sagaStep, compensation []Event, results []string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), compensationTimeout)
 	defer cancel()
@@ -102,7 +102,8 @@ func (m *OutboxSagaManager) compensate(ctx context.Context, s sagaStep, compensa
 			if err != nil {
 				return err
 			}
-			// Ids that are made of the name are of no other step. Of others all have to be there: the step wrote all or none.
+			// Ids that are made of the step's name belong to no other step, so one of them is enough. Other ids may have come
+			// otherwise, so all of them have to be there: the step has written all or none.
 			if found == len(results) || found > 0 && s.name != "" {
 				return errCommitted
 			}
@@ -194,7 +195,8 @@ func (s *sagaStep) results(list []DomainEvent) ([]Event, error) {
 	return events, err
 }
 
-// identify gives the events of a step with a name their ids. What one of them has caused stays caused by it.
+// identify sets the ids of the events of a step with a name. If one of these events is the cause of another, the CausationID of
+// the other gets the new id.
 func (s *sagaStep) identify(kind string, events []Event) {
 	now := map[string]string{}
 	for i, id := range s.eventIDs(kind, len(events)) {
@@ -210,7 +212,8 @@ func (s *sagaStep) identify(kind string, events []Event) {
 	}
 }
 
-// eventIDs are the same for the same events of the same step, always. There are none without a name.
+// eventIDs returns the ids of a step's n events of this kind. They are always the same for the same saga, step and position. It
+// returns none if the step has no name.
 func (s *sagaStep) eventIDs(kind string, n int) (ids []string) {
 	if s.name == "" {
 		return nil

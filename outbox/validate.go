@@ -58,7 +58,7 @@ func (e *Event) size() int {
 		len(e.TenantID) + len(e.CorrelationID) + len(e.CausationID)
 }
 
-// check collects mistakes. It never tells a value: what is in an event is nobody's business.
+// check collects mistakes. Their texts never contain a value, because an event may hold secrets.
 type check struct {
 	index    int
 	mistakes []error

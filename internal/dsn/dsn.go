@@ -1,5 +1,5 @@
-// Package dsn reads connection strings of PostgreSQL. Every package of ours that is given one reads it with Parse, so that
-// "validate" finds what "run" would be refused for.
+// Package dsn reads connection strings of PostgreSQL. Every package of ours reads them with Parse, so that "validate" finds the
+// mistakes for which "run" would be refused.
 package dsn
 
 import (
@@ -16,13 +16,13 @@ import (
 // urlForm is how a connection string is written, for messages.
 const urlForm = "postgres://user:password@host:5432/database?sslmode=verify-full"
 
-var scheme = regexp.MustCompile(`^\s*([A-Za-z][A-Za-z0-9+.-]{0,40}):`)
+var schemePattern = regexp.MustCompile(`^\s*([A-Za-z][A-Za-z0-9+.-]{0,40}):`)
 
 // Parse reads a connection string as pgx does, and refuses what pgx would hand on to a server that does not know it either.
 // Its error joins one for each thing that is wrong. None of them repeats a value, because any part of a connection string may
 // be a password that was not escaped.
 func Parse(text string) (*pgconn.Config, error) {
-	if m := scheme.FindStringSubmatch(text); m != nil {
+	if m := schemePattern.FindStringSubmatch(text); m != nil {
 		switch s := strings.ToLower(m[1]); {
 		case s == "jdbc":
 			return nil, errors.New("is a JDBC URL; write " + urlForm)
@@ -43,8 +43,8 @@ func Parse(text string) (*pgconn.Config, error) {
 	return config, errors.Join(errs...)
 }
 
-// broken finds line breaks within a part, such as the one at the end of a secret that was put into the connection string.
-// Whoever means one writes it as %XX.
+// broken finds line breaks within a part of the connection string, such as the one at the end of a file that holds a password. A
+// line break that is meant can be written as %XX.
 func broken(text string, config *pgconn.Config) (errs []error) {
 	if !strings.ContainsFunc(text, unicode.IsControl) {
 		return nil
@@ -59,12 +59,12 @@ func broken(text string, config *pgconn.Config) (errs []error) {
 	return errs
 }
 
-// cause is what pgx has against a connection string, without what it quotes of it.
+// cause returns what pgx finds wrong with a connection string, without the parts that pgx quotes.
 func cause(err error) error {
 	const written = "write " + urlForm + ", other characters than letters and digits of the password as %XX"
 	why := errors.Unwrap(err)
 	switch {
-	case why == nil && strings.HasSuffix(err.Error(), ": invalid port"): // or a part of a password
+	case why == nil && strings.HasSuffix(err.Error(), ": invalid port"): // the port, or a part of a password that looks like one
 		return errors.New("is no connection string that PostgreSQL understands: its port is not within 1 and 65535; " + written)
 	case why == nil || strings.ContainsAny(why.Error(), "\"'`"):
 		return errors.New("is no connection string that PostgreSQL understands: " + written)
@@ -83,14 +83,14 @@ func sorted(params map[string]string) []string {
 	return names
 }
 
-// foreign says whether a parameter is one of clients, of other clients than this one or of this one's relatives, and what
-// there is instead.
+// foreign reports whether a parameter is one of some client (another one, or a relative of pgx), which PostgreSQL does not know.
+// hint says what there is instead, if anything.
 func foreign(name string) (hint string, ok bool) {
 	lower := strings.ToLower(name)
 	if strings.HasPrefix(lower, "pool_") {
 		return " (source.max_connections says how many connections there may be)", true
 	}
-	hint, ok = foreigners[lower]
+	hint, ok = clientParameters[lower]
 	return hint, ok
 }
 
@@ -100,9 +100,9 @@ const (
 	viaPooler = " (the connector needs a direct connection, see docs/operations.md#poolers)"
 )
 
-// foreigners are parameters that are often found in connection strings, of which PostgreSQL knows none. Those that are not here
-// are found out when the server refuses them. The names are in lower case, the values begin with a space.
-var foreigners = map[string]string{
+// clientParameters are parameters of clients that are often found in connection strings, and that PostgreSQL does not know. If a
+// parameter is missing here, the server refuses it. The names are in lower case, and the hints begin with a space.
+var clientParameters = map[string]string{
 	// pgx
 	"default_query_exec_mode": viaPooler, "statement_cache_capacity": "", "description_cache_capacity": "",
 	// Schemas, by Prisma, JDBC and others
