@@ -251,6 +251,7 @@ func TestRestartSkipsWhatIsSettled(t *testing.T) {
 	if err := <-r.ended; !errors.Is(err, errDrainTimeout) {
 		t.Errorf("ended with %v, want that the drain timed out", err)
 	}
+	b.cfg.Delivery.DrainTimeout = 10 * time.Second // the second session ends cleanly
 	b.setSink(func(context.Context, []sinks.Message) []error { return nil })
 	b.mu.Lock()
 	b.got = nil
