@@ -12,10 +12,10 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // noSink is the name of processor 0. Its rows belong to no sink: for example a row of the outbox that is no valid event.
@@ -41,7 +41,7 @@ func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error 
 		return nil
 	})
 	if err != nil {
-		return ledgerError(connector.ExplainUnreachable(err))
+		return ledgerError(replication.ExplainUnreachable(err))
 	}
 	return ledgerError(fault)
 }
@@ -49,7 +49,7 @@ func withLedger(ctx context.Context, c Config, f func(*ledgerConn) error) error 
 // open prepares the connection and reads which sinks the connector has. It reads the ledger only after CheckOwners has found that
 // the ledger's tables belong to trusted roles: reading a stranger's view would run his functions with this login's rights.
 func (l *ledgerConn) open(ctx context.Context) error {
-	if err := ledger.SetUpPersonal(ctx, l.conn); err != nil {
+	if err := ledger.SetUpCommand(ctx, l.conn); err != nil {
 		return err
 	}
 	if err := provision.CheckOwners(ctx, l.conn, l.cfg.Source); err != nil {

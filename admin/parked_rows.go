@@ -36,7 +36,7 @@ type ParkedRow struct {
 	Payload       json.RawMessage `json:"payload,omitempty"`
 	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
 
-	details *ledger.ParkedDetails // without event and payload
+	details *ledger.ParkedRow // without event and payload
 }
 
 // key names the row.
@@ -101,7 +101,7 @@ func (l *ledgerConn) eachParkedRow(ctx context.Context, q parkedQuery, f func(*P
 }
 
 // shown returns a row of the ledger as people see it.
-func (l *ledgerConn) shown(d *ledger.ParkedDetails) *ParkedRow {
+func (l *ledgerConn) shown(d *ledger.ParkedRow) *ParkedRow {
 	p := &ParkedRow{
 		Sink: l.sinkName(d.Key.Processor), Position: fmt.Sprintf("%s:%d", d.Key.Position.LSN, d.Key.Position.Index), Status: d.Status,
 		Event: d.Event, Attempts: d.Attempts, Tries: d.Tries, ParkedAt: d.ParkedAt, FirstTry: d.TriedAt, NextAttempt: d.NextAttempt,
@@ -139,7 +139,7 @@ func (l *ledgerConn) waitsFor(p *ParkedRow) string {
 // findHolders sets Behind and Waits of those rows that an earlier row of their aggregate holds.
 func (l *ledgerConn) findHolders(ctx context.Context, page []*ParkedRow) error {
 	var untried []*ParkedRow
-	var details []*ledger.ParkedDetails
+	var details []*ledger.ParkedRow
 	for _, p := range page {
 		if p.Status == "parked" && p.NextAttempt == nil {
 			untried, details = append(untried, p), append(details, p.details)

@@ -197,14 +197,14 @@ func (l *lane) onRead(res readResult, now time.Time) {
 	if l.passed == nil {
 		l.passed = map[int64]struct{}{}
 	}
-	for _, h := range res.Left {
+	for _, h := range res.found.Left {
 		l.passed[h] = struct{}{}
 	}
 	if n := len(res.fresh); n > 0 {
 		l.floor.read(res.fresh[n-1].position())
 	}
 	if l.asking.NewPass() {
-		l.floor.readEnds(res.First)
+		l.floor.readEnds(res.found.First)
 	}
 	l.prev, l.from = l.asking.From, checkpoint.MinPosition
 	clear(l.held)
@@ -212,16 +212,16 @@ func (l *lane) onRead(res readResult, now time.Time) {
 		l.rows = res.probe()
 	} else {
 		l.rows = append(append(l.rows[:0:0], res.fresh...), res.due...)
-		if res.More {
+		if res.found.More {
 			l.from = res.fresh[len(res.fresh)-1].position()
 		}
 	}
-	l.wantsLarge = res.Large
+	l.wantsLarge = res.found.Large
 	l.waited = l.waited && l.waiting
 	// Arrivals may have stopped waiting while the read was under way.
 	whole := l.whole && l.waiting
 	switch {
-	case res.More || res.Large || len(res.fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
+	case res.found.More || res.found.Large || len(res.fresh) > l.delivery.BatchSize || l.probing && len(l.rows) > 0:
 		l.waiting = false // many rows are left, or nobody knows how many: park arrivals meanwhile
 	case len(l.rows) > 0 && l.waiting && !l.waited:
 		// Arrivals wait for the Deliver of these rows. If they were parked, some would be parked each time, and the lane would never
@@ -232,11 +232,11 @@ func (l *lane) onRead(res readResult, now time.Time) {
 		l.waiting = false
 	case len(l.rows) > 0 || !whole:
 		l.waiting = true // these are the last rows: read again once all is committed
-	case len(res.Heads) > l.maxHeld:
+	case len(res.found.Heads) > l.maxHeld:
 		l.waiting = false
 		l.readAt = now.Add(readPace)
 	default:
-		l.goLive(res.Heads, now)
+		l.goLive(res.found.Heads, now)
 	}
 }
 

@@ -92,8 +92,8 @@ type DeliveryConfig struct {
 	ParkAfter time.Duration
 	// GiveUpAfter is how long a delivery is tried. 0 means for ever.
 	GiveUpAfter time.Duration
-	// Block means that a dead letter holds its aggregate until a person acts.
-	Block bool
+	// DeadBlocks means that a dead letter holds its aggregate until a person acts.
+	DeadBlocks bool
 	// MaxInFlight and MaxInFlightBytes bound the window: how many events may be read and not yet settled, and their size.
 	MaxInFlight      int
 	MaxInFlightBytes int
@@ -210,7 +210,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		began, stood := time.Now(), c.confirmed()
 		err := c.prepare(ctx)
 		if err == nil {
-			err = c.explainStreamError(ctx, c.session(ctx))
+			err = c.explainStreamError(ctx, c.runSession(ctx))
 		}
 		c.cfg.Metrics.Leader.Set(0)
 		c.lag.unreadSince.CompareAndSwap(0, time.Now().UnixNano())
@@ -231,7 +231,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if !c.progress.streamedBefore && Unreachable(err) && time.Since(started) > unreachableFor {
+		if !c.progress.streamedBefore && replication.Unreachable(err) && time.Since(started) > unreachableFor {
 			return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)
 		}
 		failures++

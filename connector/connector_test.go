@@ -17,6 +17,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -394,7 +395,7 @@ func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	c := &Connector{}
 	_, err := pgx.Connect(context.Background(), "postgres://u:p@127.0.0.1:1/d?sslmode=disable")
-	if !Unreachable(err) {
+	if !replication.Unreachable(err) {
 		t.Errorf("%v is not Unreachable", err)
 	}
 	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{progress: progress{streamedBefore: true}}).fatal(coded) {

@@ -1,9 +1,7 @@
 package connector
 
 import (
-	"context"
 	"errors"
-	"net"
 	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -41,24 +39,4 @@ func (c *Connector) explainRefusal(err error, key string) error {
 		return replication.ExplainStreamRefusal(config, err)
 	}
 	return replication.ExplainRefusal(key, config, err)
-}
-
-// ExplainUnreachable adds to an error for which Unreachable is true that PostgreSQL cannot be reached, with the exit code for that.
-// It returns every other error, and nil, as it is.
-func ExplainUnreachable(err error) error {
-	if err != nil && Unreachable(err) {
-		return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL cannot be reached: %w", err)
-	}
-	return err
-}
-
-// Unreachable reports whether an error means that PostgreSQL could not be reached, did not answer in time, or is starting up or
-// shutting down.
-func Unreachable(err error) bool {
-	var connect *pgconn.ConnectError
-	var network net.Error
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return len(pg.Code) == 5 && pg.Code[:3] == "57P" // operator intervention: the server starts up or shuts down
-	}
-	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded)
 }

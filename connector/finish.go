@@ -123,9 +123,9 @@ func (f *finishing) message(d *delivery, err error) {
 		f.logger.Error("dead letter", "sink", f.name, "lane", f.number, "event_id", d.Event.ID,
 			"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
 		// Otherwise what stands behind it goes on in place.
-		holds := !f.inPlace() || d.row || f.delivery.Block
+		holds := !f.inPlace() || d.row || f.delivery.DeadBlocks
 		o := f.record(d, checkpoint.Dead, err)
-		o.Parked.Blocks = f.delivery.Block
+		o.Parked.Blocks = f.delivery.DeadBlocks
 		if holds {
 			f.hold(d.hash, f.completed)
 		} else {

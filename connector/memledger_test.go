@@ -97,12 +97,12 @@ func (l *memLedger) table(processor int32, lane, lanes int) *memTable {
 }
 
 // Read is ledger.ParkedReader's.
-func (t *memTable) Read(_ context.Context, q ledger.ParkedQuery) (ledger.ParkedRows, error) {
+func (t *memTable) Read(_ context.Context, q ledger.ParkedQuery) (ledger.ParkedRead, error) {
 	t.delay()
 	defer t.delay()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a := ledger.ParkedRows{Heads: map[int64]time.Time{}, First: checkpoint.MinPosition}
+	a := ledger.ParkedRead{Heads: map[int64]time.Time{}, First: checkpoint.MinPosition}
 	passed := map[int64]struct{}{}
 	for h := range q.Passed {
 		passed[h] = struct{}{}
@@ -154,7 +154,7 @@ type rowList struct {
 	mayBeLarge bool // this read may return a large row
 
 	offered   int
-	rows      []ledger.ParkedRow
+	rows      []ledger.ParkedDelivery
 	alone     bool // rows is one large row
 	leftLarge bool // the first row is large, and this read may not return it
 }
@@ -173,8 +173,8 @@ func (l *rowList) offer(r *memRow) {
 	}
 }
 
-func (r *memRow) parked() ledger.ParkedRow {
-	row := ledger.ParkedRow{
+func (r *memRow) parked() ledger.ParkedDelivery {
+	row := ledger.ParkedDelivery{
 		Position: r.pos, EventID: r.id, Payload: r.payload, AggregateHash: r.hash, Attempts: r.attempts, Tries: r.tries, TriedAt: r.triedAt,
 	}
 	if err := json.Unmarshal(r.event, &row.Event); err != nil {

@@ -119,7 +119,7 @@ func TestRefusedHoldsItsAggregate(t *testing.T) {
 func TestDeadLetterBlocks(t *testing.T) {
 	t.Parallel()
 	b := newParkingBench(t)
-	b.cfg.Delivery.Block = true
+	b.cfg.Delivery.DeadBlocks = true
 	b.cfg.Delivery.MaxRetries = 0
 	var mended atomic.Bool
 	b.answerByType(func(eventType string) error {

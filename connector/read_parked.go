@@ -22,20 +22,20 @@ const (
 
 // parkedReader is where a lane reads its rows of outbox_parked: ledger.ParkedReader, or a test's memory. For one goroutine at a time.
 type parkedReader interface {
-	Read(ctx context.Context, q ledger.ParkedQuery) (ledger.ParkedRows, error)
+	Read(ctx context.Context, q ledger.ParkedQuery) (ledger.ParkedRead, error)
 }
 
 // readResult is what a read of a lane's parked rows has found, with the rows as deliveries.
 type readResult struct {
-	ledger.ParkedRows
-	fresh, due []*delivery
+	found      ledger.ParkedRead // without its rows
+	fresh, due []*delivery       // of these rows
 	err        error
 }
 
 // readParked reads once, and makes deliveries of the rows.
 func (l *lane) readParked(ctx context.Context, q ledger.ParkedQuery) readResult {
 	rows, err := l.parked.Read(ctx, q)
-	res := readResult{ParkedRows: rows, err: err}
+	res := readResult{found: rows, err: err}
 	for i := range rows.Fresh {
 		res.fresh = append(res.fresh, l.deliveryOf(&rows.Fresh[i]))
 	}
@@ -44,12 +44,12 @@ func (l *lane) readParked(ctx context.Context, q ledger.ParkedQuery) readResult 
 		d.due = true
 		res.due = append(res.due, d)
 	}
-	res.Fresh, res.Due = nil, nil // the deliveries have their events now
+	res.found.Fresh, res.found.Due = nil, nil // the deliveries have their events now
 	return res
 }
 
 // deliveryOf makes a delivery of a parked row. Topic and key are those of the present configuration.
-func (l *lane) deliveryOf(row *ledger.ParkedRow) *delivery {
+func (l *lane) deliveryOf(row *ledger.ParkedDelivery) *delivery {
 	event, committed := eventOf(row)
 	d := &delivery{
 		Message: sinks.Message{Event: event, LSN: row.Position.LSN, Index: row.Position.Index, CommitTime: committed},

@@ -19,7 +19,7 @@ import (
 )
 
 // describe returns what a read has found, as lines of text that can be compared.
-func describe(a ledger.ParkedRows) []string {
+func describe(a ledger.ParkedRead) []string {
 	var s []string
 	for _, d := range a.Fresh {
 		s = append(s, fmt.Sprintf("fresh %s %d %s %d %d", d.Position, d.AggregateHash, d.EventID, d.Attempts, d.Tries))
@@ -92,7 +92,7 @@ func TestParkedReads(t *testing.T) {
 		model := mem.table(1, lane, lanes)
 		model.large = func(r *memRow) bool { return len(r.payload) == most }
 		want, _ := model.Read(t.Context(), q)
-		got, err := ledger.Schema("public").ReadParked(pool, 1, lane, lanes).Read(t.Context(), q)
+		got, err := ledger.Schema("public").NewParkedReader(pool, 1, lane, lanes).Read(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
 		}

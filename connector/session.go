@@ -47,9 +47,9 @@ type session struct {
 	written  pglogrepl.LSN // how far the server had written when the slot was ours
 }
 
-// session runs one session, from preflight to the last standby status. Its error says why the session has ended; it is nil after a clean
-// drain.
-func (c *Connector) session(ctx context.Context) error {
+// runSession runs one session, from preflight to the last standby status. Its error says why the session has ended; it is nil after a
+// clean drain.
+func (c *Connector) runSession(ctx context.Context) error {
 	facts, err := c.preflight(ctx)
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 	// There is room for the outcomes of all the Deliver calls that lanes may have unrecorded, so that a lane waits for the recorder only
 	// when it parks.
 	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
-	policy := ledger.ParkedPolicy{Longest: d.Retry.Max, DeadBlocks: d.Block}
+	policy := ledger.ParkedPolicy{Longest: d.Retry.Max, DeadBlocks: d.DeadBlocks}
 	if err := c.schema().ReviseParked(ctx, c.pool, slices.Collect(maps.Values(ids)), policy); err != nil {
 		return err
 	}
@@ -171,35 +171,13 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 	byProcessor := map[int32][]*laneInput{}
 	s.bySink = map[int32][]*lane{}
 	for _, sc := range c.cfg.Sinks {
-		sink, err := sc.Open()
-		if err != nil {
-			return fmt.Errorf("open sink %q: %w", sc.Name, err)
-		}
-		s.sinks = append(s.sinks, sink)
 		id := ids[sc.Name]
-		lasting := c.sinks[sc.Name]
-		lasting.state.begin()
-		t := &sharedSink{
-			sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d, breaker: lasting.breaker, paused: &lasting.paused, state: lasting.state,
-			metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
+		if err := s.openSink(sc, id, origin, seenBefore, routes); err != nil {
+			return err
 		}
-		if sc.MaxRetries != nil {
-			t.delivery.MaxRetries = *sc.MaxRetries
-		}
-		own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
-		for i := range d.Lanes {
-			rows := rowSource{
-				parked:  c.schema().ReadParked(c.pool, id, i, d.Lanes),
-				address: addressOf(router.New(routes), own), seenBefore: seenBefore,
-			}
-			l := newLane(t, i, rows, s.outcomes)
-			s.bySink[id] = append(s.bySink[id], l)
+		for _, l := range s.bySink[id] {
 			byProcessor[id] = append(byProcessor[id], &laneInput{lane: l.in, processor: id})
 		}
-		s.lanes = append(s.lanes, s.bySink[id]...)
-		t.metrics.CatchingUp.Set(float64(d.Lanes))
-		t.metrics.Held.Set(0)
-		lasting.breaker.attach(s.bySink[id])
 	}
 	if err := c.readPaused(ctx, c.pool, s); err != nil {
 		return err
@@ -216,6 +194,39 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
 		unrouted:    c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "discarded"),
 	}
+	return nil
+}
+
+// openSink opens a sink and makes its lanes.
+func (s *session) openSink(sc Sink, id int32, origin string, seenBefore pglogrepl.LSN, routes []router.Route) error {
+	c, d := s.c, s.c.cfg.Delivery
+	sink, err := sc.Open()
+	if err != nil {
+		return fmt.Errorf("open sink %q: %w", sc.Name, err)
+	}
+	s.sinks = append(s.sinks, sink)
+	lasting := c.sinks[sc.Name]
+	lasting.state.begin()
+	shared := &sharedSink{
+		sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d,
+		breaker: lasting.breaker, paused: &lasting.paused, state: lasting.state,
+		metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
+	}
+	if sc.MaxRetries != nil {
+		shared.delivery.MaxRetries = *sc.MaxRetries
+	}
+	own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
+	for i := range d.Lanes {
+		rows := rowSource{
+			parked:  c.schema().NewParkedReader(c.pool, id, i, d.Lanes),
+			address: addressOf(router.New(routes), own), seenBefore: seenBefore,
+		}
+		s.bySink[id] = append(s.bySink[id], newLane(shared, i, rows, s.outcomes))
+	}
+	s.lanes = append(s.lanes, s.bySink[id]...)
+	shared.metrics.CatchingUp.Set(float64(d.Lanes))
+	shared.metrics.Held.Set(0)
+	lasting.breaker.attach(s.bySink[id])
 	return nil
 }
 

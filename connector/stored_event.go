@@ -20,7 +20,7 @@ func storedEvent(e *outbox.Event, committed time.Time) ledger.StoredEvent {
 
 // eventOf returns the event of a parked row and the commit time of the event's transaction. It is the inverse of storedEvent. The
 // row may lack either time: the event's CreatedAt or the commit time is then zero.
-func eventOf(row *ledger.ParkedRow) (*outbox.Event, time.Time) {
+func eventOf(row *ledger.ParkedDelivery) (*outbox.Event, time.Time) {
 	s := &row.Event
 	e := &outbox.Event{
 		ID: s.ID, AggregateType: s.AggregateType, AggregateID: s.AggregateID, EventType: s.EventType, EventVersion: s.EventVersion,

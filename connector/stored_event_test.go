@@ -39,7 +39,7 @@ func TestStoredEvent(t *testing.T) {
 
 // storedAndRead parks an event in memory and reads it again.
 func storedAndRead(e *outbox.Event, committed time.Time) (*outbox.Event, time.Time, error) {
-	row := ledger.ParkedRow{Payload: e.Payload}
+	row := ledger.ParkedDelivery{Payload: e.Payload}
 	if err := json.Unmarshal(storedEvent(e, committed).Encode(), &row.Event); err != nil {
 		return nil, time.Time{}, err
 	}

@@ -25,7 +25,7 @@ import (
 //     as one of these rows was not tried, or something that committed before seenBefore is not settled, a session does not
 //     end clean.
 //  4. A row that a person retries begins with one more try than it has refusals, unless each of its tries was refused: see
-//     retryRows in admin/change.go.
+//     retryRows in ledger/client_change.go.
 
 // mayRepeat reports whether an earlier session may already have sent the event at this position.
 func mayRepeat(pos checkpoint.Position, seenBefore pglogrepl.LSN) bool {

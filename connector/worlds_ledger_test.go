@@ -282,7 +282,7 @@ func (l *worldLedger) settleDead() {
 	}
 }
 
-// worldConn is a session's connection to the ledger. As a checkpoint.Ledger it behaves like ledger.Tables.
+// worldConn is a session's connection to the ledger. As a checkpoint.Ledger it behaves like ledger.BatchWriter.
 type worldConn struct {
 	*worldLedger
 	session int
@@ -420,13 +420,13 @@ type worldTable struct {
 }
 
 // Read is ledger.ParkedReader's.
-func (t *worldTable) Read(ctx context.Context, q ledger.ParkedQuery) (ledger.ParkedRows, error) {
+func (t *worldTable) Read(ctx context.Context, q ledger.ParkedQuery) (ledger.ParkedRead, error) {
 	t.w.step()
 	if !slept(ctx, t.random.between(time.Millisecond, timeUnit)) {
-		return ledger.ParkedRows{}, context.Cause(ctx)
+		return ledger.ParkedRead{}, context.Cause(ctx)
 	}
 	if !t.w.up() || t.w.failing() && t.random.chance(0.02) {
-		return ledger.ParkedRows{}, errWorldNoPostgres
+		return ledger.ParkedRead{}, errWorldNoPostgres
 	}
 	a, err := t.memTable.Read(ctx, q)
 	t.w.mu.Lock()
@@ -434,7 +434,7 @@ func (t *worldTable) Read(ctx context.Context, q ledger.ParkedQuery) (ledger.Par
 	t.w.trace("lane %d of processor %d reads from %s: %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
 	t.w.mu.Unlock()
 	if !slept(ctx, t.random.between(time.Millisecond, timeUnit)) {
-		return ledger.ParkedRows{}, context.Cause(ctx)
+		return ledger.ParkedRead{}, context.Cause(ctx)
 	}
 	return a, err
 }

@@ -117,7 +117,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 	s.recorder = checkpoint.NewRecorder(conn, checkpoint.RecorderConfig{Fast: func() bool { return c.fast }, State: func(error) {}, Logger: logger})
 	delivery := DeliveryConfig{
 		BatchSize: c.batch, Timeout: 200 * timeUnit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
-		Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, Block: c.block,
+		Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, DeadBlocks: c.block,
 	}
 	if c.never {
 		delivery.ParkAfter = 0

@@ -25,8 +25,8 @@ type ParkedPageQuery struct {
 	Limit        int
 }
 
-// ParkedDetails is a row of outbox_parked as a person sees it. Times are by PostgreSQL's clock.
-type ParkedDetails struct {
+// ParkedRow is a row of outbox_parked as a person sees it. Times are by PostgreSQL's clock.
+type ParkedRow struct {
 	Key           checkpoint.Key
 	AggregateHash int64
 	Status        string // parked or dead
@@ -53,7 +53,7 @@ const selectParked = `select p.commit_lsn, p.tx_index, p.event_id::text, p.agg_h
 
 // ReadParkedPage reads rows of outbox_parked. If the page has ids, the statement looks these up first; otherwise it walks the
 // primary key.
-func (c *Client) ReadParkedPage(ctx context.Context, q ParkedPageQuery) ([]*ParkedDetails, error) {
+func (c *Client) ReadParkedPage(ctx context.Context, q ParkedPageQuery) ([]*ParkedRow, error) {
 	args := []any{q.Processor, q.After.LSN, q.After.Index, q.Status, timeOrNil(q.Since), timeOrNil(q.Until), q.Error, q.WithPayload, q.Limit}
 	table := "ledger.outbox_parked"
 	if len(q.IDs) > 0 {
@@ -63,8 +63,8 @@ func (c *Client) ReadParkedPage(ctx context.Context, q ParkedPageQuery) ([]*Park
 	}
 	rows, err := c.conn.Query(ctx, c.schema.statement(fmt.Sprintf(selectParked, table)), args...)
 	if err == nil {
-		var all []*ParkedDetails
-		all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ParkedDetails, error) { return scanDetails(row, q.Processor) })
+		var all []*ParkedRow
+		all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*ParkedRow, error) { return scanDetails(row, q.Processor) })
 		if err == nil {
 			return all, nil
 		}
@@ -72,8 +72,8 @@ func (c *Client) ReadParkedPage(ctx context.Context, q ParkedPageQuery) ([]*Park
 	return nil, fmt.Errorf("read outbox_parked: %w", err)
 }
 
-func scanDetails(row pgx.CollectableRow, processor int32) (*ParkedDetails, error) {
-	d := &ParkedDetails{Key: checkpoint.Key{Processor: processor}}
+func scanDetails(row pgx.CollectableRow, processor int32) (*ParkedRow, error) {
+	d := &ParkedRow{Key: checkpoint.Key{Processor: processor}}
 	var id *string
 	var next pgtype.Timestamptz
 	var event []byte
@@ -102,7 +102,7 @@ type Holder struct {
 }
 
 // Holders returns the holder of each of these rows, or nil for a row that no earlier row holds.
-func (c *Client) Holders(ctx context.Context, untried []*ParkedDetails) ([]*Holder, error) {
+func (c *Client) Holders(ctx context.Context, untried []*ParkedRow) ([]*Holder, error) {
 	if len(untried) == 0 {
 		return nil, nil
 	}

@@ -23,7 +23,7 @@ const updateCheckpoint = `update ledger.outbox_checkpoints set prefix_lsn = $4, 
 	where slot_name = $1 and epoch = $2 and batch_seq = $3 and state = 'ready'`
 
 // Commit writes the batch in one transaction; see checkpoint.Ledger.
-func (t *Tables) Commit(ctx context.Context, b checkpoint.Batch) error {
+func (t *BatchWriter) Commit(ctx context.Context, b checkpoint.Batch) error {
 	err := t.attempt(ctx, b)
 	if err == nil {
 		t.seq++
@@ -32,7 +32,7 @@ func (t *Tables) Commit(ctx context.Context, b checkpoint.Batch) error {
 }
 
 // attempt tries the batch once. If the outcome of the try before is unknown, it asks the ledger first.
-func (t *Tables) attempt(ctx context.Context, b checkpoint.Batch) error {
+func (t *BatchWriter) attempt(ctx context.Context, b checkpoint.Batch) error {
 	if t.conn == nil || t.conn.IsClosed() {
 		if err := t.connect(ctx); err != nil {
 			return err
@@ -56,7 +56,7 @@ func (t *Tables) attempt(ctx context.Context, b checkpoint.Batch) error {
 
 // committed reports whether the batch at hand was committed: its batch_seq tells. It also writes the new connection into the
 // checkpoint, because from now on a successor has to end this one.
-func (t *Tables) committed(ctx context.Context) (bool, error) {
+func (t *BatchWriter) committed(ctx context.Context) (bool, error) {
 	if err := t.endPredecessor(ctx); err != nil { // our own earlier backend may still be at work
 		return false, err
 	}
@@ -73,7 +73,7 @@ func (t *Tables) committed(ctx context.Context) (bool, error) {
 	return seq > t.seq, nil
 }
 
-func (t *Tables) transaction(ctx context.Context, b checkpoint.Batch) error {
+func (t *BatchWriter) transaction(ctx context.Context, b checkpoint.Batch) error {
 	q := &pgx.Batch{}
 	q.Queue("begin")
 	q.Queue(t.sql.updateCheckpoint, t.cfg.Slot, t.epoch, t.seq, b.Watermark.Prefix.LSN, b.Watermark.Prefix.Index, b.Watermark.LSN)
@@ -106,7 +106,7 @@ func (t *Tables) transaction(ctx context.Context, b checkpoint.Batch) error {
 	return nil
 }
 
-func (t *Tables) writeLog(ctx context.Context, batch []checkpoint.Outcomes) error {
+func (t *BatchWriter) writeLog(ctx context.Context, batch []checkpoint.Outcomes) error {
 	buf, n, err := t.logRows(t.buf[:0], batch)
 	if err != nil {
 		return err
@@ -116,14 +116,14 @@ func (t *Tables) writeLog(ctx context.Context, batch []checkpoint.Outcomes) erro
 }
 
 // keep keeps a buffer for the next rows, unless it is larger than 16 MiB.
-func (t *Tables) keep(buf []byte) {
+func (t *BatchWriter) keep(buf []byte) {
 	if t.buf = buf; cap(buf) > 16<<20 {
 		t.buf = nil
 	}
 }
 
 // copy sends n rows by COPY.
-func (t *Tables) copy(ctx context.Context, to, sql string, rows io.Reader, n int) error {
+func (t *BatchWriter) copy(ctx context.Context, to, sql string, rows io.Reader, n int) error {
 	if n == 0 {
 		return nil
 	}
@@ -138,7 +138,7 @@ func (t *Tables) copy(ctx context.Context, to, sql string, rows io.Reader, n int
 }
 
 // refused finds out why the update of the checkpoint found no row.
-func (t *Tables) refused(ctx context.Context) error {
+func (t *BatchWriter) refused(ctx context.Context) error {
 	c, err := t.cfg.Schema.selectCheckpoint(ctx, t.conn, t.cfg.Slot)
 	if err == nil && c != nil && c.Epoch == t.epoch {
 		return fmt.Errorf("the ledger is at batch %d, ours is behind %d: %w", c.batchSeq, t.seq, checkpoint.ErrFenced)
@@ -147,7 +147,7 @@ func (t *Tables) refused(ctx context.Context) error {
 }
 
 // rollback ends what a failed attempt left open, or closes the connection.
-func (t *Tables) rollback(ctx context.Context) {
+func (t *BatchWriter) rollback(ctx context.Context) {
 	if t.conn.IsClosed() || t.conn.PgConn().TxStatus() == 'I' {
 		return
 	}

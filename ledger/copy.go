@@ -21,7 +21,7 @@ const postgresEpoch = 946_684_800_000_000
 
 // logRows appends the rows of the log to b, as a binary COPY, and returns how many they are. It is written by hand because every
 // event passes here: pgx's CopyFrom costs an interface value and a plan per column.
-func (t *Tables) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, int, error) {
+func (t *BatchWriter) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, int, error) {
 	b = append(b, copyHeader...)
 	n := 0
 	for i := range batches {
@@ -77,7 +77,7 @@ func appendText(b []byte, s string) []byte {
 }
 
 // appendID appends an event's id in the type of the column event_id: the 16 bytes of a uuid, or text. An empty id becomes null.
-func (t *Tables) appendID(b []byte, id string) ([]byte, error) {
+func (t *BatchWriter) appendID(b []byte, id string) ([]byte, error) {
 	if id == "" {
 		return appendNull(b), nil
 	}

@@ -35,7 +35,7 @@ func TestErrorsForNarrowEncodings(t *testing.T) {
 		// The text is cut to so many bytes of what is stored.
 		strings.Repeat("ü", 2*maxErrorText): strings.Repeat("?", maxErrorText),
 	} {
-		if got := (&Tables{narrow: true}).errorText(in); got != want {
+		if got := (&BatchWriter{narrow: true}).errorText(in); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
@@ -50,7 +50,7 @@ func BenchmarkLogRows(b *testing.B) {
 		}
 	}
 	batch := []checkpoint.Outcomes{{Rows: rows}}
-	t := &Tables{epoch: 1, uuidIDs: true}
+	t := &BatchWriter{epoch: 1, uuidIDs: true}
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {

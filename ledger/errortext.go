@@ -37,7 +37,7 @@ func asciiText(s string) string {
 
 // errorText is the text of an error as this database can keep it. asciiText comes first: a question mark takes fewer bytes than the
 // character that it stands for, so more of the text is kept.
-func (t *Tables) errorText(s string) string {
+func (t *BatchWriter) errorText(s string) string {
 	if t.narrow {
 		s = asciiText(s)
 	}

@@ -13,10 +13,10 @@ const SentFromPlace = largeValue
 var NotReady = errNotReady
 
 // OfEpoch is a recorder's connection of a session with this epoch, which is away.
-func OfEpoch(cfg Config, epoch int32) *Tables { return &Tables{cfg: cfg, epoch: epoch} }
+func OfEpoch(cfg Config, epoch int32) *BatchWriter { return &BatchWriter{cfg: cfg, epoch: epoch} }
 
 // Reconnect does what Commit does with a connection that was lost: it reports whether the last batch was committed.
-func (t *Tables) Reconnect(ctx context.Context) (bool, error) {
+func (t *BatchWriter) Reconnect(ctx context.Context) (bool, error) {
 	if err := t.connect(ctx); err != nil {
 		return false, err
 	}
@@ -24,7 +24,7 @@ func (t *Tables) Reconnect(ctx context.Context) (bool, error) {
 }
 
 // Ping asks whether the connection lives.
-func (t *Tables) Ping(ctx context.Context) error { return t.conn.Ping(ctx) }
+func (t *BatchWriter) Ping(ctx context.Context) error { return t.conn.Ping(ctx) }
 
 // PlanOfReads sets the planner up for one transaction of reads.
 var PlanOfReads = planParkedLocal

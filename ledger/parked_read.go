@@ -45,17 +45,17 @@ func (q *ParkedQuery) Start() checkpoint.Position {
 	return q.From
 }
 
-// ParkedRows is what one read has found, in one snapshot. Tried rows of an aggregate hold it: what stands behind the first of them,
+// ParkedRead is what one read has found, in one snapshot. Tried rows of an aggregate hold it: what stands behind the first of them,
 // its head, has to wait. Aggregates are told apart by their hash.
-type ParkedRows struct {
+type ParkedRead struct {
 	// Fresh are the rows that were never tried and stand behind no tried row of their aggregate, in position order.
-	Fresh []ParkedRow
+	Fresh []ParkedDelivery
 	// First is where the first untried row is, fresh or not, if a pass begins; checkpoint.MinPosition: there is none.
 	First checkpoint.Position
 	// More says that there may be further fresh rows behind the last of Fresh.
 	More bool
 	// Due are the heads whose time has come, longest due first.
-	Due []ParkedRow
+	Due []ParkedDelivery
 	// Heads has the head of every aggregate, with the time at which it is due, by this process's clock.
 	Heads map[int64]time.Time
 	// Left are the hashes of the aggregates of which rows are left between Prev and From. The pass leaves them out from now on.
@@ -64,8 +64,8 @@ type ParkedRows struct {
 	Large bool
 }
 
-// ParkedRow is a row of outbox_parked with its event, which is the caller's to keep.
-type ParkedRow struct {
+// ParkedDelivery is a delivery that was parked: what a row of outbox_parked says of it, and its event, which is the caller's to keep.
+type ParkedDelivery struct {
 	Position      checkpoint.Position
 	EventID       string // of the column event_id; empty: null
 	Event         StoredEvent
@@ -85,9 +85,9 @@ type ParkedReader struct {
 	lanes     int
 }
 
-// ReadParked makes a reader of the rows of a sink (processor) whose aggregates belong to a lane, by the rule of router.Lane. The
+// NewParkedReader makes a reader of the rows of a sink (processor) whose aggregates belong to a lane, by the rule of router.Lane. The
 // pool stays the caller's.
-func (s Schema) ReadParked(pool *pgxpool.Pool, processor int32, lane, lanes int) *ParkedReader {
+func (s Schema) NewParkedReader(pool *pgxpool.Pool, processor int32, lane, lanes int) *ParkedReader {
 	sql := parkedSQL{fresh: s.statement(readFresh), first: s.statement(readFirst), heads: s.statement(readHeads), due: s.statement(readDue), left: s.statement(readLeft)}
 	return &ParkedReader{pool: pool, sql: sql, processor: processor, lane: lane, lanes: lanes}
 }
@@ -147,8 +147,8 @@ const readLeft = `select distinct agg_hash from ledger.outbox_parked where proce
 	and (commit_lsn, tx_index) > ($4, $5) and (commit_lsn, tx_index) <= ($6, $7) and (status = 'parked' or next_attempt_at is not null)`
 
 // Read reads once, in a transaction of its own.
-func (r *ParkedReader) Read(ctx context.Context, q ParkedQuery) (ParkedRows, error) {
-	var found ParkedRows
+func (r *ParkedReader) Read(ctx context.Context, q ParkedQuery) (ParkedRead, error) {
+	var found ParkedRead
 	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 	err := pgx.BeginTxFunc(ctx, r.pool, options, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, planParkedLocal); err != nil {
@@ -180,14 +180,14 @@ func (r *ParkedReader) Read(ctx context.Context, q ParkedQuery) (ParkedRows, err
 		return err
 	})
 	if err != nil {
-		return ParkedRows{}, fmt.Errorf("read outbox_parked: %w", err)
+		return ParkedRead{}, fmt.Errorf("read outbox_parked: %w", err)
 	}
 	return found, nil
 }
 
 var planParkedLocal = planParked("set local")
 
-func (r *ParkedReader) readLeft(ctx context.Context, tx pgx.Tx, q ParkedQuery, found *ParkedRows) error {
+func (r *ParkedReader) readLeft(ctx context.Context, tx pgx.Tx, q ParkedQuery, found *ParkedRead) error {
 	if q.NewPass() {
 		return nil
 	}
@@ -200,7 +200,7 @@ func (r *ParkedReader) readLeft(ctx context.Context, tx pgx.Tx, q ParkedQuery, f
 }
 
 // leftOut returns the hashes that the pass leaves out from now on.
-func leftOut(q ParkedQuery, found ParkedRows) []int64 {
+func leftOut(q ParkedQuery, found ParkedRead) []int64 {
 	hashes := slices.Clone(found.Left)
 	for h := range q.Passed {
 		hashes = append(hashes, h)
@@ -211,7 +211,7 @@ func leftOut(q ParkedQuery, found ParkedRows) []int64 {
 	return hashes
 }
 
-func (r *ParkedReader) scanFresh(rows pgx.Rows, found *ParkedRows) error {
+func (r *ParkedReader) scanFresh(rows pgx.Rows, found *ParkedRead) error {
 	total := 0
 	for rows.Next() {
 		row, fits, err := r.scan(rows, &total)
@@ -229,7 +229,7 @@ func (r *ParkedReader) scanFresh(rows pgx.Rows, found *ParkedRows) error {
 }
 
 // readDue asks for due rows if the heads say that there are some, or are too many to say.
-func (r *ParkedReader) readDue(ctx context.Context, tx pgx.Tx, q ParkedQuery, found *ParkedRows) error {
+func (r *ParkedReader) readDue(ctx context.Context, tx pgx.Tx, q ParkedQuery, found *ParkedRead) error {
 	now := time.Now()
 	some := len(found.Heads) > q.MaxHeads
 	for _, due := range found.Heads {
@@ -258,12 +258,12 @@ func (r *ParkedReader) readDue(ctx context.Context, tx pgx.Tx, q ParkedQuery, fo
 	return rows.Err()
 }
 
-func (q *ParkedQuery) isLarge(row ParkedRow) bool {
+func (q *ParkedQuery) isLarge(row ParkedDelivery) bool {
 	return len(row.Payload)+row.Event.metadataSize() > q.MaxBytes/2
 }
 
 // scanHeads turns times by PostgreSQL's clock into times by ours.
-func scanHeads(rows pgx.Rows, found *ParkedRows) error {
+func scanHeads(rows pgx.Rows, found *ParkedRead) error {
 	found.Heads = map[int64]time.Time{}
 	var hash int64
 	var due, theirs float64
@@ -277,7 +277,7 @@ func scanHeads(rows pgx.Rows, found *ParkedRows) error {
 }
 
 // scan reads a row, and reports whether its content is there: whether it fits.
-func (r *ParkedReader) scan(rows pgx.Rows, more ...any) (row ParkedRow, fits bool, err error) {
+func (r *ParkedReader) scan(rows pgx.Rows, more ...any) (row ParkedDelivery, fits bool, err error) {
 	var id *string
 	var tried *float64
 	var event []byte

@@ -35,7 +35,7 @@ func TestParkedPlan(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	reader := ledger.Schema("public").ReadParked(db.Pool(t, ledger.Pin), 1, 1, 4)
+	reader := ledger.Schema("public").NewParkedReader(db.Pool(t, ledger.Pin), 1, 1, 4)
 	for name := range reader.Statements() {
 		plan := explain(t, reader, name)
 		for _, bad := range []string{"Seq Scan", "Bitmap", "Hash Join", "Merge Join"} {
@@ -104,7 +104,7 @@ func BenchmarkParkedRead(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	reader := ledger.Schema("public").ReadParked(db.Pool(b, ledger.Pin), 1, 1, 4)
+	reader := ledger.Schema("public").NewParkedReader(db.Pool(b, ledger.Pin), 1, 1, 4)
 	for b.Loop() {
 		a, err := reader.Read(b.Context(), firstRead)
 		if err != nil {
@@ -126,7 +126,7 @@ func TestParkedReadIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader := ledger.Schema("public").ReadParked(db.Pool(t, ledger.Pin), 1, 0, 1)
+	reader := ledger.Schema("public").NewParkedReader(db.Pool(t, ledger.Pin), 1, 0, 1)
 	a, err := reader.Read(t.Context(), firstRead)
 	if err != nil {
 		t.Fatal(err)

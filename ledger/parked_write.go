@@ -30,7 +30,7 @@ const deleteParked = `delete from ledger.outbox_parked p using unnest($1::int[],
 
 // writeParked makes the changes of rows of outbox_parked that the outcomes ask for. The changes of one delivery are made as one: a
 // delivery that is parked and settled within one batch leaves no row.
-func (t *Tables) writeParked(ctx context.Context, batch []checkpoint.Outcomes) error {
+func (t *BatchWriter) writeParked(ctx context.Context, batch []checkpoint.Outcomes) error {
 	changes := rowChanges(batch)
 	if len(changes) == 0 {
 		return nil
@@ -87,7 +87,7 @@ func folded(earlier, later checkpoint.Outcome) checkpoint.Outcome {
 	return later
 }
 
-func (t *Tables) insertParked(ctx context.Context, changes []checkpoint.Outcome) error {
+func (t *BatchWriter) insertParked(ctx context.Context, changes []checkpoint.Outcome) error {
 	b := append(t.buf[:0], copyHeader...)
 	var parts net.Buffers // what comes before b[from:]; large values are not copied, but sent from where they are
 	from, n := 0, 0
@@ -148,7 +148,7 @@ func (t *Tables) insertParked(ctx context.Context, changes []checkpoint.Outcome)
 // largeValue is the size in bytes from which a value is not copied into the buffer of a COPY.
 const largeValue = 64 << 10
 
-func (t *Tables) appendTimeOrNull(b []byte, at time.Time) []byte {
+func (t *BatchWriter) appendTimeOrNull(b []byte, at time.Time) []byte {
 	if at.IsZero() {
 		return appendNull(b)
 	}
@@ -175,7 +175,7 @@ func (k *keys) add(key checkpoint.Key) {
 	k.indexes = append(k.indexes, key.Position.Index)
 }
 
-func (t *Tables) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
+func (t *BatchWriter) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
 	var k keys
 	var status []string
 	var attempts, tries []int32
@@ -203,11 +203,11 @@ func (t *Tables) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
 	}
 }
 
-func (t *Tables) timeOrNull(at time.Time) pgtype.Timestamptz {
+func (t *BatchWriter) timeOrNull(at time.Time) pgtype.Timestamptz {
 	return pgtype.Timestamptz{Time: at.Add(t.clock), Valid: !at.IsZero()}
 }
 
-func (t *Tables) queueDeletes(q *pgx.Batch, changes []checkpoint.Outcome) {
+func (t *BatchWriter) queueDeletes(q *pgx.Batch, changes []checkpoint.Outcome) {
 	var k keys
 	for i := range changes {
 		if changes[i].Row == checkpoint.RowDelete {

@@ -81,9 +81,9 @@ func PinRun(c *pgconn.Config, slot string) {
 // ApplicationName is the application_name of the connections of the connector that streams from this slot.
 func ApplicationName(slot string) string { return "outbox-cdc " + slot }
 
-// SetUpPersonal sets up the connection of an operator's command: it must neither wait for a lock for ever nor hold one, and its reads
+// SetUpCommand sets up the connection of an operator's command: it must neither wait for a lock for ever nor hold one, and its reads
 // of outbox_parked are planned as a lane's are.
-func SetUpPersonal(ctx context.Context, db Execer) error {
+func SetUpCommand(ctx context.Context, db Execer) error {
 	_, err := db.Exec(ctx, "set lock_timeout = '2s'; set idle_in_transaction_session_timeout = '10s'; "+planParked("set"))
 	if err != nil {
 		return fmt.Errorf("set up the connection: %w", err)

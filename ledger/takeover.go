@@ -31,7 +31,7 @@ type Start struct {
 // takeOver ends the backend of the recorder before this one, raises the epoch, commits that, and only then reads what is
 // settled, so that no earlier session can still add to it. It must be called after START_REPLICATION has succeeded, because the
 // slot is the lock between processes.
-func (t *Tables) takeOver(ctx context.Context) (Start, error) {
+func (t *BatchWriter) takeOver(ctx context.Context) (Start, error) {
 	var s Start
 	if err := t.endPredecessor(ctx); err != nil {
 		return s, err
@@ -57,7 +57,7 @@ func (t *Tables) takeOver(ctx context.Context) (Start, error) {
 }
 
 // readStart reads the checkpoint and what is settled beyond it, in one snapshot.
-func (t *Tables) readStart(ctx context.Context, s *Start) error {
+func (t *BatchWriter) readStart(ctx context.Context, s *Start) error {
 	err := pgx.BeginTxFunc(ctx, t.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		c, err := t.cfg.Schema.selectCheckpoint(ctx, tx, t.cfg.Slot)
 		if err != nil {
@@ -83,7 +83,7 @@ const backendStart = "(select backend_start from pg_stat_activity where pid = pg
 // endPredecessor ends the backend that recorded before us. It may hang in a COPY whose client is frozen, and hold the
 // checkpoint's row. Its start time must match as well, because pids are used again. Once we have an epoch, only a backend of
 // that epoch is ours to end: a session that was taken over must not end its successor's backend.
-func (t *Tables) endPredecessor(ctx context.Context) error {
+func (t *BatchWriter) endPredecessor(ctx context.Context) error {
 	_, err := t.conn.Exec(ctx, t.cfg.Schema.statement(`select pg_terminate_backend(a.pid) from ledger.outbox_checkpoints c
 		join pg_stat_activity a on a.pid = c.recorder_pid and a.backend_start = c.recorder_started
 		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`), t.cfg.Slot, t.epoch)
@@ -95,7 +95,7 @@ func (t *Tables) endPredecessor(ctx context.Context) error {
 
 // readSettled reads which deliveries beyond the prefix are settled: of streamed positions (index ≥ 0), and of an epoch since this
 // slot was made. It reads by position, never by event id, and never more than was in flight. A try that failed settles nothing.
-func (t *Tables) readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
+func (t *BatchWriter) readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
 	// One processor at a time: the table may hold millions of rows, and its key begins with the processor.
 	rows, err := tx.Query(ctx, t.cfg.Schema.statement(`select p.* from (select id from ledger.outbox_processors union all select 0) processor,
 			lateral (select processor_id, commit_lsn, tx_index from ledger.outbox_parked

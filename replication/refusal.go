@@ -1,7 +1,9 @@
 package replication
 
 import (
+	"context"
 	"errors"
+	"net"
 	"regexp"
 	"slices"
 	"strings"
@@ -117,4 +119,24 @@ func setsParameter(config *pgconn.Config, name string) bool {
 // insistsOnTLS reports whether a connection without TLS is never tried.
 func insistsOnTLS(config *pgconn.Config) bool {
 	return config.TLSConfig != nil && !slices.ContainsFunc(config.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.TLSConfig == nil })
+}
+
+// ExplainUnreachable adds to an error for which Unreachable is true that PostgreSQL cannot be reached, with the exit code for that.
+// It returns every other error, and nil, as it is.
+func ExplainUnreachable(err error) error {
+	if err != nil && Unreachable(err) {
+		return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL cannot be reached: %w", err)
+	}
+	return err
+}
+
+// Unreachable reports whether an error means that PostgreSQL could not be reached, did not answer in time, or is starting up or
+// shutting down.
+func Unreachable(err error) bool {
+	var connect *pgconn.ConnectError
+	var network net.Error
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return len(pg.Code) == 5 && pg.Code[:3] == "57P" // operator intervention: the server starts up or shuts down
+	}
+	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -50,7 +50,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 		},
 		Delivery: connector.DeliveryConfig{
 			BatchSize: d.BatchSize, Lanes: d.Lanes, Timeout: d.Timeout, DrainTimeout: d.DrainTimeout, MaxRetries: d.MaxRetries,
-			ParkAfter: d.Park(), GiveUpAfter: d.GiveUpAfter, Block: d.OnDeadLetter == config.DeadBlock,
+			ParkAfter: d.Park(), GiveUpAfter: d.GiveUpAfter, DeadBlocks: d.OnDeadLetter == config.DeadBlock,
 			Retry:       connector.Retry{Initial: d.Retry.Initial, Max: d.Retry.Max},
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},

@@ -5,9 +5,9 @@ import (
 	"context"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // DestroyOptions say what Destroy removes.
@@ -34,7 +34,7 @@ func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyR
 	dsn := cmp.Or(o.AdminDSN, string(cfg.Source.DSN))
 	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped(), WaitingForLock: o.WaitingForLock}
 	if err := checkOwners(ctx, cfg, dsn); err != nil {
-		return DestroyResult{}, connector.ExplainUnreachable(err)
+		return DestroyResult{}, replication.ExplainUnreachable(err)
 	}
 	gone, err := provision.Destroy(ctx, provision.DestroyConfig{
 		Source: source(cfg), DSN: dsn, ReplicationDSN: string(cfg.Source.ReplicationDSN),
@@ -42,7 +42,7 @@ func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyR
 	})
 	result := DestroyResult{SlotDropped: gone.SlotDropped, PublicationDropped: gone.PublicationDropped, CheckpointDeleted: gone.CheckpointDeleted}
 	if err != nil || !o.Ledger {
-		return result, connector.ExplainUnreachable(err)
+		return result, replication.ExplainUnreachable(err)
 	}
 	result.LedgerDropped, err = migrations.Drop(ctx, dsn, m)
 	return result, migrationError(err)

@@ -13,12 +13,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // InitOptions say how Init works.
@@ -56,7 +56,7 @@ type InitResult struct {
 // made. The error may have a method ExitCode() int.
 func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	result, err := initAll(ctx, cfg, o)
-	return result, connector.ExplainUnreachable(err)
+	return result, replication.ExplainUnreachable(err)
 }
 
 func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
@@ -106,7 +106,7 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 	setup := setupConfig(cfg, o)
 	steps, err := plan(ctx, cfg, setup)
 	if err != nil {
-		return nil, connector.ExplainUnreachable(err)
+		return nil, replication.ExplainUnreachable(err)
 	}
 	m, err := migrationOptions(ctx, cfg, setup)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // firstSessionWait is how long Start waits for the first session once tables, publication and slot exist. If the session takes
@@ -211,9 +212,9 @@ func (s *OutboxService) awaitSession(r *connectorRun) error {
 // checkAndInit makes sure that the service and the connector mean the same outbox, and makes what is missing in the database.
 func (s *OutboxService) checkAndInit(ctx context.Context) error {
 	if err := s.sameOutbox(ctx); err != nil {
-		return connector.ExplainUnreachable(err)
+		return replication.ExplainUnreachable(err)
 	}
-	err := connector.ExplainUnreachable(initialize(ctx, s.cfg, s.options.Logger))
+	err := replication.ExplainUnreachable(initialize(ctx, s.cfg, s.options.Logger))
 	var pg *pgconn.PgError
 	if exitcode.Of(err) == exitcode.Privilege || errors.As(err, &pg) && pg.Code == "42501" {
 		return exitcode.Errorf(exitcode.Privilege, `%w; let "outbox-cdc init" make it all once, with an owner's login`, err)

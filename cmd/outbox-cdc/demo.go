@@ -12,10 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/internal/demo"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // maxDemoRate is in events a second. Nobody could read more.
@@ -154,7 +154,7 @@ func newDemoInsertCommand() *cobra.Command {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 			defer cancel()
 			id, err := demo.Insert(ctx, dsn, e)
-			if err != nil && connector.Unreachable(err) {
+			if err != nil && replication.Unreachable(err) {
 				return exitcode.With(exitcode.Unavailable, err)
 			}
 			if err != nil {

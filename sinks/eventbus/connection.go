@@ -10,8 +10,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// session is one connection, from its handshake until it is lost.
-type session struct {
+// natsConnection is one connection, from its handshake until it is lost.
+type natsConnection struct {
 	maxPayload int64
 	lost       chan struct{} // closed when the connection is lost
 	err        error         // why it was lost; may be read after lost is closed
@@ -21,7 +21,7 @@ type session struct {
 }
 
 // isResting reports whether a subject must not be tried yet.
-func (s *session) isResting(subject string) bool {
+func (s *natsConnection) isResting(subject string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	until, ok := s.resting[subject]
@@ -32,7 +32,7 @@ func (s *session) isResting(subject string) bool {
 	return ok
 }
 
-func (s *session) letRest(subject string, d time.Duration) {
+func (s *natsConnection) letRest(subject string, d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.resting == nil {
@@ -42,7 +42,7 @@ func (s *session) letRest(subject string, d time.Duration) {
 }
 
 // wake forgets that a subject did not answer. It is called for every acknowledgement.
-func (s *session) wake(subject string) {
+func (s *natsConnection) wake(subject string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.resting, subject)
@@ -126,7 +126,7 @@ func (s *Sink) publish(client *nats.Conn, closed chan struct{}) error {
 }
 
 func (s *Sink) connected(client *nats.Conn) {
-	next := &session{maxPayload: client.MaxPayload(), lost: make(chan struct{})}
+	next := &natsConnection{maxPayload: client.MaxPayload(), lost: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.end(errors.New("another connection was made")) // should not happen; without this, the Delivers of the old session would wait for ever

@@ -66,7 +66,7 @@ func TestLostWithAFullQueue(t *testing.T) {
 		}
 		s.begin.Do(func() {}) // nobody takes from the queue
 		s.queue = make(chan frame, 1)
-		s.session = &session{maxPayload: 1000, lost: make(chan struct{})}
+		s.session = &natsConnection{maxPayload: 1000, lost: make(chan struct{})}
 		close(s.tried)
 		for range 2 { // with one in the queue, and with none
 			batch := messages("a", 3, 3)
@@ -75,7 +75,7 @@ func TestLostWithAFullQueue(t *testing.T) {
 			synctest.Wait()
 			s.disconnected(errors.New("reset"))
 			expectAll(t, <-errs, len(batch), sinks.ErrUnavailable)
-			s.session = &session{maxPayload: 1000, lost: make(chan struct{})}
+			s.session = &natsConnection{maxPayload: 1000, lost: make(chan struct{})}
 		}
 	})
 }

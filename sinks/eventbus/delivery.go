@@ -18,7 +18,7 @@ import (
 // one becomes ready. When it is not, the next ones are not attempted.
 type delivery struct {
 	sink    *Sink
-	session *session // nil if there is no connection; whyNone says why
+	session *natsConnection // nil if there is no connection; whyNone says why
 	whyNone error
 	number  uint64
 	batch   []sinks.Message

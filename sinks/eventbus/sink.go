@@ -45,10 +45,10 @@ type Sink struct {
 	queue chan frame    // from Deliver to run
 
 	mu         sync.Mutex
-	session    *session // nil if there is no connection
-	lastErr    error    // why there is no connection
-	wasTried   bool     // tried was closed
-	number     uint64   // of the last Deliver
+	session    *natsConnection // nil if there is no connection
+	lastErr    error           // why there is no connection
+	wasTried   bool            // tried was closed
+	number     uint64          // of the last Deliver
 	deliveries map[uint64]*delivery
 }
 

@@ -17,12 +17,12 @@ type Config struct {
 	Owner   string // this process, for people who look at the checkpoint
 }
 
-// Tables commits the recorder's batches to the ledger's tables, over one connection of its own. It is a checkpoint.Ledger. For
+// BatchWriter commits the recorder's batches to the ledger's tables, over one connection of its own. It is a checkpoint.Ledger. For
 // one goroutine at a time.
 //
 // The answer to a COMMIT may be lost, and then nobody knows whether the transaction went through. Each transaction therefore
-// raises the checkpoint's batch_seq by one, and after reconnecting Tables reads it.
-type Tables struct {
+// raises the checkpoint's batch_seq by one, and after reconnecting BatchWriter reads it.
+type BatchWriter struct {
 	cfg     Config
 	sql     statements
 	conn    *pgx.Conn
@@ -48,8 +48,8 @@ func newStatements(s Schema) statements {
 
 // Open connects, takes the ledger over by raising its epoch, and reads what is settled. The caller must hold the slot
 // (START_REPLICATION has succeeded), because the slot is the lock between processes. The caller closes the Tables.
-func Open(ctx context.Context, cfg Config) (*Tables, Start, error) {
-	t := &Tables{cfg: cfg, sql: newStatements(cfg.Schema)}
+func Open(ctx context.Context, cfg Config) (*BatchWriter, Start, error) {
+	t := &BatchWriter{cfg: cfg, sql: newStatements(cfg.Schema)}
 	if err := t.connect(ctx); err != nil {
 		return nil, Start{}, err
 	}
@@ -62,7 +62,7 @@ func Open(ctx context.Context, cfg Config) (*Tables, Start, error) {
 }
 
 // Close ends the connection.
-func (t *Tables) Close() {
+func (t *BatchWriter) Close() {
 	if t.conn == nil {
 		return
 	}
@@ -72,7 +72,7 @@ func (t *Tables) Close() {
 	t.conn = nil
 }
 
-func (t *Tables) connect(ctx context.Context) error {
+func (t *BatchWriter) connect(ctx context.Context) error {
 	conn, err := t.cfg.Connect(ctx)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
@@ -98,7 +98,7 @@ func (s Schema) uuidIDs(ctx context.Context, db Querier, table string) (is bool,
 }
 
 // measureClock measures how far PostgreSQL's clock is ahead of ours, so that the times in the log are PostgreSQL's.
-func (t *Tables) measureClock(ctx context.Context) error {
+func (t *BatchWriter) measureClock(ctx context.Context) error {
 	var theirs time.Time
 	sent := time.Now()
 	if err := t.conn.QueryRow(ctx, "select clock_timestamp()").Scan(&theirs); err != nil {
