@@ -163,7 +163,7 @@ func (l *lane) readRows(now time.Time) {
 	}
 	l.asking = ledger.ParkedQuery{
 		Prev: l.prev, From: l.from, Floor: l.floor.at, Passed: l.passed,
-		MaxDue: l.delivery.BatchSize, MaxHeads: maxHeld, MaxBytes: maxReadBytes, Large: l.wantsLarge,
+		MaxDue: l.delivery.BatchSize, MaxHeads: l.maxHeld, MaxBytes: maxReadBytes, Large: l.wantsLarge,
 	}
 	l.floor.readBegins()
 	l.probing = p.probe

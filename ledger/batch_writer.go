@@ -47,7 +47,7 @@ func newStatements(s Schema) statements {
 }
 
 // Open connects, takes the ledger over by raising its epoch, and reads what is settled. The caller must hold the slot
-// (START_REPLICATION has succeeded), because the slot is the lock between processes. The caller closes the Tables.
+// (START_REPLICATION has succeeded), because the slot is the lock between processes. The caller closes the BatchWriter.
 func Open(ctx context.Context, cfg Config) (*BatchWriter, Start, error) {
 	t := &BatchWriter{cfg: cfg, sql: newStatements(cfg.Schema)}
 	if err := t.connect(ctx); err != nil {

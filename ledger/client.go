@@ -18,7 +18,7 @@ type Client struct {
 	schema Schema
 }
 
-// NewClient makes a client for the ledger of a connector. SetUpPersonal has set up the connection, which stays the caller's.
+// NewClient makes a client for the ledger of a connector. SetUpCommand has set up the connection, which stays the caller's.
 func NewClient(ctx context.Context, conn *pgx.Conn, schema Schema, connector string) (*Client, error) {
 	c := &Client{conn: conn, schema: schema}
 	var err error

@@ -43,26 +43,22 @@ func (c *Client) Change(ctx context.Context, change Change, keys []checkpoint.Ke
 			n, err = c.schema.changeRows(ctx, tx, change, keys)
 			return err
 		})
-		var sqlstate string
+		var deadlock bool
 		if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-			sqlstate = pg.Code
+			deadlock = pg.Code == "40P01"
 		}
 		switch {
 		case try == maxChangeTries:
 			return n, err
-		case sqlstate == "23514": // the log has no partition for today: no connector, which makes them, has run for long
+		case missingPartition(err): // of today, because no connector, which makes them, has run for long
 			if perr := c.schema.MakePartitions(ctx, c.conn); perr != nil {
 				return 0, errors.Join(err, perr)
 			}
-		case sqlstate != "40P01": // no deadlock
+		case !deadlock:
 			return n, err
 		}
 	}
 }
-
-// rowsOfKeys joins a table p with the keys.
-const rowsOfKeys = `unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
-	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
 
 // retryRows makes dead letters due now. If there were tries and the sink refused them all (attempts = tries), the destination
 // cannot have the message, and the row becomes untried. Otherwise the destination may have accepted a try, or the last try is not recorded.

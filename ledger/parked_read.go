@@ -28,7 +28,7 @@ type ParkedQuery struct {
 	Floor      checkpoint.Position
 	Passed     map[int64]struct{}
 	MaxDue     int // due rows at most
-	MaxHeads   int // if there are more heads than this, ParkedRows.Heads has one more than this
+	MaxHeads   int // if there are more heads than this, ParkedRead.Heads has one more than this
 	// MaxBytes bounds the untried rows of one read, and again the due ones. Large allows one row in all that is larger.
 	MaxBytes int
 	Large    bool

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // ParkedCount is what a sink has in outbox_parked.
@@ -20,19 +22,19 @@ func (s Schema) CountParked(ctx context.Context, db Querier, processors []int32)
 	if err != nil {
 		return nil, fmt.Errorf("count parked rows: %w", err)
 	}
-	defer rows.Close()
 	counts := map[int32]ParkedCount{}
-	for rows.Next() {
-		var id int32
-		var c ParkedCount
-		var oldest float64
-		if err := rows.Scan(&id, &c.Parked, &c.Dead, &oldest); err != nil {
-			return nil, fmt.Errorf("count parked rows: %w", err)
-		}
+	var id int32
+	var c ParkedCount
+	var oldest float64
+	_, err = pgx.ForEachRow(rows, []any{&id, &c.Parked, &c.Dead, &oldest}, func() error {
 		c.Oldest = time.Duration(oldest * float64(time.Second))
 		counts[id] = c
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count parked rows: %w", err)
 	}
-	return counts, rows.Err()
+	return counts, nil
 }
 
 // ParkedPolicy is what the configuration says of the times of parked rows.

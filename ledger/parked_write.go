@@ -25,8 +25,7 @@ const updateParked = `update ledger.outbox_parked p set status = c.status, attem
 		c (processor_id, commit_lsn, tx_index, status, attempts, tries, tried_at, next_attempt_at, error_message)
 	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index and p.status = 'parked'`
 
-const deleteParked = `delete from ledger.outbox_parked p using unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
-	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
+const deleteParked = `delete from ledger.outbox_parked p using ` + rowsOfKeys
 
 // writeParked makes the changes of rows of outbox_parked that the outcomes ask for. The changes of one delivery are made as one: a
 // delivery that is parked and settled within one batch leaves no row.
@@ -161,6 +160,10 @@ func rowStatus(s checkpoint.Status) string {
 	}
 	return "parked"
 }
+
+// rowsOfKeys joins outbox_parked as p with keys, which are the arguments $1 to $3.
+const rowsOfKeys = `unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[]) c (processor_id, commit_lsn, tx_index)
+	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index`
 
 // keys are the values of the columns by which rows are found, for unnest.
 type keys struct {

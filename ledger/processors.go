@@ -131,15 +131,15 @@ func (s Schema) ReadActivity(ctx context.Context, db Querier, processors []int32
 	if err != nil {
 		return nil, fmt.Errorf("read which sinks are paused: %w", err)
 	}
-	defer rows.Close()
 	activities := map[int32]Activity{}
-	for rows.Next() {
-		var id int32
-		var active bool
-		if err := rows.Scan(&id, &active); err != nil {
-			return nil, fmt.Errorf("read which sinks are paused: %w", err)
-		}
+	var id int32
+	var active bool
+	_, err = pgx.ForEachRow(rows, []any{&id, &active}, func() error {
 		activities[id] = Activity(active)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read which sinks are paused: %w", err)
 	}
-	return activities, rows.Err()
+	return activities, nil
 }

@@ -39,14 +39,12 @@ type Execer interface {
 // It returns the same text each time, so that a connection prepares a statement once. If a statement is sent often, make its
 // text once and keep it.
 func (s Schema) statement(text string) string {
-	name := s.quoted()
+	name := pgx.Identifier{string(s)}.Sanitize()
 	return strings.NewReplacer("ledger.outbox_", name+".outbox_", "ledger.event_outbox", name+".event_outbox").Replace(text)
 }
 
 // quote returns the quoted name of a table or function with its schema: what text::regclass takes.
 func (s Schema) quote(name string) string { return pgx.Identifier{string(s), name}.Sanitize() }
-
-func (s Schema) quoted() string { return pgx.Identifier{string(s)}.Sanitize() }
 
 // EventIDType returns the type of event ids in the ledger, "uuid" or "text". It looks in the catalogs by name, because
 // text::regclass would need the right to use the schema, which the login may lack.
