@@ -49,45 +49,45 @@ func newStatements(s Schema) statements {
 // Open connects, takes the ledger over by raising its epoch, and reads what is settled. The caller must hold the slot
 // (START_REPLICATION has succeeded), because the slot is the lock between processes. The caller closes the BatchWriter.
 func Open(ctx context.Context, cfg Config) (*BatchWriter, Start, error) {
-	t := &BatchWriter{cfg: cfg, sql: newStatements(cfg.Schema)}
-	if err := t.connect(ctx); err != nil {
+	w := &BatchWriter{cfg: cfg, sql: newStatements(cfg.Schema)}
+	if err := w.connect(ctx); err != nil {
 		return nil, Start{}, err
 	}
-	start, err := t.takeOver(ctx)
+	start, err := w.takeOver(ctx)
 	if err != nil {
-		t.Close()
+		w.Close()
 		return nil, Start{}, err
 	}
-	return t, start, nil
+	return w, start, nil
 }
 
 // Close ends the connection.
-func (t *BatchWriter) Close() {
-	if t.conn == nil {
+func (w *BatchWriter) Close() {
+	if w.conn == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = t.conn.Close(ctx) // there is nothing to lose: what matters was committed
-	t.conn = nil
+	_ = w.conn.Close(ctx) // there is nothing to lose: what matters was committed
+	w.conn = nil
 }
 
-func (t *BatchWriter) connect(ctx context.Context) error {
-	conn, err := t.cfg.Connect(ctx)
+func (w *BatchWriter) connect(ctx context.Context) error {
+	conn, err := w.cfg.Connect(ctx)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	t.Close()
-	t.conn = conn
+	w.Close()
+	w.conn = conn
 	encoding := conn.PgConn().ParameterStatus("server_encoding")
-	t.narrow = encoding != "UTF8" && encoding != "SQL_ASCII"
+	w.narrow = encoding != "UTF8" && encoding != "SQL_ASCII"
 	if _, err := conn.Exec(ctx, planBatches); err != nil {
 		return fmt.Errorf("set up the connection: %w", err)
 	}
-	if t.uuidIDs, err = t.cfg.Schema.uuidIDs(ctx, conn, "outbox_delivery_log"); err != nil {
+	if w.uuidIDs, err = w.cfg.Schema.uuidIDs(ctx, conn, "outbox_delivery_log"); err != nil {
 		return fmt.Errorf("look at the ledger: %w", err)
 	}
-	return t.measureClock(ctx)
+	return w.measureClock(ctx)
 }
 
 // uuidIDs reports whether event_id of this table of the ledger is a uuid; else it is text.
@@ -98,13 +98,13 @@ func (s Schema) uuidIDs(ctx context.Context, db Querier, table string) (is bool,
 }
 
 // measureClock measures how far PostgreSQL's clock is ahead of ours, so that the times in the log are PostgreSQL's.
-func (t *BatchWriter) measureClock(ctx context.Context) error {
+func (w *BatchWriter) measureClock(ctx context.Context) error {
 	var theirs time.Time
 	sent := time.Now()
-	if err := t.conn.QueryRow(ctx, "select clock_timestamp()").Scan(&theirs); err != nil {
+	if err := w.conn.QueryRow(ctx, "select clock_timestamp()").Scan(&theirs); err != nil {
 		return fmt.Errorf("ask the server's clock: %w", err)
 	}
 	answered := time.Now()
-	t.clock = theirs.Sub(sent.Add(answered.Sub(sent) / 2))
+	w.clock = theirs.Sub(sent.Add(answered.Sub(sent) / 2))
 	return nil
 }

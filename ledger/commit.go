@@ -23,61 +23,61 @@ const updateCheckpoint = `update ledger.outbox_checkpoints set prefix_lsn = $4, 
 	where slot_name = $1 and epoch = $2 and batch_seq = $3 and state = 'ready'`
 
 // Commit writes the batch in one transaction; see checkpoint.Ledger.
-func (t *BatchWriter) Commit(ctx context.Context, b checkpoint.Batch) error {
-	err := t.attempt(ctx, b)
+func (w *BatchWriter) Commit(ctx context.Context, b checkpoint.Batch) error {
+	err := w.attempt(ctx, b)
 	if err == nil {
-		t.seq++
+		w.seq++
 	}
 	return err
 }
 
 // attempt tries the batch once. If the outcome of the try before is unknown, it asks the ledger first.
-func (t *BatchWriter) attempt(ctx context.Context, b checkpoint.Batch) error {
-	if t.conn == nil || t.conn.IsClosed() {
-		if err := t.connect(ctx); err != nil {
+func (w *BatchWriter) attempt(ctx context.Context, b checkpoint.Batch) error {
+	if w.conn == nil || w.conn.IsClosed() {
+		if err := w.connect(ctx); err != nil {
 			return err
 		}
-		done, err := t.committed(ctx)
+		done, err := w.committed(ctx)
 		if done || err != nil {
 			return err
 		}
 	}
-	t.rollback(ctx) // what the attempt before left open
-	err := t.transaction(ctx, b)
+	w.rollback(ctx) // what the attempt before left open
+	err := w.transaction(ctx, b)
 	if !missingPartition(err) {
 		return err
 	}
-	t.rollback(ctx)
-	if err := t.cfg.Schema.MakePartitions(ctx, t.conn); err != nil {
+	w.rollback(ctx)
+	if err := w.cfg.Schema.MakePartitions(ctx, w.conn); err != nil {
 		return fmt.Errorf("make log partitions: %w", err)
 	}
-	return t.transaction(ctx, b)
+	return w.transaction(ctx, b)
 }
 
 // committed reports whether the batch at hand was committed: its batch_seq tells. It also writes the new connection into the
 // checkpoint, because from now on a successor has to end this one.
-func (t *BatchWriter) committed(ctx context.Context) (bool, error) {
-	if err := t.endPredecessor(ctx); err != nil { // our own earlier backend may still be at work
+func (w *BatchWriter) committed(ctx context.Context) (bool, error) {
+	if err := w.endPredecessor(ctx); err != nil { // our own earlier backend may still be at work
 		return false, err
 	}
 	var seq int64
 	// The row lock waits for that backend's transaction to end.
-	err := t.conn.QueryRow(ctx, t.cfg.Schema.statement(`update ledger.outbox_checkpoints set recorder_pid = pg_backend_pid(), recorder_started = `+backendStart+`
-		where slot_name = $1 and epoch = $2 returning batch_seq`), t.cfg.Slot, t.epoch).Scan(&seq)
+	err := w.conn.QueryRow(ctx, w.cfg.Schema.statement(`update ledger.outbox_checkpoints set recorder_pid = pg_backend_pid(), recorder_started = `+backendStart+`
+		where slot_name = $1 and epoch = $2 returning batch_seq`), w.cfg.Slot, w.epoch).Scan(&seq)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, checkpoint.ErrFenced
 	case err != nil:
 		return false, fmt.Errorf("read batch_seq: %w", err)
 	}
-	return seq > t.seq, nil
+	return seq > w.seq, nil
 }
 
-func (t *BatchWriter) transaction(ctx context.Context, b checkpoint.Batch) error {
+func (w *BatchWriter) transaction(ctx context.Context, b checkpoint.Batch) error {
 	q := &pgx.Batch{}
 	q.Queue("begin")
-	q.Queue(t.sql.updateCheckpoint, t.cfg.Slot, t.epoch, t.seq, b.Watermark.Prefix.LSN, b.Watermark.Prefix.Index, b.Watermark.LSN)
-	res := t.conn.SendBatch(ctx, q)
+	q.Queue(w.sql.updateCheckpoint, w.cfg.Slot, w.epoch, w.seq, b.Watermark.Prefix.LSN, b.Watermark.Prefix.Index, b.Watermark.LSN)
+	res := w.conn.SendBatch(ctx, q)
 	if _, err := res.Exec(); err != nil {
 		_ = res.Close() // the same error
 		return fmt.Errorf("begin: %w", err)
@@ -90,44 +90,44 @@ func (t *BatchWriter) transaction(ctx context.Context, b checkpoint.Batch) error
 		return fmt.Errorf("write checkpoint: %w", err)
 	}
 	if tag.RowsAffected() != 1 {
-		return t.refused(ctx)
+		return w.refused(ctx)
 	}
-	if err := t.writeLog(ctx, b.Outcomes); err != nil {
+	if err := w.writeLog(ctx, b.Outcomes); err != nil {
 		return err
 	}
-	if err := t.writeParked(ctx, b.Outcomes); err != nil {
+	if err := w.writeParked(ctx, b.Outcomes); err != nil {
 		return err
 	}
-	if _, err := t.conn.Exec(ctx, "commit"); err != nil {
+	if _, err := w.conn.Exec(ctx, "commit"); err != nil {
 		// A new connection asks whether it went through.
-		closeNow(t.conn)
+		closeNow(w.conn)
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
 }
 
-func (t *BatchWriter) writeLog(ctx context.Context, batch []checkpoint.Outcomes) error {
-	buf, n, err := t.logRows(t.buf[:0], batch)
+func (w *BatchWriter) writeLog(ctx context.Context, batch []checkpoint.Outcomes) error {
+	buf, n, err := w.logRows(w.buf[:0], batch)
 	if err != nil {
 		return err
 	}
-	t.keep(buf)
-	return t.copy(ctx, "the log", t.sql.copyLog, bytes.NewReader(buf), n)
+	w.keep(buf)
+	return w.copy(ctx, "the log", w.sql.copyLog, bytes.NewReader(buf), n)
 }
 
 // keep keeps a buffer for the next rows, unless it is larger than 16 MiB.
-func (t *BatchWriter) keep(buf []byte) {
-	if t.buf = buf; cap(buf) > 16<<20 {
-		t.buf = nil
+func (w *BatchWriter) keep(buf []byte) {
+	if w.buf = buf; cap(buf) > 16<<20 {
+		w.buf = nil
 	}
 }
 
 // copy sends n rows by COPY.
-func (t *BatchWriter) copy(ctx context.Context, to, sql string, rows io.Reader, n int) error {
+func (w *BatchWriter) copy(ctx context.Context, to, sql string, rows io.Reader, n int) error {
 	if n == 0 {
 		return nil
 	}
-	tag, err := t.conn.PgConn().CopyFrom(ctx, rows, sql)
+	tag, err := w.conn.PgConn().CopyFrom(ctx, rows, sql)
 	if err != nil {
 		return fmt.Errorf("copy to %s: %w", to, err)
 	}
@@ -138,23 +138,23 @@ func (t *BatchWriter) copy(ctx context.Context, to, sql string, rows io.Reader, 
 }
 
 // refused finds out why the update of the checkpoint found no row.
-func (t *BatchWriter) refused(ctx context.Context) error {
-	c, err := t.cfg.Schema.selectCheckpoint(ctx, t.conn, t.cfg.Slot)
-	if err == nil && c != nil && c.Epoch == t.epoch {
-		return fmt.Errorf("the ledger is at batch %d, ours is behind %d: %w", c.batchSeq, t.seq, checkpoint.ErrFenced)
+func (w *BatchWriter) refused(ctx context.Context) error {
+	c, err := w.cfg.Schema.selectCheckpoint(ctx, w.conn, w.cfg.Slot)
+	if err == nil && c != nil && c.Epoch == w.epoch {
+		return fmt.Errorf("the ledger is at batch %d, ours is behind %d: %w", c.batchSeq, w.seq, checkpoint.ErrFenced)
 	}
 	return checkpoint.ErrFenced
 }
 
 // rollback ends what a failed attempt left open, or closes the connection.
-func (t *BatchWriter) rollback(ctx context.Context) {
-	if t.conn.IsClosed() || t.conn.PgConn().TxStatus() == 'I' {
+func (w *BatchWriter) rollback(ctx context.Context) {
+	if w.conn.IsClosed() || w.conn.PgConn().TxStatus() == 'I' {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := t.conn.Exec(ctx, "rollback"); err != nil {
-		closeNow(t.conn)
+	if _, err := w.conn.Exec(ctx, "rollback"); err != nil {
+		closeNow(w.conn)
 	}
 }
 

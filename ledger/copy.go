@@ -21,7 +21,7 @@ const postgresEpoch = 946_684_800_000_000
 
 // logRows appends the rows of the log to b, as a binary COPY, and returns how many they are. It is written by hand because every
 // event passes here: pgx's CopyFrom costs an interface value and a plan per column.
-func (t *BatchWriter) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, int, error) {
+func (w *BatchWriter) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, int, error) {
 	b = append(b, copyHeader...)
 	n := 0
 	for i := range batches {
@@ -34,24 +34,24 @@ func (t *BatchWriter) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, 
 			n++
 			b = binary.BigEndian.AppendUint16(b, 11)
 			var err error
-			if b, err = t.appendID(b, o.EventID); err != nil {
+			if b, err = w.appendID(b, o.EventID); err != nil {
 				return nil, 0, err
 			}
 			b = appendInt4(b, o.Processor)
 			b = appendInt4(b, int32(o.Attempt))
 			b = appendText(b, o.Status.String())
-			b = appendTime(b, o.StartedAt.Add(t.clock))
-			b = appendTime(b, o.CompletedAt.Add(t.clock))
+			b = appendTime(b, o.StartedAt.Add(w.clock))
+			b = appendTime(b, o.CompletedAt.Add(w.clock))
 			b = binary.BigEndian.AppendUint32(b, 4)
 			b = binary.BigEndian.AppendUint32(b, math.Float32bits(float32(o.CompletedAt.Sub(o.StartedAt).Seconds()*1000)))
 			if o.Error == "" {
 				b = appendNull(b)
 			} else {
-				b = appendText(b, t.errorText(o.Error))
+				b = appendText(b, w.errorText(o.Error))
 			}
 			b = appendInt8(b, int64(o.Position.LSN))
 			b = appendInt8(b, o.Position.Index)
-			b = appendInt4(b, t.epoch)
+			b = appendInt4(b, w.epoch)
 		}
 	}
 	return binary.BigEndian.AppendUint16(b, 0xffff), n, nil
@@ -77,11 +77,11 @@ func appendText(b []byte, s string) []byte {
 }
 
 // appendID appends an event's id in the type of the column event_id: the 16 bytes of a uuid, or text. An empty id becomes null.
-func (t *BatchWriter) appendID(b []byte, id string) ([]byte, error) {
+func (w *BatchWriter) appendID(b []byte, id string) ([]byte, error) {
 	if id == "" {
 		return appendNull(b), nil
 	}
-	if !t.uuidIDs {
+	if !w.uuidIDs {
 		return appendText(b, id), nil
 	}
 	if len(id) != 36 {

@@ -37,8 +37,8 @@ func asciiText(s string) string {
 
 // errorText is the text of an error as this database can keep it. asciiText comes first: a question mark takes fewer bytes than the
 // character that it stands for, so more of the text is kept.
-func (t *BatchWriter) errorText(s string) string {
-	if t.narrow {
+func (w *BatchWriter) errorText(s string) string {
+	if w.narrow {
 		s = asciiText(s)
 	}
 	return cleanText(s)

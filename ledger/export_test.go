@@ -16,15 +16,15 @@ var NotReady = errNotReady
 func OfEpoch(cfg Config, epoch int32) *BatchWriter { return &BatchWriter{cfg: cfg, epoch: epoch} }
 
 // Reconnect does what Commit does with a connection that was lost: it reports whether the last batch was committed.
-func (t *BatchWriter) Reconnect(ctx context.Context) (bool, error) {
-	if err := t.connect(ctx); err != nil {
+func (w *BatchWriter) Reconnect(ctx context.Context) (bool, error) {
+	if err := w.connect(ctx); err != nil {
 		return false, err
 	}
-	return t.committed(ctx)
+	return w.committed(ctx)
 }
 
 // Ping asks whether the connection lives.
-func (t *BatchWriter) Ping(ctx context.Context) error { return t.conn.Ping(ctx) }
+func (w *BatchWriter) Ping(ctx context.Context) error { return w.conn.Ping(ctx) }
 
 // PlanOfReads sets the planner up for one transaction of reads.
 var PlanOfReads = planParkedLocal

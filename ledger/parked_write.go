@@ -29,21 +29,21 @@ const deleteParked = `delete from ledger.outbox_parked p using ` + rowsOfKeys
 
 // writeParked makes the changes of rows of outbox_parked that the outcomes ask for. The changes of one delivery are made as one: a
 // delivery that is parked and settled within one batch leaves no row.
-func (t *BatchWriter) writeParked(ctx context.Context, batch []checkpoint.Outcomes) error {
+func (w *BatchWriter) writeParked(ctx context.Context, batch []checkpoint.Outcomes) error {
 	changes := rowChanges(batch)
 	if len(changes) == 0 {
 		return nil
 	}
-	if err := t.insertParked(ctx, changes); err != nil {
+	if err := w.insertParked(ctx, changes); err != nil {
 		return err
 	}
 	q := &pgx.Batch{}
-	t.queueUpdates(q, changes)
-	t.queueDeletes(q, changes)
+	w.queueUpdates(q, changes)
+	w.queueDeletes(q, changes)
 	if q.Len() == 0 {
 		return nil
 	}
-	if err := t.conn.SendBatch(ctx, q).Close(); err != nil {
+	if err := w.conn.SendBatch(ctx, q).Close(); err != nil {
 		return fmt.Errorf("change parked rows: %w", err)
 	}
 	return nil
@@ -86,8 +86,8 @@ func folded(earlier, later checkpoint.Outcome) checkpoint.Outcome {
 	return later
 }
 
-func (t *BatchWriter) insertParked(ctx context.Context, changes []checkpoint.Outcome) error {
-	b := append(t.buf[:0], copyHeader...)
+func (w *BatchWriter) insertParked(ctx context.Context, changes []checkpoint.Outcome) error {
+	b := append(w.buf[:0], copyHeader...)
 	var parts net.Buffers // what comes before b[from:]; large values are not copied, but sent from where they are
 	from, n := 0, 0
 	add := func(value []byte) {
@@ -112,24 +112,24 @@ func (t *BatchWriter) insertParked(ctx context.Context, changes []checkpoint.Out
 		b = appendInt8(b, int64(o.Position.LSN))
 		b = appendInt8(b, o.Position.Index)
 		var err error
-		if b, err = t.appendID(b, o.EventID); err != nil {
+		if b, err = w.appendID(b, o.EventID); err != nil {
 			return err
 		}
 		b = appendInt8(b, p.AggregateHash)
 		b = appendText(b, rowStatus(o.Status))
 		b = appendInt4(b, int32(p.Attempts))
 		b = appendInt4(b, int32(p.Tries))
-		b = t.appendTimeOrNull(b, p.TriedAt)
+		b = w.appendTimeOrNull(b, p.TriedAt)
 		if p.Blocks {
 			b = appendInt8(b, math.MaxInt64) // infinity, as timestamptz has it
 		} else {
-			b = t.appendTimeOrNull(b, p.NextAttempt)
+			b = w.appendTimeOrNull(b, p.NextAttempt)
 		}
-		b = appendTime(b, now.Add(t.clock))
+		b = appendTime(b, now.Add(w.clock))
 		if o.Error == "" {
 			b = appendNull(b)
 		} else {
-			b = appendText(b, t.errorText(o.Error))
+			b = appendText(b, w.errorText(o.Error))
 		}
 		add(p.Event)
 		if p.Payload == nil {
@@ -139,19 +139,19 @@ func (t *BatchWriter) insertParked(ctx context.Context, changes []checkpoint.Out
 		}
 	}
 	b = binary.BigEndian.AppendUint16(b, 0xffff)
-	t.keep(b)
+	w.keep(b)
 	parts = append(parts, b[from:])
-	return t.copy(ctx, "the parked rows", t.sql.copyParked, &parts, n)
+	return w.copy(ctx, "the parked rows", w.sql.copyParked, &parts, n)
 }
 
 // largeValue is the size in bytes from which a value is not copied into the buffer of a COPY.
 const largeValue = 64 << 10
 
-func (t *BatchWriter) appendTimeOrNull(b []byte, at time.Time) []byte {
+func (w *BatchWriter) appendTimeOrNull(b []byte, at time.Time) []byte {
 	if at.IsZero() {
 		return appendNull(b)
 	}
-	return appendTime(b, at.Add(t.clock))
+	return appendTime(b, at.Add(w.clock))
 }
 
 func rowStatus(s checkpoint.Status) string {
@@ -178,7 +178,7 @@ func (k *keys) add(key checkpoint.Key) {
 	k.indexes = append(k.indexes, key.Position.Index)
 }
 
-func (t *BatchWriter) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
+func (w *BatchWriter) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
 	var k keys
 	var status []string
 	var attempts, tries []int32
@@ -192,25 +192,25 @@ func (t *BatchWriter) queueUpdates(q *pgx.Batch, changes []checkpoint.Outcome) {
 		k.add(checkpoint.Key{Processor: o.Processor, Position: o.Position})
 		status = append(status, rowStatus(o.Status))
 		attempts, tries = append(attempts, int32(o.Parked.Attempts)), append(tries, int32(o.Parked.Tries))
-		tried = append(tried, t.timeOrNull(o.Parked.TriedAt))
-		due := t.timeOrNull(o.Parked.NextAttempt)
+		tried = append(tried, w.timeOrNull(o.Parked.TriedAt))
+		due := w.timeOrNull(o.Parked.NextAttempt)
 		if o.Parked.Blocks {
 			due = pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
 		}
 		next = append(next, due)
-		text := t.errorText(o.Error)
+		text := w.errorText(o.Error)
 		errs = append(errs, &text)
 	}
 	if len(status) > 0 {
-		q.Queue(t.sql.updateParked, k.processors, k.lsns, k.indexes, status, attempts, tries, tried, next, errs)
+		q.Queue(w.sql.updateParked, k.processors, k.lsns, k.indexes, status, attempts, tries, tried, next, errs)
 	}
 }
 
-func (t *BatchWriter) timeOrNull(at time.Time) pgtype.Timestamptz {
-	return pgtype.Timestamptz{Time: at.Add(t.clock), Valid: !at.IsZero()}
+func (w *BatchWriter) timeOrNull(at time.Time) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: at.Add(w.clock), Valid: !at.IsZero()}
 }
 
-func (t *BatchWriter) queueDeletes(q *pgx.Batch, changes []checkpoint.Outcome) {
+func (w *BatchWriter) queueDeletes(q *pgx.Batch, changes []checkpoint.Outcome) {
 	var k keys
 	for i := range changes {
 		if changes[i].Row == checkpoint.RowDelete {
@@ -218,6 +218,6 @@ func (t *BatchWriter) queueDeletes(q *pgx.Batch, changes []checkpoint.Outcome) {
 		}
 	}
 	if len(k.lsns) > 0 {
-		q.Queue(t.sql.deleteParked, k.processors, k.lsns, k.indexes)
+		q.Queue(w.sql.deleteParked, k.processors, k.lsns, k.indexes)
 	}
 }

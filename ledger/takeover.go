@@ -31,35 +31,35 @@ type Start struct {
 // takeOver ends the backend of the recorder before this one, raises the epoch, commits that, and only then reads what is
 // settled, so that no earlier session can still add to it. It must be called after START_REPLICATION has succeeded, because the
 // slot is the lock between processes.
-func (t *BatchWriter) takeOver(ctx context.Context) (Start, error) {
+func (w *BatchWriter) takeOver(ctx context.Context) (Start, error) {
 	var s Start
-	if err := t.endPredecessor(ctx); err != nil {
+	if err := w.endPredecessor(ctx); err != nil {
 		return s, err
 	}
 	// The row lock waits for a transaction of the predecessor that is still at work; it commits before us or never. The subquery
 	// sees the row as it was before: a predecessor that leaves at this moment counts as one that has not left.
-	err := t.conn.QueryRow(ctx, t.cfg.Schema.statement(`update ledger.outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
+	err := w.conn.QueryRow(ctx, w.cfg.Schema.statement(`update ledger.outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
 		recorder_started = `+backendStart+`, updated_at = clock_timestamp()
 		where slot_name = $1 and state = 'ready' returning epoch, batch_seq,
-			(select c.recorder_pid is null from ledger.outbox_checkpoints c where c.slot_name = $1)`), t.cfg.Slot, t.cfg.Owner).Scan(&t.epoch, &t.seq, &s.Clean)
+			(select c.recorder_pid is null from ledger.outbox_checkpoints c where c.slot_name = $1)`), w.cfg.Slot, w.cfg.Owner).Scan(&w.epoch, &w.seq, &s.Clean)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return s, fmt.Errorf("slot %q: %w", t.cfg.Slot, errNotReady)
+		return s, fmt.Errorf("slot %q: %w", w.cfg.Slot, errNotReady)
 	} else if err != nil {
 		return s, fmt.Errorf("raise epoch: %w", err)
 	}
-	if err := t.readStart(ctx, &s); err != nil {
+	if err := w.readStart(ctx, &s); err != nil {
 		return s, err
 	}
-	if s.Epoch != t.epoch {
+	if s.Epoch != w.epoch {
 		return s, checkpoint.ErrFenced
 	}
 	return s, nil
 }
 
 // readStart reads the checkpoint and what is settled beyond it, in one snapshot.
-func (t *BatchWriter) readStart(ctx context.Context, s *Start) error {
-	err := pgx.BeginTxFunc(ctx, t.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		c, err := t.cfg.Schema.selectCheckpoint(ctx, tx, t.cfg.Slot)
+func (w *BatchWriter) readStart(ctx context.Context, s *Start) error {
+	err := pgx.BeginTxFunc(ctx, w.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		c, err := w.cfg.Schema.selectCheckpoint(ctx, tx, w.cfg.Slot)
 		if err != nil {
 			return err
 		}
@@ -70,7 +70,7 @@ func (t *BatchWriter) readStart(ctx context.Context, s *Start) error {
 			return errIncomplete
 		}
 		s.Checkpoint = *c
-		return t.readSettled(ctx, tx, s)
+		return w.readSettled(ctx, tx, s)
 	})
 	if err != nil {
 		return fmt.Errorf("read checkpoint: %w", err)
@@ -83,10 +83,10 @@ const backendStart = "(select backend_start from pg_stat_activity where pid = pg
 // endPredecessor ends the backend that recorded before us. It may hang in a COPY whose client is frozen, and hold the
 // checkpoint's row. Its start time must match as well, because pids are used again. Once we have an epoch, only a backend of
 // that epoch is ours to end: a session that was taken over must not end its successor's backend.
-func (t *BatchWriter) endPredecessor(ctx context.Context) error {
-	_, err := t.conn.Exec(ctx, t.cfg.Schema.statement(`select pg_terminate_backend(a.pid) from ledger.outbox_checkpoints c
+func (w *BatchWriter) endPredecessor(ctx context.Context) error {
+	_, err := w.conn.Exec(ctx, w.cfg.Schema.statement(`select pg_terminate_backend(a.pid) from ledger.outbox_checkpoints c
 		join pg_stat_activity a on a.pid = c.recorder_pid and a.backend_start = c.recorder_started
-		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`), t.cfg.Slot, t.epoch)
+		where c.slot_name = $1 and c.epoch = coalesce(nullif($2, 0), c.epoch) and a.pid <> pg_backend_pid()`), w.cfg.Slot, w.epoch)
 	if err != nil {
 		return fmt.Errorf("end the recorder before: %w", err)
 	}
@@ -95,9 +95,9 @@ func (t *BatchWriter) endPredecessor(ctx context.Context) error {
 
 // readSettled reads which deliveries beyond the prefix are settled: of streamed positions (index ≥ 0), and of an epoch since this
 // slot was made. It reads by position, never by event id, and never more than was in flight. A try that failed settles nothing.
-func (t *BatchWriter) readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
+func (w *BatchWriter) readSettled(ctx context.Context, tx pgx.Tx, s *Start) error {
 	// One processor at a time: the table may hold millions of rows, and its key begins with the processor.
-	rows, err := tx.Query(ctx, t.cfg.Schema.statement(`select p.* from (select id from ledger.outbox_processors union all select 0) processor,
+	rows, err := tx.Query(ctx, w.cfg.Schema.statement(`select p.* from (select id from ledger.outbox_processors union all select 0) processor,
 			lateral (select processor_id, commit_lsn, tx_index from ledger.outbox_parked
 				where processor_id = processor.id and tx_index >= 0 and (commit_lsn, tx_index) > ($1, $2)) p
 		union all
