@@ -2,18 +2,14 @@ package admin
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
-	"net/url"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
-	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
@@ -43,58 +39,12 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) exec(sqls ...string) {
 	w.t.Helper()
-	for _, sql := range sqls {
-		if _, err := w.conn.Exec(testContext(w.t), sql); err != nil {
-			w.t.Fatalf("%s: %v", sql, err)
-		}
-	}
+	pgtest.Exec(w.t, w.conn, sqls...)
 }
 
 func (w *world) text(sql string) string {
 	w.t.Helper()
-	var s string
-	if err := w.conn.QueryRow(testContext(w.t), sql).Scan(&s); err != nil {
-		w.t.Fatalf("%s: %v", sql, err)
-	}
-	return s
-}
-
-// newRole makes a login, which is dropped when the test ends, and returns its name and its DSN.
-func (w *world) newRole() (name, dsn string) {
-	w.t.Helper()
-	name = "role_" + strings.ToLower(rand.Text())
-	w.exec("create role " + name + " login password 'x'")
-	w.t.Cleanup(func() {
-		for _, sql := range []string{"drop owned by " + name, "drop role " + name} {
-			if _, err := w.conn.Exec(context.Background(), sql); err != nil {
-				w.t.Error(err)
-			}
-		}
-	})
-	u, err := url.Parse(w.admin.DSN)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	u.User = url.UserPassword(name, "x")
-	return name, u.String()
-}
-
-func testContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func wantExit(t *testing.T, err error, code exitcode.Code, words ...string) {
-	t.Helper()
-	if exitcode.Of(err) != code {
-		t.Fatalf("exit code of %v is not %d", err, code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("%q is not in: %v", w, err)
-		}
-	}
+	return pgtest.Text(w.t, w.conn, sql)
 }
 
 func eventID(n int) string { return fmt.Sprintf("00000000-0000-7000-8000-%012d", n) }
@@ -120,7 +70,7 @@ const logNow = `select coalesce(string_agg(concat_ws(':', processor_id, commit_l
 // heard returns the notifications since its last call.
 func heard(t *testing.T, conn *pgx.Conn) (payloads []string) {
 	t.Helper()
-	if _, err := conn.Exec(testContext(t), "select 1"); err != nil {
+	if _, err := conn.Exec(pgtest.Context(t), "select 1"); err != nil {
 		t.Fatal(err)
 	}
 	for {
@@ -136,12 +86,12 @@ func heard(t *testing.T, conn *pgx.Conn) (payloads []string) {
 
 func (w *world) listen() *pgx.Conn {
 	w.t.Helper()
-	conn, err := pgx.Connect(testContext(w.t), w.admin.DSN)
+	conn, err := pgx.Connect(pgtest.Context(w.t), w.admin.DSN)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { conn.Close(context.Background()) })
-	if err := ledger.ListenChanged(testContext(w.t), conn); err != nil {
+	if err := ledger.ListenChanged(pgtest.Context(w.t), conn); err != nil {
 		w.t.Fatal(err)
 	}
 	return conn

@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 func TestRetry(t *testing.T) {
@@ -27,14 +29,14 @@ func TestRetry(t *testing.T) {
 
 	o := ChangeOptions{Filter: Filter{Sinks: []string{"a"}}, DryRun: true}
 	before := w.text(rowsNow)
-	r, err := ChangeParked(testContext(t), w.admin, Retry, o)
+	r, err := ChangeParked(pgtest.Context(t), w.admin, Retry, o)
 	want := ChangeResult{Action: Retry, DryRun: true, Matched: 2, Sinks: []SinkRows{{Sink: "a", Rows: 2}}}
 	if diff := cmp.Diff(want, r); diff != "" || err != nil || w.text(rowsNow) != before {
 		t.Errorf("dry run: %v %s", err, diff)
 	}
 	var progress []int
 	o.DryRun, o.Progress = false, func(done, total int) { progress = append(progress, done, total) }
-	r, err = ChangeParked(testContext(t), w.admin, Retry, o)
+	r, err = ChangeParked(pgtest.Context(t), w.admin, Retry, o)
 	want.DryRun, want.Changed = false, 2
 	if diff := cmp.Diff(want, r); diff != "" || err != nil {
 		t.Errorf("retry: %v %s", err, diff)
@@ -50,7 +52,7 @@ func TestRetry(t *testing.T) {
 		t.Error(diff)
 	}
 	// Without a filter, rows of other connectors and rows of no sink are left alone.
-	r, err = ChangeParked(testContext(t), w.admin, Retry, ChangeOptions{})
+	r, err = ChangeParked(pgtest.Context(t), w.admin, Retry, ChangeOptions{})
 	if err != nil || r.Changed != 1 || r.Left != 1 {
 		t.Errorf("retry of all: %+v, %v", r, err)
 	}
@@ -76,11 +78,11 @@ func TestDiscardAndKill(t *testing.T) {
 		return asked
 	}}
 	before := w.text(rowsNow)
-	if _, err := ChangeParked(testContext(t), w.admin, Discard, o); !errors.Is(err, asked) || w.text(rowsNow) != before {
+	if _, err := ChangeParked(pgtest.Context(t), w.admin, Discard, o); !errors.Is(err, asked) || w.text(rowsNow) != before {
 		t.Errorf("the answer no: %v", err)
 	}
 	o.Confirm = nil
-	r, err := ChangeParked(testContext(t), w.admin, Discard, o)
+	r, err := ChangeParked(pgtest.Context(t), w.admin, Discard, o)
 	if err != nil || r.Changed != 2 {
 		t.Errorf("discard: %+v, %v", r, err)
 	}
@@ -88,12 +90,12 @@ func TestDiscardAndKill(t *testing.T) {
 	if got := w.text(logNow); got != want {
 		t.Errorf("log %s\nwant %s", got, want)
 	}
-	r, err = ChangeParked(testContext(t), w.admin, Kill, ChangeOptions{Filter: Filter{IDs: []string{strings.ToUpper(eventID(3)), eventID(4)}}, Reason: "killed by me"})
+	r, err = ChangeParked(pgtest.Context(t), w.admin, Kill, ChangeOptions{Filter: Filter{IDs: []string{strings.ToUpper(eventID(3)), eventID(4)}}, Reason: "killed by me"})
 	if err != nil || r.Changed != 2 {
 		t.Errorf("kill: %+v, %v", r, err)
 	}
 	w.admin.DeadBlocks = true
-	if r, err = ChangeParked(testContext(t), w.admin, Kill, ChangeOptions{Filter: Filter{Sinks: []string{"b"}}, Reason: "killed by me"}); err != nil || r.Changed != 1 {
+	if r, err = ChangeParked(pgtest.Context(t), w.admin, Kill, ChangeOptions{Filter: Filter{Sinks: []string{"b"}}, Reason: "killed by me"}); err != nil || r.Changed != 1 {
 		t.Errorf("kill with block: %+v, %v", r, err)
 	}
 	want = "1:0/3:dead:1:2:f:killed by me; before that: status 500 1:0/4:dead:0:0:f:killed by me 2:0/5:dead:0:0:f:f:killed by me"
@@ -145,7 +147,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		{Retry, ids(3), "1 dead letter of no sink cannot be retried"},
 		{Retry, Filter{Sinks: []string{noSink}}, "1 dead letter of no sink cannot be retried"},
 	} {
-		_, err := ChangeParked(testContext(t), w.admin, tc.action, ChangeOptions{Filter: tc.filter, Reason: "x"})
+		_, err := ChangeParked(pgtest.Context(t), w.admin, tc.action, ChangeOptions{Filter: tc.filter, Reason: "x"})
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s %s: %v, want %s", tc.action, tc.filter, err, tc.want)
 		}
@@ -154,7 +156,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		t.Errorf("rows are now %s, and were %s", got, before)
 	}
 	w.exec("delete from outbox_parked")
-	if _, err := ChangeParked(testContext(t), w.admin, Discard, ChangeOptions{}); err == nil || err.Error() != "there is no dead letter; nothing was changed" {
+	if _, err := ChangeParked(pgtest.Context(t), w.admin, Discard, ChangeOptions{}); err == nil || err.Error() != "there is no dead letter; nothing was changed" {
 		t.Errorf("nothing there: %v", err)
 	}
 }
@@ -182,7 +184,7 @@ func TestFilters(t *testing.T) {
 		"":         {Tenant: "acm"},
 	} {
 		got := ""
-		err := EachDeadLetter(testContext(t), w.admin, DeadLetterQuery{Filter: f}, func(p *ParkedRow) (bool, error) {
+		err := EachDeadLetter(pgtest.Context(t), w.admin, DeadLetterQuery{Filter: f}, func(p *ParkedRow) (bool, error) {
 			got += strings.TrimLeft(p.Event.ID[24:], "0") + " "
 			if p.Payload != nil {
 				t.Error("a payload that nobody asked for")
@@ -203,7 +205,7 @@ func TestManyDeadLetters(t *testing.T) {
 	w.exec(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)
 		select 1, '0/0'::pg_lsn + n / 3, n % 3, gen_random_uuid(), n, 'dead', '{}' from generate_series(1, 1234) n`)
 	conn := w.listen()
-	r, err := ChangeParked(testContext(t), w.admin, Retry, ChangeOptions{Rate: 4000})
+	r, err := ChangeParked(pgtest.Context(t), w.admin, Retry, ChangeOptions{Rate: 4000})
 	if err != nil || r.Matched != 1234 || r.Changed != 1234 {
 		t.Errorf("retry: %+v, %v", r, err)
 	}
@@ -211,7 +213,7 @@ func TestManyDeadLetters(t *testing.T) {
 		t.Errorf("told %d times, want once a chunk", len(got))
 	}
 	w.exec("begin", "select from outbox_parked where tx_index = 1 and commit_lsn = '0/C8' for update") // in the second chunk
-	r, err = ChangeParked(testContext(t), w.admin, Kill, ChangeOptions{})
+	r, err = ChangeParked(pgtest.Context(t), w.admin, Kill, ChangeOptions{})
 	w.exec("rollback")
 	if err == nil || r.Changed != 500 || !strings.HasPrefix(err.Error(), "another session holds rows of the ledger locked: 500 of 1234 killed, then: ") {
 		t.Errorf("a locked row: %+v, %v", r, err)
@@ -234,7 +236,7 @@ func TestDiscardMakesThePartition(t *testing.T) {
 	w.park(1, 1, "dead", "")
 	w.exec(`do $$ declare p text; begin for p in select inhrelid::regclass::text from pg_inherits where inhparent = 'outbox_delivery_log'::regclass
 		loop execute 'drop table ' || p; end loop; end $$`)
-	if r, err := ChangeParked(testContext(t), w.admin, Discard, ChangeOptions{Reason: "x"}); err != nil || r.Changed != 1 {
+	if r, err := ChangeParked(pgtest.Context(t), w.admin, Discard, ChangeOptions{Reason: "x"}); err != nil || r.Changed != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -245,32 +247,33 @@ func TestChangesNeedNoOwner(t *testing.T) {
 	w := newWorld(t)
 	w.park(1, 1, "dead", "")
 	w.park(1, 2, "parked", "")
-	name, dsn := w.newRole()
+	name, password := pgtest.NewLogin(t, w.conn)
+	dsn := pgtest.WithLogin(t, w.admin.DSN, name, password)
 	cfg := w.admin
 	cfg.DSN = dsn
-	_, err := ChangeParked(testContext(t), cfg, Retry, ChangeOptions{})
-	wantExit(t, err, exitcode.Privilege, "permission denied for table outbox_processors", "let the owner grant it")
+	_, err := ChangeParked(pgtest.Context(t), cfg, Retry, ChangeOptions{})
+	exitcodetest.Want(t, err, exitcode.Privilege, "permission denied for table outbox_processors", "let the owner grant it")
 	w.exec("grant select, insert, update, delete on outbox_processors, outbox_parked, outbox_checkpoints to "+name,
 		"grant select, insert on outbox_delivery_log to "+name, "grant usage on schema public to "+name)
 	for _, a := range []Action{Kill, Discard} {
-		if _, err := ChangeParked(testContext(t), cfg, a, ChangeOptions{Filter: Filter{Sinks: []string{"a"}}, Reason: "x"}); err != nil {
+		if _, err := ChangeParked(pgtest.Context(t), cfg, a, ChangeOptions{Filter: Filter{Sinks: []string{"a"}}, Reason: "x"}); err != nil {
 			t.Errorf("%s: %v", a, err)
 		}
 	}
-	if _, err := Pause(testContext(t), cfg, []string{"a"}); err != nil {
+	if _, err := Pause(pgtest.Context(t), cfg, []string{"a"}); err != nil {
 		t.Error(err)
 	}
-	if d, err := ShowEvent(testContext(t), cfg, EventDetailsQuery{ID: eventID(2)}); err != nil || d.Event != nil || len(d.Log) != 2 {
+	if d, err := ShowEvent(pgtest.Context(t), cfg, EventDetailsQuery{ID: eventID(2)}); err != nil || d.Event != nil || len(d.Log) != 2 {
 		t.Errorf("%+v, %v", d, err) // the view is not among what it may read
 	}
-	_, err = Events(testContext(t), cfg, EventsQuery{Limit: 1})
-	wantExit(t, err, exitcode.Privilege, "event_outbox_status")
+	_, err = Events(pgtest.Context(t), cfg, EventsQuery{Limit: 1})
+	exitcodetest.Want(t, err, exitcode.Privilege, "event_outbox_status")
 	cfg.Source.LedgerSchema = "elsewhere"
-	_, err = Pause(testContext(t), cfg, []string{"a"})
-	wantExit(t, err, exitcode.Config, "is source.ledger_schema right?")
+	_, err = Pause(pgtest.Context(t), cfg, []string{"a"})
+	exitcodetest.Want(t, err, exitcode.Config, "is source.ledger_schema right?")
 	cfg.DSN = "postgres://127.0.0.1:1/x"
-	_, err = Pause(testContext(t), cfg, []string{"a"})
-	wantExit(t, err, exitcode.Unavailable)
+	_, err = Pause(pgtest.Context(t), cfg, []string{"a"})
+	exitcodetest.Want(t, err, exitcode.Unavailable)
 }
 
 func TestPause(t *testing.T) {
@@ -287,7 +290,7 @@ func TestPause(t *testing.T) {
 		{Resume, PauseResult{Sink: "b", Changed: true, Waiting: 1}},
 		{Resume, PauseResult{Sink: "b", Waiting: 1}},
 	} {
-		got, err := tc.set(testContext(t), w.admin, []string{"b"})
+		got, err := tc.set(pgtest.Context(t), w.admin, []string{"b"})
 		if diff := cmp.Diff([]PauseResult{tc.want}, got); diff != "" || err != nil {
 			t.Error(err, diff)
 		}
@@ -298,15 +301,15 @@ func TestPause(t *testing.T) {
 	if diff := cmp.Diff([]string{"public:2", "public:2", "public:2", "public:2"}, heard(t, conn)); diff != "" {
 		t.Error(diff)
 	}
-	_, err := Pause(testContext(t), w.admin, []string{"a", "x"})
+	_, err := Pause(pgtest.Context(t), w.admin, []string{"a", "x"})
 	if err == nil || !strings.HasPrefix(err.Error(), `no sink "x"; those of`) || w.text("select is_active::text from outbox_processors where id = 1") != "true" {
 		t.Errorf("an unknown sink: %v", err)
 	}
-	if _, err = Pause(testContext(t), w.admin, []string{noSink}); err == nil {
+	if _, err = Pause(pgtest.Context(t), w.admin, []string{noSink}); err == nil {
 		t.Error("what belongs to no sink was paused")
 	}
 	w.exec("delete from outbox_processors")
-	if _, err = Pause(testContext(t), w.admin, []string{"a"}); err == nil || !strings.Contains(err.Error(), "has none yet") {
+	if _, err = Pause(pgtest.Context(t), w.admin, []string{"a"}); err == nil || !strings.Contains(err.Error(), "has none yet") {
 		t.Errorf("no sinks: %v", err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // The list of parked events says what each of them waits for.
@@ -24,7 +26,7 @@ func TestParkedEvents(t *testing.T) {
 	var all []string
 	q := EventsQuery{Status: "parked", Limit: 4}
 	for pages := 0; ; pages++ {
-		page, err := Events(testContext(t), w.admin, q)
+		page, err := Events(pgtest.Context(t), w.admin, q)
 		if err != nil || len(page.Parked) > 4 || pages > 1 {
 			t.Fatal(page, err)
 		}
@@ -45,7 +47,7 @@ func TestParkedEvents(t *testing.T) {
 	if diff := cmp.Diff(want, all); diff != "" {
 		t.Error(diff)
 	}
-	page, err := Events(testContext(t), w.admin, EventsQuery{Status: "dead", Limit: 1})
+	page, err := Events(pgtest.Context(t), w.admin, EventsQuery{Status: "dead", Limit: 1})
 	if err != nil || len(page.Parked) != 1 || page.Next != "" || !page.Parked[0].Blocks || page.Parked[0].NextAttempt != nil {
 		t.Errorf("%+v, %v", page, err)
 	}
@@ -54,14 +56,14 @@ func TestParkedEvents(t *testing.T) {
 		"": {"yesterday," + eventID(1), "2026-01-31T00:00:00Z,1", "2026-01-31T00:00:00Z,(" + eventID(1) + ")", "0001-01-01T00:00:00Z," + eventID(1)},
 	} {
 		for _, after := range afters {
-			_, err := Events(testContext(t), w.admin, EventsQuery{Status: status, Limit: 1, After: after})
+			_, err := Events(pgtest.Context(t), w.admin, EventsQuery{Status: status, Limit: 1, After: after})
 			if err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf(`--after %q is not where such a list has ended, as `, after)) {
 				t.Errorf("status %q, after %s: %v", status, after, err)
 			}
 		}
 	}
 	for _, id := range []string{"x", "urn:uuid:" + eventID(1), "(" + eventID(1) + ")"} {
-		_, err := Events(testContext(t), w.admin, EventsQuery{Status: "dead", Limit: 1, Filter: Filter{IDs: []string{eventID(1), id}}})
+		_, err := Events(pgtest.Context(t), w.admin, EventsQuery{Status: "dead", Limit: 1, Filter: Filter{IDs: []string{eventID(1), id}}})
 		if want := fmt.Sprintf("%q is no event id: those of this outbox are of type uuid, as 0197a3c0-5f7e-7cc3-98c4-dc0c0c07398f", id); err == nil || err.Error() != want {
 			t.Errorf("id %s: %v", id, err)
 		}
@@ -90,7 +92,7 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 		t.Helper()
 		q.Limit = 2
 		for {
-			page, err := Events(testContext(t), w.admin, q)
+			page, err := Events(pgtest.Context(t), w.admin, q)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,15 +133,15 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 		`no sink "x"`:                              {Status: "parked", Filter: Filter{Sinks: []string{"x"}}},
 	} {
 		q.Limit = 1
-		if _, err := Events(testContext(t), w.admin, q); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Events(pgtest.Context(t), w.admin, q); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	d, err := ShowEvent(testContext(t), w.admin, EventDetailsQuery{ID: eventID(2), Payload: true})
+	d, err := ShowEvent(pgtest.Context(t), w.admin, EventDetailsQuery{ID: eventID(2), Payload: true})
 	if err != nil || d.Event == nil || d.Event.Status != "parked" || len(d.Parked) != 1 || string(d.Parked[0].Payload) != `{"n": 2}` || len(d.Log) != 3 {
 		t.Errorf("%+v, %v", d, err)
 	}
-	if _, err = ShowEvent(testContext(t), w.admin, EventDetailsQuery{ID: eventID(9)}); err == nil || !strings.HasPrefix(err.Error(), "nothing is known of event") {
+	if _, err = ShowEvent(pgtest.Context(t), w.admin, EventDetailsQuery{ID: eventID(9)}); err == nil || !strings.HasPrefix(err.Error(), "nothing is known of event") {
 		t.Error(err)
 	}
 }
@@ -153,7 +155,7 @@ func TestShowDeadLetters(t *testing.T) {
 	w.exec(`insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
 		values ('` + eventID(1) + `', 1, 1, 'failed', now() - interval '1 s', '0/1', 0, 1), ('` + eventID(1) + `', 1, 2, 'dead', now(), '0/1', 0, 1),
 			('` + eventID(1) + `', 2, 1, 'delivered', now(), '0/1', 0, 1)`)
-	letters, err := ShowDeadLetters(testContext(t), w.admin, DeadLetterQuery{Filter: Filter{IDs: []string{eventID(1)}}, Payload: true, Limit: 5})
+	letters, err := ShowDeadLetters(pgtest.Context(t), w.admin, DeadLetterQuery{Filter: Filter{IDs: []string{eventID(1)}}, Payload: true, Limit: 5})
 	if err != nil || len(letters) != 1 {
 		t.Fatal(letters, err)
 	}
@@ -161,14 +163,14 @@ func TestShowDeadLetters(t *testing.T) {
 	if string(l.PayloadBase64) != "\xff\x00" || l.Payload != nil || len(l.Log) != 2 || l.Log[0].Status != "dead" || string(l.Event.Metadata) != `{"nul":"\u0000"}` {
 		t.Errorf("%+v", l)
 	}
-	if letters, err = ShowDeadLetters(testContext(t), w.admin, DeadLetterQuery{Filter: Filter{}, Limit: 1}); err != nil || len(letters) != 1 || letters[0].PayloadBase64 != nil {
+	if letters, err = ShowDeadLetters(pgtest.Context(t), w.admin, DeadLetterQuery{Filter: Filter{}, Limit: 1}); err != nil || len(letters) != 1 || letters[0].PayloadBase64 != nil {
 		t.Error(letters, err)
 	}
 	for want, f := range map[string]Filter{
 		"event " + eventID(3) + " cannot be shown as a dead letter: it is no dead letter, but parked at a": {IDs: []string{eventID(3)}},
 		`no dead letter matches (tenant "x"), of 2`:                                                        {Tenant: "x"},
 	} {
-		if _, err := ShowDeadLetters(testContext(t), w.admin, DeadLetterQuery{Filter: f, Limit: 1}); err == nil || err.Error() != want {
+		if _, err := ShowDeadLetters(pgtest.Context(t), w.admin, DeadLetterQuery{Filter: f, Limit: 1}); err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}

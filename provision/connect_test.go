@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // If a connection string asks for something that the server will never grant, the start fails at once, and the error names what to
@@ -12,7 +14,7 @@ import (
 func TestRefusedConnections(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
-	user, password := o.newRole()
+	user, password := pgtest.NewLogin(t, o.conn)
 	for name, test := range map[string]struct {
 		set   map[string]string
 		code  exitcode.Code
@@ -33,8 +35,8 @@ func TestRefusedConnections(t *testing.T) {
 				q.Set(key, value)
 			}
 			u.RawQuery = q.Encode()
-			_, err = connect(testContext(t), u.String())
-			wantProblem(t, err, test.code, test.words...)
+			_, err = connect(pgtest.Context(t), u.String())
+			exitcodetest.Want(t, err, test.code, test.words...)
 		})
 	}
 }

@@ -7,12 +7,14 @@ import (
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // drift checks for drift as a running connector does. f are the facts of its start.
 func (o *outboxDB) drift(f Facts) (moved string, err error) {
 	o.t.Helper()
-	return CheckDrift(testContext(o.t), o.conn, o.cfg.Source, f.Table.OID)
+	return CheckDrift(pgtest.Context(o.t), o.conn, o.cfg.Source, f.Table.OID)
 }
 
 func TestPublicationDrifts(t *testing.T) {
@@ -27,7 +29,7 @@ func TestPublicationDrifts(t *testing.T) {
 	}
 	o.exec("alter publication outbox_cdc drop table event_outbox")
 	_, err = o.drift(f)
-	wantProblem(t, err, exitcode.Config, "does not publish table")
+	exitcodetest.Want(t, err, exitcode.Config, "does not publish table")
 	// The table is known by its OID, so a rename does not matter.
 	o.exec("alter table event_outbox rename to renamed", "alter publication outbox_cdc add table renamed")
 	if _, err := o.drift(f); err != nil {
@@ -84,21 +86,21 @@ func TestOutboxReplaced(t *testing.T) {
 				t.Fatal(err)
 			}
 			o.exec(test.sql)
-			conn, err := connect(testContext(t), o.dsn)
+			conn, err := connect(pgtest.Context(t), o.dsn)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close(context.Background())
-			moved, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID)
+			moved, err := CheckDrift(pgtest.Context(t), conn, o.cfg.Source, f.Table.OID)
 			switch {
 			case test.replace:
 				was := "which was dropped"
 				if test.called != "" {
 					was = "which is " + test.called + " now"
 				}
-				wantProblem(t, err, exitcode.Config, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/operations.md#swapped")
+				exitcodetest.Want(t, err, exitcode.Config, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/operations.md#swapped")
 			case test.words != nil:
-				wantProblem(t, err, exitcode.Config, test.words...)
+				exitcodetest.Want(t, err, exitcode.Config, test.words...)
 			case err != nil:
 				t.Error(err)
 			case test.called == "":

@@ -5,6 +5,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
@@ -16,20 +17,20 @@ func TestCheckOwners(t *testing.T) {
 	stranger := d.Stranger(t, "public")
 	exec := func(sql string) {
 		t.Helper()
-		if _, err := conn.Exec(testContext(t), sql); err != nil {
+		if _, err := conn.Exec(pgtest.Context(t), sql); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := Source{Table: "public.event_outbox", LedgerSchema: "public", Columns: decoder.DefaultColumns()}
 	fine := func(what string) {
 		t.Helper()
-		if err := CheckOwners(testContext(t), conn, s); err != nil {
+		if err := CheckOwners(pgtest.Context(t), conn, s); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	refused := func(words ...string) {
 		t.Helper()
-		wantProblem(t, CheckOwners(testContext(t), conn, s), exitcode.Config, append(words, "source.ledger_schema", "owner to")...)
+		exitcodetest.Want(t, CheckOwners(pgtest.Context(t), conn, s), exitcode.Config, append(words, "source.ledger_schema", "owner to")...)
 	}
 	fine("nothing is there")
 	stranger.Exec(t, "create view outbox_checkpoints as select trap.spring('view') as slot_name")

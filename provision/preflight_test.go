@@ -9,6 +9,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -16,7 +17,7 @@ import (
 
 func (o *outboxDB) preflight() (Facts, error) {
 	o.t.Helper()
-	return Preflight(testContext(o.t), o.conn, PreflightConfig{Source: o.cfg.Source, ReplicationUser: o.conn.Config().User})
+	return Preflight(pgtest.Context(o.t), o.conn, PreflightConfig{Source: o.cfg.Source, ReplicationUser: o.conn.Config().User})
 }
 
 func TestPreflightFacts(t *testing.T) {
@@ -40,11 +41,11 @@ func TestPreflightNamesEverything(t *testing.T) {
 	d := pgtest.Unmigrated(t)
 	o := newOutboxAt(t, d.DSN, d.Conn(t), d.Slot(t))
 	_, err := o.preflight()
-	wantProblem(t, err, exitcode.Config, "table public.event_outbox does not exist", "lacks the tables outbox_delivery_log, outbox_processors", `run "outbox-cdc init"`)
+	exitcodetest.Want(t, err, exitcode.Config, "table public.event_outbox does not exist", "lacks the tables outbox_delivery_log, outbox_processors", `run "outbox-cdc init"`)
 	o = newOutbox(t)
 	o.exec("drop view event_outbox_status", "alter table event_outbox drop column tenant_id", "alter table event_outbox alter payload type int using 1")
 	_, err = o.preflight()
-	wantProblem(t, err, exitcode.Config, `"tenant_id"`, "is missing", `"payload"`, "int4", `publication "outbox_cdc" does not exist`, "was not made yet")
+	exitcodetest.Want(t, err, exitcode.Config, `"tenant_id"`, "is missing", `"payload"`, "int4", `publication "outbox_cdc" does not exist`, "was not made yet")
 }
 
 // Each case breaks something after a setup, and says what Preflight reports.
@@ -168,7 +169,7 @@ func TestPreflightAfterSetup(t *testing.T) {
 			for i := range test.words {
 				test.words[i] = strings.ReplaceAll(test.words[i], "SLOT", o.cfg.Slot)
 			}
-			wantProblem(t, err, test.code, test.words...)
+			exitcodetest.Want(t, err, test.code, test.words...)
 			o.exec("select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = 'SLOT' and (temporary or database is null)")
 		})
 	}
@@ -182,12 +183,12 @@ func TestPreflightPartitionedTable(t *testing.T) {
 		`create table p1 partition of "my Events" for values from ('2026-01-01') to ('2030-01-01')`)
 	o.cfg.Table = "public.my Events"
 	o.cfg.Columns = decoder.Columns{ID: "key", AggregateType: "kind", AggregateID: "of", EventType: "kind", Payload: "body", CreatedAt: "at"}
-	table, err := FindTable(testContext(t), o.dsn, o.cfg.Source)
+	table, err := FindTable(pgtest.Context(t), o.dsn, o.cfg.Source)
 	if err != nil || table == nil || table.EventIDType() != "text" {
 		t.Fatalf("%+v, %v", table, err)
 	}
 	options := migrations.Options{Schema: "cdc", Mapped: true, EventIDType: "text"}
-	if err := migrations.Apply(testContext(t), o.dsn, options); err != nil {
+	if err := migrations.Apply(pgtest.Context(t), o.dsn, options); err != nil {
 		t.Fatal(err)
 	}
 	o.cfg.LedgerSchema = "cdc"
@@ -197,30 +198,30 @@ func TestPreflightPartitionedTable(t *testing.T) {
 	}
 	o.exec("alter publication outbox_cdc set (publish_via_partition_root = false)")
 	_, err = o.preflight()
-	wantProblem(t, err, exitcode.Config, "under the names of its partitions", "publish_via_partition_root = true")
+	exitcodetest.Want(t, err, exitcode.Config, "under the names of its partitions", "publish_via_partition_root = true")
 	o.exec("alter publication outbox_cdc set (publish_via_partition_root = true)", `alter table public."my Events" alter key type uuid using null`)
 	_, err = o.preflight()
-	wantProblem(t, err, exitcode.Config, `the ledger in schema "cdc" was made for ids of type text`, "source.ledger_schema")
+	exitcodetest.Want(t, err, exitcode.Config, `the ledger in schema "cdc" was made for ids of type text`, "source.ledger_schema")
 }
 
 func TestWALLevelReplica(t *testing.T) {
 	t.Parallel()
 	o := ownServer(t, pgtest.Start(t, servers.PostgresOptions{Settings: map[string]string{"wal_level": "replica", "fsync": "off"}}))
-	_, err := Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Config, "wal_level is replica", "set wal_level = logical", "restart")
+	_, err := Setup(pgtest.Context(t), o.cfg)
+	exitcodetest.Want(t, err, exitcode.Config, "wal_level is replica", "set wal_level = logical", "restart")
 	if o.checkpoint() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
 		t.Error("a refusal made something")
 	}
 	_, err = o.preflight()
-	wantProblem(t, err, exitcode.Config, "wal_level is replica")
+	exitcodetest.Want(t, err, exitcode.Config, "wal_level is replica")
 }
 
 func TestNoSlotLeft(t *testing.T) {
 	t.Parallel()
 	o := ownServer(t, pgtest.Start(t, servers.PostgresOptions{Settings: map[string]string{"max_replication_slots": "1", "fsync": "off"}}))
 	o.exec("select pg_create_physical_replication_slot('other')")
-	_, err := Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Config, "all replication slots are in use", "raise max_replication_slots")
+	_, err := Setup(pgtest.Context(t), o.cfg)
+	exitcodetest.Want(t, err, exitcode.Config, "all replication slots are in use", "raise max_replication_slots")
 }
 
 func TestLostSlot(t *testing.T) {
@@ -234,9 +235,9 @@ func TestLostSlot(t *testing.T) {
 		o.exec("insert into filler select repeat(md5(n::text), 40) from generate_series(1, 20000) n", "select pg_switch_wal()", "checkpoint")
 	}
 	_, err := o.preflight()
-	wantProblem(t, err, exitcode.SlotLost, "was invalidated", StartAnew)
-	_, err = Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.SlotLost, "was invalidated")
+	exitcodetest.Want(t, err, exitcode.SlotLost, "was invalidated", StartAnew)
+	_, err = Setup(pgtest.Context(t), o.cfg)
+	exitcodetest.Want(t, err, exitcode.SlotLost, "was invalidated")
 	if o.slot() == "none" {
 		t.Error("init dropped it")
 	}

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // The version of a publication changes with each change that concerns the outbox, even if the change is undone at once.
@@ -16,7 +18,7 @@ func TestPublicationVersion(t *testing.T) {
 	}
 	version := func() string {
 		t.Helper()
-		v, err := PublicationVersion(testContext(t), o.conn, o.cfg.Source, f.Table.OID)
+		v, err := PublicationVersion(pgtest.Context(t), o.conn, o.cfg.Source, f.Table.OID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,9 +65,9 @@ func TestOutboxIsPartitionOfAPublishedTable(t *testing.T) {
 	}
 	o.exec(`alter publication outbox_cdc add table "the Root"`)
 	_, err = o.drift(f)
-	wantProblem(t, err, exitcode.Config, `is a partition of public."the Root"`, `alter publication "outbox_cdc" drop table public."the Root"`)
+	exitcodetest.Want(t, err, exitcode.Config, `is a partition of public."the Root"`, `alter publication "outbox_cdc" drop table public."the Root"`)
 	_, err = o.preflight()
-	wantProblem(t, err, exitcode.Config, `is a partition of public."the Root"`)
+	exitcodetest.Want(t, err, exitcode.Config, `is a partition of public."the Root"`)
 	o.exec(`alter publication "outbox_cdc" drop table public."the Root"`)
 	if _, err := o.drift(f); err != nil {
 		t.Error(err)

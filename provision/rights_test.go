@@ -2,36 +2,21 @@ package provision
 
 import (
 	"context"
-	"crypto/rand"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
-// newRole makes a login, which is dropped at the end of the test.
-func (o *outboxDB) newRole() (name, password string) {
-	o.t.Helper()
-	name = "role_" + strings.ToLower(rand.Text())
-	o.exec("create role " + name + " login password 'x'")
-	o.t.Cleanup(func() {
-		for _, sql := range []string{"drop owned by " + name, "drop role " + name} {
-			if _, err := o.conn.Exec(context.Background(), sql); err != nil {
-				o.t.Error(err)
-			}
-		}
-	})
-	return name, "x"
-}
-
 func (o *outboxDB) connectAs(name, password string) *pgx.Conn {
 	o.t.Helper()
-	conn, err := connect(testContext(o.t), o.as(name, password))
+	conn, err := connect(pgtest.Context(o.t), o.as(name, password))
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -44,11 +29,11 @@ func TestPreflightPrivileges(t *testing.T) {
 	o := newSetup(t)
 	o.exec("create schema closed", "alter table event_outbox set schema closed")
 	o.cfg.Table = "closed.event_outbox"
-	name, password := o.newRole()
+	name, password := pgtest.NewLogin(t, o.conn)
 	conn := o.connectAs(name, password)
 	cfg := PreflightConfig{Source: o.cfg.Source, ReplicationUser: name}
-	_, err := Preflight(testContext(t), conn, cfg)
-	wantProblem(t, err, exitcode.Privilege,
+	_, err := Preflight(pgtest.Context(t), conn, cfg)
+	exitcodetest.Want(t, err, exitcode.Privilege,
 		"grant usage on schema closed to \""+name, "grant select on table closed.event_outbox to", "grant insert, select on table public.outbox_delivery_log to",
 		"grant delete, insert, select, update on table public.outbox_checkpoints to", "grant execute on function public.outbox_make_partitions(timestamptz, int) to",
 		"may not replicate", `alter role "`+name+`" replication`)
@@ -59,7 +44,7 @@ func TestPreflightPrivileges(t *testing.T) {
 		}
 	}
 	o.exec("alter role " + name + " replication")
-	if _, err := Preflight(testContext(t), conn, cfg); err != nil {
+	if _, err := Preflight(pgtest.Context(t), conn, cfg); err != nil {
 		t.Error(err)
 	}
 }
@@ -67,17 +52,17 @@ func TestPreflightPrivileges(t *testing.T) {
 func TestReplicationPrivilege(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
-	name, password := o.newRole()
+	name, password := pgtest.NewLogin(t, o.conn)
 	o.cfg.ReplicationDSN = o.as(name, password)
-	_, err := Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
-	_, err = connectReplication(testContext(t), o.cfg.ReplicationDSN)
-	wantProblem(t, err, exitcode.Privilege, "may not replicate", "alter role")
+	_, err := Setup(pgtest.Context(t), o.cfg)
+	exitcodetest.Want(t, err, exitcode.Privilege, "may not replicate", "alter role")
+	_, err = connectReplication(pgtest.Context(t), o.cfg.ReplicationDSN)
+	exitcodetest.Want(t, err, exitcode.Privilege, "may not replicate", "alter role")
 	// The right to create a publication is missing too.
 	o.exec(strings.Join(grantStatements(o.cfg.Source, name), "; "), "alter role "+name+" replication")
 	o.cfg.DSN = o.cfg.ReplicationDSN
-	_, err = Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Privilege, "create publication", "--dsn or OUTBOX_ADMIN_URL")
+	_, err = Setup(pgtest.Context(t), o.cfg)
+	exitcodetest.Want(t, err, exitcode.Privilege, "create publication", "--dsn or OUTBOX_ADMIN_URL")
 }
 
 // The printed grants are enough for init, for the statements of a run, and for destroy, except that only an owner may drop the
@@ -86,8 +71,8 @@ func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	d := pgtest.Unmigrated(t)
 	o := newOutboxAt(t, d.DSN, d.Conn(t), d.Slot(t))
-	app, appPassword := o.newRole()
-	stream, streamPassword := o.newRole()
+	app, appPassword := pgtest.NewLogin(t, o.conn)
+	stream, streamPassword := pgtest.NewLogin(t, o.conn)
 	text, err := migrations.SQL(migrations.Options{Schema: "public"})
 	if err != nil {
 		t.Fatal(err)
@@ -95,12 +80,12 @@ func TestLeastPrivilege(t *testing.T) {
 	text += "revoke create on schema public from public;" // the default from PostgreSQL 15 on
 	text += SQLText(o.cfg.Source, Roles{SQL: app, Replication: stream})
 	for range 2 { // it can be run again
-		if _, err := o.conn.Exec(testContext(t), text); err != nil {
+		if _, err := o.conn.Exec(pgtest.Context(t), text); err != nil {
 			t.Fatal(err)
 		}
 	}
 	o.cfg.DSN, o.cfg.ReplicationDSN = o.as(app, appPassword), o.as(stream, streamPassword)
-	if err := migrations.Apply(testContext(t), o.cfg.DSN, migrations.Options{Schema: "public"}); err != nil {
+	if err := migrations.Apply(pgtest.Context(t), o.cfg.DSN, migrations.Options{Schema: "public"}); err != nil {
 		t.Fatal(err)
 	}
 	if r := o.setup(); !r.SlotCreated || r.PublicationCreated {
@@ -108,17 +93,17 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	conn := o.connectAs(app, appPassword)
 	cfg := PreflightConfig{Source: o.cfg.Source, ReplicationUser: stream}
-	f, err := Preflight(testContext(t), conn, cfg)
+	f, err := Preflight(pgtest.Context(t), conn, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := CheckDrift(testContext(t), conn, o.cfg.Source, f.Table.OID); err != nil {
+	if _, err := CheckDrift(pgtest.Context(t), conn, o.cfg.Source, f.Table.OID); err != nil {
 		t.Error(err)
 	}
-	if _, err := o.cfg.ledger().RegisterProcessors(testContext(t), conn, "c", []ledger.Processor{{Name: "a", Type: "kafka"}}); err != nil {
+	if _, err := o.cfg.ledger().RegisterProcessors(pgtest.Context(t), conn, "c", []ledger.Processor{{Name: "a", Type: "kafka"}}); err != nil {
 		t.Error(err)
 	}
-	if _, err := conn.Exec(testContext(t), "set search_path = public"); err != nil {
+	if _, err := conn.Exec(pgtest.Context(t), "set search_path = public"); err != nil {
 		t.Fatal(err)
 	}
 	for _, sql := range []string{
@@ -131,7 +116,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"insert into outbox_metrics (processor_id, metric_type, time_window, value) values (1, 'x', '[2026-01-01,2026-01-02)', 1)",
 		"select count(*) from event_outbox",
 	} {
-		if _, err := conn.Exec(testContext(t), sql); err != nil {
+		if _, err := conn.Exec(pgtest.Context(t), sql); err != nil {
 			t.Errorf("%s: %v", sql, err)
 		}
 	}
@@ -139,16 +124,16 @@ func TestLeastPrivilege(t *testing.T) {
 		"insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')",
 		"delete from event_outbox", "delete from outbox_delivery_log", "update outbox_delivery_log set epoch = 0", "create table mine ()",
 	} {
-		if _, err := conn.Exec(testContext(t), sql); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		if _, err := conn.Exec(pgtest.Context(t), sql); err == nil || !strings.Contains(err.Error(), "permission denied") {
 			t.Errorf("%s: %v", sql, err)
 		}
 	}
-	r, err := Destroy(testContext(t), DestroyConfig{Source: o.cfg.Source, DSN: o.cfg.DSN, ReplicationDSN: o.cfg.ReplicationDSN})
-	wantProblem(t, err, exitcode.Privilege, "drop publication", "--dsn or OUTBOX_ADMIN_URL")
+	r, err := Destroy(pgtest.Context(t), DestroyConfig{Source: o.cfg.Source, DSN: o.cfg.DSN, ReplicationDSN: o.cfg.ReplicationDSN})
+	exitcodetest.Want(t, err, exitcode.Privilege, "drop publication", "--dsn or OUTBOX_ADMIN_URL")
 	if !r.SlotDropped || r.PublicationDropped || r.CheckpointDeleted {
 		t.Errorf("%+v", r)
 	}
-	if r, err = Destroy(testContext(t), DestroyConfig{Source: o.cfg.Source, DSN: o.dsn, ReplicationDSN: o.dsn}); err != nil || !r.CheckpointDeleted {
+	if r, err = Destroy(pgtest.Context(t), DestroyConfig{Source: o.cfg.Source, DSN: o.dsn, ReplicationDSN: o.dsn}); err != nil || !r.CheckpointDeleted {
 		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -13,7 +13,7 @@ func TestPrintedConnectionLimits(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	o := newOutboxAt(t, d.DSN, d.Conn(t), d.Slot(t))
-	ctx := testContext(t)
+	ctx := pgtest.Context(t)
 	one, two, both := "one_"+d.Name, "two_"+d.Name, "both_"+d.Name
 	t.Cleanup(func() {
 		for _, role := range []string{one, two, both} {

@@ -2,7 +2,6 @@ package provision
 
 import (
 	"context"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -51,31 +51,31 @@ func newSetup(t *testing.T) *outboxDB {
 
 func (o *outboxDB) setup() SetupResult {
 	o.t.Helper()
-	r, err := Setup(testContext(o.t), o.cfg)
+	r, err := Setup(pgtest.Context(o.t), o.cfg)
 	if err != nil {
 		o.t.Fatal(err)
 	}
 	return r
 }
 
+// exec runs statements, in which SLOT stands for the name of the slot.
 func (o *outboxDB) exec(sqls ...string) {
 	o.t.Helper()
 	for _, sql := range sqls {
-		sql = strings.ReplaceAll(sql, "SLOT", o.cfg.Slot)
-		if _, err := o.conn.Exec(testContext(o.t), sql); err != nil {
-			o.t.Fatalf("%s: %v", sql, err)
-		}
+		pgtest.Exec(o.t, o.conn, strings.ReplaceAll(sql, "SLOT", o.cfg.Slot))
 	}
 }
 
 // text returns the one value that a query yields.
 func (o *outboxDB) text(sql string, args ...any) string {
 	o.t.Helper()
-	var s string
-	if err := o.conn.QueryRow(testContext(o.t), sql, args...).Scan(&s); err != nil {
-		o.t.Fatalf("%s: %v", sql, err)
-	}
-	return s
+	return pgtest.Text(o.t, o.conn, sql, args...)
+}
+
+// as returns the DSN of another login for the same database.
+func (o *outboxDB) as(user, password string) string {
+	o.t.Helper()
+	return pgtest.WithLogin(o.t, o.dsn, user, password)
 }
 
 func (o *outboxDB) checkpoint() string {
@@ -89,50 +89,20 @@ func (o *outboxDB) slot() string {
 	return o.text(`select coalesce((select format('%s %s %s', plugin, database, confirmed_flush_lsn) from pg_replication_slots where slot_name = $1), 'none')`, o.cfg.Slot)
 }
 
-// as returns the DSN of another login for the same database.
-func (o *outboxDB) as(user, password string) string {
-	o.t.Helper()
-	u, err := url.Parse(o.dsn)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	u.User = url.UserPassword(user, password)
-	return u.String()
-}
-
 // version returns the server's server_version_num.
 func (o *outboxDB) version() int {
 	o.t.Helper()
 	var version int
-	if err := o.conn.QueryRow(testContext(o.t), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
+	if err := o.conn.QueryRow(pgtest.Context(o.t), "select current_setting('server_version_num')::int").Scan(&version); err != nil {
 		o.t.Fatal(err)
 	}
 	return version
 }
 
-func testContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// wantProblem wants an error with this exit code and all these words in it.
-func wantProblem(t *testing.T, err error, code exitcode.Code, words ...string) {
-	t.Helper()
-	if exitcode.Of(err) != code {
-		t.Fatalf("exit code of %v is not %d", err, code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("%q is not in: %v", w, err)
-		}
-	}
-}
-
 func TestSetup(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
-	steps, err := Plan(testContext(t), o.cfg)
+	steps, err := Plan(pgtest.Context(t), o.cfg)
 	want := []string{
 		`create publication "outbox_cdc" for table "public"."event_outbox" with (publish = 'insert', publish_via_partition_root = true)`,
 		"create logical replication slot " + o.cfg.Slot + " (pgoutput) and its checkpoint",
@@ -166,13 +136,13 @@ func TestSetup(t *testing.T) {
 	if diff := cmp.Diff(SetupResult{}, o.setup()); diff != "" {
 		t.Error(diff)
 	}
-	if steps, err := Plan(testContext(t), o.cfg); len(steps) != 0 || err != nil {
+	if steps, err := Plan(pgtest.Context(t), o.cfg); len(steps) != 0 || err != nil {
 		t.Errorf("plan afterwards: %v, %v", steps, err)
 	}
 	if o.checkpoint() != checkpoint {
 		t.Errorf("the second setup changed the checkpoint: %s", o.checkpoint())
 	}
-	if _, err := Preflight(testContext(t), o.conn, PreflightConfig{Source: o.cfg.Source, ReplicationUser: "postgres"}); err != nil {
+	if _, err := Preflight(pgtest.Context(t), o.conn, PreflightConfig{Source: o.cfg.Source, ReplicationUser: "postgres"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -184,7 +154,7 @@ func TestSetupAtOnce(t *testing.T) {
 	var g errgroup.Group
 	for range 4 {
 		g.Go(func() error {
-			r, err := Setup(testContext(t), o.cfg)
+			r, err := Setup(pgtest.Context(t), o.cfg)
 			if r.SlotCreated {
 				made.Add(1)
 			}
@@ -201,17 +171,17 @@ func TestSetupTellsWhoBlocks(t *testing.T) {
 	// This needs a server of its own, because a transaction that writes blocks the creation of every slot.
 	p := pgtest.Start(t, servers.PostgresOptions{Settings: map[string]string{"fsync": "off", "max_prepared_transactions": "2"}})
 	o := ownServer(t, p)
-	writer, err := pgx.Connect(testContext(t), o.dsn)
+	writer, err := pgx.Connect(pgtest.Context(t), o.dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer writer.Close(context.Background())
-	tx, err := writer.Begin(testContext(t))
+	tx, err := writer.Begin(pgtest.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var xid string
-	if err := tx.QueryRow(testContext(t), "select pg_current_xact_id()::text").Scan(&xid); err != nil {
+	if err := tx.QueryRow(pgtest.Context(t), "select pg_current_xact_id()::text").Scan(&xid); err != nil {
 		t.Fatal(err)
 	}
 	pid := o.text("select pid::text from pg_locks where locktype = 'transactionid' and transactionid::text = $1", xid)
@@ -223,7 +193,7 @@ func TestSetupTellsWhoBlocks(t *testing.T) {
 		defer mu.Unlock()
 		told = b
 	}
-	_, err = Setup(testContext(t), o.cfg)
+	_, err = Setup(pgtest.Context(t), o.cfg)
 	for _, word := range []string{
 		"create slot", "not done within 4s", "pid " + pid, "transaction " + xid, `user "postgres"`, "open since 20",
 		"select pg_terminate_backend(" + pid + ")", `run "outbox-cdc init" again`,
@@ -244,15 +214,15 @@ func TestSetupTellsWhoBlocks(t *testing.T) {
 		t.Errorf("checkpoint: %s", o.checkpoint())
 	}
 	// A prepared transaction has no pid.
-	if _, err := tx.Exec(testContext(t), "prepare transaction 'orphan'"); err != nil {
+	if _, err := tx.Exec(pgtest.Context(t), "prepare transaction 'orphan'"); err != nil {
 		t.Fatal(err)
 	}
 	o.cfg.Timeout = time.Second
-	_, err = Setup(testContext(t), o.cfg)
+	_, err = Setup(pgtest.Context(t), o.cfg)
 	if err == nil || !strings.Contains(err.Error(), `prepared transaction "orphan"`) || !strings.Contains(err.Error(), "rollback prepared 'orphan'") {
 		t.Errorf("%v", err)
 	}
-	if _, err := writer.Exec(testContext(t), "rollback prepared 'orphan'"); err != nil {
+	if _, err := writer.Exec(pgtest.Context(t), "rollback prepared 'orphan'"); err != nil {
 		t.Fatal(err)
 	}
 	if r := o.setup(); !r.SlotCreated {
@@ -264,10 +234,10 @@ func TestSetupTellsWhoBlocks(t *testing.T) {
 func ownServer(t *testing.T, p *servers.Postgres) *outboxDB {
 	t.Helper()
 	dsn := p.DSN("postgres")
-	if err := migrations.Apply(testContext(t), dsn, migrations.Options{}); err != nil {
+	if err := migrations.Apply(pgtest.Context(t), dsn, migrations.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgx.Connect(testContext(t), dsn)
+	conn, err := pgx.Connect(pgtest.Context(t), dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,8 +249,8 @@ func TestSetupBacklog(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
 	o.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')")
-	_, err := Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Config, "public.event_outbox holds rows", `"outbox-cdc init --backlog none"`)
+	_, err := Setup(pgtest.Context(t), o.cfg)
+	exitcodetest.Want(t, err, exitcode.Config, "public.event_outbox holds rows", `"outbox-cdc init --backlog none"`)
 	if o.slot() != "none" || o.checkpoint() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
 		t.Error("a refusal made something")
 	}
@@ -294,13 +264,13 @@ func TestSetupBacklogWhileWaiting(t *testing.T) {
 	t.Parallel()
 	p := pgtest.Start(t, servers.PostgresOptions{Settings: servers.NoSync()})
 	o := ownServer(t, p)
-	writer, err := pgx.Connect(testContext(t), o.dsn)
+	writer, err := pgx.Connect(pgtest.Context(t), o.dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer writer.Close(context.Background())
 	const insert = "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')"
-	if _, err := writer.Exec(testContext(t), "begin; "+insert); err != nil {
+	if _, err := writer.Exec(pgtest.Context(t), "begin; "+insert); err != nil {
 		t.Fatal(err)
 	}
 	var once sync.Once
@@ -311,8 +281,8 @@ func TestSetupBacklogWhileWaiting(t *testing.T) {
 			}
 		})
 	}
-	_, err = Setup(testContext(t), o.cfg)
-	wantProblem(t, err, exitcode.Config, "holds rows from before the slot")
+	_, err = Setup(pgtest.Context(t), o.cfg)
+	exitcodetest.Want(t, err, exitcode.Config, "holds rows from before the slot")
 	if o.slot() != "none" {
 		t.Error("a slot was left behind: " + o.slot())
 	}
@@ -331,8 +301,8 @@ func TestSetupAfterAnAbortedOne(t *testing.T) {
 			o := newOutbox(t)
 			o.exec(before...)
 			old := o.slot()
-			_, err := Preflight(testContext(t), o.conn, PreflightConfig{Source: o.cfg.Source})
-			wantProblem(t, err, exitcode.Config, `run "outbox-cdc init"`)
+			_, err := Preflight(pgtest.Context(t), o.conn, PreflightConfig{Source: o.cfg.Source})
+			exitcodetest.Want(t, err, exitcode.Config, `run "outbox-cdc init"`)
 			if r := o.setup(); !r.SlotCreated || o.slot() == old {
 				t.Errorf("%+v, slot %s before and %s after", r, old, o.slot())
 			}
@@ -353,8 +323,8 @@ func TestSetupEpoch(t *testing.T) {
 	}
 	p := newOutbox(t)
 	p.exec("insert into outbox_parked (processor_id, commit_lsn, tx_index, agg_hash, status, event) values (1, '7F/0', 0, 1, 'dead', '{}')")
-	_, err := Setup(testContext(t), p.cfg)
-	wantProblem(t, err, exitcode.SlotLost, "another history", "docs/operations.md#parked-rows", `"outbox-cdc dlq kill --all"`)
+	_, err := Setup(pgtest.Context(t), p.cfg)
+	exitcodetest.Want(t, err, exitcode.SlotLost, "another history", "docs/operations.md#parked-rows", `"outbox-cdc dlq kill --all"`)
 	if p.slot() != "none" {
 		t.Error("a slot was left behind")
 	}
@@ -439,11 +409,11 @@ func TestSetupRefuses(t *testing.T) {
 				test.change(o)
 			}
 			slot, checkpoint := o.slot(), o.checkpoint()
-			_, err := Setup(testContext(t), o.cfg)
+			_, err := Setup(pgtest.Context(t), o.cfg)
 			for i := range test.words {
 				test.words[i] = strings.ReplaceAll(test.words[i], "SLOT", o.cfg.Slot)
 			}
-			wantProblem(t, err, test.code, test.words...)
+			exitcodetest.Want(t, err, test.code, test.words...)
 			if strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("the password is in: %v", err)
 			}

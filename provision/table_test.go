@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // partitioned makes event_outbox a partitioned table with one partition, p1.
@@ -98,10 +100,10 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 				o.partitioned()
 			}
 			o.exec(test.sql)
-			_, err := FindTable(testContext(t), o.dsn, o.cfg.Source)
-			wantProblem(t, err, exitcode.Config, test.words...)
-			_, err = Setup(testContext(t), o.cfg)
-			wantProblem(t, err, exitcode.Config, test.words...)
+			_, err := FindTable(pgtest.Context(t), o.dsn, o.cfg.Source)
+			exitcodetest.Want(t, err, exitcode.Config, test.words...)
+			_, err = Setup(pgtest.Context(t), o.cfg)
+			exitcodetest.Want(t, err, exitcode.Config, test.words...)
 			if got := o.slot(); got != "none" {
 				t.Errorf("init has left %s", got)
 			}
@@ -127,9 +129,9 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 			}
 			o.exec(test.sql)
 			_, err = o.preflight()
-			wantProblem(t, err, exitcode.Config, test.words...)
+			exitcodetest.Want(t, err, exitcode.Config, test.words...)
 			_, err = o.drift(f)
-			wantProblem(t, err, exitcode.Config, test.words...)
+			exitcodetest.Want(t, err, exitcode.Config, test.words...)
 			o.exec(test.remedy)
 			if moved, err := o.drift(f); moved != "" || err != nil {
 				t.Errorf("after the remedy: %s, %v", moved, err)
@@ -166,10 +168,10 @@ func TestGeneratedColumnFrom18(t *testing.T) {
 	}
 	o.exec("alter table event_outbox drop column tenant_id cascade",
 		"alter table event_outbox add column tenant_id text generated always as (aggregate_type || '!') stored")
-	_, err := Setup(testContext(t), o.cfg)
+	_, err := Setup(pgtest.Context(t), o.cfg)
 	create := `create publication "outbox_cdc" for table "public"."event_outbox" with ` +
 		`(publish = 'insert', publish_via_partition_root = true, publish_generated_columns = stored)`
-	wantProblem(t, err, exitcode.Config, "tenant_id", create, "docs/operations.md#generated")
+	exitcodetest.Want(t, err, exitcode.Config, "tenant_id", create, "docs/operations.md#generated")
 	if o.slot() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
 		t.Error("a refusal made something")
 	}
@@ -181,12 +183,12 @@ func TestGeneratedColumnFrom18(t *testing.T) {
 	}
 	o.exec("alter publication outbox_cdc set (publish_generated_columns = none)")
 	_, err = o.drift(f)
-	wantProblem(t, err, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set (publish_generated_columns = stored)`)
+	exitcodetest.Want(t, err, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set (publish_generated_columns = stored)`)
 	o.exec(`alter publication "outbox_cdc" set (publish_generated_columns = stored)`,
 		"alter publication outbox_cdc set table event_outbox (id, aggregate_type, aggregate_id, event_type, event_version, payload, metadata, "+
 			"created_at, max_retries, correlation_id, causation_id)")
 	_, err = o.preflight()
-	wantProblem(t, err, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set table "public"."event_outbox"; alter publication`)
+	exitcodetest.Want(t, err, exitcode.Config, "generated: tenant_id", `alter publication "outbox_cdc" set table "public"."event_outbox"; alter publication`)
 	o.exec(`alter publication "outbox_cdc" set table "public"."event_outbox"`)
 	if _, err := o.preflight(); err != nil {
 		t.Error(err)
@@ -210,7 +212,7 @@ func TestUnloggedInAPublishedSchema(t *testing.T) {
 	}
 	o.exec("alter table shop.events set unlogged")
 	_, err = o.drift(f)
-	wantProblem(t, err, exitcode.Config, "table shop.events is unlogged", `alter table "shop"."events" set logged`)
+	exitcodetest.Want(t, err, exitcode.Config, "table shop.events is unlogged", `alter table "shop"."events" set logged`)
 	o.exec(`alter table "shop"."events" set logged`)
 	if moved, err := o.drift(f); moved != "" || err != nil {
 		t.Errorf("%s, %v", moved, err)

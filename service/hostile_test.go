@@ -17,6 +17,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
@@ -81,7 +82,7 @@ func (h *hostile) write(aggregate string, types ...string) {
 	for _, typ := range types {
 		events = append(events, outbox.Event{AggregateType: "order", AggregateID: aggregate, EventType: typ, Payload: []byte("{}")})
 	}
-	if err := h.service.Wrapper.ExecuteWithOutbox(testContext(h.t), EventProducingOperation{Events: outbox.DomainEvents(events...)}); err != nil {
+	if err := h.service.Wrapper.ExecuteWithOutbox(pgtest.Context(h.t), EventProducingOperation{Events: outbox.DomainEvents(events...)}); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -115,7 +116,7 @@ func (h *hostile) ok(what string, err error) {
 func TestNothingOfOthersIsExecuted(t *testing.T) {
 	t.Parallel()
 	h := newHostile(t, (*pgtest.Database).Plant)
-	ctx := testContext(t)
+	ctx := pgtest.Context(t)
 	_, err := InitPlan(ctx, h.cfg, InitOptions{})
 	h.ok("plan", err)
 	_, err = Init(ctx, h.cfg, InitOptions{})
@@ -214,12 +215,12 @@ func TestPrintedSQLExecutesNothingOfOthers(t *testing.T) {
 	_, appDSN := h.newRole()
 	_, streamDSN := h.newRole()
 	h.cfg.Source.DSN, h.cfg.Source.ReplicationDSN = config.DSN(appDSN), config.DSN(streamDSN)
-	text, err := InitSQL(testContext(t), h.cfg, InitOptions{AdminDSN: h.admin})
+	text, err := InitSQL(pgtest.Context(t), h.cfg, InitOptions{AdminDSN: h.admin})
 	h.ok("print", err)
 	h.exec("set search_path = public, pg_catalog", text)
-	_, err = Init(testContext(t), h.cfg, InitOptions{})
+	_, err = Init(pgtest.Context(t), h.cfg, InitOptions{})
 	h.ok("init", err)
-	_, err = Destroy(testContext(t), h.cfg, DestroyOptions{AdminDSN: h.admin})
+	_, err = Destroy(pgtest.Context(t), h.cfg, DestroyOptions{AdminDSN: h.admin})
 	h.ok("destroy", err)
 	h.planted.CheckNothingCaught(t)
 }
@@ -241,7 +242,7 @@ func TestALedgerOfSomebodyElseIsRefused(t *testing.T) {
 			h := newHostile(t, (*pgtest.Database).Stranger)
 			h.planted.Exec(t, made)
 			h.exec("revoke create on schema public from " + h.planted.Role) // he could, once; and his things are still there
-			ctx := testContext(t)
+			ctx := pgtest.Context(t)
 			refused := func(what string, err error) {
 				t.Helper()
 				if err == nil || strings.Contains(err.Error(), "CAUGHT") {
@@ -250,7 +251,7 @@ func TestALedgerOfSomebodyElseIsRefused(t *testing.T) {
 			}
 			_, err := InitPlan(ctx, h.cfg, InitOptions{})
 			if strings.Contains(made, "checkpoints") {
-				wantExit(t, err, exitcode.Config, h.planted.Role, "source.ledger_schema")
+				exitcodetest.Want(t, err, exitcode.Config, h.planted.Role, "source.ledger_schema")
 			}
 			_, err = Init(ctx, h.cfg, InitOptions{})
 			refused("init", err)
@@ -284,7 +285,7 @@ http: {listen: ""}
 		t.Fatal(err)
 	}
 	w.configure(file)
-	if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+	if _, err := Init(pgtest.Context(t), w.cfg, InitOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	var stdout lockedBuffer
@@ -294,7 +295,7 @@ http: {listen: ""}
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(testContext(t))
+	ctx, cancel := context.WithCancel(pgtest.Context(t))
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
 	w.exec("insert into tasks values ('t1', 'red', '1', 'made', '{}')")
@@ -304,13 +305,13 @@ http: {listen: ""}
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	d, err := admin.ShowEvent(testContext(t), AdminConfig(w.cfg), admin.EventDetailsQuery{ID: "t1", Payload: true})
+	d, err := admin.ShowEvent(pgtest.Context(t), AdminConfig(w.cfg), admin.EventDetailsQuery{ID: "t1", Payload: true})
 	if err != nil || len(d.Log) != 1 || !strings.Contains(stdout.String(), `"red"`) {
 		t.Errorf("%+v, %v; stdout %s", d, err, stdout.String())
 	}
 	w.exec(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)
 		values (1, '0/1', 0, 't2', 1, 'dead', '{"aggregate_type":"order","aggregate_id":"1","event_type":"order.made"}')`)
-	if d, err = admin.ShowEvent(testContext(t), AdminConfig(w.cfg), admin.EventDetailsQuery{ID: "t2", Payload: true}); err != nil || len(d.Parked) != 1 {
+	if d, err = admin.ShowEvent(pgtest.Context(t), AdminConfig(w.cfg), admin.EventDetailsQuery{ID: "t2", Payload: true}); err != nil || len(d.Parked) != 1 {
 		t.Errorf("%+v, %v", d, err)
 	}
 }

@@ -3,9 +3,7 @@ package service
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"log/slog"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -18,6 +16,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
@@ -52,71 +51,32 @@ func (w *world) configure(path string, environ ...string) {
 
 func (w *world) exec(sqls ...string) {
 	w.t.Helper()
-	for _, sql := range sqls {
-		if _, err := w.conn.Exec(testContext(w.t), sql); err != nil {
-			w.t.Fatalf("%s: %v", sql, err)
-		}
-	}
+	pgtest.Exec(w.t, w.conn, sqls...)
 }
 
 func (w *world) text(sql string) string {
 	w.t.Helper()
-	var s string
-	if err := w.conn.QueryRow(testContext(w.t), sql).Scan(&s); err != nil {
-		w.t.Fatalf("%s: %v", sql, err)
-	}
-	return s
+	return pgtest.Text(w.t, w.conn, sql)
 }
 
 // newRole makes a login, which is dropped when the test ends, and returns its name and its DSN.
 func (w *world) newRole() (name, dsn string) {
 	w.t.Helper()
-	name = "role_" + strings.ToLower(rand.Text())
-	w.exec("create role " + name + " login password 'x'")
-	w.t.Cleanup(func() {
-		for _, sql := range []string{"drop owned by " + name, "drop role " + name} {
-			if _, err := w.conn.Exec(context.Background(), sql); err != nil {
-				w.t.Error(err)
-			}
-		}
-	})
-	u, err := url.Parse(w.admin)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	u.User = url.UserPassword(name, "x")
-	return name, u.String()
-}
-
-func testContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func wantExit(t *testing.T, err error, code exitcode.Code, words ...string) {
-	t.Helper()
-	if exitcode.Of(err) != code {
-		t.Fatalf("exit code of %v is not %d", err, code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("%q is not in: %v", w, err)
-		}
-	}
+	name, password := pgtest.NewLogin(w.t, w.conn)
+	return name, pgtest.WithLogin(w.t, w.admin, name, password)
 }
 
 func TestInitAndDestroy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	plan, err := InitPlan(testContext(t), w.cfg, InitOptions{})
+	plan, err := InitPlan(pgtest.Context(t), w.cfg, InitOptions{})
 	if err != nil || len(plan) != 3 || plan[0] != "apply 004_create_outbox_tables.sql in schema public" {
 		t.Errorf("plan %q, %v", plan, err)
 	}
 	if n := w.text("select count(*)::text from pg_class where relname ~ 'outbox'"); n != "0" {
 		t.Errorf("the plan made %s relations", n)
 	}
-	result, err := Init(testContext(t), w.cfg, InitOptions{})
+	result, err := Init(pgtest.Context(t), w.cfg, InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,24 +91,24 @@ func TestInitAndDestroy(t *testing.T) {
 	if got := w.text("select concat_ws(' ', connector, processor_name, processor_type, since) from outbox_processors"); got != w.cfg.Name+" stdout stdout -infinity" {
 		t.Errorf("processor %s", got)
 	}
-	result, err = Init(testContext(t), w.cfg, InitOptions{})
+	result, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
 	if diff := cmp.Diff(InitResult{Migrations: []string{}}, result); diff != "" || err != nil {
 		t.Errorf("again: %v %s", err, diff)
 	}
-	if plan, err := InitPlan(testContext(t), w.cfg, InitOptions{}); len(plan) != 0 || err != nil {
+	if plan, err := InitPlan(pgtest.Context(t), w.cfg, InitOptions{}); len(plan) != 0 || err != nil {
 		t.Errorf("plan afterwards: %q, %v", plan, err)
 	}
-	gone, err := Destroy(testContext(t), w.cfg, DestroyOptions{Ledger: true})
+	gone, err := Destroy(pgtest.Context(t), w.cfg, DestroyOptions{Ledger: true})
 	if diff := cmp.Diff(DestroyResult{true, true, true, true}, gone); diff != "" || err != nil {
 		t.Errorf("destroy: %v %s", err, diff)
 	}
 	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')")
-	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Config, "holds rows", "--backlog none")
+	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Config, "holds rows", "--backlog none")
 	if w.text("select count(*)::text from pg_class where relname = 'outbox_parked'") != "0" {
 		t.Error("a refusal made tables")
 	}
-	if _, err = Init(testContext(t), w.cfg, InitOptions{SkipBacklog: true}); err != nil {
+	if _, err = Init(pgtest.Context(t), w.cfg, InitOptions{SkipBacklog: true}); err != nil {
 		t.Error(err)
 	}
 	if got := w.text("select (since > now() - interval '1 minute')::text from outbox_processors"); got != "true" {
@@ -172,15 +132,15 @@ sinks: [{type: stdout}]
 		t.Fatal(err)
 	}
 	w.configure(file)
-	_, err := Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Config, "table shop.event_outbox does not exist", "source.table")
+	_, err := Init(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Config, "table shop.event_outbox does not exist", "source.table")
 	if w.text("select count(*)::text from pg_class where relname ~ 'outbox'") != "0" {
 		t.Error("a refusal made tables")
 	}
 	const mine = `create schema shop
 		create table event_outbox (key bigint generated always as identity, aggregate_type text, aggregateid text, event_type text, payload jsonb, created_at timestamptz, status text)`
 	w.exec(mine)
-	if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+	if _, err := Init(pgtest.Context(t), w.cfg, InitOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	got := w.text("select string_agg(relname || ' ' || format_type(atttypid, null), ', ' order by relname) from pg_class join pg_attribute on attrelid = pg_class.oid where relnamespace = 'cdc'::regnamespace and attname = 'event_id' and relkind in ('r', 'p') and not relispartition")
@@ -193,7 +153,7 @@ sinks: [{type: stdout}]
 	if n := w.text("select count(*)::text from pg_index where indrelid = 'shop.event_outbox'::regclass"); n != "0" {
 		t.Error("the user's table was altered")
 	}
-	if text, err := InitSQL(testContext(t), w.cfg, InitOptions{}); err != nil || !strings.Contains(text, "set local outbox.event_id_type = text") {
+	if text, err := InitSQL(pgtest.Context(t), w.cfg, InitOptions{}); err != nil || !strings.Contains(text, "set local outbox.event_id_type = text") {
 		t.Errorf("printed SQL: %v", err)
 	}
 }
@@ -202,25 +162,25 @@ func TestInitRefuses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.exec("create table outbox_metrics (mine int)")
-	_, err := Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Config, "table outbox_metrics is not ours", "columns unknown: mine", "source.ledger_schema")
+	_, err := Init(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Config, "table outbox_metrics is not ours", "columns unknown: mine", "source.ledger_schema")
 
 	w = newWorld(t)
 	w.cfg.Source.DSN = "postgres://u:hunter2@127.0.0.1:1/d?sslmode=disable"
-	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Unavailable, "cannot be reached", "connection refused")
-	_, err = Destroy(testContext(t), w.cfg, DestroyOptions{})
-	wantExit(t, err, exitcode.Unavailable, "cannot be reached")
+	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Unavailable, "cannot be reached", "connection refused")
+	_, err = Destroy(pgtest.Context(t), w.cfg, DestroyOptions{})
+	exitcodetest.Want(t, err, exitcode.Unavailable, "cannot be reached")
 
 	w = newWorld(t)
 	name, dsn := w.newRole()
 	w.exec("revoke create on schema public from public") // as it is from PostgreSQL 15 on
 	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(dsn), config.DSN(dsn)
-	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Privilege, "may not replicate", "alter role \""+name)
+	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Privilege, "may not replicate", "alter role \""+name)
 	w.exec("alter role " + name + " replication")
-	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Privilege, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
+	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Privilege, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
 }
 
 // Init warns if another role may create things in the ledger's schema. What it has created there is refused before
@@ -230,31 +190,31 @@ func TestInitAmongOthers(t *testing.T) {
 	w := newWorld(t)
 	role, dsn := w.newRole()
 	w.exec("revoke create on schema public from public", "grant create, usage on schema public to "+role)
-	thief, err := pgx.Connect(testContext(t), dsn)
+	thief, err := pgx.Connect(pgtest.Context(t), dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer thief.Close(testContext(t))
+	defer thief.Close(pgtest.Context(t))
 	// The other role plants a view in the ledger's schema, in a session of its own.
 	for _, sql := range []string{
 		"create function public.ran() returns text language plpgsql as 'begin raise ''ran as %'', current_user; end'",
 		"create view public.outbox_checkpoints as select public.ran() as slot_name, 'ready' as state, '1' as system_identifier",
 		"grant select on public.outbox_checkpoints to public",
 	} {
-		if _, err := thief.Exec(testContext(t), sql); err != nil {
+		if _, err := thief.Exec(pgtest.Context(t), sql); err != nil {
 			t.Fatal(err)
 		}
 	}
 	want := "public.outbox_checkpoints belongs to role " + role + ", who could run code with your rights through it"
-	_, err = Init(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Config, want, "source.ledger_schema")
-	_, err = InitPlan(testContext(t), w.cfg, InitOptions{})
-	wantExit(t, err, exitcode.Config, want)
-	_, err = Destroy(testContext(t), w.cfg, DestroyOptions{Ledger: true})
-	wantExit(t, err, exitcode.Config, want)
+	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Config, want, "source.ledger_schema")
+	_, err = InitPlan(pgtest.Context(t), w.cfg, InitOptions{})
+	exitcodetest.Want(t, err, exitcode.Config, want)
+	_, err = Destroy(pgtest.Context(t), w.cfg, DestroyOptions{Ledger: true})
+	exitcodetest.Want(t, err, exitcode.Config, want)
 
 	w.exec("drop view public.outbox_checkpoints")
-	result, err := Init(testContext(t), w.cfg, InitOptions{})
+	result, err := Init(pgtest.Context(t), w.cfg, InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +229,7 @@ func TestInitAmongOthers(t *testing.T) {
 		{"revoke create on schema public from public", ""},
 	} {
 		w.exec(test.grant)
-		result, err := Init(testContext(t), w.cfg, InitOptions{})
+		result, err := Init(pgtest.Context(t), w.cfg, InitOptions{})
 		if got := strings.Join(result.Warnings, "; "); err != nil || !strings.HasPrefix(got, test.want) || test.want == "" && got != "" {
 			t.Errorf("%s: %q, %v; want %q", test.grant, got, err, test.want)
 		}
@@ -280,14 +240,14 @@ func TestInitAmongOthers(t *testing.T) {
 func TestInitWaitsForALock(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+	if _, err := Init(pgtest.Context(t), w.cfg, InitOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	key := w.text("select hashtextextended('outbox-cdc slot ' || '" + w.cfg.Source.Slot + "', 0)::text")
 	for _, lock := range []struct{ key, what string }{{key, "slot " + strconv.Quote(w.cfg.Source.Slot)}, {"122550254464888", "the schema of outbox-cdc"}} {
 		w.exec("set application_name = 'the other one'", "select pg_advisory_lock("+lock.key+")")
 		told := ""
-		_, err := Init(testContext(t), w.cfg, InitOptions{Timeout: 1200 * time.Millisecond, WaitingForLock: func(holder string) { told = holder }})
+		_, err := Init(pgtest.Context(t), w.cfg, InitOptions{Timeout: 1200 * time.Millisecond, WaitingForLock: func(holder string) { told = holder }})
 		if err == nil || !strings.Contains(err.Error(), lock.what+" is locked by another session, and still was after 1.2s: pid ") || !strings.Contains(err.Error(), `"the other one"`) {
 			t.Errorf("%s: %v", lock.what, err)
 		}
@@ -298,7 +258,7 @@ func TestInitWaitsForALock(t *testing.T) {
 		ended := make(chan error, 1)
 		holders := make(chan string, 10)
 		go func() {
-			_, err := Destroy(testContext(t), w.cfg, DestroyOptions{Ledger: true, WaitingForLock: func(holder string) { holders <- holder }})
+			_, err := Destroy(pgtest.Context(t), w.cfg, DestroyOptions{Ledger: true, WaitingForLock: func(holder string) { holders <- holder }})
 			ended <- err
 		}()
 		select {
@@ -313,7 +273,7 @@ func TestInitWaitsForALock(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Errorf("%s: destroy: %v", lock.what, err)
 		}
-		if _, err := Init(testContext(t), w.cfg, InitOptions{}); err != nil {
+		if _, err := Init(pgtest.Context(t), w.cfg, InitOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -328,11 +288,11 @@ func TestInitByAdministrator(t *testing.T) {
 	w.exec("alter role " + stream + " replication")
 	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(appDSN), config.DSN(streamDSN)
 	o := InitOptions{AdminDSN: w.admin}
-	plan, err := InitPlan(testContext(t), w.cfg, o)
+	plan, err := InitPlan(pgtest.Context(t), w.cfg, o)
 	if err != nil || len(plan) != 4 || plan[1] != "grant role "+app+" what it needs" {
 		t.Errorf("plan %q, %v", plan, err)
 	}
-	if _, err := Init(testContext(t), w.cfg, o); err != nil {
+	if _, err := Init(pgtest.Context(t), w.cfg, o); err != nil {
 		t.Fatal(err)
 	}
 	runAndDeliver(t, w)
@@ -345,12 +305,12 @@ func TestLeastPrivilege(t *testing.T) {
 	_, appDSN := w.newRole()
 	_, streamDSN := w.newRole()
 	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(appDSN), config.DSN(streamDSN)
-	text, err := InitSQL(testContext(t), w.cfg, InitOptions{AdminDSN: w.admin})
+	text, err := InitSQL(pgtest.Context(t), w.cfg, InitOptions{AdminDSN: w.admin})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.exec("revoke create on schema public from public", text)
-	result, err := Init(testContext(t), w.cfg, InitOptions{})
+	result, err := Init(pgtest.Context(t), w.cfg, InitOptions{})
 	if err != nil || result.PublicationCreated || !result.SlotCreated || len(result.Migrations) != 0 {
 		t.Fatalf("%+v, %v", result, err)
 	}
@@ -369,7 +329,7 @@ func runAndDeliver(t *testing.T, w *world) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(testContext(t))
+	ctx, cancel := context.WithCancel(pgtest.Context(t))
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -182,7 +183,7 @@ PublisherConfig.topic: is not UTF-8
 LedgerSchema: …`},
 	} {
 		_, err := test.c.load([]string{"DATABASE_URL=" + test.c.DatabaseURL})
-		wantExit(t, err, exitcode.Config)
+		exitcodetest.Want(t, err, exitcode.Config)
 		if strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: a secret is told", name)
 		}
@@ -272,7 +273,7 @@ func TestPreset(t *testing.T) {
 		"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=many", "OUTBOX_RETENTION_DAYS=x",
 	})
 	_, err := c.load(environ, mistakes...)
-	wantExit(t, err, exitcode.Config, "OUTBOX_BATCH_SIZE: delivery.batch_size", "OUTBOX_RETENTION_DAYS: is no number of days", `Topics: "kafak" is no type of sink`,
+	exitcodetest.Want(t, err, exitcode.Config, "OUTBOX_BATCH_SIZE: delivery.batch_size", "OUTBOX_RETENTION_DAYS: is no number of days", `Topics: "kafak" is no type of sink`,
 		"PublisherConfig.brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
 	for variable, want := range map[string]string{
 		"OUTBOX_PUBLISHER_TYPE=in_process":       `OUTBOX_PUBLISHER_TYPE: "in_process" is no type of sink`,
@@ -282,12 +283,12 @@ func TestPreset(t *testing.T) {
 	} {
 		c, environ, mistakes := p.config(append(page, "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_MEMBERS=", "OUTBOX_WEBHOOK_URL=https://h", variable))
 		_, err := c.load(environ, mistakes...)
-		wantExit(t, err, exitcode.Config, want)
+		exitcodetest.Want(t, err, exitcode.Config, want)
 	}
 	for _, types := range [][]string{{"kafak"}, {"kafak", "composite"}, {"stdout", "kafak"}} {
 		c, environ, mistakes = Preset{Sinks: types}.config([]string{"DATABASE_URL=" + testDSN})
 		_, err = c.load(environ, mistakes...)
-		wantExit(t, err, exitcode.Config, fmt.Sprintf(`Sinks[%d]: "kafak" is no type of sink`, slices.Index(types, "kafak")))
+		exitcodetest.Want(t, err, exitcode.Config, fmt.Sprintf(`Sinks[%d]: "kafak" is no type of sink`, slices.Index(types, "kafak")))
 		if strings.Contains(err.Error(), "Publisher") {
 			t.Errorf("%v: what nobody wrote is wrong, too: %v", types, err)
 		}

@@ -17,6 +17,8 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/router"
@@ -59,7 +61,7 @@ routes:
 		t.Fatal(err)
 	}
 	_, _, err := config.LoadWith(file, nil, config.Options{CheckSink: CheckSink})
-	wantExit(t, err, exitcode.Config)
+	exitcodetest.Want(t, err, exitcode.Config)
 	want := `DIR/outbox.yaml:6: sinks[0].credentials_file: DIR/nowhere.creds cannot be read: no such file or directory
 DIR/outbox.yaml:7: sinks[0].topic: "a.>" is no subject to publish to: it has a space, a control character, * or >
 DIR/outbox.yaml:11: sinks[1].credentials_file: nkeys: no nkey seed found
@@ -73,7 +75,7 @@ DIR/outbox.yaml:25: routes[0].topic: for "hook": is a URL of another scheme, hos
 		t.Errorf("mistakes (-want +got):\n%s", diff)
 	}
 	_, err = Build(loadFile(t, "sinks: [{type: event_bus, url: nats://localhost, credentials_file: "+dir+"/nowhere.creds}]\n"), BuildOptions{})
-	wantExit(t, err, exitcode.Config, "sinks[0].credentials_file: "+dir+"/nowhere.creds cannot be read: no such file or directory")
+	exitcodetest.Want(t, err, exitcode.Config, "sinks[0].credentials_file: "+dir+"/nowhere.creds cannot be read: no such file or directory")
 }
 
 // The configuration refuses a topic if, and only if, the sink would permanently refuse every event with it.
@@ -84,7 +86,7 @@ func TestTopicsAsTheSinksSeeThem(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(broker.Close)
-	nats, err := servers.StartNATS(testContext(t), servers.NATSOptions{})
+	nats, err := servers.StartNATS(pgtest.Context(t), servers.NATSOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +146,7 @@ func TestTopicsAsTheSinksSeeThem(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			errs := s.Deliver(testContext(t), []sinks.Message{{Event: &event, Topic: template.Expand(&event), Key: "a", Attempt: 1}})
+			errs := s.Deliver(pgtest.Context(t), []sinks.Message{{Event: &event, Topic: template.Expand(&event), Key: "a", Attempt: 1}})
 			var refused error
 			if errs != nil && errors.Is(errs[0], sinks.ErrPermanent) {
 				refused = errs[0]

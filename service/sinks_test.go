@@ -11,6 +11,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
@@ -90,7 +91,7 @@ func TestBuildFindsMistakes(t *testing.T) {
 		"sinks[0].url":       "{name: r, type: redis_stream, url: \"redis://h/not-a-number\"}",
 	} {
 		_, err := Build(loadFile(t, "sinks: ["+sink+"]\n"), BuildOptions{})
-		wantExit(t, err, exitcode.Config, want)
+		exitcodetest.Want(t, err, exitcode.Config, want)
 		if err != nil && strings.Contains(err.Error(), "%%%") {
 			t.Errorf("a secret is told: %v", err)
 		}

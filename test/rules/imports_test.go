@@ -66,6 +66,7 @@ var plan = []place{
 	},
 	{packages: []string{"internal/servers/cmd/kafkafake"}, imports: []string{"internal/servers"}},
 	{packages: []string{"internal/testcert"}, imports: none, importers: none},
+	{packages: []string{"internal/exitcode/exitcodetest"}, imports: []string{"internal/exitcode"}, importers: none},
 	{packages: []string{"internal/pgtest"}, imports: []string{"internal/servers", "migrations"}, importers: []string{"outboxtest"}},
 	// The demo uses the connector as a person does.
 	{
