@@ -1,8 +1,8 @@
 // Package rules holds the rules of this repository that a test can hold: which package may import which, and the rules of
 // style for which no linter exists. The linters are in .golangci.yml. One way to hold each rule.
 //
-// Some rules have exceptions: allowed.txt lists those that are meant to stay, with the reason. known.txt lists violations that
-// are to be mended. A line of either that is no longer needed fails the test: "go test ./test/rules -update" removes it.
+// Some rules have exceptions: allowed.txt lists them, each with its reason. A line that is no longer needed fails the test:
+// "go test ./test/rules -update" removes it.
 package rules
 
 import (

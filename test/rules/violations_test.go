@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "remove the lines of allowed.txt and known.txt that are no longer needed")
+var update = flag.Bool("update", false, "remove the lines of allowed.txt that are no longer needed")
 
-// violations are what breaks a rule, by the name under which a list may excuse it. Names have no line numbers, which
+// violations are what breaks a rule, by the name under which allowed.txt may excuse it. Names have no line numbers, which
 // change too often.
 type violations map[string]string
 
@@ -27,51 +27,47 @@ func (v *violations) add(name, format string, args ...any) {
 	}
 }
 
-// lists are the files with what is excused. A line is
+// allowed is the file with what is excused. A line is
 //
 //	rule: name  # reason
-//
-// and every line of allowed.txt needs its reason.
-var lists = []string{"allowed.txt", "known.txt"}
+const allowed = "allowed.txt"
 
-// listsMu is held while lists are read or written: the tests run in parallel.
-var listsMu sync.Mutex
+// allowedMu is held while the file is read or written: the tests run in parallel.
+var allowedMu sync.Mutex
 
-// compare fails for each violation that no list excuses, and for each excuse that is no longer needed.
+// compare fails for each violation that is not excused, and for each excuse that has no reason or is no longer needed.
 func (v violations) compare(t *testing.T, rule string) {
 	t.Helper()
-	listsMu.Lock()
-	defer listsMu.Unlock()
+	allowedMu.Lock()
+	defer allowedMu.Unlock()
+	text, err := os.ReadFile(allowed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	excused := map[string]bool{}
-	for _, list := range lists {
-		text, err := os.ReadFile(list)
-		if err != nil {
+	var keep []string
+	for line := range strings.Lines(string(text)) {
+		name, reason, ok := parseLine(line, rule)
+		switch {
+		case !ok:
+		case reason == "":
+			t.Errorf("%s: %s: say why", allowed, strings.TrimSpace(line))
+		case excused[name] && *update:
+			continue
+		case excused[name]:
+			t.Errorf("%s: %s %q is excused twice", allowed, rule, name)
+		case v[name] == "" && !*update:
+			t.Errorf("%s: %s %q is mended: remove the line, or run go test ./test/rules -update", allowed, rule, name)
+		case v[name] == "":
+			continue
+		default:
+			excused[name] = true
+		}
+		keep = append(keep, line)
+	}
+	if now := strings.Join(keep, ""); *update && now != string(text) {
+		if err := os.WriteFile(allowed, []byte(now), 0o644); err != nil {
 			t.Fatal(err)
-		}
-		var keep []string
-		for line := range strings.Lines(string(text)) {
-			name, reason, ok := parseLine(line, rule)
-			switch {
-			case !ok:
-			case list == "allowed.txt" && reason == "":
-				t.Errorf("%s: %s: say why", list, strings.TrimSpace(line))
-			case excused[name] && *update:
-				continue
-			case excused[name]:
-				t.Errorf("%s: %s %q is excused twice", list, rule, name)
-			case v[name] == "" && !*update:
-				t.Errorf("%s: %s %q is mended: remove the line, or run go test ./test/rules -update", list, rule, name)
-			case v[name] == "":
-				continue
-			default:
-				excused[name] = true
-			}
-			keep = append(keep, line)
-		}
-		if now := strings.Join(keep, ""); *update && now != string(text) {
-			if err := os.WriteFile(list, []byte(now), 0o644); err != nil {
-				t.Fatal(err)
-			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(v)) {
@@ -81,7 +77,7 @@ func (v violations) compare(t *testing.T, rule string) {
 	}
 }
 
-// parseLine reads a line of a list; ok is false if it is not of this rule.
+// parseLine reads a line of the file; ok is false if it is not of this rule.
 func parseLine(line, rule string) (name, reason string, ok bool) {
 	line = strings.TrimSpace(line)
 	if strings.HasPrefix(line, "#") {
@@ -111,22 +107,20 @@ func TestParseLine(t *testing.T) {
 	}
 }
 
-// TestListsNameRules: a line of a rule that does not exist would excuse nothing, and never be missed.
-func TestListsNameRules(t *testing.T) {
+// TestAllowedNamesRules: a line of a rule that does not exist would excuse nothing, and nobody would miss it.
+func TestAllowedNamesRules(t *testing.T) {
 	t.Parallel()
-	listsMu.Lock()
-	defer listsMu.Unlock()
-	for _, list := range lists {
-		text, err := os.ReadFile(list)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(text)) {
-			line = strings.TrimSpace(line)
-			rule, _, _ := strings.Cut(line, ": ")
-			if line != "" && !strings.HasPrefix(line, "#") && !slices.Contains(ruleNames, rule) {
-				t.Errorf("%s: %q begins with none of %s", list, line, strings.Join(ruleNames, ", "))
-			}
+	allowedMu.Lock()
+	defer allowedMu.Unlock()
+	text, err := os.ReadFile(allowed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		rule, _, _ := strings.Cut(line, ": ")
+		if line != "" && !strings.HasPrefix(line, "#") && !slices.Contains(ruleNames, rule) {
+			t.Errorf("%s: %q begins with none of %s", allowed, line, strings.Join(ruleNames, ", "))
 		}
 	}
 }
