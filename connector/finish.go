@@ -184,7 +184,7 @@ func (f *finishing) add(o checkpoint.Outcome, err error) *checkpoint.Outcome {
 
 // dies counts an attempt if this failure uses one, and reports whether the message is given up.
 func (f *finishing) dies(d *delivery, err error) bool {
-	away := errors.Is(err, sinks.ErrUnavailable)
+	away := errors.Is(err, sinks.ErrUnavailable) || errors.Is(err, sinks.ErrTopicUnavailable)
 	giveUp := f.delivery.GiveUpAfter
 	if giveUp > 0 && !f.verdict.ended && f.completed.Sub(d.triedAt) > giveUp && f.verdict.closed() {
 		return true

@@ -5,6 +5,7 @@ package sinks
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -48,10 +49,16 @@ type Message struct {
 //   - ErrPermanent: this message can never be accepted (it is too large, or its topic has an illegal name). It becomes a dead
 //     letter. If the destination refuses several messages together, that says nothing about any one of them: Deliver sends them
 //     again in smaller groups, and in the end one by one.
-//   - ErrUnavailable: the destination is away (cannot dial, time-out, not leader, unknown topic, no right to it). Such
-//     a try uses up no attempt, however often it happens.
-//   - ErrNotAttempted: the message was not sent. Either an earlier message of its aggregate in this batch was not
-//     accepted, or the time ran out before Deliver began with this one. That says nothing about the destination.
+//   - ErrUnavailable: the destination is away (cannot dial, time-out, no right to anything). Such a try uses up no attempt,
+//     however often it happens, and enough of them in a row open the breaker: the sink is left alone for a while.
+//   - ErrTopicUnavailable: the destination answered, but what this message's topic names (a Kafka topic or partition, a Redis
+//     stream or the node of its slot, a NATS subject, a URL) is away, missing or forbidden. Such a try uses up no attempt, and
+//     the breaker does not count it. Only a sink whose topics differ uses this class. A sink with one topic is as good as away
+//     when that topic is, and reports ErrUnavailable. Topics.Unavailable chooses.
+//   - ErrNotAttempted: the message was not sent. Either an earlier message of its aggregate in this batch was not accepted, or
+//     the time ran out before Deliver began with this one. With a time (After), the sink knows that the message's topic is away,
+//     or the destination has asked for a pause: the message is due when that time has passed. None of this says anything about
+//     the destination. If the destination as a whole is away, the class is ErrUnavailable instead, also where nothing was sent.
 //   - any other error: this message was refused this time. That uses up an attempt.
 //
 // If a message was not accepted, for whatever reason, no later message of the same aggregate in the batch may be
@@ -60,10 +67,12 @@ type Message struct {
 // # Rules for Deliver
 //
 // Deliver returns at the latest when ctx ends. The outcome of messages that were on the wire then is unknown. All of them are
-// reported as ErrUnavailable, also those behind another one of their aggregate.
+// reported as ErrUnavailable, or ErrTopicUnavailable if other topics have answered meanwhile, also those behind another one of
+// their aggregate.
 //
 // Deliver does not try again, except for what a client library does by itself within the deadline. If it knows that the
-// destination is away, it fails at once. If the destination refuses a message because it has it already, the message
+// destination is away, it fails at once. It remembers topics that are away and asks them again at growing distances (Away), so
+// that topics which never answer do not fill each call with their time-outs. If the destination refuses a message because it has it already, the message
 // counts as accepted, unless it is New.
 //
 // Deliver must not change batch, and must not keep it after it has returned. Its errors contain no payload, no header, no
@@ -80,10 +89,39 @@ var (
 	ErrPermanent = errors.New("permanently refused")
 	// ErrUnavailable marks a destination that is away.
 	ErrUnavailable = errors.New("unavailable")
-	// ErrNotAttempted marks a message that was not sent, because an earlier one of its aggregate was not accepted, or
-	// because there was no time to begin it.
+	// ErrTopicUnavailable marks a message whose topic is away, missing or forbidden, at a destination that answers.
+	ErrTopicUnavailable = errors.New("topic unavailable")
+	// ErrNotAttempted marks a message that was not sent, because an earlier one of its aggregate was not accepted, because
+	// there was no time to begin it, or because its topic is known to be away.
 	ErrNotAttempted = errors.New("not attempted")
+
+	errPutOff = fmt.Errorf("%w: its topic was found away, and is not asked again yet", ErrNotAttempted)
 )
+
+// Topics says whether the messages of a sink have different topics. They have, or may have, if the sink's own topic or a route
+// to it contains a {field}, or if routes give it more than one topic.
+type Topics uint8
+
+const (
+	OneTopic Topics = iota
+	SeveralTopics
+)
+
+// Unavailable returns the class of an error that concerns what a message's topic names: see ErrTopicUnavailable.
+func (t Topics) Unavailable() error {
+	if t == SeveralTopics {
+		return ErrTopicUnavailable
+	}
+	return ErrUnavailable
+}
+
+// Chooser is a Sink that gives each message to one of several destinations, its members.
+type Chooser interface {
+	Sink
+	// DeliverBy does what Deliver does. It also returns, for each message that was accepted, the name of the member that has
+	// accepted it. Both results are nil for an empty batch; members is never nil otherwise.
+	DeliverBy(ctx context.Context, batch []Message) (errs []error, members []string)
+}
 
 // After adds to err that the destination asks not to be tried again before d has passed. The class of err stays the same.
 func After(d time.Duration, err error) error { return afterError{err, d} }

@@ -1,0 +1,59 @@
+package sinks
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestAwayDoubles(t *testing.T) {
+	t.Parallel()
+	var a Away[string]
+	now := time.Unix(0, 0)
+	if a.Wait("orders", now) != 0 {
+		t.Error("a topic that nobody has asked is away")
+	}
+	var waits []time.Duration
+	for range 7 {
+		a.Found("orders", now)
+		a.Found("orders", now) // by another lane
+		waits = append(waits, a.Wait("orders", now))
+		now = now.Add(a.Wait("orders", now))
+	}
+	second := time.Second
+	if want := []time.Duration{second, 2 * second, 4 * second, 8 * second, 16 * second, 30 * second, 30 * second}; !slices.Equal(waits, want) {
+		t.Errorf("waits %v, want %v", waits, want)
+	}
+	if a.Wait("orders", now) != 0 || a.Wait("invoices", now) != 0 {
+		t.Error("it must be asked when its time has come, and others always")
+	}
+	a.Answered("orders")
+	a.Found("orders", now)
+	if wait := a.Wait("orders", now); wait != second {
+		t.Errorf("after an answer it is asked again after %s, want 1s", wait)
+	}
+}
+
+func TestAwayIsBounded(t *testing.T) {
+	t.Parallel()
+	var a Away[int]
+	now := time.Unix(0, 0)
+	for n := range maxAway + 1 {
+		a.Found(n, now)
+	}
+	if len(a.topics) != maxAway || a.Wait(maxAway, now) != 0 {
+		t.Errorf("%d topics are remembered, want %d", len(a.topics), maxAway)
+	}
+	now = now.Add(firstAway)
+	if a.Found(-1, now); len(a.topics) != 1 || a.Wait(-1, now) != firstAway {
+		t.Errorf("%d topics are remembered, want only the one whose time has not come", len(a.topics))
+	}
+}
+
+func TestPutOffIsNoTry(t *testing.T) {
+	t.Parallel()
+	if err := PutOff(time.Second); !errors.Is(err, ErrNotAttempted) || RetryAfter(err) != time.Second {
+		t.Errorf("%v, after %s", err, RetryAfter(err))
+	}
+}
