@@ -147,6 +147,7 @@ func buildRoutes(cfg config.Config) ([]connector.Route, error) {
 
 // sinkBuilder holds what the builders of all types of sinks need.
 type sinkBuilder struct {
+	cfg     config.Config
 	options BuildOptions
 	source  string            // the source of CloudEvents for sinks that configure none
 	columns map[string]string // from the names of the user's columns to those of event_outbox
@@ -164,7 +165,7 @@ func newSinkBuilder(cfg config.Config, o BuildOptions) sinkBuilder {
 	if table := cfg.Source.Table; table != config.Default().Source.Table {
 		source += "/" + url.PathEscape(table)
 	}
-	b := sinkBuilder{options: o, source: source + "/{aggregate_type}", columns: map[string]string{
+	b := sinkBuilder{cfg: cfg, options: o, source: source + "/{aggregate_type}", columns: map[string]string{
 		c.ID: "id", c.AggregateType: "aggregate_type", c.AggregateID: "aggregate_id", c.EventType: "event_type", c.EventVersion: "event_version",
 		c.TenantID: "tenant_id", c.CorrelationID: "correlation_id", c.CausationID: "causation_id", c.CreatedAt: "created_at",
 	}}
