@@ -1,17 +1,11 @@
 package connector
 
 import (
-	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/sony/gobreaker/v2"
 )
-
-// brokenAfter is of how many aggregates in a row a message must have died, and nothing accepted between, for the receiver to
-// be taken for broken: it must not turn healthy events into dead letters.
-const brokenAfter = 5
 
 // turnStep is how long a lane waits for the lane whose turn comes before its own, when the breaker is half-open.
 const turnStep = 100 * time.Millisecond
@@ -25,59 +19,63 @@ type BreakerConfig struct {
 	ResetTimeout time.Duration
 }
 
+// breakerState is the state of a sink's breaker. The numbers are those of the metric.
+type breakerState uint8
+
+const (
+	// breakerClosed: the sink is called.
+	breakerClosed breakerState = iota
+	// breakerHalfOpen: one message, the probe, asks whether the destination is back.
+	breakerHalfOpen
+	// breakerOpen: the sink is left alone.
+	breakerOpen
+)
+
+var breakerStateNames = [...]string{"closed", "half-open", "open"}
+
+func (s breakerState) String() string { return breakerStateNames[s] }
+
 // breakerOwner is what a breaker knows of its sink.
 type breakerOwner struct {
-	name    string // of the sink
-	never   bool   // park_after: never. Nothing is parked, so the lanes are not asked to park
-	logger  *slog.Logger
-	changed func(gobreaker.State) // called with the first state and each new one
+	name   string // of the sink
+	never  bool   // park_after: never. Nothing is parked, so the lanes are not asked to park
+	logger *slog.Logger
+	// changed is called with the first state and each new one, in their order. It must not log, and must not wait for anything.
+	changed func(breakerState)
 }
 
-// breaker decides when a sink is left alone. It judges the destination, never a message, and outlives sessions. The state machine is
-// gobreaker's; what counts as a failure is decided here. The lanes call it from their own goroutines, and it wakes them by lane.ask.
+// breaker decides when a sink is left alone. It judges the destination, never a message, and has one reason to open: calls in
+// a row that found the destination away. It outlives sessions. The lanes call it from their own goroutines, and it wakes them by
+// lane.ask.
 type breaker struct {
 	breakerOwner
 	cfg BreakerConfig
 
-	mu      sync.Mutex
-	machine *gobreaker.TwoStepCircuitBreaker[struct{}]
-	trip    bool               // the next failure that machine hears of opens it
-	broken  bool               // it was opened by deaths: only an acceptance closes it
-	failed  int                // calls in a row that found the destination away and had nothing accepted
-	deaths  map[int64]struct{} // hashes of aggregates of which a message has died since the last acceptance
-	lanes   []*lane            // of the running session
-	last    int                // the lane that probed last
-	half    time.Time          // since when the breaker is half-open
-	probing func(err error)    // ends the probe that is being delivered; nil: there is none
-	timer   *time.Timer        // makes the breaker half-open
+	closed atomic.Bool // what state says, for lanes that ask before each Deliver
+
+	mu      sync.Mutex // held for a few lines, never while something is logged
+	state   breakerState
+	failed  int         // calls in a row that found the destination away, with nothing accepted and nothing answered
+	lanes   []*lane     // of the running session
+	last    int         // the lane that probed last
+	half    time.Time   // since when the breaker is half-open, or the last probe was not tried
+	probing bool        // a probe is being delivered
+	timer   *time.Timer // makes the breaker half-open
 }
 
-var (
-	errAway          = errors.New("the destination is away")
-	errNothingLearnt = errors.New("nothing was learnt of the destination")
-)
-
 func newBreaker(owner breakerOwner, cfg BreakerConfig) *breaker {
-	b := &breaker{breakerOwner: owner, cfg: cfg, deaths: map[int64]struct{}{}}
-	b.machine = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Name: b.name, MaxRequests: 1, Timeout: cfg.ResetTimeout,
-		ReadyToTrip:   func(gobreaker.Counts) bool { return b.trip },
-		IsExcluded:    func(err error) bool { return errors.Is(err, errNothingLearnt) },
-		OnStateChange: func(_ string, _, to gobreaker.State) { b.changed(to) },
-	})
-	b.changed(gobreaker.StateClosed)
+	b := &breaker{breakerOwner: owner, cfg: cfg}
+	b.closed.Store(true)
+	b.changed(breakerClosed)
 	return b
 }
 
-// attach gives the breaker the lanes of a new session.
+// attach gives the breaker the lanes of a new session. If the session before has ended without the answer to its probe, another
+// lane may probe.
 func (b *breaker) attach(lanes []*lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.lanes = lanes
-	if b.probing != nil { // the session before ended without its answer
-		b.probing(errNothingLearnt)
-		b.probing = nil
-	}
+	b.lanes, b.probing = lanes, false
 }
 
 // close ends the breaker's timer.
@@ -90,179 +88,164 @@ func (b *breaker) close() {
 	}
 }
 
-func (b *breaker) state() gobreaker.State { return b.machine.State() }
+// current returns the present state.
+func (b *breaker) current() breakerState {
+	if b.closed.Load() {
+		return breakerClosed
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state
+}
 
 // permission says whether a lane may start a Deliver.
 type permission struct {
 	ok    bool
 	probe bool          // with one message only
 	wait  time.Duration // if not ok: ask again after this time; 0: the breaker wakes the lane
+	open  bool          // not ok, because the sink is left alone
 }
 
-// may reports whether this lane may start a Deliver now.
+// may reports whether this lane may start a Deliver now. claim does that.
 func (b *breaker) may(lane int, now time.Time) permission {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch b.state() {
-	case gobreaker.StateClosed:
+	if b.closed.Load() {
 		return permission{ok: true}
-	case gobreaker.StateHalfOpen:
-		if b.probing != nil || len(b.lanes) == 0 {
-			return permission{}
-		}
-		// Lanes take turns: a lane whose messages are never answered must not keep the others out.
-		n := len(b.lanes)
-		turn := ((lane-b.last-1)%n + n) % n
-		if wait := b.half.Add(time.Duration(turn) * min(turnStep, b.cfg.ResetTimeout/time.Duration(2*n))).Sub(now); wait > 0 {
-			return permission{wait: wait}
-		}
-		return permission{ok: true, probe: true}
 	}
-	return permission{}
-}
-
-// claim is a Deliver that the breaker knows of.
-type claim struct {
-	done  func(error)
-	probe bool
-}
-
-// begin claims a Deliver that may has permitted. It fails if another lane was faster. Each claim is ended by judge or cancel.
-func (b *breaker) begin(lane int) (claim, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	probe := b.state() == gobreaker.StateHalfOpen
-	done, err := b.machine.Allow()
-	if err != nil {
-		return claim{}, false
-	}
-	if probe {
-		b.probing, b.last = done, lane
-	}
-	return claim{done, probe}, true
+	return b.mayLocked(lane, now)
 }
 
-// cancel ends a claim without a Deliver.
-func (b *breaker) cancel(c claim) {
+func (b *breaker) mayLocked(lane int, now time.Time) permission {
+	switch {
+	case b.state == breakerClosed:
+		return permission{ok: true}
+	case b.state == breakerOpen:
+		return permission{open: true}
+	case b.probing || len(b.lanes) == 0:
+		return permission{}
+	}
+	// Lanes take turns: a lane whose messages are never answered must not keep the others out.
+	n := len(b.lanes)
+	turn := ((lane-b.last-1)%n + n) % n
+	if wait := b.half.Add(time.Duration(turn) * min(turnStep, b.cfg.ResetTimeout/time.Duration(2*n))).Sub(now); wait > 0 {
+		return permission{wait: wait}
+	}
+	return permission{ok: true, probe: true}
+}
+
+// claim starts a Deliver, as far as the breaker is concerned. It may fail although may has just permitted it, because another
+// lane was faster. Each call that was claimed is ended by judge.
+func (b *breaker) claim(lane int, now time.Time) permission {
+	if b.closed.Load() {
+		return permission{ok: true}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c.done(errNothingLearnt)
-	if c.probe {
-		b.probing = nil
-		b.half = time.Now() // the next lane has its turn
-		b.wake()
+	p := b.mayLocked(lane, now)
+	if p.probe {
+		b.probing, b.last = true, lane
 	}
+	return p
 }
 
-// verdict collects what the answers to one Deliver say of the destination. From weigh to judge its owner holds the breaker's lock.
+// verdict counts what the answers to one Deliver say of the destination. What was not attempted says nothing.
 type verdict struct {
-	b                        *breaker
 	accepted, away, answered int
 	news                     bool // a message was tried for the first time: failures that are only repeated say nothing new
 	ended                    bool // the session has ended the call, which says nothing of the destination
+	probe                    bool // the call was a probe: see permission
 }
 
-// weigh begins the judgement of one Deliver, and takes the breaker's lock.
-func (b *breaker) weigh(v verdict) verdict {
+// judge ends a call that was claimed.
+func (b *breaker) judge(v verdict) {
+	if !v.probe && b.closed.Load() && v.accepted > 0 && v.away == 0 && v.answered == 0 {
+		b.accepted()
+		return
+	}
 	b.mu.Lock()
-	v.b = b
-	v.news = v.news || b.never
+	log := b.judgeLocked(v)
+	b.mu.Unlock()
+	if log != nil {
+		log()
+	}
+}
+
+// accepted is what a call does of which everything was accepted. It is by far the most frequent one.
+func (b *breaker) accepted() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failed = 0
+}
+
+// judgeLocked returns what is to be logged after mu was released, or nil.
+func (b *breaker) judgeLocked(v verdict) (log func()) {
 	if v.accepted > 0 {
 		b.failed = 0
-		clear(b.deaths)
 	}
-	return v
-}
-
-// brokenNow reports whether the receiver is taken for broken, so that its refusals use no attempt. This may change in the middle of a
-// call.
-func (v *verdict) brokenNow() bool {
-	b := v.b
-	return b.broken && b.state() != gobreaker.StateClosed || b.cfg.Enabled && len(b.deaths) >= brokenAfter
-}
-
-// died notes that a message of this aggregate has died.
-func (v *verdict) died(hash int64) {
-	b := v.b
-	if v.accepted == 0 && b.cfg.Enabled && !b.never && b.state() == gobreaker.StateClosed {
-		b.deaths[hash] = struct{}{}
-	}
-}
-
-// closed reports whether the breaker is closed.
-func (v *verdict) closed() bool { return v.b.state() == gobreaker.StateClosed }
-
-// judge ends the judgement of a Deliver and releases the breaker's lock.
-func (v *verdict) judge(c claim) {
-	b := v.b
-	defer b.mu.Unlock()
-	if c.probe {
-		b.probing = nil
+	if v.probe {
+		b.probing = false
 		switch {
-		case v.accepted > 0 || v.answered > 0 && !b.broken:
-			c.done(nil)
-			b.closed()
-		case v.ended:
-			c.done(errNothingLearnt)
-		default:
-			c.done(errAway)
-			b.logger.Debug("breaker open again: the sink is still away", "sink", b.name)
-			b.opened()
+		case b.state != breakerHalfOpen: // it was opened or closed meanwhile
+			return nil
+		case v.accepted > 0 || v.answered > 0:
+			b.set(breakerClosed)
+			b.failed = 0
+			b.wake()
+			return func() { b.logger.Info("breaker closed: the sink answers again", "sink", b.name) }
+		case v.away > 0 && !v.ended:
+			b.open()
+			return func() { b.logger.Debug("breaker open again: the sink is still away", "sink", b.name) }
 		}
-		return
+		b.half = time.Now() // it was not tried: the next probe is another lane's, or another message
+		b.wake()
+		return nil
 	}
-	if b.state() != gobreaker.StateClosed || !b.cfg.Enabled || v.ended && v.accepted == 0 {
-		c.done(errNothingLearnt)
-		return
-	}
-	if v.accepted == 0 && v.answered > 0 {
+	switch {
+	case b.state != breakerClosed || !b.cfg.Enabled || v.accepted > 0 || v.ended:
+		return nil
+	case v.answered > 0:
 		b.failed = 0
-	} else if v.accepted == 0 && v.away > 0 && v.news {
+	case v.away > 0 && (v.news || b.never):
 		b.failed++
 	}
-	broken := len(b.deaths) >= brokenAfter
-	if b.failed < b.cfg.MaxFailures && !broken {
-		c.done(nil)
-		return
+	if b.failed < b.cfg.MaxFailures {
+		return nil
 	}
-	b.broken = b.broken || broken
-	b.trip = true
-	c.done(errAway)
-	b.trip = false
-	if b.state() != gobreaker.StateOpen { // the call began before the last change of state
-		return
+	b.open()
+	return func() {
+		b.logger.Warn("breaker open: the destination is away, and the sink is left alone", "sink", b.name, "for", b.cfg.ResetTimeout.String())
 	}
-	why := "away"
-	if b.broken {
-		why = "broken"
-	}
-	b.logger.Warn("breaker open: the sink is left alone", "sink", b.name, "because", why, "for", b.cfg.ResetTimeout.String())
-	b.opened()
 }
 
-// opened asks the lanes to park, and wakes them when the breaker is half-open.
-func (b *breaker) opened() {
+func (b *breaker) set(state breakerState) {
+	b.state = state
+	b.closed.Store(state == breakerClosed)
+	b.changed(state)
+}
+
+// open leaves the sink alone for the reset time, and asks the lanes to park.
+func (b *breaker) open() {
+	b.set(breakerOpen)
 	if !b.never {
 		for _, l := range b.lanes {
 			l.ask(askPark)
 		}
 	}
-	// gobreaker is half-open after its time-out, not at it.
-	b.timer = time.AfterFunc(b.cfg.ResetTimeout+time.Microsecond, func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.state() == gobreaker.StateHalfOpen {
-			b.half = time.Now()
-			b.wake()
-		}
-	})
+	b.timer = time.AfterFunc(b.cfg.ResetTimeout, b.askNow)
 }
 
-// closed forgets all failures and wakes the lanes.
-func (b *breaker) closed() {
-	b.broken, b.failed = false, 0
-	clear(b.deaths)
-	b.logger.Info("breaker closed: the sink answers again", "sink", b.name)
+// askNow makes an open breaker half-open: the reset time is over, or a person wants to know now. In another state it does
+// nothing.
+func (b *breaker) askNow() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state != breakerOpen || b.lanes == nil {
+		return
+	}
+	b.timer.Stop()
+	b.set(breakerHalfOpen)
+	b.half = time.Now()
 	b.wake()
 }
 

@@ -2,12 +2,11 @@ package connector
 
 import (
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/sony/gobreaker/v2"
 )
 
 // parkAfter is the park_after of a bench.
@@ -30,7 +29,7 @@ func newBreakerBench(t *testing.T, after parkAfter) *breakerBench {
 	b := &breakerBench{t: t}
 	owner := breakerOwner{
 		name: "s", never: after == parkNever, logger: slog.New(slog.DiscardHandler),
-		changed: func(s gobreaker.State) { b.seen = append(b.seen, s.String()) },
+		changed: func(s breakerState) { b.seen = append(b.seen, s.String()) },
 	}
 	b.breaker = newBreaker(owner, BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute})
 	t.Cleanup(b.close)
@@ -41,34 +40,24 @@ func newBreakerBench(t *testing.T, after parkAfter) *breakerBench {
 	return b
 }
 
-// call makes one Deliver call of a lane. Each letter is the result of one message, of an aggregate of its own: a is accepted, u unavailable,
-// r refused, d refused to death. An n says that the messages were tried before. call reports whether the breaker permitted it.
+// call makes one Deliver call of a lane. Each letter is the result of one message: a is accepted, u unavailable, r answered (a
+// refusal, or a topic that is away), x not attempted. An n says that the messages were tried before, an e that the session has
+// ended the call. call reports whether the breaker permitted it.
 func (b *breakerBench) call(lane int, letters string) (permitted bool) {
-	p := b.may(lane, time.Now())
+	p := b.claim(lane, time.Now())
 	if !p.ok {
 		return false
 	}
-	c, ok := b.begin(lane)
-	if !ok {
-		return false
-	}
-	v := verdict{news: !strings.Contains(letters, "n")}
-	v.accepted, v.away = strings.Count(letters, "a"), strings.Count(letters, "u")
-	v.answered = strings.Count(letters, "r") + strings.Count(letters, "d")
-	v = b.weigh(v)
-	for range strings.Count(letters, "d") {
-		if !v.brokenNow() {
-			v.died(time.Now().UnixNano()) // of an aggregate of its own
-		}
-		time.Sleep(time.Nanosecond) // the next one's hash
-	}
-	v.judge(c)
+	b.judge(verdict{
+		accepted: strings.Count(letters, "a"), away: strings.Count(letters, "u"), answered: strings.Count(letters, "r"),
+		news: !strings.Contains(letters, "n"), ended: strings.Contains(letters, "e"), probe: p.probe,
+	})
 	return true
 }
 
-func (b *breakerBench) want(state gobreaker.State) {
+func (b *breakerBench) want(state breakerState) {
 	b.t.Helper()
-	if got := b.state(); got != state {
+	if got := b.current(); got != state {
 		b.t.Errorf("%s, want %s", got, state)
 	}
 }
@@ -84,7 +73,7 @@ func (b *breakerBench) asked() int {
 	return n
 }
 
-// Three calls in a row without an answer, or five dead aggregates with nothing accepted in between, open a breaker. Other results do not.
+// Three calls in a row that found the destination away open a breaker. Other results do not.
 func TestBreakerOpens(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -92,18 +81,15 @@ func TestBreakerOpens(t *testing.T) {
 		open  bool
 		after parkAfter
 	}{
-		"away three times in a row":            {calls: "u u u", open: true},
-		"something was accepted between":       {calls: "u u a u u"},
-		"something was answered between":       {calls: "u u r u u"},
-		"accepted beside":                      {calls: "ua ua ua ua"},
-		"old messages say nothing new":         {calls: "nu nu nu nu nu"},
-		"under never every call counts":        {calls: "nu nu nu", after: parkNever, open: true},
-		"refusals say that it is there":        {calls: "r r r r r r"},
-		"five aggregates dead":                 {calls: "d d d d d", open: true},
-		"five aggregates dead within one call": {calls: "dddddd", open: true},
-		"something was accepted among deaths":  {calls: "d d d d a d d d d"},
-		"accepted beside a death":              {calls: "da da da da da da"},
-		"deaths under never":                   {calls: "d d d d d d", after: parkNever},
+		"away three times in a row":        {calls: "u u u", open: true},
+		"something was accepted between":   {calls: "u u a u u"},
+		"something was answered between":   {calls: "u u r u u"},
+		"accepted beside":                  {calls: "ua ua ua ua"},
+		"old messages say nothing new":     {calls: "nu nu nu nu nu"},
+		"under never every call counts":    {calls: "nu nu nu", after: parkNever, open: true},
+		"refusals say that it is there":    {calls: "r r r r r r"},
+		"not attempted says nothing":       {calls: "u x u x u", open: true},
+		"calls that the session has ended": {calls: "ue ue ue ue"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -111,12 +97,12 @@ func TestBreakerOpens(t *testing.T) {
 				b := newBreakerBench(t, tt.after)
 				calls := strings.Fields(tt.calls)
 				for i, c := range calls {
-					if b.state() != gobreaker.StateClosed {
+					if b.current() != breakerClosed {
 						t.Fatalf("it opened before call %d of %q", i, tt.calls)
 					}
 					b.call(i%2, c)
 				}
-				if open := b.state() == gobreaker.StateOpen; open != tt.open {
+				if open := b.current() == breakerOpen; open != tt.open {
 					t.Errorf("after %q the breaker is open: %t", tt.calls, open)
 				}
 				want := 0
@@ -145,7 +131,7 @@ func TestBreakerProbes(t *testing.T) {
 		}
 		time.Sleep(time.Second + turnStep/10)
 		for range 3 {
-			b.want(gobreaker.StateHalfOpen)
+			b.want(breakerHalfOpen)
 			turn := (b.last + 1) % 2
 			if b.call(1-turn, "a") {
 				t.Errorf("lane %d probed out of turn", 1-turn)
@@ -156,41 +142,48 @@ func TestBreakerProbes(t *testing.T) {
 			if !b.call(turn, "u") {
 				t.Errorf("lane %d may not probe", turn)
 			}
-			b.want(gobreaker.StateOpen)
+			b.want(breakerOpen)
 			time.Sleep(time.Minute + turnStep/10)
 		}
-		c, ok := b.begin(1) // out of turn, which may asks after
-		if _, second := b.begin(0); !ok || second || !c.probe {
-			t.Errorf("probes: %t, %t", ok, second)
+		time.Sleep(time.Second)
+		first, second := b.claim(1, time.Now()), b.claim(0, time.Now())
+		if !first.probe || second.ok {
+			t.Errorf("probes: %+v, %+v", first, second)
 		}
-		b.cancel(c)
+		b.judge(verdict{probe: true}) // it was not attempted
+		b.want(breakerHalfOpen)
 		time.Sleep(time.Second)
 		if !b.call(0, "r") { // an answer: it is there
-			t.Error("no probe after one that was cancelled")
+			t.Error("no probe after one that was not attempted")
 		}
-		b.want(gobreaker.StateClosed)
+		b.want(breakerClosed)
 	})
 }
 
-// After a receiver was taken for broken, only an accepted message closes the breaker, and no message dies by a refusal meanwhile.
-func TestBreakerBroken(t *testing.T) {
+// A person who wants to know now does not wait for the reset time.
+func TestBreakerAsksNow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBreakerBench(t, parkSoon)
-		b.call(0, "ddddddd")
-		if n := len(b.deaths); n != brokenAfter {
-			t.Errorf("%d aggregates died, want %d", n, brokenAfter)
+		b.askNow()
+		b.want(breakerClosed)
+		for range 3 {
+			b.call(0, "u")
 		}
-		for _, probe := range []string{"r", "d", "u"} {
-			time.Sleep(time.Minute + time.Second)
-			b.call((b.last+1)%2, probe)
-			b.want(gobreaker.StateOpen)
+		b.askNow()
+		b.want(breakerHalfOpen)
+		if !b.call(1, "u") {
+			t.Error("it may not probe")
 		}
-		time.Sleep(time.Minute + time.Second)
-		b.call((b.last+1)%2, "a")
-		b.want(gobreaker.StateClosed)
-		b.call(0, "d")
-		b.want(gobreaker.StateClosed)
+		time.Sleep(time.Minute - time.Second)
+		b.want(breakerOpen) // the reset time begins anew
+		time.Sleep(time.Second + turnStep)
+		if !b.call(0, "a") {
+			t.Error("it may not probe after the reset time")
+		}
+		if want := []string{"closed", "open", "half-open", "open", "half-open", "closed"}; !slices.Equal(b.seen, want) {
+			t.Errorf("states %v, want %v", b.seen, want)
+		}
 	})
 }
 
@@ -203,7 +196,7 @@ func TestBreakerOutlivesSessions(t *testing.T) {
 			b.call(0, "u")
 		}
 		time.Sleep(2 * time.Minute)
-		if _, ok := b.begin(0); !ok {
+		if !b.claim(0, time.Now()).probe {
 			t.Fatal("no probe")
 		}
 		b.attach(b.lanes)
@@ -211,6 +204,6 @@ func TestBreakerOutlivesSessions(t *testing.T) {
 		if !b.call(0, "a") {
 			t.Error("the next session may not probe")
 		}
-		b.want(gobreaker.StateClosed)
+		b.want(breakerClosed)
 	})
 }

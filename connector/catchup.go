@@ -3,8 +3,6 @@ package connector
 import (
 	"time"
 
-	"github.com/sony/gobreaker/v2"
-
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
@@ -56,7 +54,7 @@ func (l *lane) catchUp() {
 // in place, so that what is settled of an aggregate is always a prefix of it. The outcome of the running Deliver then settles the rows.
 func (l *lane) parkArrivals() {
 	if !l.live && !l.waiting { // arrivals are parked already
-		if l.breaker.state() != gobreaker.StateClosed {
+		if l.breaker.current() != breakerClosed {
 			l.rows = nil // the next read finds the row for the probe
 		}
 		return

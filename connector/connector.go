@@ -159,6 +159,7 @@ func New(cfg Config) *Connector { return &Connector{cfg: cfg, calls: newPGCalls(
 // lastingSink is the part of a sink's state that outlives a session.
 type lastingSink struct {
 	breaker *breaker
+	budget  *budget
 	paused  atomic.Bool // by a person
 	state   *sinkState
 }
@@ -173,6 +174,7 @@ func (c *Connector) makeSinks() {
 		})
 		lasting := &lastingSink{state: state}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
+		lasting.budget = newBudget(s.Name, c.cfg.Logger, func(bool) {})
 		c.sinks[s.Name] = lasting
 	}
 }

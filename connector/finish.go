@@ -23,14 +23,14 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	if len(res.errs) != len(r.messages) {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
 	}
-	f := finishing{lane: l, result: res, probe: r.claim.probe, rows: make([]checkpoint.Outcome, 0, len(r.messages))}
+	f := finishing{lane: l, result: res, probe: r.probe, rows: make([]checkpoint.Outcome, 0, len(r.messages))}
 	v := survey(r.messages, res.errs)
-	v.ended = deliver.Err() != nil
-	f.verdict = l.breaker.weigh(v)
+	v.ended, v.probe = deliver.Err() != nil, r.probe
+	f.verdict, f.closed = v, l.breaker.closed.Load()
 	for i, d := range r.messages {
 		f.message(d, res.errs[i])
 	}
-	f.verdict.judge(r.claim)
+	l.breaker.judge(v)
 	l.metrics.Delivered.Add(float64(f.verdict.accepted))
 	if len(f.inHand) > 0 {
 		l.inHand = append(f.inHand, l.inHand...)
@@ -86,6 +86,7 @@ type finishing struct {
 	*lane
 	result
 	verdict verdict
+	closed  bool // the breaker was closed when the answers came
 	probe   bool // the Deliver asked whether the destination is back
 	rows    []checkpoint.Outcome
 	inHand  []*delivery   // tried again in place
@@ -107,18 +108,20 @@ func (f *finishing) message(d *delivery, err error) {
 		d.triedAt = f.result.started
 	}
 	if err == nil {
+		f.budget.accepted()
 		f.metrics.Duration.Observe(max(0, f.completed.Sub(d.CommitTime).Seconds()))
 		f.record(d, checkpoint.Delivered, nil)
 		return
 	}
 	f.cause = err
-	switch {
-	case f.oneTry:
+	if f.oneTry {
 		f.died = true
 		f.metrics.Discarded.Inc()
 		f.record(d, checkpoint.Discarded, err)
-	case f.dies(d, err):
-		f.verdict.died(d.hash)
+		return
+	}
+	switch dies, spared := f.dies(d, err); {
+	case dies:
 		f.metrics.Dead.Inc()
 		f.logger.Error("dead letter", "sink", f.name, "lane", f.number, "event_id", d.Event.ID,
 			"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
@@ -131,7 +134,7 @@ func (f *finishing) message(d *delivery, err error) {
 		} else {
 			f.died = true
 		}
-	case f.inPlace() && !d.row:
+	case f.inPlace() && !d.row && !spared:
 		f.metrics.Failed.Inc()
 		f.add(d.triedInPlace(f.id, checkpoint.Failed), err)
 		f.inHand = append(f.inHand, d)
@@ -182,22 +185,32 @@ func (f *finishing) add(o checkpoint.Outcome, err error) *checkpoint.Outcome {
 	return &f.rows[len(f.rows)-1]
 }
 
-// dies counts an attempt if this failure uses one, and reports whether the message is given up.
-func (f *finishing) dies(d *delivery, err error) bool {
-	away := errors.Is(err, sinks.ErrUnavailable) || errors.Is(err, sinks.ErrTopicUnavailable)
+// dies counts an attempt if this failure uses one, and reports whether the message is given up. spared says that it should be,
+// and that the sink's death budget is used up.
+func (f *finishing) dies(d *delivery, err error) (dies, spared bool) {
 	giveUp := f.delivery.GiveUpAfter
-	if giveUp > 0 && !f.verdict.ended && f.completed.Sub(d.triedAt) > giveUp && f.verdict.closed() {
-		return true
-	}
-	if away || f.verdict.brokenNow() {
-		return false // an outage is no fault of the message
-	}
-	d.attempts++
 	retries := f.delivery.MaxRetries
 	if d.Event.MaxRetries != nil {
 		retries = *d.Event.MaxRetries
 	}
-	return errors.Is(err, sinks.ErrPermanent) || d.attempts > retries
+	// An outage is no fault of the message.
+	refused := !errors.Is(err, sinks.ErrUnavailable) && !errors.Is(err, sinks.ErrTopicUnavailable)
+	switch {
+	case refused && (errors.Is(err, sinks.ErrPermanent) || d.attempts >= retries):
+	case giveUp > 0 && !f.verdict.ended && f.completed.Sub(d.triedAt) > giveUp && f.closed:
+	case refused:
+		d.attempts++
+		return false, false
+	default:
+		return false, false
+	}
+	if !f.budget.mayDie() {
+		return false, true
+	}
+	if refused {
+		d.attempts++
+	}
+	return true, false
 }
 
 // delay is how long to wait before the next try of a parked message.

@@ -40,6 +40,7 @@ type sharedSink struct {
 	oneTry   bool   // what is not accepted at once is discarded
 	delivery DeliveryConfig
 	breaker  *breaker
+	budget   *budget
 	paused   *atomic.Bool // a person has paused the sink
 	state    *sinkState
 	metrics  monitoring.SinkMetrics
@@ -107,7 +108,7 @@ type lane struct {
 // runningDeliver is what a Deliver that runs was given.
 type runningDeliver struct {
 	messages []*delivery
-	claim    claim
+	probe    bool // it asks whether the destination is back
 }
 
 // unrecorded are the outcomes of one Deliver that the recorder has not committed yet.
@@ -298,9 +299,9 @@ func (l *lane) permitted(now time.Time) permission {
 	return p
 }
 
-// start starts a Deliver of this batch, which the lane has claimed by c.
-func (l *lane) start(now time.Time, batch []*delivery, c claim) {
-	l.running = &runningDeliver{batch, c}
+// start starts a Deliver of this batch, which the breaker knows of.
+func (l *lane) start(now time.Time, batch []*delivery, p permission) {
+	l.running = &runningDeliver{batch, p.probe}
 	l.batch = l.batch[:0]
 	for _, d := range batch {
 		d.Attempt, d.Origin, d.New = d.tries+1, l.origin, d.isNew()

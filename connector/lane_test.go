@@ -12,8 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/sony/gobreaker/v2"
-
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
@@ -72,7 +70,8 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 	to := &sharedSink{
 		sink: sink, name: "s", id: 1, logger: logger, fast: func() bool { return false }, metrics: metrics, paused: new(atomic.Bool),
 		state:   newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, metrics: metrics, logger: logger}),
-		breaker: newBreaker(breakerOwner{name: "s", never: true, logger: logger, changed: func(gobreaker.State) {}}, BreakerConfig{ResetTimeout: time.Minute}),
+		breaker: newBreaker(breakerOwner{name: "s", never: true, logger: logger, changed: func(breakerState) {}}, BreakerConfig{ResetTimeout: time.Minute}),
+		budget:  newBudget("s", logger, func(bool) {}),
 		delivery: DeliveryConfig{
 			BatchSize: 3, Timeout: 30 * time.Second, MaxRetries: 2, Retry: Retry{Initial: time.Second, Max: time.Minute},
 		},

@@ -95,10 +95,6 @@ func (l *lane) deliverAgain(now time.Time) {
 // deliverSome takes at most most messages off the front of a list and starts their Deliver. It drops those for which leave returns true:
 // they were parked, or stay in the table.
 func (l *lane) deliverSome(now time.Time, list *[]*delivery, most int, leave func(*delivery) bool) {
-	c, ok := l.breaker.begin(l.number)
-	if !ok {
-		return
-	}
 	batch := (*list)[:0:0]
 	n := 0
 	for ; n < len(*list) && len(batch) < most; n++ {
@@ -111,9 +107,13 @@ func (l *lane) deliverSome(now time.Time, list *[]*delivery, most int, leave fun
 		*list = nil
 	}
 	if len(batch) == 0 {
-		l.breaker.cancel(c)
 		l.wakeAt(now)
 		return
 	}
-	l.start(now, batch, c)
+	p := l.breaker.claim(l.number, now)
+	if !p.ok { // another lane was faster
+		*list = append(batch, *list...)
+		return
+	}
+	l.start(now, batch, p)
 }

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/sony/gobreaker/v2"
-
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -231,7 +229,7 @@ func TestBreakerOpenSaysWhy(t *testing.T) {
 	t.Parallel()
 	health := &monitoring.Health{}
 	s := newSinkState(observedSink{name: "s", health: health, metrics: monitoring.NewMetrics("", nil).Sink("s"), logger: slog.New(slog.DiscardHandler)})
-	s.breakerIs(gobreaker.StateOpen)
+	s.breakerIs(breakerOpen)
 	s.report(0, 0, fmt.Errorf("400: %w", sinks.ErrPermanent))
 	if why := health.Report().Components["sink:s"].Detail; !strings.Contains(why, "400") {
 		t.Errorf("it says %q", why)

@@ -209,7 +209,7 @@ func (s *session) openSink(sc Sink, id int32, origin string, seenBefore pglogrep
 	lasting.state.begin()
 	shared := &sharedSink{
 		sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d,
-		breaker: lasting.breaker, paused: &lasting.paused, state: lasting.state,
+		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
 		metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 	}
 	if sc.MaxRetries != nil {
@@ -227,6 +227,7 @@ func (s *session) openSink(sc Sink, id int32, origin string, seenBefore pglogrep
 	shared.metrics.CatchingUp.Set(float64(d.Lanes))
 	shared.metrics.Held.Set(0)
 	lasting.breaker.attach(s.bySink[id])
+	lasting.budget.attach(s.bySink[id])
 	return nil
 }
 

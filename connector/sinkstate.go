@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/sony/gobreaker/v2"
-
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -37,7 +35,7 @@ type sinkState struct {
 	warned  bool             // the log says that the sink does not accept
 	warnAt  time.Time        // when the log may say so again
 	cause   error            // the last failure
-	breaker gobreaker.State
+	breaker breakerState
 	since   time.Time // when the breaker opened
 	paused  bool
 	owed    ledger.ParkedCount
@@ -68,7 +66,7 @@ func (s *sinkState) report(lane, accepted int, err error) {
 	}
 	if err == nil || !s.inPlace && (accepted > 0 || !errors.Is(err, sinks.ErrUnavailable)) {
 		if !was {
-			if err != nil && s.breaker != gobreaker.StateClosed {
+			if err != nil && s.breaker != breakerClosed {
 				s.show() // this may be why
 			}
 			return
@@ -92,17 +90,17 @@ func (s *sinkState) report(lane, accepted int, err error) {
 }
 
 // breakerIs notes the state of the breaker, which calls it at each change.
-func (s *sinkState) breakerIs(state gobreaker.State) {
+func (s *sinkState) breakerIs(state breakerState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if state == gobreaker.StateOpen && s.breaker != gobreaker.StateHalfOpen {
+	if state == breakerOpen && s.breaker != breakerHalfOpen {
 		s.since = time.Now() // a failed probe opens the breaker again, but the outage began earlier
 	}
 	s.breaker = state
-	if state == gobreaker.StateClosed {
+	if state == breakerClosed {
 		clear(s.failing)
 	}
-	s.metrics.Breaker.Set(map[gobreaker.State]float64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[state])
+	s.metrics.Breaker.Set(float64(state))
 	s.show()
 }
 
@@ -151,7 +149,7 @@ func (s *sinkState) show() {
 	switch {
 	case s.unread != nil:
 		ok, text = false, s.unread.Error()
-	case s.breaker != gobreaker.StateClosed:
+	case s.breaker != breakerClosed:
 		ok, text = false, fmt.Sprintf("left alone since %s (breaker %s): %v", s.since.UTC().Format(time.RFC3339), s.breaker, s.cause)
 	case len(s.failing) > 0:
 		ok, text = false, s.cause.Error()

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"github.com/sony/gobreaker/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -137,15 +136,16 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 		m := metrics.Sink(name)
 		state := newSinkState(observedSink{name: name, inPlace: c.never || w.sinks[i].oneTry, health: health, metrics: m, logger: logger})
 		if len(w.breakers) <= i {
-			owner := breakerOwner{name: name, never: c.never || w.sinks[i].oneTry, logger: logger, changed: func(to gobreaker.State) {
-				if to == gobreaker.StateOpen {
+			owner := breakerOwner{name: name, never: c.never || w.sinks[i].oneTry, logger: logger, changed: func(to breakerState) {
+				if to == breakerOpen {
 					w.opened.Add(1)
 				}
 			}}
 			w.breakers = append(w.breakers, newBreaker(owner, BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute}))
+			w.budgets = append(w.budgets, newBudget(name, logger, func(bool) {}))
 		}
 		t := &sharedSink{
-			sink: &worldClient{w.sinks[i], s}, name: name, id: id, oneTry: w.sinks[i].oneTry, delivery: delivery, breaker: w.breakers[i], paused: w.paused[i],
+			sink: &worldClient{w.sinks[i], s}, name: name, id: id, oneTry: w.sinks[i].oneTry, delivery: delivery, breaker: w.breakers[i], budget: w.budgets[i], paused: w.paused[i],
 			state: state, metrics: m, fast: func() bool { return c.fast }, logger: logger,
 		}
 		for n := range w.lanes[i] {
@@ -161,6 +161,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 		s.lanes = append(s.lanes, s.bySink[id]...)
 		s.metrics = append(s.metrics, m)
 		w.breakers[i].attach(s.bySink[id])
+		w.budgets[i].attach(s.bySink[id])
 	}
 	s.reader = &reader{
 		foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, checkDrift: func(context.Context) error { return nil },
@@ -305,7 +306,7 @@ func (s *worldSession) kill(why string) {
 	for _, b := range w.breakers {
 		b.close()
 	}
-	w.breakers = nil
+	w.breakers, w.budgets = nil, nil
 	w.mu.Unlock()
 	s.endWork(errWorldKill)
 	s.endDeliver(errWorldKill)

@@ -101,6 +101,7 @@ type simulation struct {
 	ledger      *worldLedger
 	sinks       []*worldSink
 	breakers    []*breaker // outlive sessions, not crashes
+	budgets     []*budget  // likewise
 	paused      []*atomic.Bool
 	lanes       []int
 	session     *worldSession
