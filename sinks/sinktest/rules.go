@@ -141,7 +141,7 @@ func permanent(t testing.TB, h *Harness) {
 
 func refused(t testing.TB, h *Harness) {
 	spoil(t, h, h.Refuse, func(err error) bool {
-		return !errors.Is(err, sinks.ErrPermanent) && !errors.Is(err, sinks.ErrUnavailable) && !errors.Is(err, sinks.ErrNotAttempted)
+		return !errors.Is(err, sinks.ErrPermanent) && !isAway(err) && !errors.Is(err, sinks.ErrNotAttempted)
 	})
 }
 

@@ -33,6 +33,11 @@ type Harness struct {
 	// Hang makes the destination take requests without answering until back is called. Whether it then carries them out
 	// is up to it.
 	Hang func() (back func())
+	// TopicAway changes a message so that it has another topic than Topic, the same one for every message. That topic is
+	// away, missing or forbidden until back is called; while the destination itself answers. After back, messages with this
+	// topic are accepted, and Received returns them too. TopicAway is called several times before the first back; each back
+	// that it has returned does the same.
+	TopicAway func(m *sinks.Message) (back func())
 	// Permanent changes a message so that the destination will never accept it. Refuse changes one so that the
 	// destination does not accept it this time.
 	Permanent, Refuse func(m *sinks.Message)
@@ -65,6 +70,8 @@ var rules = []rule{
 	{"refused", refused},
 	{"away", away},
 	{"hang", hang},
+	{"topic away", topicAway},
+	{"topic put off", topicPutOff},
 	{"context ended", contextEnded},
 	{"repetitions", repetitions},
 	{"new is no repetition", newIsNoRepetition},
@@ -157,7 +164,7 @@ func deliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Messag
 			t.Errorf("error of %s tells what it must not: %v", id, err)
 		}
 		classes := 0
-		for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
+		for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrTopicUnavailable, sinks.ErrNotAttempted} {
 			if errors.Is(err, class) {
 				classes++
 			}
@@ -168,16 +175,33 @@ func deliver(ctx context.Context, t testing.TB, h *Harness, batch []sinks.Messag
 		switch {
 		case !behind:
 			failed[aggregate] = err
-			if errors.Is(err, sinks.ErrNotAttempted) && ctx.Err() == nil {
-				t.Errorf("%s was not attempted, nothing before it failed, and there was time", id)
-			}
+			checkFirst(ctx, t, id, err)
 		case errors.Is(err, sinks.ErrNotAttempted):
-		case errors.Is(err, sinks.ErrUnavailable) && errors.Is(before, sinks.ErrUnavailable): // the outcome of both is unknown
+		case isAway(err) && isAway(before): // the outcome of both is unknown
 		default:
 			t.Errorf("%s stands behind a failure: want ErrNotAttempted, got %v", id, err)
 		}
 	}
 	return errs
+}
+
+// checkFirst checks the error of a message of whose aggregate none has failed before.
+func checkFirst(ctx context.Context, t testing.TB, id string, err error) {
+	t.Helper()
+	if !errors.Is(err, sinks.ErrNotAttempted) || ctx.Err() != nil {
+		return
+	}
+	switch wait := sinks.RetryAfter(err); {
+	case wait <= 0:
+		t.Errorf("%s was not attempted, nothing before it failed, and there was time: want an error, or a time to try it at", id)
+	case wait > sinks.LongestAway:
+		t.Errorf("%s was put off for %v, want at most %v", id, wait, sinks.LongestAway)
+	}
+}
+
+// isAway reports whether an error leaves open whether the message was accepted.
+func isAway(err error) bool {
+	return errors.Is(err, sinks.ErrUnavailable) || errors.Is(err, sinks.ErrTopicUnavailable)
 }
 
 // mustDeliver delivers a batch, all of which must be accepted.
@@ -221,16 +245,18 @@ func deliverAgain(t testing.TB, h *Harness, batch []sinks.Message) {
 	}
 }
 
-// expect checks that the destination has exactly these messages, those of each aggregate in this order. If repeats is
+// expect checks that the destination has exactly these messages, those of each aggregate and topic in this order. If repeats is
 // orRepeated, a message may have arrived more than once, and only its first copy has to be in order.
 func expect(t testing.TB, h *Harness, want []sinks.Message, repeats string) {
 	t.Helper()
 	events := make(map[string]*outbox.Event)
+	within := make(map[string]string) // by event id, the aggregate and the topic within which order can be seen
 	wantOrder := make(map[string][]string)
 	for i := range want {
 		e := want[i].Event
-		events[e.ID] = e
-		wantOrder[e.AggregateID] = append(wantOrder[e.AggregateID], e.ID)
+		a := e.AggregateID + " in " + want[i].Topic
+		events[e.ID], within[e.ID] = e, a
+		wantOrder[a] = append(wantOrder[a], e.ID)
 	}
 	seen := make(map[string]bool)
 	order := make(map[string][]string)
@@ -248,7 +274,7 @@ func expect(t testing.TB, h *Harness, want []sinks.Message, repeats string) {
 				r.ID, e.Payload, e.Payload == nil, len(e.Payload), r.Payload, r.Payload == nil, len(r.Payload))
 		}
 		if !seen[r.ID] {
-			order[e.AggregateID] = append(order[e.AggregateID], r.ID)
+			order[within[r.ID]] = append(order[within[r.ID]], r.ID)
 		}
 		seen[r.ID] = true
 	}

@@ -50,6 +50,19 @@ func TestWrongSinksAreFound(t *testing.T) {
 		"late":                           "hang",
 		"a time-out is refused":          "hang",
 		"keeps what timed out":           "hang",
+		"a topic away is refused":        "topic away",
+		"a topic away is all away":       "topic away",
+		"a topic away is of two classes": "topic away",
+		"a topic away stops all":         "topic away",
+		"knows without asking":           "topic away",
+		"goes on in the other topic":     "topic away",
+		"accepts what is away":           "topic away",
+		"asks in every call":             "topic put off",
+		"puts off without a time":        "topic put off",
+		"puts off for minutes":           "topic put off",
+		"puts off slowly":                "topic put off",
+		"puts off all":                   "topic put off",
+		"never asks again":               "topic put off",
 		"sends though the context ended": "context ended",
 		"refuses repetitions":            "repetitions",
 		"drops what it knows":            "new is no repetition",
@@ -91,6 +104,8 @@ func (r *recorder) Errorf(format string, args ...any) {
 	r.failures = append(r.failures, fmt.Sprintf(format, args...))
 }
 
+func (r *recorder) Error(args ...any) { r.Errorf("%s", fmt.Sprint(args...)) }
+
 func (r *recorder) Fatalf(format string, args ...any) {
 	r.Errorf(format, args...)
 	runtime.Goexit()
@@ -103,9 +118,13 @@ type fake struct {
 	bug   string
 	other chan struct{} // with the bug "one lane at a time", whether another Deliver is running
 
+	topics sinks.Away[string]
+
 	mu      sync.Mutex
 	log     []*outbox.Event
 	away    bool
+	gone    string        // the topic that is away
+	found   bool          // with the bug "never asks again", that it was found away
 	hanging chan struct{} // nil: it does not
 	late    []sinks.Message
 }
@@ -117,7 +136,7 @@ func (f *fake) harness() *Harness {
 		return func(m *sinks.Message) { m.Event.EventType = word }
 	}
 	return &Harness{
-		Sink: f, Received: f.received, Topic: "topic", Away: f.goAway, Hang: f.hang,
+		Sink: f, Received: f.received, Topic: "topic", Away: f.goAway, Hang: f.hang, TopicAway: f.takeAway,
 		Permanent: mark("permanent"), Refuse: mark("refuse"), awayWithin: 300 * time.Millisecond,
 	}
 }
@@ -130,6 +149,17 @@ func (f *fake) goAway() func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.away = false
+	}
+}
+
+func (f *fake) takeAway(m *sinks.Message) func() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gone, m.Topic = "other topic", "other topic"
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.gone = ""
 	}
 }
 
@@ -219,7 +249,7 @@ func (f *fake) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		case f.bug == "loses the last" && i == len(batch)-1:
 			continue
 		}
-		if behind[m.Event.AggregateID] && f.bug != "goes on behind a failure" {
+		if behind[m.Event.AggregateID] && f.bug != "goes on behind a failure" && (f.bug != "goes on in the other topic" || m.Topic == f.gone) {
 			errs[i] = sinks.ErrNotAttempted
 			if f.bug == "fails what stands behind" {
 				errs[i] = sinks.ErrPermanent
@@ -232,6 +262,9 @@ func (f *fake) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		}
 		if errs[i] = f.verdict(m); known && f.bug == "refuses repetitions" {
 			errs[i] = errors.New("it is there already")
+		}
+		if errs[i] == nil {
+			errs[i] = f.topicOf(m)
 		}
 		if errs[i] != nil {
 			behind[m.Event.AggregateID], failed = true, true
@@ -246,6 +279,11 @@ func (f *fake) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	case failed && f.bug == "one condemns all":
 		for i := range errs {
 			errs[i] = sinks.ErrPermanent
+		}
+		f.log = nil
+	case f.bug == "a topic away stops all" && slices.ContainsFunc(errs, func(err error) bool { return errors.Is(err, sinks.ErrTopicUnavailable) }):
+		for i := range errs {
+			errs[i] = sinks.ErrTopicUnavailable
 		}
 		f.log = nil
 	case failed && f.bug == "an error too few":
@@ -277,6 +315,46 @@ func (f *fake) verdict(m *sinks.Message) error {
 		return errors.New("no")
 	}
 	return nil
+}
+
+// topicOf returns the error of a message whose topic is away.
+func (f *fake) topicOf(m *sinks.Message) error {
+	now := time.Now()
+	if wait := f.topics.Wait(m.Topic, now); wait > 0 || f.bug == "never asks again" && f.found && m.Topic != "topic" {
+		switch f.bug {
+		case "accepts what is away":
+			return nil
+		case "asks in every call":
+			return sinks.ErrTopicUnavailable
+		case "puts off without a time":
+			return sinks.ErrNotAttempted
+		case "puts off for minutes":
+			wait = time.Minute
+		case "never asks again":
+			wait = 50 * time.Millisecond
+		case "puts off slowly":
+			<-time.After(lateness + 100*time.Millisecond)
+		}
+		return sinks.PutOff(wait)
+	}
+	switch {
+	case f.bug == "knows without asking" && m.Topic == "other topic":
+		return sinks.PutOff(time.Millisecond)
+	case m.Topic != f.gone:
+		f.topics.Answered(m.Topic)
+		return nil
+	case f.bug == "a topic away is refused":
+		return errors.New("no")
+	case f.bug == "a topic away is all away":
+		return sinks.ErrUnavailable
+	case f.bug == "a topic away is of two classes":
+		return fmt.Errorf("%w: %w", sinks.ErrTopicUnavailable, sinks.ErrUnavailable)
+	case f.bug == "puts off all":
+		f.topics.Found("topic", now)
+	}
+	f.topics.Found(m.Topic, now)
+	f.found = true
+	return sinks.ErrTopicUnavailable
 }
 
 // unavailable returns the errors if the destination is away or hangs, or if ctx has ended.
