@@ -179,7 +179,7 @@ func (f *finishing) record(d *delivery, status checkpoint.Status, err error) *ch
 func (f *finishing) add(o checkpoint.Outcome, err error) *checkpoint.Outcome {
 	o.StartedAt, o.CompletedAt = f.result.started, f.completed
 	if err != nil {
-		o.Error = err.Error()
+		o.Error = storedText(err)
 	}
 	f.rows = append(f.rows, o)
 	return &f.rows[len(f.rows)-1]

@@ -127,7 +127,7 @@ func newDLQShowCommand(environ []string) *cobra.Command {
 			for i := range letters {
 				text := parkedDetails(&letters[i].ParkedRow)
 				if len(letters[i].Log) > 0 {
-					text += triesTable(letters[i].Log)
+					text += triesTable(letters[i].Log, wholeError)
 				}
 				texts = append(texts, text)
 			}

@@ -80,7 +80,7 @@ func pageText(p admin.EventsPage, status string) string {
 	case len(p.Parked) > 0:
 		text = parkedTable(p.Parked)
 	case len(p.Tries) > 0:
-		text = triesTable(p.Tries)
+		text = triesTable(p.Tries, errorWidth)
 	case len(p.Events) > 0:
 		text = eventsTable(p.Events)
 	default:
@@ -135,7 +135,7 @@ func eventText(d admin.EventDetails) string {
 		parts = append(parts, parkedDetails(p))
 	}
 	if len(d.Log) > 0 {
-		parts = append(parts, triesTable(d.Log))
+		parts = append(parts, triesTable(d.Log, wholeError))
 	}
 	return strings.Join(parts, "\n")
 }

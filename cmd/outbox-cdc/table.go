@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -51,8 +52,12 @@ func shorten(s string, longest int) string {
 	return s
 }
 
-// errorWidth is how many characters of an error message a table shows.
-const errorWidth = 60
+const (
+	// errorWidth is how many characters of an error message a list shows.
+	errorWidth = 60
+	// wholeError is for what shows one event, with all that its destination has answered.
+	wholeError = math.MaxInt
+)
 
 func timeText(t *time.Time) string {
 	if t == nil {
@@ -102,14 +107,15 @@ func parkedTable(parked []*admin.ParkedRow) string {
 	return tableText("EVENT SINK TYPE AGGREGATE PARKED ATTEMPTS/TRIES NEXT WAITS-FOR ERROR", rows)
 }
 
-func triesTable(tries []admin.Try) string {
+// triesTable lists tries. Of each error it shows the first characters, as many as longest says.
+func triesTable(tries []admin.Try, longest int) string {
 	var rows [][]string
 	for _, t := range tries {
 		duration := ""
 		if t.DurationMS != nil {
 			duration = fmt.Sprintf("%.0f ms", *t.DurationMS)
 		}
-		rows = append(rows, []string{t.EventID, t.Sink, t.Status, fmt.Sprint(t.Attempt), timeText(&t.CompletedAt), duration, shorten(t.Error, errorWidth)})
+		rows = append(rows, []string{t.EventID, t.Sink, t.Status, fmt.Sprint(t.Attempt), timeText(&t.CompletedAt), duration, shorten(t.Error, longest)})
 	}
 	return tableText("EVENT SINK STATUS TRY AT TOOK ERROR", rows)
 }
