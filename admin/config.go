@@ -1,6 +1,6 @@
 // Package admin does what people do with a connector: it lists events and shows what became of them, lists dead letters and
-// retries, discards or makes them, pauses and resumes sinks, and says where an event would go. The commands of outbox-cdc
-// call it; so can a service that embeds the connector.
+// retries, discards or makes them, pauses and resumes sinks, has them asked at once, and says where an event would go. The
+// commands of outbox-cdc call it; so can a service that embeds the connector.
 //
 // Except for Routing.Targets, everything here works on the ledger in PostgreSQL, over a connection of its own. It needs no
 // running connector. A connector that runs is told of each change by NOTIFY.
@@ -21,4 +21,14 @@ type Config struct {
 	Source provision.Source
 	// DeadBlocks says that a dead letter holds its aggregate until a person acts.
 	DeadBlocks bool
+	// Composites are the configured ones, so that an error can name the sinks that a composite consists of. There may be none.
+	Composites []Composite
+}
+
+// Composite is a sink of the configuration that is made of others. In the ledger either it or its members are sinks.
+type Composite struct {
+	Name    string
+	Members []string
+	// OneSink says that the composite is the sink: its strategy is any. Otherwise each member is one.
+	OneSink bool
 }

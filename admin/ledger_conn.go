@@ -110,6 +110,14 @@ func (l *ledgerConn) unknownSink(name string) error {
 	if len(l.Sinks) == 0 {
 		return fmt.Errorf("no sink %q: connector %q has none yet; its first start, or init, makes them known", name, l.cfg.Name)
 	}
+	for _, c := range l.cfg.Composites {
+		switch {
+		case c.Name == name && !c.OneSink:
+			return fmt.Errorf("no sink %q: it is a composite, and its members are the sinks: %s", name, strings.Join(c.Members, ", "))
+		case c.OneSink && slices.Contains(c.Members, name):
+			return fmt.Errorf("no sink %q: it is a member of the composite %s, which is the sink", name, c.Name)
+		}
+	}
 	var known []string
 	for _, s := range l.Sinks {
 		known = append(known, s.Name)

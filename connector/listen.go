@@ -97,11 +97,11 @@ func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s 
 			}
 			return fmt.Errorf("wait for notifications: %w", err)
 		}
-		id, ok := c.schema().ChangedProcessor(n.Payload)
-		if !ok || s.bySink[id] == nil {
+		notice, ok := c.schema().ParseNotice(n.Payload)
+		if !ok || s.bySink[notice.Processor] == nil {
 			continue
 		}
-		for _, l := range s.bySink[id] {
+		for _, l := range s.bySink[notice.Processor] {
 			l.ask(askReread)
 		}
 		// More changes may follow soon. One count is enough for all of them.

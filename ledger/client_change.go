@@ -35,27 +35,36 @@ type Change struct {
 }
 
 // Change makes a change to the rows with these keys, in one transaction, and wakes the lanes of their sinks. It returns how many rows
-// were changed: a row is left out if it has not, or no longer, the status that the change is for. The connector may settle some of the
-// rows at the same time, and lock them in another order. If the server ends our transaction because of a deadlock, it is tried again.
+// were changed: a row is left out if it has not, or no longer, the status that the change is for.
 func (c *Client) Change(ctx context.Context, change Change, keys []checkpoint.Key) (n int, err error) {
+	err = c.transact(ctx, func(tx pgx.Tx) (err error) {
+		n, err = c.schema.changeRows(ctx, tx, change, keys)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// transact calls f in a transaction, and again in another one if the server has ended it because of a deadlock: the connector may
+// settle some of the same rows at the same time, and lock them in another order.
+func (c *Client) transact(ctx context.Context, f func(pgx.Tx) error) error {
 	for try := 1; ; try++ {
-		err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) (err error) {
-			n, err = c.schema.changeRows(ctx, tx, change, keys)
-			return err
-		})
+		err := pgx.BeginFunc(ctx, c.conn, f)
 		var deadlock bool
 		if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 			deadlock = pg.Code == "40P01"
 		}
 		switch {
 		case try == maxChangeTries:
-			return n, err
+			return err
 		case missingPartition(err): // of today, because no connector, which makes them, has run for long
 			if perr := c.schema.MakePartitions(ctx, c.conn); perr != nil {
-				return 0, errors.Join(err, perr)
+				return errors.Join(err, perr)
 			}
 		case !deadlock:
-			return n, err
+			return err
 		}
 	}
 }

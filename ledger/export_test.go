@@ -42,3 +42,6 @@ func (s Schema) TextFor(text string) string { return s.statement(text) }
 
 // QuotedName is quote.
 func (s Schema) QuotedName(name string) string { return s.quote(name) }
+
+// MakeDueStatement is the statement of MakeDue.
+const MakeDueStatement = makeDue

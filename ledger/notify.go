@@ -8,19 +8,31 @@ import (
 )
 
 // changedChannel is the NOTIFY channel on which whoever has changed rows of outbox_parked, or paused or resumed a sink, says so.
-// A channel belongs to the whole database, so the payload is "schema of the ledger:processor".
+// A channel belongs to the whole database, so the payload is "schema of the ledger:processor". A person who wants a sink asked now
+// sends ":retry" behind it. A connector of a version that does not know this takes it for a payload of another ledger, so whoever
+// sends it sends the first form as well if rows were changed.
 const changedChannel = "outbox_changed"
+
+const retrySuffix = ":retry"
 
 // notifyChanged wakes the lanes of a sink when the transaction commits.
 func (s Schema) notifyChanged(ctx context.Context, tx Execer, processor int32) error {
-	_, err := tx.Exec(ctx, "select pg_notify($1, $2)", changedChannel, fmt.Sprintf("%s:%d", s, processor))
-	if err != nil {
+	return s.notify(ctx, tx, fmt.Sprintf("%s:%d", s, processor))
+}
+
+// notifyRetry makes the breaker of a sink ask at once when the transaction commits.
+func (s Schema) notifyRetry(ctx context.Context, tx Execer, processor int32) error {
+	return s.notify(ctx, tx, fmt.Sprintf("%s:%d%s", s, processor, retrySuffix))
+}
+
+func (s Schema) notify(ctx context.Context, tx Execer, payload string) error {
+	if _, err := tx.Exec(ctx, "select pg_notify($1, $2)", changedChannel, payload); err != nil {
 		return fmt.Errorf("notify: %w", err)
 	}
 	return nil
 }
 
-// ListenChanged makes a connection receive what notifyChanged sends.
+// ListenChanged makes a connection receive what notifyChanged and notifyRetry send.
 func ListenChanged(ctx context.Context, conn Execer) error {
 	if _, err := conn.Exec(ctx, "listen "+changedChannel); err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -28,9 +40,26 @@ func ListenChanged(ctx context.Context, conn Execer) error {
 	return nil
 }
 
-// ChangedProcessor returns the processor that a notification's payload names. ok is false if it speaks of another ledger.
-func (s Schema) ChangedProcessor(payload string) (processor int32, ok bool) {
+// Notice is what a notification tells the connector.
+type Notice struct {
+	// Processor is the sink of which rows were changed, or that was paused or resumed.
+	Processor int32
+	// Retry says that a person wants the sink asked now, even if its breaker is open.
+	Retry bool
+}
+
+// ParseNotice reads a notification's payload. ok is false if it speaks of another ledger, or was sent by a version of which this one
+// knows nothing.
+func (s Schema) ParseNotice(payload string) (n Notice, ok bool) {
 	id, ok := strings.CutPrefix(payload, string(s)+":")
-	n, err := strconv.ParseInt(id, 10, 32)
-	return int32(n), ok && err == nil
+	if !ok {
+		return Notice{}, false
+	}
+	id, n.Retry = strings.CutSuffix(id, retrySuffix)
+	processor, err := strconv.ParseInt(id, 10, 32)
+	if err != nil {
+		return Notice{}, false
+	}
+	n.Processor = int32(processor)
+	return n, true
 }

@@ -46,6 +46,12 @@ func readSlot(ctx context.Context, db ledger.Querier, name string) (*slotRow, er
 	return &s, nil
 }
 
+// IsStreamed reports whether a connector streams from the slot of this name now.
+func IsStreamed(ctx context.Context, db ledger.Querier, slot string) (bool, error) {
+	s, err := readSlot(ctx, db, slot)
+	return s != nil && s.activePID != 0, err
+}
+
 // server is what a slot and its checkpoint have to match.
 type server struct {
 	version          int // server_version_num

@@ -7,9 +7,17 @@ import (
 
 // AdminConfig returns what the functions of package admin need to work on the ledger of the connector that cfg describes.
 func AdminConfig(cfg config.Config) admin.Config {
-	return admin.Config{
+	c := admin.Config{
 		Name: cfg.Name, DSN: string(cfg.Source.DSN), Source: source(cfg), DeadBlocks: cfg.Delivery.OnDeadLetter == config.DeadBlock,
 	}
+	for _, s := range cfg.Sinks {
+		if s.Composite != nil {
+			c.Composites = append(c.Composites, admin.Composite{
+				Name: s.Name, Members: s.Composite.Members, OneSink: s.Composite.Strategy == config.StrategyAny,
+			})
+		}
+	}
+	return c
 }
 
 // Routing returns the sinks and routes of cfg, by which package admin says where an event would go. It connects to nothing.

@@ -57,6 +57,9 @@ func TestUsageErrorsOfTheLedgerCommands(t *testing.T) {
 		"events list --status lost":      `no status "lost"; write parked, dead, failed, discarded, delivered, pending`,
 		"events show":                    `outbox-cdc events show takes the id of one event; see outbox-cdc events show --help`,
 		"pause":                          `say which sink to pause; see outbox-cdc pause --help`,
+		"retry":                          `say which sink to retry, or write --all; see outbox-cdc retry --help`,
+		"retry a --all":                  `--all and the names of sinks exclude each other`,
+		"retry a -o table":               `no output format "table"; write text or json`,
 		"resume":                         `say which sink to resume; see outbox-cdc resume --help`,
 	} {
 		got := command(t, []string{"DATABASE_URL=postgres://127.0.0.1:1/nowhere"}, strings.Fields(line)...)
@@ -64,7 +67,7 @@ func TestUsageErrorsOfTheLedgerCommands(t *testing.T) {
 			t.Errorf("%s: code %d, stdout %q, stderr %q, want 2 and %q", line, got.code, got.stdout, got.stderr, want)
 		}
 	}
-	for _, line := range []string{"dlq list", "dlq retry --all", "events list", "pause a"} {
+	for _, line := range []string{"dlq list", "dlq retry --all", "events list", "pause a", "retry a"} {
 		if got := command(t, []string{"DATABASE_URL=postgres://127.0.0.1:1/nowhere"}, strings.Fields(line)...); got.code != exitcode.Unavailable {
 			t.Errorf("%s: code %d, stderr %q, want %d", line, got.code, got.stderr, exitcode.Unavailable)
 		}
@@ -127,7 +130,12 @@ func TestDLQ(t *testing.T) {
 	}
 	run("dlq retry --id "+oneID, 1, "", "it is no dead letter, but parked at partner; nothing was changed")
 	run("events list --status parked", 0, "the sink is paused", "")
+	run("retry partner", 0, "partner is paused: nothing is tried until outbox-cdc resume partner; 2 parked\n", "")
 	run("resume partner", 0, "partner is delivered to; 2 parked\n", "")
+	run("retry partner", 0, "partner is asked now; 2 parked, of which 0 were not due yet\n"+
+		"no connector streams from slot \"outbox_cdc\" now: sinks are asked when one does\n", "")
+	run("retry --all -o json", 0, `"made_due": 0`, "")
+	run("retry x", 1, "", `no sink "x"; those of connector "orders" are: partner`)
 	run("resume partner", 0, "partner is delivered to, as it was before; 2 parked\n", "")
 	run("dlq kill --id "+oneID+" --reason closed --yes", 0, "killed: 1 event (1 of partner)\n", "")
 	run("dlq discard --all --yes -o json", 0, `"changed": 1`, "")
@@ -158,7 +166,7 @@ func TestSinkNamesAreCompleted(t *testing.T) {
 	if err := os.WriteFile(file, []byte("sinks: [{name: partner, type: stdout}, {name: log, type: stdout}]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"pause --config FILE", "dlq list --config FILE --sink"} {
+	for _, line := range []string{"pause --config FILE", "retry --config FILE", "dlq list --config FILE --sink"} {
 		args := append([]string{"__complete"}, strings.Fields(strings.ReplaceAll(line, "FILE", file))...)
 		got := command(t, nil, append(args, "")...)
 		if got.code != 0 || !strings.HasPrefix(got.stdout, "partner\nlog\n") {

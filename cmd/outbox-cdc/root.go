@@ -45,6 +45,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newDLQCommand(environ),
 		newPauseCommand(environ),
 		newResumeCommand(environ),
+		newRetryCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 	)

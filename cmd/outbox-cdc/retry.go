@@ -1,0 +1,76 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pyairtable-compose/outbox-cdc/admin"
+)
+
+func newRetryCommand(environ []string) *cobra.Command {
+	var (
+		path   string
+		all    bool
+		output outputFormat
+	)
+	cmd := &cobra.Command{
+		Use:   "retry <sink>...",
+		Short: "Ask a sink now, and try its parked events again",
+		Long: `Ask a sink now whether it is back, also while its breaker is open, and make its parked events due that wait for their next
+attempt. No attempt is counted for it. A connector that runs is told at once. Of a sink that is suspect because it
+refuses everything, events are tried at its limited rate. A paused sink stays paused: resume it.
+
+Dead letters stay what they are: see "dlq retry".`,
+		Example: `  outbox-cdc retry partner --config outbox.yaml
+  outbox-cdc retry --all`,
+		ValidArgsFunction: sinkNames(&path, environ),
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 0 && !all:
+				return usageError("say which sink to retry, or write --all; see %s --help", cmd.CommandPath())
+			case len(args) > 0 && all:
+				return usageError("--all and the names of sinks exclude each other")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := output.check(); err != nil {
+				return err
+			}
+			cfg, err := adminConfig(cmd, path, environ)
+			if err != nil {
+				return err
+			}
+			bar := &progress{w: cmd.ErrOrStderr()}
+			result, err := admin.RetryNow(cmd.Context(), cfg, admin.RetryNowOptions{Sinks: args, Progress: bar.show})
+			if err != nil {
+				bar.clear()
+				return err
+			}
+			return output.write(cmd.OutOrStdout(), result, retryText(result))
+		},
+	}
+	configFlag(cmd, &path)
+	output.register(cmd)
+	cmd.Flags().BoolVar(&all, "all", false, "every sink of the connector")
+	return cmd
+}
+
+func retryText(r admin.RetryNowResult) string {
+	var b strings.Builder
+	paused := 0
+	for _, s := range r.Sinks {
+		if s.Paused {
+			paused++
+			fmt.Fprintf(&b, "%s is paused: nothing is tried until outbox-cdc resume %s; %d parked\n", s.Sink, s.Sink, s.Parked)
+			continue
+		}
+		fmt.Fprintf(&b, "%s is asked now; %d parked, of which %d were not due yet\n", s.Sink, s.Parked, s.MadeDue)
+	}
+	if !r.Streaming && paused < len(r.Sinks) {
+		fmt.Fprintf(&b, "no connector streams from slot %q now: sinks are asked when one does\n", r.Slot)
+	}
+	return b.String()
+}
