@@ -195,7 +195,7 @@ func checkFirst(ctx context.Context, t testing.TB, id string, err error) {
 	case wait <= 0:
 		t.Errorf("%s was not attempted, nothing before it failed, and there was time: want an error, or a time to try it at", id)
 	case wait > sinks.LongestAway:
-		t.Errorf("%s was put off for %v, want at most %v", id, wait, sinks.LongestAway)
+		t.Fatalf("%s was put off for %v, want at most %v", id, wait, sinks.LongestAway)
 	}
 }
 
