@@ -57,3 +57,18 @@ func TestPutOffIsNoTry(t *testing.T) {
 		t.Errorf("%v, after %s", err, RetryAfter(err))
 	}
 }
+
+func TestUncertain(t *testing.T) {
+	t.Parallel()
+	refused := errors.New("refused")
+	for err, want := range map[error]bool{
+		refused: false, ErrPermanent: false, ErrNotAttempted: false, PutOff(time.Second): false, ErrUnavailable: true, ErrTopicUnavailable: true,
+	} {
+		if IsUncertain(err) != want || !IsUncertain(Uncertain(err)) || !errors.Is(Uncertain(err), err) {
+			t.Errorf("%v: uncertain %t", err, IsUncertain(err))
+		}
+	}
+	if err := Uncertain(After(time.Minute, refused)); RetryAfter(err) != time.Minute || err.Error() != "refused" {
+		t.Errorf("%v, after %s", err, RetryAfter(err))
+	}
+}

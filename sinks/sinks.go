@@ -123,6 +123,20 @@ type Chooser interface {
 	DeliverBy(ctx context.Context, batch []Message) (errs []error, members []string)
 }
 
+// Uncertain adds to err that the destination may have accepted the message all the same. The class of err stays the same. A
+// composite needs it, if one member gave no answer and the next one refused the message.
+func Uncertain(err error) error { return uncertainError{err} }
+
+// IsUncertain reports whether the destination may have accepted the message for which it gave err.
+func IsUncertain(err error) bool {
+	_, uncertain := errors.AsType[uncertainError](err)
+	return uncertain || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTopicUnavailable)
+}
+
+type uncertainError struct{ error }
+
+func (e uncertainError) Unwrap() error { return e.error }
+
 // After adds to err that the destination asks not to be tried again before d has passed. The class of err stays the same.
 func After(d time.Duration, err error) error { return afterError{err, d} }
 

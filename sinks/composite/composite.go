@@ -17,6 +17,15 @@ type Member struct {
 	Sink sinks.Sink
 	// Address returns the topic and key that an event has at this member.
 	Address func(*outbox.Event) (topic, key string)
+	// Tell is called with each answer of this member, and with each failure to get one. Several lanes may call it at the same
+	// time. It may be nil.
+	Tell func(Answer)
+}
+
+// Answer is what one Deliver says of a member.
+type Answer struct {
+	Accepted int  // how many messages the member has accepted
+	Away     bool // it has answered nothing
 }
 
 // Any gives each message to its members, in their order, until one accepts it. If members fail, the messages of one
@@ -24,14 +33,26 @@ type Member struct {
 // message although it did not answer; the next member then gets the message too.
 type Any struct{ members []Member }
 
+var _ sinks.Chooser = (*Any)(nil)
+
 // NewAny makes a sink out of one or more members. Its Close closes them.
 func NewAny(members ...Member) *Any { return &Any{members: members} }
 
-// Deliver gives each member the messages that the members before it have not accepted. Each member gets an equal share
-// of the time that is left, so that one that never answers leaves time for the others. A message is permanently refused
-// only if every member refuses it permanently.
+// Deliver does what DeliverBy does.
 func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
-	errs := make([]error, len(batch))
+	errs, _ := a.DeliverBy(ctx, batch)
+	return errs
+}
+
+// DeliverBy gives each member the messages that the members before it have not accepted. Each member gets an equal share
+// of the time that is left, so that one that never answers leaves time for the others. What becomes of a message that no
+// member accepts is in the comment of failure.
+func (a *Any) DeliverBy(ctx context.Context, batch []sinks.Message) (errs []error, by []string) {
+	if len(batch) == 0 {
+		return nil, nil
+	}
+	by = make([]string, len(batch))
+	failures := make([]failure, len(batch))
 	owed := make([]int, len(batch)) // the places in batch of the messages that no member has accepted yet
 	for i := range batch {
 		owed[i] = i
@@ -42,78 +63,77 @@ func (a *Any) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		for _, i := range owed {
 			msg := batch[i]
 			msg.Topic, msg.Key = m.Address(msg.Event)
-			// If an earlier member did not answer, the message may have arrived, and both members may lead to the same
-			// destination.
-			msg.New = msg.New && !errors.Is(errs[i], sinks.ErrUnavailable)
+			// Both members may lead to the same destination.
+			msg.New = msg.New && !failures[i].uncertain
 			rest = append(rest, msg)
 		}
 		results := a.try(ctx, n, rest)
 		left := owed[:0]
 		for j, i := range owed {
-			var err error
-			if results != nil {
-				err = results[j]
-			}
-			if err == nil {
-				errs[i] = nil // the errors of earlier members no longer matter
+			if results == nil || results[j] == nil {
+				by[i] = m.Name
 				continue
 			}
 			left = append(left, i)
-			if !errors.Is(err, sinks.ErrNotAttempted) {
-				err = fmt.Errorf("%s: %w", m.Name, err)
-			}
-			errs[i] = hopeful(errs[i], err)
+			failures[i].add(m.Name, results[j])
 		}
 		if owed = left; len(owed) == 0 {
-			return nil
+			return nil, by
 		}
 	}
-	return behind(batch, errs)
+	var b sinks.Batch
+	b.Begin(batch)
+	for _, i := range owed {
+		if err := failures[i].err(); sinks.IsUncertain(err) {
+			b.Lose(i, err)
+		} else {
+			b.Fail(i, err)
+		}
+	}
+	return b.Errors(), by
 }
 
 // try lets member n deliver, within its share of the time.
 func (a *Any) try(ctx context.Context, n int, batch []sinks.Message) []error {
+	m, within := &a.members[n], ctx
 	if deadline, ok := ctx.Deadline(); ok {
 		share := time.Until(deadline) / time.Duration(len(a.members)-n)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, share, fmt.Errorf("no answer within its share of %s", share.Round(time.Millisecond)))
+		within, cancel = context.WithTimeoutCause(ctx, share, fmt.Errorf("no answer within its share of %s", share.Round(time.Millisecond)))
 		defer cancel()
 	}
-	return a.members[n].Sink.Deliver(ctx, batch)
-}
-
-// hopeful returns the one of two errors that leaves more hope that the message will be accepted. If a member is away,
-// the message is not refused. If a member may accept it next time, it is not refused permanently. before is nil at the
-// first member.
-func hopeful(before, now error) error {
-	switch {
-	case errors.Is(before, sinks.ErrNotAttempted) && errors.Is(now, sinks.ErrPermanent):
-		// An earlier member was not asked, because an earlier message of the aggregate was not accepted there. The next
-		// try asks that member first.
-		return fmt.Errorf("%v, and not every member was asked", now) //nolint:errorlint // its class is not the message's
-	case before == nil, errors.Is(before, sinks.ErrNotAttempted):
-		return now
-	case errors.Is(before, sinks.ErrUnavailable), errors.Is(now, sinks.ErrPermanent), errors.Is(now, sinks.ErrNotAttempted):
-		return before
-	}
-	return now
-}
-
-// behind applies the contract's rule on order: only the first message of an aggregate that was not accepted keeps its
-// error. The later ones get ErrNotAttempted.
-func behind(batch []sinks.Message, errs []error) []error {
-	failed := map[sinks.Aggregate]bool{}
-	for i, err := range errs {
-		if err == nil {
-			continue
+	errs := m.Sink.Deliver(within, batch)
+	// A call that the connector has ended early says nothing about the member.
+	if m.Tell != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		if answer, known := answerOf(len(batch), errs); known {
+			m.Tell(answer)
 		}
-		a := batch[i].Aggregate()
-		if failed[a] {
-			errs[i] = sinks.ErrNotAttempted
-		}
-		failed[a] = true
 	}
 	return errs
+}
+
+// answerOf returns what the results of a Deliver of n messages say of the member. known is false if they say nothing, because
+// nothing was attempted.
+func answerOf(n int, errs []error) (a Answer, known bool) {
+	if errs == nil {
+		return Answer{Accepted: n}, true
+	}
+	answered := false
+	for _, err := range errs {
+		switch {
+		case err == nil:
+			a.Accepted++
+			answered = true
+		case errors.Is(err, sinks.ErrNotAttempted):
+		case errors.Is(err, sinks.ErrUnavailable):
+			a.Away = true
+		default:
+			answered = true
+		}
+	}
+	known = answered || a.Away
+	a.Away = a.Away && !answered
+	return a, known
 }
 
 // Close closes all members.

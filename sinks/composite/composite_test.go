@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
-	"github.com/pyairtable-compose/outbox-cdc/sinks/sinktest"
 )
 
 // fake answers by event id, follows the contract for later messages of an aggregate, and remembers what it has accepted.
@@ -23,6 +20,7 @@ type fake struct {
 	errs     map[string]error
 	hangs    bool
 	accepted []string
+	news     []string // the messages that were New
 	closed   bool
 }
 
@@ -35,22 +33,22 @@ func (f *fake) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		}
 		return out
 	}
-	out := make([]error, len(batch))
-	failed := map[string]bool{}
+	var b sinks.Batch
+	b.Begin(batch)
 	for i, m := range batch {
+		if m.New {
+			f.news = append(f.news, m.Event.ID)
+		}
 		switch err := f.errs[m.Event.ID]; {
-		case failed[m.Event.AggregateID]:
-			out[i] = sinks.ErrNotAttempted
-		case err != nil:
-			out[i], failed[m.Event.AggregateID] = err, true
+		case sinks.IsUncertain(err):
+			b.Lose(i, err)
+		case err != nil || b.Blocked(i):
+			b.Fail(i, err)
 		default:
 			f.accepted = append(f.accepted, m.Topic+"/"+m.Event.ID)
 		}
 	}
-	if len(failed) == 0 {
-		return nil
-	}
-	return out
+	return b.Errors()
 }
 
 func (f *fake) Close() error {
@@ -59,7 +57,7 @@ func (f *fake) Close() error {
 }
 
 func memberOf(f *fake) Member {
-	return Member{f.name, f, func(e *outbox.Event) (string, string) { return f.name, e.AggregateID }}
+	return Member{Name: f.name, Sink: f, Address: func(e *outbox.Event) (string, string) { return f.name, e.AggregateID }}
 }
 
 // batch makes messages of ids such as "a1", which consist of aggregate and number.
@@ -78,25 +76,27 @@ var (
 
 func TestAny(t *testing.T) {
 	t.Parallel()
+	type answers = map[string]error
 	for _, test := range []struct {
 		name          string
-		first, second map[string]error
+		first, second answers
 		accepted      string // by the first; by the second
-		errs          string // a message
+		errs          string // for each message
 	}{
 		{"the first accepts", nil, nil, "a1 a2 b1; ", ""},
-		{"what fails goes on with what stands behind", map[string]error{"a1": errAway}, nil, "b1; a1 a2", ""},
-		{"a prefix stays", map[string]error{"a2": errRefused}, nil, "a1 b1; a2", ""},
-		{"both are away", map[string]error{"a1": errAway}, map[string]error{"a1": errAway}, "b1; ", "away, not attempted, ok"},
-		{"away beats refused", map[string]error{"a1": errAway}, map[string]error{"a1": errRefused}, "b1; ", "away, not attempted, ok"},
-		{"and the other way round", map[string]error{"a1": errRefused}, map[string]error{"a1": errAway}, "b1; ", "away, not attempted, ok"},
-		{"refused beats permanent", map[string]error{"a1": errPermanent}, map[string]error{"a1": errRefused}, "b1; ", "refused, not attempted, ok"},
-		{"permanent where all say so", map[string]error{"a1": errPermanent}, map[string]error{"a1": errPermanent}, "b1; ", "permanent, not attempted, ok"},
-		{"not permanent where one was not asked", map[string]error{"a1": errRefused}, map[string]error{"a2": errPermanent}, "b1; a1", "ok, refused, ok"},
-		{"one behind fails elsewhere", map[string]error{"a1": errAway}, map[string]error{"a2": errRefused}, "b1; a1", "ok, refused, ok"},
+		{"what fails goes on with what stands behind", answers{"a1": errAway}, nil, "b1; a1 a2", ""},
+		{"a prefix stays", answers{"a2": errRefused}, nil, "a1 b1; a2", ""},
+		{"both are away", answers{"a1": errAway}, answers{"a1": errAway}, "b1; ", "away, not attempted, ok"},
+		{"permanent where all say so", answers{"a1": errPermanent}, answers{"a1": errPermanent}, "b1; ", "permanent, not attempted, ok"},
+		{"not permanent where one was not asked", answers{"a1": errRefused}, answers{"a2": errPermanent}, "b1; a1", "ok, refused, ok"},
+		{"one behind fails elsewhere", answers{"a1": errAway}, answers{"a2": errRefused}, "b1; a1", "ok, refused, ok"},
+		{"put off where one was not asked", answers{"a1": errRefused}, answers{"a2": errPutOff}, "b1; a1", "ok, not attempted in 20s, ok"},
+		{"all unknown", answers{"a1": errAway, "a2": errAway}, answers{"a1": errAway}, "b1; ", "away, away, ok"},
+		{"unknown at the first only", answers{"a1": errAway, "a2": errAway}, answers{"a1": errRefused}, "b1; ", "refused maybe, away, ok"},
+		{"one topic is away at both", answers{"a1": errTopic}, answers{"a1": errTopic}, "b1; ", "topic away, not attempted, ok"},
 	} {
 		first, second := &fake{name: "first", errs: test.first}, &fake{name: "second", errs: test.second}
-		errs := NewAny(memberOf(first), memberOf(second)).Deliver(t.Context(), batch("a1", "a2", "b1"))
+		errs, members := NewAny(memberOf(first), memberOf(second)).DeliverBy(t.Context(), batch("a1", "a2", "b1"))
 		if got := strings.ReplaceAll(strings.Join(first.accepted, " "), "first/", "") + "; " +
 			strings.ReplaceAll(strings.Join(second.accepted, " "), "second/", ""); got != test.accepted {
 			t.Errorf("%s: accepted %q, want %q", test.name, got, test.accepted)
@@ -104,23 +104,143 @@ func TestAny(t *testing.T) {
 		if got := strings.Join(classes(errs), ", "); got != test.errs {
 			t.Errorf("%s: %s (%v), want %s", test.name, got, errs, test.errs)
 		}
+		for i, m := range batch("a1", "a2", "b1") {
+			want := ""
+			switch {
+			case slices.Contains(first.accepted, "first/"+m.Event.ID):
+				want = "first"
+			case slices.Contains(second.accepted, "second/"+m.Event.ID):
+				want = "second"
+			}
+			if members[i] != want {
+				t.Errorf("%s: %s was accepted by %q, want %q", test.name, m.Event.ID, members[i], want)
+			}
+		}
+	}
+	if errs, members := NewAny(memberOf(&fake{})).DeliverBy(t.Context(), nil); errs != nil || members != nil {
+		t.Errorf("nothing to do: %v, %v", errs, members)
 	}
 }
 
+var (
+	errTopic   = fmt.Errorf("no such topic: %w", sinks.ErrTopicUnavailable)
+	errPutOff  = sinks.PutOff(20 * time.Second)
+	errSoon    = sinks.PutOff(5 * time.Second)
+	errBusy    = sinks.After(7*time.Second, errAway)
+	errLimited = sinks.After(9*time.Second, errRefused)
+)
+
+// Two members have failed. The most hopeful error prevails, whoever gave it.
+func TestAnyHopes(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		one, other error
+		want       string
+	}{
+		{errRefused, errRefused, "refused"},
+		{errRefused, errTopic, "refused maybe"},
+		{errRefused, errAway, "refused maybe"},
+		{errRefused, errPermanent, "refused"},
+		{errRefused, errPutOff, "refused"}, // due by its backoff, not in 20 s
+		{errTopic, errTopic, "topic away"},
+		{errTopic, errAway, "topic away"},
+		{errTopic, errPermanent, "topic away"},
+		{errTopic, errPutOff, "topic away"},
+		{errAway, errPermanent, "away"},
+		{errAway, errPutOff, "topic away"}, // the second one may be back before 20 s have passed
+		{errPermanent, errPermanent, "permanent"},
+		{errPermanent, errPutOff, "not attempted in 20s"},
+		{errPutOff, errSoon, "not attempted in 5s"},
+		{errBusy, errAway, "away"},
+		{errBusy, errPutOff, "topic away in 7s"},
+		{errBusy, errPermanent, "away in 7s"},
+		{errLimited, errBusy, "refused in 7s maybe"},
+		{errLimited, errRefused, "refused"},
+	} {
+		for _, errs := range [][2]error{{test.one, test.other}, {test.other, test.one}} {
+			first, second := &fake{errs: map[string]error{"a1": errs[0]}}, &fake{errs: map[string]error{"a1": errs[1]}}
+			got := NewAny(memberOf(first), memberOf(second)).Deliver(t.Context(), batch("a1"))
+			if class := strings.Join(classes(got), ""); class != test.want {
+				t.Errorf("%v: %s (%v), want %s", errs, class, got, test.want)
+			}
+		}
+	}
+}
+
+// A message that a member may have accepted is not New for the next member: both may lead to the same destination.
+func TestAnyRepeats(t *testing.T) {
+	t.Parallel()
+	first := &fake{name: "first", errs: map[string]error{"a1": errAway, "b1": errRefused, "c1": errTopic}}
+	second := &fake{name: "second"}
+	messages := batch("a1", "b1", "c1", "d1")
+	for i := range messages {
+		messages[i].New = true
+	}
+	NewAny(memberOf(first), memberOf(second)).Deliver(t.Context(), messages)
+	if want := []string{"a1", "b1", "c1", "d1"}; !slices.Equal(first.news, want) {
+		t.Errorf("new at the first: %v, want %v", first.news, want)
+	}
+	if want := []string{"b1"}; !slices.Equal(second.news, want) {
+		t.Errorf("new at the second: %v, want %v", second.news, want)
+	}
+}
+
+// What is told of a member is what its last answer says.
+func TestAnyTells(t *testing.T) {
+	t.Parallel()
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for _, test := range []struct {
+		name string
+		ctx  context.Context
+		errs map[string]error
+		want string
+	}{
+		{"accepted", t.Context(), nil, "[{2 false}]"},
+		{"one accepted", t.Context(), map[string]error{"a1": errAway}, "[{1 false}]"},
+		{"one refused", t.Context(), map[string]error{"a1": errAway, "b1": errRefused}, "[{0 false}]"},
+		{"topic away", t.Context(), map[string]error{"a1": errTopic, "b1": errAway}, "[{0 false}]"},
+		{"away", t.Context(), map[string]error{"a1": errAway, "b1": errAway}, "[{0 true}]"},
+		{"one away, one put off", t.Context(), map[string]error{"a1": errAway, "b1": errPutOff}, "[{0 true}]"},
+		{"put off", t.Context(), map[string]error{"a1": errPutOff, "b1": errPutOff}, "[]"},
+		{"the connector stops", ended, map[string]error{"a1": errAway, "b1": errAway}, "[]"},
+	} {
+		var told []Answer
+		m := memberOf(&fake{name: "one", errs: test.errs})
+		m.Tell = func(a Answer) { told = append(told, a) }
+		NewAny(m, memberOf(&fake{name: "other"})).Deliver(test.ctx, batch("a1", "b1"))
+		if got := fmt.Sprint(told); got != test.want {
+			t.Errorf("%s: told %s, want %s", test.name, got, test.want)
+		}
+	}
+}
+
+// classes describes each error: its class, the time that it gives, and whether the message may have been accepted although it was
+// refused.
 func classes(errs []error) (out []string) {
 	for _, err := range errs {
+		var text string
 		switch {
 		case err == nil:
-			out = append(out, "ok")
+			text = "ok"
 		case errors.Is(err, sinks.ErrNotAttempted):
-			out = append(out, "not attempted")
+			text = "not attempted"
 		case errors.Is(err, sinks.ErrPermanent):
-			out = append(out, "permanent")
+			text = "permanent"
 		case errors.Is(err, sinks.ErrUnavailable):
-			out = append(out, "away")
+			text = "away"
+		case errors.Is(err, sinks.ErrTopicUnavailable):
+			text = "topic away"
 		default:
-			out = append(out, "refused")
+			text = "refused"
 		}
+		if wait := sinks.RetryAfter(err); wait > 0 {
+			text += " in " + wait.String()
+		}
+		if sinks.IsUncertain(err) && strings.HasPrefix(text, "refused") {
+			text += " maybe"
+		}
+		out = append(out, text)
 	}
 	return out
 }
@@ -149,85 +269,4 @@ func TestAnyCloses(t *testing.T) {
 	if !first.closed || !second.closed || err == nil || err.Error() != "first: late\nsecond: late" {
 		t.Errorf("closed %t and %t: %v", first.closed, second.closed, err)
 	}
-}
-
-// memory is a sink for several lanes that accepts all messages.
-type memory struct {
-	mu  sync.Mutex
-	got []sinktest.Received
-}
-
-func (m *memory) Deliver(ctx context.Context, batch []sinks.Message) []error {
-	if ctx.Err() != nil {
-		out := make([]error, len(batch))
-		for i := range out {
-			out[i] = fmt.Errorf("%w: %w", sinks.ErrUnavailable, ctx.Err())
-		}
-		return out
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, msg := range batch {
-		e := msg.Event
-		columns := map[string]string{}
-		for name, value := range map[string]string{"tenant_id": e.TenantID, "correlation_id": e.CorrelationID, "causation_id": e.CausationID} {
-			if value != "" {
-				columns[name] = value
-			}
-		}
-		m.got = append(m.got, sinktest.Received{ID: e.ID, Payload: slices.Clone(e.Payload), Columns: columns})
-	}
-	return nil
-}
-
-func (m *memory) Close() error { return nil }
-
-func (m *memory) received() []sinktest.Received {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.got)
-}
-
-// picky refuses every third message permanently.
-type picky struct {
-	*memory
-	seen atomic.Int64
-}
-
-func (p *picky) Deliver(ctx context.Context, batch []sinks.Message) []error {
-	out := make([]error, len(batch))
-	failed := map[string]bool{}
-	var take []sinks.Message
-	for i, m := range batch {
-		switch {
-		case failed[m.Event.AggregateID]:
-			out[i] = sinks.ErrNotAttempted
-		case p.seen.Add(1)%3 == 0:
-			out[i], failed[m.Event.AggregateID] = errPermanent, true
-		default:
-			take = append(take, m)
-		}
-	}
-	if errs := p.memory.Deliver(ctx, take); errs != nil {
-		for i := range out {
-			out[i] = errs[0]
-		}
-		return out
-	}
-	if len(failed) == 0 {
-		return nil
-	}
-	return out
-}
-
-// The suite passes, even if the first member is picky.
-func TestConformance(t *testing.T) {
-	t.Parallel()
-	sinktest.Run(t, func(testing.TB) *sinktest.Harness {
-		all := &memory{}
-		address := func(e *outbox.Event) (string, string) { return "topic", e.AggregateID }
-		return &sinktest.Harness{
-			Sink: NewAny(Member{"picky", &picky{memory: all}, address}, Member{"all", all, address}), Topic: "topic", Received: all.received,
-		}
-	})
 }
