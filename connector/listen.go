@@ -22,8 +22,8 @@ const (
 	countTimeout = time.Minute
 )
 
-// listen keeps a connection with LISTEN until ctx ends. By it the connector hears at once when a person changes parked rows, or
-// pauses or resumes a sink. While there is no such connection, lanes still read outbox_parked every 30 s.
+// listen keeps a connection with LISTEN until ctx ends. By it the connector hears at once when a person changes parked rows, pauses
+// or resumes a sink, or wants it asked now. While there is no such connection, lanes still read outbox_parked every 30 s.
 func (c *Connector) listen(ctx context.Context, s *session) {
 	for works := false; ctx.Err() == nil; {
 		err := c.listenOnce(ctx, s, func() {
@@ -83,7 +83,8 @@ type notificationSource interface {
 }
 
 // awaitChange returns when it is time to count again: after countEvery, or already after minCountGap if a person has changed
-// something, but never before rest is over. It passes each change on to the lanes of the sink at once.
+// something, but never before rest is over. It passes each change on to the lanes of the sink at once, and to the breaker that a person
+// wants the sink asked now.
 func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s *session, rest time.Duration) error {
 	now := time.Now()
 	until := now.Add(max(countEvery, rest))
@@ -103,6 +104,9 @@ func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s 
 		}
 		for _, l := range s.bySink[notice.Processor] {
 			l.ask(askReread)
+		}
+		if notice.Retry {
+			s.bySink[notice.Processor][0].breaker.askNow()
 		}
 		// More changes may follow soon. One count is enough for all of them.
 		if soon := now.Add(max(minCountGap, rest)); soon.Before(until) {

@@ -150,7 +150,8 @@ func (s *sinkState) show() {
 	case s.unread != nil:
 		ok, text = false, s.unread.Error()
 	case s.breaker != breakerClosed:
-		ok, text = false, fmt.Sprintf("left alone since %s (breaker %s): %v", s.since.UTC().Format(time.RFC3339), s.breaker, s.cause)
+		ok, text = false, fmt.Sprintf("left alone since %s (breaker %s; outbox-cdc retry %s asks at once): %v",
+			s.since.UTC().Format(time.RFC3339), s.breaker, s.name, s.cause)
 	case len(s.failing) > 0:
 		ok, text = false, s.cause.Error()
 	case s.paused:

@@ -99,6 +99,7 @@ const hookSecret = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 type hook struct {
 	server *httptest.Server
 	status atomic.Int64 // what it answers; 0 is 204
+	asked  atomic.Int64 // how many requests came
 	answer atomic.Pointer[func(id, aggregate string) answer]
 
 	mu  sync.Mutex
@@ -129,6 +130,7 @@ func newHook(t testing.TB, names topics) *hook {
 	}
 	h := &hook{}
 	h.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		h.asked.Add(1)
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the sender was killed
