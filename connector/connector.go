@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -112,11 +111,14 @@ const maxSessionWait = 10 * time.Second
 
 // Connector reads one outbox and delivers its events. Make it with New, run it once.
 type Connector struct {
-	cfg  Config
-	pool *pgxpool.Pool
+	cfg    Config
+	openDB func() (database, error) // Run calls it once
+	db     database                 // of Run
 
 	sinks   map[string]*lastingSink            // by name
 	tracker atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last one if none runs
+	running atomic.Pointer[session]            // nil if none runs; only tests look at it
+	maxHeld int                                // of each lane
 
 	progress progress
 	outbox   outboxState
@@ -154,7 +156,14 @@ type lagClock struct {
 }
 
 // New makes a connector. It connects to nothing.
-func New(cfg Config) *Connector { return &Connector{cfg: cfg, calls: newPGCalls()} }
+func New(cfg Config) *Connector {
+	return newConnector(cfg, func() (database, error) { return openPostgres(cfg.Name, cfg.Source) })
+}
+
+// newConnector makes a connector over another database than PostgreSQL, if the caller wants that.
+func newConnector(cfg Config, open func() (database, error)) *Connector {
+	return &Connector{cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld}
+}
 
 // lastingSink is the part of a sink's state that outlives a session.
 type lastingSink struct {
@@ -184,12 +193,12 @@ func (c *Connector) makeSinks() {
 // if no further try can help, if PostgreSQL could not be reached for the first session, or if the drain was not clean. Such
 // an error may have the method ExitCode() int, which returns one of the exit codes that the README lists.
 func (c *Connector) Run(ctx context.Context) error {
-	pool, err := c.openPool()
+	db, err := c.openDB()
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	c.pool = pool
+	defer db.close()
+	c.db = db
 	// unroutedLog reports once a minute at most. What it has counted since its last report goes into the log now.
 	defer func() { c.unroutedLog.report(time.Now().Add(unroutedEvery), c.cfg.Logger) }()
 	c.makeSinks()
@@ -240,7 +249,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		wait := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}.delay(failures)
 		c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
-		c.pool.Reset() // the pool's connections may be as dead as the session's
+		c.db.reset() // the pool's connections may be as dead as the session's
 		if sleep(ctx, wait) != nil {
 			return nil
 		}

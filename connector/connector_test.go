@@ -58,7 +58,7 @@ func newConnectorBenchIn(t *testing.T, db *pgtest.Database) *connectorBench {
 	}
 	b.setSink(func(context.Context, []sinks.Message) []error { return nil })
 	_, err := provision.Setup(context.Background(), provision.SetupConfig{
-		Source: (&Connector{cfg: b.cfg}).provisionSource(), DSN: db.DSN, ReplicationDSN: db.DSN,
+		Source: b.cfg.Source.provision(), DSN: db.DSN, ReplicationDSN: db.DSN,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -370,16 +370,16 @@ func TestDrift(t *testing.T) {
 	b.eventually(logQuery, "one:delivered")
 	b.exec("alter publication " + b.cfg.Source.Publication + " set (publish = 'update')")
 	c := New(b.cfg)
-	pool, err := c.openPool()
+	db, err := openPostgres(b.cfg.Name, b.cfg.Source)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pool.Close()
-	c.pool = pool
+	defer db.close()
+	c.db = db
 	if _, err := c.preflight(context.Background()); err == nil {
 		t.Error("preflight finds nothing wrong")
 	}
-	if err := pool.QueryRow(context.Background(), "select 'public.event_outbox'::regclass::oid").Scan(&c.outbox.oid); err != nil {
+	if err := db.pool.QueryRow(context.Background(), "select 'public.event_outbox'::regclass::oid").Scan(&c.outbox.oid); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.checkDrift(context.Background()); err == nil || !strings.Contains(err.Error(), "inserts") {

@@ -17,11 +17,15 @@ func (c *Connector) fatal(err error) bool {
 	return code.Final() || code == exitcode.Unavailable && !c.progress.streamedBefore
 }
 
-// explainRefusal explains why the server refused a connection. key is the configuration key of the connection string. If the server
-// would refuse each further try, the result has an exit code and names the remedy. A login, database or right that has worked
-// in this process before is an exception: somebody may be about to change it. That error stays as it is, so that the connector
-// tries again.
-func (c *Connector) explainRefusal(err error, key string) error {
+// explainRefusal explains why the server refused a connection, and returns any other error as it is. If the server would refuse
+// each further try, the result has an exit code and names the remedy. A login, database or right that has worked in this process
+// before is an exception: somebody may be about to change it. That error stays as it is, so that the connector tries again.
+func (c *Connector) explainRefusal(err error) error {
+	refused, ok := errors.AsType[*refusedConnection](err)
+	if !ok {
+		return err
+	}
+	key, err := refused.key, refused.err
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	// The codes mean: login, password, database, right.
 	if !ok || c.progress.streamedBefore && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {

@@ -23,6 +23,23 @@ const (
 	dutyRetry = 10 * time.Second
 )
 
+// keeperDatabase is PostgreSQL as the keeper needs it.
+type keeperDatabase interface {
+	// makePartitions makes the next partitions of the log.
+	makePartitions(ctx context.Context) error
+	// heartbeat writes the connector's sign of life to the ledger.
+	heartbeat(ctx context.Context) error
+	// slotLag returns how many bytes of WAL are not confirmed, or nil if nobody knows, and what is seen of the walsender.
+	slotLag(ctx context.Context) (bytes *float64, seen walsenderState, err error)
+	// checkDrift looks whether the table with this OID is still the outbox, and whether all its rows come on the stream; see
+	// Connector.checkDrift.
+	checkDrift(ctx context.Context, oid uint32) (moved string, err error)
+	// publicationVersion returns a text that changes when somebody changes the publication.
+	publicationVersion(ctx context.Context, oid uint32) (string, error)
+	// whyServerWaits says what our oldest running statement is waiting for, by another connection.
+	whyServerWaits(ctx context.Context) string
+}
+
 // duty is a task that the keeper repeats as long as a session reads.
 type duty struct {
 	name       string
@@ -39,8 +56,8 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 	c.walsender = walsenderState{since: time.Now()}
 	defer c.lag.silentSince.Store(0)
 	for _, d := range []duty{
-		{name: "log partitions", every: partitionEvery, do: c.makePartitions},
-		{name: "heartbeat", every: heartbeatEvery, do: c.heartbeat},
+		{name: "log partitions", every: partitionEvery, do: c.db.makePartitions},
+		{name: "heartbeat", every: heartbeatEvery, do: c.db.heartbeat},
 		{name: "slot lag", every: lagEvery, do: c.measureLag},
 		{name: "publication", every: driftEvery, do: c.checkDrift, waitsFirst: true}, // preflight has just looked
 	} {
@@ -91,7 +108,7 @@ func (c *Connector) doDuty(ctx context.Context, d duty) error {
 	doing, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
 	asked := make(chan string, 1)
-	asking := time.AfterFunc(hangAfter, func() { asked <- c.whyServerWaits(doing) })
+	asking := time.AfterFunc(hangAfter, func() { asked <- c.db.whyServerWaits(doing) })
 	err := d.do(doing)
 	if asking.Stop() || doing.Err() == nil || ctx.Err() != nil {
 		return err
@@ -130,16 +147,6 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// makePartitions is the duty that makes the next partitions of the log.
-func (c *Connector) makePartitions(ctx context.Context) error {
-	return c.schema().MakePartitions(ctx, c.pool)
-}
-
-// heartbeat is the duty that writes the connector's sign of life to the ledger.
-func (c *Connector) heartbeat(ctx context.Context) error {
-	return c.schema().Heartbeat(ctx, c.pool, c.cfg.Name)
-}
-
 // silentAfter is how long the walsender may leave our standby statuses unread before health and log say so. It reads none
 // while it decodes a large transaction, so a shorter time would raise false alarms.
 const silentAfter = 30 * time.Second
@@ -154,19 +161,15 @@ type walsenderState struct {
 // measureLag is the duty that measures how much WAL the slot keeps back. It also looks whether the walsender takes our status
 // messages, because to the reader a walsender that is frozen looks like a stream without events.
 func (c *Connector) measureLag(ctx context.Context) error {
-	var lag *float64
-	var now walsenderState
-	err := c.pool.QueryRow(ctx, `select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::float8, coalesce(active_pid, 0), reply_time
-		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, c.cfg.Source.Slot).
-		Scan(&lag, &now.pid, &now.reply)
+	lag, seen, err := c.db.slotLag(ctx)
 	if err != nil {
 		c.walsenderUnknown(time.Now())
-		return fmt.Errorf("measure slot lag: %w", err)
+		return err
 	}
 	if lag != nil {
 		c.cfg.Metrics.SlotLagBytes.Set(max(0, *lag))
 	}
-	return c.checkWalsender(now, time.Now())
+	return c.checkWalsender(seen, time.Now())
 }
 
 // checkWalsender compares what is seen of the walsender now with what was seen before. It returns an error if the walsender has

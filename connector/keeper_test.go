@@ -25,14 +25,14 @@ func (b *connectorBench) keepFor(d time.Duration, prepare ...func(*Connector)) (
 		for _, f := range prepare {
 			f(c)
 		}
-		pool, perr := c.openPool()
+		db, perr := openPostgres(cfg.Name, cfg.Source)
 		if perr != nil {
 			t.Error(perr)
 			return
 		}
-		defer pool.Close()
-		c.pool = pool
-		if perr := pool.QueryRow(t.Context(), "select $1::text::oid", table).Scan(&c.outbox.oid); perr != nil {
+		defer db.close()
+		c.db = db
+		if perr := db.pool.QueryRow(t.Context(), "select $1::text::oid", table).Scan(&c.outbox.oid); perr != nil {
 			t.Error(perr)
 			return
 		}

@@ -22,6 +22,15 @@ const (
 	countTimeout = time.Minute
 )
 
+// listener is a connection with LISTEN: pgListener, or a test's.
+type listener interface {
+	WaitForNotification(ctx context.Context) (*pgconn.Notification, error)
+	activityReader
+	// countParked counts the parked rows of these sinks. It may have to look at millions of rows.
+	countParked(ctx context.Context, processors []int32) (map[int32]ledger.ParkedCount, error)
+	close()
+}
+
 // listen keeps a connection with LISTEN until ctx ends. By it the connector hears at once when a person changes parked rows, pauses
 // or resumes a sink, or wants it asked now. While there is no such connection, lanes still read outbox_parked every 30 s.
 func (c *Connector) listen(ctx context.Context, s *session) {
@@ -49,18 +58,11 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 func (c *Connector) listenOnce(ctx context.Context, s *session, counted func()) error {
 	beginning, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	conn, err := c.connect(beginning)
+	conn, err := c.db.listen(beginning)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = conn.Close(ctx) // this connection has only read, so nothing depends on how it is closed
-	}()
-	if err := ledger.ListenChanged(beginning, conn); err != nil {
-		return err
-	}
+	defer conn.close()
 	for _, l := range s.lanes { // changes before LISTEN were not heard
 		l.ask(askReread)
 	}
@@ -77,15 +79,10 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, counted func()) 
 	}
 }
 
-// notificationSource is the connection as awaitChange needs it: *pgx.Conn, or a test's.
-type notificationSource interface {
-	WaitForNotification(ctx context.Context) (*pgconn.Notification, error)
-}
-
 // awaitChange returns when it is time to count again: after countEvery, or already after minCountGap if a person has changed
 // something, but never before rest is over. It passes each change on to the lanes of the sink at once, and to the breaker that a person
 // wants the sink asked now.
-func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s *session, rest time.Duration) error {
+func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session, rest time.Duration) error {
 	now := time.Now()
 	until := now.Add(max(countEvery, rest))
 	for {
@@ -98,7 +95,7 @@ func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s 
 			}
 			return fmt.Errorf("wait for notifications: %w", err)
 		}
-		notice, ok := c.schema().ParseNotice(n.Payload)
+		notice, ok := ledger.Schema(c.cfg.Source.LedgerSchema).ParseNotice(n.Payload)
 		if !ok || s.bySink[notice.Processor] == nil {
 			continue
 		}
@@ -116,13 +113,13 @@ func (c *Connector) awaitChange(ctx context.Context, conn notificationSource, s 
 }
 
 // readPausedAndCounts reads which sinks are paused, counts the parked rows of each sink, and shows the counts.
-func (c *Connector) readPausedAndCounts(ctx context.Context, db ledger.Querier, s *session) error {
+func (c *Connector) readPausedAndCounts(ctx context.Context, conn listener, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
-	if err := c.readPaused(ctx, db, s); err != nil {
+	if err := s.readPaused(ctx, conn); err != nil {
 		return err
 	}
-	counts, err := c.schema().CountParked(ctx, db, s.processors())
+	counts, err := conn.countParked(ctx, s.processors())
 	if err != nil {
 		return err
 	}
@@ -132,9 +129,15 @@ func (c *Connector) readPausedAndCounts(ctx context.Context, db ledger.Querier, 
 	return nil
 }
 
+// activityReader is the database, or the listener.
+type activityReader interface {
+	// activity returns which of these sinks are paused.
+	activity(ctx context.Context, processors []int32) (map[int32]ledger.Activity, error)
+}
+
 // readPaused reads which sinks a person has paused, and wakes the lanes of each sink for which that has changed.
-func (c *Connector) readPaused(ctx context.Context, db ledger.Querier, s *session) error {
-	all, err := c.schema().ReadActivity(ctx, db, s.processors())
+func (s *session) readPaused(ctx context.Context, from activityReader) error {
+	all, err := from.activity(ctx, s.processors())
 	if err != nil {
 		return err
 	}

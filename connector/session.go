@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -14,13 +12,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
-	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
-	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -33,10 +29,45 @@ var (
 	errRecorderStopped = errors.New("the server lets the recorder in no more")
 )
 
+// sessionDatabase is PostgreSQL as a session needs it.
+type sessionDatabase interface {
+	// openStream connects and starts to stream from where the slot stands.
+	openStream(ctx context.Context) (sessionStream, replication.Identity, error)
+	// takeOver takes ownership of the ledger from the session before. The slot must be ours.
+	takeOver(ctx context.Context) (checkpoint.Ledger, ledger.Start, error)
+	// slotPosition returns what the slot has confirmed, and how far the server has written.
+	slotPosition(ctx context.Context) (confirmed, written pglogrepl.LSN, err error)
+	// registerProcessors enters sinks into outbox_processors and returns their ids by name. If other sinks than the known ones still
+	// have parked events, it changes nothing and returns how many, by name.
+	registerProcessors(ctx context.Context, all []ledger.Processor, known []string) (ids map[string]int32, orphans map[string]int64, err error)
+	// reviseParked makes the times of parked rows fit the configuration.
+	reviseParked(ctx context.Context, processors []int32, policy ledger.ParkedPolicy) error
+	activityReader
+	// parkedRows returns what reads one lane's share of a sink's parked rows.
+	parkedRows(processor int32, lane, lanes int) parkedReader
+	// listen makes a connection that hears what people change.
+	listen(ctx context.Context) (listener, error)
+	// leave notes that the session of this epoch has ended clean; see unsent.go.
+	leave(ctx context.Context, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error
+}
+
+// sessionStream is the replication connection as a session needs it: *replication.Stream, or a test's.
+type sessionStream interface {
+	stream
+	// Track says whose progress is reported from now on.
+	Track(p replication.Progress)
+	// Fast reports whether the stream is fast. It may be called by all goroutines.
+	Fast() bool
+	// Broken reports whether the connection is lost or closed.
+	Broken() bool
+	// Close sends the last status, unless the stream is closed already.
+	Close()
+}
+
 // session is the life of one replication connection.
 type session struct {
 	c        *Connector
-	stream   *replication.Stream
+	stream   sessionStream
 	tracker  *checkpoint.Tracker
 	recorder *checkpoint.Recorder
 	reader   *reader
@@ -56,7 +87,7 @@ func (c *Connector) runSession(ctx context.Context) error {
 	}
 	stream, id, err := c.openStream(ctx)
 	if err != nil {
-		return c.explainRefusal(err, replication.ReplicationDSNKey)
+		return c.explainRefusal(err)
 	}
 	// The slot is ours until the stream is closed, which sends the last status. Then another process may have it.
 	defer stream.Close()
@@ -73,15 +104,13 @@ func (c *Connector) runSession(ctx context.Context) error {
 	return s.run(ctx)
 }
 
-// openStream starts to stream.
-func (c *Connector) openStream(ctx context.Context) (*replication.Stream, replication.Identity, error) {
+// openStream starts to stream, within answerTimeout.
+func (c *Connector) openStream(ctx context.Context) (sessionStream, replication.Identity, error) {
 	c.calls.open.begin()
 	defer c.calls.open.end()
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	return replication.Open(ctx, replication.StreamConfig{
-		DSN: c.cfg.Source.ReplicationDSN, Slot: c.cfg.Source.Slot, Publication: c.cfg.Source.Publication,
-	})
+	return c.db.openStream(ctx)
 }
 
 // begin makes everything that run needs, and reports to the server meanwhile: the ledger may be locked, and a read may have to look at
@@ -100,7 +129,7 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts prov
 // makeReady takes ownership of the ledger, then reads from it what the session needs.
 func (s *session) makeReady(ctx context.Context, id replication.Identity, facts provision.Facts) error {
 	s.c.calls.takeOver.begin()
-	tables, start, err := ledger.Open(ctx, s.c.ledgerConfig())
+	tables, start, err := s.c.db.takeOver(ctx)
 	s.c.calls.takeOver.end()
 	if err != nil {
 		return err
@@ -125,11 +154,9 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 	if id.Timeline != start.Timeline {
 		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
 	}
-	var confirmed, written pglogrepl.LSN
-	err := c.pool.QueryRow(ctx, "select confirmed_flush_lsn, pg_current_wal_insert_lsn() from pg_replication_slots where slot_name = $1", slot).
-		Scan(&confirmed, &written)
+	confirmed, written, err := c.db.slotPosition(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("ask where slot %q stands: %w", slot, err)
+		return 0, err
 	}
 	if confirmed > start.Confirmed {
 		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
@@ -141,98 +168,55 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 	return written, nil
 }
 
-// build makes everything that run starts. Nothing runs yet.
-func (s *session) build(ctx context.Context, start ledger.Start, facts provision.Facts) error {
-	c := s.c
-	d := c.cfg.Delivery
-	origin, err := c.origin()
-	if err != nil {
-		return err
-	}
-	seenBefore := s.written
-	if start.Clean {
-		seenBefore = 0
-	}
-	ids, err := c.registerProcessors(ctx)
-	if err != nil {
-		return err
-	}
-	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
-	c.tracker.Store(s.tracker)
-	total := len(c.cfg.Sinks) * d.Lanes
-	// There is room for the outcomes of all the Deliver calls that lanes may have unrecorded, so that a lane waits for the recorder only
-	// when it parks.
-	s.outcomes = make(chan checkpoint.Outcomes, total*maxUnrecorded+64)
-	policy := ledger.ParkedPolicy{Longest: d.Retry.Max, DeadBlocks: d.DeadBlocks}
-	if err := c.schema().ReviseParked(ctx, c.pool, slices.Collect(maps.Values(ids)), policy); err != nil {
-		return err
-	}
-	routes := c.cfg.RouterRoutes(ids)
-	byProcessor := map[int32][]*laneInput{}
-	s.bySink = map[int32][]*lane{}
-	for _, sc := range c.cfg.Sinks {
-		id := ids[sc.Name]
-		if err := s.openSink(sc, id, origin, seenBefore, routes); err != nil {
-			return err
-		}
-		for _, l := range s.bySink[id] {
-			byProcessor[id] = append(byProcessor[id], &laneInput{lane: l.in, processor: id})
-		}
-	}
-	if err := c.readPaused(ctx, c.pool, s); err != nil {
-		return err
-	}
-	s.reader = &reader{
-		stream: s.stream, tracker: s.tracker, start: start, seenBefore: seenBefore, lanes: byProcessor, outcomes: s.outcomes,
-		eventOverhead: len(c.cfg.Sinks) * deliverySize,
-		decoder:       decoder.New(decoder.Table{OID: facts.Table.OID, Columns: c.cfg.Source.Columns}, d.MaxEventBytes),
-		router:        router.New(routes),
-		logger:        c.cfg.Logger,
-		checkDrift:    c.checkDriftForReader,
-		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog,
-		// These count events of no sink: the row was no event, or no route matches it.
-		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
-		unrouted:    c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "discarded"),
-	}
-	return nil
+// crew are the goroutines of a session beside the reader's, and what ends them: see the contexts in doc.go.
+type crew struct {
+	lanes, recorder, keeper         errgroup.Group
+	endReading, endDeliver, endWork context.CancelCauseFunc
 }
 
-// openSink opens a sink and makes its lanes.
-func (s *session) openSink(sc Sink, id int32, origin string, seenBefore pglogrepl.LSN, routes []router.Route) error {
-	c, d := s.c, s.c.cfg.Delivery
-	sink, err := sc.Open()
-	if err != nil {
-		return fmt.Errorf("open sink %q: %w", sc.Name, err)
-	}
-	s.sinks = append(s.sinks, sink)
-	lasting := c.sinks[sc.Name]
-	lasting.state.begin()
-	shared := &sharedSink{
-		sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: d,
-		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
-		metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
-	}
-	if sc.MaxRetries != nil {
-		shared.delivery.MaxRetries = *sc.MaxRetries
-	}
-	own := router.Sink{Processor: id, Topic: sc.Topic, Key: sc.Key}
-	for i := range d.Lanes {
-		rows := rowSource{
-			parked:  c.schema().NewParkedReader(c.pool, id, i, d.Lanes),
-			address: addressOf(router.New(routes), own), seenBefore: seenBefore,
-		}
-		s.bySink[id] = append(s.bySink[id], newLane(shared, i, rows, s.outcomes))
-	}
-	s.lanes = append(s.lanes, s.bySink[id]...)
-	shared.metrics.CatchingUp.Set(float64(d.Lanes))
-	shared.metrics.Held.Set(0)
-	lasting.breaker.attach(s.bySink[id])
-	lasting.budget.attach(s.bySink[id])
-	return nil
-}
-
-// run starts all goroutines of the session and waits for them: reading, then draining, then the last status.
+// run starts all goroutines of the session and waits for them: reading, then draining. Its error says why the session has ended.
 func (s *session) run(ctx context.Context) error {
+	s.announce()
+	reading, endReading := context.WithCancelCause(ctx)
+	defer endReading(nil)
+	apart := context.WithoutCancel(ctx)
+	deliver, endDeliver := context.WithCancelCause(apart)
+	defer endDeliver(nil)
+	work, endWork := context.WithCancelCause(apart)
+	defer endWork(nil)
+	crew := &crew{endReading: endReading, endDeliver: endDeliver, endWork: endWork}
+	s.startKeeper(reading, crew)
+	s.startLanes(work, deliver, crew)
+	s.startRecorder(work, crew)
+	s.c.running.Store(s)
+	defer s.c.running.Store(nil)
+
+	err := s.reader.read(reading)
+	if reading.Err() != nil {
+		err = context.Cause(reading) // why the reading was stopped says more than the error of the interrupted read
+	}
+	endReading(err)
+	s.stopDelivering(err, crew)
+	s.drain(crew)
+	endWork(err)
+	_ = crew.keeper.Wait() // its error, if it had one, ended the reading
+	recorded := crew.recorder.Wait()
+	if crew.lanes.Wait() == nil && recorded == nil {
+		s.leave(ctx)
+	}
+	switch {
+	case ctx.Err() == nil:
+		return err
+	case recorded != nil: // this counts even if no Deliver was running, and the lanes waited only for the recorder
+		return recorded
+	case errors.Is(context.Cause(deliver), errDrainTimeout):
+		return errDrainTimeout
+	}
+	return nil
+}
+
+// announce says in metrics, health and log that the session streams.
+func (s *session) announce() {
 	c := s.c
 	c.cfg.Metrics.Sessions.Inc()
 	c.cfg.Metrics.Leader.Set(1)
@@ -240,101 +224,90 @@ func (s *session) run(ctx context.Context) error {
 	c.lag.othersRead.Store(false)
 	c.lag.unreadSince.Store(0)
 	c.cfg.Health.Set("session", monitoring.Component{OK: true, Detail: "streaming"})
-	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", s.reader.start.Confirmed.String(),
-		"prefix", s.reader.start.Prefix.String(), "settled_beyond", len(s.reader.start.Settled))
-	reading, stopReading := context.WithCancelCause(ctx)
-	defer stopReading(nil)
-	apart := context.WithoutCancel(ctx)
-	deliver, endDeliver := context.WithCancelCause(apart)
-	defer endDeliver(nil)
-	work, endWork := context.WithCancelCause(apart)
-	defer endWork(nil)
+	start := &s.reader.start
+	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", start.Confirmed.String(),
+		"prefix", start.Prefix.String(), "settled_beyond", len(start.Settled))
+}
 
-	var lanes, recorder, keeper errgroup.Group
-	if !c.cfg.Delivery.parksNothing() && len(s.bySink) > 1 {
-		slow := newSlowRule(s.tracker, &s.reader.waits, s.bySink, c.cfg.Delivery.ParkAfter)
-		keeper.Go(func() error { slow.run(reading); return nil })
+// startKeeper starts what runs as long as the session reads: the slow rule, the listener and the keeper.
+func (s *session) startKeeper(reading context.Context, crew *crew) {
+	d := &s.c.cfg.Delivery
+	if !d.parksNothing() && len(s.bySink) > 1 {
+		slow := newSlowRule(s.tracker, &s.reader.waits, s.bySink, d.ParkAfter)
+		crew.keeper.Go(func() error { slow.run(reading); return nil })
 	}
-	keeper.Go(func() error { c.listen(reading, s); return nil })
+	crew.keeper.Go(func() error { s.c.listen(reading, s); return nil })
+	crew.keeper.Go(func() error {
+		err := s.c.runKeeper(reading)
+		if err != nil {
+			crew.endReading(err)
+		}
+		return err
+	})
+}
+
+// startLanes starts all lanes. The first one that fails ends the reading.
+func (s *session) startLanes(work, deliver context.Context, crew *crew) {
 	for _, l := range s.lanes {
-		lanes.Go(func() error {
+		crew.lanes.Go(func() error {
 			err := l.run(work, deliver)
 			if err != nil {
-				stopReading(err)
+				crew.endReading(err)
 			}
 			return err
 		})
 	}
-	recorder.Go(func() error {
+}
+
+// startRecorder starts the recorder. If it fails, nothing can go on: a lane may wait to hand it outcomes.
+func (s *session) startRecorder(work context.Context, crew *crew) {
+	crew.recorder.Go(func() error {
 		err := s.recorder.Run(work, s.tracker, s.outcomes)
 		if checkpoint.ServerStopping(err) {
 			err = fmt.Errorf("%w: %w", errRecorderStopped, err)
 		}
 		if err != nil {
-			stopReading(fmt.Errorf("recorder: %w", err))
-			endWork(err) // a lane may wait to hand it outcomes
+			crew.endReading(fmt.Errorf("recorder: %w", err))
+			crew.endWork(err)
 		}
 		return err
 	})
-	keeper.Go(func() error {
-		err := c.runKeeper(reading)
-		if err != nil {
-			stopReading(err)
-		}
-		return err
-	})
+}
 
-	err := s.reader.read(reading)
-	if reading.Err() != nil {
-		err = context.Cause(reading) // why the reading was stopped says more than the error of the interrupted read
-	}
-	stopReading(err)
+// stopDelivering closes the lanes' channels, so that they start no further Deliver. The running ones go on, unless nothing can come of
+// that. err is why the reading has ended.
+func (s *session) stopDelivering(err error, crew *crew) {
 	for _, l := range s.lanes {
 		close(l.in)
 	}
 	if s.stream.Broken() { // another process may have the slot now
-		endDeliver(err)
+		crew.endDeliver(err)
 	}
 	if errors.Is(err, replication.ErrServerStopping) || errors.Is(err, errRecorderStopped) {
 		// The server is shutting down and waits until we close the connection. Nothing can be recorded any more.
 		s.stream.Close()
-		endDeliver(err)
-		endWork(err)
+		crew.endDeliver(err)
+		crew.endWork(err)
 	}
-	drainTimer := time.AfterFunc(c.cfg.Delivery.DrainTimeout, func() { endDeliver(errDrainTimeout) })
-	defer drainTimer.Stop()
-	s.drain(&lanes, &recorder, endWork)
-	endWork(err)
-	_ = keeper.Wait() // its error, if it had one, ended the reading
-	if lanes.Wait() == nil && recorder.Wait() == nil {
-		s.leave(ctx)
-	}
-	if ctx.Err() == nil {
-		return err
-	}
-	if err := recorder.Wait(); err != nil { // this counts even if no Deliver was running, and the lanes waited only for the recorder
-		return err
-	}
-	if errors.Is(context.Cause(deliver), errDrainTimeout) {
-		return errDrainTimeout
-	}
-	return nil
 }
 
 // drain waits until the running Deliver calls have ended and their outcomes are recorded. Meanwhile it reports to the server, also what
 // this settles.
-func (s *session) drain(lanes, recorder *errgroup.Group, endWork context.CancelCauseFunc) {
-	done := make(chan struct{})
+func (s *session) drain(crew *crew) {
+	patience := s.c.cfg.Delivery.DrainTimeout
+	drainTimer := time.AfterFunc(patience, func() { crew.endDeliver(errDrainTimeout) })
+	defer drainTimer.Stop()
 	// A lane may wait for a recorder that makes no progress.
-	late := time.AfterFunc(s.c.cfg.Delivery.DrainTimeout+recordWait, func() { endWork(errRecordTimeout) })
+	late := time.AfterFunc(patience+recordWait, func() { crew.endWork(errRecordTimeout) })
 	defer late.Stop()
+	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = lanes.Wait() // as above
+		_ = crew.lanes.Wait() // run looks at their errors
 		close(s.outcomes)
-		t := time.AfterFunc(recordWait, func() { endWork(errRecordTimeout) })
+		t := time.AfterFunc(recordWait, func() { crew.endWork(errRecordTimeout) })
 		defer t.Stop()
-		_ = recorder.Wait()
+		_ = crew.recorder.Wait()
 	}()
 	for !s.stream.Broken() {
 		if _, err := waitFor(context.Background(), s.stream, done); err == nil {

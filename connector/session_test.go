@@ -88,18 +88,17 @@ func TestRenamedAfterInit(t *testing.T) {
 func TestSQLConnectionsDetectDeadPeers(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
-	c := New(b.cfg)
-	pool, err := c.openPool()
+	db, err := openPostgres(b.cfg.Name, b.cfg.Source)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pool.Close()
-	conn, err := c.connect(t.Context())
+	defer db.close()
+	conn, err := db.connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	for name, db := range map[string]ledger.Querier{"the pool": pool, "a connection of its own": conn} {
+	for name, db := range map[string]ledger.Querier{"the pool": db.pool, "a connection of its own": conn} {
 		var idle, patience string
 		err := db.QueryRow(t.Context(), "select current_setting('tcp_keepalives_idle'), current_setting('tcp_user_timeout')").Scan(&idle, &patience)
 		if err != nil {

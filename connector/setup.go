@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -22,9 +20,8 @@ import (
 // answerTimeout bounds the steps at the beginning of a session, or of a connection, that can be repeated without harm.
 const answerTimeout = 30 * time.Second
 
-// provisionSource returns the source in the form that package provision takes.
-func (c *Connector) provisionSource() provision.Source {
-	s := c.cfg.Source
+// provision returns the source in the form that package provision takes.
+func (s *Source) provision() provision.Source {
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns,
 	}
@@ -47,31 +44,17 @@ func (c *Connector) origin() (string, error) {
 
 // preflight looks, before each session, whether everything that the session needs is in place. It only reads.
 func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
-	cfg := provision.PreflightConfig{Source: c.provisionSource()}
-	rc, err := replication.ParseDSN(replication.ReplicationDSNKey, c.cfg.Source.ReplicationDSN)
-	if err != nil {
-		return provision.Facts{}, err
-	}
-	cfg.ReplicationUser = rc.User
 	c.calls.preflight.begin()
 	defer c.calls.preflight.end()
 	// Preflight only reads, so if it gets no answer in time, it can be repeated over another connection.
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	conn, err := c.pool.Acquire(ctx)
+	facts, err := c.db.preflight(ctx)
 	if err != nil {
-		return provision.Facts{}, c.explainRefusal(err, replication.SourceDSNKey)
-	}
-	defer conn.Release()
-	if err := replication.CheckDirect(ctx, replication.SourceDSNKey, conn.Conn().PgConn(), conn.Conn().Config().RuntimeParams); err != nil {
-		return provision.Facts{}, err
-	}
-	facts, err := provision.Preflight(ctx, conn, cfg)
-	if err != nil {
-		return facts, err
+		return facts, c.explainRefusal(err)
 	}
 	c.outbox.oid, c.outbox.lostName = facts.Table.OID, ""
-	if err := c.comparePublication(ctx, conn); err != nil {
+	if err := c.comparePublication(ctx); err != nil {
 		return facts, err
 	}
 	for _, w := range facts.Warnings {
@@ -88,7 +71,7 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 // missing, the error has an exit code, and the session ends. If only the name of the streamed table has changed, its rows are
 // still delivered. That is no error: the log says it once, and /readyz as long as it lasts.
 func (c *Connector) checkDrift(ctx context.Context) error {
-	moved, err := provision.CheckDrift(ctx, c.pool, c.provisionSource(), c.outbox.oid)
+	moved, err := c.db.checkDrift(ctx, c.outbox.oid)
 	if err != nil {
 		return err
 	}
@@ -99,14 +82,14 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 		c.cfg.Health.Set("outbox", monitoring.Component{OK: moved == "", Detail: moved})
 	}
 	c.outbox.lostName = moved
-	return c.comparePublication(ctx, c.pool)
+	return c.comparePublication(ctx)
 }
 
 // comparePublication compares the publication with how it was when this process last looked, and logs a warning if it was changed.
 // It is called when the publication is found to be right. It may have been wrong in between, and rows that were written
 // then may be missing in the stream.
-func (c *Connector) comparePublication(ctx context.Context, db ledger.Querier) error {
-	version, err := provision.PublicationVersion(ctx, db, c.provisionSource(), c.outbox.oid)
+func (c *Connector) comparePublication(ctx context.Context) error {
+	version, err := c.db.publicationVersion(ctx, c.outbox.oid)
 	if err != nil {
 		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)
 	}
@@ -123,7 +106,7 @@ func (c *Connector) comparePublication(ctx context.Context, db ledger.Querier) e
 func (c *Connector) checkDriftForReader(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
-	_, err := provision.CheckDrift(ctx, c.pool, c.provisionSource(), c.outbox.oid)
+	_, err := c.db.checkDrift(ctx, c.outbox.oid)
 	return err
 }
 
@@ -136,19 +119,11 @@ func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, e
 		ps = append(ps, ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true})
 		known = append(known, s.Name)
 	}
-	var ids map[string]int32
-	// One transaction: if it ends with an error, nothing was changed.
-	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
-		if ids, err = c.schema().RegisterProcessors(ctx, tx, c.cfg.Name, ps); err != nil {
-			return err
-		}
-		orphans, err := c.schema().Orphans(ctx, tx, c.cfg.Name, known)
-		if err != nil {
-			return err
-		}
-		return c.orphansError(orphans)
-	})
-	return ids, err
+	ids, orphans, err := c.db.registerProcessors(ctx, ps, known)
+	if err != nil {
+		return nil, err
+	}
+	return ids, c.orphansError(orphans)
 }
 
 // orphansError returns the error of a start that would forget parked events, or nil if orphans is empty. orphans has the number of

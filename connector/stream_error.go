@@ -170,12 +170,10 @@ func (c *Connector) countRepeats(err error, here repeatedError) error {
 func (c *Connector) historyMissing(ctx context.Context, e *streamError, err error) error {
 	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()
-	var exists bool
-	publication := c.cfg.Source.Publication
-	if c.pool.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", publication).Scan(&exists) != nil || !exists {
+	if exists, askErr := c.db.publicationExists(ctx); askErr != nil || !exists {
 		return err // it is missing, or we could not ask: the next preflight says which
 	}
 	return exitcode.Errorf(exitcode.SlotLost, "%w; publication %q exists now, and did not when that was written: it was dropped and made again, or source.publication has "+
 		"another name than before, which can be set back; PostgreSQL decodes what was written by the publication as it was then, so the slot can never "+
-		"pass it; find out who dropped it, %s", err, publication, provision.StartAnew)
+		"pass it; find out who dropped it, %s", err, c.cfg.Source.Publication, provision.StartAnew)
 }

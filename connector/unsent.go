@@ -2,7 +2,6 @@ package connector
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"time"
 
@@ -58,8 +57,7 @@ func (s *session) leave(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	processors := slices.Collect(maps.Keys(s.bySink))
-	if err := s.c.schema().Leave(ctx, s.c.pool, s.c.cfg.Source.Slot, s.reader.start.Epoch, processors, s.reader.seenBefore); err != nil {
+	if err := s.c.db.leave(ctx, s.reader.start.Epoch, s.processors(), s.reader.seenBefore); err != nil {
 		s.c.cfg.Logger.Debug("a clean end was not recorded", "slot", s.c.cfg.Source.Slot, "err", err)
 	}
 }

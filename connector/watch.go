@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
-	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -89,7 +88,7 @@ func (c *Connector) watch(ctx context.Context) {
 			return
 		}
 		c.showLag(time.Now())
-		c.showHang(ctx, &h, c.whyServerWaits)
+		c.showHang(ctx, &h, c.db.whyServerWaits)
 	}
 }
 
@@ -147,34 +146,6 @@ func (h *hangReport) text(now time.Time) string {
 		text += ": " + h.why
 	}
 	return text
-}
-
-// whyServerWaits asks the server what our oldest running statement is waiting for, over another connection. It only reads
-// PostgreSQL's own views, so that it does not wait for the same thing as that statement.
-func (c *Connector) whyServerWaits(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
-	defer cancel()
-	rows, err := c.pool.Query(ctx, `select a.pid, coalesce(a.state, ''), coalesce(a.wait_event_type, ''), coalesce(a.wait_event, ''),
-			left(a.query, 60), case when a.wait_event_type = 'Lock' then array_to_string(pg_blocking_pids(a.pid), ', ') else '' end,
-			current_setting('synchronous_standby_names')
-		from pg_stat_activity a
-		where a.application_name in (left($1::text, 63), 'outbox-cdc') and a.backend_type = 'client backend' and a.pid <> pg_backend_pid()
-			and a.state <> 'idle' and a.query_start < clock_timestamp() - interval '3 s'
-		order by a.query_start limit 1`, ledger.ApplicationName(c.cfg.Source.Slot))
-	if err != nil {
-		return "it does not answer another connection either: " + err.Error()
-	}
-	defer rows.Close()
-	var w backendWait
-	for rows.Next() {
-		if err := rows.Scan(&w.pid, &w.state, &w.kind, &w.event, &w.query, &w.blockers, &w.standbys); err != nil {
-			return err.Error()
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return "it does not answer another connection either: " + err.Error()
-	}
-	return w.String()
 }
 
 // backendWait describes a backend of ours that runs a statement, as pg_stat_activity shows it.

@@ -142,13 +142,13 @@ func TestDutyThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c, log := newWatchedConnector()
-		pool, err := New(Config{Source: Source{DSN: "host=127.0.0.1 port=1"}}).openPool() // nobody is there to be asked
+		db, err := openPostgres("test", Source{DSN: "host=127.0.0.1 port=1"}) // nobody is there to be asked
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		defer pool.Close()
-		c.pool = pool
+		defer db.close()
+		c.db = db
 		var tries atomic.Int32
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
 		defer cancel()

@@ -1,0 +1,136 @@
+package connector
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+)
+
+// build makes everything that run starts. Nothing runs yet.
+func (s *session) build(ctx context.Context, start ledger.Start, facts provision.Facts) error {
+	c, d := s.c, &s.c.cfg.Delivery
+	ids, err := c.registerProcessors(ctx)
+	if err != nil {
+		return err
+	}
+	policy := ledger.ParkedPolicy{Longest: d.Retry.Max, DeadBlocks: d.DeadBlocks}
+	if err := c.db.reviseParked(ctx, slices.Collect(maps.Values(ids)), policy); err != nil {
+		return err
+	}
+	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
+	c.tracker.Store(s.tracker)
+	seenBefore := s.written
+	if start.Clean {
+		seenBefore = 0
+	}
+	routes := c.cfg.RouterRoutes(ids)
+	if err := s.openSinks(ids, seenBefore, routes); err != nil {
+		return err
+	}
+	s.reader = s.newReader(start, seenBefore, facts.Table.OID, routes)
+	return s.readPaused(ctx, c.db)
+}
+
+// openSinks opens all sinks and makes their lanes. ids has the processor ids by sink name.
+func (s *session) openSinks(ids map[string]int32, seenBefore pglogrepl.LSN, routes []router.Route) error {
+	origin, err := s.c.origin()
+	if err != nil {
+		return err
+	}
+	// There is room for the outcomes of all the Deliver calls that lanes may have unrecorded, so that a lane waits for the recorder only
+	// when it parks.
+	s.outcomes = make(chan checkpoint.Outcomes, len(s.c.cfg.Sinks)*s.c.cfg.Delivery.Lanes*maxUnrecorded+64)
+	s.bySink = map[int32][]*lane{}
+	for _, sc := range s.c.cfg.Sinks {
+		shared, err := s.openSink(sc, ids[sc.Name], origin)
+		if err != nil {
+			return err
+		}
+		s.makeLanes(shared, rowSource{
+			address:    addressOf(router.New(routes), router.Sink{Processor: shared.id, Topic: sc.Topic, Key: sc.Key}),
+			seenBefore: seenBefore,
+		})
+	}
+	return nil
+}
+
+// openSink opens a sink and makes what its lanes share.
+func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error) {
+	c := s.c
+	sink, err := sc.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open sink %q: %w", sc.Name, err)
+	}
+	s.sinks = append(s.sinks, sink)
+	lasting := c.sinks[sc.Name]
+	lasting.state.begin()
+	shared := &sharedSink{
+		sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: c.cfg.Delivery,
+		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
+		metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
+	}
+	if sc.MaxRetries != nil {
+		shared.delivery.MaxRetries = *sc.MaxRetries
+	}
+	return shared, nil
+}
+
+// makeLanes makes the lanes of a sink. rows is where they get their parked rows, but for each lane's own reader.
+func (s *session) makeLanes(shared *sharedSink, rows rowSource) {
+	n := shared.delivery.Lanes
+	lanes := make([]*lane, n)
+	for i := range lanes {
+		rows.parked = s.c.db.parkedRows(shared.id, i, n)
+		lanes[i] = newLane(shared, i, rows, s.outcomes)
+		lanes[i].maxHeld = s.c.maxHeld
+	}
+	s.bySink[shared.id] = lanes
+	s.lanes = append(s.lanes, lanes...)
+	shared.metrics.CatchingUp.Set(float64(n))
+	shared.metrics.Held.Set(0)
+	shared.breaker.attach(lanes)
+	shared.budget.attach(lanes)
+}
+
+// newReader makes the reader of an outbox with this OID.
+func (s *session) newReader(start ledger.Start, seenBefore pglogrepl.LSN, outbox uint32, routes []router.Route) *reader {
+	c := s.c
+	inputs := map[int32][]*laneInput{}
+	for id, lanes := range s.bySink {
+		for _, l := range lanes {
+			inputs[id] = append(inputs[id], &laneInput{lane: l.in, processor: id})
+		}
+	}
+	return &reader{
+		stream: s.stream, tracker: s.tracker, start: start, seenBefore: seenBefore, lanes: inputs, outcomes: s.outcomes,
+		eventOverhead: len(c.cfg.Sinks) * deliverySize,
+		decoder:       decoder.New(decoder.Table{OID: outbox, Columns: c.cfg.Source.Columns}, c.cfg.Delivery.MaxEventBytes),
+		router:        router.New(routes),
+		logger:        c.cfg.Logger,
+		checkDrift:    c.checkDriftForReader,
+		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog,
+		// These count events of no sink: the row was no event, or no route matches it.
+		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
+		unrouted:    c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "discarded"),
+	}
+}
+
+// recorderConfig returns the settings of a session's recorder. fast reports whether the stream is fast.
+func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
+	return checkpoint.RecorderConfig{
+		Fast: fast, Logger: c.cfg.Logger,
+		State: func(err error) {
+			c.cfg.Health.Set("recorder", monitoring.Component{OK: err == nil, Detail: errText(err)})
+		},
+	}
+}
