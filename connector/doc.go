@@ -9,8 +9,10 @@
 // Where to look:
 //
 //   - connector.go: the configuration, and Run, which makes the sessions; errors.go: which errors end Run;
-//   - session.go: how a session begins and ends; setup.go: what is checked and registered before it;
-//   - connect.go: the SQL connections; routes.go: the configured routes in the form that the router takes;
+//   - session.go: how a session begins and ends; session_build.go: what it is made of; setup.go: what is checked and registered
+//     before it;
+//   - postgres.go: PostgreSQL, behind the interfaces that stand where they are used; routes.go: the configured routes in the form
+//     that the router takes;
 //   - reader.go: the main loop; unrouted.go: the log's line about events that no route matches;
 //   - lane.go: a lane, which is live (live.go) or catches up (catchup.go); finish.go: what becomes of its deliveries;
 //   - read_parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
