@@ -203,7 +203,7 @@ func (b sinkBuilder) buildSink(sc config.Sink) (connector.Sink, []config.Mistake
 		s.Open, wrong = b.webhookSink(sc.Webhook)
 	case config.SinkEventBus:
 		description["url"] = sc.EventBus.URL.String()
-		s.Open, wrong = b.eventBusSink(sc.EventBus)
+		s.Open, wrong = b.eventBusSink(sc)
 	case config.SinkInProcess:
 		s.Open = b.options.InProcess[sc.Name] // nil if the connector is not going to run
 	case config.SinkStdout:
@@ -260,11 +260,12 @@ func (b sinkBuilder) webhookSink(w *config.Webhook) (opener, []config.Mistake) {
 	return func() (sinks.Sink, error) { return webhook.New(c) }, mistakes
 }
 
-func (b sinkBuilder) eventBusSink(e *config.EventBus) (opener, []config.Mistake) {
+func (b sinkBuilder) eventBusSink(sc config.Sink) (opener, []config.Mistake) {
+	e := sc.EventBus
 	t, mistakes := tlsConfig(e.TLS)
 	c := eventbus.Config{
 		URL: string(e.URL), Name: e.ClientName, CredentialsFile: e.CredentialsFile, NKeySeedFile: e.NKeyFile, TLS: t,
-		Stream: e.Stream, InboxPrefix: e.InboxPrefix, CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source)},
+		Stream: e.Stream, InboxPrefix: e.InboxPrefix, Topics: topicsOf(b.cfg, sc), CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source)},
 	}
 	return func() (sinks.Sink, error) { return eventbus.New(c) }, append(mistakes, checkCredentials(e.CredentialsFile)...)
 }

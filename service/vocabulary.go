@@ -53,9 +53,10 @@ var (
 
 // Classes of the errors that a Publisher or a Sink returns.
 var (
-	ErrPermanent    = sinks.ErrPermanent
-	ErrUnavailable  = sinks.ErrUnavailable
-	ErrNotAttempted = sinks.ErrNotAttempted
+	ErrPermanent        = sinks.ErrPermanent
+	ErrUnavailable      = sinks.ErrUnavailable
+	ErrTopicUnavailable = sinks.ErrTopicUnavailable
+	ErrNotAttempted     = sinks.ErrNotAttempted
 )
 
 // NewOutboxEnabledAggregateRepository is outbox.NewOutboxEnabledAggregateRepository.

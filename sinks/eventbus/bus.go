@@ -64,9 +64,10 @@ func NewBus(concurrency int) *Bus {
 // ends the subscription in the same way: a call of handler that is under way goes on.
 //
 // The message is a copy of the bus's own, which all handlers of the message share. A handler may read and keep it, but
-// must not change it. A handler accepts the message by returning nil. An error that wraps sinks.ErrPermanent or
-// sinks.ErrUnavailable belongs to that class; any other error refuses the message. A handler should return soon after
-// ctx has ended.
+// must not change it. A handler accepts the message by returning nil. An error that wraps sinks.ErrPermanent,
+// sinks.ErrUnavailable or sinks.ErrTopicUnavailable belongs to that class; any other error refuses the message. If what one
+// handler needs is away, and other handlers can go on, the class is ErrTopicUnavailable: ErrUnavailable leaves the whole bus
+// alone for a while. A handler should return soon after ctx has ended.
 func (b *Bus) Subscribe(pattern string, handler func(ctx context.Context, m *sinks.Message) error) (cancel func()) {
 	s := &subscription{pattern: pattern, handler: handler}
 	b.mu.Lock()
@@ -103,37 +104,31 @@ func (b *Bus) Deliver(ctx context.Context, batch []sinks.Message) []error {
 		return nil
 	}
 	d := busDelivery{
-		bus: b, batch: batch, open: make(map[sinks.Aggregate]*chain),
+		bus: b, batch: new(sinks.Batch).Begin(batch),
 		results: make(chan result, len(batch)), // room for all results, so that no chain ever waits for Deliver
 	}
-	for i := range batch {
-		a := batch[i].Aggregate()
-		c := d.open[a]
-		if c == nil {
-			c = &chain{bus: b, aggregate: a, results: d.results}
-			d.open[a] = c
-			d.waiting = append(d.waiting, c)
-		}
-		c.indexes = append(c.indexes, i)
+	for _, head := range d.batch.Heads() {
+		d.chains = append(d.chains, &chain{bus: b, aggregate: batch[head].Aggregate(), results: d.results, next: int(head)})
 	}
+	d.waiting, d.open = slices.Clone(d.chains), len(d.chains)
 	return d.run(ctx)
 }
 
 // busDelivery is one call of Bus.Deliver.
 type busDelivery struct {
 	bus     *Bus
-	batch   []sinks.Message
-	open    map[sinks.Aggregate]*chain // chains with messages whose outcome is not known
-	waiting []*chain                   // chains that were not begun
+	batch   *sinks.Batch
+	chains  []*chain // by the number of the aggregate; nil if the outcomes of all its messages are known
+	open    int      // how many chains are not nil
+	waiting []*chain // chains that were not begun
 	results chan result
-	errs    []error // nil as long as nothing has failed
 }
 
 func (d *busDelivery) run(ctx context.Context) []error {
-	for len(d.open) > 0 {
+	for d.open > 0 {
 		if ctx.Err() != nil {
 			d.abandon(ctx)
-			return d.errs
+			break
 		}
 		var place chan struct{}
 		if len(d.waiting) > 0 {
@@ -151,7 +146,7 @@ func (d *busDelivery) run(ctx context.Context) []error {
 		case <-ctx.Done():
 		}
 	}
-	return d.errs
+	return d.batch.Errors()
 }
 
 // begin uses a place, which the caller has taken, for the first waiting chain.
@@ -164,25 +159,29 @@ func (d *busDelivery) begin(ctx context.Context) {
 		return
 	}
 	// Handlers may keep a message, and may run longer than Deliver, so they get copies.
-	for _, i := range c.indexes {
-		c.messages = append(c.messages, clone(&d.batch[i]))
+	for i := c.next; i >= 0; i = d.batch.Next(i) {
+		c.indexes = append(c.indexes, i)
+		c.messages = append(c.messages, clone(&d.batch.Messages[i]))
 	}
 	go c.run(ctx)
 }
 
 func (d *busDelivery) settle(r result) {
-	c := d.open[d.batch[r.index].Aggregate()]
-	c.known++
+	c := d.chains[d.batch.Aggregate(r.index)]
+	c.next = d.batch.Next(r.index)
 	switch {
 	case r.err != nil:
-		d.set(r.index, r.err)
-		for _, i := range c.indexes[c.known:] {
-			d.set(i, sinks.ErrNotAttempted)
-		}
-		delete(d.open, c.aggregate)
-	case c.known == len(c.indexes):
-		delete(d.open, c.aggregate)
+		d.batch.FailRest(r.index, r.err)
+		d.close(r.index)
+	case c.next < 0:
+		d.close(r.index)
 	}
+}
+
+// close notes that the outcomes of all messages of the aggregate of message i are known.
+func (d *busDelivery) close(i int) {
+	d.chains[d.batch.Aggregate(i)] = nil
+	d.open--
 }
 
 // abandon stops waiting for handlers that still run.
@@ -192,9 +191,11 @@ func (d *busDelivery) abandon(ctx context.Context) {
 	}
 	why := context.Cause(ctx)
 	d.failWaiting(fmt.Errorf("%w: %w", errNotCalled, why))
-	for _, c := range d.open {
-		d.bus.abandon(c)
-		d.fail(c, fmt.Errorf("no handler has accepted it in time: %w", why))
+	for _, c := range d.chains {
+		if c != nil {
+			d.bus.abandon(c)
+			d.fail(c, fmt.Errorf("no handler has accepted it in time: %w", why))
+		}
 	}
 }
 
@@ -207,21 +208,8 @@ func (d *busDelivery) failWaiting(why error) {
 
 // fail gives ErrUnavailable to the messages of c whose outcome is not known.
 func (d *busDelivery) fail(c *chain, why error) {
-	for n, i := range c.indexes[c.known:] {
-		if n == 0 {
-			d.set(i, fmt.Errorf("%w: %w", sinks.ErrUnavailable, why))
-		} else {
-			d.set(i, sinks.ErrNotAttempted)
-		}
-	}
-	delete(d.open, c.aggregate)
-}
-
-func (d *busDelivery) set(i int, err error) {
-	if d.errs == nil {
-		d.errs = make([]error, len(d.batch))
-	}
-	d.errs[i] = err
+	d.batch.FailRest(c.next, fmt.Errorf("%w: %w", sinks.ErrUnavailable, why))
+	d.close(c.next)
 }
 
 // isAway reports whether handlers whose Deliver has returned have taken all places.

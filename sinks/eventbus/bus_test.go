@@ -183,9 +183,13 @@ func TestHandlersErrors(t *testing.T) {
 		class   error // nil: refused
 		text    string
 	}{
-		"refused":          {func() error { return later }, nil, "a handler refused it: later"},
-		"permanent":        {func() error { return fmt.Errorf("no: %w", sinks.ErrPermanent) }, sinks.ErrPermanent, "a handler refused it: no: permanently refused"},
-		"unavailable":      {func() error { return sinks.ErrUnavailable }, sinks.ErrUnavailable, "a handler refused it: unavailable"},
+		"refused":     {func() error { return later }, nil, "a handler refused it: later"},
+		"permanent":   {func() error { return fmt.Errorf("no: %w", sinks.ErrPermanent) }, sinks.ErrPermanent, "a handler refused it: no: permanently refused"},
+		"unavailable": {func() error { return sinks.ErrUnavailable }, sinks.ErrUnavailable, "a handler refused it: unavailable"},
+		"topic away": {
+			func() error { return fmt.Errorf("ledger: %w", sinks.ErrTopicUnavailable) }, sinks.ErrTopicUnavailable,
+			"a handler refused it: ledger: topic unavailable",
+		},
 		"two classes":      {func() error { return errors.Join(sinks.ErrUnavailable, sinks.ErrPermanent) }, sinks.ErrPermanent, ""},
 		"not a handler's":  {func() error { return sinks.ErrNotAttempted }, nil, "a handler refused it: not attempted"},
 		"payload":          {func() error { return errors.New("bad " + payload) }, nil, "a handler refused it: bad [left out]"},
@@ -209,7 +213,7 @@ func TestHandlersErrors(t *testing.T) {
 			if c.text != "" && errs[0].Error() != c.text {
 				t.Errorf("want %q, got %q", c.text, errs[0])
 			}
-			for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
+			for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrTopicUnavailable, sinks.ErrNotAttempted} {
 				if got, want := errors.Is(errs[0], class), c.class != nil && errors.Is(c.class, class); got != want {
 					t.Errorf("%v: want %t, got %t", class, want, got)
 				}

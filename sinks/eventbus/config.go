@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
@@ -31,6 +32,8 @@ type Config struct {
 	// InboxPrefix begins the subjects to which acknowledgements are sent. Set it for users who may not subscribe to the
 	// default, _INBOX.
 	InboxPrefix string
+	// Topics says whether the subjects of messages differ.
+	Topics sinks.Topics
 	// CloudEvents makes the headers of messages.
 	CloudEvents format.CloudEvents
 }

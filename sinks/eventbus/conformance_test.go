@@ -24,9 +24,11 @@ func TestConformance(t *testing.T) {
 		stream     jetstream.StreamConfig
 		maxPayload int
 		permanent  func(m *sinks.Message)
+		topics     sinks.Topics
+		topicAway  func(t testing.TB, n *servers.NATS, stream *stream) func(m *sinks.Message) (back func())
 	}{
-		"more than the server takes": {permanent: poison(9 << 20)},
-		"more than the stream takes": {jetstream.StreamConfig{MaxMsgSize: 100_000}, 90_000, poison(200_000)},
+		"more than the server takes": {permanent: poison(9 << 20), topics: sinks.SeveralTopics, topicAway: withoutStream},
+		"more than the stream takes": {jetstream.StreamConfig{MaxMsgSize: 100_000}, 90_000, poison(200_000), sinks.SeveralTopics, withoutAnswer},
 		"illegal subject":            {permanent: func(m *sinks.Message) { m.Topic += ".*" }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -34,12 +36,40 @@ func TestConformance(t *testing.T) {
 			sinktest.Run(t, func(t testing.TB) *sinktest.Harness {
 				proxy := newProxy(t, n)
 				stream := newStream(t, n.URL(), c.stream)
-				return &sinktest.Harness{
-					Sink: newSink(t, Config{URL: "nats://" + proxy.Addr()}), Topic: stream.subject, MaxPayload: c.maxPayload,
+				h := &sinktest.Harness{
+					Sink: newSink(t, Config{URL: "nats://" + proxy.Addr(), Topics: c.topics}), Topic: stream.subject, MaxPayload: c.maxPayload,
 					Received: stream.received, Away: goAway(proxy), Hang: hang(proxy), Permanent: c.permanent,
 				}
+				if c.topicAway != nil {
+					h.TopicAway = c.topicAway(t, n, stream)
+				}
+				return h
 			})
 		})
+	}
+}
+
+// withoutStream gives messages a subject that no stream takes until back is called.
+func withoutStream(_ testing.TB, _ *servers.NATS, stream *stream) func(m *sinks.Message) (back func()) {
+	subject := "away." + stream.subject
+	return func(m *sinks.Message) func() {
+		m.Topic = subject
+		return func() { stream.addSubject(subject) }
+	}
+}
+
+// withoutAnswer gives messages a subject that somebody takes who says nothing, until back is called.
+func withoutAnswer(t testing.TB, n *servers.NATS, stream *stream) func(m *sinks.Message) (back func()) {
+	subject := "silent." + stream.subject
+	silent := respond(t, n, subject, "")
+	return func(m *sinks.Message) func() {
+		m.Topic = subject
+		return func() {
+			if err := silent.Unsubscribe(); err != nil {
+				t.Error(err)
+			}
+			stream.addSubject(subject)
+		}
 	}
 }
 

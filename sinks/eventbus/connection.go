@@ -4,10 +4,12 @@ import (
 	"errors"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // natsConnection is one connection, from its handshake until it is lost.
@@ -16,36 +18,9 @@ type natsConnection struct {
 	lost       chan struct{} // closed when the connection is lost
 	err        error         // why it was lost; may be read after lost is closed
 
-	mu      sync.Mutex
-	resting map[string]time.Time // for subjects whose streams did not answer: until when they are not tried
-}
-
-// isResting reports whether a subject must not be tried yet.
-func (s *natsConnection) isResting(subject string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	until, ok := s.resting[subject]
-	if ok && !time.Now().Before(until) {
-		delete(s.resting, subject)
-		return false
-	}
-	return ok
-}
-
-func (s *natsConnection) letRest(subject string, d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.resting == nil {
-		s.resting = make(map[string]time.Time)
-	}
-	s.resting[subject] = time.Now().Add(d)
-}
-
-// wake forgets that a subject did not answer. It is called for every acknowledgement.
-func (s *natsConnection) wake(subject string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.resting, subject)
+	away      sinks.Away[string] // subjects. A new connection forgets them: they may be there after a restart.
+	heard     atomic.Int64       // how many messages a stream has answered
+	mayNotAsk atomic.Bool        // the user has no right to infoSubject
 }
 
 // frame is a message on its way to the client. It does not refer to memory of the batch.
@@ -178,11 +153,12 @@ func (s *Sink) asyncError(client *nats.Conn, sub *nats.Subscription, err error) 
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return
 	}
-	what, subject, _ := strings.Cut(err.Error(), ` to "`)
-	subject, _, _ = strings.Cut(subject, `"`)
+	what, rest, _ := strings.Cut(err.Error(), ` to "`)
+	quoted, _ := strconv.QuotedPrefix(`"` + rest)
+	subject, _ := strconv.Unquote(quoted)
 	if sub != nil || strings.HasSuffix(what, "Subscription") {
 		s.disconnected(errors.New("no right to subscribe to acknowledgements: allow " + s.inbox + ">, or set an inbox prefix"))
-		time.AfterFunc(s.rest, func() { _ = client.ForceReconnect() }) // fails only if the client is closed
+		time.AfterFunc(s.pause, func() { _ = client.ForceReconnect() }) // fails only if the client is closed
 		return
 	}
 	s.mu.Lock()
@@ -197,14 +173,14 @@ func (s *Sink) asyncError(client *nats.Conn, sub *nats.Subscription, err error) 
 func (s *Sink) answered(m *nats.Msg) {
 	number, index, _ := strings.Cut(m.Subject[len(s.inbox):], ".")
 	n, err := strconv.ParseUint(number, 36, 64)
-	i, err2 := strconv.ParseInt(index, 36, 32)
+	i, err2 := strconv.ParseUint(index, 36, 31)
 	if err != nil || err2 != nil {
 		return // the answer is not for this sink
 	}
 	s.mu.Lock()
 	d := s.deliveries[n]
 	s.mu.Unlock()
-	if d != nil && int(i) < len(d.batch) {
+	if d != nil && int(i) <= d.size {
 		d.answer(answer{index: int32(i), msg: m})
 	}
 }

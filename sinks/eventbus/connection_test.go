@@ -29,7 +29,6 @@ func TestConnectionThatIsSilent(t *testing.T) {
 	proxy := newProxy(t, n)
 	s := newSink(t, Config{URL: "nats://" + proxy.Addr()})
 	s.options = append(s.options, nats.PingInterval(500*time.Millisecond))
-	s.rest = time.Millisecond
 	var batch []sinks.Message
 	for i := range 40 {
 		batch = append(batch, message(stream.subject, fmt.Sprint("o-", i), fmt.Sprint(i), 900_000))

@@ -28,8 +28,15 @@
 // Deliver never calls the client, because the client holds its lock while it dials and while it writes. Only run calls
 // it, and owns what it writes. The client does not repeat messages. While it is not connected it buffers nothing, and
 // Deliver fails at once. It tries to reconnect for ever. A server that answers no ping for fifteen seconds counts as
-// lost. If a stream does not answer although its server does (because it has no quorum), it is not tried for five
-// seconds after a time-out. What is remembered is the subject, because a message names only that.
+// lost.
+//
+// Subjects that are away. If no stream takes a subject, the user has no right to it, or its stream is full, sealed, another
+// one than the configured one, or has no quorum, that is ErrTopicUnavailable, and says nothing about other subjects (if all
+// messages have one subject, it is ErrUnavailable). Each connection remembers such subjects, and not streams, because a
+// message names only the subject. A stream without a quorum does not answer at all. Its subject is away if a stream has
+// answered any lane since the call began; otherwise the destination is. The server answers alike whether one stream is
+// missing or the account has no JetStream. So if no stream has answered meanwhile, Deliver asks JetStream for the account
+// ($JS.API.INFO). If the user may not ask that, only the subject counts as away.
 //
 // # In-process bus
 //

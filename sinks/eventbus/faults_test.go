@@ -137,7 +137,7 @@ func TestStreamsThatRefuse(t *testing.T) {
 		t.Parallel()
 		s := newSink(t, Config{URL: n.URL()})
 		batch := messages("nobody.takes.it", 40, 3)
-		expectRefused(t, batch, s.Deliver(short(t), batch), nil, 0, "no stream takes subject")
+		expectRefused(t, batch, s.Deliver(short(t), batch), nil, 0, "no stream takes it")
 	})
 	t.Run("another stream", func(t *testing.T) {
 		t.Parallel()
@@ -275,54 +275,6 @@ func TestLargeMessages(t *testing.T) {
 	}
 	if got := len(stream.messages()); got != 60 {
 		t.Errorf("%d of 60 events arrived", got)
-	}
-}
-
-// TestStreamThatDoesNotAnswer is not tried for a while after a time-out; others are, and so is it in the end.
-func TestStreamThatDoesNotAnswer(t *testing.T) {
-	t.Parallel()
-	n := startServer(t, servers.NATSOptions{})
-	stream := newStream(t, n.URL(), jetstream.StreamConfig{})
-	nc := connect(t, n.URL())
-	sub, err := nc.SubscribeSync("silent.>") // so that there is a responder
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := nc.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	s := newSink(t, Config{URL: n.URL()})
-	batch := []sinks.Message{
-		message("silent.a", "a", "1", 10), message(stream.subject, "b", "2", 10),
-		message("silent.a", "a", "3", 10), message("silent.a", "c", "4", 10),
-	}
-	deliver := func(ctx context.Context) []error {
-		t.Helper()
-		errs := s.Deliver(ctx, batch)
-		if errs == nil || !errors.Is(errs[0], sinks.ErrUnavailable) || errs[1] != nil ||
-			!errors.Is(errs[2], sinks.ErrNotAttempted) || !errors.Is(errs[3], sinks.ErrUnavailable) {
-			t.Fatalf("got %v", errs)
-		}
-		return errs
-	}
-	s.rest = time.Hour
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	deliver(ctx)
-	ctx = short(t)
-	if errs := deliver(ctx); ctx.Err() != nil || !errors.Is(errs[0], errResting) {
-		t.Errorf("a subject that has just timed out: %v", errs)
-	}
-	if n, _, err := sub.Pending(); err != nil || n != 2 {
-		t.Errorf("%d messages were sent to it, want 2; %v", n, err)
-	}
-	s.mu.Lock()
-	s.session.letRest("silent.a", 0)
-	s.mu.Unlock()
-	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	if errs := deliver(ctx); errors.Is(errs[0], errResting) {
-		t.Errorf("it was not tried again: %v", errs)
 	}
 }
 

@@ -17,7 +17,7 @@ type chain struct {
 	indexes   []int            // of the messages in the batch
 	messages  []*sinks.Message // copies
 	results   chan<- result
-	known     int // how many outcomes are known; only Deliver uses it
+	next      int // index of the first message whose outcome is not known; only Deliver uses it
 
 	ended, abandoned bool // guarded by Bus.mu
 }
@@ -93,7 +93,7 @@ func (e *handlerError) Error() string { return e.text }
 // that a handler must not use.
 func (e *handlerError) Is(target error) bool {
 	switch target {
-	case sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted:
+	case sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrTopicUnavailable, sinks.ErrNotAttempted:
 		return target == e.class
 	}
 	return errors.Is(e.err, target)
@@ -113,6 +113,8 @@ func refusal(err error, m *sinks.Message) error {
 		e.class = sinks.ErrPermanent
 	case errors.Is(err, sinks.ErrUnavailable):
 		e.class = sinks.ErrUnavailable
+	case errors.Is(err, sinks.ErrTopicUnavailable):
+		e.class = sinks.ErrTopicUnavailable
 	}
 	return e
 }

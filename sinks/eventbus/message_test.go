@@ -191,8 +191,9 @@ func TestIllegalSubject(t *testing.T) {
 
 func TestVerdicts(t *testing.T) {
 	t.Parallel()
+	const server, subject = "server", "subject" // what is away
 	for answer, want := range map[string]struct {
-		class error
+		class any // an error, or one of the constants; nil for none
 		text  string
 	}{
 		`{"stream":"S","seq":1}`:                  {},
@@ -200,34 +201,52 @@ func TestVerdicts(t *testing.T) {
 		`{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}`:       {sinks.ErrPermanent, "size"},
 		`{"error":{"code":400,"err_code":10097,"description":"header size exceeds maximum allowed of 64k"}}`: {sinks.ErrPermanent, "header"},
 		`{"error":{"code":503,"err_code":10077,"description":"message too large"}}`:                          {sinks.ErrPermanent, "large"},
-		`{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"}}`:                     {sinks.ErrUnavailable, "raise its limits"},
-		`{"error":{"code":400,"err_code":10060,"description":"expected stream does not match"}}`:             {sinks.ErrUnavailable, "configured"},
-		`{"error":{"code":400,"err_code":10109,"description":"invalid operation on sealed stream"}}`:         {sinks.ErrUnavailable, "another stream"},
-		`{"error":{"code":400,"err_code":10002,"description":"resource limits exceeded for account"}}`:       {sinks.ErrUnavailable, "raise the limits"},
-		`{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"}}`:         {sinks.ErrUnavailable, "in process"},
-		`{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`:   {sinks.ErrUnavailable, "temporarily"},
-		`{"error":{"code":429,"err_code":10167,"description":"too many requests"}}`:                          {sinks.ErrUnavailable, "10167"},
+		`{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"}}`:                     {subject, "raise its limits"},
+		`{"error":{"code":400,"err_code":10060,"description":"expected stream does not match"}}`:             {subject, "configured"},
+		`{"error":{"code":400,"err_code":10109,"description":"invalid operation on sealed stream"}}`:         {subject, "another stream"},
+		`{"error":{"code":400,"err_code":10002,"description":"resource limits exceeded for account"}}`:       {server, "raise the limits"},
+		`{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"}}`:         {subject, "in process"},
+		`{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`:   {server, "temporarily"},
+		`{"error":{"code":429,"err_code":10167,"description":"too many requests"}}`:                          {subject, "10167"},
+		`{"error":{"code":500,"err_code":10118,"description":"stream is offline"}}`:                          {subject, "offline"},
+		`{"error":{"code":503,"err_code":10077,"description":"canary"}}`:                                     {subject, "10077"},
+		`{"error":{"code":408,"err_code":1,"description":"canary"}}`:                                         {subject, "JetStream error 1"},
+		`{"error":{"code":503,"err_code":10023,"description":"insufficient resources"}}`:                     {server, "insufficient"},
+		`{"error":{"code":500,"err_code":10028,"description":"insufficient memory resources available"}}`:    {server, "memory"},
+		`{"error":{"code":503,"err_code":10039,"description":"JetStream not enabled for account"}}`:          {server, "account"},
+		`{"error":{"code":500,"err_code":10047,"description":"insufficient storage resources available"}}`:   {server, "storage"},
+		`{"error":{"code":503,"err_code":10076,"description":"JetStream not enabled"}}`:                      {server, "not enabled"},
+		`{"error":{"code":400,"err_code":10122,"description":"canary"}}`:                                     {server, "raise the limits"},
 		`{"error":{"code":400,"err_code":10166,"description":"per-message TTL is disabled"}}`:                {nil, "10166"},
 		`{"error":{"code":418,"err_code":0,"description":"a teapot"}}`:                                       {nil, "JetStream error 0"},
-		`{"hello":"world"}`: {sinks.ErrUnavailable, "something else"},
-		`+OK`:               {sinks.ErrUnavailable, "something else"},
-		``:                  {sinks.ErrUnavailable, "something else"},
+		`{"hello":"world"}`: {subject, "something else"},
+		`+OK`:               {subject, "something else"},
+		``:                  {subject, "something else"},
 	} {
-		err := judge(&sinks.Message{Topic: "s"}, &nats.Msg{Data: []byte(answer)})
-		if (err == nil) != (want.text == "") {
-			t.Errorf("%s: got %v", answer, err)
-			continue
-		}
-		if err == nil {
-			continue
-		}
-		for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
-			if errors.Is(err, class) != (want.class != nil && errors.Is(want.class, class)) {
-				t.Errorf("%s: want class %v, got %v", answer, want.class, err)
+		for _, topics := range []sinks.Topics{sinks.OneTopic, sinks.SeveralTopics} {
+			err := judge(&sinks.Message{Topic: "s"}, &nats.Msg{Data: []byte(answer)}, topics.Unavailable())
+			if (err == nil) != (want.text == "") {
+				t.Errorf("%s: got %v", answer, err)
+				continue
 			}
-		}
-		if !strings.Contains(err.Error(), want.text) {
-			t.Errorf("%s: want %q in %v", answer, want.text, err)
+			if err == nil {
+				continue
+			}
+			wantClass, _ := want.class.(error)
+			switch want.class {
+			case server:
+				wantClass = sinks.ErrUnavailable
+			case subject:
+				wantClass = topics.Unavailable()
+			}
+			for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrTopicUnavailable, sinks.ErrNotAttempted} {
+				if errors.Is(err, class) != errors.Is(wantClass, class) {
+					t.Errorf("%s, topics %d: want class %v, got %v", answer, topics, wantClass, err)
+				}
+			}
+			if !strings.Contains(err.Error(), want.text) || strings.Contains(err.Error(), "canary") {
+				t.Errorf("%s: want %q in %v", answer, want.text, err)
+			}
 		}
 	}
 }

@@ -45,7 +45,7 @@ func newSink(t testing.TB, c Config) *Sink {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.rest, s.silence = 400*time.Millisecond, 100*time.Millisecond
+	s.pause, s.silence = 400*time.Millisecond, 100*time.Millisecond
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	// rest is how long a subject whose stream did not answer is not tried again.
-	rest = 5 * time.Second
-	// silence is how long no answer must have come before a deadline for the stream to count as away.
+	// pause is how long a connection is kept whose user may not receive acknowledgements, before the next one is made.
+	pause = 5 * time.Second
+	// silence is how long a message must have been on the wire without an answer for its subject to count as away. JetStream
+	// itself has as long to answer.
 	silence = time.Second
 	// maxAirBytes is how much a Deliver may have on the wire. A larger message is sent when nothing else is on the wire.
 	maxAirBytes = 1 << 20
@@ -36,7 +37,9 @@ type Sink struct {
 	inbox       string // the subjects of all answers begin with this
 	cloudEvents format.CloudEvents
 
-	rest, silence time.Duration // the constants, except in tests
+	topics sinks.Topics
+
+	pause, silence time.Duration // the constants, except in tests
 
 	begin sync.Once
 	stop  chan struct{} // closed by Close
@@ -50,6 +53,7 @@ type Sink struct {
 	wasTried   bool            // tried was closed
 	number     uint64          // of the last Deliver
 	deliveries map[uint64]*delivery
+	batches    []*sinks.Batch // of Delivers that have ended, for the next ones
 }
 
 // New checks the configuration, and reads the NKey file for the public key. The first Deliver makes the connection.
@@ -72,7 +76,8 @@ func New(c Config) (*Sink, error) {
 	}
 	return &Sink{
 		url: c.URL, stream: c.Stream, options: options, inbox: prefix + "." + nuid.Next() + ".", cloudEvents: c.CloudEvents,
-		rest: rest, silence: silence,
+		topics: c.Topics,
+		pause:  pause, silence: silence,
 		stop: make(chan struct{}), done: make(chan struct{}), tried: make(chan struct{}),
 		queue:      make(chan frame, queued),
 		deliveries: make(map[uint64]*delivery),
@@ -89,10 +94,22 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	case <-s.tried:
 	case <-ctx.Done():
 	}
-	d := newDelivery(s, batch)
+	d := newDelivery(s, s.takeBatch().Begin(batch))
 	s.register(d)
 	defer s.forget(d)
 	return d.run(ctx)
+}
+
+func (s *Sink) takeBatch() *sinks.Batch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.batches)
+	if n == 0 {
+		return new(sinks.Batch)
+	}
+	b := s.batches[n-1]
+	s.batches = s.batches[:n-1]
+	return b
 }
 
 // register gives d a number, and the present connection.
@@ -101,15 +118,19 @@ func (s *Sink) register(d *delivery) {
 	defer s.mu.Unlock()
 	s.number++
 	d.number, d.session, d.whyNone = s.number, s.session, s.lastErr
+	if d.session != nil {
+		d.heardBefore = d.session.heard.Load()
+	}
 	s.deliveries[d.number] = d
 }
 
-// forget makes run drop the frames of d that are still in the queue.
+// forget makes run drop the frames of d that are still in the queue. The batch of d is for the next Deliver.
 func (s *Sink) forget(d *delivery) {
 	d.over.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.deliveries, d.number)
+	s.batches = append(s.batches, d.batch)
 }
 
 // Close ends the connection. It waits for a dial or a write that is under way, at most a few seconds.

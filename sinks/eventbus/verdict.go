@@ -22,8 +22,14 @@ type apiError struct {
 // Some error codes of JetStream (server/errors.json).
 const (
 	codeAccountLimits     = 10002
+	codeUnavailable       = 10008
+	codeServerResources   = 10023
+	codeServerMemory      = 10028
+	codeNotEnabledAccount = 10039
+	codeServerStorage     = 10047
 	codeMessageTooLarge   = 10054
 	codeOtherStream       = 10060
+	codeNotEnabled        = 10076
 	codeStoreFailed       = 10077
 	codeHeadersTooLarge   = 10097
 	codeSealed            = 10109
@@ -31,7 +37,11 @@ const (
 	codeDuplicateUnderway = 10158
 )
 
-var errNotJetStream = errors.New("something else than a stream answers there; it must not respond to published events")
+var (
+	errNoStream     = errors.New("no stream takes it; create one, or enable JetStream for this account")
+	errNotJetStream = errors.New("something else than a stream answers there; it must not respond to published events")
+	errNotEnabled   = errors.New("no server serves JetStream for this account; enable it")
+)
 
 // duplicateWindow is how long a stream remembers Nats-Msg-Ids by default.
 const duplicateWindow = 2 * time.Minute
@@ -43,11 +53,17 @@ var errTaken = errors.New("the stream has dropped it as a duplicate, and it is n
 	"give two servers whose databases and tables have the same names, and two sinks for the same events, streams of their own. " +
 	`Once the window has passed (nats stream info) it is accepted; if it is dead by then: "outbox-cdc dlq retry"`)
 
-// judge returns the error that an answer to m means, and nil if m was accepted.
-func judge(m *sinks.Message, answer *nats.Msg) error {
+// hasNoResponders reports whether the server itself has answered, because nobody has subscribed to the subject.
+func hasNoResponders(answer *nats.Msg) bool {
+	return len(answer.Data) == 0 && answer.Header.Get("Status") == "503"
+}
+
+// judge returns the error that an answer to m means, and nil if m was accepted. The error wraps topicAway if only the subject
+// of m is away: see sinks.Topics.
+func judge(m *sinks.Message, answer *nats.Msg, topicAway error) error {
 	subject := m.Topic
-	if len(answer.Data) == 0 && answer.Header.Get("Status") == "503" {
-		return fmt.Errorf("%w: no stream takes subject %q; create one, or enable JetStream for this account", sinks.ErrUnavailable, subject)
+	if hasNoResponders(answer) {
+		return fmt.Errorf("%w: subject %q: %w", topicAway, subject, errNoStream)
 	}
 	var a struct {
 		Stream    string    `json:"stream"`
@@ -57,19 +73,43 @@ func judge(m *sinks.Message, answer *nats.Msg) error {
 	err := json.Unmarshal(answer.Data, &a)
 	switch {
 	case err == nil && a.Error != nil:
-		return a.Error.failure(subject)
+		return a.Error.failure(subject, topicAway)
 	case err != nil || a.Stream == "":
-		return fmt.Errorf("%w: subject %q: %w", sinks.ErrUnavailable, subject, errNotJetStream)
+		return fmt.Errorf("%w: subject %q: %w", topicAway, subject, errNotJetStream)
 	case a.Duplicate && m.New:
 		return sinks.After(duplicateWindow, fmt.Errorf("subject %q, Nats-Msg-Id %q: %w", subject, m.UniqueID(), errTaken))
 	}
 	return nil
 }
 
+// judgeJetStream returns an error if the answer to a request for infoSubject says that JetStream is away as a whole.
+func judgeJetStream(answer *nats.Msg) error {
+	if hasNoResponders(answer) {
+		return errNotEnabled
+	}
+	var a struct {
+		Error *apiError `json:"error"`
+	}
+	if err := json.Unmarshal(answer.Data, &a); err != nil || a.Error == nil || !a.Error.isOfServer() {
+		return nil
+	}
+	return errors.New(a.Error.words())
+}
+
+// isOfServer reports whether the cause is the server or the account, so that all streams are away.
+func (e *apiError) isOfServer() bool {
+	switch e.ErrCode {
+	case codeAccountLimits, codeStreamBytes, codeUnavailable, codeServerResources, codeServerMemory, codeServerStorage,
+		codeNotEnabled, codeNotEnabledAccount:
+		return true
+	}
+	return false
+}
+
 // failure returns the error of a message, which ends with what a person can do. If the cause is the stream and not this
-// message, the error is of class ErrUnavailable, even if JetStream's code is that of a bad request. Such a failure must
-// not use up the attempts of messages that are in order.
-func (e *apiError) failure(subject string) error {
+// message, the error is of class topicAway, even if JetStream's code is that of a bad request; if it is the server or the
+// account, ErrUnavailable. Such a failure must not use up the attempts of messages that are in order.
+func (e *apiError) failure(subject string, topicAway error) error {
 	class, remedy := error(nil), ""
 	switch e.ErrCode {
 	case codeMessageTooLarge, codeHeadersTooLarge:
@@ -79,18 +119,21 @@ func (e *apiError) failure(subject string) error {
 			class = sinks.ErrPermanent
 			break
 		}
-		class, remedy = sinks.ErrUnavailable, "; if the stream is full, raise its limits, or let it discard old messages"
+		class, remedy = topicAway, "; if the stream is full, raise its limits, or let it discard old messages"
 	case codeOtherStream:
-		class, remedy = sinks.ErrUnavailable, "; another stream than the configured one takes this subject"
+		class, remedy = topicAway, "; another stream than the configured one takes this subject"
 	case codeSealed:
-		class, remedy = sinks.ErrUnavailable, "; send this subject to another stream"
+		class, remedy = topicAway, "; send this subject to another stream"
 	case codeAccountLimits, codeStreamBytes:
 		class, remedy = sinks.ErrUnavailable, "; raise the limits"
 	case codeDuplicateUnderway: // an earlier try is still being replicated
-		class = sinks.ErrUnavailable
+		class = topicAway
 	default:
-		if e.Code >= http.StatusInternalServerError || e.Code == http.StatusTooManyRequests || e.Code == http.StatusRequestTimeout {
+		switch {
+		case e.isOfServer():
 			class = sinks.ErrUnavailable
+		case e.Code >= http.StatusInternalServerError || e.Code == http.StatusTooManyRequests || e.Code == http.StatusRequestTimeout:
+			class = topicAway // it was a stream that has answered
 		}
 	}
 	if class == nil {
@@ -107,7 +150,9 @@ var knownDescriptions = map[string]bool{
 	"header size exceeds maximum allowed of 64k": true, "resource limits exceeded for account": true,
 	"expected stream does not match": true, "invalid operation on sealed stream": true, "store failed": true,
 	"duplicate message id is in process": true, "wrong last sequence": true, "stream not found": true, "no suitable peers for placement": true,
-	"JetStream system temporarily unavailable": true, "JetStream not enabled for account": true,
+	"JetStream system temporarily unavailable": true, "JetStream not enabled for account": true, "JetStream not enabled": true,
+	"insufficient memory resources available": true, "insufficient storage resources available": true, "stream is offline": true,
+	"too many requests": true,
 }
 
 func (e *apiError) words() string {
