@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead soak demo test-matrix test-containers clean
+.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead soak reach demo test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -69,6 +69,9 @@ soak: ## live through a sink that is away, on a machine that does nothing else; 
 
 demo: build ## show events arriving, with nothing installed but Go
 	bin/outbox-cdc demo
+
+reach: ## run the tests of the failure rules at their full length, half an hour, on a machine that does nothing else; ONLY=Poisoned for some
+	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach
 
 clean: ## remove what was built
 	rm -rf bin

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 )
@@ -22,7 +23,8 @@ func (e event) aggregate() aggregate { return aggregate{e.aggregateType, e.aggre
 // delivery is what a sink was given.
 type delivery struct {
 	id, topic, key, payload string
-	place                   string // where order means something: a partition
+	place                   string    // where order means something: a partition
+	at                      time.Time // when the destination took it, by its own clock, where a test asks for that
 }
 
 // outcome is a row of outbox_delivery_log.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,9 @@ func (w *world) destination(typ string, sink map[string]any) {
 		}
 		w.t.Cleanup(func() { closes(w.t, w.redis) })
 		sink["url"] = "redis://" + w.reach(typ, w.redis.Addr())
+		if w.missing != "" { // a stream cannot have the name of a key of another type
+			w.redisDo("SET " + w.topics.of(w.missing) + " taken")
+		}
 	}
 }
 
@@ -155,7 +159,7 @@ func newHook(t testing.TB, names topics) *hook {
 		h.mu.Lock()
 		h.got = append(h.got, delivery{
 			id: r.Header.Get("webhook-id"), topic: names.of(r.Header.Get("ce-aggregatetype")), key: r.Header.Get("ce-subject"),
-			payload: string(body), place: "hook",
+			payload: string(body), place: "hook", at: time.Now(),
 		})
 		h.mu.Unlock()
 		if a.reset {
@@ -190,10 +194,14 @@ func (w *world) jetStream() jetstream.JetStream {
 
 func (w *world) createStream() {
 	w.t.Helper()
-	_, err := w.jetStream().CreateStream(w.t.Context(), jetstream.StreamConfig{
+	config := jetstream.StreamConfig{
 		Name: "events", Subjects: []string{w.topics.prefix + ".>"}, Storage: jetstream.FileStorage,
 		Duplicates: time.Millisecond * 100, // so short that repetitions show
-	})
+	}
+	if w.missing != "" {
+		config.Subjects = w.presentTopics()
+	}
+	_, err := w.jetStream().CreateOrUpdateStream(w.t.Context(), config)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -221,7 +229,7 @@ func (w *world) streamed() (all []delivery) {
 			w.t.Fatal(err)
 		}
 		all = append(all, delivery{
-			id: m.Header.Get("Nats-Msg-Id"), topic: m.Subject, key: m.Header.Get("ce-subject"), payload: string(m.Data), place: "stream",
+			id: m.Header.Get("Nats-Msg-Id"), topic: m.Subject, key: m.Header.Get("ce-subject"), payload: string(m.Data), place: "stream", at: m.Time,
 		})
 	}
 	return all
@@ -243,7 +251,14 @@ func (w *world) added() (all []delivery) {
 		}
 		for _, e := range entries {
 			text := func(field string) string { return fmt.Sprint(e.Values[field]) }
-			all = append(all, delivery{id: text("id"), topic: name, key: text("aggregate_id"), payload: text("payload"), place: name})
+			at, _, _ := strings.Cut(e.ID, "-")
+			ms, err := strconv.ParseInt(at, 10, 64)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			all = append(all, delivery{
+				id: text("id"), topic: name, key: text("aggregate_id"), payload: text("payload"), place: name, at: time.UnixMilli(ms),
+			})
 		}
 	}
 	return all

@@ -203,12 +203,18 @@ func (n topics) names() (names []string) {
 	return names
 }
 
+// presentTopics are the names of those topics that a destination has.
+func (w *world) presentTopics() []string {
+	return slices.DeleteFunc(w.topics.names(), func(name string) bool { return name == w.topics.of(w.missing) })
+}
+
 const partitions = 3
 
 func (w *world) createTopics() {
 	w.t.Helper()
-	for _, name := range w.topics.names() {
-		if err := w.kafka.CreateTopic(w.t.Context(), name, partitions, nil); err != nil {
+	for _, name := range w.presentTopics() {
+		// A record's time is that of its arrival, not of the event's commit.
+		if err := w.kafka.CreateTopic(w.t.Context(), name, partitions, map[string]string{"message.timestamp.type": "LogAppendTime"}); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -260,7 +266,7 @@ func (l *kafkaLog) read() []delivery {
 			l.t.Fatalf("read Kafka: %v", context.Cause(ctx))
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
-			d := delivery{topic: r.Topic, key: string(r.Key), payload: string(r.Value), place: place(r.Topic, r.Partition)}
+			d := delivery{topic: r.Topic, key: string(r.Key), payload: string(r.Value), place: place(r.Topic, r.Partition), at: r.Timestamp}
 			for _, h := range r.Headers {
 				if h.Key == "id" {
 					d.id = string(h.Value)

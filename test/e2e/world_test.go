@@ -29,6 +29,7 @@ type world struct {
 	oracle      string // the slot of the truth
 	publication string
 	topics      topics
+	missing     string // see worldOptions
 	// What the configuration says. A test changes them before it makes a connector.
 	source, delivery, breaker map[string]any
 	sinks                     []map[string]any
@@ -56,6 +57,9 @@ type worldOptions struct {
 	never    bool   // park_after: the slot waits for the sinks
 	proxied  bool   // destinations are reached through proxies, Kafka where its server has one
 	encoding string // of the database; "" is the server's
+	// missing is an aggregate type whose topic no destination has: there is none, or something else has its name. A webhook's
+	// receiver has all paths. bringBack makes the topic.
+	missing string
 	// bare leaves out init and the oracle: the test wants to see something fail.
 	bare bool
 }
@@ -68,7 +72,7 @@ func newWorld(t testing.TB, o worldOptions) *world {
 	name := "e2e_" + strings.ToLower(rand.Text()[:12])
 	w := &world{
 		t: t, pg: o.pg, kafka: o.kafka, database: name, slot: name, oracle: name + "_oracle", publication: name,
-		topics: topics{prefix: name}, batchSize: 20, lanes: 4,
+		topics: topics{prefix: name}, missing: o.missing, batchSize: 20, lanes: 4,
 		proxied: o.proxied, proxies: map[string]*servers.Proxy{},
 	}
 	if w.pg == nil {
