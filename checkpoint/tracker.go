@@ -39,7 +39,7 @@ type Tracker struct {
 	prefix    Position      // everything up to here is settled,
 	end       pglogrepl.LSN // and this may be confirmed once a checkpoint row covers it
 	confirmed pglogrepl.LSN // what a committed checkpoint row covers
-	lagSince  time.Time     // commit time of the last transaction that was settled; see Lag
+	lagSince  time.Time     // commit time of the last transaction that was settled; see Snapshot
 	idle      pglogrepl.LSN // what a keepalive allows to confirm; not in end, because a keepalive alone must not cause a checkpoint write
 	open      bool          // between Begin and Commit
 
@@ -255,14 +255,23 @@ func (t *Tracker) InFlight() int {
 	return int(t.next - t.head)
 }
 
-// Lag is the time since the commit of the last transaction that was settled; 0 when nothing is in flight.
-func (t *Tracker) Lag(now time.Time) time.Duration {
+// Snapshot is the state of a tracker at one moment.
+type Snapshot struct {
+	InFlight  int           // events added and not yet in the prefix
+	Prefix    Position      // everything up to here is settled
+	Confirmed pglogrepl.LSN // what may be sent to PostgreSQL
+	Lag       time.Duration // since the commit of the last transaction that was settled; 0 when nothing is in flight
+}
+
+// Snapshot returns the state of now.
+func (t *Tracker) Snapshot(now time.Time) Snapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.next == t.head {
-		return 0
+	s := Snapshot{InFlight: int(t.next - t.head), Prefix: t.prefix, Confirmed: t.confirmed}
+	if s.InFlight > 0 {
+		s.Lag = max(0, now.Sub(t.lagSince))
 	}
-	return max(0, now.Sub(t.lagSince))
+	return s
 }
 
 func signal(c chan struct{}) {

@@ -198,16 +198,16 @@ func TestLag(t *testing.T) {
 	t.Parallel()
 	tr := NewTracker(4, 100, pos(0, -1), 0)
 	t0 := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	if got := tr.Lag(t0); got != 0 {
+	if got := tr.Snapshot(t0).Lag; got != 0 {
 		t.Errorf("lag %s with nothing in flight", got)
 	}
 	a := tr.Add(pos(1, 0), 1, 0, t0)
 	tr.Add(pos(2, 0), 1, 0, t0.Add(time.Minute))
-	if got := tr.Lag(t0.Add(time.Hour)); got != time.Hour {
+	if got := tr.Snapshot(t0.Add(time.Hour)).Lag; got != time.Hour {
 		t.Errorf("lag %s, want 1h since the oldest event was committed", got)
 	}
 	settle(tr, a)
-	if got := tr.Lag(t0.Add(time.Hour)); got != time.Hour {
+	if got := tr.Snapshot(t0.Add(time.Hour)).Lag; got != time.Hour {
 		t.Errorf("lag %s, want 1h since the commit of the last that was settled", got)
 	}
 }

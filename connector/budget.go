@@ -62,7 +62,7 @@ func (b *budget) mayDie() bool {
 	b.mu.Unlock()
 	if becomes {
 		b.logger.Warn("sink is suspect: messages died one after the other, and nothing was accepted; no more die until it accepts one, and what it refuses is "+
-			"tried again at a low rate; mend the receiver, or see \"outbox-cdc dlq list\"", "sink", b.name, "dead", deathBudget)
+			"tried again at a low rate; mend the receiver, or see \"outbox-cdc dlq list\" and docs/operations.md#suspect", "sink", b.name, "dead", deathBudget)
 	}
 	return true
 }

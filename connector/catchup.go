@@ -47,7 +47,6 @@ type catching struct {
 // catchUp switches the lane to delivering parked rows. New arrivals wait in its queue.
 func (l *lane) catchUp() {
 	l.live, l.waiting, l.waited, l.readAt = false, true, false, time.Time{}
-	l.metrics.CatchingUp.Inc()
 }
 
 // parkArrivals makes the lane park arrivals from now on. It first parks what is being delivered, and then what was to be tried again
@@ -241,7 +240,6 @@ func (l *lane) onRead(res readResult, now time.Time) {
 // goLive lets arrivals through, except those of the aggregates that the last read found held.
 func (l *lane) goLive(heads map[int64]time.Time, now time.Time) {
 	l.live, l.waiting = true, false
-	l.metrics.CatchingUp.Dec()
 	for h, due := range heads {
 		l.hold(h, due)
 	}

@@ -115,7 +115,7 @@ type Connector struct {
 	openDB func() (database, error) // Run calls it once
 	db     database                 // of Run
 
-	sinks   map[string]*lastingSink            // by name
+	sinks   map[string]*lastingSink            // by name; New makes them
 	tracker atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last one if none runs
 	running atomic.Pointer[session]            // nil if none runs; only tests look at it
 	maxHeld int                                // of each lane
@@ -123,6 +123,8 @@ type Connector struct {
 	progress progress
 	outbox   outboxState
 	lag      lagClock
+	life     life
+	noSink   noSinkCounts
 	calls    *pgCalls
 
 	walsender       walsenderState // only the keeper uses it
@@ -147,14 +149,6 @@ type outboxState struct {
 	lostName           string // why the table that is streamed no longer has the outbox's name; empty if it has
 }
 
-// lagClock holds the moments from which the lag is counted while the tracker alone cannot know it. Times are Unix nanoseconds,
-// and 0 means that the state has not come up.
-type lagClock struct {
-	unreadSince atomic.Int64 // since when no session reads the stream, or none gets past a place whose error repeats
-	othersRead  atomic.Bool  // another process was seen to read it since then
-	silentSince atomic.Int64 // since when the walsender has taken none of our status messages
-}
-
 // New makes a connector. It connects to nothing.
 func New(cfg Config) *Connector {
 	return newConnector(cfg, func() (database, error) { return openPostgres(cfg.Name, cfg.Source) })
@@ -162,7 +156,9 @@ func New(cfg Config) *Connector {
 
 // newConnector makes a connector over another database than PostgreSQL, if the caller wants that.
 func newConnector(cfg Config, open func() (database, error)) *Connector {
-	return &Connector{cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld}
+	c := &Connector{cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld}
+	c.makeSinks()
+	return c
 }
 
 // lastingSink is the part of a sink's state that outlives a session.
@@ -179,11 +175,11 @@ func (c *Connector) makeSinks() {
 	for _, s := range c.cfg.Sinks {
 		parksNothing := c.cfg.Delivery.parksNothing()
 		state := newSinkState(observedSink{
-			name: s.Name, inPlace: parksNothing || s.OneTry, health: c.cfg.Health, metrics: c.cfg.Metrics.Sink(s.Name), logger: c.cfg.Logger,
+			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, health: c.cfg.Health, logger: c.cfg.Logger,
 		})
 		lasting := &lastingSink{state: state}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
-		lasting.budget = newBudget(s.Name, c.cfg.Logger, func(bool) {})
+		lasting.budget = newBudget(s.Name, c.cfg.Logger, func(suspect bool) { state.suspectIs(suspicion(suspect)) })
 		c.sinks[s.Name] = lasting
 	}
 }
@@ -201,7 +197,6 @@ func (c *Connector) Run(ctx context.Context) error {
 	c.db = db
 	// unroutedLog reports once a minute at most. What it has counted since its last report goes into the log now.
 	defer func() { c.unroutedLog.report(time.Now().Add(unroutedEvery), c.cfg.Logger) }()
-	c.makeSinks()
 	defer func() {
 		for _, s := range c.sinks {
 			s.breaker.close()
@@ -209,6 +204,8 @@ func (c *Connector) Run(ctx context.Context) error {
 	}()
 	c.cfg.Health.SetOnly("session", monitoring.Component{Detail: "starting"})
 	started := time.Now()
+	c.life.begins()
+	defer c.life.roleIs("")
 	c.lag.unreadSince.Store(started.UnixNano())
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx)) // a drain comes after ctx, and may hang as well
 	var watch sync.WaitGroup
@@ -223,9 +220,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		if err == nil {
 			err = c.explainStreamError(ctx, c.runSession(ctx))
 		}
-		c.cfg.Metrics.Leader.Set(0)
-		c.lag.unreadSince.CompareAndSwap(0, time.Now().UnixNano())
-		c.showLag(time.Now())
+		c.sessionEnded(err)
 		if ctx.Err() != nil {
 			return c.stopped(err)
 		}
@@ -293,7 +288,7 @@ func (c *Connector) stopped(err error) error {
 // again, for ever: PostgreSQL gives a slot to one process at a time, so the slot is the lock between processes. The error
 // is that of ctx.
 func (c *Connector) standBy(ctx context.Context, why error) error {
-	c.cfg.Health.SetRole(monitoring.RoleStandby)
+	c.roleIs(monitoring.RoleStandby)
 	c.lag.othersRead.Store(true)
 	c.lag.unreadSince.Store(time.Now().UnixNano())
 	if !c.progress.standingBy {

@@ -19,7 +19,9 @@
 //   - breaker.go: when a sink is left alone; slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: how the lanes hear what people change; keeper.go: the duties that are repeated at intervals;
-//   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean.
+//   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean;
+//   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
+//     /readyz and the log.
 //
 // Goroutines of a session. session.run starts those above the line and waits for them. The two below the line only wait for
 // others, so that the standby status goes on meanwhile:
@@ -41,7 +43,7 @@
 //	makeReady (1)     all is made, or ctx ends                   what it makes, until then
 //	drain (1)         lanes and recorder have ended              nothing
 //
-// One more, watch, lives as long as Run. It shows the lag and says which call to PostgreSQL hangs. It owns nothing.
+// One more, watch, lives as long as Run. It says which call to PostgreSQL hangs. It owns nothing.
 //
 // A webhook sink has goroutines of its own, one for each connection, which end before its Deliver returns.
 //
@@ -55,5 +57,5 @@
 //   - deliver ends the Deliver calls: when the drain takes too long, or at once when the replication connection is lost;
 //   - work ends everything, after the outcomes of those calls were recorded.
 //
-// A sink's breaker, and whether a person has paused the sink, outlive sessions: they belong to the Connector.
+// A sink's breaker, its state, and whether a person has paused the sink, outlive sessions: they belong to the Connector.
 package connector

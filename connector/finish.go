@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -31,7 +32,8 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 		f.message(d, res.errs[i])
 	}
 	l.breaker.judge(v)
-	l.metrics.Delivered.Add(float64(f.verdict.accepted))
+	f.counts.Delivered = int64(f.verdict.accepted)
+	l.state.answered(answer{lane: l.number, counts: f.counts, cause: f.cause, ended: f.verdict.ended})
 	if len(f.inHand) > 0 {
 		l.inHand = append(f.inHand, l.inHand...)
 	}
@@ -39,9 +41,6 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	l.retryAt = time.Time{} // without a pause, what stood behind a dead letter goes on at once
 	if f.pause > 0 {
 		l.retryAt = res.completed.Add(f.pause)
-	}
-	if !f.verdict.ended && (f.verdict.accepted > 0 || f.cause != nil) {
-		l.state.report(l.number, f.verdict.accepted, f.cause)
 	}
 	if len(f.rows) == 0 {
 		return nil
@@ -93,6 +92,7 @@ type finishing struct {
 	pause   time.Duration // how long inHand waits before that
 	cause   error         // the last failure
 	died    bool          // a message died in place, or was discarded
+	counts  monitoring.Counts
 }
 
 func (f *finishing) message(d *delivery, err error) {
@@ -109,20 +109,20 @@ func (f *finishing) message(d *delivery, err error) {
 	}
 	if err == nil {
 		f.budget.accepted()
-		f.metrics.Duration.Observe(max(0, f.completed.Sub(d.CommitTime).Seconds()))
+		f.duration.Observe(max(0, f.completed.Sub(d.CommitTime).Seconds()))
 		f.record(d, checkpoint.Delivered, nil)
 		return
 	}
 	f.cause = err
 	if f.oneTry {
 		f.died = true
-		f.metrics.Discarded.Inc()
+		f.counts.Discarded++
 		f.record(d, checkpoint.Discarded, err)
 		return
 	}
 	switch dies, spared := f.dies(d, err); {
 	case dies:
-		f.metrics.Dead.Inc()
+		f.counts.Dead++
 		f.logger.Error("dead letter", "sink", f.name, "lane", f.number, "event_id", d.Event.ID,
 			"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
 		// Otherwise what stands behind it goes on in place.
@@ -135,12 +135,12 @@ func (f *finishing) message(d *delivery, err error) {
 			f.died = true
 		}
 	case f.inPlace() && !d.row && !spared:
-		f.metrics.Failed.Inc()
+		f.counts.Failed++
 		f.add(d.triedInPlace(f.id, checkpoint.Failed), err)
 		f.inHand = append(f.inHand, d)
 		f.pause = max(f.pause, f.delayInPlace(d, err))
 	default:
-		f.metrics.Failed.Inc()
+		f.counts.Failed++
 		o := f.record(d, checkpoint.Failed, err)
 		o.Parked.NextAttempt = f.completed.Add(f.delay(d, err))
 		f.hold(d.hash, o.Parked.NextAttempt)
@@ -250,5 +250,5 @@ func (l *lane) discard(d *delivery) {
 	o.CompletedAt, o.Error = o.StartedAt, "the sink is away, slow or paused"
 	d.discarded = true
 	l.parks = append(l.parks, o)
-	l.metrics.Discarded.Inc()
+	l.state.discarded()
 }

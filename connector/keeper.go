@@ -116,29 +116,6 @@ func (c *Connector) doDuty(ctx context.Context, d duty) error {
 	return fmt.Errorf("%s: PostgreSQL has not answered within %s: %s", d.name, dutyTimeout, <-asked)
 }
 
-// showLag sets the metrics of the events in flight and of the lag in seconds. While no session reads the stream, nobody knows
-// what was committed meanwhile. The lag is then counted from the moment when a session last read it, so that it goes on growing.
-// The same holds while the walsender takes none of our status messages.
-func (c *Connector) showLag(now time.Time) {
-	var lag time.Duration
-	if t := c.tracker.Load(); t != nil {
-		c.cfg.Metrics.InFlight.Set(float64(t.InFlight()))
-		lag = t.Lag(now)
-	}
-	if n := c.lag.unreadSince.Load(); n != 0 {
-		unread := now.Sub(time.Unix(0, n))
-		if c.lag.othersRead.Load() && unread < hangAfter {
-			lag = 0 // another process reads the stream, and delivers what was in flight here
-		} else {
-			lag = max(lag, unread)
-		}
-	}
-	if n := c.lag.silentSince.Load(); n != 0 {
-		lag = max(lag, now.Sub(time.Unix(0, n)))
-	}
-	c.cfg.Metrics.SlotLagSeconds.Set(lag.Seconds())
-}
-
 // errText returns the text of err, or nothing if err is nil.
 func errText(err error) string {
 	if err == nil {
@@ -167,7 +144,7 @@ func (c *Connector) measureLag(ctx context.Context) error {
 		return err
 	}
 	if lag != nil {
-		c.cfg.Metrics.SlotLagBytes.Set(max(0, *lag))
+		c.lag.bytes.Store(int64(max(0, *lag)))
 	}
 	return c.checkWalsender(seen, time.Now())
 }

@@ -9,9 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
-	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -43,8 +44,8 @@ type sharedSink struct {
 	budget   *budget
 	paused   *atomic.Bool // a person has paused the sink
 	state    *sinkState
-	metrics  monitoring.SinkMetrics
-	fast     func() bool // whether the stream is fast
+	duration prometheus.Observer // from the commit of an event to its acceptance
+	fast     func() bool         // whether the stream is fast
 	large    largeTurn
 	logger   *slog.Logger
 }
@@ -100,9 +101,9 @@ type lane struct {
 	noAnswer error // why a Deliver that takes too long is ended
 
 	// What others see.
-	idle      atomic.Bool   // the lane has nothing to do
-	heldShown int           // how many of held are in the metric
-	oldest    atomic.Uint64 // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
+	idle   atomic.Bool   // the lane has nothing to do
+	shown  laneView      // what state has of the lane
+	oldest atomic.Uint64 // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
 }
 
 // runningDeliver is what a Deliver that runs was given.
@@ -380,9 +381,9 @@ func (l *lane) show() {
 		first(l.running.messages)
 	}
 	l.oldest.Store(oldest)
-	if n := len(l.held); n != l.heldShown {
-		l.metrics.Held.Add(float64(n - l.heldShown))
-		l.heldShown = n
+	if view := (laneView{catchingUp: !l.live, held: len(l.held)}); view != l.shown {
+		l.state.laneIs(l.number, view)
+		l.shown = view
 	}
 	l.idle.Store(l.running == nil && len(l.pending) == 0 && len(l.inHand) == 0 && len(l.rows) == 0)
 }

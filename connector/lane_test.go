@@ -65,11 +65,10 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 		return answer(ctx, n, batch)
 	})
 	logger := slog.New(slog.DiscardHandler)
-	metrics := monitoring.NewMetrics("", nil).Sink("s")
 	b.ledger = &memLedger{}
 	to := &sharedSink{
-		sink: sink, name: "s", id: 1, logger: logger, fast: func() bool { return false }, metrics: metrics, paused: new(atomic.Bool),
-		state:   newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, metrics: metrics, logger: logger}),
+		sink: sink, name: "s", id: 1, logger: logger, fast: func() bool { return false }, duration: monitoring.NewMetrics("", nil).EventDuration.WithLabelValues("s"), paused: new(atomic.Bool),
+		state:   newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, logger: logger}),
 		breaker: newBreaker(breakerOwner{name: "s", never: true, logger: logger, changed: func(breakerState) {}}, BreakerConfig{ResetTimeout: time.Minute}),
 		budget:  newBudget("s", logger, func(bool) {}),
 		delivery: DeliveryConfig{
@@ -301,8 +300,8 @@ func TestLaneAfterTheEndOfDeliveries(t *testing.T) {
 			return fail(batch, map[string]error{"a1": fmt.Errorf("%w: %w", ctx.Err(), sinks.ErrUnavailable)})
 		})
 		var health monitoring.Health
-		b.state = newSinkState(observedSink{name: "s", inPlace: true, health: &health, metrics: b.metrics, logger: slog.New(slog.DiscardHandler)})
-		b.state.begin()
+		b.state = newSinkState(observedSink{name: "s", inPlace: true, health: &health, logger: slog.New(slog.DiscardHandler)})
+		b.state.begin(1)
 		deliver, end := context.WithCancel(b.work)
 		go func() { b.stopped <- b.lane.run(b.work, deliver) }()
 		b.arrive("a1", "b1")

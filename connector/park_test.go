@@ -228,9 +228,10 @@ func TestOrphans(t *testing.T) {
 func TestBreakerOpenSaysWhy(t *testing.T) {
 	t.Parallel()
 	health := &monitoring.Health{}
-	s := newSinkState(observedSink{name: "s", health: health, metrics: monitoring.NewMetrics("", nil).Sink("s"), logger: slog.New(slog.DiscardHandler)})
+	s := newSinkState(observedSink{name: "s", health: health, logger: slog.New(slog.DiscardHandler)})
+	s.begin(1)
 	s.breakerIs(breakerOpen)
-	s.report(0, 0, fmt.Errorf("400: %w", sinks.ErrPermanent))
+	s.answered(answer{cause: fmt.Errorf("400: %w", sinks.ErrPermanent)})
 	if why := health.Report().Components["sink:s"].Detail; !strings.Contains(why, "400") {
 		t.Errorf("it says %q", why)
 	}

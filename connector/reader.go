@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -72,8 +71,7 @@ type reader struct {
 	waits         atomic.Int32 // what the reader waits for: a processor, waitsForRing or waitsForNobody; slowRule reads it
 	logger        *slog.Logger
 
-	invalidRows, unrouted prometheus.Counter
-
+	noSink        *noSinkCounts
 	unroutedLog   *unroutedLog
 	checkDrift    func(context.Context) error // returns an error if the table that is streamed is not the outbox any more
 	foreignTables map[uint32]struct{}         // OIDs of tables other than the outbox whose rows the log has mentioned
@@ -287,10 +285,10 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 		StartedAt: now, CompletedAt: now, Status: checkpoint.Discarded, Error: "no route",
 	}
 	if m.Invalid == nil {
-		r.unrouted.Inc()
+		r.noSink.unrouted.Add(1)
 		r.unroutedLog.add(m.Event)
 	} else {
-		r.invalidRows.Inc()
+		r.noSink.invalid.Add(1)
 		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
 		o.Status, o.Error = checkpoint.Dead, m.Invalid.Error()
 		o.Row = checkpoint.RowInsert

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -43,7 +41,7 @@ func newReaderBench(t *testing.T, start ledger.Start) *readerBench {
 		lanes: map[int32][]*laneInput{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
 		logger: slog.New(slog.NewTextHandler(b.log, nil)), foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{},
 		checkDrift: func(context.Context) error { return nil },
-		decoder:    decoder.New(decoder.Table{OID: 1, Columns: decoder.DefaultColumns()}, 1<<20), invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
+		decoder:    decoder.New(decoder.Table{OID: 1, Columns: decoder.DefaultColumns()}, 1<<20), noSink: &noSinkCounts{},
 	}
 	return b
 }
@@ -138,7 +136,7 @@ func TestReaderInvalidRow(t *testing.T) {
 	if len(b.outcomes) != 1 {
 		t.Fatalf("%d outcomes, want one", len(b.outcomes))
 	}
-	if got := testutil.ToFloat64(b.reader.invalidRows); got != 1 {
+	if got := b.reader.noSink.invalid.Load(); got != 1 {
 		t.Errorf("%v invalid rows are counted, want 1", got)
 	}
 	rows := (<-b.outcomes).Rows
@@ -163,8 +161,8 @@ func TestReaderDiscards(t *testing.T) {
 	}})
 	b.transaction(100, 130, "?one", "?two", "a")
 	check(t, "collected", b.collected(), "a@100/2")
-	if len(b.outcomes) != 1 || testutil.ToFloat64(b.reader.unrouted) != 1 {
-		t.Fatalf("%d outcomes, %v counted, want the one that is not settled", len(b.outcomes), testutil.ToFloat64(b.reader.unrouted))
+	if len(b.outcomes) != 1 || b.reader.noSink.unrouted.Load() != 1 {
+		t.Fatalf("%d outcomes, %v counted, want the one that is not settled", len(b.outcomes), b.reader.noSink.unrouted.Load())
 	}
 	rows := (<-b.outcomes).Rows
 	if len(rows) != 1 || rows[0].Status != checkpoint.Discarded || rows[0].Processor != 0 || rows[0].EventID != "?one" || rows[0].Parked != nil {

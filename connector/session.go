@@ -91,7 +91,7 @@ func (c *Connector) runSession(ctx context.Context) error {
 	}
 	// The slot is ours until the stream is closed, which sends the last status. Then another process may have it.
 	defer stream.Close()
-	c.cfg.Health.SetRole(monitoring.RoleLeader)
+	c.roleIs(monitoring.RoleLeader)
 	s := &session{c: c, stream: stream}
 	defer s.closeSinks()
 	if err := s.begin(ctx, id, facts); err != nil {
@@ -215,11 +215,10 @@ func (s *session) run(ctx context.Context) error {
 	return nil
 }
 
-// announce says in metrics, health and log that the session streams.
+// announce says in Status, health and log that the session streams.
 func (s *session) announce() {
 	c := s.c
-	c.cfg.Metrics.Sessions.Inc()
-	c.cfg.Metrics.Leader.Set(1)
+	c.life.streams()
 	c.progress.streamedBefore, c.progress.streamedNow, c.progress.standingBy = true, true, false
 	c.lag.othersRead.Store(false)
 	c.lag.unreadSince.Store(0)

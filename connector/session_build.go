@@ -73,11 +73,11 @@ func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error
 	}
 	s.sinks = append(s.sinks, sink)
 	lasting := c.sinks[sc.Name]
-	lasting.state.begin()
+	lasting.state.begin(c.cfg.Delivery.Lanes)
 	shared := &sharedSink{
 		sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: c.cfg.Delivery,
 		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
-		metrics: c.cfg.Metrics.Sink(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
+		duration: c.cfg.Metrics.EventDuration.WithLabelValues(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 	}
 	if sc.MaxRetries != nil {
 		shared.delivery.MaxRetries = *sc.MaxRetries
@@ -96,8 +96,6 @@ func (s *session) makeLanes(shared *sharedSink, rows rowSource) {
 	}
 	s.bySink[shared.id] = lanes
 	s.lanes = append(s.lanes, lanes...)
-	shared.metrics.CatchingUp.Set(float64(n))
-	shared.metrics.Held.Set(0)
 	shared.breaker.attach(lanes)
 	shared.budget.attach(lanes)
 }
@@ -118,10 +116,7 @@ func (s *session) newReader(start ledger.Start, seenBefore pglogrepl.LSN, outbox
 		router:        router.New(routes),
 		logger:        c.cfg.Logger,
 		checkDrift:    c.checkDriftForReader,
-		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog,
-		// These count events of no sink: the row was no event, or no route matches it.
-		invalidRows: c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "dead"),
-		unrouted:    c.cfg.Metrics.EventsProcessed.WithLabelValues("none", "discarded"),
+		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog, noSink: &c.noSink,
 	}
 }
 

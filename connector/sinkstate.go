@@ -2,7 +2,6 @@ package connector
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -19,74 +18,151 @@ const warnPace = 10 * time.Second
 // observedSink is a sink whose state is shown, and where.
 type observedSink struct {
 	name    string
-	inPlace bool // what fails waits in its lane: every failure holds something back
+	kind    string // the sink's type
+	inPlace bool   // what fails waits in its lane: every failure holds something back
 	health  *monitoring.Health
-	metrics monitoring.SinkMetrics
 	logger  *slog.Logger
 }
 
-// sinkState shows people how a sink does, once for all of its lanes: in the log, in /readyz and in metrics. The lanes, the breaker and the
-// keeper's LISTEN call it, from their own goroutines.
+// sinkState knows how a sink does, once for all of its lanes, and says so in the log, in /readyz and in Status. The lanes, the breaker,
+// the budget and the listener call it, from their own goroutines. It outlives sessions.
+//
+// All of it changes under one mutex, and one copy is taken under it, so that the numbers of a copy belong together. The log is written
+// after the mutex is released. The component of /readyz is set before: Health.Set neither logs nor waits, and two changes of the
+// state must not reach /readyz in the wrong order.
 type sinkState struct {
 	observedSink
 
-	mu      sync.Mutex
-	failing map[int]struct{} // lanes whose last batch was not accepted
-	warned  bool             // the log says that the sink does not accept
-	warnAt  time.Time        // when the log may say so again
-	cause   error            // the last failure
-	breaker breakerState
-	since   time.Time // when the breaker opened
-	paused  bool
-	owed    ledger.ParkedCount
-	unread  error // why the parked rows cannot be read
+	mu           sync.Mutex
+	inSession    bool // a session uses the sink; else /readyz shows nothing of it
+	lanes        []laneView
+	failing      map[int]struct{} // lanes whose last batch was not accepted
+	warned       bool             // the log says that the sink does not accept
+	warnAt       time.Time        // when the log may say so again
+	cause        error            // the last failure
+	breaker      breakerState
+	since        time.Time // when the breaker opened
+	suspectSince time.Time // when the death budget was used up; zero if it is not
+	paused       bool
+	owed         ledger.ParkedCount
+	countedAt    time.Time // when owed was counted
+	unread       error     // why the parked rows cannot be read
+	counts       monitoring.Counts
+}
+
+// laneView is what Status shows of a lane.
+type laneView struct {
+	catchingUp bool
+	held       int // aggregates that it holds
 }
 
 func newSinkState(of observedSink) *sinkState {
 	return &sinkState{observedSink: of, failing: map[int]struct{}{}}
 }
 
-// begin forgets what the lanes of the session before have reported.
-func (s *sinkState) begin() {
+// begin begins a session with this many lanes, and forgets what the lanes of the session before have reported. Every lane begins
+// with a look into outbox_parked.
+func (s *sinkState) begin(lanes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.inSession = true
+	s.lanes = make([]laneView, lanes)
+	for i := range s.lanes {
+		s.lanes[i].catchingUp = true
+	}
 	clear(s.failing)
 	s.unread = nil
 	s.show()
 }
 
-// report notes how the last batch of a lane went; err is its last failure, or nil. A sink that refuses single messages, which are then
-// parked, holds nobody back, so that it does not count as failing.
-func (s *sinkState) report(lane, accepted int, err error) {
+// end notes that no session uses the sink any more. After it returns, /readyz hears nothing of the sink until the next begin.
+func (s *sinkState) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	was := len(s.failing) > 0
-	if err != nil {
-		s.cause = err
+	s.inSession, s.lanes = false, nil
+}
+
+// laneIs notes how a lane does. The lane calls it at each change.
+func (s *sinkState) laneIs(number int, view laneView) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.lanes) <= number {
+		s.lanes = append(s.lanes, laneView{})
 	}
-	if err == nil || !s.inPlace && (accepted > 0 || !errors.Is(err, sinks.ErrUnavailable)) {
-		if !was {
-			if err != nil && s.breaker != breakerClosed {
-				s.show() // this may be why
-			}
-			return
+	s.lanes[number] = view
+}
+
+// answer is how one Deliver of a lane went.
+type answer struct {
+	lane   int
+	counts monitoring.Counts // what became of its messages
+	cause  error             // its last failure, or nil
+	ended  bool              // the session has ended the call, which says nothing of the sink
+}
+
+// news is what a change of the state adds to the log.
+type news int
+
+const (
+	noNews news = iota
+	acceptsAgain
+	acceptsNoMore
+)
+
+// answered notes how a Deliver went. A lane calls it once for each. A sink that refuses single messages, which are then parked, holds
+// nobody back, so that it does not count as failing.
+func (s *sinkState) answered(a answer) {
+	switch s.note(a) {
+	case noNews:
+	case acceptsAgain:
+		s.logger.Info("sink accepts again", "sink", s.name)
+	case acceptsNoMore:
+		s.logger.Warn("sink does not accept", "sink", s.name, "lane", a.lane, "err", a.cause)
+	}
+}
+
+func (s *sinkState) note(a answer) news {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Delivered += a.counts.Delivered
+	s.counts.Failed += a.counts.Failed
+	s.counts.Dead += a.counts.Dead
+	s.counts.Discarded += a.counts.Discarded
+	if a.ended || a.counts.Delivered == 0 && a.cause == nil {
+		return noNews // nothing was learnt of the sink
+	}
+	if a.cause != nil {
+		s.cause = a.cause
+	}
+	was := len(s.failing)
+	if a.cause == nil || !s.inPlace && (a.counts.Delivered > 0 || !errors.Is(a.cause, sinks.ErrUnavailable)) {
+		delete(s.failing, a.lane)
+	} else {
+		s.failing[a.lane] = struct{}{}
+	}
+	switch {
+	case len(s.failing) > 0 && was == 0 && !time.Now().Before(s.warnAt):
+		s.warned, s.warnAt = true, time.Now().Add(warnPace)
+		s.show()
+		return acceptsNoMore
+	case len(s.failing) == 0 && was > 0:
+		said := s.warned
+		s.warned = false
+		s.show()
+		if said {
+			return acceptsAgain
 		}
-		delete(s.failing, lane)
-		if len(s.failing) == 0 {
-			if s.warned {
-				s.logger.Info("sink accepts again", "sink", s.name)
-			}
-			s.warned = false
-			s.show()
-		}
-		return
+	case a.cause != nil && (len(s.failing) > 0 || s.breaker != breakerClosed || !s.suspectSince.IsZero()):
+		s.show() // the cause is part of it
 	}
-	s.failing[lane] = struct{}{}
-	s.show()
-	if now := time.Now(); !was && !now.Before(s.warnAt) {
-		s.warned, s.warnAt = true, now.Add(warnPace)
-		s.logger.Warn("sink does not accept", "sink", s.name, "lane", lane, "err", err)
-	}
+	return noNews
+}
+
+// discarded counts a message that a lane has given up without asking the sink.
+func (s *sinkState) discarded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Discarded++
 }
 
 // breakerIs notes the state of the breaker, which calls it at each change.
@@ -100,7 +176,19 @@ func (s *sinkState) breakerIs(state breakerState) {
 	if state == breakerClosed {
 		clear(s.failing)
 	}
-	s.metrics.Breaker.Set(float64(state))
+	s.show()
+}
+
+// suspicion says whether a sink is suspect: see budget.
+type suspicion bool
+
+// suspectIs notes whether the sink is suspect. The budget calls it at each change.
+func (s *sinkState) suspectIs(now suspicion) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.suspectSince = (time.Time{}); now {
+		s.suspectSince = time.Now()
+	}
 	s.show()
 }
 
@@ -108,67 +196,72 @@ func (s *sinkState) breakerIs(state breakerState) {
 func (s *sinkState) isPaused(activity ledger.Activity) {
 	paused := activity == ledger.Paused
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case paused && !s.paused:
-		s.logger.Info("sink paused", "sink", s.name)
-	case !paused && s.paused:
-		s.logger.Info("sink resumed", "sink", s.name)
-	}
+	was := s.paused
 	s.paused = paused
 	s.show()
+	s.mu.Unlock()
+	switch {
+	case paused && !was:
+		s.logger.Info("sink paused", "sink", s.name)
+	case !paused && was:
+		s.logger.Info("sink resumed", "sink", s.name)
+	}
 }
 
 // counted notes what the sink has in outbox_parked.
 func (s *sinkState) counted(o ledger.ParkedCount) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.owed = o
-	s.metrics.Parked.Set(float64(o.Parked))
-	s.metrics.DeadLetters.Set(float64(o.Dead))
-	s.metrics.OldestParked.Set(o.Oldest.Seconds())
+	s.owed, s.countedAt = o, time.Now()
 	s.show()
 }
 
 // read notes how a read of the parked rows went.
 func (s *sinkState) read(err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if (err == nil) == (s.unread == nil) {
-		return
+	changed := (err == nil) != (s.unread == nil)
+	if changed {
+		s.unread = err
+		s.show()
 	}
-	if s.unread = err; err != nil {
+	s.mu.Unlock()
+	if changed && err != nil {
 		s.logger.Warn("parked rows cannot be read; trying again", "sink", s.name, "err", err)
 	}
-	s.show()
 }
 
-// show puts the state into one sentence, for /readyz.
+// show sets the sink's component of /readyz. The caller holds mu.
 func (s *sinkState) show() {
-	ok, text := true, ""
-	switch {
-	case s.unread != nil:
-		ok, text = false, s.unread.Error()
-	case s.breaker != breakerClosed:
-		ok, text = false, fmt.Sprintf("left alone since %s (breaker %s; outbox-cdc retry %s asks at once): %v",
-			s.since.UTC().Format(time.RFC3339), s.breaker, s.name, s.cause)
-	case len(s.failing) > 0:
-		ok, text = false, s.cause.Error()
-	case s.paused:
-		text = "paused by a person; outbox-cdc resume goes on"
+	if s.inSession {
+		s.health.Set("sink:"+s.name, s.snapshot().Component())
 	}
-	if s.owed.Parked > 0 {
-		text += sep(text) + fmt.Sprintf("%d parked, the oldest %s ago", s.owed.Parked, s.owed.Oldest.Round(time.Second))
-	}
-	if s.owed.Dead > 0 {
-		text += sep(text) + fmt.Sprintf("%d dead", s.owed.Dead)
-	}
-	s.health.Set("sink:"+s.name, monitoring.Component{OK: ok, Detail: text})
 }
 
-func sep(text string) string {
-	if text == "" {
-		return ""
+// status returns the state of now. Safe for all goroutines.
+func (s *sinkState) status() monitoring.SinkStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.snapshot()
+}
+
+// snapshot returns a copy of the state. The caller holds mu.
+func (s *sinkState) snapshot() monitoring.SinkStatus {
+	st := monitoring.SinkStatus{
+		Name: s.name, Type: s.kind, InSession: s.inSession,
+		Breaker: s.breaker.String(), Failing: len(s.failing) > 0, Cause: errText(s.cause),
+		Suspect: !s.suspectSince.IsZero(), SuspectSince: s.suspectSince,
+		Paused: s.paused, Unreadable: errText(s.unread),
+		Parked: s.owed.Parked, DeadLetters: s.owed.Dead, OldestParked: s.owed.Oldest, CountedAt: s.countedAt,
+		Lanes: len(s.lanes), Counts: s.counts,
 	}
-	return "; "
+	if s.breaker != breakerClosed {
+		st.BreakerSince = s.since
+	}
+	for _, l := range s.lanes {
+		st.Held += l.held
+		if l.catchingUp {
+			st.CatchingUp++
+		}
+	}
+	return st
 }

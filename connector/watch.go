@@ -75,8 +75,8 @@ func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {
 	return w.Ledger.Commit(ctx, b)
 }
 
-// watch shows the lag in the metrics and says which call hangs, every second from the start of Run to its end. It waits for
-// nothing longer than catalogTimeout, so that it goes on whatever hangs.
+// watch says which call hangs, every second from the start of Run to its end. It waits for nothing longer than catalogTimeout, so
+// that it goes on whatever hangs.
 func (c *Connector) watch(ctx context.Context) {
 	var h hangReport
 	tick := time.NewTicker(watchEvery)
@@ -87,7 +87,6 @@ func (c *Connector) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		c.showLag(time.Now())
 		c.showHang(ctx, &h, c.db.whyServerWaits)
 	}
 }

@@ -10,8 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
-
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
@@ -42,7 +40,6 @@ func TestWhatHangsIsTold(t *testing.T) {
 		asked := 0
 		second := func() {
 			time.Sleep(time.Second)
-			c.showLag(time.Now())
 			c.showHang(t.Context(), &h, func(context.Context) string { asked++; return says })
 		}
 		red := func() (monitoring.Component, bool) {
@@ -71,8 +68,8 @@ func TestWhatHangsIsTold(t *testing.T) {
 		if asked != 12 {
 			t.Errorf("asked the server %d times in a minute, want every five seconds", asked)
 		}
-		if lag := testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds); lag != 60 {
-			t.Errorf("a lag of %g s, want 60", lag)
+		if lag := c.Status().Lag; lag != time.Minute {
+			t.Errorf("a lag of %s, want a minute", lag)
 		}
 		gate <- nil
 		second()
@@ -106,10 +103,7 @@ func TestLagWithoutSession(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := newWatchedConnector()
-		lag := func() float64 {
-			c.showLag(time.Now())
-			return testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds)
-		}
+		lag := func() float64 { return c.Status().Lag.Seconds() }
 		c.lag.unreadSince.Store(time.Now().UnixNano())
 		time.Sleep(90 * time.Second)
 		if got := lag(); got != 90 {
@@ -222,8 +216,8 @@ func TestSenderThatDoesNotRun(t *testing.T) {
 	} {
 		if step.pid == 0 {
 			c.walsenderUnknown(at(step.at))
-			if c.showLag(at(step.at)); testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds) != step.lag {
-				t.Errorf("after %d s: a lag of %g s", step.at, testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds))
+			if lag := c.lag.since(at(step.at), 0).Seconds(); lag != step.lag {
+				t.Errorf("after %d s: a lag of %g s", step.at, lag)
 			}
 			continue
 		}
@@ -233,8 +227,8 @@ func TestSenderThatDoesNotRun(t *testing.T) {
 			seen.reply = &reply
 		}
 		err := c.checkWalsender(seen, at(step.at))
-		if c.showLag(at(step.at)); (err != nil) != step.silent || testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds) != step.lag {
-			t.Errorf("after %d s: a lag of %g s, %v", step.at, testutil.ToFloat64(c.cfg.Metrics.SlotLagSeconds), err)
+		if lag := c.lag.since(at(step.at), 0).Seconds(); (err != nil) != step.silent || lag != step.lag {
+			t.Errorf("after %d s: a lag of %g s, %v", step.at, lag, err)
 		}
 	}
 }

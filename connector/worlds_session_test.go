@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -34,7 +32,7 @@ type worldSession struct {
 	reader   *reader
 	lanes    []*lane
 	bySink   map[int32][]*lane
-	metrics  []monitoring.SinkMetrics
+	states   []*sinkState
 	outcomes chan checkpoint.Outcomes
 	// seenBefore is what the reader of the session has under this name.
 	seenBefore pglogrepl.LSN
@@ -133,8 +131,8 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 	metrics, health := monitoring.NewMetrics("", nil), &monitoring.Health{}
 	for i := range w.sinks {
 		id, name := processor(i), fmt.Sprint("sink", i)
-		m := metrics.Sink(name)
-		state := newSinkState(observedSink{name: name, inPlace: c.never || w.sinks[i].oneTry, health: health, metrics: m, logger: logger})
+		state := newSinkState(observedSink{name: name, inPlace: c.never || w.sinks[i].oneTry, health: health, logger: logger})
+		state.begin(w.lanes[i])
 		if len(w.breakers) <= i {
 			owner := breakerOwner{name: name, never: c.never || w.sinks[i].oneTry, logger: logger, changed: func(to breakerState) {
 				if to == breakerOpen {
@@ -146,7 +144,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 		}
 		t := &sharedSink{
 			sink: &worldClient{w.sinks[i], s}, name: name, id: id, oneTry: w.sinks[i].oneTry, delivery: delivery, breaker: w.breakers[i], budget: w.budgets[i], paused: w.paused[i],
-			state: state, metrics: m, fast: func() bool { return c.fast }, logger: logger,
+			state: state, duration: metrics.EventDuration.WithLabelValues(name), fast: func() bool { return c.fast }, logger: logger,
 		}
 		for n := range w.lanes[i] {
 			table := &worldTable{w.ledger.parked.table(id, n, w.lanes[i]), w, w.random("table", s.n, i, n)}
@@ -157,9 +155,8 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 			s.bySink[id] = append(s.bySink[id], l)
 			byProcessor[id] = append(byProcessor[id], &laneInput{lane: l.in, processor: id})
 		}
-		m.CatchingUp.Set(float64(w.lanes[i]))
 		s.lanes = append(s.lanes, s.bySink[id]...)
-		s.metrics = append(s.metrics, m)
+		s.states = append(s.states, state)
 		w.breakers[i].attach(s.bySink[id])
 		w.budgets[i].attach(s.bySink[id])
 	}
@@ -167,7 +164,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 		foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, checkDrift: func(context.Context) error { return nil },
 		stream: s.stream, tracker: s.tracker, start: from, seenBefore: s.seenBefore, lanes: byProcessor, outcomes: s.outcomes,
 		decoder: decoder.New(decoder.Table{OID: worldOID, Columns: worldColumns}, 1<<20), router: worldRouter(c.sinks), logger: logger,
-		invalidRows: prometheus.NewCounter(prometheus.CounterOpts{}), unrouted: prometheus.NewCounter(prometheus.CounterOpts{}),
+		noSink: &noSinkCounts{},
 	}
 }
 
@@ -343,5 +340,5 @@ func (s *worldSession) live(sink int) bool {
 			return false
 		}
 	}
-	return testutil.ToFloat64(s.metrics[sink].CatchingUp) == 0
+	return s.states[sink].status().CatchingUp == 0
 }

@@ -61,7 +61,7 @@ func TestHandler(t *testing.T) {
 	t.Parallel()
 	var h Health
 	reg := NewRegistry()
-	NewMetrics("p_", reg).Sessions.Inc()
+	reg.MustRegister(NewCollector("p_", func() Status { return Status{Sessions: 1} }))
 	with, without := Handler(reg, &h), Handler(nil, &h)
 
 	expect := func(handler http.Handler, method, path string, status int) *httptest.ResponseRecorder {

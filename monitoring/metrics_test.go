@@ -5,7 +5,9 @@ import (
 	"flag"
 	"os"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/expfmt"
@@ -16,18 +18,23 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func TestMetricsAsScraped(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewPedanticRegistry()
-	m := NewMetrics("pyairtable_outbox_", reg)
-	events := m.Sink("events")
-	events.Delivered.Add(3)
-	events.Failed.Inc()
-	events.Dead.Inc()
-	events.Duration.Observe(0.0015)
-	events.Duration.Observe(120)
-	m.SlotLagBytes.Set(4096)
-	m.SlotLagSeconds.Set(1.5)
-	m.InFlight.Set(2)
-	m.Sessions.Inc()
-	m.Leader.Set(1)
+	const prefix = "pyairtable_outbox_"
+	duration := NewMetrics(prefix, reg).EventDuration.WithLabelValues("events")
+	duration.Observe(0.0015)
+	duration.Observe(120)
+	reg.MustRegister(NewCollector(prefix, func() Status {
+		return Status{
+			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7,
+			Sinks: []SinkStatus{
+				{
+					Name: "events", Breaker: "half-open", Suspect: true, Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second,
+					Lanes: 4, CatchingUp: 3, Held: 5, Counts: Counts{Delivered: 3, Failed: 1, Dead: 1},
+				},
+				{Name: "mail", Breaker: "open", Counts: Counts{Discarded: 2}},
+				{Name: "search", Breaker: "closed"},
+			},
+		}
+	}))
 
 	const golden = "testdata/metrics.prom"
 	if *update {
@@ -52,25 +59,60 @@ func TestMetricsAsScraped(t *testing.T) {
 	}
 }
 
-func TestSinkMetricsExistBeforeTheFirstEvent(t *testing.T) {
+// A sink has its series before its first event. Without a connector there are no sinks.
+func TestCollectorWithoutNumbers(t *testing.T) {
 	t.Parallel()
-	reg := prometheus.NewPedanticRegistry()
-	NewMetrics("p_", reg).Sink("events")
-	n, err := testutil.GatherAndCount(reg, "p_events_processed_total", "p_event_processing_duration_seconds")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n != 5 {
-		t.Errorf("series = %d, want 5: four outcomes and one duration", n)
+	for name, test := range map[string]struct {
+		status Status
+		want   int
+	}{
+		"no connector":     {Status{}, 5},
+		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 5 + 2 + 7 + 4},
+	} {
+		reg := prometheus.NewPedanticRegistry()
+		reg.MustRegister(NewCollector("p_", func() Status { return test.status }))
+		if n, err := testutil.GatherAndCount(reg); err != nil || n != test.want {
+			t.Errorf("%s: %d series, %v, want %d", name, n, err, test.want)
+		}
 	}
 }
 
 func TestMetricsWithoutRegistry(t *testing.T) {
 	t.Parallel()
 	a, b := NewMetrics("p_", nil), NewMetrics("p_", nil)
-	a.Sink("events").Delivered.Inc()
-	if got := testutil.ToFloat64(b.Sink("events").Delivered); got != 0 {
-		t.Errorf("two connectors share a counter: %v", got)
+	a.EventDuration.WithLabelValues("events").Observe(1)
+	if got := testutil.CollectAndCount(b.EventDuration); got != 0 {
+		t.Errorf("two connectors share a histogram: %d series", got)
+	}
+}
+
+// A sink's component of /readyz says all that a person has to know of it.
+func TestSinkComponent(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for name, test := range map[string]struct {
+		status SinkStatus
+		want   Component
+	}{
+		"well": {SinkStatus{Breaker: "closed", Cause: "an old failure"}, Component{OK: true}},
+		"away": {
+			SinkStatus{Name: "s", Breaker: "open", BreakerSince: at, Failing: true, Cause: "dial: refused", Parked: 3, OldestParked: 90 * time.Second},
+			Component{Detail: "left alone since 2026-01-02T03:04:05Z (breaker open; outbox-cdc retry s asks at once): dial: refused; 3 parked, the oldest 1m30s ago"},
+		},
+		"failing": {SinkStatus{Breaker: "closed", Failing: true, Cause: "500"}, Component{Detail: "500"}},
+		"paused, with dead letters": {
+			SinkStatus{Breaker: "closed", Paused: true, DeadLetters: 2},
+			Component{OK: true, Detail: "paused by a person; outbox-cdc resume goes on; 2 dead"},
+		},
+		"suspect": {
+			SinkStatus{Breaker: "closed", Suspect: true, SuspectSince: at, Cause: "400"},
+			Component{OK: true, Detail: "suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"},
+		},
+		"unreadable rows": {SinkStatus{Breaker: "closed", Unreadable: "no answer", Paused: true}, Component{Detail: "no answer"}},
+	} {
+		if diff := cmp.Diff(test.want, test.status.Component()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
 	}
 }
 
@@ -100,11 +142,13 @@ func scrape(t *testing.T, g prometheus.Gatherer) []byte {
 	return out.Bytes()
 }
 
-func BenchmarkSinkMetrics(b *testing.B) {
-	s := NewMetrics("p_", nil).Sink("events")
+func BenchmarkCollector(b *testing.B) {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(NewCollector("p_", func() Status { return Status{Sinks: []SinkStatus{{Name: "a"}, {Name: "b"}}} }))
 	b.ReportAllocs()
 	for b.Loop() {
-		s.Delivered.Inc()
-		s.Duration.Observe(0.0015)
+		if _, err := reg.Gather(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

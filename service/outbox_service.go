@@ -48,8 +48,10 @@ type OutboxService struct {
 	metrics    *prometheus.Registry
 	registerer prometheus.Registerer // nil if metrics are off
 
-	mu      sync.Mutex
-	current *connectorRun // the one that runs, else the last one; nil before the first Start
+	mu        sync.Mutex
+	current   *connectorRun        // the one that runs, else the last one; nil before the first Start
+	connector *connector.Connector // of the last Start; nil before the first one
+	earlier   monitoring.Status    // what the connectors before it have counted
 }
 
 // connectorRun begins with a Start and ends when the connector that it has started has ended.
@@ -89,6 +91,7 @@ func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...c
 		Wrapper: outbox.NewWrapper(db), EventBus: e.bus,
 		db: db, cfg: e.config, metrics: prometheus.NewRegistry(),
 	}
+	s.metrics.MustRegister(monitoring.NewCollector(e.config.Metrics.Prefix, s.status))
 	s.Outbox, s.WorkerManager = &Outbox{s}, &WorkerManager{s}
 	if e.config.Metrics.Enabled {
 		if s.registerer = c.Registerer; s.registerer == nil {
@@ -134,6 +137,7 @@ func (s *OutboxService) Start() error {
 		s.end(r, nil)
 		return err
 	}
+	s.replaceConnector(c)
 	go func() {
 		err := c.Run(ctx)
 		if s.registerer != nil {

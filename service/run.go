@@ -33,6 +33,9 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	if err != nil {
 		return err
 	}
+	if reg != nil {
+		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, c.Status))
+	}
 	// The HTTP server ends after the connector, so that it answers during the drain as well.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	running, stop := context.WithCancelCause(ctx)

@@ -1,10 +1,9 @@
 package service
 
 import (
-	"slices"
-	"strings"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -52,18 +51,17 @@ type ProcessorStatus struct {
 
 // GetProcessorStatus returns the state of each sink, in the order of the configuration.
 func (o *Outbox) GetProcessorStatus() []ProcessorStatus {
-	components := o.service.options.Health.Report().Components
-	v := o.service.metricValues()
-	all := make([]ProcessorStatus, 0, len(o.service.sinks))
-	for _, sink := range o.service.sinks {
-		component := components["sink:"+sink.Name]
-		all = append(all, ProcessorStatus{
-			Name: sink.Name, Type: sink.Type, Healthy: component.OK, Detail: component.Detail,
-			CircuitBreaker: map[float64]string{0: "closed", 1: "half-open", 2: "open"}[v.sum("circuit_breaker_state", "sink="+sink.Name)],
-			Parked:         v.count("parked_events", "sink="+sink.Name),
-			OldestParked:   seconds(v.sum("oldest_parked_age_seconds", "sink="+sink.Name)),
-			DeadLetters:    v.count("dead_letters", "sink="+sink.Name),
-		})
+	var all []ProcessorStatus
+	for _, sink := range o.service.status().Sinks {
+		p := ProcessorStatus{
+			Name: sink.Name, Type: sink.Type, CircuitBreaker: sink.Breaker,
+			Parked: int(sink.Parked), OldestParked: sink.OldestParked, DeadLetters: int(sink.DeadLetters),
+		}
+		if sink.InSession {
+			c := sink.Component()
+			p.Healthy, p.Detail = c.OK, c.Detail
+		}
+		all = append(all, p)
 	}
 	return all
 }
@@ -88,13 +86,20 @@ type OutboxStats struct {
 
 // GetStats returns the numbers as they were last measured.
 func (o *Outbox) GetStats() OutboxStats {
-	v := o.service.metricValues()
-	return OutboxStats{
-		InFlight: v.count("in_flight"), SlotLagBytes: v.count("slot_lag_bytes"), SlotLag: seconds(v.sum("slot_lag_seconds")),
-		Parked: v.count("parked_events"), DeadLetters: v.count("dead_letters"),
-		Delivered: v.count(processedTotal, "status=delivered"), Failed: v.count(processedTotal, "status=failed"),
-		Dead: v.count(processedTotal, "status=dead"), Discarded: v.count(processedTotal, "status=discarded"),
+	st := o.service.status()
+	total := OutboxStats{
+		InFlight: st.InFlight, SlotLagBytes: int(st.LagBytes), SlotLag: st.Lag,
+		Dead: int(st.Invalid), Discarded: int(st.Unrouted),
 	}
+	for _, sink := range st.Sinks {
+		total.Parked += int(sink.Parked)
+		total.DeadLetters += int(sink.DeadLetters)
+		total.Delivered += int(sink.Counts.Delivered)
+		total.Failed += int(sink.Counts.Failed)
+		total.Dead += int(sink.Counts.Dead)
+		total.Discarded += int(sink.Counts.Discarded)
+	}
+	return total
 }
 
 // WorkerManager reports on the lanes, which are what the platform calls workers.
@@ -117,65 +122,56 @@ type WorkerStats struct {
 
 // GetWorkerStats returns what the workers of each sink do and have done, in the order of the configuration.
 func (w *WorkerManager) GetWorkerStats() []WorkerStats {
-	v := w.service.metricValues()
-	all := make([]WorkerStats, 0, len(w.service.sinks))
-	for _, sink := range w.service.sinks {
+	var all []WorkerStats
+	for _, sink := range w.service.status().Sinks {
+		n := sink.Counts
 		all = append(all, WorkerStats{
-			Processor: sink.Name, Workers: w.service.cfg.Delivery.Lanes,
-			CatchingUp: v.count("lanes_catching_up", "sink="+sink.Name), HeldAggregates: v.count("held_aggregates", "sink="+sink.Name),
-			Delivered: v.count(processedTotal, "sink="+sink.Name, "status=delivered"), Failed: v.count(processedTotal, "sink="+sink.Name, "status=failed"),
-			Dead: v.count(processedTotal, "sink="+sink.Name, "status=dead"), Discarded: v.count(processedTotal, "sink="+sink.Name, "status=discarded"),
+			Processor: sink.Name, Workers: w.service.cfg.Delivery.Lanes, CatchingUp: sink.CatchingUp, HeldAggregates: sink.Held,
+			Delivered: int(n.Delivered), Failed: int(n.Failed), Dead: int(n.Dead), Discarded: int(n.Discarded),
 		})
 	}
 	return all
 }
 
-const processedTotal = "events_processed_total"
-
-// metricValues are the values of counters and gauges.
-type metricValues []metricValue
-
-type metricValue struct {
-	name   string   // without the configured prefix
-	labels []string // each is name=value
-	value  float64
+// replaceConnector makes c the connector whose state is reported. What the connectors before it have counted stays counted.
+func (s *OutboxService) replaceConnector(c *connector.Connector) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.connector != nil {
+		now := s.connector.Status()
+		addCounts(&now, s.earlier)
+		s.earlier = now
+	}
+	s.connector = c
 }
 
-// metricValues reads the metrics of the connector. They hold all the numbers that are reported here.
-func (s *OutboxService) metricValues() (all metricValues) {
-	families, err := s.metrics.Gather()
-	if err != nil { // cannot happen: all collectors are our own, and do not contradict each other
-		panic(err)
-	}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			v := metricValue{name: strings.TrimPrefix(f.GetName(), s.cfg.Metrics.Prefix), value: m.GetGauge().GetValue() + m.GetCounter().GetValue()}
-			for _, l := range m.GetLabel() {
-				v.labels = append(v.labels, l.GetName()+"="+l.GetValue())
-			}
-			all = append(all, v)
+// status returns the state of the connector, which is the last one if none runs. Its counters go on from one Start to the next.
+func (s *OutboxService) status() monitoring.Status {
+	s.mu.Lock()
+	c, earlier := s.connector, s.earlier
+	s.mu.Unlock()
+	if c == nil {
+		var st monitoring.Status
+		for _, sink := range s.sinks {
+			st.Sinks = append(st.Sinks, monitoring.SinkStatus{Name: sink.Name, Type: sink.Type, Breaker: "closed"})
 		}
+		return st
 	}
-	return all
+	st := c.Status()
+	addCounts(&st, earlier)
+	return st
 }
 
-// sum adds up the values of a metric that have all these labels.
-func (v metricValues) sum(name string, labels ...string) (total float64) {
-next:
-	for _, x := range v {
-		if x.name != name {
-			continue
-		}
-		for _, l := range labels {
-			if !slices.Contains(x.labels, l) {
-				continue next
-			}
-		}
-		total += x.value
+// addCounts adds what earlier has counted to the counters of st. Both have the same sinks.
+func addCounts(st *monitoring.Status, earlier monitoring.Status) {
+	st.Sessions += earlier.Sessions
+	st.Invalid += earlier.Invalid
+	st.Unrouted += earlier.Unrouted
+	for i, before := range earlier.Sinks {
+		n := &st.Sinks[i].Counts
+		n.Delivered += before.Counts.Delivered
+		n.Failed += before.Counts.Failed
+		n.Dead += before.Counts.Dead
+		n.Discarded += before.Counts.Discarded
 	}
-	return total
 }
-
-func (v metricValues) count(name string, labels ...string) int { return int(v.sum(name, labels...)) }
-
-func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

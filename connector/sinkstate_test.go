@@ -1,0 +1,207 @@
+package connector
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// The life of a sink, as Status, /readyz and the log tell it.
+func TestSinkState(t *testing.T) {
+	t.Parallel()
+	away := fmt.Errorf("dial: %w", sinks.ErrUnavailable)
+	delivered := func(n int64) monitoring.Counts { return monitoring.Counts{Delivered: n} }
+	well := monitoring.SinkStatus{Name: "s", Type: "kafka", Breaker: "closed"}
+	with := func(st monitoring.SinkStatus, change func(*monitoring.SinkStatus)) monitoring.SinkStatus {
+		change(&st)
+		return st
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		var health monitoring.Health
+		s := newSinkState(observedSink{name: "s", kind: "kafka", health: &health, logger: slog.New(slog.NewTextHandler(&log, nil))})
+		began := time.Now()
+		at := func(seconds int) time.Time { return began.Add(time.Duration(seconds) * time.Second) }
+		var want monitoring.SinkStatus
+		step := func(name string, do func(), change func(*monitoring.SinkStatus), logged string) {
+			t.Helper()
+			log.Reset()
+			do()
+			want = with(want, change)
+			if diff := cmp.Diff(want, s.status()); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", name, diff)
+			}
+			component, shown := health.Report().Components["sink:s"]
+			component.Since = time.Time{}
+			if shown != want.InSession || shown && component != want.Component() {
+				t.Errorf("%s: /readyz shows %v %+v", name, shown, component)
+			}
+			if n := strings.Count(log.String(), "\n"); !strings.Contains(log.String(), logged) || (logged == "") != (n == 0) || n > 1 {
+				t.Errorf("%s: the log says %q, want %q", name, log.String(), logged)
+			}
+		}
+		same := func(*monitoring.SinkStatus) {}
+		want = well
+		step("before the first session", func() { s.breakerIs(breakerClosed) }, same, "")
+		step("a session begins", func() { s.begin(2) }, func(w *monitoring.SinkStatus) {
+			w.InSession, w.Lanes, w.CatchingUp = true, 2, 2
+		}, "")
+		step("a lane is live", func() { s.laneIs(1, laneView{held: 3}) }, func(w *monitoring.SinkStatus) {
+			w.CatchingUp, w.Held = 1, 3
+		}, "")
+		step("the other too", func() { s.laneIs(0, laneView{held: 1}) }, func(w *monitoring.SinkStatus) {
+			w.CatchingUp, w.Held = 0, 4
+		}, "")
+		step("all are accepted", func() { s.answered(answer{lane: 1, counts: delivered(5)}) }, func(w *monitoring.SinkStatus) {
+			w.Counts.Delivered = 5
+		}, "")
+		step("one is refused", func() {
+			s.answered(answer{counts: monitoring.Counts{Delivered: 2, Failed: 1, Dead: 1}, cause: errors.New("500")})
+		}, func(w *monitoring.SinkStatus) {
+			w.Counts, w.Cause = monitoring.Counts{Delivered: 7, Failed: 1, Dead: 1}, "500"
+		}, "")
+		time.Sleep(30 * time.Second)
+		step("away", func() { s.answered(answer{lane: 1, counts: monitoring.Counts{Failed: 3}, cause: away}) }, func(w *monitoring.SinkStatus) {
+			w.Counts.Failed, w.Failing, w.Cause = 4, true, away.Error()
+		}, `level=WARN msg="sink does not accept"`)
+		step("the breaker opens", func() { s.breakerIs(breakerOpen) }, func(w *monitoring.SinkStatus) {
+			w.Breaker, w.BreakerSince = "open", at(30)
+		}, "")
+		time.Sleep(10 * time.Second)
+		step("rows are counted", func() { s.counted(ledger.ParkedCount{Parked: 3, Dead: 1, Oldest: 10 * time.Second}) }, func(w *monitoring.SinkStatus) {
+			w.Parked, w.DeadLetters, w.OldestParked, w.CountedAt = 3, 1, 10*time.Second, at(40)
+		}, "")
+		step("a probe", func() { s.breakerIs(breakerHalfOpen) }, func(w *monitoring.SinkStatus) { w.Breaker = "half-open" }, "")
+		step("the probe fails: the outage began earlier", func() { s.breakerIs(breakerOpen) }, func(w *monitoring.SinkStatus) { w.Breaker = "open" }, "")
+		step("the session ends", func() { s.end(); health.SetOnly("session", monitoring.Component{}) }, func(w *monitoring.SinkStatus) {
+			w.InSession, w.Lanes, w.Held = false, 0, 0
+		}, "")
+		step("between sessions /readyz hears nothing", func() { s.breakerIs(breakerHalfOpen) }, func(w *monitoring.SinkStatus) {
+			w.Breaker = "half-open"
+		}, "")
+		step("the next session", func() { s.begin(1) }, func(w *monitoring.SinkStatus) {
+			w.InSession, w.Lanes, w.CatchingUp, w.Failing = true, 1, 1, false
+		}, "")
+		step("the breaker closes", func() { s.breakerIs(breakerClosed) }, func(w *monitoring.SinkStatus) {
+			w.Breaker, w.BreakerSince = "closed", time.Time{}
+		}, "")
+		step("a call that the session has ended", func() { s.answered(answer{counts: monitoring.Counts{Failed: 1}, cause: away, ended: true}) }, func(w *monitoring.SinkStatus) {
+			w.Counts.Failed++
+		}, "")
+		step("paused", func() { s.isPaused(ledger.Paused) }, func(w *monitoring.SinkStatus) { w.Paused = true }, `msg="sink paused"`)
+		step("paused still", func() { s.isPaused(ledger.Paused) }, same, "")
+		step("resumed", func() { s.isPaused(ledger.Active) }, func(w *monitoring.SinkStatus) { w.Paused = false }, `msg="sink resumed"`)
+		step("rows cannot be read", func() { s.read(errors.New("no answer")) }, func(w *monitoring.SinkStatus) { w.Unreadable = "no answer" }, "level=WARN")
+		step("nor the second time", func() { s.read(errors.New("no answer again")) }, same, "")
+		step("they can be read", func() { s.read(nil) }, func(w *monitoring.SinkStatus) { w.Unreadable = "" }, "")
+		step("discarded unasked", func() { s.discarded() }, func(w *monitoring.SinkStatus) { w.Counts.Discarded = 1 }, "")
+		step("suspect", func() { s.suspectIs(true) }, func(w *monitoring.SinkStatus) {
+			w.Suspect, w.SuspectSince = true, at(40)
+		}, "")
+		time.Sleep(time.Second)
+		step("refused while suspect", func() { s.answered(answer{counts: monitoring.Counts{Failed: 1}, cause: errors.New("400")}) }, func(w *monitoring.SinkStatus) {
+			w.Counts.Failed, w.Cause = w.Counts.Failed+1, "400"
+		}, "")
+		step("suspect no more", func() { s.suspectIs(false) }, func(w *monitoring.SinkStatus) {
+			w.Suspect, w.SuspectSince = false, time.Time{}
+		}, "")
+	})
+}
+
+// A sink that is tried in place holds something back with each failure. The log says so once, and once that it is over.
+func TestSinkStateInPlace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s := newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, logger: slog.New(slog.NewTextHandler(&log, nil))})
+		s.begin(2)
+		fails := answer{counts: monitoring.Counts{Delivered: 1, Failed: 1}, cause: errors.New("500")}
+		other := fails
+		other.lane = 1
+		for range 3 {
+			s.answered(fails)
+			s.answered(other)
+			time.Sleep(time.Minute)
+		}
+		works := answer{counts: monitoring.Counts{Delivered: 1}}
+		s.answered(works)
+		if st := s.status(); !st.Failing || st.Component().OK {
+			t.Errorf("one of two lanes waits, and it says %+v", st)
+		}
+		works.lane = 1
+		s.answered(works)
+		if st := s.status(); st.Failing || !st.Component().OK {
+			t.Errorf("no lane waits, and it says %+v", st)
+		}
+		// The log says it once more, and is quiet for a while then.
+		works.lane = 0
+		for range 5 {
+			s.answered(fails)
+			s.answered(works)
+		}
+		if n := strings.Count(log.String(), "\n"); strings.Count(log.String(), "level=WARN") != 2 || n != 4 {
+			t.Errorf("%d lines:\n%s", n, log.String())
+		}
+	})
+}
+
+// Whoever asks while the lanes run gets numbers that belong together: each answer brings as many failures as acceptances, and
+// the component of /readyz is never older than the last change.
+func TestSinkStateConcurrently(t *testing.T) {
+	t.Parallel()
+	var health monitoring.Health
+	s := newSinkState(observedSink{name: "s", health: &health, logger: slog.New(slog.DiscardHandler)})
+	s.begin(4)
+	var running sync.WaitGroup
+	for lane := range 4 {
+		running.Go(func() {
+			for i := range 500 {
+				s.answered(answer{lane: lane, counts: monitoring.Counts{Delivered: 1, Failed: 1}, cause: errors.New("500")})
+				s.laneIs(lane, laneView{held: i})
+				s.suspectIs(suspicion(i%2 == 0))
+				s.breakerIs(breakerState(i % 3))
+				s.read(nil)
+				s.counted(ledger.ParkedCount{Parked: int64(i), Dead: int64(i)})
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { running.Wait(); close(done) }()
+	for asking := true; asking; {
+		select {
+		case <-done:
+			asking = false
+		default:
+		}
+		if st := s.status(); st.Counts.Delivered != st.Counts.Failed || st.Parked != st.DeadLetters {
+			t.Fatalf("numbers of different moments: %+v", st)
+		}
+	}
+	got := health.Report().Components["sink:s"]
+	got.Since = time.Time{}
+	if want := s.status().Component(); got != want {
+		t.Errorf("/readyz shows %+v, want %+v", got, want)
+	}
+}
+
+// What a Deliver costs here is one mutex, and no memory.
+func BenchmarkSinkStateAnswered(b *testing.B) {
+	s := newSinkState(observedSink{name: "s", health: &monitoring.Health{}, logger: slog.New(slog.DiscardHandler)})
+	s.begin(1)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.answered(answer{counts: monitoring.Counts{Delivered: 100}})
+	}
+}

@@ -1,0 +1,118 @@
+package monitoring
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+)
+
+// Status is the state of a connector at one moment. Health, metrics and whatever else tells people of a connector are made from it.
+// The numbers of the window (InFlight, Lag, Confirmed, Prefix) belong together, and so do those of each sink.
+type Status struct {
+	// At is when this snapshot was taken.
+	At time.Time
+	// Role is empty before the connector knows whether it gets the slot, and after it has ended.
+	Role Role
+	// Streaming is true while a session reads the stream. Since is when that last changed; it is zero before Run.
+	Streaming bool
+	Since     time.Time
+	// Sessions counts the sessions that have streamed.
+	Sessions int64
+	// LastError is why the last session that has failed ended, and LastErrorAt is when. Both are empty if none has failed.
+	LastError   string
+	LastErrorAt time.Time
+
+	// InFlight is the number of events that were read from the stream and are not settled.
+	InFlight int
+	// Lag is the time since the commit of the last settled transaction; 0 while nothing is known to wait. While nobody reads the
+	// stream, it is the time since somebody last did, if that is longer.
+	Lag time.Duration
+	// LagBytes is the WAL between the server's position and what the slot has confirmed, in bytes, as last measured.
+	LagBytes int64
+	// Confirmed is the LSN that may be confirmed to PostgreSQL. Prefix is the commit LSN of the last event of the prefix: that
+	// event and all events before it are settled. Both are 0 before the first session.
+	Confirmed, Prefix pglogrepl.LSN
+
+	// Invalid counts rows of the outbox that are no events. They are dead letters of no sink. Unrouted counts events that no route
+	// matches.
+	Invalid, Unrouted int64
+	// Sinks are in the order of the configuration.
+	Sinks []SinkStatus
+}
+
+// SinkStatus is the state of a sink at one moment, for all of its lanes together.
+type SinkStatus struct {
+	Name, Type string
+	// InSession is true while a session uses the sink.
+	InSession bool
+	// Breaker is closed, half-open or open. BreakerSince is when it opened; zero while it is closed.
+	Breaker      string
+	BreakerSince time.Time
+	// Failing is true while lanes wait because the sink has not accepted their last batch. Cause is the last failure of a message,
+	// or empty if there was none.
+	Failing bool
+	Cause   string
+	// Suspect is true while messages that would become dead letters are parked instead, because several have died since the sink
+	// last accepted one. SuspectSince is when that began; zero while Suspect is false.
+	Suspect      bool
+	SuspectSince time.Time
+	// Paused is true while a person has paused the sink.
+	Paused bool
+	// Unreadable says why the parked rows cannot be read. It is empty if they can.
+	Unreadable string
+	// Parked and DeadLetters count the rows of the sink in outbox_parked that wait for a further try, and for a person.
+	// OldestParked is the age of the oldest row that waits for a further try. All three are as of CountedAt, which is zero before
+	// the first count.
+	Parked, DeadLetters int64
+	OldestParked        time.Duration
+	CountedAt           time.Time
+	// Lanes counts the lanes that run. CatchingUp counts those of them that deliver from outbox_parked; the others are live.
+	Lanes, CatchingUp int
+	// Held counts the aggregates that live lanes hold behind a delivery that has failed.
+	Held int
+	// Counts are the outcomes since the connector was made.
+	Counts Counts
+}
+
+// Counts count outcomes of deliveries.
+type Counts struct {
+	Delivered int64
+	Failed    int64 // one try, to be tried again
+	Dead      int64 // given up
+	Discarded int64 // given up by a sink that is tried once
+}
+
+// Component returns the state of the sink as /readyz shows it.
+func (s SinkStatus) Component() Component {
+	c := Component{OK: true}
+	switch {
+	case s.Unreadable != "":
+		c.OK, c.Detail = false, s.Unreadable
+	case s.BreakerSince != (time.Time{}):
+		c.OK = false
+		c.Detail = fmt.Sprintf("left alone since %s (breaker %s; outbox-cdc retry %s asks at once): %s",
+			s.BreakerSince.UTC().Format(time.RFC3339), s.Breaker, s.Name, s.Cause)
+	case s.Failing:
+		c.OK, c.Detail = false, s.Cause
+	case s.Paused:
+		c.Detail = "paused by a person; outbox-cdc resume goes on"
+	}
+	add := func(text string) {
+		if c.Detail != "" {
+			c.Detail += "; "
+		}
+		c.Detail += text
+	}
+	if s.Suspect {
+		add(fmt.Sprintf("suspect since %s: what would become a dead letter is parked until it accepts a message (last failure: %s)",
+			s.SuspectSince.UTC().Format(time.RFC3339), s.Cause))
+	}
+	if s.Parked > 0 {
+		add(fmt.Sprintf("%d parked, the oldest %s ago", s.Parked, s.OldestParked.Round(time.Second)))
+	}
+	if s.DeadLetters > 0 {
+		add(fmt.Sprintf("%d dead", s.DeadLetters))
+	}
+	return c
+}
