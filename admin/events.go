@@ -28,7 +28,9 @@ type Try struct {
 	CompletedAt time.Time `json:"completed_at"`
 	DurationMS  *float64  `json:"duration_ms,omitempty"`
 	Error       string    `json:"error,omitempty"`
-	Position    string    `json:"position"`
+	// Member is the member of a composite sink that accepted the event.
+	Member   string `json:"member,omitempty"`
+	Position string `json:"position"`
 
 	id int64
 }
@@ -46,6 +48,8 @@ type Event struct {
 	Retries       int        `json:"retries"`
 	NextRetryAt   *time.Time `json:"next_retry_at,omitempty"`
 	Error         string     `json:"error,omitempty"`
+	// Members names, by composite sink, the member that accepted the event. Only Events sets it.
+	Members map[string]string `json:"members,omitempty"`
 }
 
 // EventsQuery says which events to list.
@@ -117,7 +121,7 @@ func (l *ledgerConn) tries(all []ledger.LoggedTry) []Try {
 	for _, t := range all {
 		tries = append(tries, Try{
 			EventID: t.EventID, Sink: l.sinkName(t.Processor), Status: t.Status, Attempt: t.Attempt, CompletedAt: t.CompletedAt,
-			DurationMS: t.DurationMS, Error: t.Error, Position: t.Position, id: t.ID,
+			DurationMS: t.DurationMS, Error: t.Error, Member: t.Member, Position: t.Position, id: t.ID,
 		})
 	}
 	return tries
@@ -201,7 +205,7 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 			if len(page.Events) == q.Limit {
 				last := page.Events[q.Limit-1]
 				page.Next = timeCursor(last.CreatedAt, last.ID)
-				return nil
+				return l.findMembers(ctx, page.Events)
 			}
 			if f.matches(e.EventType, e.AggregateType, e.AggregateID, e.TenantID) {
 				page.Events = append(page.Events, e)
@@ -209,9 +213,34 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 			at, id = e.CreatedAt, e.ID
 		}
 		if len(rows) <= q.Limit {
-			return nil
+			return l.findMembers(ctx, page.Events)
 		}
 	}
+}
+
+// findMembers sets the Members of events.
+func (l *ledgerConn) findMembers(ctx context.Context, events []Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	at := make(map[string]*Event, len(events))
+	ids := make([]string, 0, len(events))
+	for i := range events {
+		at[events[i].ID] = &events[i]
+		ids = append(ids, events[i].ID)
+	}
+	all, err := l.ReadTakers(ctx, ids)
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		e := at[t.EventID]
+		if e.Members == nil {
+			e.Members = map[string]string{}
+		}
+		e.Members[l.sinkName(t.Processor)] = t.Member
+	}
+	return nil
 }
 
 // EventDetails is all that outbox and ledger know of one event.

@@ -83,6 +83,7 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 			values ('%s', 1, 1, '%s', now(), now() - interval '%s', 5, 'Status 500', '0/1', %d, 1)`, eventID(n), status, ago, n))
 	}
 	log(1, "delivered", "1 s")
+	w.exec("update outbox_delivery_log set member = 'kafka'")
 	log(2, "failed", "3 s")
 	log(2, "failed", "2 s")
 	log(2, "failed", "1 s")
@@ -100,7 +101,7 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 				got = append(got, fmt.Sprintf("%s:%s:%s", strings.TrimLeft(e.EventID[24:], "0"), e.Sink, e.Status))
 			}
 			for _, e := range page.Events {
-				got = append(got, fmt.Sprintf("%s:%s", strings.TrimLeft(e.ID[24:], "0"), e.Status))
+				got = append(got, fmt.Sprintf("%s:%s%s", strings.TrimLeft(e.ID[24:], "0"), e.Status, strings.TrimPrefix(fmt.Sprint(e.Members), "map[]")))
 			}
 			if q.After = page.Next; q.After == "" {
 				return got
@@ -116,9 +117,9 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 		{EventsQuery{Status: "failed", Filter: Filter{Error: "status", IDs: []string{eventID(2)}}}, "2:a:failed 2:a:failed 2:a:failed"},
 		{EventsQuery{Status: "failed", Filter: Filter{Until: time.Now().Add(-time.Hour)}}, ""},
 		{EventsQuery{Status: "discarded"}, "3:a:discarded"},
-		{EventsQuery{}, "1:delivered 2:parked 3:discarded 4:pending"},
+		{EventsQuery{}, "1:deliveredmap[a:kafka] 2:parked 3:discarded 4:pending"},
 		{EventsQuery{Status: "pending"}, "4:pending"},
-		{EventsQuery{Status: "delivered"}, "1:delivered"},
+		{EventsQuery{Status: "delivered"}, "1:deliveredmap[a:kafka]"},
 		{EventsQuery{Status: "pending", Filter: Filter{Since: time.Now().Add(-48 * time.Hour), Aggregate: "order/5"}}, "5:pending"},
 		{EventsQuery{Filter: Filter{IDs: []string{eventID(5), eventID(2)}}}, "2:parked 5:pending"},
 	} {
@@ -139,6 +140,10 @@ func TestEventsOfTheLogAndTheOutbox(t *testing.T) {
 	}
 	d, err := ShowEvent(pgtest.Context(t), w.admin, EventDetailsQuery{ID: eventID(2), Payload: true})
 	if err != nil || d.Event == nil || d.Event.Status != "parked" || len(d.Parked) != 1 || string(d.Parked[0].Payload) != `{"n": 2}` || len(d.Log) != 3 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	d, err = ShowEvent(pgtest.Context(t), w.admin, EventDetailsQuery{ID: eventID(1)})
+	if err != nil || len(d.Log) != 1 || d.Log[0].Member != "kafka" {
 		t.Errorf("%+v, %v", d, err)
 	}
 	if _, err = ShowEvent(pgtest.Context(t), w.admin, EventDetailsQuery{ID: eventID(9)}); err == nil || !strings.HasPrefix(err.Error(), "nothing is known of event") {

@@ -72,6 +72,8 @@ func ledgerError(err error) error {
 	switch pg.Code {
 	case "42P01":
 		return exitcode.Errorf(exitcode.Config, "%w; is source.ledger_schema right? outbox-cdc init makes the ledger", err)
+	case "42703":
+		return exitcode.Errorf(exitcode.Config, "%w; an older version has made this ledger: outbox-cdc init brings it up to date", err)
 	case "42501":
 		return exitcode.Errorf(exitcode.Privilege, "%w; let the owner grant it to the login of source.dsn", err)
 	case "55P03":

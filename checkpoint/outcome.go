@@ -51,6 +51,8 @@ type Outcome struct {
 	StartedAt   time.Time
 	CompletedAt time.Time
 	Error       string
+	// Member is the member of a composite sink that has accepted the message. It is empty for all other outcomes.
+	Member string
 	// Parked is set where Row is RowInsert or RowUpdate.
 	Parked *ParkedState
 }

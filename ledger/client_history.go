@@ -18,14 +18,15 @@ type LoggedTry struct {
 	CompletedAt time.Time
 	DurationMS  *float64
 	Error       string
+	Member      string // of a composite sink, which one accepted it; "" otherwise
 	Position    string // LSN:index
 }
 
 const tryColumns = `coalesce(event_id::text, ''), processor_id, status, attempt_number, completed_at, duration_ms::float8, coalesce(error_message, ''),
-	concat(commit_lsn, ':', tx_index), id`
+	coalesce(member, ''), concat(commit_lsn, ':', tx_index), id`
 
 func scanTry(row pgx.CollectableRow) (t LoggedTry, err error) {
-	err = row.Scan(&t.EventID, &t.Processor, &t.Status, &t.Attempt, &t.CompletedAt, &t.DurationMS, &t.Error, &t.Position, &t.ID)
+	err = row.Scan(&t.EventID, &t.Processor, &t.Status, &t.Attempt, &t.CompletedAt, &t.DurationMS, &t.Error, &t.Member, &t.Position, &t.ID)
 	return t, err
 }
 
@@ -71,6 +72,30 @@ func (c *Client) queryTries(ctx context.Context, sql string, args ...any) ([]Log
 		return nil, fmt.Errorf("read the log: %w", err)
 	}
 	all, err := pgx.CollectRows(rows, scanTry)
+	if err != nil {
+		return nil, fmt.Errorf("read the log: %w", err)
+	}
+	return all, nil
+}
+
+// Taker says which member of a composite sink has accepted an event.
+type Taker struct {
+	EventID   string
+	Processor int32
+	Member    string
+}
+
+// ReadTakers returns, for each of these events and each composite sink, the member that has accepted the event last.
+func (c *Client) ReadTakers(ctx context.Context, ids []string) ([]Taker, error) {
+	rows, err := c.conn.Query(ctx, c.schema.statement(`select distinct on (event_id, processor_id) event_id::text, processor_id, member from ledger.outbox_delivery_log
+		where event_id = any ($1::`+c.idType()+`[]) and status = 'delivered' and member is not null order by event_id, processor_id, completed_at desc, id desc`), ids)
+	if err != nil {
+		return nil, fmt.Errorf("read the log: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Taker, err error) {
+		err = row.Scan(&t.EventID, &t.Processor, &t.Member)
+		return t, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read the log: %w", err)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // logColumns are the columns that logRows writes, in its order.
-const logColumns = "event_id, processor_id, attempt_number, status, started_at, completed_at, duration_ms, error_message, commit_lsn, tx_index, epoch"
+const logColumns = "event_id, processor_id, attempt_number, status, started_at, completed_at, duration_ms, error_message, commit_lsn, tx_index, epoch, member"
 
 // copyHeader begins a binary COPY: signature, flags, extension length
 // (https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format").
@@ -32,7 +32,7 @@ func (w *BatchWriter) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, 
 				continue
 			}
 			n++
-			b = binary.BigEndian.AppendUint16(b, 11)
+			b = binary.BigEndian.AppendUint16(b, 12)
 			var err error
 			if b, err = w.appendID(b, o.EventID); err != nil {
 				return nil, 0, err
@@ -52,6 +52,11 @@ func (w *BatchWriter) logRows(b []byte, batches []checkpoint.Outcomes) ([]byte, 
 			b = appendInt8(b, int64(o.Position.LSN))
 			b = appendInt8(b, o.Position.Index)
 			b = appendInt4(b, w.epoch)
+			if o.Member == "" {
+				b = appendNull(b)
+			} else {
+				b = appendText(b, o.Member)
+			}
 		}
 	}
 	return binary.BigEndian.AppendUint16(b, 0xffff), n, nil

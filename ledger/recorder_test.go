@@ -146,6 +146,8 @@ func (r *recorderBench) give(lsn pglogrepl.LSN, statuses ...checkpoint.Status) {
 			StartedAt: time.Now().Add(-time.Second), CompletedAt: time.Now(),
 		}
 		switch s {
+		case checkpoint.Delivered:
+			o.Member = "kafka"
 		case checkpoint.Failed:
 			o.Error = "bad\x00 \xff text"
 		case checkpoint.Dead:
@@ -199,6 +201,7 @@ func TestRecord(t *testing.T) {
 	for sql, want := range map[string]string{
 		`select string_agg(concat_ws(' ', event_id, processor_id, attempt_number, status, commit_lsn, tx_index, epoch, error_message), E'\n' order by commit_lsn, processor_id) from outbox_delivery_log`: eventID(100) + " 1 1 delivered 0/64 0 4\n" + eventID(100) + " 2 1 failed 0/64 0 4 bad\ufffd \ufffd text\n" +
 			eventID(120) + " 1 1 dead 0/78 0 4 dead\n" + eventID(140) + " 1 1 discarded 0/8C 0 4",
+		`select string_agg(concat(status, '=', member), ' ' order by commit_lsn, processor_id) from outbox_delivery_log`:                                                        "delivered=kafka failed= dead= discarded=",
 		`select bool_and(duration_ms between 999 and 1100 and completed_at between now() - interval '1 minute' and now() + interval '1 minute')::text from outbox_delivery_log`: "true",
 		`select concat_ws(' ', event_id, agg_hash, status, attempts, tries, next_attempt_at, event, encode(payload, 'hex')) from outbox_parked`:                                 eventID(120) + ` -5 dead 1 2 {"id": "x"} 007061796c6f6164`,
 		`select concat_ws(' ', prefix_lsn, prefix_index, confirmed_lsn, epoch, owner) from outbox_checkpoints`:                                                                  "0/8C 0 0/94 4 test",

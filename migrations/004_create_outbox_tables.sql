@@ -77,6 +77,7 @@ begin
              else c.relkind = 'v'
            end as is_kind,
            string_to_array(columns, ' ') as ours,
+           case name when 'outbox_delivery_log' then array['member'] end as later, -- what a ledger of an older version lacks; the next files add it
            array(select attname::text from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped order by attnum) as theirs
     from (values
       ('event_outbox', null, 'id aggregate_type aggregate_id event_type event_version payload metadata created_at max_retries '
@@ -95,7 +96,7 @@ begin
       ('outbox_checkpoints', null, 'slot_name state system_identifier timeline prefix_lsn prefix_index confirmed_lsn '
         || 'batch_seq epoch slot_epoch owner recorder_pid recorder_started updated_at'),
       ('outbox_delivery_log', null, 'id event_id processor_id attempt_number status started_at completed_at duration_ms '
-        || 'error_message commit_lsn tx_index epoch'),
+        || 'error_message commit_lsn tx_index epoch member'),
       ('outbox_metrics', null, 'id processor_id metric_type time_window value unit metadata'),
       ('outbox_migrations', null, 'id version_id is_applied tstamp'),
       ('outbox_parked', null, 'processor_id commit_lsn tx_index event_id agg_hash status attempts tries tried_at '
@@ -118,9 +119,9 @@ begin
     elsif not item.is_kind then
       clash := concat_ws('; ', clash, format('relation %I is not ours (it is no %s)', item.name,
         case when item.columns is not null then 'table' when item.parent is not null then 'index of ' || item.parent else 'view' end));
-    elsif not (item.theirs @> item.ours and item.ours @> item.theirs) then
+    elsif not (item.theirs || item.later @> item.ours and item.ours @> item.theirs) then
       clash := concat_ws('; ', clash, format('table %I is not ours (columns missing: %s; columns unknown: %s)', item.name,
-        coalesce((select string_agg(col, ', ') from unnest(item.ours) as col where col <> all (item.theirs)), 'none'),
+        coalesce((select string_agg(col, ', ') from unnest(item.ours) as col where col <> all (item.theirs || item.later)), 'none'),
         coalesce((select string_agg(col, ', ') from unnest(item.theirs) as col where col <> all (item.ours)), 'none')));
     end if;
   end loop;
@@ -217,7 +218,8 @@ begin
       error_message  text,
       commit_lsn     pg_lsn      not null, -- with tx_index the event's position; below index 0 for rows never streamed
       tx_index       bigint      not null,
-      epoch          int         not null
+      epoch          int         not null,
+      member         text                    -- of a composite sink, which one took the event; null in all other rows
     ) partition by range (completed_at)$$),
     ('idx_outbox_log_event_id', 'create index idx_outbox_log_event_id on %1$I.outbox_delivery_log using %3$s (event_id)'),
     -- What lies beyond the prefix is read at every start; positions come almost in order.
@@ -431,7 +433,9 @@ $body$);
       'drop it; or put the ledger into a schema where others cannot create anything, by source.ledger_schema';
   end if;
   execute format('select %I.outbox_make_partitions(now(), 7)', ledger);
-  execute format('insert into %1$I.outbox_migrations (version_id, is_applied) select 4, true where not exists (select from %1$I.outbox_migrations where version_id = 4)', ledger);
+  -- A log that was made just now has what the next file adds to an older one.
+  execute format('insert into %1$I.outbox_migrations (version_id, is_applied) select n, true from unnest($1) as n where not exists (select from %1$I.outbox_migrations where version_id = n)', ledger)
+    using case when 'outbox_delivery_log' = any (have) then array[4] else array[4, 5] end;
   perform set_config('search_path', path, true);
 end
 $migration$;

@@ -125,6 +125,10 @@ func TestPreflightAfterSetup(t *testing.T) {
 			before: []string{"drop table outbox_parked cascade"},
 			code:   exitcode.Config, words: []string{"lacks the tables outbox_parked", `run "outbox-cdc init"`},
 		},
+		"a ledger of an older version": {
+			before: []string{"alter table outbox_delivery_log drop column member"},
+			code:   exitcode.Config, words: []string{"outbox_delivery_log", "lacks the column member", `run "outbox-cdc init"`},
+		},
 		"no slot": {
 			before: []string{"select pg_drop_replication_slot('SLOT')"},
 			code:   exitcode.SlotLost, words: []string{"SLOT", "is gone", StartAnew},

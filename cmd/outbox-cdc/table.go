@@ -115,7 +115,11 @@ func triesTable(tries []admin.Try, longest int) string {
 		if t.DurationMS != nil {
 			duration = fmt.Sprintf("%.0f ms", *t.DurationMS)
 		}
-		rows = append(rows, []string{t.EventID, t.Sink, t.Status, fmt.Sprint(t.Attempt), timeText(&t.CompletedAt), duration, shorten(t.Error, longest)})
+		sink := t.Sink
+		if t.Member != "" {
+			sink += "/" + t.Member
+		}
+		rows = append(rows, []string{t.EventID, sink, t.Status, fmt.Sprint(t.Attempt), timeText(&t.CompletedAt), duration, shorten(t.Error, longest)})
 	}
 	return tableText("EVENT SINK STATUS TRY AT TOOK ERROR", rows)
 }

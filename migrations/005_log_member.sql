@@ -1,0 +1,71 @@
+-- The column "member" of the delivery log: which member of a composite sink took the event.
+--
+-- The file before this one makes the column in a new ledger; this one adds it to a ledger that an older version has made. Both
+-- may be applied in either order, any number of times. If there is no ledger yet, this one does nothing. The settings, and the rules
+-- against what other roles may have made in the schema, are those of the file before.
+--
+-- The column is null in all rows that are there, so adding it changes no row. But it needs the log for itself for a moment: it
+-- waits for everybody who reads or writes it, for ten seconds at most unless lock_timeout is set, and others wait behind it.
+--
+-- +goose Up
+-- +goose StatementBegin
+do $migration$
+declare
+  -- These lines are evaluated before the search_path is changed, so they name pg_catalog.
+  path      pg_catalog.text := pg_catalog.current_setting('search_path');
+  patience  pg_catalog.text := pg_catalog.current_setting('lock_timeout');
+  ledger    pg_catalog.text := pg_catalog.current_schema();
+  namespace pg_catalog.oid;
+  trusted   pg_catalog.oid[];    -- the roles whose tables are used
+  log       pg_catalog.oid;
+  strangers pg_catalog.text;
+  has       pg_catalog.text;
+begin
+  set local search_path = pg_catalog, pg_temp;
+  ledger := coalesce(nullif(current_setting('outbox.schema', true), ''), ledger);
+  namespace := (select oid from pg_namespace where nspname = ledger);
+  log := (select oid from pg_class where relnamespace = namespace and relname = 'outbox_delivery_log');
+  if log is not null then
+    -- As in the file before.
+    trusted := array(
+      with recursive masters as (
+        select r.oid from pg_roles r, pg_namespace n, pg_database d
+        where n.oid = namespace and d.datname = current_database()
+          and (pg_has_role(r.oid, n.nspowner, 'usage') or pg_has_role(r.oid, d.datdba, 'usage'))),
+      mine as (
+        select oid from pg_roles where rolname = current_user
+        union
+        select m.roleid from mine join pg_auth_members m on m.member = mine.oid join pg_roles g on g.oid = m.grantor
+        where not (select rolsuper from pg_roles where rolname = current_user) and pg_has_role(current_user, m.roleid, 'usage')
+          and (g.oid in (select oid from masters) or g.rolcreaterole and current_setting('server_version_num')::int < 160000))
+      select oid from masters union select oid from mine);
+    select string_agg(format('%I.%I belongs to role %I', ledger, relname, rolname), '; ' order by relname) into strangers
+      from pg_class c join pg_roles r on r.oid = relowner
+      where relnamespace = namespace and relname in ('outbox_delivery_log', 'outbox_migrations') and relowner <> all (trusted);
+    if strangers is not null then
+      raise exception using errcode = 'duplicate_table', message = strangers || ', who could run code with your rights through it', hint =
+        'drop it, or make it yours (alter ... owner to ...) after looking at its triggers, rules and defaults; '
+        'or put the ledger into a schema where others cannot create anything, by source.ledger_schema';
+    end if;
+    if not exists (select from pg_class c where c.oid = log and relkind = 'p')
+       or not exists (select from pg_class where relnamespace = namespace and relname = 'outbox_migrations' and relkind = 'r') then
+      raise exception using errcode = 'duplicate_table', message = format('schema %I has an outbox_delivery_log that is not ours', ledger), hint =
+        'put the ledger beside other tables of this name by source.ledger_schema, and run "outbox-cdc init"';
+    end if;
+    has := (select format_type(atttypid, null) from pg_attribute where attrelid = log and attname = 'member' and not attisdropped);
+    if has is null then
+      if patience = '0' then
+        set local lock_timeout = '10s';
+      end if;
+      execute format('alter table %I.outbox_delivery_log add column member text', ledger);
+      perform set_config('lock_timeout', patience, true);
+    elsif has <> 'text' then
+      raise exception using errcode = 'duplicate_column', message = format('outbox_delivery_log.member is of type %s, and ours is text', has), hint =
+        'rename that column, or put the ledger into another schema by source.ledger_schema';
+    end if;
+    execute format('insert into %1$I.outbox_migrations (version_id, is_applied) select 5, true where not exists (select from %1$I.outbox_migrations where version_id = 5)', ledger);
+  end if;
+  perform set_config('search_path', path, true);
+end
+$migration$;
+-- +goose StatementEnd
