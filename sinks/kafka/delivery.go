@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
@@ -18,59 +19,51 @@ import (
 // messages of the aggregate are not planned before that is known.
 type delivery struct {
 	p       *producer
-	batch   []sinks.Message
+	batch   sinks.Batch
 	records []record
 	headers []header // the memory for the headers of all records
-	errs    []error  // nil as long as nothing has failed
 
 	wave  []*partition
 	bytes int
-	// taken holds, by the hash of the aggregate, the partition to which its messages go in this wave. nil means that
-	// they wait for the next wave. Two aggregates with the same hash may wait for each other, which does no harm.
-	taken  map[uint64]*partition
-	failed map[sinks.Aggregate]struct{} // aggregates of which a message was not accepted
+	taken []*partition // for each aggregate, where its messages go in this wave: nil if it has none yet, or nextWave
 }
 
-func (d *delivery) run(ctx context.Context, p *producer, batch []sinks.Message) []error {
-	d.begin(p, batch)
+// nextWave stands for a partition in delivery.taken. It says that the next message of the aggregate waits until the outcome
+// of this wave is known, and so do all messages behind it.
+var nextWave = new(partition)
+
+func (d *delivery) run(ctx context.Context, p *producer, messages []sinks.Message) []error {
+	d.begin(p, messages)
 	defer d.end()
-	p.prepare(ctx, batch)
+	p.prepare(ctx, messages)
 	for ctx.Err() == nil && d.plan() {
 		p.send(ctx, d.wave, d.records)
 		d.settle()
 	}
 	d.failRest(ctx)
-	return d.errs
+	return d.batch.Errors()
 }
 
 // failRest fails the messages for which ctx has left no time.
 func (d *delivery) failRest(ctx context.Context) {
 	for i := range d.records {
-		r := &d.records[i]
-		if r.settled {
-			continue
-		}
-		if _, failed := d.failed[r.msg.Aggregate()]; failed {
-			d.fail(i, sinks.ErrNotAttempted)
-		} else {
+		if !d.records[i].settled {
 			d.fail(i, fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, context.Cause(ctx)))
 		}
 	}
 }
 
-func (d *delivery) begin(p *producer, batch []sinks.Message) {
-	d.p, d.batch, d.errs = p, batch, nil
+func (d *delivery) begin(p *producer, messages []sinks.Message) {
+	d.p = p
+	d.batch.Begin(messages)
 	p.round++
-	if cap(d.records) < len(batch) {
-		d.records = make([]record, len(batch))
+	n := len(messages)
+	d.records = slices.Grow(d.records[:0], n)[:n]
+	for i := range messages {
+		d.headers = d.records[i].begin(&messages[i], &p.sink.layout, d.headers)
 	}
-	d.records = d.records[:len(batch)]
-	for i := range batch {
-		d.headers = d.records[i].begin(&batch[i], &p.sink.layout, d.headers)
-	}
-	if d.taken == nil {
-		d.taken = make(map[uint64]*partition)
-	}
+	aggregates := len(d.batch.Heads())
+	d.taken = slices.Grow(d.taken[:0], aggregates)[:aggregates]
 }
 
 // end drops all references to the batch.
@@ -78,8 +71,7 @@ func (d *delivery) end() {
 	clear(d.records)
 	clear(d.headers)
 	d.headers = d.headers[:0]
-	clear(d.failed)
-	d.batch, d.errs = nil, nil
+	clear(d.taken)
 	d.p.forget()
 	d.p.encoder.shrink()
 }
@@ -94,21 +86,19 @@ func (d *delivery) plan() bool {
 		if r.settled {
 			continue
 		}
-		agg := r.msg.Aggregate()
-		if _, failed := d.failed[agg]; failed {
+		if d.batch.Blocked(i) {
 			d.fail(i, sinks.ErrNotAttempted)
 			continue
 		}
-		hash := agg.Hash()
-		to, taken := d.taken[hash]
+		to := &d.taken[d.batch.Aggregate(i)]
 		size, err := d.locate(r)
 		switch {
-		case taken && (err != nil || to != r.partition), err == nil && !d.add(int32(i), size):
-			d.taken[hash] = nil // it waits until the outcome of the messages before it is known
+		case *to != nil && (err != nil || *to != r.partition), err == nil && !d.add(int32(i), size):
+			*to = nextWave
 		case err != nil:
 			d.fail(i, err)
 		default:
-			d.taken[hash] = r.partition
+			*to = r.partition
 		}
 	}
 	return len(d.wave) > 0
@@ -185,9 +175,9 @@ func (d *delivery) settle() {
 func (d *delivery) failBatch(p *partition) {
 	err := p.answer.failure(p)
 	for i := p.first; i >= 0; i = d.records[i].next {
-		_, behind := d.failed[d.records[i].msg.Aggregate()]
-		if behind && !p.answer.unknown {
-			d.fail(int(i), sinks.ErrNotAttempted)
+		if p.answer.unknown {
+			d.batch.Lose(int(i), err)
+			d.records[i].settled = true
 		} else {
 			d.fail(int(i), err)
 		}
@@ -195,13 +185,6 @@ func (d *delivery) failBatch(p *partition) {
 }
 
 func (d *delivery) fail(i int, err error) {
-	if d.errs == nil {
-		d.errs = make([]error, len(d.batch))
-	}
-	if d.failed == nil {
-		d.failed = make(map[sinks.Aggregate]struct{})
-	}
-	d.failed[d.records[i].msg.Aggregate()] = struct{}{}
-	d.errs[i] = err
+	d.batch.Fail(i, err)
 	d.records[i].settled = true
 }

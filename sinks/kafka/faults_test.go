@@ -322,15 +322,14 @@ func TestAggregateInTwoTopics(t *testing.T) {
 func TestNoTimeLeft(t *testing.T) {
 	t.Parallel()
 	batch := []sinks.Message{message("t", "a", "a1", 10), message("t", "a", "a2", 10), message("t", "b", "b1", 10), message("t", "b", "b2", 10)}
-	d := &delivery{batch: batch, records: make([]record, len(batch))}
-	for i := range batch {
-		d.records[i].msg = &batch[i]
-	}
+	d := &delivery{records: make([]record, len(batch))}
+	d.batch.Begin(batch)
 	d.fail(0, sinks.ErrPermanent)
 	d.failRest(t.Context())
+	errs := d.batch.Errors()
 	for i, want := range []error{sinks.ErrPermanent, sinks.ErrNotAttempted, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
-		if !errors.Is(d.errs[i], want) {
-			t.Errorf("message %d: want %v, got %v", i, want, d.errs[i])
+		if !errors.Is(errs[i], want) {
+			t.Errorf("message %d: want %v, got %v", i, want, errs[i])
 		}
 	}
 }
