@@ -27,7 +27,7 @@ type Away[K comparable] struct {
 
 type awayTopic struct {
 	until time.Time     // not asked before
-	next  time.Duration // for how long it is not asked if it is found away once more
+	wait  time.Duration // for how long it was not asked the last time
 }
 
 // Found notes that a topic was found away at this time. Several lanes may find out at the same time; that counts once.
@@ -47,8 +47,8 @@ func (a *Away[K]) Found(topic K, now time.Time) {
 	if a.topics == nil {
 		a.topics = map[K]awayTopic{}
 	}
-	wait := max(t.next, firstAway)
-	a.topics[topic] = awayTopic{until: now.Add(wait), next: min(2*wait, LongestAway)}
+	wait := max(min(2*t.wait, LongestAway), firstAway)
+	a.topics[topic] = awayTopic{until: now.Add(wait), wait: wait}
 	a.count.Store(int32(len(a.topics)))
 }
 
@@ -81,6 +81,18 @@ func (a *Away[K]) Wait(topic K, now time.Time) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return max(0, a.topics[topic].until.Sub(now))
+}
+
+// Known reports whether a topic was found away, and has neither accepted nor refused a message since then. If so, rested is for
+// how long it was not asked the last time.
+func (a *Away[K]) Known(topic K) (rested time.Duration, known bool) {
+	if a.count.Load() == 0 {
+		return 0, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t, known := a.topics[topic]
+	return t.wait, known
 }
 
 // PutOff returns the error of a message whose topic is known to be away, and may be asked again after this time.

@@ -28,7 +28,13 @@ func TestAwayDoubles(t *testing.T) {
 	if a.Wait("orders", now) != 0 || a.Wait("invoices", now) != 0 {
 		t.Error("it must be asked when its time has come, and others always")
 	}
+	if rested, known := a.Known("orders"); !known || rested != 30*second {
+		t.Errorf("known %t, rested %s, want 30s", known, rested)
+	}
 	a.Answered("orders")
+	if _, known := a.Known("orders"); known {
+		t.Error("a topic that has answered is away")
+	}
 	a.Found("orders", now)
 	if wait := a.Wait("orders", now); wait != second {
 		t.Errorf("after an answer it is asked again after %s, want 1s", wait)
