@@ -194,7 +194,7 @@ func (b sinkBuilder) buildSink(sc config.Sink) (connector.Sink, []config.Mistake
 	switch sc.Type {
 	case config.SinkKafka:
 		description["brokers"], description["format"] = sc.Kafka.Brokers, sc.Kafka.Formats
-		s.Open, wrong = b.kafkaSink(sc.Kafka)
+		s.Open, wrong = b.kafkaSink(sc)
 	case config.SinkRedis:
 		description["url"], description["addresses"] = sc.Redis.URL.String(), sc.Redis.Addresses
 		s.Open, wrong = b.redisSink(sc.Redis)
@@ -224,10 +224,11 @@ func (b sinkBuilder) buildSink(sc config.Sink) (connector.Sink, []config.Mistake
 // opener is connector.Sink.Open.
 type opener func() (sinks.Sink, error)
 
-func (b sinkBuilder) kafkaSink(k *config.Kafka) (opener, []config.Mistake) {
+func (b sinkBuilder) kafkaSink(sc config.Sink) (opener, []config.Mistake) {
+	k := sc.Kafka
 	t, mistakes := tlsConfig(k.TLS)
 	c := kafka.Config{
-		Brokers: k.Brokers, ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.options.Logger, TLS: t,
+		Brokers: k.Brokers, Topics: topicsOf(b.cfg, sc), ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.options.Logger, TLS: t,
 		SASL:    kafka.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: string(k.SASL.Password)},
 		Formats: k.Formats, Source: cmp.Or(k.Source, b.source), Placement: k.Placement, Columns: b.columns, HeaderEncoding: k.HeaderEncoding,
 		HeadersFromMetadata: k.HeadersFromMetadata, TombstoneOnEmptyPayload: k.TombstoneOnEmptyPayload, LSNHeader: k.LSNHeader,

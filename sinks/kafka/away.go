@@ -6,15 +6,19 @@ import (
 	"time"
 )
 
-// place is a partition, or the cluster as a whole, which has partition −1 and no topic.
+// place is a partition, a topic as a whole, or the cluster as a whole, which has no topic.
 type place struct {
 	topic     string
 	partition int32
 }
 
-var wholeCluster = place{partition: -1}
+const wholeTopic = -1
 
-// away remembers, for all lanes, the places that did not answer when they were last tried.
+var wholeCluster = place{partition: wholeTopic}
+
+// away remembers, for all lanes, the places that did not answer when they were last tried, and whose messages are ErrUnavailable:
+// those of a sink with one topic, and those that failed when nothing of the cluster answered. If a sink with several topics finds
+// a place away while the cluster answers, Sink.topics remembers it instead.
 //
 // A place that failed fast (no leader, connection refused) is tried again by every Deliver, but only once. So an
 // election is waited for once, and not by every batch for as long as the partition is offline. A place that timed out

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -56,7 +57,17 @@ var topics atomic.Int64
 // createTopic makes a topic of a name that no other test has.
 func createTopic(t testing.TB, brokers []string, partitions int32, configs map[string]string) string {
 	t.Helper()
-	name := fmt.Sprintf("outbox.event.Order-%d-%d", os.Getpid(), topics.Add(1))
+	name := newTopicName()
+	createTopicNamed(t, brokers, name, partitions, configs)
+	return name
+}
+
+func newTopicName() string {
+	return fmt.Sprintf("outbox.event.Order-%d-%d", os.Getpid(), topics.Add(1))
+}
+
+func createTopicNamed(t testing.TB, brokers []string, name string, partitions int32, configs map[string]string) {
+	t.Helper()
 	values := make(map[string]*string)
 	for key, value := range configs {
 		values[key] = &value
@@ -70,7 +81,7 @@ func createTopic(t testing.TB, brokers []string, partitions int32, configs map[s
 	for {
 		listed, err := a.ListTopics(t.Context(), name)
 		if err == nil && len(listed[name].Partitions) == int(partitions) {
-			return name
+			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("topic %s was created and is not there: %v, %v", name, listed, err)
@@ -161,18 +172,22 @@ type network struct {
 	conns   map[*conn]struct{}
 	away    bool
 	hanging chan struct{} // nil: it does not
+	only    string        // the address of the broker that goAway and hang concern; "" for all
 }
+
+func (n *network) concerns(addr string) bool { return n.only == "" || n.only == addr }
 
 type conn struct {
 	net.Conn
 	n           *network
+	addr        string
 	interrupted chan struct{} // closed, or a deadline has passed
 	once        sync.Once
 }
 
 func (n *network) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	n.mu.Lock()
-	away := n.away
+	away := n.away && n.concerns(addr)
 	n.mu.Unlock()
 	if away {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
@@ -181,7 +196,7 @@ func (n *network) dial(ctx context.Context, network, addr string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: nc, n: n, interrupted: make(chan struct{})}
+	c := &conn{Conn: nc, n: n, addr: addr, interrupted: make(chan struct{})}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.conns[c] = struct{}{}
@@ -192,11 +207,12 @@ func (n *network) dial(ctx context.Context, network, addr string) (net.Conn, err
 func (n *network) goAway() (back func()) {
 	n.mu.Lock()
 	n.away = true
-	conns := n.conns
-	n.conns = make(map[*conn]struct{})
+	conns := maps.Clone(n.conns)
 	n.mu.Unlock()
 	for c := range conns {
-		_ = c.Close()
+		if n.concerns(c.addr) {
+			_ = c.Close()
+		}
 	}
 	return func() {
 		n.mu.Lock()
@@ -223,7 +239,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	c.n.mu.Lock()
 	hanging := c.n.hanging
 	c.n.mu.Unlock()
-	if hanging != nil && err == nil {
+	if hanging != nil && err == nil && c.n.concerns(c.addr) {
 		select {
 		case <-hanging:
 		case <-c.interrupted:

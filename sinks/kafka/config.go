@@ -12,11 +12,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // Config says where the brokers are and how records are made. Only Brokers is required.
 type Config struct {
-	Brokers  []string // host:port of some brokers
+	Brokers []string // host:port of some brokers
+	// Topics says whether messages have different topics. If they have, a topic or a partition that is away while the cluster
+	// answers is ErrTopicUnavailable, and is remembered. See the documentation of the package.
+	Topics   sinks.Topics
 	ClientID string
 	TLS      *tls.Config // nil for connections without TLS
 	SASL     SASL
@@ -93,6 +98,7 @@ const (
 	requestOverhead = 5 * time.Second // how long to wait beyond the time that the request allows the broker
 	idleTimeout     = 3 * time.Minute // some clouds drop an idle connection without notice after four minutes
 	retryPause      = 100 * time.Millisecond
+	nextBrokerPause = 20 * time.Millisecond
 
 	defaultMaxMessageBytes = 99 << 20
 )
@@ -118,10 +124,11 @@ func (c *Config) options() ([]kgo.Opt, error) {
 		kgo.DialTimeout(dialTimeout),
 		kgo.RequestTimeoutOverhead(requestOverhead),
 		kgo.ConnIdleTimeout(idleTimeout),
-		// A request that any broker can answer (metadata, producer id) is sent to the next one if it fails. Produce
-		// requests are never repeated.
-		kgo.RequestRetries(2),
-		kgo.RetryBackoffFn(func(int) time.Duration { return retryPause }),
+		// A request that any broker can answer (metadata, producer id) is sent to the next one if it fails. Brokers and
+		// seed brokers take turns, so that five tries find the one of two brokers that is left. Produce requests are never
+		// repeated.
+		kgo.RequestRetries(4),
+		kgo.RetryBackoffFn(func(int) time.Duration { return nextBrokerPause }),
 		kgo.DisableClientMetrics(),
 	}
 	if c.ClientID != "" {

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -22,20 +23,38 @@ func runConformance(t *testing.T, brokers []string, refuse func(*sinks.Message))
 		maxPayload  int
 		poison      int
 		compression string
+		topics      sinks.Topics
 	}{
 		"large topic":      {max: "3000000", poison: 4 << 20},
-		"small topic":      {max: "20000", maxPayload: 15_000, poison: 30_000},
-		"compressed, lz4":  {max: "3000000", compression: "lz4"},
+		"small topic":      {max: "20000", maxPayload: 15_000, poison: 30_000, topics: sinks.SeveralTopics},
+		"compressed, lz4":  {max: "3000000", compression: "lz4", topics: sinks.SeveralTopics},
 		"compressed, zstd": {max: "3000000", compression: "zstd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			sinktest.Run(t, func(t testing.TB) *sinktest.Harness {
-				s, network := newSink(t, Config{Brokers: brokers, Compression: c.compression})
-				topic := createTopic(t, brokers, 3, map[string]string{"max.message.bytes": c.max})
+				s, network := newSink(t, Config{Brokers: brokers, Compression: c.compression, Topics: c.topics})
+				topics := []string{createTopic(t, brokers, 3, map[string]string{"max.message.bytes": c.max})}
 				h := &sinktest.Harness{
-					Sink: s, Topic: topic, MaxPayload: c.maxPayload, Received: func() []sinktest.Received { return received(t, brokers, topic) },
+					Sink: s, Topic: topics[0], MaxPayload: c.maxPayload,
+					Received: func() (all []sinktest.Received) {
+						for _, topic := range topics {
+							all = append(all, received(t, brokers, topic)...)
+						}
+						return all
+					},
 					Away: network.goAway, Hang: network.hang, Refuse: refuse,
+				}
+				if c.topics == sinks.SeveralTopics {
+					missing := newTopicName()
+					create := sync.OnceFunc(func() {
+						createTopicNamed(t, brokers, missing, 2, nil)
+						topics = append(topics, missing)
+					})
+					h.TopicAway = func(m *sinks.Message) (back func()) {
+						m.Topic = missing
+						return create
+					}
 				}
 				if c.poison > 0 {
 					h.Permanent = func(m *sinks.Message) { m.Event.Payload = []byte(strings.Repeat("poison", c.poison/6)) }

@@ -25,6 +25,8 @@ type delivery struct {
 
 	wave  []*partition
 	bytes int
+	again bool         // the wave is for partitions that are asked again because they were found away
+	more  bool         // messages wait for a wave of the other kind
 	taken []*partition // for each aggregate, where its messages go in this wave: nil if it has none yet, or nextWave
 }
 
@@ -36,7 +38,7 @@ func (d *delivery) run(ctx context.Context, p *producer, messages []sinks.Messag
 	d.begin(p, messages)
 	defer d.end()
 	p.prepare(ctx, messages)
-	for ctx.Err() == nil && d.plan() {
+	for ctx.Err() == nil && p.gone == nil && d.plan() {
 		p.send(ctx, d.wave, d.records)
 		d.settle()
 	}
@@ -44,19 +46,24 @@ func (d *delivery) run(ctx context.Context, p *producer, messages []sinks.Messag
 	return d.batch.Errors()
 }
 
-// failRest fails the messages for which ctx has left no time.
+// failRest fails the messages that were not sent, because the cluster is away or because ctx has left no time.
 func (d *delivery) failRest(ctx context.Context) {
+	var err error
 	for i := range d.records {
-		if !d.records[i].settled {
-			d.fail(i, fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, context.Cause(ctx)))
+		if d.records[i].settled {
+			continue
 		}
+		if err == nil {
+			err = d.p.notSent(ctx)
+		}
+		d.fail(i, err)
 	}
 }
 
 func (d *delivery) begin(p *producer, messages []sinks.Message) {
 	d.p = p
 	d.batch.Begin(messages)
-	p.round++
+	p.begin()
 	n := len(messages)
 	d.records = slices.Grow(d.records[:0], n)[:n]
 	for i := range messages {
@@ -76,10 +83,21 @@ func (d *delivery) end() {
 	d.p.encoder.shrink()
 }
 
-// plan puts the messages that may be sent now into the next wave, and fails the messages that cannot be sent at all. It
-// reports whether the wave contains any message.
+// plan makes the next wave. It reports whether the wave contains any message. Partitions that were found away are asked again
+// when nothing is left to do for the others, so that nobody waits for them.
 func (d *delivery) plan() bool {
-	d.wave, d.bytes = d.wave[:0], 0
+	d.again = false
+	d.fill()
+	if len(d.wave) == 0 && d.more {
+		d.again = true
+		d.fill()
+	}
+	return len(d.wave) > 0
+}
+
+// fill puts the messages that may be sent now into the wave, and fails the messages that cannot be sent at all.
+func (d *delivery) fill() {
+	d.wave, d.bytes, d.more = d.wave[:0], 0, false
 	clear(d.taken)
 	for i := range d.records {
 		r := &d.records[i]
@@ -93,6 +111,9 @@ func (d *delivery) plan() bool {
 		to := &d.taken[d.batch.Aggregate(i)]
 		size, err := d.locate(r)
 		switch {
+		case err == nil && (r.partition.again > 0) != d.again:
+			d.more = true
+			*to = nextWave
 		case *to != nil && (err != nil || *to != r.partition), err == nil && !d.add(int32(i), size):
 			*to = nextWave
 		case err != nil:
@@ -101,7 +122,6 @@ func (d *delivery) plan() bool {
 			*to = r.partition
 		}
 	}
-	return len(d.wave) > 0
 }
 
 // locate finds the partition of r, and the size of r in its batch. It returns an error if r must not be tried.
@@ -112,8 +132,8 @@ func (d *delivery) locate(r *record) (size int, err error) {
 		}
 	}
 	p := r.partition
-	if d.p.sink.away.resting(p.place()) {
-		return 0, fmt.Errorf("%w: %s: %w", sinks.ErrUnavailable, p, errResting)
+	if p.resting != nil {
+		return 0, p.resting
 	}
 	if p.count == 0 {
 		p.baseTimestamp = r.timestamp

@@ -28,7 +28,14 @@
 //	   │         │
 //	   └──── settle: accepted, failed (with later ones of the aggregate), or smaller batches
 //
+// If messages have different topics, a topic that is away must not hold up the others, and must not make the sink look away. So
+// each Deliver finds out whether the cluster answers: a produce request to another broker, or a request for metadata. If it does,
+// what concerns one topic or partition (it does not exist, it has no leader or too few replicas, its leader cannot be reached, there
+// is no right to it) is ErrTopicUnavailable. The Sink remembers it, and puts its messages off for 1 s, 2 s, … 30 s without asking.
+// Then the next Deliver asks again, in a wave of its own after all others, once, and not for long. If nothing answers, or if it is
+// about the cluster (no right to it, login, TLS), everything is ErrUnavailable at once, and is never put off.
+//
 // Files: sink.go: what the lanes share. delivery.go: one call of Deliver. producer.go: a client, its producer id, and
 // sending. metadata.go: topics and partitions. layout.go and placement.go: headers. record.go and batch.go: encoding.
-// verdict.go: what an answer means. away.go: which partitions are known to be away.
+// verdict.go: what an answer means. away.go: which places are known to be away.
 package kafka

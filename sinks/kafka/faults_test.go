@@ -25,6 +25,7 @@ type world struct {
 	topic   string
 	sink    *Sink
 	network *network
+	topics  []string // those of the random test
 }
 
 func newWorld(t *testing.T, partitions int32, opts ...kfake.Opt) *world {
@@ -32,9 +33,12 @@ func newWorld(t *testing.T, partitions int32, opts ...kfake.Opt) *world {
 	w := &world{T: t, fake: fake, brokers: fake.ListenAddrs()}
 	w.topic = createTopic(t, w.brokers, partitions, nil)
 	w.sink, w.network = newSink(t, Config{Brokers: w.brokers})
-	w.sink.patience, w.sink.rest = 400*time.Millisecond, 400*time.Millisecond // it is spent in most of these tests
+	w.sink.patience, w.sink.rest = 600*time.Millisecond, 400*time.Millisecond // it is spent in most of these tests
 	return w
 }
+
+// several tells the sink that its messages have different topics.
+func (w *world) several() { w.sink.config.Topics = sinks.SeveralTopics }
 
 // fault makes produce requests for the topic fail.
 func (w *world) fault(err *kerr.Error, count int) *kfake.FaultHandle {
@@ -318,18 +322,29 @@ func TestAggregateInTwoTopics(t *testing.T) {
 	}
 }
 
-// TestNoTimeLeft: what no wave was made of is not sent, and what stands behind a failure not attempted.
+// TestNoTimeLeft: messages of which no wave was made are not sent. That says something about the cluster only if nothing else
+// has answered.
 func TestNoTimeLeft(t *testing.T) {
 	t.Parallel()
 	batch := []sinks.Message{message("t", "a", "a1", 10), message("t", "a", "a2", 10), message("t", "b", "b1", 10), message("t", "b", "b2", 10)}
-	d := &delivery{records: make([]record, len(batch))}
-	d.batch.Begin(batch)
-	d.fail(0, sinks.ErrPermanent)
-	d.failRest(t.Context())
-	errs := d.batch.Errors()
-	for i, want := range []error{sinks.ErrPermanent, sinks.ErrNotAttempted, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
-		if !errors.Is(errs[i], want) {
-			t.Errorf("message %d: want %v, got %v", i, want, errs[i])
+	for _, c := range []struct {
+		p    *producer
+		want error
+	}{
+		{&producer{}, sinks.ErrUnavailable},
+		{&producer{cluster: answering}, sinks.ErrNotAttempted},
+		{&producer{cluster: answering, gone: kerr.ClusterAuthorizationFailed}, sinks.ErrUnavailable},
+	} {
+		d := &delivery{p: c.p, records: make([]record, len(batch))}
+		d.batch.Begin(batch)
+		d.fail(0, sinks.ErrPermanent)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		d.failRest(ctx)
+		for i, err := range d.batch.Errors() {
+			if want := []error{sinks.ErrPermanent, sinks.ErrNotAttempted, c.want, sinks.ErrNotAttempted}[i]; !errors.Is(err, want) {
+				t.Errorf("message %d, evidence %d, %v: want %v, got %v", i, c.p.cluster, c.p.gone, want, err)
+			}
 		}
 	}
 }

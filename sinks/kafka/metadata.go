@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -50,9 +51,13 @@ type partition struct {
 
 	// Of the present Deliver:
 	round      int
-	limit      int  // the most bytes of a batch of several records
-	renumbered bool // a new generation was tried already
+	limit      int           // the most bytes of a batch of several records
+	renumbered bool          // a new generation was tried already
+	resting    error         // why it must not be tried; nil if it may
+	again      time.Duration // see Sink.again
 }
+
+func (t *topic) place() place { return place{t.name, wholeTopic} }
 
 func (p *partition) place() place { return place{p.topic.name, p.number} }
 
@@ -100,23 +105,29 @@ func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 		}
 		t := &topic{name: name, maxBatch: maxBatchBytes, partitioner: p.sink.partitioner.ForTopic(name)}
 		p.topics[name] = t
-		if isTopicName(name) {
-			names = append(names, name)
-		} else {
+		wait := p.sink.topics.Wait(place{name, wholeTopic}, time.Now())
+		switch {
+		case !isTopicName(name):
 			t.err = fmt.Errorf("%w: %.100q is no name for a topic", sinks.ErrPermanent, name)
+		case wait > 0:
+			t.err = sinks.PutOff(wait)
+		default:
+			names = append(names, name)
 		}
 	}
 	if len(names) == 0 {
 		return
 	}
+	class := sinks.ErrUnavailable
 	err := p.patiently(ctx, func(ctx context.Context) error { return p.load(ctx, names) })
 	if err == nil {
-		return
+		class, err = p.sink.config.Topics.Unavailable(), errNoAnswer // about the topics that the answer has left out
+	} else {
+		p.refresh = time.Now().Add(metadataPause)
 	}
-	p.refresh = time.Now().Add(metadataPause)
 	for _, name := range names {
-		if t := p.topics[name]; len(t.partitions) == 0 {
-			t.err = fmt.Errorf("%w: ask for topic %q: %w", sinks.ErrUnavailable, name, err)
+		if t := p.topics[name]; t.err == nil && len(t.partitions) == 0 {
+			t.err = fmt.Errorf("%w: ask for topic %q: %w", class, name, err)
 		}
 	}
 }
@@ -132,7 +143,8 @@ func (p *producer) forget() {
 	}
 }
 
-// load asks for topics. It returns an error if the request fails. The error of a single topic is kept in the topic.
+// load asks for topics. It returns an error if the request fails, because the cluster is away then. The error of a single topic
+// is kept in the topic.
 func (p *producer) load(ctx context.Context, names []string) error {
 	req := kmsg.NewPtrMetadataRequest()
 	req.AllowAutoTopicCreation = false
@@ -143,38 +155,51 @@ func (p *producer) load(ctx context.Context, names []string) error {
 	}
 	resp, err := p.ask(ctx, req)
 	if err != nil {
+		if p.cluster != answering || !isTimeout(err) {
+			p.cluster = silent
+		}
 		return err
 	}
+	p.cluster = answering
+	class := p.sink.config.Topics.Unavailable()
 	for _, mt := range resp.(*kmsg.MetadataResponse).Topics {
 		if mt.Topic == nil || p.topics[*mt.Topic] == nil {
 			continue
 		}
-		p.topics[*mt.Topic].update(&mt)
+		t := p.topics[*mt.Topic]
+		t.err = topicError(&mt, class)
+		switch {
+		case t.err == nil:
+			p.sink.answered(t.place())
+			t.update(&mt, class)
+		case errors.Is(t.err, sinks.ErrTopicUnavailable):
+			p.sink.topics.Found(t.place(), time.Now())
+		}
 	}
 	return nil
 }
 
-func (t *topic) update(mt *kmsg.MetadataResponseTopic) {
-	err := kerr.ErrorForCode(mt.ErrorCode)
-	switch mt.ErrorCode {
-	case 0:
-		t.err = nil
-	case kerr.InvalidTopicException.Code:
-		t.err = fmt.Errorf("%w: topic %q: %w", sinks.ErrPermanent, t.name, err)
-	case kerr.UnknownTopicOrPartition.Code:
-		t.err = fmt.Errorf("%w: topic %q: %w; create it", sinks.ErrUnavailable, t.name, err)
-	default:
-		t.err = fmt.Errorf("%w: topic %q: %w", sinks.ErrUnavailable, t.name, err)
+// topicError returns why the topic cannot be used, and nil if it can. class is that of a topic that is away.
+func topicError(mt *kmsg.MetadataResponseTopic, class error) error {
+	name, err := *mt.Topic, kerr.ErrorForCode(mt.ErrorCode)
+	switch {
+	case mt.ErrorCode == kerr.InvalidTopicException.Code:
+		return fmt.Errorf("%w: topic %q: %w", sinks.ErrPermanent, name, err)
+	case mt.ErrorCode == kerr.UnknownTopicOrPartition.Code:
+		return fmt.Errorf("%w: topic %q: %w; create it", class, name, err)
+	case err != nil:
+		return fmt.Errorf("%w: topic %q: %w", class, name, err)
+	case len(mt.Partitions) == 0:
+		return fmt.Errorf("%w: topic %q has no partitions yet", class, name)
 	}
-	if t.err == nil && len(mt.Partitions) == 0 {
-		t.err = fmt.Errorf("%w: topic %q has no partitions yet", sinks.ErrUnavailable, t.name)
-	}
-	if t.err != nil {
-		return
-	}
+	return nil
+}
+
+// update takes over the partitions of a topic and their leaders.
+func (t *topic) update(mt *kmsg.MetadataResponseTopic, class error) {
 	t.moved = false
 	if len(mt.Partitions) < len(t.partitions) {
-		t.err = fmt.Errorf("%w: topic %q was made anew", sinks.ErrUnavailable, t.name) // the next Deliver starts with the new topic
+		t.err = fmt.Errorf("%w: topic %q was made anew", class, t.name) // the next Deliver starts with the new topic
 		return
 	}
 	for len(t.partitions) < len(mt.Partitions) {

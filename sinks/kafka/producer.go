@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"sync"
@@ -36,6 +37,24 @@ type producer struct {
 	round    int        // counts calls of Deliver
 	key      kgo.Record // holds the key for the partitioner
 	open     []*partition
+	cluster  evidence
+	gone     error // why the cluster as a whole is away; nothing more is sent then
+}
+
+// evidence says whether a broker has answered in the running Deliver, whatever the answer was. It tells a topic that is away
+// from a cluster that is away.
+type evidence byte
+
+const (
+	unasked evidence = iota
+	answering
+	silent // the last metadata request has failed. A time-out of one broker takes nothing back that another one has answered
+)
+
+// begin prepares for a call of Deliver.
+func (p *producer) begin() {
+	p.round++
+	p.cluster, p.gone = unasked, nil
 }
 
 func newProducer(s *Sink) (*producer, error) {
@@ -72,16 +91,17 @@ func (p *producer) ask(ctx context.Context, req kmsg.Request) (kmsg.Response, er
 // patiently repeats a try for as long as an election may take. If the cluster was away before, it tries only once.
 func (p *producer) patiently(ctx context.Context, try func(context.Context) error) error {
 	if p.sink.away.resting(wholeCluster) {
+		p.cluster = silent
 		return errResting
 	}
 	giveUp := time.Now().Add(p.sink.patience)
 	for {
-		once, cancel := context.WithTimeout(ctx, p.sink.patience)
+		once, cancel := context.WithTimeout(ctx, p.sink.patience/2) // if this broker hangs, the next try asks another
 		err := try(once)
 		cancel()
 		switch {
 		case err == nil:
-			p.sink.away.clear(wholeCluster)
+			p.clusterAnswers()
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -97,6 +117,11 @@ func (p *producer) patiently(ctx context.Context, try func(context.Context) erro
 		}
 		pause(ctx)
 	}
+}
+
+func (p *producer) clusterAnswers() {
+	p.cluster = answering
+	p.sink.away.clear(wholeCluster)
 }
 
 func pause(ctx context.Context) {
@@ -142,8 +167,9 @@ func (p *producer) identify(ctx context.Context) error {
 // patience, or before ctx ended, becomes unavailable.
 func (p *producer) send(ctx context.Context, wave []*partition, records []record) {
 	if err := p.identify(ctx); err != nil {
+		p.gone = err
 		for _, part := range wave {
-			part.answer = answer{verdict: unavailable, err: err}
+			part.answer = answer{verdict: unavailable, class: sinks.ErrUnavailable, err: err}
 		}
 		return
 	}
@@ -155,72 +181,143 @@ func (p *producer) send(ctx context.Context, wave []*partition, records []record
 	}
 	p.encoder.encode(wave, records, p.id, p.epoch)
 	p.open = append(p.open[:0], wave...)
-	giveUp := time.Now().Add(p.sink.patience)
-	for {
-		p.exchange(ctx, p.open)
-		p.open = slices.DeleteFunc(p.open, func(part *partition) bool {
-			part.unknown = part.unknown || part.answer.unknown
-			return part.answer.verdict != transient || p.sink.away.known(part.place())
-		})
-		if len(p.open) == 0 || ctx.Err() != nil || time.Now().After(giveUp) {
-			break
-		}
-		pause(ctx)
-		p.relocate(ctx)
+	if again := longestAgain(wave); again > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, again)
+		defer cancel()
+		p.open = p.relocate(ctx, p.open) // the leaders may have moved since
 	}
+	p.try(ctx)
 	if ctx.Err() != nil {
 		p.encoder.wave = nil // the client may still read it, so the next wave needs another buffer
 	}
+	p.askCluster(ctx, wave)
 	for _, part := range wave {
 		p.conclude(ctx, part)
 	}
 }
 
-// relocate asks who leads the open partitions now. It ignores an error: the next try will fail for the same reason.
-func (p *producer) relocate(ctx context.Context) {
+// longestAgain returns how long the wave may take if its partitions are asked again, and 0 if they are not.
+func longestAgain(wave []*partition) (again time.Duration) {
+	for _, part := range wave {
+		again = max(again, part.again)
+	}
+	return again
+}
+
+// try sends the open partitions, and sends them again after failures that may pass.
+func (p *producer) try(ctx context.Context) {
+	began := time.Now()
+	patience := p.sink.patience
+	if p.cluster == silent {
+		patience = 0 // it was spent on metadata
+	}
+	for {
+		p.exchange(ctx, p.open)
+		p.open = slices.DeleteFunc(p.open, func(part *partition) bool {
+			part.unknown = part.unknown || part.answer.unknown
+			return part.answer.verdict != transient || part.again > 0 || p.sink.away.known(part.place())
+		})
+		if p.cluster == answering && p.sink.config.Topics == sinks.SeveralTopics {
+			patience = min(patience, p.sink.topicPatience)
+		}
+		if len(p.open) == 0 || ctx.Err() != nil || time.Since(began) > patience {
+			return
+		}
+		pause(ctx)
+		p.open = p.relocate(ctx, p.open)
+	}
+}
+
+// askCluster finds out whether the cluster as a whole is away, if a partition has failed and nothing else has been asked yet.
+func (p *producer) askCluster(ctx context.Context, wave []*partition) {
+	if p.cluster != unasked || ctx.Err() != nil || p.sink.config.Topics == sinks.OneTopic {
+		return
+	}
+	p.open = p.open[:0]
+	for _, part := range wave {
+		if part.answer.verdict == transient {
+			p.open = append(p.open, part)
+		}
+	}
+	if len(p.open) > 0 {
+		p.open = p.relocate(ctx, p.open)
+	}
+}
+
+// relocate asks who leads the partitions now. It returns those whose topics can still be used, in the memory of parts, and gives
+// the others their answers. It ignores an error: the next try will fail for the same reason.
+func (p *producer) relocate(ctx context.Context, parts []*partition) (usable []*partition) {
 	var names []string
-	for _, part := range p.open {
+	for _, part := range parts {
 		if !slices.Contains(names, part.topic.name) {
 			names = append(names, part.topic.name)
 		}
 	}
-	once, cancel := context.WithTimeout(ctx, p.sink.patience)
+	once, cancel := context.WithTimeout(ctx, p.sink.patience/2)
 	defer cancel()
 	if p.load(once, names) != nil {
-		return
+		return parts
 	}
-	p.open = slices.DeleteFunc(p.open, func(part *partition) bool {
+	return slices.DeleteFunc(parts, func(part *partition) bool {
 		if part.topic.err != nil {
-			part.answer.verdict = unavailable
+			part.answer = answer{verdict: unavailable, err: part.topic.err}
 		}
 		return part.topic.err != nil
 	})
 }
 
-// conclude turns the last answer of a partition into its final one.
+// conclude turns the last answer of a partition into its final one, and remembers what it says about the partition.
 func (p *producer) conclude(ctx context.Context, part *partition) {
 	a := &part.answer
 	if a.verdict == accepted {
 		part.sequence = int32((int64(part.sequence) + int64(part.count)) & math.MaxInt32)
-		p.sink.away.clear(part.place())
+		p.sink.answered(part.place())
+		part.again = 0
 		return
 	}
 	p.stale = true
-	if part.unknown && a.verdict != transient { // this answer is about a repetition; the first try may have been accepted
-		a.verdict = unavailable
-	}
-	if a.verdict == transient {
-		a.verdict = unavailable
-		part.topic.moved = true                      // asked for again by the next Deliver, because a partition that is known to be away is not relocated
-		if !errors.Is(ctx.Err(), context.Canceled) { // a cancelled context says nothing about the broker
-			var until time.Time // the zero time: it failed fast, so the next Deliver may try again
-			if a.timedOut {
-				until = p.sink.restUntil()
-			}
-			p.sink.away.set(part.place(), until)
-		}
-	}
 	a.unknown = part.unknown
+	given := a.verdict
+	if given == transient || part.unknown { // if this is about a repetition, the first try may have been accepted all the same
+		a.verdict = unavailable
+	}
+	a.class = p.sink.config.Topics.Unavailable()
+	if a.cluster || p.cluster != answering {
+		a.class = sinks.ErrUnavailable
+	}
+	if a.cluster || given == transient && p.cluster == silent {
+		p.gone = a.err
+	}
+	if errors.Is(ctx.Err(), context.Canceled) || a.cluster || part.topic.err != nil { // none of this is about the partition
+		return
+	}
+	switch {
+	case given == refused || given == renumber:
+		p.sink.answered(part.place())
+		part.again = 0
+	case errors.Is(a.class, sinks.ErrTopicUnavailable):
+		p.sink.topics.Found(part.place(), time.Now())
+	case given == transient:
+		part.topic.moved = true // asked for again by the next Deliver, because a partition that is known to be away is not relocated
+		var until time.Time     // the zero time: it failed fast, so the next Deliver may try again
+		if a.timedOut {
+			until = p.sink.restUntil()
+		}
+		p.sink.away.set(part.place(), until)
+	}
+	part.resting = p.sink.resting(part)
+}
+
+// notSent returns the error of messages that were not sent.
+func (p *producer) notSent(ctx context.Context) error {
+	switch {
+	case p.gone != nil:
+		return fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, p.gone)
+	case p.cluster == answering:
+		return fmt.Errorf("%w: %w", sinks.ErrNotAttempted, context.Cause(ctx))
+	}
+	return fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, context.Cause(ctx))
 }
 
 // exchange sends the batches of the partitions to their leaders, waits for the answers, and stores them in the partitions.
@@ -238,13 +335,17 @@ func (p *producer) exchange(ctx context.Context, open []*partition) {
 	for leader, parts := range byLeader {
 		if len(byLeader) == 1 {
 			p.produce(ctx, leader, parts)
-			return
+		} else {
+			all.Go(func() { p.produce(ctx, leader, parts) })
 		}
-		all.Go(func() { p.produce(ctx, leader, parts) })
 	}
 	all.Wait()
+	if slices.ContainsFunc(open, func(part *partition) bool { return part.answer.fromBroker }) {
+		p.clusterAnswers()
+	}
 }
 
+// produce sends the batches of partitions that have the same leader.
 func (p *producer) produce(ctx context.Context, leader int32, parts []*partition) {
 	req := kmsg.NewPtrProduceRequest()
 	req.Acks = -1
@@ -275,7 +376,9 @@ func (p *producer) produce(ctx context.Context, leader int32, parts []*partition
 		t := p.topics[rt.Topic]
 		for _, rp := range rt.Partitions {
 			if t != nil && int(rp.Partition) < len(t.partitions) {
-				t.partitions[rp.Partition].answer = judge(rp.ErrorCode)
+				a := &t.partitions[rp.Partition].answer
+				*a = judge(rp.ErrorCode)
+				a.fromBroker = true
 			}
 		}
 	}
@@ -307,6 +410,7 @@ func (p *producer) place(m *sinks.Message) (*partition, error) {
 	part := t.partitions[t.partitioner.Partition(&p.key, len(t.partitions))]
 	if part.round != p.round {
 		part.round, part.limit, part.renumbered = p.round, t.maxBatch, false
+		part.resting, part.again = p.sink.resting(part), p.sink.again(part.place())
 	}
 	return part, nil
 }

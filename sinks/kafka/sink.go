@@ -16,6 +16,9 @@ const (
 	// patience is how long a Deliver tries again after failures that may pass: the election of a leader, the restart of
 	// a broker.
 	patience = 2 * time.Second
+	// topicPatience is the same where the sink has several topics and the cluster answers, because the lane's messages for other
+	// topics wait meanwhile. Kafka moves a leader in less time. If a partition takes longer, its messages are put off for a second.
+	topicPatience = 500 * time.Millisecond
 	// rest is how long a place that has timed out is not tried again.
 	rest = 5 * time.Second
 	// maxWait is how long a broker may wait for replicas if ctx has no deadline.
@@ -38,8 +41,9 @@ type Sink struct {
 	compressor  kgo.Compressor
 	partitioner kgo.Partitioner
 	away        away
+	topics      sinks.Away[place] // with SeveralTopics: what was away while the cluster answered
 
-	patience, rest time.Duration // the constants, except in tests
+	patience, topicPatience, rest time.Duration // the constants, except in tests
 
 	// Free producers. The one that was used last is taken first, so that no more exist than calls of Deliver run at a time.
 	mu   sync.Mutex
@@ -71,7 +75,7 @@ func New(c Config) (*Sink, error) {
 		return nil, err
 	}
 	return &Sink{
-		config: c, options: options, layout: layout, compressor: compressor, patience: patience, rest: rest,
+		config: c, options: options, layout: layout, compressor: compressor, patience: patience, topicPatience: topicPatience, rest: rest,
 		partitioner: kgo.StickyKeyPartitioner(nil), // nil stands for murmur2, as in Java
 	}, nil
 }
@@ -109,6 +113,33 @@ func (s *Sink) put(p *producer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.free = append(s.free, p)
+}
+
+// answered forgets that a place was away.
+func (s *Sink) answered(p place) {
+	s.away.clear(p)
+	s.topics.Answered(p)
+}
+
+// resting returns the error of the messages for p if it must not be tried yet.
+func (s *Sink) resting(p *partition) error {
+	if wait := s.topics.Wait(p.place(), time.Now()); wait > 0 {
+		return sinks.PutOff(wait)
+	}
+	if s.away.resting(p.place()) {
+		return fmt.Errorf("%w: %s: %w", sinks.ErrUnavailable, p, errResting)
+	}
+	return nil
+}
+
+// again returns how long p may take to answer if it was found away before, and 0 if it was not. A place that never answers
+// would otherwise take up a whole Deliver each time. A place that is only slow gets more time with each try.
+func (s *Sink) again(p place) time.Duration {
+	rested, known := s.topics.Known(p)
+	if !known {
+		return 0
+	}
+	return max(s.patience, rested/4)
 }
 
 // restUntil returns until when a place that has timed out now is not tried again.

@@ -24,26 +24,29 @@ const (
 type answer struct {
 	verdict   verdict
 	err       error // why it was not accepted
+	class     error // if the verdict is unavailable: ErrUnavailable or ErrTopicUnavailable
 	permanent bool  // if the verdict is refused and it was one record: it will never be accepted
-	unknown   bool  // the batch may have been accepted all the same
-	timedOut  bool
+	cluster   bool  // the reason concerns the whole cluster, and not this partition
+
+	fromBroker bool // the broker has answered, with whatever code
+	unknown    bool // the batch may have been accepted all the same
+	timedOut   bool
 }
 
 // failure returns the error of the records of p if a is the final answer.
 func (a *answer) failure(p *partition) error {
-	class := sinks.ErrUnavailable
 	switch {
 	case p.topic.err != nil: // the topic became unusable meanwhile
 		return p.topic.err
 	case a.verdict == refused && a.permanent:
-		class = sinks.ErrPermanent
+		return fmt.Errorf("%w: %s: %w", sinks.ErrPermanent, p, a.err)
 	case a.verdict == refused:
 		return fmt.Errorf("%s: %w", p, a.err)
 	}
-	return fmt.Errorf("%w: %s: %w", class, p, a.err)
+	return fmt.Errorf("%w: %s: %w", a.class, p, a.err)
 }
 
-var errNoAnswer = errors.New("no answer for this partition")
+var errNoAnswer = errors.New("the answer does not mention it")
 
 // judge turns the error code of a partition into an answer.
 func judge(code int16) answer {
@@ -58,9 +61,10 @@ func judge(code int16) answer {
 		return answer{verdict: refused, err: err, permanent: true}
 	case kerr.CorruptMessage.Code: // Kafka calls this retriable, but a batch that is corrupt each time must not be tried for ever
 		return answer{verdict: refused, err: err}
-	case kerr.TopicAuthorizationFailed.Code, kerr.ClusterAuthorizationFailed.Code, kerr.UnsupportedCompressionType.Code,
-		kerr.UnsupportedForMessageFormat.Code, kerr.UnsupportedVersion.Code:
+	case kerr.TopicAuthorizationFailed.Code, kerr.UnsupportedForMessageFormat.Code:
 		return answer{verdict: unavailable, err: err}
+	case kerr.ClusterAuthorizationFailed.Code, kerr.UnsupportedCompressionType.Code, kerr.UnsupportedVersion.Code:
+		return answer{verdict: unavailable, err: err, cluster: true}
 	}
 	if kerr.IsRetriable(err) {
 		timedOut := code == kerr.RequestTimedOut.Code
@@ -73,7 +77,7 @@ func judge(code int16) answer {
 func judgeError(err error) answer {
 	a := answer{err: err, timedOut: isTimeout(err)}
 	if isFinal(err) {
-		a.verdict = unavailable
+		a.verdict, a.cluster = unavailable, true
 	}
 	var op *net.OpError
 	a.unknown = a.verdict == transient && !(errors.As(err, &op) && op.Op == "dial")
