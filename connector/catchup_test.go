@@ -19,7 +19,7 @@ func TestLaneReadsWhatWasParkedMeanwhile(t *testing.T) {
 		b := newLaneBench(t, func(context.Context, int, []sinks.Message) []error { return nil })
 		slow := b.ledger.table(1, 0, 1)
 		slow.delay = func() { time.Sleep(time.Second) }
-		b.parked = slow
+		b.source.parked = slow
 		b.run()
 		time.Sleep(1500 * time.Millisecond) // the first read has seen nothing, and has not come back
 		b.arrive("a1")
@@ -51,7 +51,7 @@ func TestCatchingUpWaitsForTheRecorder(t *testing.T) {
 		}
 		b.held = false
 		b.mu.Unlock()
-		b.recorded <- b.givenSeq
+		b.recorder.recorded <- b.recorder.given
 		time.Sleep(time.Hour)
 		b.stop()
 		if got := len(b.rows); got != 2000 {
@@ -106,7 +106,7 @@ func TestLargeRowsTakeTurns(t *testing.T) {
 			if n > 0 {
 				all = append(all, newLane(b.sharedSink, n, rowSource{parked: table, address: ofTestEvent}, b.outcomes))
 			}
-			all[n].parked = table
+			all[n].source.parked = table
 		}
 		b.breaker.attach(all)
 		ended := make(chan error, lanes)

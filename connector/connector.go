@@ -103,6 +103,17 @@ type DeliveryConfig struct {
 // parksNothing reports whether the configuration says park_after: never.
 func (d *DeliveryConfig) parksNothing() bool { return d.ParkAfter == 0 }
 
+// policyFor says what becomes of messages that this sink does not accept.
+func (d *DeliveryConfig) policyFor(s Sink) failurePolicy {
+	switch {
+	case s.OneTry:
+		return discardFailed
+	case d.parksNothing():
+		return retryInPlace
+	}
+	return parkFailed
+}
+
 // unreachableFor is how long Run tries to reach PostgreSQL for its first session before it gives up.
 const unreachableFor = 30 * time.Second
 

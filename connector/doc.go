@@ -14,9 +14,11 @@
 //   - postgres.go: PostgreSQL, behind the interfaces that stand where they are used; routes.go: the configured routes in the form
 //     that the router takes;
 //   - reader.go: the main loop; unrouted.go: the log's line about events that no route matches;
-//   - lane.go: a lane, which is live (live.go) or catches up (catchup.go); finish.go: what becomes of its deliveries;
+//   - lane.go: a lane; lane_mode.go: what it does next; lane_outcome.go: what becomes of its deliveries; lane_table.go: its rows of
+//     outbox_parked; lane_record.go: what the recorder has of it;
 //   - read_parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
-//   - breaker.go: when a sink is left alone; slow.go: when the reader no longer waits for a slow sink;
+//   - breaker.go: when a sink is left alone; budget.go: how many of its messages may die;
+//   - slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: how the lanes hear what people change; keeper.go: the duties that are repeated at intervals;
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean;
@@ -57,5 +59,5 @@
 //   - deliver ends the Deliver calls: when the drain takes too long, or at once when the replication connection is lost;
 //   - work ends everything, after the outcomes of those calls were recorded.
 //
-// A sink's breaker, its state, and whether a person has paused the sink, outlive sessions: they belong to the Connector.
+// A sink's breaker, its death budget, its state, and whether a person has paused the sink, outlive sessions: they belong to the Connector.
 package connector

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,17 +16,10 @@ import (
 )
 
 const (
-	// maxUnrecorded is how many batches of a lane may be delivered and not yet recorded. A crash can repeat so many.
-	maxUnrecorded = 8
-	// maxCatchingRows is how many rows of a lane that catches up may be delivered and not yet recorded. The recorder takes outcomes
-	// in the order in which they come, and can record only thousands of parked rows a second. The outcomes of other sinks, and with
-	// them the slot, would wait behind a long queue of these.
-	maxCatchingRows = 1000
-	// deliverPace is the least time between two Deliver calls while the stream is fast, unless a whole batch waits:
-	// a thousand small requests cost more than everything else.
-	deliverPace = 3 * time.Millisecond
-	// parkPortion is the most parked deliveries that are given to the recorder together.
-	parkPortion = 1000
+	// rereadEvery is how often a live lane reads the table even if nobody has said that it changed.
+	rereadEvery = 30 * time.Second
+	// catchUpPace is how long a lane stays live at least before it catches up again.
+	catchUpPace = 250 * time.Millisecond
 	// lastAnswer is how long a Deliver may take to return after its context has ended.
 	lastAnswer = time.Second
 )
@@ -38,7 +30,7 @@ type sharedSink struct {
 	name     string
 	id       int32  // of its processor
 	origin   string // sinks.Message's
-	oneTry   bool   // what is not accepted at once is discarded
+	policy   failurePolicy
 	delivery DeliveryConfig
 	breaker  *breaker
 	budget   *budget
@@ -50,60 +42,51 @@ type sharedSink struct {
 	logger   *slog.Logger
 }
 
-// inPlace reports whether messages that were not accepted stay in the lane's hands. Else they are parked.
-func (s *sharedSink) inPlace() bool { return s.oneTry || s.delivery.parksNothing() }
+// rules are what its lanes go by.
+func (s *sharedSink) rules() laneRules {
+	return laneRules{policy: s.policy, batch: s.delivery.BatchSize, maxHeld: maxHeld, parkAfter: s.delivery.ParkAfter}
+}
 
-// lane delivers the events of a share of a sink's aggregates, and keeps them in order. It is an actor: it never sleeps and never waits for
-// the sink. At most one Deliver, and at most one read of its rows in outbox_parked, run beside it.
+// lane delivers the events of a share of a sink's aggregates, and keeps them in order. It is an actor: it owns what is below, never
+// sleeps and never waits for the sink. At most one Deliver, and at most one read of its rows in outbox_parked, run beside it.
 //
-// A lane is live and delivers what arrives (live.go), or it catches up and delivers what was parked (catchup.go). finish.go decides what
-// becomes of the messages of a Deliver. Order rests on two rules: what is settled of an aggregate is always a prefix of it; and a message
-// that was not accepted holds its aggregate until the table was read again.
+// The lane itself knows no rules. lane_mode.go decides what it does next, lane_outcome.go what becomes of the messages of a Deliver.
+// Order rests on two rules: what is settled of an aggregate is always a prefix of it; and a message that was not accepted holds its
+// aggregate until the table was read again.
 type lane struct {
 	*sharedSink
 	number int
-	rowSource
-	maxHeld int // if it holds more aggregates, it does not go live
+	rules  laneRules
+	source rowSource
 
-	in       chan []*delivery           // from the reader, which closes it
-	out      chan<- checkpoint.Outcomes // to the recorder
-	recorded chan uint64                // from the recorder: everything up to this Seq is committed
-	asked    chan struct{}              // wakes the lane: asks has changed
-	asks     atomic.Uint32              // what others ask of the lane: askPark, askReread
+	in      chan []*delivery         // from the reader, which closes it
+	asked   chan struct{}            // wakes the lane: asks has changed
+	asks    atomic.Uint32            // what others ask of the lane: askPark, askReread
+	calls   chan []sinks.Message     // to the goroutine that calls Deliver
+	results chan result              // from it
+	reads   chan readResult          // from the goroutine that reads the table
+	read    func(ledger.ParkedQuery) // starts that goroutine
 
-	pending []*delivery          // what has arrived, in order
-	inHand  []*delivery          // in place: delivered before and not accepted; these go first
-	retryAt time.Time            // when inHand may be tried again
-	away    bool                 // in place: the last Deliver reached nobody, so that one message asks whether that has changed
-	running *runningDeliver      // nil: no Deliver runs
-	calls   chan []sinks.Message // to the goroutine that calls Deliver
-	done    chan result          // from it
-	started time.Time            // when the last Deliver began
-	batch   []sinks.Message      // the memory of a batch, used again: Deliver does not keep it
-	nils    []error
+	mode     mode
+	park     bool            // asked to park, and not done yet
+	arrivals []*delivery     // in order
+	hand     handQueue       // in place: delivered before and not accepted
+	rows     []*delivery     // found by the last read of the table, and not delivered yet
+	held     heldAggregates  // what stands behind them waits
+	running  *runningDeliver // nil: no Deliver runs
+	began    time.Time       // when the last Deliver began
+	buffer   []sinks.Message // the memory of a batch, used again: Deliver does not keep it
+	table    tableState      // of the lane's rows in outbox_parked
+	recorder recorderSide    // what the recorder has of this lane
+	closing  bool            // in is closed
+	shown    laneShown       // what others see
+}
 
-	live      bool               // else it catches up
-	held      map[int64]struct{} // aggregates of which the last read, or a failure since, has left a row; what stands behind it waits
-	heldUntil time.Time          // when the first of these rows is due
-	catchUpAt time.Time          // a live lane does not catch up before this
-	catching
-
-	givenSeq     uint64               // Seq of the last outcomes that the recorder was given
-	committedSeq uint64               // Seq of the last outcomes that are committed
-	deliveredSeq uint64               // Seq of the last outcomes of a Deliver
-	diedSeq      uint64               // Seq of the last outcomes in which something died in place, or was discarded
-	unrecorded   []unrecorded         // outcomes of Deliver calls that are not committed
-	parks        []checkpoint.Outcome // what was parked or discarded in this step, to be given at its end
-
-	closing  bool      // in is closed
-	next     time.Time // when the lane has to do something, if nothing happens before
-	timer    *time.Timer
-	noAnswer error // why a Deliver that takes too long is ended
-
-	// What others see.
-	idle   atomic.Bool   // the lane has nothing to do
-	shown  laneView      // what state has of the lane
-	oldest atomic.Uint64 // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
+// handQueue holds the messages that a lane tries again in place, because nothing that was not accepted is parked.
+type handQueue struct {
+	list []*delivery
+	at   time.Time // not before
+	one  bool      // the last Deliver reached nobody, so that one message asks whether that has changed
 }
 
 // runningDeliver is what a Deliver that runs was given.
@@ -112,31 +95,38 @@ type runningDeliver struct {
 	probe    bool // it asks whether the destination is back
 }
 
-// unrecorded are the outcomes of one Deliver that the recorder has not committed yet.
-type unrecorded struct {
-	seq  uint64
-	rows int
-}
-
 // result is what a Deliver has answered.
 type result struct {
 	errs               []error
 	started, completed time.Time
 }
 
+// unrecorded are the outcomes of one Deliver that the recorder has not committed yet.
+type unrecorded struct {
+	seq  uint64
+	rows int
+}
+
+// laneShown is what others see of a lane.
+type laneShown struct {
+	idle   atomic.Bool   // the lane has nothing to do
+	oldest atomic.Uint64 // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
+	view   laneView      // what state has of the lane
+}
+
 func newLane(s *sharedSink, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {
-	l := &lane{sharedSink: s, number: number, rowSource: rows, maxHeld: maxHeld, out: out}
+	l := &lane{sharedSink: s, number: number, source: rows}
+	l.rules = s.rules()
 	// The reader hands over up to handOver deliveries at a time. Two slots let it go on while the lane is at work.
 	l.in = make(chan []*delivery, 2)
-	l.recorded = make(chan uint64, 1)
 	l.asked = make(chan struct{}, 1)
 	l.calls = make(chan []sinks.Message, 1)
-	l.done = make(chan result, 1) // Deliver's goroutine never waits for the lane
-	l.read = make(chan readResult, 1)
-	l.held = map[int64]struct{}{}
-	l.noAnswer = fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
+	l.results = make(chan result, 1) // Deliver's goroutine never waits for the lane
+	l.reads = make(chan readResult, 1)
+	l.recorder = recorderSide{out: out, recorded: make(chan uint64, 1)}
+	l.held = heldAggregates{hashes: map[int64]struct{}{}}
 	// Every session begins with a read of the table, while arrivals wait.
-	l.waiting, l.from, l.floor = true, checkpoint.MinPosition, newFloor()
+	l.mode, l.table = modeWaiting, tableState{from: checkpoint.MinPosition, floor: newFloor()}
 	return l
 }
 
@@ -158,12 +148,58 @@ func (l *lane) ask(what uint32) {
 // run ends when in is closed and no Deliver runs any more, or when work ends. The next session delivers what was not delivered then: the
 // slot has not moved past it, or it is parked. deliver is the context of Deliver calls.
 func (l *lane) run(work, deliver context.Context) error {
+	defer l.startHelpers(work, deliver)()
+	timer := time.NewTimer(longestSleep)
+	defer timer.Stop()
+	l.table.rereadAt = time.Now().Add(rereadEvery)
+	in := l.in
+	for {
+		now := time.Now()
+		until := now.Add(longestSleep)
+		if !l.closing && deliver.Err() == nil {
+			until = l.step(now)
+		}
+		if err := l.giveParks(work); err != nil {
+			return err
+		}
+		if l.running == nil && !l.table.reading && len(l.rows) == 0 {
+			l.large.end(l)
+		}
+		if l.closing && l.running == nil {
+			return nil
+		}
+		l.show()
+		timer.Reset(max(0, until.Sub(now)))
+		select {
+		case batch, ok := <-in:
+			if !ok {
+				in, l.closing = nil, true
+				continue
+			}
+			l.arrivals = append(l.arrivals, batch...)
+		case res := <-l.results:
+			if err := l.finish(work, deliver, res); err != nil {
+				return err
+			}
+		case r := <-l.reads:
+			l.onRead(r, time.Now())
+		case seq := <-l.recorder.recorded:
+			l.onRecorded(seq)
+		case <-l.asked:
+		case <-timer.C:
+		case <-work.Done():
+			return context.Cause(work)
+		}
+	}
+}
+
+// startHelpers starts the goroutine that calls Deliver, and makes read start one that reads the table. The lane calls end at its end;
+// after that the sink is closed.
+func (l *lane) startHelpers(work, deliver context.Context) (end func()) {
 	reading, endRead := context.WithCancel(work)
 	var reads sync.WaitGroup
-	defer reads.Wait()
-	defer endRead()
-	l.startRead = func(q ledger.ParkedQuery) {
-		reads.Go(func() { l.read <- l.readParked(reading, q) })
+	l.read = func(q ledger.ParkedQuery) {
+		reads.Go(func() { l.reads <- l.readParked(reading, q) })
 	}
 	delivering, endDelivering := context.WithCancel(deliver)
 	ended := make(chan struct{})
@@ -171,200 +207,217 @@ func (l *lane) run(work, deliver context.Context) error {
 		defer close(ended)
 		l.deliver(delivering)
 	}()
-	defer func() { // after this the sink is closed
+	return func() {
 		close(l.calls)
 		endDelivering()
 		select {
 		case <-ended:
 		case <-time.After(lastAnswer): // the sink does not keep to its contract
 		}
-	}()
-	l.timer = time.NewTimer(time.Hour)
-	defer l.timer.Stop()
-	l.rereadAt = time.Now().Add(rereadEvery)
-	in := l.in
-	for {
-		now := time.Now()
-		l.next = now.Add(time.Hour)
-		if !l.closing && deliver.Err() == nil {
-			l.step(now)
-		}
-		if err := l.giveParks(work); err != nil {
-			return err
-		}
-		if l.running == nil && !l.reading && len(l.rows) == 0 {
-			l.large.end(l)
-		}
-		if l.closing && l.running == nil {
-			return nil
-		}
-		l.show()
-		l.timer.Reset(max(0, l.next.Sub(now)))
-		select {
-		case batch, ok := <-in:
-			if !ok {
-				in, l.closing = nil, true
-				continue
-			}
-			l.pending = append(l.pending, batch...)
-		case res := <-l.done:
-			if err := l.finish(work, deliver, res); err != nil {
-				return err
-			}
-		case res := <-l.read:
-			l.onRead(res, time.Now())
-		case seq := <-l.recorded:
-			l.onRecorded(seq)
-		case <-l.asked:
-		case <-l.timer.C:
-		case <-work.Done():
-			return context.Cause(work)
-		}
+		endRead()
+		reads.Wait()
 	}
-}
-
-// step does what the lane can do now.
-func (l *lane) step(now time.Time) {
-	asks := l.asks.Swap(0)
-	l.tableChanged = l.tableChanged || asks&askReread != 0 || !now.Before(l.rereadAt)
-	if !now.Before(l.rereadAt) {
-		l.rereadAt = now.Add(rereadEvery)
-	}
-	l.wakeAt(l.rereadAt)
-	if asks&askReread != 0 {
-		l.rows = nil                        // a person may have deleted some of these rows,
-		l.floor.at = checkpoint.MinPosition // or made others untried
-	}
-	if asks&askPark != 0 || l.hangs(now) {
-		l.parkArrivals()
-	}
-	if l.live && l.shouldCatchUp(now) {
-		l.catchUp()
-	}
-	if l.live {
-		l.stepLive(now)
-	} else {
-		l.stepCatchingUp(now)
-	}
-}
-
-// hangs reports whether arrivals have waited for park_after behind a Deliver that is not answered. They must not wait until it is
-// answered, because the slot waits with them.
-func (l *lane) hangs(now time.Time) bool {
-	if l.delivery.parksNothing() || l.running == nil || len(l.pending) == 0 || !l.live && !l.waiting {
-		return false
-	}
-	at := l.started.Add(l.delivery.ParkAfter)
-	l.wakeAt(at)
-	return !now.Before(at)
-}
-
-// wakeAt makes the lane do its next step at t, if nothing makes it do one before.
-func (l *lane) wakeAt(t time.Time) {
-	if t.Before(l.next) {
-		l.next = t
-	}
-}
-
-// mayDeliver reports whether a Deliver may start, as far as the lane itself knows.
-func (l *lane) mayDeliver() bool {
-	// What has died in place, or was discarded, must be recorded first. Otherwise a crash would forget that, and the next session would
-	// deliver it behind messages that followed it.
-	if l.committedSeq < l.diedSeq {
-		l.hurry(l.diedSeq)
-		return false
-	}
-	return l.running == nil && len(l.unrecorded) < maxUnrecorded && !l.paused.Load() && (l.live || l.unrecordedRows() < maxCatchingRows)
-}
-
-func (l *lane) unrecordedRows() int {
-	n := 0
-	for _, u := range l.unrecorded {
-		n += u.rows
-	}
-	return n
-}
-
-// permitted asks the breaker whether a Deliver may start. If it may not, the lane discards arrivals of a sink that is tried once.
-func (l *lane) permitted(now time.Time) permission {
-	p := l.breaker.may(l.number, now)
-	switch {
-	case p.ok:
-	case l.oneTry:
-		l.parkAll(l.inHand)
-		l.parkAll(l.pending)
-		l.inHand, l.pending = nil, nil
-	case p.wait > 0:
-		l.wakeAt(now.Add(p.wait))
-	}
-	return p
-}
-
-// start starts a Deliver of this batch, which the breaker knows of.
-func (l *lane) start(now time.Time, batch []*delivery, p permission) {
-	l.running = &runningDeliver{batch, p.probe}
-	l.batch = l.batch[:0]
-	for _, d := range batch {
-		d.Attempt, d.Origin, d.New = d.tries+1, l.origin, d.isNew()
-		l.batch = append(l.batch, d.Message)
-	}
-	l.started = now
-	l.calls <- l.batch
 }
 
 // deliver makes the Deliver calls, one after the other, until the lane has ended. It is one goroutine for all calls, because a new one
 // would have to grow its stack each time.
 func (l *lane) deliver(ctx context.Context) {
+	noAnswer := fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
 	for batch := range l.calls {
-		ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, l.noAnswer)
+		ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, noAnswer)
 		res := result{started: time.Now()}
 		res.errs = l.sink.Deliver(ctx, batch)
 		res.completed = time.Now()
 		cancel()
-		l.done <- res
+		l.results <- res
 	}
 }
 
-// park puts a delivery into outbox_parked, untried.
-func (l *lane) park(d *delivery) {
-	l.parks = append(l.parks, d.outcome(l.id, checkpoint.Parked))
-	l.floor.parked(d.position())
-}
-
-// giveParks gives the recorder what this step has parked, in portions: if a whole window is parked at once, that is a lot of memory.
-func (l *lane) giveParks(work context.Context) error {
-	for portion := range slices.Chunk(l.parks, parkPortion) {
-		if err := l.give(work, checkpoint.Outcomes{Rows: portion}); err != nil {
-			return err
+// step does what the lane can do now, and returns when it has to do the next step if nothing happens before.
+func (l *lane) step(now time.Time) time.Time {
+	l.takeAsks(now)
+	for {
+		f := l.facts(now)
+		a := l.rules.decide(l.mode, &f, now)
+		if a.kind == actSleep {
+			if a.hurry > 0 {
+				l.hurry(a.hurry)
+			}
+			a.wake(l.table.rereadAt)
+			return a.until
+		}
+		if !l.do(a, now) {
+			return l.table.rereadAt
 		}
 	}
-	if l.oneTry && len(l.parks) > 0 {
-		l.diedSeq = l.givenSeq
-	}
-	l.parks = nil
-	return nil
 }
 
-// give hands outcomes, of which there is at least one, to the recorder. From then on they are the recorder's.
-func (l *lane) give(work context.Context, o checkpoint.Outcomes) error {
-	l.givenSeq++
-	l.floor.gave(l.givenSeq)
-	o.Seq, o.Recorded = l.givenSeq, l.recorded
-	select {
-	case l.out <- o:
-		return nil
-	case <-work.Done():
-		return context.Cause(work)
+// takeAsks takes what others have asked for since the last step.
+func (l *lane) takeAsks(now time.Time) {
+	asks := l.asks.Swap(0)
+	if asks&askReread != 0 || !now.Before(l.table.rereadAt) {
+		l.table.changed = true
+	}
+	if !now.Before(l.table.rereadAt) {
+		l.table.rereadAt = now.Add(rereadEvery)
+	}
+	if asks&askReread != 0 {
+		l.rows = nil                              // a person may have deleted some of these rows,
+		l.table.floor.at = checkpoint.MinPosition // or made others untried
+	}
+	if asks&askPark != 0 {
+		if l.mode == modeParking && !l.breaker.closed.Load() {
+			l.rows = nil // the next read finds the row for the probe
+		}
+		l.park = l.mode != modeParking
 	}
 }
 
-// onRecorded notes that everything up to seq is committed.
-func (l *lane) onRecorded(seq uint64) {
-	l.committedSeq = seq
-	l.floor.recorded(seq)
-	for len(l.unrecorded) > 0 && l.unrecorded[0].seq <= seq {
-		l.unrecorded = l.unrecorded[1:]
+// facts are what the lane knows now.
+func (l *lane) facts(now time.Time) facts {
+	f := facts{
+		paused: l.paused.Load(), park: l.park, permission: l.breaker.may(l.number, now), fast: l.fast(), one: l.hand.one,
+		arrivals: len(l.arrivals), hand: len(l.hand.list), handAt: l.hand.at, rows: len(l.rows),
+		delivering: l.running != nil, began: l.began, reading: l.table.reading,
+		given: l.recorder.given, committed: l.recorder.committed, outcomes: l.recorder.outcomes, died: l.recorder.died,
+		ungiven: len(l.recorder.parks) > 0, unrecorded: len(l.recorder.unrecorded), unrecordedRows: l.recorder.unrecordedRows(),
+		changed: l.table.changed, held: len(l.held.hashes), dueAt: l.held.dueAt, releaseAt: l.held.releaseAt,
+		catchUpAt: l.table.catchUpAt, readAt: l.table.readAt,
 	}
+	if turn := l.budget.dueAt(); !f.dueAt.IsZero() && turn.After(f.dueAt) {
+		f.dueAt = turn
+	}
+	return f
+}
+
+// do does what was decided. It reports false if it could not, because another lane was faster; then the other lane wakes this one.
+func (l *lane) do(a action, now time.Time) bool {
+	switch a.kind {
+	case actSleep:
+	case actCatchUp:
+		l.catchUp()
+	case actPark:
+		l.parkAll()
+	case actParkArrivals:
+		l.parkEach(l.arrivals)
+		l.arrivals = nil
+	case actDiscard:
+		l.parkEach(l.hand.list)
+		l.parkEach(l.arrivals)
+		l.hand.list, l.arrivals = nil, nil
+	case actArrivals:
+		return l.deliverSome(&l.arrivals, a.most, now)
+	case actHand:
+		return l.deliverSome(&l.hand.list, a.most, now)
+	case actRows:
+		return l.deliverSome(&l.rows, l.sameKind(a.most), now)
+	case actRead:
+		return l.startRead(now)
+	}
+	return true
+}
+
+// catchUp makes the lane read its parked rows. Arrivals wait in its queue.
+func (l *lane) catchUp() {
+	l.mode, l.table.readAt = modeWaiting, time.Time{}
+}
+
+// parkAll makes the lane park arrivals from now on. It first parks what is being delivered, and then what was to be tried again in
+// place, so that what is settled of an aggregate is always a prefix of it. The outcome of the running Deliver then settles the rows.
+func (l *lane) parkAll() {
+	l.park = false
+	if l.mode == modeLive {
+		l.catchUp()
+	}
+	if l.running != nil {
+		l.parkEach(l.running.messages)
+	}
+	l.parkEach(l.hand.list)
+	l.mode, l.hand.list, l.rows = modeParking, nil, nil
+}
+
+// parkEach parks the deliveries that have no row yet. If the sink is tried once, it discards them.
+func (l *lane) parkEach(list []*delivery) {
+	for _, d := range list {
+		switch {
+		case d.row || d.discarded:
+		case l.policy == discardFailed:
+			l.discard(d)
+		default:
+			l.parkUntried(d)
+		}
+	}
+}
+
+// sameKind returns how many of the rows are delivered together: fresh ones or due ones, never both. Many due rows that are never
+// answered must not use up the time of fresh ones.
+func (l *lane) sameKind(most int) int {
+	if l.rows[0].due && l.budget.suspect() {
+		most = min(most, suspectRate)
+	}
+	n := 1
+	for n < min(len(l.rows), most) && l.rows[n].due == l.rows[0].due {
+		n++
+	}
+	return n
+}
+
+// deliverSome takes at most most messages off the front of a list and starts their Deliver. A row that stands behind a failure of its
+// aggregate is left in the table. Another message that does is parked, behind the rows that its aggregate has there.
+func (l *lane) deliverSome(list *[]*delivery, most int, now time.Time) bool {
+	batch := (*list)[:0:0]
+	n := 0
+	for ; n < len(*list) && len(batch) < most; n++ {
+		switch d := (*list)[n]; {
+		case !l.held.has(d.hash):
+			batch = append(batch, d)
+		case !d.row:
+			l.parkUntried(d)
+		}
+	}
+	rest := (*list)[n:]
+	if len(batch) > 0 {
+		p := l.breaker.claim(l.number, now)
+		if !p.ok {
+			*list = append(batch, rest...)
+			return false
+		}
+		if !l.takeTurn(batch, p, now) {
+			batch = nil // these rows stay in the table until their turn comes
+		} else {
+			l.start(now, batch, p)
+		}
+	}
+	clear((*list)[:n]) // the list's array lives on; settled deliveries must not
+	if *list = rest; len(rest) == 0 {
+		*list = nil
+	}
+	return true
+}
+
+// takeTurn reports whether these messages may be tried now. Due rows of a suspect sink have to wait for their turn. A probe does not
+// wait, but counts.
+func (l *lane) takeTurn(batch []*delivery, p permission, now time.Time) bool {
+	switch {
+	case !batch[0].due:
+		return true
+	case p.probe:
+		l.budget.count(len(batch), now)
+		return true
+	}
+	return l.budget.take(len(batch), now)
+}
+
+// start starts a Deliver of this batch, which the breaker knows of.
+func (l *lane) start(now time.Time, batch []*delivery, p permission) {
+	l.running = &runningDeliver{batch, p.probe}
+	l.buffer = l.buffer[:0]
+	for _, d := range batch {
+		d.Attempt, d.Origin, d.New = d.tries+1, l.origin, d.isNew()
+		l.buffer = append(l.buffer, d.Message)
+	}
+	l.began = now
+	l.calls <- l.buffer
 }
 
 // show publishes what others see of the lane.
@@ -375,15 +428,15 @@ func (l *lane) show() {
 			oldest = list[0].entry + 1
 		}
 	}
-	first(l.pending)
-	first(l.inHand)
+	first(l.arrivals)
+	first(l.hand.list)
 	if l.running != nil {
 		first(l.running.messages)
 	}
-	l.oldest.Store(oldest)
-	if view := (laneView{catchingUp: !l.live, held: len(l.held)}); view != l.shown {
+	l.shown.oldest.Store(oldest)
+	if view := (laneView{catchingUp: l.mode.catchesUp(), held: len(l.held.hashes)}); view != l.shown.view {
 		l.state.laneIs(l.number, view)
-		l.shown = view
+		l.shown.view = view
 	}
-	l.idle.Store(l.running == nil && len(l.pending) == 0 && len(l.inHand) == 0 && len(l.rows) == 0)
+	l.shown.idle.Store(l.running == nil && len(l.arrivals) == 0 && len(l.hand.list) == 0 && len(l.rows) == 0)
 }

@@ -67,7 +67,7 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 	logger := slog.New(slog.DiscardHandler)
 	b.ledger = &memLedger{}
 	to := &sharedSink{
-		sink: sink, name: "s", id: 1, logger: logger, fast: func() bool { return false }, duration: monitoring.NewMetrics("", nil).EventDuration.WithLabelValues("s"), paused: new(atomic.Bool),
+		sink: sink, name: "s", id: 1, policy: retryInPlace, logger: logger, fast: func() bool { return false }, duration: monitoring.NewMetrics("", nil).EventDuration.WithLabelValues("s"), paused: new(atomic.Bool),
 		state:   newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, logger: logger}),
 		breaker: newBreaker(breakerOwner{name: "s", never: true, logger: logger, changed: func(breakerState) {}}, BreakerConfig{ResetTimeout: time.Minute}),
 		budget:  newBudget("s", logger, func(bool) {}),
@@ -81,6 +81,9 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 }
 
 func (b *laneBench) run() {
+	// A test may have changed the configuration.
+	b.policy = b.delivery.policyFor(Sink{OneTry: b.policy == discardFailed})
+	b.lane.rules = b.sharedSink.rules()
 	go func() { b.stopped <- b.lane.run(b.work, b.deliver) }()
 	go func() {
 		for o := range b.outcomes {
@@ -334,7 +337,7 @@ func TestLaneWaitsForTheRecorder(t *testing.T) {
 		b.mu.Lock()
 		b.held = false
 		b.mu.Unlock()
-		b.recorded <- 8
+		b.recorder.recorded <- 8
 		time.Sleep(time.Second)
 		b.stop()
 		if got := len(b.rows); got != 50 {

@@ -20,7 +20,7 @@ func TestLaneOneTry(t *testing.T) {
 				"a1": fmt.Errorf("dial: %w", sinks.ErrUnavailable), "b1": errRefused, "c1": fmt.Errorf("too large: %w", sinks.ErrPermanent),
 			})
 		})
-		b.oneTry = true
+		b.policy = discardFailed
 		b.run()
 		b.arrive("a1", "b1", "c1", "a2")
 		time.Sleep(time.Millisecond)
@@ -38,16 +38,16 @@ func TestDiscardedIsRecordedFirst(t *testing.T) {
 		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
 			return fail(batch, map[string]error{"a1": errRefused})
 		})
-		b.oneTry, b.held = true, true
+		b.policy, b.held = discardFailed, true
 		b.run()
-		b.recorded <- 0
+		b.recorder.recorded <- 0
 		b.arrive("a1", "a2")
 		time.Sleep(10 * time.Second)
 		check(t, "calls before it is recorded", b.gotCalls(), "[a1 a2]@0s ")
 		b.mu.Lock()
 		b.held = false
 		b.mu.Unlock()
-		b.recorded <- 1
+		b.recorder.recorded <- 1
 		time.Sleep(10 * time.Second)
 		check(t, "calls", b.gotCalls(), "[a1 a2]@0s [a2]@10s ")
 		b.stop()

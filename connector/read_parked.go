@@ -34,7 +34,7 @@ type readResult struct {
 
 // readParked reads once, and makes deliveries of the rows.
 func (l *lane) readParked(ctx context.Context, q ledger.ParkedQuery) readResult {
-	rows, err := l.parked.Read(ctx, q)
+	rows, err := l.source.parked.Read(ctx, q)
 	res := readResult{found: rows, err: err}
 	for i := range rows.Fresh {
 		res.fresh = append(res.fresh, l.deliveryOf(&rows.Fresh[i]))
@@ -54,9 +54,9 @@ func (l *lane) deliveryOf(row *ledger.ParkedDelivery) *delivery {
 	d := &delivery{
 		Message: sinks.Message{Event: event, LSN: row.Position.LSN, Index: row.Position.Index, CommitTime: committed},
 		hash:    row.AggregateHash, attempts: row.Attempts, tries: row.Tries, triedAt: row.TriedAt, row: true,
-		repeats: mayRepeat(row.Position, l.seenBefore),
+		repeats: mayRepeat(row.Position, l.source.seenBefore),
 	}
-	d.Topic, d.Key = l.address(event)
+	d.Topic, d.Key = l.source.address(event)
 	return d
 }
 

@@ -75,7 +75,7 @@ func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error
 	lasting := c.sinks[sc.Name]
 	lasting.state.begin(c.cfg.Delivery.Lanes)
 	shared := &sharedSink{
-		sink: sink, name: sc.Name, id: id, origin: origin, oneTry: sc.OneTry, delivery: c.cfg.Delivery,
+		sink: sink, name: sc.Name, id: id, origin: origin, policy: c.cfg.Delivery.policyFor(sc), delivery: c.cfg.Delivery,
 		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
 		duration: c.cfg.Metrics.EventDuration.WithLabelValues(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 	}
@@ -92,7 +92,7 @@ func (s *session) makeLanes(shared *sharedSink, rows rowSource) {
 	for i := range lanes {
 		rows.parked = s.c.db.parkedRows(shared.id, i, n)
 		lanes[i] = newLane(shared, i, rows, s.outcomes)
-		lanes[i].maxHeld = s.c.maxHeld
+		lanes[i].rules.maxHeld = s.c.maxHeld
 	}
 	s.bySink[shared.id] = lanes
 	s.lanes = append(s.lanes, lanes...)

@@ -80,7 +80,7 @@ func (s *slowRule) blocks() int32 {
 	head := s.tracker.Head() + 1
 	for id, lanes := range s.lanes {
 		for _, l := range lanes {
-			if l.oldest.Load() == head {
+			if l.shown.oldest.Load() == head {
 				return id
 			}
 		}
@@ -93,7 +93,7 @@ func (s *slowRule) anotherIdle(than int32) bool {
 	for id, lanes := range s.lanes {
 		idle := id != than
 		for _, l := range lanes {
-			idle = idle && l.idle.Load()
+			idle = idle && l.shown.idle.Load()
 		}
 		if idle {
 			return true

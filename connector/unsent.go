@@ -46,7 +46,7 @@ const leaveTimeout = 2 * time.Second
 // after the lanes have ended and their outcomes are recorded. An earlier session may have sent what committed before
 // seenBefore.
 func leavesNothing(lanes []*lane, t *checkpoint.Tracker, seenBefore pglogrepl.LSN) bool {
-	return t.Confirmed() >= seenBefore && !slices.ContainsFunc(lanes, func(l *lane) bool { return len(l.inHand) > 0 })
+	return t.Confirmed() >= seenBefore && !slices.ContainsFunc(lanes, func(l *lane) bool { return len(l.hand.list) > 0 })
 }
 
 // leave writes into the checkpoint that the session has ended clean, if it has: everything that was sent is in the ledger. If that

@@ -143,7 +143,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 			w.budgets = append(w.budgets, newBudget(name, logger, func(bool) {}))
 		}
 		t := &sharedSink{
-			sink: &worldClient{w.sinks[i], s}, name: name, id: id, oneTry: w.sinks[i].oneTry, delivery: delivery, breaker: w.breakers[i], budget: w.budgets[i], paused: w.paused[i],
+			sink: &worldClient{w.sinks[i], s}, name: name, id: id, policy: delivery.policyFor(Sink{OneTry: w.sinks[i].oneTry}), delivery: delivery, breaker: w.breakers[i], budget: w.budgets[i], paused: w.paused[i],
 			state: state, duration: metrics.EventDuration.WithLabelValues(name), fast: func() bool { return c.fast }, logger: logger,
 		}
 		for n := range w.lanes[i] {
@@ -151,7 +151,7 @@ func (s *worldSession) build(conn *worldConn, from ledger.Start, start pglogrepl
 			table.limit = c.readLimit
 			table.large = func(r *memRow) bool { return w.random("large", r.id).chance(c.large) }
 			l := newLane(t, n, rowSource{parked: table, address: ofTestEvent, seenBefore: s.seenBefore}, s.outcomes)
-			l.maxHeld = c.maxHeld
+			l.rules.maxHeld = c.maxHeld
 			s.bySink[id] = append(s.bySink[id], l)
 			byProcessor[id] = append(byProcessor[id], &laneInput{lane: l.in, processor: id})
 		}
@@ -336,7 +336,7 @@ func (s *worldSession) watch(ctx context.Context) {
 // live reports whether all lanes of a sink are live and have nothing to do.
 func (s *worldSession) live(sink int) bool {
 	for _, l := range s.bySink[processor(sink)] {
-		if !l.idle.Load() {
+		if !l.shown.idle.Load() {
 			return false
 		}
 	}

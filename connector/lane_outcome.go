@@ -1,0 +1,324 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+const (
+	// awayPace is the longest wait before a destination that is away is asked again in place. One request every 10 s costs
+	// little. Without it everything would wait minutes for a destination that has recovered.
+	awayPace = 10 * time.Second
+	// topicPace is the longest wait before a message is tried again whose topic alone is away. Nothing else waits for it, and
+	// nothing but a try says that the topic is back.
+	topicPace = sinks.LongestAway
+)
+
+// failurePolicy says what becomes of a message that was not accepted and is not dead.
+type failurePolicy uint8
+
+const (
+	parkFailed    failurePolicy = iota // it is parked until it is due again
+	retryInPlace                       // the lane keeps it and tries it again: park_after: never
+	discardFailed                      // it is discarded: the sink is tried once
+)
+
+// answerClass is what a sink's error says, as the contract of sinks.Sink defines it.
+type answerClass uint8
+
+const (
+	accepted answerClass = iota
+	refused
+	permanentlyRefused
+	topicAway
+	away
+	notAttempted
+)
+
+func classOf(err error) answerClass {
+	switch {
+	case err == nil:
+		return accepted
+	case errors.Is(err, sinks.ErrNotAttempted):
+		return notAttempted
+	case errors.Is(err, sinks.ErrUnavailable):
+		return away
+	case errors.Is(err, sinks.ErrTopicUnavailable):
+		return topicAway
+	case errors.Is(err, sinks.ErrPermanent):
+		return permanentlyRefused
+	}
+	return refused
+}
+
+// survey counts what the answers to one Deliver say of the destination.
+func survey(messages []*delivery, errs []error) verdict {
+	var v verdict
+	for i, d := range messages {
+		class := classOf(errs[i])
+		v.news = v.news || d.tries == 0 && class != notAttempted
+		switch class {
+		case accepted:
+			v.accepted++
+		case away:
+			v.away++
+		case refused, permanentlyRefused, topicAway:
+			v.answered++
+		case notAttempted:
+		}
+	}
+	return v
+}
+
+// fate is what becomes of a message that was tried and not accepted.
+type fate uint8
+
+const (
+	fateParked fate = iota // tried again later, from the table
+	fateKept               // tried again later, in place
+	fateDead
+	fateDiscarded
+)
+
+// failure is what decides a message's fate, beside the policy and the death budget.
+type failure struct {
+	class    answerClass
+	attempts int  // tries before this one that were refused
+	retries  int  // how many retries the message has after its first attempt
+	tooOld   bool // it has been tried for longer than give_up_after, and the destination is not away
+	row      bool // it has a row in outbox_parked
+}
+
+// refused reports whether the failure is the message's own. An outage is no fault of a message, and uses no attempt.
+func (f failure) refused() bool { return f.class == refused || f.class == permanentlyRefused }
+
+// fateOf returns the fate of a message, and whether this failure uses an attempt. mayDie takes one death out of the sink's budget. A
+// message that should die and may not is parked, also in place: its lane would stand still, and no acceptance could ever come.
+func (p failurePolicy) fateOf(f failure, mayDie func() bool) (fate fate, usesAttempt bool) {
+	switch {
+	case p == discardFailed:
+		return fateDiscarded, f.refused()
+	case f.class == permanentlyRefused, f.class == refused && f.attempts >= f.retries, f.tooOld:
+		if mayDie() {
+			return fateDead, f.refused()
+		}
+		return fateParked, false
+	case p == retryInPlace && !f.row:
+		return fateKept, f.refused()
+	}
+	return fateParked, f.refused()
+}
+
+// finish evaluates what a Deliver has answered, and gives the outcomes to the recorder.
+func (l *lane) finish(work, deliver context.Context, res result) error {
+	r := l.running
+	l.running = nil
+	clear(l.buffer) // both arrays live on; the events must not
+	defer clear(r.messages)
+	if res.errs != nil && len(res.errs) != len(r.messages) {
+		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
+	}
+	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load()}
+	if res.errs == nil {
+		f.verdict.accepted = len(r.messages)
+	} else {
+		f.verdict = survey(r.messages, res.errs)
+	}
+	f.verdict.ended, f.verdict.probe = deliver.Err() != nil, r.probe
+	for i, d := range r.messages {
+		var err error
+		if res.errs != nil {
+			err = res.errs[i]
+		}
+		f.message(d, err)
+	}
+	l.breaker.judge(f.verdict)
+	return f.end(work)
+}
+
+// finishing evaluates the results of one Deliver, message by message.
+type finishing struct {
+	lane    *lane
+	result  result
+	verdict verdict
+	closed  bool // the breaker was closed when the answers came
+	rows    []checkpoint.Outcome
+	hand    []*delivery   // tried again in place
+	pause   time.Duration // how long hand waits before that
+	putOff  time.Duration // the earliest time that a message was put off for; 0: none was
+	cause   error         // the last failure
+	died    bool          // a message died in place, or was discarded
+	counts  monitoring.Counts
+}
+
+// end gives the outcomes to the recorder, and what is tried again in place back to the lane.
+func (f *finishing) end(work context.Context) error {
+	l := f.lane
+	if len(f.hand) > 0 {
+		l.hand.list = append(f.hand, l.hand.list...)
+	}
+	l.hand.one = l.policy != parkFailed && f.verdict.accepted == 0 && classOf(f.cause) == away
+	if f.pause == 0 {
+		f.pause = f.putOff // nothing else was tried in vain
+	}
+	l.hand.at = time.Time{} // without a pause, what stood behind a dead letter goes on at once
+	if f.pause > 0 {
+		l.hand.at = f.result.completed.Add(f.pause)
+	}
+	f.counts.Delivered = int64(f.verdict.accepted)
+	l.state.answered(answer{lane: l.number, counts: f.counts, cause: f.cause, ended: f.verdict.ended})
+	if len(f.rows) == 0 {
+		return nil
+	}
+	err := l.give(work, checkpoint.Outcomes{Rows: f.rows, Urgent: l.mode.catchesUp() && len(l.rows) == 0})
+	r := &l.recorder
+	r.outcomes = r.given
+	if f.died {
+		r.died = r.given
+	}
+	r.unrecorded = append(r.unrecorded, unrecorded{r.given, len(f.rows)})
+	return err
+}
+
+func (f *finishing) message(d *delivery, err error) {
+	l := f.lane
+	class := classOf(err)
+	switch {
+	case d.discarded:
+		return
+	case class == notAttempted:
+		f.notAttempted(d, err)
+		return
+	}
+	d.tries++
+	if d.triedAt.IsZero() {
+		d.triedAt = f.result.started
+	}
+	if class == accepted {
+		l.budget.accepted()
+		l.duration.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
+		f.record(d, checkpoint.Delivered, nil)
+		return
+	}
+	f.cause = err
+	what := failure{class: class, attempts: d.attempts, retries: l.delivery.MaxRetries, tooOld: f.tooOld(d), row: d.row}
+	if d.Event.MaxRetries != nil {
+		what.retries = *d.Event.MaxRetries
+	}
+	fate, usesAttempt := l.policy.fateOf(what, l.budget.mayDie)
+	if usesAttempt {
+		d.attempts++
+	}
+	switch fate {
+	case fateDiscarded:
+		f.died = true
+		f.counts.Discarded++
+		f.record(d, checkpoint.Discarded, err)
+	case fateDead:
+		f.dead(d, err)
+	case fateKept:
+		f.counts.Failed++
+		f.add(d.triedInPlace(l.id, checkpoint.Failed), err)
+		f.hand = append(f.hand, d)
+		f.pause = max(f.pause, f.delay(d, class, err))
+	case fateParked:
+		f.counts.Failed++
+		o := f.record(d, checkpoint.Failed, err)
+		o.Parked.NextAttempt = f.result.completed.Add(f.delay(d, class, err))
+		l.held.untilDue(d.hash, o.Parked.NextAttempt)
+	}
+}
+
+func (f *finishing) tooOld(d *delivery) bool {
+	limit := f.lane.delivery.GiveUpAfter
+	return limit > 0 && f.closed && !f.verdict.ended && f.result.completed.Sub(d.triedAt) > limit
+}
+
+// dead makes a dead letter. In place, and unless on_dead_letter is block, what stands behind it goes on; else it is held until the
+// table was read again.
+func (f *finishing) dead(d *delivery, err error) {
+	l := f.lane
+	f.counts.Dead++
+	l.logger.Error("dead letter", "sink", l.name, "lane", l.number, "event_id", d.Event.ID,
+		"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
+	holds := l.policy == parkFailed || d.row || l.delivery.DeadBlocks
+	o := f.record(d, checkpoint.Dead, err)
+	o.Parked.Blocks = l.delivery.DeadBlocks
+	if holds {
+		l.held.untilRead(d.hash, f.result.completed)
+	} else {
+		f.died = true
+	}
+}
+
+// notAttempted handles a message that the sink has not begun. It is no try. If the sink says for how long, because the message's topic is
+// known to be away or the destination has asked for a pause, the message is due after that. If the sink had no time left, the message is
+// due at once and does not stay fresh: messages that are never answered, and fill each batch, would otherwise keep out for good those that
+// stand behind them.
+func (f *finishing) notAttempted(d *delivery, err error) {
+	l := f.lane
+	held, wait := l.held.has(d.hash), sinks.RetryAfter(err)
+	switch {
+	case l.policy != parkFailed && !d.row:
+		f.hand = append(f.hand, d)
+		if wait > 0 && (f.putOff == 0 || wait < f.putOff) {
+			f.putOff = wait
+		}
+		return
+	case held: // an earlier message of its aggregate was not accepted
+		if !d.row {
+			f.record(d, checkpoint.Parked, nil)
+		}
+		return
+	case wait == 0 && d.due: // its row stays in the table, at its place
+	default:
+		f.record(d, checkpoint.Parked, err).Parked.NextAttempt = f.result.completed.Add(wait)
+	}
+	if wait > 0 {
+		l.held.untilDue(d.hash, f.result.completed.Add(wait))
+	} else {
+		l.held.untilRead(d.hash, f.result.completed)
+	}
+}
+
+// record adds the outcome of a delivery that the lane has done with, or parks. The pointer is valid until the next outcome is added.
+func (f *finishing) record(d *delivery, status checkpoint.Status, err error) *checkpoint.Outcome {
+	o := d.outcome(f.lane.id, status)
+	if o.Row == checkpoint.RowInsert {
+		f.lane.table.floor.parked(d.position())
+	}
+	return f.add(o, err)
+}
+
+func (f *finishing) add(o checkpoint.Outcome, err error) *checkpoint.Outcome {
+	o.StartedAt, o.CompletedAt = f.result.started, f.result.completed
+	if err != nil {
+		o.Error = storedText(err)
+	}
+	f.rows = append(f.rows, o)
+	return &f.rows[len(f.rows)-1]
+}
+
+// delay is how long to wait before the next try of a message.
+func (f *finishing) delay(d *delivery, class answerClass, err error) time.Duration {
+	l := f.lane
+	wait := l.delivery.Retry.delay(d.tries)
+	if after := sinks.RetryAfter(err); after > 0 { // the destination knows best
+		wait = min(after, l.delivery.Retry.Max)
+	} else if class == topicAway {
+		wait = min(wait, topicPace)
+	}
+	if l.policy == retryInPlace && !d.row && class == away && f.verdict.accepted == 0 {
+		wait = min(wait, awayPace)
+	}
+	if f.verdict.probe && f.verdict.answered == 0 {
+		wait = max(wait, 2*l.breaker.cfg.ResetTimeout) // the next probe is a message of another aggregate
+	}
+	return wait
+}

@@ -1,0 +1,104 @@
+package connector
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+)
+
+// parkPortion is the most parked deliveries that are given to the recorder together.
+const parkPortion = 1000
+
+// recorderSide is a lane's side of the recorder: what the lane has given to it, and how far that is committed. The numbers are those of
+// checkpoint.Outcomes.Seq.
+type recorderSide struct {
+	out        chan<- checkpoint.Outcomes
+	recorded   chan uint64          // everything up to this Seq is committed
+	parks      []checkpoint.Outcome // what was parked or discarded in this step, to be given at its end
+	given      uint64               // the last outcomes that the recorder was given
+	committed  uint64               // the last outcomes that are committed
+	outcomes   uint64               // the last outcomes of a Deliver
+	died       uint64               // the last outcomes in which something died in place, or was discarded
+	hurried    uint64               // the highest Seq for which the recorder was told that the lane waits
+	unrecorded []unrecorded         // outcomes of Deliver calls that are not committed
+}
+
+func (r *recorderSide) unrecordedRows() int {
+	n := 0
+	for _, u := range r.unrecorded {
+		n += u.rows
+	}
+	return n
+}
+
+// parkUntried puts a delivery into outbox_parked, untried.
+func (l *lane) parkUntried(d *delivery) {
+	l.recorder.parks = append(l.recorder.parks, d.outcome(l.id, checkpoint.Parked))
+	l.table.floor.parked(d.position())
+}
+
+// discard gives up a delivery of a sink that is tried once, because the sink is not asked or not waited for now.
+func (l *lane) discard(d *delivery) {
+	o := d.outcome(l.id, checkpoint.Discarded)
+	o.StartedAt = time.Now()
+	o.CompletedAt, o.Error = o.StartedAt, "the sink is away, slow or paused"
+	d.discarded = true
+	l.recorder.parks = append(l.recorder.parks, o)
+	l.state.discarded()
+}
+
+// giveParks gives the recorder what this step has parked, in portions: if a whole window is parked at once, that is a lot of memory.
+func (l *lane) giveParks(work context.Context) error {
+	if len(l.recorder.parks) == 0 {
+		return nil
+	}
+	for portion := range slices.Chunk(l.recorder.parks, parkPortion) {
+		if err := l.give(work, checkpoint.Outcomes{Rows: portion}); err != nil {
+			return err
+		}
+	}
+	if l.policy == discardFailed {
+		l.recorder.died = l.recorder.given
+	}
+	l.recorder.parks = nil
+	return nil
+}
+
+// give hands outcomes, of which there is at least one, to the recorder. From then on they are the recorder's.
+func (l *lane) give(work context.Context, o checkpoint.Outcomes) error {
+	r := &l.recorder
+	r.given++
+	l.table.floor.gave(r.given)
+	o.Seq, o.Recorded = r.given, r.recorded
+	select {
+	case r.out <- o:
+		return nil
+	case <-work.Done():
+		return context.Cause(work)
+	}
+}
+
+// onRecorded notes that everything up to seq is committed.
+func (l *lane) onRecorded(seq uint64) {
+	r := &l.recorder
+	r.committed = seq
+	l.table.floor.recorded(seq)
+	for len(r.unrecorded) > 0 && r.unrecorded[0].seq <= seq {
+		r.unrecorded = r.unrecorded[1:]
+	}
+}
+
+// hurry tells the recorder, once for each seq, that this lane waits until what it has given is committed.
+func (l *lane) hurry(seq uint64) {
+	r := &l.recorder
+	if r.hurried >= seq {
+		return
+	}
+	r.hurried = seq
+	select {
+	case r.out <- checkpoint.Outcomes{Urgent: true}:
+	default: // its channel is full, so it is not waiting for more outcomes
+	}
+}
