@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
@@ -15,9 +16,15 @@ import (
 
 // Publisher publishes one event at a time.
 //
-// Publish returns nil when the destination has durably accepted the event. An error uses up a retry, unless it wraps
-// sinks.ErrUnavailable (the destination is away) or sinks.ErrPermanent (the event will never be accepted). Errors are
-// logged and kept in the ledger, so they must not contain a payload or a credential. Publish should return soon after
+// Publish returns nil when the destination has durably accepted the event. An error uses up a retry, unless it wraps one of these:
+//
+//   - sinks.ErrUnavailable: the destination is away. Enough of these in a row open the breaker.
+//   - sinks.ErrTopicUnavailable: the destination answers, but the topic, queue or URL to which this event goes is away. The breaker
+//     does not count it. It is for a Publisher whose events go to several of them. sinks.Away remembers those that are away; of them
+//     Publish may return sinks.PutOff without asking.
+//   - sinks.ErrPermanent: the event will never be accepted.
+//
+// Errors are logged and kept in the ledger, so they must not contain a payload or a credential. Publish should return soon after
 // ctx has ended.
 //
 // Several lanes call Publish at the same time, but never two for the same aggregate. The events of an aggregate come in
@@ -42,22 +49,16 @@ func New(to Publisher) *Sink { return &Sink{to: to, running: map[sinks.Aggregate
 // has ended. Until that has returned, further messages of its aggregate fail with ErrUnavailable, because they must not
 // overtake it.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
-	errs := make([]error, len(batch))
-	failed := map[sinks.Aggregate]bool{}
+	var b sinks.Batch
+	b.Begin(batch)
 	for i := range batch {
-		a := batch[i].Aggregate()
-		if failed[a] {
-			errs[i] = sinks.ErrNotAttempted
-			continue
-		}
-		if errs[i] = s.one(ctx, a, &batch[i]); errs[i] != nil {
-			failed[a] = true
+		if b.Blocked(i) {
+			b.Fail(i, sinks.ErrNotAttempted)
+		} else if err := s.one(ctx, batch[i].Aggregate(), &batch[i]); err != nil {
+			b.Fail(i, err)
 		}
 	}
-	if len(failed) == 0 {
-		return nil
-	}
-	return errs
+	return b.Errors()
 }
 
 func (s *Sink) one(ctx context.Context, a sinks.Aggregate, m *sinks.Message) error {
@@ -111,8 +112,8 @@ func (s *Sink) publish(ctx context.Context, entry *outbox.OutboxEntry) (err erro
 	return nil
 }
 
-// publishError is an error of a Publisher. It belongs to at most one class, whatever it wraps. A Publisher cannot return
-// sinks.ErrNotAttempted.
+// publishError is an error of a Publisher. It belongs to at most one class, whatever it wraps. A Publisher can return
+// sinks.ErrNotAttempted only with a time: the order of events is no business of its.
 type publishError struct {
 	name string
 	err  error
@@ -120,15 +121,25 @@ type publishError struct {
 
 func (e publishError) Error() string { return e.name + ": " + e.err.Error() }
 
-// Is reports whether the error belongs to the class target: ErrPermanent prevails over ErrUnavailable.
+// classes are the classes of errors. If an error wraps several, it belongs to the first of them.
+var classes = []error{sinks.ErrPermanent, sinks.ErrNotAttempted, sinks.ErrTopicUnavailable, sinks.ErrUnavailable}
+
+// Is reports whether the error belongs to the class target, or wraps target if that is no class.
 func (e publishError) Is(target error) bool {
-	switch target {
-	case sinks.ErrNotAttempted:
-		return false
-	case sinks.ErrUnavailable:
-		return errors.Is(e.err, target) && !errors.Is(e.err, sinks.ErrPermanent)
+	if !slices.Contains(classes, target) {
+		return errors.Is(e.err, target)
 	}
-	return errors.Is(e.err, target)
+	return target == e.class()
+}
+
+// class returns the class of the error, or nil if that is an ordinary refusal.
+func (e publishError) class() error {
+	for _, class := range classes {
+		if errors.Is(e.err, class) && (class != sinks.ErrNotAttempted || sinks.RetryAfter(e.err) > 0) { //nolint:errorlint // it is the class itself
+			return class
+		}
+	}
+	return nil
 }
 
 // As finds an error within the one that the Publisher has returned.

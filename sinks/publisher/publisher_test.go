@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,18 +65,34 @@ func (c *custom) received() []sinktest.Received {
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	sinktest.Run(t, func(testing.TB) *sinktest.Harness {
+		var topics sinks.Away[string]
+		var isBack atomic.Bool
 		c := &custom{answers: func(_ context.Context, e *outbox.OutboxEntry) error {
 			switch e.EventType {
 			case "refuse":
 				return errors.New("500")
 			case "never":
 				return sinks.ErrPermanent
+			case "other queue":
+				now := time.Now()
+				if wait := topics.Wait(e.EventType, now); wait > 0 {
+					return sinks.PutOff(wait)
+				}
+				if !isBack.Load() {
+					topics.Found(e.EventType, now)
+					return fmt.Errorf("no such queue: %w", sinks.ErrTopicUnavailable)
+				}
+				topics.Answered(e.EventType)
 			}
 			return nil
 		}}
 		return &sinktest.Harness{
 			Sink: New(c), Received: c.received, Topic: "none",
 			Refuse: func(m *sinks.Message) { m.Event.EventType = "refuse" }, Permanent: func(m *sinks.Message) { m.Event.EventType = "never" },
+			TopicAway: func(m *sinks.Message) func() {
+				m.Topic, m.Event.EventType = "other", "other queue"
+				return func() { isBack.Store(true) }
+			},
 		}
 	})
 }
@@ -147,8 +165,8 @@ func TestGoexitIsARefusal(t *testing.T) {
 	}
 }
 
-// An error of a Publisher belongs to one class, whatever it wraps, and never to sinks.ErrNotAttempted. Such a message would
-// be tried again for ever, without a row in the ledger.
+// An error of a Publisher belongs to one class, whatever it wraps. Without a time, it never belongs to sinks.ErrNotAttempted. Such a
+// message would be tried again for ever, without a row in the ledger.
 func TestErrorsAreOfOneClass(t *testing.T) {
 	t.Parallel()
 	special := &net.DNSError{Err: "special"}
@@ -160,16 +178,23 @@ func TestErrorsAreOfOneClass(t *testing.T) {
 		{sinks.ErrNotAttempted, nil},
 		{errors.Join(special, sinks.ErrNotAttempted, sinks.ErrUnavailable), sinks.ErrUnavailable},
 		{errors.Join(sinks.ErrUnavailable, sinks.ErrPermanent), sinks.ErrPermanent},
+		{errors.Join(sinks.ErrUnavailable, sinks.ErrTopicUnavailable), sinks.ErrTopicUnavailable},
+		{errors.Join(sinks.ErrTopicUnavailable, sinks.ErrPermanent), sinks.ErrPermanent},
+		{errors.Join(special, sinks.ErrTopicUnavailable, sinks.PutOff(time.Second)), sinks.ErrNotAttempted},
+		{sinks.After(time.Second, special), nil},
 	} {
 		s := New(&custom{answers: func(context.Context, *outbox.OutboxEntry) error { return test.err }})
 		errs := s.Deliver(t.Context(), []sinks.Message{message("a", "a1")})
 		if len(errs) != 1 || errs[0] == nil {
 			t.Fatalf("%v: %v", test.err, errs)
 		}
-		for _, class := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
+		for _, class := range classes {
 			if errors.Is(errs[0], class) != errors.Is(test.want, class) {
 				t.Errorf("%v: %v", test.err, errs[0])
 			}
+		}
+		if got, want := sinks.RetryAfter(errs[0]), sinks.RetryAfter(test.err); got != want {
+			t.Errorf("%v: after %s, want %s", test.err, got, want)
 		}
 		var dns *net.DNSError
 		if errors.As(test.err, &dns) && !errors.As(errs[0], &dns) {

@@ -35,15 +35,20 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	if len(batch) == 0 {
 		return nil
 	}
+	var b sinks.Batch
+	b.Begin(batch)
 	if s.stalled() {
-		return unavailable(batch, fmt.Errorf("%w: nobody reads the output", sinks.ErrUnavailable))
+		for i := range batch {
+			b.Fail(i, fmt.Errorf("%w: nobody reads the output", sinks.ErrUnavailable))
+		}
+		return b.Errors()
 	}
 	var lines bytes.Buffer
 	enc := json.NewEncoder(&lines)
 	enc.SetEscapeHTML(false)
 	for i := range batch {
 		if err := enc.Encode(newLine(&batch[i])); err != nil { // cannot happen: a line holds strings, numbers and checked JSON
-			return unavailable(batch, fmt.Errorf("%w: encode: %w", sinks.ErrUnavailable, err))
+			return lose(&b, fmt.Errorf("%w: encode: %w", sinks.ErrUnavailable, err))
 		}
 	}
 	// A Write to a pipe cannot be cancelled, so it runs on a goroutine of its own, which Deliver leaves when ctx ends.
@@ -52,11 +57,11 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	select {
 	case err := <-written:
 		if err != nil {
-			return unavailable(batch, fmt.Errorf("%w: write: %w", sinks.ErrUnavailable, err))
+			return lose(&b, fmt.Errorf("%w: write: %w", sinks.ErrUnavailable, err))
 		}
 		return nil
 	case <-ctx.Done():
-		return unavailable(batch, fmt.Errorf("%w: write: %w", sinks.ErrUnavailable, context.Cause(ctx)))
+		return lose(&b, fmt.Errorf("%w: write: %w", sinks.ErrUnavailable, context.Cause(ctx)))
 	}
 }
 
@@ -90,12 +95,12 @@ func (s *Sink) stalled() bool {
 // Close does nothing: the writer belongs to the caller.
 func (s *Sink) Close() error { return nil }
 
-func unavailable(batch []sinks.Message, err error) []error {
-	errs := make([]error, len(batch))
-	for i := range errs {
-		errs[i] = err
+// lose says of all messages that a part of them may have been printed.
+func lose(b *sinks.Batch, err error) []error {
+	for i := range b.Messages {
+		b.Lose(i, err)
 	}
-	return errs
+	return b.Errors()
 }
 
 // line is what is printed of a message. It uses the names of the columns of event_outbox, and leaves out a column that is NULL.
