@@ -200,7 +200,7 @@ func (b sinkBuilder) buildSink(sc config.Sink) (connector.Sink, []config.Mistake
 		s.Open, wrong = b.redisSink(sc.Redis)
 	case config.SinkWebhook:
 		description["url"], description["body"] = sc.Webhook.URL.String(), sc.Webhook.Body
-		s.Open, wrong = b.webhookSink(sc.Webhook)
+		s.Open, wrong = b.webhookSink(sc)
 	case config.SinkEventBus:
 		description["url"] = sc.EventBus.URL.String()
 		s.Open, wrong = b.eventBusSink(sc)
@@ -246,11 +246,12 @@ func (b sinkBuilder) redisSink(r *config.Redis) (opener, []config.Mistake) {
 	return func() (sinks.Sink, error) { return redisstream.New(c) }, mistakes
 }
 
-func (b sinkBuilder) webhookSink(w *config.Webhook) (opener, []config.Mistake) {
+func (b sinkBuilder) webhookSink(sc config.Sink) (opener, []config.Mistake) {
+	w := sc.Webhook
 	t, mistakes := tlsConfig(w.TLS)
 	c := webhook.Config{
 		URL: string(w.URL), Headers: map[string]string{}, Body: w.Body, Source: cmp.Or(w.Source, b.source), AllowHosts: w.AllowHosts,
-		TLS: t, Connections: w.Connections, Rate: float64(w.Rate), MaxRetryAfter: w.MaxRetryAfter,
+		TLS: t, Connections: w.Connections, Rate: float64(w.Rate), MaxRetryAfter: w.MaxRetryAfter, Topics: topicsOf(b.cfg, sc),
 	}
 	for _, s := range w.Secrets {
 		c.Secrets = append(c.Secrets, string(s))

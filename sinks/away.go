@@ -28,6 +28,7 @@ type Away[K comparable] struct {
 type awayTopic struct {
 	until time.Time     // not asked before
 	wait  time.Duration // for how long it was not asked the last time
+	asked time.Time     // when the message was sent that asks, and was not answered yet (Ask); zero if there is none
 }
 
 // Found notes that a topic was found away at this time. Several lanes may find out at the same time; that counts once.
@@ -36,7 +37,7 @@ func (a *Away[K]) Found(topic K, now time.Time) {
 	defer a.mu.Unlock()
 	t, known := a.topics[topic]
 	switch {
-	case known && now.Before(t.until):
+	case known && now.Before(t.until) && t.asked.IsZero():
 		return
 	case !known && len(a.topics) >= maxAway:
 		a.forget(now)
@@ -80,7 +81,37 @@ func (a *Away[K]) Wait(topic K, now time.Time) time.Duration {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return max(0, a.topics[topic].until.Sub(now))
+	return a.topics[topic].left(now)
+}
+
+// left returns for how long the topic must not be asked.
+func (t awayTopic) left(now time.Time) time.Duration {
+	if !now.Before(t.until) {
+		return 0
+	}
+	if t.asked.IsZero() {
+		return t.until.Sub(now)
+	}
+	// The longer there is no answer, the less likely one comes soon. Most come at once.
+	return min(max(now.Sub(t.asked), firstAway), LongestAway)
+}
+
+// Ask is Wait for a sink that sends each message by itself. If it returns 0, the caller sends its message, and then calls Found or
+// Answered. Of a topic that was found away, one message is sent at a time: until it is answered, or until deadline, others
+// have to wait. So a topic that never answers takes up one connection.
+func (a *Away[K]) Ask(topic K, now, deadline time.Time) time.Duration {
+	if a.count.Load() == 0 {
+		return 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t, known := a.topics[topic]
+	left := t.left(now)
+	if known && left == 0 {
+		t.asked, t.until = now, deadline
+		a.topics[topic] = t
+	}
+	return left
 }
 
 // Known reports whether a topic was found away, and has neither accepted nor refused a message since then. If so, rested is for

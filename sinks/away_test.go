@@ -41,6 +41,42 @@ func TestAwayDoubles(t *testing.T) {
 	}
 }
 
+// TestAwayIsAskedByOne: of a topic that was found away, one message asks whether it is back, and others wait for what comes of it.
+func TestAwayIsAskedByOne(t *testing.T) {
+	t.Parallel()
+	var a Away[string]
+	now := time.Unix(0, 0)
+	deadline := func() time.Time { return now.Add(time.Minute) }
+	expect := func(when string, want time.Duration) {
+		t.Helper()
+		if wait := a.Ask("orders", now, deadline()); wait != want {
+			t.Errorf("%s: %s, want %s", when, wait, want)
+		}
+	}
+	expect("not known", 0)
+	expect("not known, another lane", 0)
+	a.Found("orders", now)
+	a.Found("orders", now)
+	expect("away", firstAway)
+	now = now.Add(firstAway)
+	expect("its time has come", 0)
+	expect("it is being asked", firstAway)
+	if wait := a.Wait("invoices", now) + a.Ask("invoices", now, deadline()); wait != 0 {
+		t.Errorf("another topic waits %s", wait)
+	}
+	now = now.Add(10 * time.Second)
+	expect("it is being asked for 10 s", 10*time.Second)
+	a.Found("orders", now)
+	expect("found away again", 2*firstAway)
+	now = now.Add(2 * firstAway)
+	expect("its time has come again", 0)
+	now = deadline()
+	expect("whoever asked has not said what came of it", 0)
+	a.Answered("orders")
+	expect("it is back", 0)
+	expect("it is back, another lane", 0)
+}
+
 func TestAwayIsBounded(t *testing.T) {
 	t.Parallel()
 	var a Away[int]

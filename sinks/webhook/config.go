@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // Config says where the receiver is and what it is sent. Only URL is required.
@@ -22,6 +24,8 @@ type Config struct {
 	// URL of the receiver. If the topic of a message is a URL, which comes from the template of a route, that is used
 	// instead. It must have the same scheme, host and port.
 	URL string
+	// Topics says whether topics, and so perhaps URLs, differ from message to message.
+	Topics sinks.Topics
 	// Secrets sign requests. Each request is signed with all of them: there are two while one is being replaced. A
 	// secret that begins with whsec_ is the base64 of 24 to 64 bytes, as in Standard Webhooks. Of any other secret the
 	// text itself is the key. Without secrets requests are not signed.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
@@ -33,17 +34,24 @@ func TestConformance(t *testing.T) {
 		tls    bool
 	}{
 		"raw":         {config: Config{Body: bodyRaw}},
-		"envelope":    {config: Config{Body: bodyEnvelope}},
+		"envelope":    {config: Config{Body: bodyEnvelope, Topics: sinks.SeveralTopics}},
 		"cloudevents": {config: Config{Body: bodyCloudEvents, Source: "/outbox/{aggregate_type}", Secrets: []string{standardSecret, "plain"}}},
 		"structured":  {config: Config{Body: bodyCloudEventsStructured, Source: "/outbox"}, tls: true},
 		"one connection": {
-			config: Config{Body: bodyCloudEvents, Source: "/outbox", Connections: 1},
+			config: Config{Body: bodyCloudEvents, Source: "/outbox", Connections: 1, Topics: sinks.SeveralTopics},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			sinktest.Run(t, func(t testing.TB) *sinktest.Harness {
-				rec := newReceiver(asAsked)
+				var back atomic.Bool // the URL that is missing
+				rec := newReceiver(func(w *answer, r *http.Request, g got) {
+					if r.URL.Path == "/missing" && !back.Load() {
+						http.Error(w, string(g.body), http.StatusNotFound)
+						return
+					}
+					asAsked(w, r, g)
+				})
 				config := c.config
 				if c.tls {
 					config.TLS = serveTLS(t, rec, nil)
@@ -70,6 +78,12 @@ func TestConformance(t *testing.T) {
 					},
 					Permanent: func(m *sinks.Message) { m.Event.Payload = askFor(http.StatusBadRequest) },
 					Refuse:    func(m *sinks.Message) { m.Event.Payload = askFor(http.StatusInternalServerError) },
+				}
+				if config.Topics == sinks.SeveralTopics {
+					h.TopicAway = func(m *sinks.Message) func() {
+						m.Topic = url + "/missing"
+						return func() { back.Store(true) }
+					}
 				}
 				return h
 			})

@@ -7,19 +7,18 @@
 // never answers from making the others wait: aggregates of which a message was accepted lately go first, and a Deliver
 // begins with only a share of the connections.
 //
-// Only the status of an answer counts. Its body is read so that the connection can be used again, but it is never
-// evaluated or quoted, because it may contain what was sent. Redirects are not followed.
+// Only the status of an answer counts; docs/sinks.md has the table. Redirects are not followed. The beginning of a refusal's
+// body goes with the error (sinks.WithAnswer), without the sink's secrets and the payload, and is never evaluated.
 //
-//   - 2xx: accepted.
-//   - 400, 413, 422: this message will never be accepted (sinks.ErrPermanent).
-//   - 401, 403, 404, 407, 410, 429, 502, 503, 504, and no answer at all: the destination is away (sinks.ErrUnavailable).
-//   - any other status, redirects included: refused this time.
+// Where topics name different URLs (Config.Topics), a URL that is missing or forbidden, or that does not answer while others
+// do, is away by itself (sinks.ErrTopicUnavailable). It is asked again at growing distances, by one message at a time.
 //
 // If a connection that was used before ends without an answer, net/http sends the request once more. Usually the
 // receiver has just closed the connection because it was idle. Otherwise the message may be accepted twice, with the
 // same id, by which receivers deduplicate.
 //
 // Files: config.go: the configuration. sink.go: what the lanes share. delivery.go: one call of Deliver. request.go: a
-// request and its signature. verdict.go: what an answer means. known.go: which aggregates go first. guard.go:
-// connections, and which addresses are refused. path.go: which paths routes may choose.
+// request and its signature. verdict.go: what an answer means. answer.go: what is kept of its body. urls.go: which
+// URLs are away. known.go: which aggregates go first. guard.go: connections, and which addresses are refused. path.go:
+// which paths routes may choose.
 package webhook

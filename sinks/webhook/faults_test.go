@@ -3,7 +3,6 @@ package webhook
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -25,12 +24,12 @@ func isOf(err, class error) bool {
 		return err == class //nolint:errorlint // both may be nil
 	}
 	is := errRefused
-	for _, c := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrNotAttempted} {
+	for _, c := range []error{sinks.ErrPermanent, sinks.ErrUnavailable, sinks.ErrTopicUnavailable, sinks.ErrNotAttempted} {
 		if errors.Is(err, c) {
 			is = c
 		}
 	}
-	return is == class //nolint:errorlint // it is one of these four
+	return is == class //nolint:errorlint // it is one of these five
 }
 
 func expectErrors(t *testing.T, errs []error, want ...error) {
@@ -43,136 +42,6 @@ func expectErrors(t *testing.T, errs []error, want ...error) {
 		if !isOf(errs[i], want[i]) {
 			t.Errorf("message %d: want %v, got %v", i, want[i], errs[i])
 		}
-	}
-}
-
-// TestStatuses checks the class of each status, and which other messages get it too. It uses one connection, so that it is
-// certain which messages come after the answer.
-func TestStatuses(t *testing.T) {
-	t.Parallel()
-	p, u, r := sinks.ErrPermanent, sinks.ErrUnavailable, errRefused
-	for status, class := range map[int]error{
-		200: nil, 201: nil, 202: nil, 204: nil, 299: nil,
-		301: r, 302: r, 304: r, 307: r, 308: r,
-		400: p, 413: p, 422: p,
-		401: u, 403: u, 404: u, 407: u, 410: u, 429: u, 502: u, 503: u, 504: u,
-		402: r, 405: r, 406: r, 408: r, 409: r, 411: r, 414: r, 415: r, 418: r, 425: r, 431: r, 451: r, 500: r, 501: r, 505: r, 511: r, 599: r, 999: r,
-	} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			t.Parallel()
-			elsewhere := startReceiver(t, nil)
-			rec := startReceiver(t, func(w *answer, r *http.Request, g got) {
-				if g.id() == "a/1" {
-					w.Header().Set("Location", elsewhere.URL+"/"+canary)
-					w.Header().Set("X-Echo", string(g.body))
-					w.WriteHeader(status)
-					if status != 204 && status != 304 {
-						_, _ = w.Write(g.body) // if it has gone, so has the test
-					}
-				}
-			})
-			s := newSink(t, Config{URL: rec.URL, Connections: 1})
-			errs := deliver(t, s, batchOf("a/1", "a/2", "b/1"))
-			switch status {
-			case 401, 403, 404, 407, 410, 429, 502, 503, 504:
-				expectErrors(t, errs, u, sinks.ErrNotAttempted, u)
-				if n := len(rec.requests()); n != 0 {
-					t.Errorf("%d requests after it", n)
-				}
-			default:
-				if class == nil {
-					expectErrors(t, errs)
-					break
-				}
-				expectErrors(t, errs, class, sinks.ErrNotAttempted, nil)
-			}
-			if class != nil && !strings.Contains(errs[0].Error(), fmt.Sprintf("status %d", status)) {
-				t.Errorf("the error does not tell the status: %v", errs[0])
-			}
-			if n := len(elsewhere.requests()); n != 0 {
-				t.Error("a redirect was followed")
-			}
-		})
-	}
-}
-
-// TestOnePathAway: if one path is missing, messages to others are delivered.
-func TestOnePathAway(t *testing.T) {
-	t.Parallel()
-	var missing atomic.Int32
-	rec := startReceiver(t, func(w *answer, r *http.Request, _ got) {
-		if r.URL.Path == "/missing" {
-			missing.Add(1)
-			w.WriteHeader(http.StatusNotFound)
-		}
-	})
-	s := newSink(t, Config{URL: rec.URL, Connections: 1})
-	batch := batchOf("a/1", "a/2", "b/1", "c/1", "c/2", "d/1")
-	for _, i := range []int{0, 1, 3, 4} {
-		batch[i].Topic = rec.URL + "/missing"
-	}
-	u, n := sinks.ErrUnavailable, sinks.ErrNotAttempted
-	expectErrors(t, deliver(t, s, batch), u, n, nil, u, n, nil)
-	if got := missing.Load(); got != 1 {
-		t.Errorf("it was asked %d times", got)
-	}
-}
-
-// TestRetryAfter: all lanes keep a pause that the receiver asks for, but not longer than configured.
-func TestRetryAfter(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		status int
-		header func() string
-		kept   bool
-	}{
-		"seconds":             {429, func() string { return "3600" }, true},
-		"more than there are": {503, func() string { return strings.Repeat("9", 30) }, true},
-		"date":                {503, func() string { return time.Now().Add(time.Hour).UTC().Format(http.TimeFormat) }, true},
-		"past date":           {503, func() string { return time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat) }, false},
-		"none":                {429, func() string { return "" }, false},
-		"zero":                {429, func() string { return "0" }, false},
-		"negative":            {429, func() string { return "-5" }, false},
-		"words":               {429, func() string { return canary }, false},
-		"of another status":   {500, func() string { return "3600" }, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			var asked atomic.Int32
-			rec := startReceiver(t, func(w *answer, _ *http.Request, _ got) {
-				if asked.Add(1) == 1 {
-					if text := c.header(); text != "" {
-						w.Header().Set("Retry-After", text)
-					}
-					w.WriteHeader(c.status)
-				}
-			})
-			s := newSink(t, Config{URL: rec.URL, MaxRetryAfter: time.Minute})
-			errs := deliver(t, s, batchOf("a/1"))
-			if len(errs) != 1 || errs[0] == nil {
-				t.Fatalf("got %v", errs)
-			}
-			if after := sinks.RetryAfter(errs[0]); (after > 0) != c.kept || after > time.Minute {
-				t.Errorf("the message is told to wait %s", after)
-			}
-			pause := s.pause.Load()
-			if (pause != nil) != c.kept {
-				t.Fatalf("pause %v", pause)
-			}
-			if !c.kept {
-				expectErrors(t, deliver(t, s, batchOf("a/1", "b/1")))
-				return
-			}
-			if until := time.Until(pause.until); until <= 0 || until > time.Minute {
-				t.Errorf("a pause of %s", until)
-			}
-			expectErrors(t, deliver(t, s, batchOf("a/1", "a/2", "b/1")), sinks.ErrUnavailable, sinks.ErrNotAttempted, sinks.ErrUnavailable)
-			if n := asked.Load(); n != 1 {
-				t.Errorf("%d requests during the pause", n-1)
-			}
-			pause.until = time.Now() // it is over
-			expectErrors(t, deliver(t, s, batchOf("a/1", "b/1")))
-		})
 	}
 }
 

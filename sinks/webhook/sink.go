@@ -3,7 +3,6 @@ package webhook
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -16,17 +15,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
-// maxAnswer is the most bytes that are read of the headers of an answer, and of its body. If an answer is longer, the
-// connection is closed.
-const maxAnswer = 64 << 10
-
-// maxAnswerTime is how long the body of an answer is read after its headers have arrived.
-const maxAnswerTime = time.Second
-
 // Sink posts to one receiver. The receiver need not be there when the Sink is made.
 type Sink struct {
 	settings
 	body        string
+	topics      sinks.Topics
+	secrets     []string // what must not come back with an answer, in all spellings; the longest first
 	cloudEvents format.CloudEvents
 	base        http.Request // the parts that all requests have in common
 	transport   *http.Transport
@@ -35,16 +29,12 @@ type Sink struct {
 	// slots holds as many slots as there may be requests under way. A worker that has taken one may send a request.
 	slots chan *slot
 	known known
+	urls  urls
 	// running counts the calls of Deliver that run now, and most is the highest value of it so far. So many share the
 	// connections.
 	running, most atomic.Int32
-	// pause is the last pause that the receiver has asked for.
-	pause atomic.Pointer[pause]
-}
-
-type pause struct {
-	until time.Time
-	err   error
+	// pause is until when the receiver has asked not to be sent anything.
+	pause atomic.Pointer[time.Time]
 }
 
 // New checks the configuration. Its error names each mistake. Only Deliver makes connections.
@@ -53,7 +43,7 @@ func New(c Config) (*Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sink{settings: checked, body: c.bodyName(), cloudEvents: format.CloudEvents{Source: c.Source}}
+	s := &Sink{settings: checked, body: c.bodyName(), topics: c.Topics, secrets: secretsOf(&c, &checked), cloudEvents: format.CloudEvents{Source: c.Source}}
 	if s.headers.Get("User-Agent") == "" {
 		s.headers.Set("User-Agent", "outbox-cdc")
 	}
@@ -93,11 +83,13 @@ func (s *Sink) Close() error {
 	return nil
 }
 
+var errPaused = fmt.Errorf("%w: the receiver has asked for a pause", sinks.ErrNotAttempted)
+
 // paused returns an error if no request may be sent now, because the receiver has asked for a pause.
 func (s *Sink) paused() error {
-	if p := s.pause.Load(); p != nil {
-		if wait := time.Until(p.until); wait > 0 {
-			return sinks.After(wait, p.err)
+	if until := s.pause.Load(); until != nil {
+		if wait := time.Until(*until); wait > 0 {
+			return sinks.After(wait, errPaused)
 		}
 	}
 	return nil
@@ -105,28 +97,24 @@ func (s *Sink) paused() error {
 
 // send sends one request and judges the answer. net/http may still be writing the request after it has returned an
 // error, so the request must not refer to memory that is used again.
-func (s *Sink) send(ctx context.Context, request *http.Request) verdict {
+func (s *Sink) send(ctx context.Context, request *http.Request, payload []byte) verdict {
 	answer, err := s.transport.RoundTrip(request)
 	if err != nil {
 		return judgeError(ctx, err)
 	}
-	// The status decides. If something goes wrong with the body, that only costs the connection. The body of an answer
-	// with status 101 is not read: it never ends, not even when ctx does.
-	if answer.StatusCode != http.StatusSwitchingProtocols && answer.Body != http.NoBody {
-		late := time.AfterFunc(maxAnswerTime, func() { _ = answer.Body.Close() }) // closes the connection while it is read
-		_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
-		late.Stop()
+	v := judge(answer.StatusCode, s.topics)
+	v.answered = true
+	text := readBody(answer)
+	if v.err == nil {
+		return v
 	}
-	_ = answer.Body.Close()
-	v := judge(answer.StatusCode)
 	now := time.Now()
-	if wait := min(retryAfter(answer, now), s.maxRetryAfter); wait > 0 {
-		s.pause.Store(&pause{
-			until: now.Add(wait),
-			err:   fmt.Errorf("%w: status %d asked for a pause of %s", sinks.ErrUnavailable, answer.StatusCode, wait),
-		})
-		v.err = sinks.After(wait, v.err)
+	v.heed(answer, now, s.maxRetryAfter)
+	if v.pause > 0 {
+		until := now.Add(v.pause)
+		s.pause.Store(&until)
 	}
+	v.err = sinks.WithAnswer(s.masked(text, request, payload), v.err)
 	return v
 }
 
