@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -31,7 +30,12 @@ type delivery struct {
 	inAir       int      // how many messages are on the wire
 	airBytes    int
 	noStream    []int32 // messages whose subjects no stream takes. They get their error at the end.
-	heardBefore int64   // what session.heard was when the call began
+	asked       question
+	askedAt     time.Time
+	jetStream   error     // why JetStream is away as a whole, as far as its answer to asked says so
+	answeredAt  time.Time // when the last answer came; before the first one, when the call began
+	heardBefore int64     // what session.heard was when the call began
+	heardLook   int64     // what it was when look was called last
 
 	answers chan answer
 	denials chan struct{} // receives when denied is no longer empty
@@ -52,13 +56,10 @@ var (
 	errNoTime       = fmt.Errorf("%w: the time ran out before it was sent", sinks.ErrNotAttempted)
 )
 
-// infoSubject is what is asked for whether JetStream serves this account. A user needs no right to it.
-const infoSubject = "$JS.API.INFO"
-
 func newDelivery(s *Sink, batch *sinks.Batch) *delivery {
-	n := len(batch.Messages)
+	n, now := len(batch.Messages), time.Now()
 	return &delivery{
-		sink: s, batch: batch, size: n, began: time.Now(),
+		sink: s, batch: batch, size: n, began: now, answeredAt: now,
 		ready: append(make([]int32, 0, n), batch.Heads()...), flights: make([]flight, n),
 		// Each message gets one answer, and perhaps a second one from somebody who should not answer.
 		answers: make(chan answer, 2*n+1),
@@ -103,12 +104,20 @@ func (d *delivery) run(ctx context.Context) []error {
 		d.giveUp(fmt.Errorf("not connected: %w", why))
 		return d.batch.Errors()
 	}
+	var looks <-chan time.Time
+	if d.sink.topics == sinks.SeveralTopics {
+		ticker := time.NewTicker(d.sink.patience / 4)
+		defer ticker.Stop()
+		looks = ticker.C
+	}
 	for d.send(ctx) {
-		if d.inAir == 0 && len(d.ready) == 0 {
-			d.failNoStream(d.askJetStream(ctx))
+		if d.inAir == 0 && len(d.ready) == 0 && !d.waitsForJetStream() {
+			d.failNoStream(d.jetStream)
 			return d.batch.Errors()
 		}
 		select {
+		case now := <-looks:
+			d.look(now)
 		case a := <-d.answers:
 			d.settle(a)
 		case <-d.denials:
@@ -185,8 +194,12 @@ func (d *delivery) reply(i int) string {
 // settle gives a message its outcome, and makes the next one of its aggregate ready.
 func (d *delivery) settle(a answer) {
 	i := int(a.index)
-	if i >= d.size || d.flights[i].bytes == 0 {
-		return // a second answer, or a late one of JetStream itself
+	switch {
+	case i == d.size:
+		d.settleQuestion(a)
+		return
+	case d.flights[i].bytes == 0:
+		return // a second answer
 	}
 	d.land(i)
 	m := &d.batch.Messages[i]
@@ -198,7 +211,7 @@ func (d *delivery) settle(a answer) {
 		d.batch.FailRest(i, fmt.Errorf("%w: subject %q: %w", sinks.ErrUnavailable, m.Topic, err))
 		return
 	}
-	d.flights[i].answered = true
+	d.flights[i].answered, d.answeredAt = true, time.Now()
 	err := judge(m, a.msg, d.sink.topics.Unavailable())
 	if errors.Is(err, errNoStream) {
 		d.noStream = append(d.noStream, a.index)
@@ -232,123 +245,6 @@ func (d *delivery) fail(i int, err error) {
 		d.session.away.Answered(topic)
 	}
 	d.batch.FailRest(i, err)
-}
-
-// settleDenied fails the messages on the wire whose subjects were denied.
-func (d *delivery) settleDenied() {
-	for _, subject := range d.takeDenied() {
-		for i := range d.flights {
-			if d.flights[i].bytes != 0 && d.batch.Messages[i].Topic == subject {
-				d.land(i)
-				d.flights[i].answered = true
-				d.fail(i, fmt.Errorf("%w: subject %q: %w", d.sink.topics.Unavailable(), subject, errDenied))
-			}
-		}
-	}
-}
-
-// failNoStream fails the messages whose subjects no stream takes. jetStreamAway says why no stream takes any subject, and is
-// nil if JetStream is there.
-func (d *delivery) failNoStream(jetStreamAway error) {
-	class := d.sink.topics.Unavailable()
-	for _, i := range d.noStream {
-		subject := d.batch.Messages[i].Topic
-		if jetStreamAway != nil {
-			d.fail(int(i), fmt.Errorf("%w: subject %q: %w", sinks.ErrUnavailable, subject, jetStreamAway))
-		} else {
-			d.fail(int(i), fmt.Errorf("%w: subject %q: %w", class, subject, errNoStream))
-		}
-	}
-}
-
-// askJetStream finds out whether JetStream serves this account. If it does not, no stream takes any subject, and the answer
-// to a message is the same as if a single stream is missing. It asks only if that is the answer to a message of this call,
-// and no stream has answered any lane since the call began. It returns nil if it does not get to know.
-func (d *delivery) askJetStream(ctx context.Context) error {
-	if len(d.noStream) == 0 || d.sink.topics == sinks.OneTopic || d.hasHeard() || d.session.mayNotAsk.Load() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, d.sink.silence)
-	defer cancel()
-	question := frame{msg: &nats.Msg{Subject: infoSubject, Reply: d.reply(d.size)}, to: d, index: int32(d.size)}
-	select {
-	case d.sink.queue <- question:
-	case <-d.session.lost:
-		return nil
-	case <-ctx.Done():
-		return nil
-	}
-	for {
-		select {
-		case a := <-d.answers:
-			if int(a.index) == d.size && a.err == nil {
-				err := judgeJetStream(a.msg)
-				if errors.Is(err, errNotEnabled) && d.session.heard.Load() > 0 {
-					return nil // streams have answered before: they are in another domain, whose API has another subject
-				}
-				return err
-			}
-		case <-d.denials:
-			if slices.Contains(d.takeDenied(), infoSubject) {
-				d.session.mayNotAsk.Store(true)
-				return nil
-			}
-		case <-d.session.lost:
-			return nil
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// hasHeard reports whether a stream has answered any lane since this call began.
-func (d *delivery) hasHeard() bool { return d.session.heard.Load() != d.heardBefore }
-
-// end takes the answers that have come when ctx ends, and gives up the other messages.
-func (d *delivery) end(ctx context.Context) {
-	d.settleDenied()
-	for len(d.answers) > 0 {
-		d.settle(<-d.answers)
-	}
-	d.failNoStream(nil)
-	why := fmt.Errorf("no answer: %w", context.Cause(ctx))
-	if !d.hasHeard() { // the destination may be away as a whole
-		d.giveUp(why)
-		return
-	}
-	// If ctx was cancelled, that says nothing about any stream. Nor does a deadline about one that has answered in this call, or
-	// to which the message was sent just before it.
-	wasDeadline := errors.Is(ctx.Err(), context.DeadlineExceeded)
-	took := time.Since(d.began)
-	var answered map[string]bool
-	for i, f := range d.flights {
-		if f.bytes == 0 {
-			continue
-		}
-		topic := d.batch.Messages[i].Topic
-		if answered == nil {
-			answered = d.answeredTopics()
-		}
-		class := d.sink.topics.Unavailable()
-		if wasDeadline && d.sink.topics == sinks.SeveralTopics && !answered[topic] && took-f.sent >= d.sink.silence {
-			d.session.away.Found(topic, time.Now())
-		}
-		d.lose(i, fmt.Errorf("%w: subject %q: %w", class, topic, why))
-	}
-	for _, i := range d.ready {
-		d.batch.FailRest(int(i), errNoTime)
-	}
-}
-
-// answeredTopics returns the topics of the messages that had an answer.
-func (d *delivery) answeredTopics() map[string]bool {
-	topics := map[string]bool{}
-	for i, f := range d.flights {
-		if f.answered {
-			topics[d.batch.Messages[i].Topic] = true
-		}
-	}
-	return topics
 }
 
 // giveUp fails the messages that are on the wire or ready, and the later ones of their aggregates, because the destination is

@@ -33,15 +33,20 @@
 // Subjects that are away. If no stream takes a subject, the user has no right to it, or its stream is full, sealed, another
 // one than the configured one, or has no quorum, that is ErrTopicUnavailable, and says nothing about other subjects (if all
 // messages have one subject, it is ErrUnavailable). Each connection remembers such subjects, and not streams, because a
-// message names only the subject. A stream without a quorum does not answer at all. Its subject is away if a stream has
-// answered any lane since the call began; otherwise the destination is. The server answers alike whether one stream is
-// missing or the account has no JetStream. So if no stream has answered meanwhile, Deliver asks JetStream for the account
-// ($JS.API.INFO). If the user may not ask that, only the subject counts as away.
+// message names only the subject.
+//
+// Whether only a subject is away or the destination as a whole is not always to be seen in the answer (away.go). The server
+// answers alike whether one stream is missing or the account has no JetStream. A stream without a quorum, and a server that
+// hangs, do not answer at all. So if no stream has answered any lane meanwhile, Deliver asks JetStream for the account
+// ($JS.API.INFO). If JetStream answers, a message that has had no answer for four seconds is given up and its subject is away:
+// it must not hold up others until the deadline. If JetStream does not answer, Deliver waits until the deadline, and the
+// destination is away. If the user may not ask JetStream, a missing stream counts as a subject that is away, and silence as a
+// destination that is, unless other lanes get answers.
 //
 // # In-process bus
 //
 // See Bus.
 //
 // Files: sink.go: what the lanes share. connection.go: the client and its goroutine. delivery.go: one call of Deliver.
-// message.go: subjects and headers. verdict.go: what an answer means. bus.go and handlers.go: the bus within the process.
+// away.go: whether a subject is away or all. message.go: subjects and headers. verdict.go: what an answer means. bus.go and handlers.go: the bus within the process.
 package eventbus

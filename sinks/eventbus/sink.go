@@ -16,8 +16,10 @@ import (
 const (
 	// pause is how long a connection is kept whose user may not receive acknowledgements, before the next one is made.
 	pause = 5 * time.Second
-	// silence is how long a message must have been on the wire without an answer for its subject to count as away. JetStream
-	// itself has as long to answer.
+	// patience is how long a message may be on the wire without an answer while JetStream answers others. JetStream itself may
+	// take a quarter of it. A stream that is only slow must not be given up: what it accepts afterwards comes again.
+	patience = 4 * time.Second
+	// silence is how long a message must have been on the wire when the deadline comes for its subject to count as away.
 	silence = time.Second
 	// maxAirBytes is how much a Deliver may have on the wire. A larger message is sent when nothing else is on the wire.
 	maxAirBytes = 1 << 20
@@ -39,7 +41,7 @@ type Sink struct {
 
 	topics sinks.Topics
 
-	pause, silence time.Duration // the constants, except in tests
+	pause, patience, silence time.Duration // the constants, except in tests
 
 	begin sync.Once
 	stop  chan struct{} // closed by Close
@@ -76,8 +78,7 @@ func New(c Config) (*Sink, error) {
 	}
 	return &Sink{
 		url: c.URL, stream: c.Stream, options: options, inbox: prefix + "." + nuid.Next() + ".", cloudEvents: c.CloudEvents,
-		topics: c.Topics,
-		pause:  pause, silence: silence,
+		topics: c.Topics, pause: pause, patience: patience, silence: silence,
 		stop: make(chan struct{}), done: make(chan struct{}), tried: make(chan struct{}),
 		queue:      make(chan frame, queued),
 		deliveries: make(map[uint64]*delivery),
@@ -120,6 +121,7 @@ func (s *Sink) register(d *delivery) {
 	d.number, d.session, d.whyNone = s.number, s.session, s.lastErr
 	if d.session != nil {
 		d.heardBefore = d.session.heard.Load()
+		d.heardLook = d.heardBefore
 	}
 	s.deliveries[d.number] = d
 }

@@ -207,7 +207,6 @@ func TestAccountWithoutJetStream(t *testing.T) {
 	url := func(user string) string { return "nats://" + user + ":a@" + n.Addr() }
 	batch := []sinks.Message{message("outbox.one", "a", "1", 10), message("outbox.two", "b", "2", 10)}
 	s := newSink(t, Config{URL: url("other"), Topics: sinks.SeveralTopics})
-	s.silence = 10 * time.Second
 	for range 3 {
 		errs := s.Deliver(short(t), batch)
 		expectAll(t, errs, len(batch), sinks.ErrUnavailable)
@@ -217,7 +216,7 @@ func TestAccountWithoutJetStream(t *testing.T) {
 	}
 	for _, user := range []string{"admin", "narrow"} {
 		s := newSink(t, Config{URL: url(user), Topics: sinks.SeveralTopics})
-		s.silence = time.Hour
+		s.patience = time.Hour
 		ctx := short(t)
 		errs := s.Deliver(ctx, batch)
 		if ctx.Err() != nil {
@@ -305,6 +304,88 @@ func TestSubjectThatDoesNotAnswer(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestSilentSubjectsEndSoon: a call does not last until its deadline because of them, if JetStream answers.
+func TestSilentSubjectsEndSoon(t *testing.T) {
+	t.Parallel()
+	n := startServer(t, servers.NATSOptions{Config: `authorization { users = [
+		{user: admin, password: a}
+		{user: narrow, password: a, permissions: {publish: [">"], subscribe: "_INBOX.>"}}
+		{user: mute, password: a, permissions: {publish: ["outbox.>", "silent.>"], subscribe: "_INBOX.>"}}
+	]}`})
+	url := func(user, addr string) string { return "nats://" + user + ":a@" + addr }
+	stream := newStream(t, url("admin", n.Addr()), jetstream.StreamConfig{})
+	nc := connect(t, url("admin", n.Addr()))
+	if _, err := nc.SubscribeSync("silent.>"); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	silent := []sinks.Message{
+		message("silent.a", "a", "1", 10), message("silent.a", "a", "2", 10), message("silent.b", "b", "3", 600_000),
+		message("silent.c", "c", "4", 600_000), // there is room on the wire when the one before it is given up
+	}
+	newSink := func(c Config) *Sink {
+		s := newSink(t, c)
+		s.patience = 400 * time.Millisecond
+		return s
+	}
+	s := newSink(Config{URL: url("narrow", n.Addr()), Topics: sinks.SeveralTopics})
+	ctx := short(t)
+	errs := s.Deliver(ctx, silent)
+	if ctx.Err() != nil {
+		t.Fatal("it has lasted as long as its deadline")
+	}
+	for _, i := range []int{0, 2, 3} {
+		expectTopicAway(t, errs, i, "no answer")
+	}
+	if !errors.Is(errs[1], sinks.ErrNotAttempted) {
+		t.Error(errs[1])
+	}
+	good := message(stream.subject, "z", "9", 10)
+	errs = s.Deliver(short(t), append(silent[:3:3], good))
+	expectPutOff(t, errs, 0)
+	if errs[3] != nil {
+		t.Errorf("another subject: %v", errs[3])
+	}
+
+	// Where JetStream does not answer, or may not be asked, the deadline decides, and the destination is away.
+	proxy := newProxy(t, n)
+	hung := newSink(Config{URL: url("narrow", proxy.Addr()), Topics: sinks.SeveralTopics})
+	mute := newSink(Config{URL: url("mute", n.Addr()), Topics: sinks.SeveralTopics})
+	for _, s := range []*Sink{hung, mute} {
+		if errs := s.Deliver(short(t), []sinks.Message{good}); errs != nil {
+			t.Fatal(errs)
+		}
+	}
+	hang(proxy)()
+	for _, s := range []*Sink{hung, mute} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		expectAll(t, s.Deliver(ctx, silent[2:]), 2, sinks.ErrUnavailable)
+		if ctx.Err() == nil {
+			t.Error("it has not waited")
+		}
+	}
+	if !mute.session.mayNotAsk.Load() {
+		t.Error("JetStream was not asked")
+	}
+	// If streams answer other lanes meanwhile, that is as good.
+	result := make(chan []error)
+	go func() { result <- mute.Deliver(short(t), silent[:1]) }()
+	for n := 0; ; n++ {
+		select {
+		case errs := <-result:
+			expectTopicAway(t, errs, 0, "no answer")
+			return
+		case <-time.After(20 * time.Millisecond):
+			if errs := mute.Deliver(short(t), []sinks.Message{message(stream.subject, "z", fmt.Sprint("z-", n), 10)}); errs != nil {
+				t.Error(errs)
+			}
+		}
+	}
 }
 
 // TestNoTimeToSend: what waits for room on the wire behind messages without an answer was not attempted.
