@@ -91,20 +91,22 @@ func (b *connectorBench) received() string {
 
 // running is a connector at work.
 type running struct {
-	b      *connectorBench
-	cancel context.CancelFunc
-	ended  chan error
-	health *monitoring.Health
+	b         *connectorBench
+	connector *Connector
+	cancel    context.CancelFunc
+	ended     chan error
+	health    *monitoring.Health
 }
 
 func (b *connectorBench) run() *running {
 	cfg := b.cfg
 	r := &running{b: b, ended: make(chan error, 1), health: &monitoring.Health{}}
 	cfg.Health, cfg.Metrics, cfg.Logger = r.health, monitoring.NewMetrics("", nil), slog.New(slog.DiscardHandler)
+	r.connector = New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	b.t.Cleanup(cancel)
-	go func() { r.ended <- New(cfg).Run(ctx) }()
+	go func() { r.ended <- r.connector.Run(ctx) }()
 	return r
 }
 

@@ -1,0 +1,105 @@
+package connector
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// Status may be asked at any time: before Run, all the time while sessions come and go, and after Run.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	b := newParkingBench(t)
+	b.cfg.Delivery.Lanes = 2
+	b.answerByType(func(name string) error {
+		if name == "bad" {
+			return sinks.ErrPermanent
+		}
+		return nil
+	})
+	idle := monitoring.SinkStatus{Name: "s", Type: b.cfg.Sinks[0].Type, Breaker: "closed"}
+	before := New(b.cfg).Status()
+	if diff := cmp.Diff(monitoring.Status{At: before.At, Sinks: []monitoring.SinkStatus{idle}}, before); diff != "" {
+		t.Errorf("before Run (-want +got):\n%s", diff)
+	}
+
+	r := b.run()
+	ask := r.connector.Status
+	askAllTheTime(t, ask)
+	b.waitFor("streaming", func() bool { return ask().Streaming })
+	for range 10 {
+		b.event("a", "good")
+	}
+	b.event("b", "bad")
+	b.waitFor("all are counted", func() bool {
+		sink := ask().Sinks[0]
+		return sink.Counts == monitoring.Counts{Delivered: 10, Dead: 1} && sink.CatchingUp == 0 && ask().InFlight == 0
+	})
+	st := ask()
+	if st.Role != monitoring.RoleLeader || st.Sessions != 1 || st.LastError != "" || st.Since.IsZero() || st.Confirmed == 0 || st.Prefix == 0 || st.Prefix > st.Confirmed {
+		t.Errorf("while it streams: %+v", st)
+	}
+	if sink := st.Sinks[0]; !sink.InSession || sink.Lanes != 2 || sink.Cause != sinks.ErrPermanent.Error() || !sink.Component().OK {
+		t.Errorf("the sink: %+v", sink)
+	}
+
+	second := b.run()
+	b.waitFor("standing by", func() bool { return second.connector.Status().Role == monitoring.RoleStandby })
+	if st := second.connector.Status(); st.Streaming || st.LastError != "" || st.Sessions != 0 || st.Sinks[0].InSession {
+		t.Errorf("a standby: %+v", st)
+	}
+	second.stop()
+
+	b.exec("select pg_terminate_backend(active_pid, 5000) from pg_replication_slots where slot_name = $1", b.cfg.Source.Slot)
+	b.waitFor("streaming again", func() bool { return ask().Sessions == 2 })
+	if st := ask(); !strings.Contains(st.LastError, "terminating connection") || st.LastErrorAt.Before(before.At) || !st.Streaming {
+		t.Errorf("after a session has failed: %+v", st)
+	}
+	r.stop()
+	st = ask()
+	if st.Streaming || st.Role != "" || st.Sessions != 2 || st.Sinks[0].InSession || st.Sinks[0].Lanes != 0 {
+		t.Errorf("after Run: %+v", st)
+	}
+	if n := st.Sinks[0].Counts; n != (monitoring.Counts{Delivered: 10, Dead: 1}) {
+		t.Errorf("after Run: %+v", n)
+	}
+}
+
+// askAllTheTime asks until the test has ended, and checks that what belongs together is of one moment.
+func askAllTheTime(t *testing.T, ask func() monitoring.Status) {
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	t.Cleanup(func() {
+		close(stop)
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	})
+	go func() {
+		var sessions int64
+		var counts monitoring.Counts
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+			}
+			st := ask()
+			sink := st.Sinks[0]
+			switch {
+			case st.Sessions < sessions || sink.Counts.Delivered < counts.Delivered || sink.Counts.Dead < counts.Dead:
+				stopped <- errors.New("a counter went back")
+				return
+			case sink.CatchingUp > sink.Lanes || sink.InSession != (sink.Lanes == 2):
+				stopped <- errors.New("numbers of different moments")
+				return
+			}
+			sessions, counts = st.Sessions, sink.Counts
+		}
+	}()
+}
