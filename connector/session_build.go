@@ -56,9 +56,10 @@ func (s *session) openSinks(ids map[string]int32, seenBefore pglogrepl.LSN, rout
 		if err != nil {
 			return err
 		}
-		s.makeLanes(shared, rowSource{
-			address:    addressOf(router.New(routes), router.Sink{Processor: shared.id, Topic: sc.Topic, Key: sc.Key}),
-			seenBefore: seenBefore,
+		own := router.Sink{Processor: shared.id, Topic: sc.Topic, Key: sc.Key}
+		s.makeLanes(shared, func(parked parkedReader) rowSource {
+			// Each lane has a router of its own, because a router is for one goroutine.
+			return rowSource{parked: parked, address: addressOf(router.New(routes), own), seenBefore: seenBefore}
 		})
 	}
 	return nil
@@ -85,13 +86,12 @@ func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error
 	return shared, nil
 }
 
-// makeLanes makes the lanes of a sink. rows is where they get their parked rows, but for each lane's own reader.
-func (s *session) makeLanes(shared *sharedSink, rows rowSource) {
+// makeLanes makes the lanes of a sink. rows returns where a lane gets its parked rows.
+func (s *session) makeLanes(shared *sharedSink, rows func(parkedReader) rowSource) {
 	n := shared.delivery.Lanes
 	lanes := make([]*lane, n)
 	for i := range lanes {
-		rows.parked = s.c.db.parkedRows(shared.id, i, n)
-		lanes[i] = newLane(shared, i, rows, s.outcomes)
+		lanes[i] = newLane(shared, i, rows(s.c.db.parkedRows(shared.id, i, n)), s.outcomes)
 		lanes[i].rules.maxHeld = s.c.maxHeld
 	}
 	s.bySink[shared.id] = lanes
