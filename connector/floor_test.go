@@ -1,13 +1,12 @@
 package connector
 
 import (
-	"math/rand/v2"
 	"testing"
-	"time"
 
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // No untried row is ever at or before the floor, in whatever order rows are parked, committed, read and tried. And the floor does rise.
@@ -17,8 +16,7 @@ func TestFloor(t *testing.T) {
 		at  checkpoint.Position
 		seq uint64
 	}
-	seed := uint64(time.Now().UnixNano())
-	r := rand.New(rand.NewPCG(1, seed))
+	r := testrand.New(t)
 	rose := false
 	for range 2000 {
 		f := newFloor()
@@ -60,7 +58,7 @@ func TestFloor(t *testing.T) {
 			}
 			for _, x := range rows {
 				if x.at.Compare(f.at) <= 0 {
-					t.Fatalf("seed %d: %v is untried, but the floor is at %v", seed, x.at, f.at)
+					t.Fatalf("%v is untried, but the floor is at %v", x.at, f.at)
 				}
 			}
 		}

@@ -3,7 +3,6 @@ package connector
 import (
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -42,7 +42,7 @@ func TestParkedReads(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	conn, pool := db.Conn(t), db.Pool(t, ledger.Pin)
-	r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	r := testrand.New(t)
 	const most = 100_000 // bytes of one read; all the small rows of a round together are smaller
 	large := []byte(strings.Repeat("x", most))
 	for round := range 30 {

@@ -1,10 +1,11 @@
 package e2e
 
 import (
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // "all" is its members: each gets every event and has rows of its own, and each keeps order through kills. It says so in
@@ -31,11 +32,12 @@ func TestCompositeAll(t *testing.T) {
 					"OUTBOX_BATCH_SIZE=20", "OUTBOX_WORKER_COUNT=4", "OUTBOX_LISTEN=" + c.listen,
 				}
 			}
+			random := testrand.New(t)
 			l := w.load(load{writers: 3, aggregates: 12, rate: 150})
 			for i := range kills {
 				c.start()
 				c.ready("leader")
-				passes(t, time.Duration(rand.IntN(400))*time.Millisecond)
+				passes(t, time.Duration(random.IntN(400))*time.Millisecond)
 				if i == 1 {
 					w.crashDestination("redis_stream")
 				}

@@ -1,9 +1,10 @@
 package e2e
 
 import (
-	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // kill -9 at random moments under load, many times on one database.
@@ -12,11 +13,12 @@ func TestKillsAtRandom(t *testing.T) {
 	const kills = 32
 	w := newWorld(t, worldOptions{})
 	c := w.connector()
+	random := testrand.New(t)
 	l := w.load(load{writers: 4, aggregates: 12, rate: 250})
 	for i := range kills {
 		c.start()
 		c.ready("leader")
-		passes(t, time.Duration(rand.IntN(500))*time.Millisecond)
+		passes(t, time.Duration(random.IntN(500))*time.Millisecond)
 		c.kill()
 		// Now and then what is settled is counted; else the next run meets what the last one left on the server.
 		if i%4 == 0 {

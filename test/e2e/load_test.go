@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // loader writes events as several services would, until it is stopped.
@@ -28,11 +30,10 @@ func (w *world) load(l load) *loader {
 	ctx, cancel := context.WithCancel(context.Background())
 	running := &loader{cancel: cancel}
 	w.t.Cleanup(running.stop)
-	seed := rand.Uint64()
-	w.t.Logf("load: seed %d", seed)
+	random := testrand.New(w.t)
 	for i := range l.writers {
 		writer := writer{
-			dsn: w.dsn, name: i, aggregates: l.aggregates, random: rand.New(rand.NewPCG(seed, uint64(i))),
+			dsn: w.dsn, name: i, aggregates: l.aggregates, random: rand.New(rand.NewPCG(random.Uint64(), 0)),
 			every: time.Second * time.Duration(l.writers) / time.Duration(l.rate),
 		}
 		running.writers.Go(func() { writer.run(ctx) })

@@ -3,12 +3,12 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // kill -9 and crashes of PostgreSQL at random moments while lanes catch up, arrivals coming in. When little is left to catch
@@ -26,6 +26,7 @@ func TestCrashesWhileCatchingUp(t *testing.T) {
 	w.insert(20)
 	w.deliveredAtLeast(20*time.Second, 20)
 	l := w.load(load{writers: 2, aggregates: 30, rate: 20})
+	random := testrand.New(t)
 	left := 0 // parked
 	for i := range kills + crashes {
 		if left < 600 {
@@ -44,7 +45,7 @@ func TestCrashesWhileCatchingUp(t *testing.T) {
 			}
 			return nil
 		})
-		passes(t, time.Duration(rand.IntN(100))*time.Millisecond)
+		passes(t, time.Duration(random.IntN(100))*time.Millisecond)
 		if i%6 == 5 {
 			w.must(pg.Stop(context.Background(), servers.Immediate))
 			w.must(pg.Start(context.Background()))

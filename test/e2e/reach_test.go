@@ -2,11 +2,12 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // What the failure rules have to reach, with the default configuration. "make reach" runs each test at its full length. "make test" runs
@@ -31,9 +32,10 @@ func TestReachPoisonedBesideHealthy(t *testing.T) {
 			c.start()
 			c.ready("leader")
 			w.insertEach("poisoned", 500)
+			random := testrand.New(t)
 			all := w.steady(fullOr(10*time.Minute, 10*time.Second), 10, func(i int) (typ, aggregate string) {
 				if i%2 == 0 {
-					return "order", fmt.Sprintf("poisoned-%d", 1+rand.IntN(500))
+					return "order", fmt.Sprintf("poisoned-%d", 1+random.IntN(500))
 				}
 				return "order", fmt.Sprintf("healthy-%d", i/2%20)
 			})

@@ -2,10 +2,11 @@ package e2e
 
 import (
 	"context"
-	"math/rand/v2"
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // kill -9 at random moments under load, to each kind of destination beside Kafka, whose own server is killed and started
@@ -20,10 +21,11 @@ func TestKillsWithEverySink(t *testing.T) {
 			c := w.connector()
 			l := w.load(load{writers: 3, aggregates: 12, rate: 150})
 			faults := kills
+			random := testrand.New(t)
 			for i := range kills {
 				c.start()
 				c.ready("leader")
-				passes(t, time.Duration(rand.IntN(400))*time.Millisecond)
+				passes(t, time.Duration(random.IntN(400))*time.Millisecond)
 				if i%4 == 1 {
 					w.crashDestination(typ)
 					faults++

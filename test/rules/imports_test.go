@@ -65,7 +65,7 @@ var plan = []place{
 		importers: []string{"internal/pgtest", "internal/demo", "cmd/outbox-demo", "test/*"},
 	},
 	{packages: []string{"internal/servers/cmd/kafkafake"}, imports: []string{"internal/servers"}},
-	{packages: []string{"internal/testcert"}, imports: none, importers: none},
+	{packages: []string{"internal/testcert", "internal/testrand"}, imports: none, importers: none},
 	{packages: []string{"internal/exitcode/exitcodetest"}, imports: []string{"internal/exitcode"}, importers: none},
 	{packages: []string{"internal/pgtest"}, imports: []string{"internal/servers", "migrations"}, importers: []string{"outboxtest"}},
 	// The demo uses the connector as a person does.
@@ -87,7 +87,7 @@ var plan = []place{
 }
 
 // blackBox is what the tests of the built binary may import of ours: it is tested from outside.
-var blackBox = []string{"outbox", "migrations", "internal/exitcode", "internal/servers"}
+var blackBox = []string{"outbox", "migrations", "internal/exitcode", "internal/servers", "internal/testrand"}
 
 func matches(patterns []string, pkg string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
