@@ -7,15 +7,19 @@ import (
 
 // unfinished says what is not done yet. If it returns "", everything is done, and the world is over.
 func (w *simulation) unfinished() string {
-	s := w.running()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	p := w.process
+	var s *session
+	if p != nil {
+		s = p.connector.running.Load()
+	}
 	switch {
 	case w.uncommitted > 0:
 		return "transactions of applications"
-	case s == nil || s != w.session:
+	case s == nil:
 		return "no session"
-	case int(s.stream.done.Load()) < len(w.wal):
+	case int(p.stream.done.Load()) < len(w.wal):
 		return "the stream"
 	case s.tracker.InFlight() > 0:
 		return fmt.Sprintf("%d events in flight", s.tracker.InFlight())
@@ -36,7 +40,7 @@ func (w *simulation) unfinished() string {
 				return fmt.Sprintf("sink%d has %v parked: dead %t, due %s, tries %d", i, e, r.dead, r.due, r.tries)
 			}
 		}
-		if len(stuck) == 0 && !s.live(i) {
+		if len(stuck) == 0 && !p.live(s, i) {
 			return fmt.Sprintf("the lanes of sink%d are not live", i)
 		}
 	}

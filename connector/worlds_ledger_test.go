@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -285,25 +284,25 @@ func (l *worldLedger) settleDead() {
 // worldConn is a session's connection to the ledger. As a checkpoint.Ledger it behaves like ledger.BatchWriter.
 type worldConn struct {
 	*worldLedger
+	p       *worldProcess
 	session int
 	epoch   int32
 	seq     int64
 	broken  bool
 	tries   int
-	killed  *atomic.Bool
 }
 
-var errWorldNoPostgres = errors.New("connection refused")
+var (
+	errWorldNoPostgres = errors.New("connection refused")
+	errWorldUnanswered = errors.New("the call was ended before there was an answer")
+)
 
 // open does what ledger.Open does: it raises the epoch and reads what is settled beyond the prefix.
-func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger.Start, error) {
+func (l *worldLedger) open(p *worldProcess) (*worldConn, ledger.Start) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
-	if !l.w.pgUp {
-		return nil, ledger.Start{}, errWorldNoPostgres
-	}
 	l.epoch++
 	defer func() { l.clean = false }()
 	start := ledger.Start{
@@ -325,16 +324,17 @@ func (l *worldLedger) open(session int, killed *atomic.Bool) (*worldConn, ledger
 	if len(events) > l.w.cfg.ring {
 		l.w.violation("window", "%d events beyond the prefix are settled, of at most %d", len(events), l.w.cfg.ring)
 	}
-	return &worldConn{worldLedger: l, session: session, epoch: l.epoch, seq: l.seq, killed: killed}, start, nil
+	l.w.trace("SESSION %d: slot %s, prefix %s, %d settled beyond", p.session, l.w.slot.confirmed, l.prefix, len(start.Settled))
+	return &worldConn{worldLedger: l, p: p, session: p.session, epoch: l.epoch, seq: l.seq}, start
 }
 
 // leave does what ledger.Schema.Leave does.
-func (l *worldLedger) leave(session int, seenBefore pglogrepl.LSN) {
+func (l *worldLedger) leave(session int, epoch int32, seenBefore pglogrepl.LSN) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
-	l.clean = l.w.pgUp && !slices.ContainsFunc(l.parked.rows, func(r *memRow) bool {
+	l.clean = l.w.pgUp && epoch == l.epoch && !slices.ContainsFunc(l.parked.rows, func(r *memRow) bool {
 		return r.pos.LSN < seenBefore && !r.dead && r.attempts == r.tries
 	})
 	l.w.trace("SESSION %d leaves, clean: %t", session, l.clean)
@@ -347,17 +347,17 @@ func (l *worldLedger) leave(session int, seenBefore pglogrepl.LSN) {
 func (c *worldConn) Close() {}
 
 // Commit takes some time. The server may be down, and the answer may get lost.
-func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
+func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) (err error) {
 	w := c.w
 	w.step()
-	if c.killed.Load() {
-		return context.Cause(ctx)
+	if c.p.isKilled() {
+		return checkpoint.ErrFenced // so that the recorder ends
 	}
 	c.tries++
 	r := w.random("commit", c.session, c.tries)
 	if c.broken {
-		if !slept(ctx, r.between(timeUnit/5, 3*timeUnit)) {
-			return context.Cause(ctx)
+		if !c.p.slept(ctx, r.between(timeUnit/5, 3*timeUnit)) {
+			return errWorldUnanswered
 		}
 		if done, err := c.reconnect(); done || err != nil {
 			return err
@@ -370,10 +370,10 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
 	case r.chance(w.cfg.slowLedger):
 		took = r.between(timeUnit, 100*timeUnit)
 	}
-	arrives := slept(ctx, took)
+	arrives := c.p.slept(ctx, took)
 	if !arrives && r.chance(0.5) { // we have ended the call, and the COMMIT has not reached the server
 		c.broken = true
-		return context.Cause(ctx)
+		return errWorldUnanswered
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -385,6 +385,12 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) error {
 	if c.epoch != c.worldLedger.epoch || c.seq != c.worldLedger.seq {
 		return checkpoint.ErrFenced
 	}
+	defer func() {
+		if p := recover(); p != nil { // of memLedger
+			w.violation("panic", "%v", p)
+			err = checkpoint.ErrFenced
+		}
+	}()
 	c.apply(b)
 	if lost || !arrives {
 		w.stats.LostCOMMITs++
@@ -415,26 +421,27 @@ func (c *worldConn) reconnect() (done bool, err error) {
 // worldTable is a lane's share of the parked rows.
 type worldTable struct {
 	*memTable
-	w      *simulation
+	p      *worldProcess
 	random random
 }
 
 // Read is ledger.ParkedReader's.
 func (t *worldTable) Read(ctx context.Context, q ledger.ParkedQuery) (ledger.ParkedRead, error) {
-	t.w.step()
-	if !slept(ctx, t.random.between(time.Millisecond, timeUnit)) {
-		return ledger.ParkedRead{}, context.Cause(ctx)
+	w := t.p.w
+	w.step()
+	if err := t.p.ask(ctx, t.random); err != nil {
+		return ledger.ParkedRead{}, err
 	}
-	if !t.w.up() || t.w.failing() && t.random.chance(0.02) {
+	if w.failing() && t.random.chance(0.02) {
 		return ledger.ParkedRead{}, errWorldNoPostgres
 	}
 	a, err := t.memTable.Read(ctx, q)
-	t.w.mu.Lock()
-	t.w.stats.Reads++
-	t.w.trace("lane %d of processor %d reads from %s: %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
-	t.w.mu.Unlock()
-	if !slept(ctx, t.random.between(time.Millisecond, timeUnit)) {
-		return ledger.ParkedRead{}, context.Cause(ctx)
+	w.mu.Lock()
+	w.stats.Reads++
+	w.trace("lane %d of processor %d reads from %s: %d fresh, %d due, %d heads, more %t", t.lane, t.processor, q.From, len(a.Fresh), len(a.Due), len(a.Heads), a.More)
+	w.mu.Unlock()
+	if !t.p.slept(ctx, t.random.between(time.Millisecond, timeUnit)) {
+		return ledger.ParkedRead{}, errWorldUnanswered
 	}
 	return a, err
 }

@@ -109,7 +109,8 @@ func (s *worldSink) accept(events []*worldEvent) {
 // worldClient is a session's client of a sink.
 type worldClient struct {
 	*worldSink
-	session *worldSession
+	p       *worldProcess
+	session int
 }
 
 func (c *worldClient) Close() error { return nil }
@@ -145,9 +146,12 @@ var (
 
 // Deliver does the worst that the contract of sinks allows.
 func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []error {
+	if c.p.isKilled() {
+		return slices.Repeat([]error{sinks.ErrNotAttempted}, len(batch))
+	}
 	p := c.plan(batch)
 	accepting := p.r.between(0, p.took-1)
-	if !slept(ctx, accepting) {
+	if !c.p.slept(ctx, accepting) {
 		if p.r.chance(0.5) { // the destination goes on with what it has received
 			c.w.after(p.r.between(0, 10*timeUnit), func() { c.accept(p.now) })
 		}
@@ -156,11 +160,14 @@ func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []erro
 	c.accept(p.now)
 	switch {
 	case p.silent:
-		<-ctx.Done()
+		select {
+		case <-ctx.Done():
+		case <-c.p.killed:
+		}
 		if len(p.late) > 0 {
 			c.w.after(p.r.between(0, 400*timeUnit), func() { c.accept(p.late) })
 		}
-	case !slept(ctx, p.took-accepting):
+	case !c.p.slept(ctx, p.took-accepting):
 		return c.cut(p)
 	}
 	return c.answer(p)
@@ -186,8 +193,8 @@ func (c *worldClient) answer(p *worldCall) []error {
 	for i, e := range p.events {
 		a := c.acceptanceOf(e)
 		switch err := p.errs[i]; {
-		case err == nil && !c.session.killed.Load():
-			a.known = c.session.n
+		case err == nil && !c.p.isKilled():
+			a.known = c.session
 		case err == nil || errors.Is(err, errWorldTimeout) || errors.Is(err, context.Canceled):
 			a.unknown++
 		}
@@ -234,7 +241,7 @@ func (c *worldClient) checkMessage(m *sinks.Message) *worldEvent {
 		w.violation("again", "sink%d: %v, which the ledger calls delivered", c.n, e)
 	case m.New && (a.count > 0 || a.unknown > 0):
 		w.violation("new", "sink%d: %v came as new, accepted %d times before, %d tries of unknown outcome", c.n, e, a.count, a.unknown)
-	case a.known == c.session.n:
+	case a.known == c.session:
 		w.violation("again", "sink%d: %v, which this session knows to be accepted", c.n, e)
 	}
 	return e

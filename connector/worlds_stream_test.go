@@ -3,6 +3,7 @@ package connector
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"sort"
 	"sync/atomic"
 	"time"
@@ -10,7 +11,6 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
@@ -21,37 +21,71 @@ var worldColumns = decoder.Columns{ID: "id", AggregateType: "aggregate_type", Ag
 
 // worldStream is a replication connection to the world's PostgreSQL.
 type worldStream struct {
+	p       *worldProcess
 	w       *simulation
 	random  random
-	tracker *checkpoint.Tracker
+	tracked replication.Progress
 	from    pglogrepl.LSN
 	at      int // transactions of the WAL before this one were sent
 	frames  []replication.Frame
-	rest    []byte        // of a large message
-	sent    pglogrepl.LSN // confirmed
-	broken  chan struct{}
-	isCut   atomic.Bool
+	rest    []byte                // of a large message
+	sent    pglogrepl.LSN         // confirmed
+	failed  chan struct{}         // closed by fail
+	why     atomic.Pointer[error] // why it has failed
+	closed  bool
 	silence time.Time    // the next keepalive
 	done    atomic.Int64 // transactions that were read to their end
 }
 
-func newWorldStream(w *simulation, tracker *checkpoint.Tracker, from pglogrepl.LSN, session int) *worldStream {
-	s := &worldStream{w: w, random: w.random("stream", session), tracker: tracker, from: from, broken: make(chan struct{})}
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// newWorldStream makes the stream of the process's session. The world's lock is held.
+func newWorldStream(p *worldProcess, from pglogrepl.LSN) *worldStream {
+	w := p.w
+	s := &worldStream{p: p, w: w, random: w.random("stream", p.session), from: from, failed: make(chan struct{})}
 	s.at = sort.Search(len(w.wal), func(i int) bool { return w.wal[i].commit >= from })
 	s.done.Store(int64(s.at))
 	s.frames = append(s.frames, replication.Frame{Data: worldRelation()})
 	return s
 }
 
-func (s *worldStream) cut() {
-	if !s.isCut.Swap(true) {
-		close(s.broken)
+// fail lets the stream end with this error. errWorldBroken and errWorldKill say that the connection is lost.
+func (s *worldStream) fail(why error) {
+	if s.why.CompareAndSwap(nil, &why) {
+		close(s.failed)
 	}
 }
 
-func (s *worldStream) isBroken() bool { return s.isCut.Load() }
+// failure returns why the stream has failed, or nil.
+func (s *worldStream) failure() error {
+	if why := s.why.Load(); why != nil {
+		return *why
+	}
+	return nil
+}
+
+// Track does what replication.Stream's does.
+func (s *worldStream) Track(p replication.Progress) {
+	s.tracked = p
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.stats.Sessions++
+}
+
+// Fast does what replication.Stream's does.
+func (s *worldStream) Fast() bool { return s.w.cfg.fast }
+
+// Broken does what replication.Stream's does.
+func (s *worldStream) Broken() bool {
+	why := s.failure()
+	return s.closed || errors.Is(why, errWorldBroken) || errors.Is(why, errWorldKill)
+}
+
+// Close does what replication.Stream's does.
+func (s *worldStream) Close() {
+	if !s.Broken() {
+		s.report()
+	}
+	s.closed = true
+}
 
 // Buffered does what replication.Stream's does.
 func (s *worldStream) Buffered() bool { return len(s.frames) > 0 }
@@ -61,8 +95,8 @@ func (s *worldStream) Wait() time.Duration { return s.random.between(50*time.Mil
 
 // Report does what replication.Stream's does.
 func (s *worldStream) Report() error {
-	if s.isCut.Load() {
-		return errWorldBroken
+	if err := s.failure(); err != nil {
+		return err
 	}
 	s.report()
 	return nil
@@ -70,7 +104,10 @@ func (s *worldStream) Report() error {
 
 // report sends the confirmed LSN. The server gets it a little later.
 func (s *worldStream) report() {
-	if lsn := s.tracker.Confirmed(); lsn > s.sent {
+	if s.tracked == nil {
+		return
+	}
+	if lsn := s.tracked.Confirmed(); lsn > s.sent {
 		s.sent = lsn
 		s.w.after(s.random.between(0, timeUnit), func() { s.w.confirm(lsn) })
 	}
@@ -90,7 +127,7 @@ func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 		select {
 		case <-s.w.walGrew:
 		case <-t.C:
-		case <-s.broken:
+		case <-s.failed:
 		case <-ctx.Done():
 			t.Stop()
 			return replication.Frame{}, context.Cause(ctx)

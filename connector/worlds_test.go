@@ -1,11 +1,13 @@
 package connector
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"os"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,16 +16,16 @@ import (
 	"time"
 )
 
-// TestWorlds runs the real reader, tracker, lanes, breaker, slow rule and recorder through random worlds. A world crashes
-// the connector and PostgreSQL, loses answers, and makes sinks fail, hang and refuse. Time is synctest's, so that a world of
-// hours takes milliseconds. worlds_check_test.go has what is checked.
+// TestWorlds runs Connector.Run, with all that it starts, through random worlds. A world crashes, stops and starts the connector,
+// crashes PostgreSQL, loses answers and notifications, and makes sinks fail, hang and refuse. Time is synctest's, so that a world
+// of hours takes milliseconds. worlds_check_test.go has what is checked.
 //
 //	go test ./connector -run '^TestWorlds$' -worlds 10m         as many worlds as fit
 //	go test ./connector -run '^TestWorlds$' -seed 77 -steps     one, step by step
 //	go test ./connector -run '^TestWorlds$' -seed 1000 -seeds 500   these
 //
 // What a world does is drawn from its seed and the name of who draws, never from the order in which goroutines happen to run.
-// The jitter of Retry and the choices of Go's scheduler remain: a seed that failed once may have to be run some times (-count).
+// The jitter of Retry, of messages and of sessions, and the choices of Go's scheduler remain: a seed that failed once may have to be run some times (-count).
 var (
 	worldsFor   = flag.Duration("worlds", 0, "run worlds for this long (default 70s, 5s with -short)")
 	worldsSeed  = flag.Uint64("seed", 0, "the first world")
@@ -58,6 +60,7 @@ func TestKnownWorlds(t *testing.T) {
 
 // runWorlds runs worlds side by side, and stops when so many have failed.
 func runWorlds(t *testing.T, first, count uint64, until time.Time, enough int64) {
+	showLabels(t)
 	var ran, failed atomic.Int64
 	var total worldStats
 	var mu sync.Mutex
@@ -79,24 +82,42 @@ func runWorlds(t *testing.T, first, count uint64, until time.Time, enough int64)
 				mu.Unlock()
 				if len(violations) > 0 {
 					failed.Add(1)
-					t.Errorf("world -seed %d:\n\t%s", n, strings.Join(violations, "\n\t"))
+					t.Errorf("%s:\n\t%s", alone(n), strings.Join(violations, "\n\t"))
 				}
 			}
 		})
 	}
 }
 
+// showLabels makes stack traces show the labels of goroutines. t.Setenv does not do: the workers are parallel.
+func showLabels(t *testing.T) {
+	before := os.Getenv("GODEBUG")
+	if err := os.Setenv("GODEBUG", before+",tracebacklabels=1"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Setenv("GODEBUG", before) }) // it has just been possible
+}
+
 // runWorld runs one world, and returns the checks that failed in it.
 func runWorld(t *testing.T, seed uint64) (stats worldStats, violations []string) {
 	// A goroutine that turns without end cannot be stopped from outside.
-	watchdog := time.AfterFunc(3*time.Minute, func() { panic(fmt.Sprintf("world -seed %d: no end of it", seed)) })
+	watchdog := time.AfterFunc(3*time.Minute, func() { panic(alone(seed) + ": no end of it") })
 	defer watchdog.Stop()
-	synctest.Test(t, func(*testing.T) {
-		w := newSimulation(seed)
-		w.run()
-		stats, violations = w.stats, w.violations
+	// If a goroutine of the world panics, its stack trace shows these labels. test/mutants looks for the first one.
+	test, _, _ := strings.Cut(t.Name(), "/")
+	pprof.Do(t.Context(), pprof.Labels("test", test, "world", alone(seed)), func(context.Context) {
+		synctest.Test(t, func(*testing.T) {
+			w := newSimulation(seed)
+			w.run()
+			stats, violations = w.stats, w.violations
+		})
 	})
 	return stats, violations
+}
+
+// alone is how to run one world alone, step by step.
+func alone(seed uint64) string {
+	return fmt.Sprintf("go test ./connector -run '^TestWorlds$' -seed %d -steps", seed)
 }
 
 // worldConfig is one random world. Sizes are tiny, so that every bound is met often.
@@ -105,7 +126,7 @@ type worldConfig struct {
 
 	block, never, laneChange, pause, persons, bigTransactions, flaky, breaker, fast bool
 
-	crashes, pgCrashes, sessionErrors int
+	crashes, pgCrashes, sessionErrors, stops int
 
 	maxFailures              int
 	poison, late, lostCOMMIT float64
@@ -143,6 +164,9 @@ func newWorldConfig(r random) worldConfig {
 	}
 	if r.chance(0.1) {
 		c.hang, c.aggregates, c.poison = true, 40, 0.3
+	}
+	if r.chance(0.5) {
+		c.stops = r.IntN(4)
 	}
 	return c
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
@@ -100,17 +101,17 @@ type simulation struct {
 	slot        struct{ confirmed, durable pglogrepl.LSN }
 	ledger      *worldLedger
 	sinks       []*worldSink
-	breakers    []*breaker // outlive sessions, not crashes
-	budgets     []*budget  // likewise
-	paused      []*atomic.Bool
-	lanes       []int
-	session     *worldSession
-	faults      bool // there still are any
+	paused      map[int32]bool // by processor
+	lanes       int            // of each sink
+	process     *worldProcess  // nil if none runs
+	sessions    int            // that have begun
+	listeners   int            // connections with LISTEN that have begun
+	faults      bool           // there still are any
 	over        bool
 }
 
 func newSimulation(seed uint64) *simulation {
-	w := &simulation{seed: seed, began: time.Now(), events: map[string]*worldEvent{}, walGrew: make(chan struct{}, 1), pgUp: true, faults: true}
+	w := &simulation{seed: seed, began: time.Now(), events: map[string]*worldEvent{}, walGrew: make(chan struct{}, 1), pgUp: true, faults: true, paused: map[int32]bool{}}
 	r := w.random("world")
 	w.cfg = newWorldConfig(r)
 	w.trace("%+v", w.cfg)
@@ -120,9 +121,8 @@ func newSimulation(seed uint64) *simulation {
 	for i := range w.cfg.sinks {
 		w.sinks = append(w.sinks, newWorldSink(w, i))
 		w.sinks[i].oneTry = i > 0 && r.chance(0.05)
-		w.paused = append(w.paused, &atomic.Bool{})
-		w.lanes = append(w.lanes, 1+r.IntN(3))
 	}
+	w.lanes = 1 + r.IntN(3)
 	return w
 }
 
@@ -154,10 +154,10 @@ func (w *simulation) step() {
 func (w *simulation) run() {
 	end := w.plan()
 	ctx, stop := context.WithCancel(context.Background())
-	sessions := make(chan struct{})
+	processes := make(chan struct{})
 	go func() {
-		defer close(sessions)
-		w.sessions(ctx)
+		defer close(processes)
+		w.processes(ctx)
 	}()
 	time.Sleep(end)
 	w.heal()
@@ -173,9 +173,9 @@ func (w *simulation) run() {
 	w.mu.Lock()
 	w.over = true
 	w.mu.Unlock()
-	w.die("the world ends")
 	stop()
-	<-sessions
+	w.die("the world ends")
+	<-processes
 	synctest.Wait() // wait for calls that no session waits for
 	w.stats.Opened = int(w.opened.Load())
 	if why == "" {
@@ -329,6 +329,9 @@ func (w *simulation) planFaults(end time.Duration) {
 	for range c.crashes {
 		w.after(r.between(0, end), func() { w.die("kill -9") })
 	}
+	for range c.stops {
+		w.after(r.between(0, end), w.terminate)
+	}
 	for i := range c.sessionErrors {
 		why := []error{errors.New("any error"), errWorldBroken, replication.ErrServerStopping}[i%3]
 		w.after(r.between(0, end), func() { w.fail(why) })
@@ -346,8 +349,8 @@ func (w *simulation) planFaults(end time.Duration) {
 	}
 	if c.pause {
 		s, at := r.IntN(c.sinks), r.between(0, end)
-		w.after(at, func() { w.pause(s) })
-		w.after(at+r.between(50*timeUnit, 800*timeUnit), func() { w.resume(s) })
+		w.after(at, func() { w.pause(r, s, ledger.Paused) })
+		w.after(at+r.between(50*timeUnit, 800*timeUnit), func() { w.pause(r, s, ledger.Active) })
 	}
 }
 
@@ -386,71 +389,29 @@ func (w *simulation) failing() bool {
 	return w.faults
 }
 
-// running returns the session whose lanes run, or nil.
-func (w *simulation) running() *worldSession {
+// running returns the process that runs, or nil.
+func (w *simulation) running() *worldProcess {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.session
+	return w.process
 }
 
 func (w *simulation) die(why string) {
-	if s := w.running(); s != nil {
-		s.kill(why)
+	if p := w.running(); p != nil {
+		p.kill(why)
+	}
+}
+
+func (w *simulation) terminate() {
+	if p := w.running(); p != nil {
+		w.trace("PROCESS %d is told to stop", p.n)
+		p.stop()
 	}
 }
 
 func (w *simulation) fail(why error) {
-	if s := w.running(); s != nil {
-		s.fail(why)
-	}
-}
-
-func (w *simulation) pause(sink int) {
-	w.trace("PERSON pauses sink%d", sink)
-	w.paused[sink].Store(true)
-	w.ask(sink, 0)
-}
-
-func (w *simulation) resume(sink int) {
-	w.trace("PERSON resumes sink%d", sink)
-	w.paused[sink].Store(false)
-	w.ask(sink, 0)
-}
-
-func (w *simulation) ask(sink int, what uint32) {
-	if s := w.running(); s != nil {
-		for _, l := range s.bySink[processor(sink)] {
-			l.ask(what)
-		}
-	}
-}
-
-// personActs changes a dead letter of each sink, and now and then a parked row.
-func (w *simulation) personActs(r random) {
-	if !w.up() {
-		return
-	}
-	for s := range w.cfg.sinks {
-		x, kill, told := r.Float64(), r.chance(0.1), r.chance(0.7)
-		pick := r.IntN(1 << 20)
-		what := discardDeadLetter
-		switch {
-		case kill:
-			what = declareDead
-		case x < 0.6:
-			what = retryDeadLetter
-		}
-		w.ledger.makeChange(s, pick, what)
-		if told {
-			w.after(r.between(timeUnit/10, 5*timeUnit), func() { w.ask(s, askReread) })
-		}
-	}
-}
-
-// unblock settles dead letters under on_dead_letter: block, where a person has to act before everything can be settled.
-func (w *simulation) unblock() {
-	if w.cfg.block {
-		w.ledger.settleDead()
+	if p := w.running(); p != nil {
+		p.fail(why)
 	}
 }
 
@@ -463,11 +424,11 @@ func (w *simulation) heal() {
 	w.noteGrowth()
 	w.mu.Unlock()
 	w.trace("ALL HAS HEALED")
+	r := w.random("trickle")
 	for s := range w.cfg.sinks {
-		w.resume(s)
+		w.pause(r, s, ledger.Active)
 	}
 	// Healthy events of other aggregates go on arriving, so that poison can be told from an outage.
-	r := w.random("trickle")
 	var next func()
 	next = func() {
 		e := w.newEvent(r, 60+r.IntN(4))

@@ -128,6 +128,8 @@ func verdict(out string, err error, t test) error {
 		return errors.New("SURVIVED")
 	case strings.Contains(out, "panic: test timed out"):
 		return fmt.Errorf("TIMED OUT: make the test fail by itself\n%s", tail(out))
+	case strings.Contains(out, "panic: ") && strings.Contains(out, fmt.Sprintf("%q: %q", "test", t.name())):
+		return nil // a goroutine of the test has panicked: its stack trace shows the label that the test gave it
 	case !strings.Contains(out, "--- FAIL: "+t.name()):
 		return fmt.Errorf("CRASHED: no test has failed: %w\n%s", err, tail(out))
 	}

@@ -55,6 +55,10 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("%q: got %q, want %q", tt.out, got, want)
 		}
 	}
+	labelled := "panic: boom\n\ngoroutine 7 [running, synctest bubble 2 labels:{\"test\": \"TestX\"}]:\n"
+	if err := verdict(labelled, failed, x); err != nil {
+		t.Errorf("a goroutine of the test has panicked: %v", err)
+	}
 	sub := test{"./p", "^TestX$/^y$"}
 	for out, want := range map[string][2]bool{
 		"--- PASS: TestX (0.00s)\n    --- PASS: TestX/y (0.00s)\nPASS\n":              {true, true},

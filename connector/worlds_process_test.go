@@ -1,0 +1,400 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
+	"github.com/pyairtable-compose/outbox-cdc/router"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// worldProcess is one process of the connector: Connector.Run, with the world's PostgreSQL as its database. The world's mutex guards
+// session, stream and heard.
+type worldProcess struct {
+	w         *simulation
+	n         int
+	lanes     int // of each sink
+	connector *Connector
+	killed    chan struct{}
+	stop      context.CancelFunc // what SIGTERM does
+
+	session int            // the number of its session, or of the last one if none runs; 0: there was none
+	stream  *worldStream   // of this session
+	heard   *worldListener // the last one
+}
+
+var (
+	errWorldKill   = errors.New("kill -9")
+	errWorldBroken = errors.New("the replication connection is lost")
+)
+
+func (w *simulation) logger() *slog.Logger {
+	if *worldsTrace {
+		return slog.New(slog.NewTextHandler(os.Stdout, nil))
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// processes runs one process after the other.
+func (w *simulation) processes(ctx context.Context) {
+	for n := 1; ctx.Err() == nil; n++ {
+		r := w.random("process", n)
+		if w.cfg.laneChange && r.chance(0.4) {
+			w.lanes = 1 + r.IntN(3)
+		}
+		w.newProcess(n).run()
+		slept(ctx, r.between(timeUnit, 60*timeUnit))
+	}
+}
+
+func (w *simulation) newProcess(n int) *worldProcess {
+	c := &w.cfg
+	p := &worldProcess{w: w, n: n, lanes: w.lanes, killed: make(chan struct{})}
+	cfg := Config{
+		Name:   "world",
+		Source: Source{DSN: "postgres://u@h/world", Slot: "world", Table: "public.event_outbox", LedgerSchema: "public", Columns: worldColumns},
+		Routes: worldRoutes(c.sinks),
+		Delivery: DeliveryConfig{
+			BatchSize: c.batch, Lanes: p.lanes, Timeout: 200 * timeUnit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
+			Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, DeadBlocks: c.block,
+			MaxInFlight: c.ring, MaxInFlightBytes: 1 << 30, MaxEventBytes: 1 << 20,
+		},
+		Breaker: BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute},
+		Metrics: monitoring.NewMetrics("", nil), Health: &monitoring.Health{}, Logger: w.logger(),
+	}
+	if c.never {
+		cfg.Delivery.ParkAfter = 0
+	}
+	for i, s := range w.sinks {
+		cfg.Sinks = append(cfg.Sinks, Sink{
+			Name: sinkName(i), Topic: worldTemplate, Key: worldTemplate, OneTry: s.oneTry,
+			Open: func() (sinks.Sink, error) { return &worldClient{s, p, p.session}, nil },
+		})
+	}
+	p.connector = newConnector(cfg, func() (database, error) { return p, nil })
+	p.connector.maxHeld = c.maxHeld
+	for _, s := range p.connector.sinks {
+		changed := s.breaker.changed
+		s.breaker.changed = func(to breakerState) {
+			changed(to)
+			if to == breakerOpen {
+				w.opened.Add(1)
+			}
+		}
+	}
+	return p
+}
+
+func sinkName(sink int) string { return fmt.Sprint("sink", sink) }
+
+var worldTemplate = func() router.Template {
+	t, err := router.ParseTemplate("{aggregate_id}")
+	if err != nil {
+		panic(err)
+	}
+	return t
+}()
+
+// worldRoutes send an event to the sinks that its type names: each 1 in the type stands for one sink.
+func worldRoutes(sinks int) []Route {
+	var routes []Route
+	for set := 1; set < 1<<sinks; set++ {
+		r := Route{Match: router.Match{EventType: []string{fmt.Sprintf("%03b", set)}}}
+		for i := range sinks {
+			if set&(1<<i) != 0 {
+				r.Sinks = append(r.Sinks, sinkName(i))
+			}
+		}
+		routes = append(routes, r)
+	}
+	return routes
+}
+
+// run runs the process until it is killed or stopped. Nothing else may end it.
+func (p *worldProcess) run() {
+	w := p.w
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	p.stop = stop
+	w.mu.Lock()
+	w.process = p
+	w.mu.Unlock()
+	w.trace("PROCESS %d begins, with %d lanes a sink", p.n, p.lanes)
+	var watching sync.WaitGroup
+	watching.Go(func() { p.watch(ctx) })
+	err := p.connector.Run(ctx)
+	w.trace("PROCESS %d has ended: %v", p.n, err)
+	if ctx.Err() == nil {
+		w.violation("ended", "process %d: %v", p.n, err)
+	}
+	stop()
+	watching.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.process = nil
+	p.forgetSession()
+}
+
+// forgetSession is called when a session has ended, in whatever way. What the session knew of a delivery and did not record, nobody
+// knows from here on.
+func (p *worldProcess) forgetSession() {
+	for _, k := range p.w.sinks {
+		for _, a := range k.acceptances {
+			if a.known == p.session && p.session > 0 && !a.committed {
+				a.unknown++
+			}
+		}
+	}
+}
+
+// isKilled reports whether the process is dead. Nothing that it does from then on has an effect.
+func (p *worldProcess) isKilled() bool {
+	select {
+	case <-p.killed:
+		return true
+	default:
+		return false
+	}
+}
+
+// slept waits for d and returns true, or false if ctx ends or the process is killed before that.
+func (p *worldProcess) slept(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return !p.isKilled()
+	case <-ctx.Done():
+	case <-p.killed:
+	}
+	return false
+}
+
+// ask is what every question to PostgreSQL comes to: it takes some time, and fails if the server is down.
+func (p *worldProcess) ask(ctx context.Context, r random) error {
+	switch took := r.between(time.Millisecond, timeUnit); {
+	case p.isKilled():
+		return errWorldKill
+	case !p.slept(ctx, took):
+		return context.Cause(ctx)
+	case !p.w.up():
+		return errWorldNoPostgres
+	}
+	return nil
+}
+
+// kill ends the process as kill -9 does.
+func (p *worldProcess) kill(why string) {
+	w := p.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.isKilled() {
+		return
+	}
+	w.trace("PROCESS %d dies in session %d: %s", p.n, p.session, why)
+	w.stats.Kills++
+	for i, k := range w.sinks {
+		lanes := map[int]int{}
+		for e, a := range k.acceptances {
+			// A message that was discarded while it was being delivered, and was accepted then, is recorded.
+			if a.known == p.session && p.session > 0 && !a.committed && w.ledger.last[worldDelivery{processor(i), e}] != "discarded" {
+				lanes[router.Lane(e.hash, p.lanes)]++
+			}
+		}
+		for lane, n := range lanes {
+			if n > maxUnrecorded*w.cfg.batch {
+				w.violation("unrecorded", "%d messages of lane %d of sink%d were accepted and are not recorded", n, lane, i)
+			}
+		}
+	}
+	close(p.killed)
+	if p.stream != nil {
+		p.stream.fail(errWorldKill)
+	}
+	p.stop()
+}
+
+// fail ends the session with this error.
+func (p *worldProcess) fail(why error) {
+	w := p.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.stream != nil {
+		w.trace("SESSION %d fails: %v", p.session, why)
+		p.stream.fail(why)
+	}
+	if p.heard != nil && errors.Is(why, errWorldBroken) {
+		p.heard.cut()
+	}
+}
+
+// watch finds a sink that makes the reader wait for most of twice park_after while another sink has nothing to do. The slow rule must
+// prevent that.
+func (p *worldProcess) watch(ctx context.Context) {
+	if p.w.cfg.never || p.w.cfg.sinks == 1 {
+		return
+	}
+	var watched *session
+	var rule *slowRule
+	var held map[int32][]bool
+	for p.slept(ctx, 10*time.Second/slowTicks) {
+		s := p.connector.running.Load()
+		if s == nil {
+			continue
+		}
+		if s != watched {
+			watched, rule, held = s, newSlowRule(s.tracker, &s.reader.waits, s.bySink, 10*time.Second), map[int32][]bool{}
+		}
+		blocks := rule.blocks()
+		for id := range s.bySink {
+			h := append(held[id], id == blocks && rule.anotherIdle(id))
+			h = h[max(0, len(h)-2*slowTicks):]
+			n := 0
+			for _, is := range h {
+				if is {
+					n++
+				}
+			}
+			if held[id] = h; n > 2*slowTicks*3/4 {
+				p.w.violation("held back", "the reader waited for processor %d in %d of %d ticks while another had nothing to do", id, n, len(h))
+				held[id] = nil
+			}
+		}
+	}
+}
+
+// live reports whether all lanes of a sink are live and have nothing to do. s is the running session.
+func (p *worldProcess) live(s *session, sink int) bool {
+	for _, l := range s.bySink[processor(sink)] {
+		if !l.shown.idle.Load() {
+			return false
+		}
+	}
+	return p.connector.sinks[sinkName(sink)].state.status().CatchingUp == 0
+}
+
+// The following methods make the process a database.
+
+func (p *worldProcess) reset() {}
+func (p *worldProcess) close() {}
+
+func (p *worldProcess) preflight(ctx context.Context) (provision.Facts, error) {
+	facts := provision.Facts{Table: provision.Table{OID: worldOID}}
+	return facts, p.ask(ctx, p.w.random("preflight", p.n, p.session))
+}
+
+// openStream begins a session.
+func (p *worldProcess) openStream(ctx context.Context) (sessionStream, replication.Identity, error) {
+	w := p.w
+	w.mu.Lock()
+	p.forgetSession()
+	w.sessions++
+	p.session = w.sessions
+	w.mu.Unlock()
+	if err := p.ask(ctx, w.random("open", p.session)); err != nil {
+		return nil, replication.Identity{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.slot.confirmed > w.ledger.confirmed {
+		w.violation("slot", "it stands at %s, the checkpoint at %s", w.slot.confirmed, w.ledger.confirmed)
+	}
+	p.stream = newWorldStream(p, w.slot.confirmed) // START_REPLICATION 0/0: the slot knows
+	if p.isKilled() {
+		p.stream.fail(errWorldKill)
+	}
+	return p.stream, replication.Identity{}, nil
+}
+
+func (p *worldProcess) takeOver(ctx context.Context) (checkpoint.Ledger, ledger.Start, error) {
+	if err := p.ask(ctx, p.w.random("take over", p.session)); err != nil {
+		return nil, ledger.Start{}, err
+	}
+	conn, start := p.w.ledger.open(p)
+	return conn, start, nil
+}
+
+func (p *worldProcess) slotPosition(ctx context.Context) (confirmed, written pglogrepl.LSN, err error) {
+	if err := p.ask(ctx, p.w.random("slot position", p.session)); err != nil {
+		return 0, 0, err
+	}
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	return p.w.slot.confirmed, p.w.end, nil
+}
+
+func (p *worldProcess) registerProcessors(ctx context.Context, all []ledger.Processor, _ []string) (ids map[string]int32, orphans map[string]int64, err error) {
+	ids = map[string]int32{}
+	for i, k := range all {
+		ids[k.Name] = processor(i)
+	}
+	return ids, nil, p.ask(ctx, p.w.random("register", p.session))
+}
+
+func (p *worldProcess) reviseParked(ctx context.Context, _ []int32, policy ledger.ParkedPolicy) error {
+	if err := p.ask(ctx, p.w.random("revise", p.session)); err != nil {
+		return err
+	}
+	p.w.ledger.parked.revise(policy)
+	return nil
+}
+
+func (p *worldProcess) activity(ctx context.Context, processors []int32) (map[int32]ledger.Activity, error) {
+	if err := p.ask(ctx, p.w.random("activity", p.session)); err != nil {
+		return nil, err
+	}
+	return p.w.activity(processors), nil
+}
+
+func (p *worldProcess) parkedRows(processor int32, lane, lanes int) parkedReader {
+	t := &worldTable{p.w.ledger.parked.table(processor, lane, lanes), p, p.w.random("table", p.session, processor, lane)}
+	t.limit = p.w.cfg.readLimit
+	t.large = func(r *memRow) bool { return p.w.random("large", r.id).chance(p.w.cfg.large) }
+	return t
+}
+
+func (p *worldProcess) leave(_ context.Context, epoch int32, _ []int32, seenBefore pglogrepl.LSN) error {
+	if p.isKilled() {
+		return errWorldKill
+	}
+	p.w.ledger.leave(p.session, epoch, seenBefore)
+	return nil
+}
+
+// ofKeeper is what the keeper's duties come to: they matter for delivery only if they fail, and they do not.
+func (p *worldProcess) ofKeeper() error {
+	if !p.w.up() {
+		return errWorldNoPostgres
+	}
+	return nil
+}
+
+func (p *worldProcess) makePartitions(context.Context) error { return p.ofKeeper() }
+func (p *worldProcess) heartbeat(context.Context) error      { return p.ofKeeper() }
+
+func (p *worldProcess) slotLag(context.Context) (bytes *float64, seen walsenderState, err error) {
+	return nil, walsenderState{}, p.ofKeeper()
+}
+
+func (p *worldProcess) checkDrift(context.Context, uint32) (moved string, err error) {
+	return "", p.ofKeeper()
+}
+
+func (p *worldProcess) publicationVersion(context.Context, uint32) (string, error) {
+	return "1", p.ofKeeper()
+}
+
+func (p *worldProcess) publicationExists(context.Context) (bool, error) { return true, p.ofKeeper() }
+func (p *worldProcess) whyServerWaits(context.Context) string           { return "" }
