@@ -19,20 +19,21 @@ import (
 // messages are accepted or refused together, and later messages of the aggregate are not planned before that is known.
 type delivery struct {
 	l       *link
-	batch   []sinks.Message
-	entries []entry
-	errs    []error // nil as long as nothing has failed
+	batch   sinks.Batch
+	entries []entry // for each message
 
 	streams map[string]*stream
 	last    *stream // the stream that was looked up last; the next message often has the same
 	wave    []*stream
 	bytes   int
-	// taken holds, by the hash of the aggregate, the stream to which its messages go in this wave. nil means that they
-	// wait for the next wave. Two aggregates with the same hash may wait for each other, which does no harm.
-	taken    map[uint64]*stream
-	failed   map[sinks.Aggregate]struct{} // aggregates of which a message was not accepted
+	// taken holds, by the number of the aggregate, the stream to which its messages go in this wave; nil if none of them is
+	// in the wave yet, and &waits if they wait for the next wave.
+	taken    []*stream
 	trimming trimming
 }
+
+// waits stands in delivery.taken for an aggregate whose messages wait for the next wave.
+var waits stream
 
 // stream is a stream to which messages of this Deliver go, with its transaction in the present wave.
 type stream struct {
@@ -67,17 +68,16 @@ func (d *delivery) run(ctx context.Context, l *link, batch []sinks.Message) []er
 		release()
 	}
 	for i := range d.entries {
-		if e := &d.entries[i]; !e.settled && d.hasFailed(e) {
-			d.fail(i, sinks.ErrNotAttempted)
-		} else if !e.settled {
+		if !d.entries[i].settled {
 			d.fail(i, fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, context.Cause(ctx)))
 		}
 	}
-	return d.errs
+	return d.batch.Errors()
 }
 
 func (d *delivery) begin(l *link, batch []sinks.Message) {
-	d.l, d.batch, d.errs = l, batch, nil
+	d.l = l
+	d.batch.Begin(batch)
 	if cap(d.entries) < len(batch) {
 		d.entries = make([]entry, len(batch))
 	}
@@ -85,8 +85,13 @@ func (d *delivery) begin(l *link, batch []sinks.Message) {
 	for i := range batch {
 		d.entries[i].begin(&batch[i])
 	}
-	if d.taken == nil {
-		d.taken, d.streams, d.failed = make(map[uint64]*stream), make(map[string]*stream), make(map[sinks.Aggregate]struct{})
+	if d.streams == nil {
+		d.streams = make(map[string]*stream)
+	}
+	if aggregates := len(d.batch.Heads()); cap(d.taken) < aggregates {
+		d.taken = make([]*stream, aggregates)
+	} else {
+		d.taken = d.taken[:aggregates]
 	}
 	switch c := &l.sink.config; {
 	case c.MaxLen > 0:
@@ -99,10 +104,10 @@ func (d *delivery) begin(l *link, batch []sinks.Message) {
 // end drops all references to the batch.
 func (d *delivery) end() {
 	clear(d.entries)
-	clear(d.failed)
+	clear(d.taken)
 	clear(d.streams)
 	clear(d.wave)
-	d.batch, d.errs, d.last, d.wave = nil, nil, nil, d.wave[:0]
+	d.last, d.wave = nil, d.wave[:0]
 	d.l.forget()
 }
 
@@ -116,31 +121,22 @@ func (d *delivery) plan() bool {
 		if e.settled {
 			continue
 		}
-		if d.hasFailed(e) {
+		if d.batch.Blocked(i) {
 			d.fail(i, sinks.ErrNotAttempted)
 			continue
 		}
-		hash := e.msg.Aggregate().Hash()
-		to, taken := d.taken[hash]
+		to := &d.taken[d.batch.Aggregate(i)]
 		err := d.locate(e)
 		switch {
-		case taken && (err != nil || to != e.stream), err == nil && !d.add(int32(i)):
-			d.taken[hash] = nil // it waits until the outcome of the messages before it is known
+		case *to != nil && (err != nil || *to != e.stream), err == nil && !d.add(int32(i)):
+			*to = &waits // until the outcome of the messages before it is known
 		case err != nil:
 			d.fail(i, err)
 		default:
-			d.taken[hash] = e.stream
+			*to = e.stream
 		}
 	}
 	return len(d.wave) > 0
-}
-
-func (d *delivery) hasFailed(e *entry) bool {
-	if len(d.failed) == 0 {
-		return false
-	}
-	_, failed := d.failed[e.msg.Aggregate()]
-	return failed
 }
 
 // locate finds the stream of e. It returns an error if e must not be tried.
@@ -228,7 +224,7 @@ func (d *delivery) settleEach(s *stream) {
 		e := &d.entries[i]
 		var r refusal
 		switch {
-		case d.hasFailed(e):
+		case d.batch.Blocked(int(i)):
 			d.fail(int(i), sinks.ErrNotAttempted)
 		case errors.As(s.answer.each[n], &r):
 			err := r.failure(s.name)
@@ -252,19 +248,18 @@ func (d *delivery) failAll(s *stream) {
 		s.down = err
 	}
 	for _, i := range s.members {
-		if !s.answer.unknown && d.hasFailed(&d.entries[i]) {
-			d.fail(int(i), sinks.ErrNotAttempted)
+		if s.answer.unknown {
+			d.batch.Lose(int(i), err)
+			d.entries[i].settled = true
 		} else {
 			d.fail(int(i), err)
 		}
 	}
 }
 
+// fail gives message i its outcome: it was not accepted. Behind another one of its aggregate that has failed, it becomes
+// ErrNotAttempted.
 func (d *delivery) fail(i int, err error) {
-	if d.errs == nil {
-		d.errs = make([]error, len(d.batch))
-	}
-	d.failed[d.entries[i].msg.Aggregate()] = struct{}{}
-	d.errs[i] = err
+	d.batch.Fail(i, err)
 	d.entries[i].settled = true
 }
