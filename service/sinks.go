@@ -197,7 +197,7 @@ func (b sinkBuilder) buildSink(sc config.Sink) (connector.Sink, []config.Mistake
 		s.Open, wrong = b.kafkaSink(sc)
 	case config.SinkRedis:
 		description["url"], description["addresses"] = sc.Redis.URL.String(), sc.Redis.Addresses
-		s.Open, wrong = b.redisSink(sc.Redis)
+		s.Open, wrong = b.redisSink(sc)
 	case config.SinkWebhook:
 		description["url"], description["body"] = sc.Webhook.URL.String(), sc.Webhook.Body
 		s.Open, wrong = b.webhookSink(sc)
@@ -237,11 +237,13 @@ func (b sinkBuilder) kafkaSink(sc config.Sink) (opener, []config.Mistake) {
 	return func() (sinks.Sink, error) { return kafka.New(c) }, mistakes
 }
 
-func (b sinkBuilder) redisSink(r *config.Redis) (opener, []config.Mistake) {
+func (b sinkBuilder) redisSink(sc config.Sink) (opener, []config.Mistake) {
+	r := sc.Redis
 	t, mistakes := tlsConfig(r.TLS)
 	c := redisstream.Config{
 		URL: string(r.URL), Addresses: r.Addresses, Master: r.Master, Username: r.Username, Password: string(r.Password),
 		ClientName: r.ClientName, TLS: t, MaxLen: int64(r.MaxLen), MinIDAge: r.MinIDAge, MaxMessageBytes: int(r.MaxMessageBytes),
+		Topics: topicsOf(b.cfg, sc),
 	}
 	return func() (sinks.Sink, error) { return redisstream.New(c) }, mistakes
 }

@@ -37,38 +37,49 @@ func do(t testing.TB, c *redis.Client, args ...any) string {
 	return fmt.Sprint(reply)
 }
 
-// twoNodes are a cluster of two, of which the first has all slots.
-func twoNodes(t testing.TB) (nodes [2]*servers.Redis, clients [2]*redis.Client) {
+// startCluster starts a cluster of n nodes, of which the first has all slots. Unless coverage is "yes", nodes go on while slots of
+// others are away.
+func startCluster(t testing.TB, n int, coverage string) (nodes []*servers.Redis, clients []*redis.Client) {
 	t.Helper()
-	partial := map[string]string{"cluster-require-full-coverage": "no"} // one goes on where the other is away
-	nodes[0] = startRedis(t, servers.RedisOptions{Cluster: true, Settings: partial})
-	partial["cluster-enabled"] = "yes"
-	nodes[1] = startRedis(t, servers.RedisOptions{Settings: partial})
-	for i, n := range nodes {
-		clients[i] = newClient(t, n.Addr())
+	for i := range n {
+		settings := map[string]string{"cluster-require-full-coverage": coverage, "cluster-enabled": "yes"}
+		nodes = append(nodes, startRedis(t, servers.RedisOptions{Cluster: i == 0, Settings: settings}))
+		clients = append(clients, newClient(t, nodes[i].Addr()))
 	}
-	host, port, err := net.SplitHostPort(nodes[1].Addr())
-	if err != nil {
-		t.Fatal(err)
+	for i := 1; i < n; i++ {
+		host, port, err := net.SplitHostPort(nodes[i].Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bus, err := clients[i].ConfigGet(t.Context(), "cluster-port").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		do(t, clients[0], "CLUSTER", "MEET", host, port, bus["cluster-port"])
 	}
-	bus, err := clients[1].ConfigGet(t.Context(), "cluster-port").Result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	do(t, clients[0], "CLUSTER", "MEET", host, port, bus["cluster-port"])
 	for _, c := range clients {
 		eventually(t, "the nodes know each other", func() bool {
 			info := do(t, c, "CLUSTER", "INFO")
-			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:2")
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprint("cluster_known_nodes:", n, "\r"))
 		})
 	}
 	return nodes, clients
 }
 
+// give gives the slot of a stream to a node.
+func give(t testing.TB, clients []*redis.Client, stream string, node int) {
+	t.Helper()
+	slot, id := do(t, clients[0], "CLUSTER", "KEYSLOT", stream), do(t, clients[node], "CLUSTER", "MYID")
+	do(t, clients[node], "CLUSTER", "SETSLOT", slot, "NODE", id)
+	for _, c := range clients {
+		do(t, c, "CLUSTER", "SETSLOT", slot, "NODE", id)
+	}
+}
+
 // TestSlotMoves: a stream is followed to another node, at every stage of its way, within one Deliver.
 func TestSlotMoves(t *testing.T) {
 	t.Parallel()
-	nodes, clients := twoNodes(t)
+	nodes, clients := startCluster(t, 2, "no")
 	stream, other := newStream(), newStream()
 	slot := do(t, clients[0], "CLUSTER", "KEYSLOT", stream)
 	known, late := newSink(t, Config{Addresses: []string{nodes[0].Addr()}}), newSink(t, Config{URL: nodes[0].URL(), Addresses: []string{"127.0.0.1:1"}})
@@ -125,12 +136,9 @@ func TestSlotMoves(t *testing.T) {
 // TestOneNodeAway: the streams of the other go on, at once, also when it is silent; and all is well when it is back.
 func TestOneNodeAway(t *testing.T) {
 	t.Parallel()
-	nodes, clients := twoNodes(t)
+	nodes, clients := startCluster(t, 2, "no")
 	up, down := newStream(), newStream()
-	slot := do(t, clients[0], "CLUSTER", "KEYSLOT", down)
-	for _, c := range []*redis.Client{clients[1], clients[0]} {
-		do(t, c, "CLUSTER", "SETSLOT", slot, "NODE", do(t, clients[1], "CLUSTER", "MYID"))
-	}
+	give(t, clients, down, 1)
 	s := newSink(t, Config{Addresses: []string{nodes[0].Addr()}})
 	batch := func(round string) []sinks.Message {
 		return []sinks.Message{

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // Config says where Redis is and how long streams are. URL or Addresses is required.
@@ -40,6 +42,9 @@ type Config struct {
 	// means 500 MiB. The server's proto-max-bulk-len applies as well, if the user has the right to ask for it (CONFIG
 	// GET).
 	MaxMessageBytes int
+	// Topics says whether messages go to several streams. If they do, what concerns one stream or one node of a cluster is
+	// sinks.ErrTopicUnavailable, and does not count as a failure of the whole destination.
+	Topics sinks.Topics
 }
 
 // String says where Redis is. It shows no password.
@@ -62,8 +67,9 @@ const (
 	defaultMaxMessageBytes = 500 << 20 // less than the default of proto-max-bulk-len, 512 MiB
 )
 
-// opener makes the client of a lane: a *redis.Client, or a *redis.ClusterClient.
-type opener func() redis.UniversalClient
+// opener makes the client of a lane: a *redis.Client, or a *redis.ClusterClient. The nodes of a cluster that were found away are
+// asked with less patience.
+type opener func(away *sinks.Away[string]) redis.UniversalClient
 
 // opener checks the configuration. Its errors do not quote the URL, which may contain a password.
 func (c *Config) opener() (opener, *redis.Options, error) {
@@ -86,7 +92,9 @@ func (c *Config) opener() (opener, *redis.Options, error) {
 	addresses := c.Addresses
 	switch {
 	case c.Master != "":
-		return func() redis.UniversalClient { return redis.NewFailoverClient(failoverOptions(o, c.Master, addresses)) }, o, nil
+		return func(*sinks.Away[string]) redis.UniversalClient {
+			return redis.NewFailoverClient(failoverOptions(o, c.Master, addresses))
+		}, o, nil
 	case len(c.Addresses) > 0:
 		if o.DB != 0 {
 			return nil, nil, errors.New("a cluster has database 0 only")
@@ -94,9 +102,11 @@ func (c *Config) opener() (opener, *redis.Options, error) {
 		if o.Addr != "" {
 			addresses = append([]string{o.Addr}, addresses...)
 		}
-		return func() redis.UniversalClient { return redis.NewClusterClient(clusterOptions(o, addresses)) }, o, nil
+		return func(away *sinks.Away[string]) redis.UniversalClient {
+			return redis.NewClusterClient(clusterOptions(o, addresses, away))
+		}, o, nil
 	}
-	return func() redis.UniversalClient { return redis.NewClient(o) }, o, nil
+	return func(*sinks.Away[string]) redis.UniversalClient { return redis.NewClient(o) }, o, nil
 }
 
 // options returns the options for connections.
@@ -153,7 +163,7 @@ func (c *Config) options() (*redis.Options, error) {
 	return o, nil
 }
 
-func clusterOptions(o *redis.Options, addresses []string) *redis.ClusterOptions {
+func clusterOptions(o *redis.Options, addresses []string, away *sinks.Away[string]) *redis.ClusterOptions {
 	return &redis.ClusterOptions{
 		Addrs: addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig, Dialer: o.Dialer, OnConnect: o.OnConnect,
 		MaxRedirects: -1, MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries,
@@ -161,6 +171,42 @@ func clusterOptions(o *redis.Options, addresses []string) *redis.ClusterOptions 
 		ReadBufferSize: o.ReadBufferSize, WriteBufferSize: o.WriteBufferSize,
 		PoolSize: o.PoolSize, PipelinePoolSize: o.PipelinePoolSize, ConnMaxIdleTime: o.ConnMaxIdleTime,
 		Protocol: o.Protocol, DisableIdentity: true,
+		NewClient: func(o *redis.Options) *redis.Client {
+			client := redis.NewClient(o)
+			client.AddHook(impatience{o.Addr, away})
+			return client
+		},
+	}
+}
+
+// impatience limits how long a node may take to answer what the client asks about the cluster. A node that never answers would
+// otherwise take all the time of a Deliver when go-redis reads the map of the cluster, before it asks another node.
+type impatience struct {
+	address string
+	away    *sinks.Away[string]
+}
+
+// DialHook implements redis.Hook.
+func (impatience) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+// ProcessPipelineHook implements redis.Hook.
+func (impatience) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// ProcessHook implements redis.Hook.
+func (i impatience) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, c redis.Cmder) error {
+		if c.Name() == "cluster" {
+			limit := askTimeout
+			if i.away.Wait(i.address, time.Now()) > 0 {
+				limit = awayTimeout
+			}
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, limit)
+			defer cancel()
+		}
+		return next(ctx, c)
 	}
 }
 

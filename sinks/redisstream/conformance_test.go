@@ -1,7 +1,10 @@
 package redisstream
 
 import (
+	"sync"
 	"testing"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -17,20 +20,22 @@ func TestConformance(t *testing.T) {
 	small := startRedis(t, servers.RedisOptions{Settings: map[string]string{
 		"proto-max-bulk-len": "1048576", "user": "outbox on >canary ~outbox.event.* +multi +exec +xadd +config|get",
 	}})
-	cluster := startRedis(t, servers.RedisOptions{Cluster: true})
+	cluster := startRedis(t, servers.RedisOptions{Cluster: true, Settings: map[string]string{"cluster-require-full-coverage": "no"}})
 	long := func(m *sinks.Message) { m.Event.Payload = make([]byte, 4<<20) }
 	illegal := func(m *sinks.Message) { m.Topic = "outbox.event.\n" }
 	t.Run("one server", func(t *testing.T) {
-		runConformance(t, one, harness{permanent: illegal})
+		runConformance(t, one, harness{permanent: illegal, topicAway: anotherType})
 	})
 	t.Run("largest message", func(t *testing.T) {
 		runConformance(t, one, harness{config: Config{MaxMessageBytes: 3 << 20}, permanent: long})
 	})
 	t.Run("small server, few rights", func(t *testing.T) {
-		runConformance(t, small, harness{config: Config{Username: "outbox", Password: "canary"}, maxPayload: 1 << 20, permanent: long})
+		runConformance(t, small, harness{
+			config: Config{Username: "outbox", Password: "canary"}, maxPayload: 1 << 20, permanent: long, topicAway: noRight,
+		})
 	})
 	t.Run("cluster", func(t *testing.T) {
-		runConformance(t, cluster, harness{cluster: true, permanent: illegal})
+		runConformance(t, cluster, harness{cluster: true, permanent: illegal, topicAway: noNode})
 	})
 }
 
@@ -39,6 +44,26 @@ type harness struct {
 	cluster    bool
 	maxPayload int
 	permanent  func(*sinks.Message)
+	// topicAway makes the stream unavailable until back is called. Nil means that there is only one stream.
+	topicAway func(t testing.TB, client *redis.Client, stream string) (back func())
+}
+
+// anotherType gives the key of the stream another type.
+func anotherType(t testing.TB, client *redis.Client, stream string) (back func()) {
+	do(t, client, "SET", stream, "text")
+	return func() { do(t, client, "DEL", stream) }
+}
+
+// noRight names a stream to which the user outbox has no right until back is called.
+func noRight(t testing.TB, client *redis.Client, stream string) (back func()) {
+	return func() { do(t, client, "ACL", "SETUSER", "outbox", "~"+stream) }
+}
+
+// noNode leaves the slot of the stream without a node.
+func noNode(t testing.TB, client *redis.Client, stream string) (back func()) {
+	slot := do(t, client, "CLUSTER", "KEYSLOT", stream)
+	do(t, client, "CLUSTER", "DELSLOTS", slot)
+	return func() { do(t, client, "CLUSTER", "ADDSLOTS", slot) }
 }
 
 func runConformance(t *testing.T, server *servers.Redis, h harness) {
@@ -53,15 +78,33 @@ func runConformance(t *testing.T, server *servers.Redis, h harness) {
 			c.URL = "redis://" + proxy.Addr()
 		}
 		client, stream := newClient(t, server.Addr()), newStream()
+		filled := []string{stream}
+		if h.topicAway != nil {
+			c.Topics = sinks.SeveralTopics
+		}
 		out := &sinktest.Harness{
 			Sink: newSink(t, c), Topic: stream, MaxPayload: h.maxPayload, Permanent: h.permanent,
 			Received: func() []sinktest.Received {
 				var all []sinktest.Received
-				for _, e := range entries(t, client, stream) {
-					all = append(all, received(e.Values))
+				for _, stream := range filled {
+					for _, e := range entries(t, client, stream) {
+						all = append(all, received(e.Values))
+					}
 				}
 				return all
 			},
+		}
+		if h.topicAway != nil {
+			other := "other." + stream
+			takeAway := sync.OnceValue(func() (back func()) { return h.topicAway(t, client, other) })
+			out.TopicAway = func(m *sinks.Message) (back func()) {
+				m.Topic = other
+				giveBack := takeAway()
+				return func() {
+					giveBack()
+					filled = append(filled, other)
+				}
+			}
 		}
 		if !h.cluster {
 			out.Away = func() func() {

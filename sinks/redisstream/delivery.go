@@ -30,6 +30,9 @@ type delivery struct {
 	// in the wave yet, and &waits if they wait for the next wave.
 	taken    []*stream
 	trimming trimming
+
+	answered bool // the destination has shown in this Deliver that it works
+	asked    bool // all nodes of the cluster were asked whether they work
 }
 
 // waits stands in delivery.taken for an aggregate whose messages wait for the next wave.
@@ -38,7 +41,8 @@ var waits stream
 // stream is a stream to which messages of this Deliver go, with its transaction in the present wave.
 type stream struct {
 	name string
-	down error // why it is not tried again in this Deliver
+	node string // the address of its node, if this is a cluster
+	down error  // why it is not tried again in this Deliver
 
 	members []int32 // indexes of entries
 	alone   bool    // the transaction has only one member, which is large
@@ -63,20 +67,24 @@ func (d *delivery) run(ctx context.Context, l *link, batch []sinks.Message) []er
 		release := l.hold(ctx)
 		for ctx.Err() == nil && d.plan() {
 			l.send(ctx, d)
-			d.settle()
+			d.settle(ctx)
 		}
 		release()
 	}
+	class := sinks.ErrUnavailable
+	if d.answered {
+		class = sinks.ErrNotAttempted
+	}
 	for i := range d.entries {
 		if !d.entries[i].settled {
-			d.fail(i, fmt.Errorf("%w: not sent: %w", sinks.ErrUnavailable, context.Cause(ctx)))
+			d.fail(i, fmt.Errorf("%w: not sent: %w", class, context.Cause(ctx)))
 		}
 	}
 	return d.batch.Errors()
 }
 
 func (d *delivery) begin(l *link, batch []sinks.Message) {
-	d.l = l
+	d.l, d.answered, d.asked = l, false, false
 	d.batch.Begin(batch)
 	if cap(d.entries) < len(batch) {
 		d.entries = make([]entry, len(batch))
@@ -148,7 +156,7 @@ func (d *delivery) locate(e *entry) error {
 		}
 		if d.last == nil || d.last.name != name {
 			if d.last = d.streams[name]; d.last == nil {
-				d.last = &stream{name: name}
+				d.last = d.stream(name)
 				d.streams[name] = d.last
 			}
 		}
@@ -158,6 +166,20 @@ func (d *delivery) locate(e *entry) error {
 		return fmt.Errorf("%w: stream %q: %d bytes, at most %d are sent", sinks.ErrPermanent, name, e.size, limit)
 	}
 	return e.stream.down
+}
+
+// stream begins with a stream that this Deliver has not met yet.
+func (d *delivery) stream(name string) *stream {
+	s := &stream{name: name}
+	wait := d.l.sink.streams.Wait(name, time.Now())
+	if wait == 0 {
+		return s
+	}
+	s.down = sinks.PutOff(wait)
+	if err := d.l.sink.away.resting(""); err != nil {
+		s.down = unavailable(sinks.ErrUnavailable, name, err)
+	}
+	return s
 }
 
 // checkName refuses names of streams that Redis would accept, but that nobody wants: a field of the template had a
@@ -194,21 +216,28 @@ func (d *delivery) add(i int32) bool {
 }
 
 // settle gives messages their outcomes by the answers. A message that has none after that is planned again.
-func (d *delivery) settle() {
+func (d *delivery) settle(ctx context.Context) {
+	for _, s := range d.wave {
+		if s.answer.answered() {
+			d.answered = true
+			d.l.sink.nodes.Answered(s.node)
+		}
+	}
 	for _, s := range d.wave {
 		a := &s.answer
 		switch {
 		case a.executed && a.each == nil:
+			d.l.sink.streams.Answered(s.name)
 			for _, i := range s.members {
 				d.entries[i].settled = true
 			}
 		case a.executed:
-			d.settleEach(s)
+			d.settleEach(ctx, s)
 		case a.moved != "" && s.hops < maxHops && d.l.cluster():
 			s.moved, s.asking = a.moved, a.asking
 			s.hops++
 		default:
-			d.failAll(s)
+			d.failAll(ctx, s)
 		}
 		d.l.broken = d.l.broken || a.broken
 		s.members = s.members[:0]
@@ -219,32 +248,40 @@ func (d *delivery) settle() {
 // after one of the same aggregate had failed, it is reported as not accepted, and comes again after that one. The same
 // id twice is better than an order that stays wrong. This needs an error that concerns a single entry; no such error of
 // Redis is known that is not found out beforehand.
-func (d *delivery) settleEach(s *stream) {
+func (d *delivery) settleEach(ctx context.Context, s *stream) {
 	for n, i := range s.members {
-		e := &d.entries[i]
 		var r refusal
 		switch {
 		case d.batch.Blocked(int(i)):
 			d.fail(int(i), sinks.ErrNotAttempted)
-		case errors.As(s.answer.each[n], &r):
-			err := r.failure(s.name)
-			if errors.Is(err, sinks.ErrUnavailable) {
-				s.down = err
-			}
-			d.fail(int(i), err)
+		case !errors.As(s.answer.each[n], &r):
+			d.entries[i].settled = true
+		case r.scope() == ofMessage:
+			d.fail(int(i), r.failure(s.name))
+		case s.down != nil: // all entries of the stream have the same error
+			d.fail(int(i), s.down)
 		default:
-			e.settled = true
+			s.down = d.away(ctx, s, r)
+			d.fail(int(i), s.down)
 		}
+	}
+	if s.down == nil {
+		d.l.sink.streams.Answered(s.name)
 	}
 }
 
 // failAll fails a transaction of which nothing was accepted, or of which that is not known. The first message of each
 // aggregate gets the error. The later ones are ErrNotAttempted, unless they may have been accepted.
-func (d *delivery) failAll(s *stream) {
-	err := unavailable(s.name, s.answer.err)
-	if s.alone && s.answer.tooLarge {
+func (d *delivery) failAll(ctx context.Context, s *stream) {
+	var err error
+	switch {
+	case s.alone && s.answer.tooLarge:
 		err = fmt.Errorf("%w: stream %q: %w", sinks.ErrPermanent, s.name, s.answer.err)
-	} else {
+	case s.answer.wait > 0:
+		err = d.putOff(ctx, s)
+		s.down = err
+	default:
+		err = d.away(ctx, s, s.answer.err)
 		s.down = err
 	}
 	for _, i := range s.members {
@@ -255,6 +292,54 @@ func (d *delivery) failAll(s *stream) {
 			d.fail(int(i), err)
 		}
 	}
+}
+
+// away returns the error for messages of a stream when it is away, or its node, or the destination as a whole. For the calls to
+// come it remembers what is away.
+func (d *delivery) away(ctx context.Context, s *stream, err error) error {
+	sink, now := d.l.sink, time.Now()
+	// Something else than a time-out that has ended ctx says nothing about the node.
+	isKnown := s.answer.down() && (ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded))
+	switch {
+	case scopeOf(err) == ofStream:
+		if sink.several() {
+			sink.streams.Found(s.name, now)
+		}
+		return unavailable(sink.config.Topics.Unavailable(), s.name, err)
+	case d.othersAnswer(ctx, s):
+		if isKnown {
+			sink.nodes.Found(s.node, now)
+		}
+		return unavailable(sinks.ErrTopicUnavailable, s.name, err)
+	}
+	if isKnown && s.answer.timedOut {
+		sink.away.set(s.node, now.Add(sink.rest))
+	}
+	sink.nodes.Answered(s.node) // what is away as a whole is asked whenever the connector wants it
+	return unavailable(sinks.ErrUnavailable, s.name, err)
+}
+
+// putOff returns the error for messages of a stream whose node was found away a short time ago.
+func (d *delivery) putOff(ctx context.Context, s *stream) error {
+	if d.othersAnswer(ctx, s) {
+		d.l.reread(ctx)
+		return sinks.PutOff(s.answer.wait)
+	}
+	d.l.sink.nodes.Answered(s.node)
+	return unavailable(sinks.ErrUnavailable, s.name, errNoneAnswers)
+}
+
+// othersAnswer reports whether the destination works although the node of s does not. If nothing has answered in this Deliver
+// yet, it asks the other nodes of the cluster. Streams are on several servers only in a cluster.
+func (d *delivery) othersAnswer(ctx context.Context, s *stream) bool {
+	switch {
+	case s.node == "" || !d.l.sink.several():
+		return false
+	case !d.answered && !d.asked && ctx.Err() == nil:
+		d.asked = true
+		d.answered = d.l.otherNodeAnswers(ctx)
+	}
+	return d.answered
 }
 
 // fail gives message i its outcome: it was not accepted. Behind another one of its aggregate that has failed, it becomes

@@ -15,6 +15,11 @@
 //     wait for an answer, the connection is closed: its deadline alone does not end it when the context is cancelled.
 //   - Cost. Commands are used again, and their arguments refer to the messages without copying them (BenchmarkDeliver).
 //
+// What is away. Three things may be: a stream (its key has another type, the user has no right to it, no node has its slot), a
+// node of a cluster, or the destination as a whole. Where there are several streams, the first two are
+// sinks.ErrTopicUnavailable, and are not asked again for a while (sinks.Away). A node that fails is the destination, unless
+// another node answers: one that has answered in the same Deliver, or else one that says CLUSTER INFO works.
+//
 // If a connection breaks before the answer to EXEC, the outcome is unknown: the messages come again, with the same ids.
 // With MAXLEN or MINID a stream is trimmed, approximately, whenever entries are added.
 //
@@ -23,8 +28,8 @@
 //	   │         ▼
 //	   │       send: one pipeline for each node, all nodes at the same time
 //	   │         │
-//	   └──── settle: accepted, failed (with later ones of the aggregate), or sent to another node of the cluster
+//	   └──── settle: accepted, failed (with later ones of the aggregate), put off, or sent to another node of the cluster
 //
 // Files: sink.go: what the lanes share. delivery.go: one call of Deliver. link.go: a client, and sending. entry.go:
-// fields. verdict.go: what replies mean.
+// fields. verdict.go: what replies mean, and what an error concerns.
 package redisstream

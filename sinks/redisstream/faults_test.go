@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -104,6 +105,103 @@ func TestWrongType(t *testing.T) {
 	expectOnce(t, client, right, []sinks.Message{batch[1], batch[3]})
 }
 
+// TestStreamAway: where there are several streams, one that is away does not count against the destination. It is put off, others
+// go on meanwhile, and when its time has come it is asked again.
+func TestStreamAway(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t, servers.RedisOptions{Settings: map[string]string{"user": "outbox on >canary ~outbox.* +multi +exec +xadd"}})
+	client := newClient(t, server.Addr())
+	for name, c := range map[string]struct {
+		stream     string
+		away, back []any
+		reason     string
+	}{
+		"another type": {
+			stream: newStream(), away: []any{"SET", "$", "text"}, back: []any{"DEL", "$"},
+			reason: "WRONGTYPE",
+		},
+		"no right": {
+			stream: "forbidden", back: []any{"ACL", "SETUSER", "outbox", "~forbidden"},
+			reason: "the key pattern of the streams",
+		},
+		"exhausted": {
+			stream: newStream(), away: []any{"XADD", "$", "18446744073709551615-18446744073709551615", "id", "last"}, back: []any{"DEL", "$"},
+			reason: "exhausted",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			say := func(args []any) {
+				if args = slices.Clone(args); len(args) > 0 {
+					if args[1] == "$" {
+						args[1] = c.stream
+					}
+					do(t, client, args...)
+				}
+			}
+			say(c.away)
+			good := newStream()
+			s := newSink(t, Config{URL: server.URL(), Username: "outbox", Password: "canary", Topics: sinks.SeveralTopics})
+			batch := func(round string) []sinks.Message {
+				return []sinks.Message{
+					message(c.stream, "a", round+"a1", 10), message(good, "b", round+"b1", 10), message(c.stream, "a", round+"a2", 10),
+					message(good, "c", round+"c1", 10), message(c.stream, "c", round+"c2", 10), message(good, "b", round+"b2", 10),
+				}
+			}
+			errs := deliver(t, s, batch("1")...)
+			want := []string{"topic", "accepted", "not attempted", "accepted", "topic", "accepted"}
+			if diff := cmp.Diff(want, classes(errs)); diff != "" {
+				t.Fatal(diff)
+			}
+			if !strings.Contains(errs[0].Error(), c.reason) {
+				t.Errorf("want %q in the reason, got %v", c.reason, errs[0])
+			}
+			s.streams.Found(c.stream, time.Now().Add(time.Second)) // for longer, so that the machine may be slow
+			want = []string{"put off", "accepted", "not attempted", "accepted", "put off", "accepted"}
+			errs = deliver(t, s, batch("2")...)
+			if diff := cmp.Diff(want, classes(errs)); diff != "" {
+				t.Fatal(diff)
+			}
+			say(c.back)
+			<-time.After(sinks.RetryAfter(errs[0]))
+			if errs := deliver(t, s, batch("3")...); errs != nil {
+				t.Error(errs)
+			}
+			if _, known := s.streams.Known(c.stream); known {
+				t.Error("it has accepted messages, and is still known to be away")
+			}
+			if got, want := ids(t, client, c.stream), []string{"3a1", "3a2", "3c2"}; !slices.Equal(got, want) {
+				t.Errorf("want %v, got %v", want, got)
+			}
+			if n := len(entries(t, client, good)); n != 9 {
+				t.Errorf("want 9 entries in the good stream, got %d", n)
+			}
+		})
+	}
+}
+
+// TestManyStreamsAway: thousands of events of a stream that is away delay nobody, and are asked about a few times only.
+func TestManyStreamsAway(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t, servers.RedisOptions{})
+	client, wrong, good := newClient(t, server.Addr()), newStream(), newStream()
+	do(t, client, "SET", wrong, "text")
+	s := newSink(t, Config{URL: server.URL(), Topics: sinks.SeveralTopics})
+	all := messages(wrong, 5000, 500)
+	all = append(all, messages(good, 500, 50)...)
+	for i := range all[5000:] {
+		all[5000+i].Event.AggregateID += " good"
+	}
+	asked := 0
+	for batch := range slices.Chunk(all, 500) {
+		asked += strings.Count(strings.Join(classes(deliver(t, s, batch...)), " "), "topic")
+	}
+	if asked == 0 || asked > 2000 {
+		t.Errorf("%d of 5,000 messages were tried", asked)
+	}
+	expectOnce(t, client, good, all[5000:])
+}
+
 // TestAggregateInTwoStreams: what is accepted together is known only within a stream, so the second stream waits for the
 // first, and gets nothing when that fails.
 func TestAggregateInTwoStreams(t *testing.T) {
@@ -168,36 +266,54 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestServersState: what only the destination is to blame for uses up no attempt.
+// TestServersState: what only the destination is to blame for uses up no attempt. Where there are several streams, what
+// concerns one of them does not count against the destination.
 func TestServersState(t *testing.T) {
 	t.Parallel()
-	for _, said := range []string{
+	ofStream := []string{
+		"CLUSTERDOWN Hash slot not served", "TRYAGAIN Multiple keys request during rehashing of slot",
+		"MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1", "CROSSSLOT Keys in request don't hash to the same slot",
+		"WRONGTYPE Operation against a key holding the wrong kind of value",
+		"NOPERM this user has no permissions to access one of the keys used as arguments", "NOPERM No permissions to access a key",
+		"ERR The stream has exhausted the last possible ID, unable to add more items",
+	}
+	ofServer := []string{
 		"LOADING Redis is loading the dataset in memory",
 		"MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
 		"OOM command not allowed when used memory > 'maxmemory'.",
-		"CLUSTERDOWN The cluster is down", "CLUSTERDOWN Hash slot not served",
+		"CLUSTERDOWN The cluster is down", "CLUSTERDOWN The cluster is down and only accepts read commands",
 		"MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
-		"NOREPLICAS Not enough good replicas to write.", "TRYAGAIN Multiple keys request during rehashing of slot",
+		"NOREPLICAS Not enough good replicas to write.",
 		"READONLY You can't write against a read only replica.", "NOAUTH Authentication required.",
-		"NOPERM this user has no permissions to run the 'xadd' command", "BUSY Redis is busy running a script.",
-		"MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1",
+		"WRONGPASS invalid username-password pair or user is disabled.",
+		"NOPERM this user has no permissions to run the 'xadd' command", "NOPERM User access has no permissions to run the 'xadd' command",
+		"BUSY Redis is busy running a script.",
 		"ERR max number of clients reached", "ERR something that we do not know",
-	} {
-		t.Run(strings.ReplaceAll(said[:12], " ", "_"), func(t *testing.T) {
-			t.Parallel()
-			fake := miniredis.RunT(t)
-			s := newSink(t, Config{URL: "redis://" + fake.Addr()})
-			batch := messages("s", 20, 7)
-			for _, known := range []bool{false, true} { // with connections that are new, and with one that is up
-				fake.SetError(said)
-				errs := deliver(t, s, batch...)
-				expectAway(t, errs, len(batch), said)
-				fake.SetError("")
-				if errs := deliver(t, s, batch...); errs != nil {
-					t.Errorf("known %t: %v", known, errs)
-				}
+	}
+	for _, said := range slices.Concat(ofStream, ofServer) {
+		for topics, want := range map[sinks.Topics]string{sinks.OneTopic: "unavailable", sinks.SeveralTopics: "topic"} {
+			if slices.Contains(ofServer, said) {
+				want = "unavailable"
 			}
-		})
+			t.Run(fmt.Sprint(strings.ReplaceAll(said, " ", "_"), topics), func(t *testing.T) {
+				t.Parallel()
+				fake := miniredis.RunT(t)
+				s := newSink(t, Config{URL: "redis://" + fake.Addr(), Topics: topics})
+				batch := messages("s", 20, 20)
+				for _, known := range []bool{false, true} { // with connections that are new, and with one that is up
+					fake.SetError(said)
+					errs := deliver(t, s, batch...)
+					if got := slices.Compact(classes(errs)); !slices.Equal(got, []string{want}) || !strings.Contains(errs[0].Error(), said) {
+						t.Errorf("known %t: want %s, got %v: %v", known, want, got, errs[0])
+					}
+					fake.SetError("")
+					s.streams.Answered("s") // as if its time had come
+					if errs := deliver(t, s, batch...); errs != nil {
+						t.Errorf("known %t: %v", known, errs)
+					}
+				}
+			})
+		}
 	}
 }
 
@@ -329,7 +445,7 @@ func TestSilentServer(t *testing.T) {
 func TestRepliesAreSearched(t *testing.T) {
 	t.Parallel()
 	r := refusalOf([]byte("-ERR unknown command 'XADD', with args beginning with: 'stream' '*' 'payload' 'canary' "))
-	if strings.Contains(r.Error(), "canary") || !r.away() {
+	if strings.Contains(r.Error(), "canary") || r.scope() != ofNode {
 		t.Errorf("got %q", r)
 	}
 	if r := refusalOf(bytes.Repeat([]byte("x"), 1000)); len(r) > 200 {

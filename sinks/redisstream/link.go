@@ -3,8 +3,11 @@ package redisstream
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -66,7 +69,7 @@ func (c *clients) to(address string, options redis.Options) *redis.Client {
 // release when it no longer uses the clients.
 func (l *link) hold(ctx context.Context) (release func()) {
 	if l.clients == nil {
-		l.clients = &clients{main: l.sink.open()}
+		l.clients = &clients{main: l.sink.open(&l.sink.nodes)}
 	}
 	held, closed := l.clients, make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -108,6 +111,8 @@ type node struct {
 	client    *redis.Client
 	name      string // its name in away
 	transacts bool   // it was shown that the user may use MULTI and EXEC
+	failed    bool   // it did not answer in this Deliver, or refused everything
+	down      error  // why it is not tried again in this Deliver
 
 	streams  []*stream
 	commands []*command
@@ -122,14 +127,17 @@ func (l *link) send(ctx context.Context, d *delivery) {
 	for _, n := range l.nodes {
 		n.streams = n.streams[:0]
 	}
+	ctx, cancel := l.patience(ctx, d)
+	defer cancel()
 	for _, s := range d.wave {
 		client, name, err := l.find(ctx, s)
+		s.node = name
 		if err != nil {
 			s.answer = judgeFirstError(ctx, err)
 			s.answer.unknown = false
-			if s.answer.timedOut {
-				l.sink.away.set(name, time.Now().Add(l.sink.rest))
-			}
+			continue
+		}
+		if s.answer.wait = l.sink.nodes.Wait(name, time.Now()); s.answer.wait > 0 {
 			continue
 		}
 		n := l.node(client, name)
@@ -152,6 +160,37 @@ func (l *link) send(ctx context.Context, d *delivery) {
 	}
 	others.Wait()
 }
+
+// patience returns the context for one wave. As long as nothing has answered in a Deliver to several nodes, the wave has half of
+// the time that is left. If a node is silent then, there is time to ask whether others answer, and to send them later waves.
+func (l *link) patience(ctx context.Context, d *delivery) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok || d.answered || !l.sink.several() || !l.cluster() {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/2))
+}
+
+// otherNodeAnswers reports whether the cluster works, by the word of a node that has not failed in this Deliver and is not known
+// to be away. It asks all of them at the same time, and reads the map of the cluster before.
+func (l *link) otherNodeAnswers(ctx context.Context) bool {
+	var works atomic.Bool
+	_ = l.clients.main.(*redis.ClusterClient).ForEachMaster(ctx, func(ctx context.Context, client *redis.Client) error {
+		address := client.Options().Addr
+		if _, isAway := l.sink.nodes.Known(address); isAway ||
+			slices.ContainsFunc(l.nodes, func(n *node) bool { return n.name == address && n.failed }) {
+			return nil
+		}
+		if info, err := client.ClusterInfo(ctx).Result(); err == nil && strings.Contains(info, "cluster_state:ok") {
+			works.Store(true)
+		}
+		return nil
+	}) // an error says that there is no map
+	return works.Load()
+}
+
+// reread makes the client read the map of the cluster again, in the background. The slots of a node that is away may get another.
+func (l *link) reread(ctx context.Context) { l.clients.main.(*redis.ClusterClient).ReloadState(ctx) }
 
 // find returns a client for the server that has a stream.
 func (l *link) find(ctx context.Context, s *stream) (client *redis.Client, name string, err error) {
@@ -207,6 +246,7 @@ func (l *link) forget() {
 		if len(n.commands) > keptCommands {
 			n.commands, n.pipeline = nil, nil
 		}
+		n.failed, n.down = false, nil
 	}
 }
 
@@ -268,7 +308,7 @@ func (n *node) send(ctx context.Context, s *Sink, d *delivery) {
 		end := at + 1 + len(stream.members)
 		stream.answer = judge(ctx, n.commands[at], n.commands[at+1:end], n.execs[i], broke)
 		at = end
-		n.tell(s, &stream.answer)
+		n.note(&stream.answer)
 	}
 }
 
@@ -282,14 +322,24 @@ func (n *node) exchange(ctx context.Context, commands []redis.Cmder) error {
 	return err
 }
 
-// ready finds out whether entries may be sent to n: n has not just timed out, and the user may use MULTI. If entries
+// ready finds out whether entries may be sent to n: n has not just failed, and the user may use MULTI. If entries
 // were sent after a MULTI that is refused, each would be added by itself, and once more with every try.
 func (n *node) ready(ctx context.Context, s *Sink) answer {
+	if n.down != nil {
+		return answer{err: n.down}
+	}
 	if err := s.away.resting(n.name); err != nil {
+		n.failed = true
 		return answer{err: err}
 	}
-	if n.transacts {
+	_, wasAway := s.nodes.Known(n.name)
+	if n.transacts && !wasAway {
 		return answer{executed: true}
+	}
+	if wasAway { // no entry is sent before it has answered, and nothing waits for it for long
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, askTimeout)
+		defer cancel()
 	}
 	n.used = 0
 	multi, exec := n.control("MULTI"), redis.NewRawCmd(ctx, "EXEC")
@@ -302,14 +352,18 @@ func (n *node) ready(ctx context.Context, s *Sink) answer {
 			a.err = firstRefusal(multi, nil)
 		}
 	}
-	n.tell(s, &a)
+	n.note(&a)
 	return a
 }
 
-// tell remembers, for all lanes, that n has timed out.
-func (n *node) tell(s *Sink, a *answer) {
-	if a.timedOut {
-		s.away.set(n.name, time.Now().Add(s.rest))
+// note notes for this Deliver that n has failed.
+func (n *node) note(a *answer) {
+	if a.executed || a.answered() || a.tooLarge {
+		return
+	}
+	n.failed = true
+	if a.down() {
+		n.down = a.err
 	}
 }
 

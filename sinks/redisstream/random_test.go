@@ -24,6 +24,7 @@ type world struct {
 	proxy  *servers.Proxy
 	client *redis.Client
 	sink   *Sink
+	topics []string
 }
 
 // TestRandomFaults puts lanes that try again in place through faults of every kind, and looks at what the streams hold:
@@ -36,8 +37,12 @@ func TestRandomFaults(t *testing.T) {
 			t.Parallel()
 			w := &world{T: t, server: startRedis(t, servers.RedisOptions{})}
 			w.proxy, w.client = newProxy(t, w.server.Addr()), newClient(t, w.server.Addr())
-			w.sink = newSink(t, Config{URL: "redis://" + w.proxy.Addr()})
-			topics := []string{newStream(), newStream()}
+			c := Config{URL: "redis://" + w.proxy.Addr()}
+			var allowed []error
+			if seed%2 == 1 { // and a stream may be away by itself
+				c.Topics, allowed = sinks.SeveralTopics, []error{sinks.ErrTopicUnavailable}
+			}
+			w.sink, w.topics = newSink(t, c), []string{newStream(), newStream()}
 			over := make(chan struct{})
 			var world, lanes sync.WaitGroup
 			world.Go(func() { w.harass(rand.New(rand.NewPCG(seed, 0)), over) })
@@ -47,15 +52,15 @@ func TestRandomFaults(t *testing.T) {
 				r := rand.New(rand.NewPCG(seed, uint64(lane)+1))
 				for i := range 400 {
 					aggregate := fmt.Sprintf("lane %d, %d", lane, r.IntN(12))
-					all[lane] = append(all[lane], message(topics[r.IntN(2)], aggregate, fmt.Sprintf("%d-%d", lane, i), r.IntN(6000)))
+					all[lane] = append(all[lane], message(w.topics[r.IntN(2)], aggregate, fmt.Sprintf("%d-%d", lane, i), r.IntN(6000)))
 				}
-				lanes.Go(func() { copies[lane] = sinktest.RandomLane(t, w.sink, r, all[lane]) })
+				lanes.Go(func() { copies[lane] = sinktest.RandomLane(t, w.sink, r, all[lane], allowed...) })
 			}
 			lanes.Wait()
 			close(over)
 			world.Wait()
 
-			arrived := slices.Concat(ids(t, w.client, topics[0]), ids(t, w.client, topics[1]))
+			arrived := slices.Concat(ids(t, w.client, w.topics[0]), ids(t, w.client, w.topics[1]))
 			sinktest.CheckLanes(t, all, copies, arrived)
 		})
 	}
@@ -77,7 +82,11 @@ func (w *world) harass(r *rand.Rand, over chan struct{}) {
 			return
 		case <-time.After(time.Duration(r.IntN(15)) * time.Millisecond):
 		}
-		switch r.IntN(7) {
+		troubles := 7
+		if w.sink.several() {
+			troubles++
+		}
+		switch r.IntN(troubles) {
 		case 0:
 			w.proxy.Cut()
 		case 1:
@@ -106,6 +115,11 @@ func (w *world) harass(r *rand.Rand, over chan struct{}) {
 			say("ACL", "SETUSER", "default", "-xadd")
 			pause(20)
 			say("ACL", "SETUSER", "default", "+xadd")
+		case 7: // one stream is forbidden, and may be asked again at once
+			say("ACL", "SETUSER", "default", "resetkeys", "~"+w.topics[0])
+			pause(20)
+			say("ACL", "SETUSER", "default", "allkeys")
+			w.sink.streams.Answered(w.topics[1])
 		}
 	}
 }

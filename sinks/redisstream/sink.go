@@ -12,8 +12,13 @@ import (
 )
 
 const (
-	// rest is how long a node that has timed out is not tried again.
+	// rest is how long the destination is not tried again after it has timed out as a whole.
 	rest = 5 * time.Second
+	// askTimeout is how long a node of a cluster may take to answer what is asked about the cluster. A node that was found away
+	// may take as long to show that it is back.
+	askTimeout = 2 * time.Second
+	// awayTimeout is how long it may take if it was found away a short time ago, and others can be asked.
+	awayTimeout = 200 * time.Millisecond
 	// maxWait is how long Deliver waits for an answer if ctx has no deadline.
 	maxWait = 30 * time.Second
 
@@ -24,15 +29,21 @@ const (
 	largeBytes = 1 << 20
 )
 
-var errResting = errors.New("it has just timed out, and is not tried again yet")
+var (
+	errResting     = errors.New("it has just timed out, and is not tried again yet")
+	errNoneAnswers = errors.New("its node was found away, and no other node of the cluster answers")
+)
 
 // Sink delivers to one server or one cluster. The server need not be there when the Sink is made.
 type Sink struct {
 	config  Config
 	open    opener
 	options *redis.Options // for connections
-	away    away
-	rest    time.Duration // the constant, except in tests
+	// Streams and nodes of a cluster, by their addresses, that were found away while the rest of the destination answered. Both
+	// stay empty if there is only one topic.
+	streams, nodes sinks.Away[string]
+	away           away
+	rest           time.Duration // the constant, except in tests
 
 	closing sync.WaitGroup // clients that were given up
 
@@ -102,8 +113,11 @@ func (s *Sink) Close() error {
 	return nil
 }
 
-// away remembers, for all lanes, which nodes have just timed out. They are not tried for a while. Otherwise such a node
-// would make every batch last as long as its deadline. A node that fails fast is not remembered.
+// several reports whether messages go to several streams.
+func (s *Sink) several() bool { return s.config.Topics == sinks.SeveralTopics }
+
+// away remembers, for all lanes, which servers have just timed out when nothing else answered. They are not tried for a while.
+// Otherwise such a server would make every batch last as long as its deadline. A server that fails fast is not remembered.
 type away struct {
 	mu    sync.Mutex
 	until map[string]time.Time // by address; "" stands for a node that is not known

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -20,6 +21,7 @@ type answer struct {
 	executed bool  // it was executed, and each holds what became of each entry
 	err      error // otherwise: why nothing of it was accepted, as far as that is known
 	each     []error
+	wait     time.Duration // it was not sent, because its node was found away, and may be asked again after this time
 
 	unknown  bool // it may have been accepted all the same
 	timedOut bool
@@ -50,18 +52,42 @@ func refusalOf(line []byte) refusal {
 	return refusal(strings.TrimRight(text, "\r\n"))
 }
 
-// awayCodes holds the codes of errors that concern the destination and not the message. A person, or time, has to mend
-// them. WRONGTYPE is one of them: the key of the stream holds something else. That does not depend on the event,
-// concerns all events of the stream, and ends when the key is removed. It is like a Kafka topic to which we have no
-// right.
-var awayCodes = []string{
-	"LOADING", "READONLY", "OOM", "MISCONF", "NOAUTH", "NOPERM", "WRONGPASS", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN",
-	"MOVED", "ASK", "CROSSSLOT", "NOREPLICAS", "BUSY", "UNKILLABLE", "DENIED", "WRONGTYPE", "EXECABORT",
+// scope says what an error concerns.
+type scope uint8
+
+const (
+	ofMessage scope = iota // this message, as far as we know
+	ofStream               // all messages of its stream, while the server goes on with others
+	ofNode                 // all messages that this server would get
+)
+
+// streamRefusals holds the beginnings of errors that concern one stream. A person, or time, has to mend them. WRONGTYPE is one of
+// them: the key of the stream holds something else. That does not depend on the event, concerns all events of the stream, and
+// ends when the key is removed. It is like a Kafka topic to which we have no right.
+//
+// What concerns a slot of a cluster is here too: a slot that no node has, or that is handed from one node to the other.
+var streamRefusals = []string{
+	"WRONGTYPE ", "CLUSTERDOWN Hash slot not served", "TRYAGAIN ", "MOVED ", "ASK ", "CROSSSLOT ", "ERR The stream has exhausted",
 }
 
-// awayTexts holds the beginnings of such errors among those without a code of their own.
-var awayTexts = []string{
-	"ERR unknown command", "ERR syntax error", "ERR max number of clients", "ERR The stream has exhausted",
+// nodeRefusals holds the beginnings of errors that concern the server, whatever it is asked.
+var nodeRefusals = []string{
+	"LOADING ", "READONLY ", "OOM ", "MISCONF ", "NOAUTH ", "NOPERM ", "WRONGPASS ", "CLUSTERDOWN ", "MASTERDOWN ", "NOREPLICAS ",
+	"BUSY ", "UNKILLABLE ", "DENIED ", "EXECABORT ",
+	"ERR unknown command", "ERR syntax error", "ERR max number of clients",
+}
+
+func (r refusal) scope() scope {
+	begins := func(text string) bool { return strings.HasPrefix(string(r)+" ", text) }
+	switch {
+	case slices.ContainsFunc(streamRefusals, begins):
+		return ofStream
+	case r.code() == "NOPERM" && strings.Contains(string(r), "permissions to access "): // "… to access one of the keys …", "… to access a key"
+		return ofStream
+	case slices.ContainsFunc(nodeRefusals, begins):
+		return ofNode
+	}
+	return ofMessage
 }
 
 // remedies holds, by code, what a person can do.
@@ -75,27 +101,44 @@ var remedies = map[string]string{
 
 // failure returns the error of a message that was refused by itself in a transaction that was executed.
 func (r refusal) failure(stream string) error {
-	switch {
-	case strings.HasPrefix(string(r), "ERR Elements are too large"):
+	if strings.HasPrefix(string(r), "ERR Elements are too large") {
 		return fmt.Errorf("%w: stream %q: %w", sinks.ErrPermanent, stream, r)
-	case r.away():
-		return unavailable(stream, r)
 	}
 	return fmt.Errorf("stream %q: %w", stream, r)
 }
 
-func (r refusal) away() bool {
-	return slices.Contains(awayCodes, r.code()) ||
-		slices.ContainsFunc(awayTexts, func(text string) bool { return strings.HasPrefix(string(r), text) })
-}
-
-// unavailable returns an error of class ErrUnavailable, with the remedy if there is one.
-func unavailable(stream string, err error) error {
+// unavailable returns an error of this class, with the remedy if there is one.
+func unavailable(class error, stream string, err error) error {
 	var r refusal
 	if errors.As(err, &r) && remedies[r.code()] != "" {
-		return fmt.Errorf("%w: stream %q: %w; %s", sinks.ErrUnavailable, stream, err, remedies[r.code()])
+		return fmt.Errorf("%w: stream %q: %w; %s", class, stream, err, remedies[r.code()])
 	}
-	return fmt.Errorf("%w: stream %q: %w", sinks.ErrUnavailable, stream, err)
+	return fmt.Errorf("%w: stream %q: %w", class, stream, err)
+}
+
+// scopeOf says what it concerns that nothing of a transaction was accepted, because of err. That is never a single message.
+func scopeOf(err error) scope {
+	if r, ok := errors.AsType[refusal](err); ok && r.scope() == ofStream {
+		return ofStream
+	}
+	return ofNode
+}
+
+// answered reports whether the server has shown that it works: it has accepted something, or refuses this stream only.
+func (a *answer) answered() bool {
+	if !a.executed {
+		return a.err != nil && scopeOf(a.err) == ofStream
+	}
+	return a.each == nil || slices.ContainsFunc(a.each, func(err error) bool {
+		r, refused := errors.AsType[refusal](err)
+		return !refused || r.scope() != ofNode
+	})
+}
+
+// down reports whether the server is away, and was not only lost on the way: it cannot be reached, is silent, or refuses
+// everything.
+func (a *answer) down() bool {
+	return !a.executed && !a.tooLarge && scopeOf(a.err) == ofNode && (a.timedOut || !a.unknown)
 }
 
 const invalidBulk = "ERR Protocol error: invalid bulk length"

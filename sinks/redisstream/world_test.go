@@ -179,10 +179,14 @@ func classes(errs []error) (names []string) {
 		}
 		for class, n := range map[error]string{
 			sinks.ErrPermanent: "permanent", sinks.ErrUnavailable: "unavailable", sinks.ErrNotAttempted: "not attempted",
+			sinks.ErrTopicUnavailable: "topic",
 		} {
 			if errors.Is(err, class) {
 				name = n
 			}
+		}
+		if sinks.RetryAfter(err) > 0 {
+			name = "put off"
 		}
 		names = append(names, name)
 	}
