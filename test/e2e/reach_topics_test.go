@@ -84,4 +84,3 @@ func TestReachManyOfAMissingTopic(t *testing.T) {
 	orders := w.steady(fullOr(time.Minute, 8*time.Second), 1, func(i int) (typ, aggregate string) { return "order", fmt.Sprintf("a-%d", i%20) })
 	w.endOfMissingTopic(c, orders, lost)
 }
-
