@@ -66,6 +66,8 @@ type Sink struct {
 	MaxRetries *int
 	// OneTry means that a message is tried once, and discarded if the sink does not accept it.
 	OneTry bool
+	// Members returns the state of each member of a composite. It waits for nothing. It is nil for other sinks.
+	Members func() []monitoring.MemberStatus
 	// Open makes the sink. The connector calls it for each session, and closes the sink at the end of the session.
 	Open func() (sinks.Sink, error)
 }
@@ -186,7 +188,7 @@ func (c *Connector) makeSinks() {
 	for _, s := range c.cfg.Sinks {
 		parksNothing := c.cfg.Delivery.parksNothing()
 		state := newSinkState(observedSink{
-			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, health: c.cfg.Health, logger: c.cfg.Logger,
+			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, members: s.Members, health: c.cfg.Health, logger: c.cfg.Logger,
 		})
 		lasting := &lastingSink{state: state}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)

@@ -16,7 +16,7 @@ type delivery struct {
 	attempts  int    // tries that were refused
 	tries     int    // all tries
 	triedAt   time.Time
-	repeats   bool // an earlier session may have sent it: see unsent.go
+	repeats   bool // an earlier session, or an earlier try whose answer was a refusal, may have sent it: see unsent.go
 	discarded bool // it was discarded while a Deliver had it: what the sink answers changes nothing
 	due       bool // it was read as one that is due
 	row       bool // it has a row in outbox_parked, or will have in the recorder's order; hence it is settled

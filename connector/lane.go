@@ -98,6 +98,7 @@ type runningDeliver struct {
 // result is what a Deliver has answered.
 type result struct {
 	errs               []error
+	members            []string // of a composite, for each message, which member has accepted it; nil for other sinks
 	started, completed time.Time
 }
 
@@ -226,7 +227,11 @@ func (l *lane) deliver(ctx context.Context) {
 	for batch := range l.calls {
 		ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, noAnswer)
 		res := result{started: time.Now()}
-		res.errs = l.sink.Deliver(ctx, batch)
+		if composite, ok := l.sink.(sinks.Chooser); ok {
+			res.errs, res.members = composite.DeliverBy(ctx, batch)
+		} else {
+			res.errs = l.sink.Deliver(ctx, batch)
+		}
 		res.completed = time.Now()
 		cancel()
 		l.results <- res

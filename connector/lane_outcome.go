@@ -121,7 +121,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	l.running = nil
 	clear(l.buffer) // both arrays live on; the events must not
 	defer clear(r.messages)
-	if res.errs != nil && len(res.errs) != len(r.messages) {
+	if res.errs != nil && len(res.errs) != len(r.messages) || res.members != nil && len(res.members) != len(r.messages) {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
 	}
 	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load()}
@@ -136,7 +136,11 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 		if res.errs != nil {
 			err = res.errs[i]
 		}
-		f.message(d, err)
+		member := ""
+		if res.members != nil {
+			member = res.members[i]
+		}
+		f.message(d, err, member)
 	}
 	l.breaker.judge(f.verdict)
 	return f.end(work)
@@ -186,7 +190,8 @@ func (f *finishing) end(work context.Context) error {
 	return err
 }
 
-func (f *finishing) message(d *delivery, err error) {
+// message evaluates the answer to one message. member is the member of a composite that has accepted it, or empty.
+func (f *finishing) message(d *delivery, err error, member string) {
 	l := f.lane
 	class := classOf(err)
 	switch {
@@ -203,10 +208,13 @@ func (f *finishing) message(d *delivery, err error) {
 	if class == accepted {
 		l.budget.accepted()
 		l.duration.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
-		f.record(d, checkpoint.Delivered, nil)
+		f.record(d, checkpoint.Delivered, nil).Member = member
 		return
 	}
 	f.cause = err
+	if class == refused && sinks.IsUncertain(err) { // one member of a composite refused it, another one may have accepted it
+		d.repeats = true
+	}
 	what := failure{class: class, attempts: d.attempts, retries: l.delivery.MaxRetries, tooOld: f.tooOld(d), row: d.row}
 	if d.Event.MaxRetries != nil {
 		what.retries = *d.Event.MaxRetries

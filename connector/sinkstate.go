@@ -18,8 +18,9 @@ const warnPace = 10 * time.Second
 // observedSink is a sink whose state is shown, and where.
 type observedSink struct {
 	name    string
-	kind    string // the sink's type
-	inPlace bool   // what fails waits in its lane: every failure holds something back
+	kind    string                           // the sink's type
+	inPlace bool                             // what fails waits in its lane: every failure holds something back
+	members func() []monitoring.MemberStatus // of a composite; else nil
 	health  *monitoring.Health
 	logger  *slog.Logger
 }
@@ -48,6 +49,7 @@ type sinkState struct {
 	countedAt    time.Time // when owed was counted
 	unread       error     // why the parked rows cannot be read
 	counts       monitoring.Counts
+	membersAway  string // the members that /readyz says are away
 }
 
 // laneView is what Status shows of a lane.
@@ -128,6 +130,9 @@ func (s *sinkState) note(a answer) news {
 	s.counts.Failed += a.counts.Failed
 	s.counts.Dead += a.counts.Dead
 	s.counts.Discarded += a.counts.Discarded
+	if s.members != nil {
+		s.showMembers()
+	}
 	if a.ended || a.counts.Delivered == 0 && a.cause == nil {
 		return noNews // nothing was learnt of the sink
 	}
@@ -230,6 +235,20 @@ func (s *sinkState) read(err error) {
 	}
 }
 
+// showMembers shows which members are away, if that has changed. The caller holds mu.
+func (s *sinkState) showMembers() {
+	away := ""
+	for _, m := range s.members() {
+		if m.Away {
+			away += " " + m.Name
+		}
+	}
+	if away != s.membersAway {
+		s.membersAway = away
+		s.show()
+	}
+}
+
 // show sets the sink's component of /readyz. The caller holds mu.
 func (s *sinkState) show() {
 	if s.inSession {
@@ -256,6 +275,9 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 	}
 	if s.breaker != breakerClosed {
 		st.BreakerSince = s.since
+	}
+	if s.members != nil {
+		st.Members = s.members()
 	}
 	for _, l := range s.lanes {
 		st.Held += l.held

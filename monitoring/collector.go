@@ -10,6 +10,8 @@ type Collector struct {
 	connector []connectorMetric
 	sinks     []sinkMetric
 	processed *prometheus.Desc
+	taken     *prometheus.Desc // what members of composites have accepted
+	away      *prometheus.Desc // whether they are away
 }
 
 // connectorMetric is a metric of the whole connector.
@@ -32,6 +34,10 @@ func NewCollector(prefix string, status func() Status) *Collector {
 	c.processed = prometheus.NewDesc(prefix+"events_processed_total",
 		"Outcomes of deliveries: delivered, failed (one try, to be tried again), dead (given up) or discarded (by no route, or by a sink that is tried once).",
 		[]string{"sink", "status"}, nil)
+	c.taken = prometheus.NewDesc(prefix+"member_delivered_total", "Deliveries of a composite sink, by the member that has accepted them.",
+		[]string{"sink", "member"}, nil)
+	c.away = prometheus.NewDesc(prefix+"member_away", "1 while a member of a composite sink is away: its last call has answered nothing.",
+		[]string{"sink", "member"}, nil)
 	one := func(kind prometheus.ValueType, name, help string, value func(Status) float64) {
 		c.connector = append(c.connector, connectorMetric{prometheus.NewDesc(prefix+name, help, nil, nil), kind, value})
 	}
@@ -67,6 +73,8 @@ func NewCollector(prefix string, status func() Status) *Collector {
 // Describe sends the descriptions of all metrics.
 func (c *Collector) Describe(out chan<- *prometheus.Desc) {
 	out <- c.processed
+	out <- c.taken
+	out <- c.away
 	for _, m := range c.connector {
 		out <- m.desc
 	}
@@ -97,5 +105,9 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 		count(sink.Counts.Failed, sink.Name, "failed")
 		count(sink.Counts.Dead, sink.Name, "dead")
 		count(sink.Counts.Discarded, sink.Name, "discarded")
+		for _, m := range sink.Members {
+			out <- prometheus.MustNewConstMetric(c.taken, prometheus.CounterValue, float64(m.Delivered), sink.Name, m.Name)
+			out <- prometheus.MustNewConstMetric(c.away, prometheus.GaugeValue, map[bool]float64{true: 1}[m.Away], sink.Name, m.Name)
+		}
 	}
 }

@@ -31,7 +31,7 @@ func TestMetricsAsScraped(t *testing.T) {
 					Lanes: 4, CatchingUp: 3, Held: 5, Counts: Counts{Delivered: 3, Failed: 1, Dead: 1},
 				},
 				{Name: "mail", Breaker: "open", Counts: Counts{Discarded: 2}},
-				{Name: "search", Breaker: "closed"},
+				{Name: "search", Breaker: "closed", Members: []MemberStatus{{Name: "first", Delivered: 2, Away: true}, {Name: "second", Delivered: 5}}},
 			},
 		}
 	}))

@@ -73,6 +73,17 @@ type SinkStatus struct {
 	Held int
 	// Counts are the outcomes since the connector was made.
 	Counts Counts
+	// Members are the members of a composite, in the order in which they are asked. There are none for other sinks.
+	Members []MemberStatus
+}
+
+// MemberStatus is the state of a member of a composite that gives each message to one of its members.
+type MemberStatus struct {
+	Name string
+	// Delivered counts the messages that the member has accepted since the connector was made.
+	Delivered int64
+	// Away is true if the member has answered nothing in the last Deliver that asked it.
+	Away bool
 }
 
 // Counts count outcomes of deliveries.
@@ -103,6 +114,11 @@ func (s SinkStatus) Component() Component {
 			c.Detail += "; "
 		}
 		c.Detail += text
+	}
+	for _, m := range s.Members {
+		if m.Away {
+			add("member " + m.Name + " is away")
+		}
 	}
 	if s.Suspect {
 		add(fmt.Sprintf("suspect since %s: what would become a dead letter is parked until it accepts a message (last failure: %s)",

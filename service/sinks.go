@@ -87,21 +87,26 @@ func buildSinksAndMembers(cfg config.Config, o BuildOptions) ([]connector.Sink, 
 // anyOf makes one sink out of the members of a composite with the strategy "any".
 func anyOf(sc config.Sink, members []connector.Sink) (connector.Sink, error) {
 	description, err := json.Marshal(map[string]any{"strategy": sc.Composite.Strategy, "members": sc.Composite.Members})
+	states := make(memberStates, len(members))
+	for i, m := range members {
+		states[i] = &memberState{name: m.Name}
+	}
 	return connector.Sink{
 		Name: sc.Name, Type: sc.Type, Description: description,
-		Open: func() (sinks.Sink, error) { return openAny(members) },
+		Open:    func() (sinks.Sink, error) { return openAny(members, states) },
+		Members: states.status,
 	}, err
 }
 
-func openAny(from []connector.Sink) (sinks.Sink, error) {
+func openAny(from []connector.Sink, states memberStates) (sinks.Sink, error) {
 	var members []composite.Member
-	for _, s := range from {
+	for i, s := range from {
 		sink, err := s.Open()
 		if err != nil {
 			_ = composite.NewAny(members...).Close() // none of them was used
 			return nil, fmt.Errorf("member %q: %w", s.Name, err)
 		}
-		members = append(members, composite.Member{Name: s.Name, Sink: sink, Address: func(e *outbox.Event) (topic, key string) {
+		members = append(members, composite.Member{Name: s.Name, Sink: sink, Tell: states[i].note, Address: func(e *outbox.Event) (topic, key string) {
 			return s.Topic.Expand(e), s.Key.Expand(e)
 		}})
 	}

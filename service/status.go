@@ -173,5 +173,8 @@ func addCounts(st *monitoring.Status, earlier monitoring.Status) {
 		n.Failed += before.Counts.Failed
 		n.Dead += before.Counts.Dead
 		n.Discarded += before.Counts.Discarded
+		for j, m := range before.Members {
+			st.Sinks[i].Members[j].Delivered += m.Delivered
+		}
 	}
 }

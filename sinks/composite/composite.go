@@ -17,8 +17,8 @@ type Member struct {
 	Sink sinks.Sink
 	// Address returns the topic and key that an event has at this member.
 	Address func(*outbox.Event) (topic, key string)
-	// Tell is called with each answer of this member, and with each failure to get one. Several lanes may call it at the same
-	// time. It may be nil.
+	// Tell is called with each answer of this member, and with each failure to get one, and with the zero Answer when the
+	// composite is closed. Several lanes may call it at the same time. It may be nil.
 	Tell func(Answer)
 }
 
@@ -142,6 +142,9 @@ func (a *Any) Close() error {
 	for _, m := range a.members {
 		if err := m.Sink.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
+		}
+		if m.Tell != nil {
+			m.Tell(Answer{}) // nobody asks it any more, so nobody knows whether it is away
 		}
 	}
 	return errors.Join(errs...)

@@ -116,6 +116,16 @@ func TestCompositeAny(t *testing.T) {
 	if hook, kafka := len(w.received("webhook")), len(w.received("kafka")); hook != 20 || kafka != 20 {
 		t.Errorf("the members got %d and %d events, want 20 each", hook, kafka)
 	}
+	for member, away := range map[string]float64{"webhook": 1, "kafka": 0} {
+		n := ask[int](w, "select count(distinct event_id) from outbox_delivery_log where status = 'delivered' and member = '"+member+"'")
+		counted := c.metric("member_delivered_total", `sink="either"`, `member="`+member+`"`)
+		if n != 20 || counted != 20 {
+			t.Errorf("%s took %d events by the log and %v by the metric, want 20", member, n, counted)
+		}
+		if got := c.metric("member_away", `sink="either"`, `member="`+member+`"`); got != away {
+			t.Errorf("member_away of %s is %v, want %v", member, got, away)
+		}
+	}
 	c.ready("leader")
 	c.term()
 }
