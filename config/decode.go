@@ -247,6 +247,7 @@ func (l *loader) decodeScalar(n *yaml.Node, path string, v reflect.Value) {
 	if text == "" && n.Value != "" {
 		return // ${VAR:-} leaves the default, as a key without a value does
 	}
+	l.written[path] = true
 	if err := setScalar(v, text); err != nil {
 		// The text as written, never what a reference stands for: that may be a secret.
 		l.mistake(path, "%q %v", n.Value, err)

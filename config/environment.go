@@ -103,7 +103,7 @@ func (l *loader) setVariable(name, path string, v reflect.Value) {
 	if text == "" {
 		return
 	}
-	l.origins[path] = origin{variable: name}
+	l.origins[path], l.written[path] = origin{variable: name}, true
 	if err := setScalar(v, text); err != nil {
 		l.mistake(path, "%q %v", text, err)
 	}

@@ -62,7 +62,8 @@ func LoadWith(path string, environ []string, o Options) (Config, []string, error
 // Parse is LoadWith for the content of a file. Mistakes call it by the name file.
 func Parse(file string, data []byte, environ []string, o Options) (Config, []string, error) {
 	l := &loader{
-		file: file, env: environment(environ), options: o, used: map[string]bool{}, origins: map[string]origin{}, config: Default(),
+		file: file, env: environment(environ), options: o, used: map[string]bool{}, origins: map[string]origin{}, written: map[string]bool{},
+		config: Default(),
 	}
 	l.decodeFile(data)
 	l.applyEnvironment()
@@ -96,6 +97,7 @@ type loader struct {
 	used     map[string]bool // variables that the file refers to
 	config   Config
 	origins  map[string]origin // by path
+	written  map[string]bool   // paths of single values; a key without a value leaves the default, and is not among them
 	mistakes []Mistake
 	warnings []string
 }
@@ -226,6 +228,7 @@ func (l *loader) complete() {
 	if c.Source.LedgerSchema == "" {
 		c.Source.LedgerSchema, _, _ = strings.Cut(c.Source.Table, ".")
 	}
+	l.retryWebhooks()
 	for i := range c.Sinks { // the scheme of the URL may ask for TLS too
 		s := &c.Sinks[i]
 		switch {
@@ -237,6 +240,24 @@ func (l *loader) complete() {
 			for _, u := range s.EventBus.URL.list() {
 				s.EventBus.TLS.Enabled = s.EventBus.TLS.Enabled || strings.HasPrefix(string(u), "tls:")
 			}
+		}
+	}
+}
+
+// retryWebhooks gives webhooks their own default of max_retries, which anything that was written beats. Members of a composite that is
+// one sink are left out: the composite's number counts.
+func (l *loader) retryWebhooks() {
+	c := &l.config
+	if l.written["delivery.max_retries"] {
+		return
+	}
+	for i := range c.Sinks {
+		s := &c.Sinks[i]
+		isMember := slices.ContainsFunc(c.Sinks, func(of Sink) bool {
+			return of.Composite != nil && of.Composite.Strategy == StrategyAny && slices.Contains(of.Composite.Members, s.Name)
+		})
+		if s.Webhook != nil && s.MaxRetries == nil && !isMember {
+			s.MaxRetries = new(webhookRetries)
 		}
 	}
 }

@@ -54,7 +54,8 @@ func (s Sink) MarshalYAML() (any, error) {
 		Name, Type string
 		Topic      string `yaml:"topic,omitempty"` // a composite has none
 		Key        string `yaml:"key,omitempty"`
-	}{s.Name, s.Type, ShownTemplate(s.Topic), ShownTemplate(s.Key)}
+		MaxRetries *int   `yaml:"max_retries,omitempty"`
+	}{s.Name, s.Type, ShownTemplate(s.Topic), ShownTemplate(s.Key), s.MaxRetries}
 	var out yaml.Node
 	if err := out.Encode(common); err != nil {
 		return nil, err

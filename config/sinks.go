@@ -34,7 +34,7 @@ type Sink struct {
 	// Redis, a subject of NATS.
 	Topic string `yaml:"topic"`
 	Key   string `yaml:"key"`
-	// MaxRetries replaces delivery.max_retries for this sink, unless it is nil.
+	// MaxRetries replaces delivery.max_retries for this sink, unless it is nil. A webhook has webhookRetries if neither is written.
 	MaxRetries *int `yaml:"max_retries"`
 	// RenamedFrom is the sink's former name. What is parked under it is delivered under the new name.
 	RenamedFrom string `yaml:"renamed_from"`
@@ -148,7 +148,7 @@ type Webhook struct {
 	// Secrets sign, each for itself: two while they are rotated.
 	Secrets []Secret          `yaml:"secret,flow"`
 	Headers map[string]Secret `yaml:"headers"`
-	// Body is raw, envelope, cloudevents or cloudevents-structured.
+	// Body is envelope, raw, cloudevents or cloudevents-structured.
 	Body   string `yaml:"body"`
 	Source string `yaml:"source"`
 	// AllowHosts are internal hosts, host or host:port, that may be reached all the same.
@@ -187,6 +187,9 @@ type Composite struct {
 const (
 	defaultTopic = "outbox.event.{aggregate_type}"
 	clientName   = "outbox-cdc"
+	// webhookRetries is the default of a webhook's max_retries. With the default backoff these take more than an hour: partners
+	// whose deployment goes wrong answer 500 for a while.
+	webhookRetries = 20
 )
 
 // defaultSink is a sink of a type before file and environment: complete but for what only its owner knows.
@@ -201,7 +204,7 @@ func defaultSink(typ string) Sink {
 	case SinkRedis:
 		s.Redis = &Redis{ClientName: clientName, MaxMessageBytes: 500 * MiB}
 	case SinkWebhook:
-		s.Webhook = &Webhook{Body: "raw", Connections: 16, MaxRetryAfter: time.Minute}
+		s.Webhook = &Webhook{Body: "envelope", Connections: 16, MaxRetryAfter: time.Minute}
 	case SinkEventBus:
 		s.Topic += ".{event_type}"
 		s.EventBus = &EventBus{ClientName: clientName}

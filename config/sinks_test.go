@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -147,5 +148,58 @@ func TestSinksFromTheEnvironment(t *testing.T) {
 	}
 	if text := fmt.Sprintf("%v %+v %#v", got, got, got.Sinks[3].Webhook.Secrets[0]); strings.Contains(text, "canary") {
 		t.Errorf("a secret is told: %s", text)
+	}
+}
+
+// TestRetriesOfWebhooks: a webhook has a default of its own, which whatever is written beats. The effective configuration says so.
+func TestRetriesOfWebhooks(t *testing.T) {
+	t.Parallel()
+	const dsn, hook = "DATABASE_URL=postgres://localhost/shop", "{type: webhook, url: https://h}"
+	for name, c := range map[string]struct {
+		file    string
+		environ []string
+		retries []int // of the sinks; −1 for those of delivery
+	}{
+		"default":                  {file: "sinks: [" + hook + ", {type: stdout}]", retries: []int{20, -1}},
+		"the sink's own":           {file: "sinks: [{type: webhook, url: https://h, max_retries: 0}]", retries: []int{0}},
+		"delivery":                 {file: "sinks: [" + hook + "]\ndelivery: {max_retries: 3}", retries: []int{-1}},
+		"delivery, the sink's own": {file: "sinks: [{type: webhook, url: https://h, max_retries: 5}]\ndelivery: {max_retries: 3}", retries: []int{5}},
+		"delivery without a value": {file: "sinks: [" + hook + "]\ndelivery: {max_retries: }", retries: []int{20}},
+		"an empty reference":       {file: "sinks: [" + hook + "]\ndelivery: {max_retries: '${RETRIES:-}'}", retries: []int{20}},
+		"variable":                 {file: "sinks: [" + hook + "]", environ: []string{"OUTBOX_MAX_RETRIES=3"}, retries: []int{-1}},
+		"empty variable":           {file: "sinks: [" + hook + "]", environ: []string{"OUTBOX_MAX_RETRIES="}, retries: []int{20}},
+		"environment alone": {environ: []string{
+			"OUTBOX_PUBLISHER_TYPE=webhook", "OUTBOX_WEBHOOK_URL=https://h",
+		}, retries: []int{20}},
+		"member of all": {file: "sinks: [" + hook + ", {type: stdout}, {type: composite, members: [webhook, stdout]}]", retries: []int{20, -1, -1}},
+		"member of any": {file: "sinks: [" + hook + ", {type: stdout}, {type: composite, strategy: any, members: [webhook, stdout]}]", retries: []int{-1, -1, -1}},
+	} {
+		got, _, err := Parse("outbox.yml", []byte(c.file), append(c.environ, dsn), Options{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		effective, err := Effective(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, _, err := Parse("effective.yml", []byte(effective), []string{dsn}, Options{})
+		if err != nil {
+			t.Errorf("%s: effective does not load: %v\n%s", name, err, effective)
+			continue
+		}
+		for _, loaded := range []Config{got, again} {
+			var retries []int
+			for _, s := range loaded.Sinks {
+				n := -1
+				if s.MaxRetries != nil {
+					n = *s.MaxRetries
+				}
+				retries = append(retries, n)
+			}
+			if !slices.Equal(retries, c.retries) {
+				t.Errorf("%s: %v, want %v\n%s", name, retries, c.retries, effective)
+			}
+		}
 	}
 }

@@ -53,7 +53,8 @@ type OutboxServiceConfig struct {
 	BatchSize int
 	// PollInterval has no effect: nothing is polled.
 	PollInterval time.Duration
-	// MaxRetries is how often a refused event is tried again before it becomes a dead letter.
+	// MaxRetries is how often a refused event is tried again before it becomes a dead letter. 0 stands for 3, and for 20 with a
+	// webhook.
 	MaxRetries int
 	// WorkerCount is the number of lanes of each sink.
 	WorkerCount int

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"cmp"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
@@ -32,9 +33,9 @@ type Config struct {
 	Secrets []string
 	// Headers are sent with every request. Their values are secret.
 	Headers map[string]string
-	// Body says what the body is: the payload as it is ("raw", the default); the payload, with the event's columns as
-	// headers of CloudEvents ("cloudevents"); the JSON {"type","timestamp","data"} ("envelope"); or a CloudEvent as
-	// JSON ("cloudevents-structured").
+	// Body says what the body is: the JSON {"type","timestamp","data"} of Standard Webhooks ("envelope", the default); the
+	// payload as it is ("raw"); the payload, with the event's columns as headers of CloudEvents ("cloudevents"); or a
+	// CloudEvent as JSON ("cloudevents-structured").
 	Body string
 	// Source is the attribute source of CloudEvents, which is required for them. {aggregate_type} in it stands for that
 	// of the event.
@@ -86,16 +87,13 @@ const (
 )
 
 func (c *Config) bodyName() string {
-	if c.Body == "" {
-		return bodyRaw
-	}
-	return c.Body
+	return cmp.Or(c.Body, bodyEnvelope)
 }
 
 // reservedHeaders holds the headers that the configuration may not set, because the sink or net/http sets them.
 var reservedHeaders = map[string]bool{
 	"Webhook-Id": true, "Webhook-Timestamp": true, "Webhook-Signature": true, "Idempotency-Key": true,
-	"X-Outbox-Attempt": true, "Content-Type": true, "Content-Length": true, "Traceparent": true, "Tracestate": true,
+	"X-Outbox-Attempt": true, "X-Outbox-Event-Type": true, "X-Outbox-Aggregate-Type": true, "X-Outbox-Aggregate-Id": true, "Content-Type": true, "Content-Length": true, "Traceparent": true, "Tracestate": true,
 	"Host": true, "Connection": true, "Keep-Alive": true, "Proxy-Connection": true, "Te": true, "Trailer": true,
 	"Transfer-Encoding": true, "Upgrade": true, "Expect": true,
 }

@@ -37,6 +37,8 @@ func TestConfigMistakes(t *testing.T) {
 		}),
 		"headers: webhook-ID is set by the sink itself":                                sound(func(c *Config) { c.Headers = map[string]string{"webhook-ID": "canary"} }),
 		"headers: ce-type is set by the sink itself":                                   sound(func(c *Config) { c.Headers = map[string]string{"ce-type": "canary"} }),
+		"headers: x-outbox-event-type is set by the sink itself":                       sound(func(c *Config) { c.Headers = map[string]string{"x-outbox-event-type": "canary"} }),
+		"headers: x-outbox-aggregate-id is set by the sink itself":                     sound(func(c *Config) { c.Headers = map[string]string{"x-outbox-aggregate-id": "canary"} }),
 		"headers: host is set by the sink itself":                                      sound(func(c *Config) { c.Headers = map[string]string{"host": "canary"} }),
 		`headers: "a b" is no name of a header`:                                        sound(func(c *Config) { c.Headers = map[string]string{"a b": "canary"} }),
 		`headers: "" is no name of a header`:                                           sound(func(c *Config) { c.Headers = map[string]string{"": "canary"} }),

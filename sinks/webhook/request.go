@@ -27,6 +27,10 @@ import (
 // maxHeader is the most bytes of a header whose value comes from an event. Servers accept about 8 KB of headers in all.
 const maxHeader = 8 << 10
 
+// maxNamed is the most bytes of a header that names the event's type or aggregate. It is left out if it were longer, because three
+// such headers would be too much for many servers, and body or CloudEvents have the values too.
+const maxNamed = 1 << 10
+
 // slot holds what a request needs and the next one can use again. Whoever has the slot may send one request.
 type slot struct {
 	macs    []hash.Hash // one for each key; computing the key's part is half of the work for the signature of a short body
@@ -76,6 +80,14 @@ func (h *headers) set(name, value string) {
 	h.Header[name] = h.values[n-1 : n : n]
 }
 
+// setNamed sets a header to a value of the event in the encoding of CloudEvents, which has only printable ASCII. An empty value, or one
+// that is too long, is left out.
+func (h *headers) setNamed(name, value string) {
+	if encoded := format.HeaderValue(value); encoded != "" && len(encoded) <= maxNamed {
+		h.set(name, encoded)
+	}
+}
+
 // request makes the request for one try of a message, without time, signature and body. It returns the body apart from
 // it. The body may be the event's payload itself, and setBody makes sure that nobody reads it later. The URL is that of
 // the message's topic or of the sink.
@@ -90,7 +102,7 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 		return nil, nil, err
 	}
 	c := format.ContextOf(e.Metadata).Plain()
-	room := 6 // the exact number: too large a map would be the most expensive part of a request
+	room := 9 // the exact number: too large a map would be the most expensive part of a request
 	if s.body == bodyCloudEvents {
 		room += 15
 	}
@@ -98,6 +110,9 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 	h.set("webhook-id", id)
 	h.set("Idempotency-Key", id) // net/http knows the name in this spelling
 	h.set("X-Outbox-Attempt", strconv.Itoa(max(m.Attempt, 1)))
+	h.setNamed("X-Outbox-Event-Type", e.EventType)
+	h.setNamed("X-Outbox-Aggregate-Type", e.AggregateType)
+	h.setNamed("X-Outbox-Aggregate-Id", e.AggregateID)
 	if c.TraceParent != "" {
 		h.set("traceparent", c.TraceParent)
 	}

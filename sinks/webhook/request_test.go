@@ -309,6 +309,33 @@ func TestHostileValues(t *testing.T) {
 	}
 }
 
+// TestNamedHeaders: with every body go event type and aggregate. Values that no header can hold are encoded or left out, and make no
+// dead letter.
+func TestNamedHeaders(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{"", bodyRaw, bodyEnvelope, bodyCloudEvents, bodyCloudEventsStructured} {
+		rec := startReceiver(t, nil)
+		s := newSink(t, Config{URL: rec.URL, Body: body, Source: "/outbox"})
+		batch := batchOf("a/1", "b/1", "c/1")
+		batch[1].Event.EventType, batch[1].Event.AggregateType, batch[1].Event.AggregateID = "a\r\nX: b", "", "50% Ø\xff"
+		batch[2].Event.AggregateID = strings.Repeat("ü", maxNamed/6+1)
+		expectErrors(t, deliver(t, s, batch))
+		got := map[string]string{}
+		for _, g := range rec.requests() {
+			for _, name := range []string{"Event-Type", "Aggregate-Type", "Aggregate-Id"} {
+				got[g.id()] += "|" + strings.Join(g.header.Values("X-Outbox-"+name), ",")
+			}
+			if isEnvelope := bytes.HasPrefix(g.body, []byte(`{"type":"`)); isEnvelope != (body == "" || body == bodyEnvelope) {
+				t.Errorf("body %q: %s", body, g.body)
+			}
+		}
+		want := map[string]string{"a/1": "|OrderPlaced|Order|a", "b/1": "|a%0D%0AX:%20b||50%25%20%C3%98%EF%BF%BD", "c/1": "|OrderPlaced|Order|"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("body %q: %s", body, diff)
+		}
+	}
+}
+
 // TestIDs: the id by which a receiver recognises duplicates is unique beyond the table. It contains no dot, which would make
 // the signature ambiguous. A uuid stays as it is.
 func TestIDs(t *testing.T) {

@@ -53,7 +53,7 @@ func (b *bench) startReceiver(ctx context.Context, events int) (destination, err
 }
 
 func (r receiver) sink() string {
-	return fmt.Sprintf("type: webhook, url: %q, allow_hosts: [127.0.0.1], secret: a-secret-of-the-benchmark", r.url+"/events")
+	return fmt.Sprintf("type: webhook, url: %q, allow_hosts: [127.0.0.1], body: raw, secret: a-secret-of-the-benchmark", r.url+"/events")
 }
 
 func (r receiver) check(ctx context.Context) (c counts, err error) {

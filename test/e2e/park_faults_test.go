@@ -152,7 +152,7 @@ func status(code int) trouble {
 	return trouble{
 		begin:   func(w *world) { w.hook.status.Store(int64(code)) },
 		end:     func(w *world) { w.hook.status.Store(0) },
-		answers: code == 408 || code == 500 || code == 302,
+		answers: code == 500,
 	}
 }
 
