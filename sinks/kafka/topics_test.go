@@ -116,6 +116,9 @@ func TestMissingTopic(t *testing.T) {
 	if errs := w.deliver(gone); errs != nil {
 		t.Errorf("the topic was created: %v", errs)
 	}
+	if _, known := w.sink.topics.Known(place{missing, wholeTopic}); known {
+		t.Error("the topic was created, and counts as away")
+	}
 }
 
 // TestOneTopicIsNotPutOff: if the only topic does not exist, the sink is as good as away.
@@ -210,6 +213,29 @@ func TestForbiddenTopic(t *testing.T) {
 	defer h.Remove()
 	for range 2 {
 		w.expectOutcomes(batch, outcomes{clusterAway: 6}, quick)
+	}
+	hits := h.Hits()
+	large := message(w.topic, "large", "large", 600_000) // two such messages do not fit into one batch
+	second := message(w.topic, "second", "second", 600_000)
+	w.expectOutcomes([]sinks.Message{large, second}, outcomes{clusterAway: 2}, quick)
+	if n := h.Hits() - hits; n != 1 {
+		t.Errorf("%d requests after the first one was forbidden", n-1)
+	}
+}
+
+// TestRefusalEndsRest: a partition that refuses a message is not away.
+func TestRefusalEndsRest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.several()
+	at := place{w.topic, 0}
+	w.sink.topics.Found(at, time.Now().Add(-time.Hour))
+	h := w.fault(kerr.MessageTooLarge, 1)
+	if errs := w.deliver(singles(w.topic, "a", 1)); !allOf(errs, 1, sinks.ErrPermanent) || h.Hits() != 1 {
+		t.Errorf("want ErrPermanent, got %v", errs)
+	}
+	if _, known := w.sink.topics.Known(at); known {
+		t.Error("a partition that has refused a message counts as away")
 	}
 }
 
