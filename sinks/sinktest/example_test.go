@@ -44,18 +44,17 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	if len(batch) == 0 {
 		return nil
 	}
-	errs := make([]error, len(batch))
-	failed := map[sinks.Aggregate]bool{}
+	var b sinks.Batch // keeps the order: behind a message that failed, its aggregate is not attempted
+	b.Begin(batch)
 	var lines bytes.Buffer
 	for i := range batch {
 		m := &batch[i]
-		switch {
-		case failed[m.Aggregate()]:
-			errs[i] = sinks.ErrNotAttempted // behind one that was not accepted
+		if b.Blocked(i) {
+			b.Fail(i, sinks.ErrNotAttempted)
 			continue
-		case len(m.Event.Payload) > maxPayload:
-			errs[i] = fmt.Errorf("%w: a payload of %d bytes", sinks.ErrPermanent, len(m.Event.Payload))
-			failed[m.Aggregate()] = true
+		}
+		if len(m.Event.Payload) > maxPayload {
+			b.Fail(i, fmt.Errorf("%w: a payload of %d bytes", sinks.ErrPermanent, len(m.Event.Payload)))
 			continue
 		}
 		l := line{ID: m.Event.ID, Payload: m.Event.Payload, Columns: map[string]string{}}
@@ -73,10 +72,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	if err := s.write(ctx, lines.Bytes()); err != nil {
 		return unavailable(batch, err) // some may be there all the same: they come again, with the same ids
 	}
-	if len(failed) == 0 {
-		return nil
-	}
-	return errs
+	return b.Errors()
 }
 
 // write returns when the lines are on the disk: accepted means durably so.
