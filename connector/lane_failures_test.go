@@ -1,0 +1,250 @@
+package connector
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// newParkingLane is a laneBench whose lane parks what is not accepted.
+func newParkingLane(t *testing.T, answer func(ctx context.Context, n int, batch []sinks.Message) []error) *laneBench {
+	b := newLaneBench(t, answer)
+	b.delivery.ParkAfter, b.delivery.BatchSize = 10*time.Second, 500
+	return b
+}
+
+// everyMessage gives the same answer for each message of a batch.
+func everyMessage(batch []sinks.Message, err error) []error {
+	errs := map[string]error{}
+	for _, m := range batch {
+		errs[m.Event.ID] = err
+	}
+	return fail(batch, errs)
+}
+
+// exhaust uses up the death budget of the bench's sink.
+func (b *laneBench) exhaust() {
+	for range deathBudget {
+		b.budget.mayDie()
+	}
+}
+
+// parked describes the rows of outbox_parked: id, tries, refused tries.
+func (b *laneBench) parked() string {
+	b.ledger.mu.Lock()
+	defer b.ledger.mu.Unlock()
+	var rows []string
+	for _, r := range b.ledger.rows {
+		rows = append(rows, fmt.Sprintf("%s:%d/%d", r.id, r.tries, r.attempts))
+	}
+	return strings.Join(rows, " ")
+}
+
+// Five messages die between two acceptances. Answers count in the order of a call's messages: an acceptance in the same call spares none
+// of those before it.
+func TestLaneDeathBudget(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			errs := map[string]error{}
+			for _, id := range []string{"a1", "b1", "c1", "d1", "e1", "f1", "g1"} {
+				errs[id] = fmt.Errorf("400: %w", sinks.ErrPermanent)
+			}
+			return fail(batch, errs)
+		})
+		b.run()
+		b.arrive("y1", "a1", "b1", "c1", "d1", "e1", "f1", "z1")
+		synctest.Wait()
+		check(t, "outcomes", b.gotRows(),
+			"y1:delivered#1 a1:dead#1 b1:dead#1 c1:dead#1 d1:dead#1 e1:dead#1 f1:failed#1 z1:delivered#1 ")
+		check(t, "f1 is parked, and no attempt was used", b.parked(), "a1:1/1 b1:1/1 c1:1/1 d1:1/1 e1:1/1 f1:1/0")
+		time.Sleep(10 * time.Second)
+		b.stop()
+		if rows := b.gotRows(); !strings.HasSuffix(rows, "z1:delivered#1 f1:dead#2 ") {
+			t.Errorf("z1 was accepted, so f1 may die at its next try: %s", rows)
+		}
+	})
+}
+
+// While a sink is suspect, refusals use attempts as ever. A message without attempts left goes on to be tried.
+func TestLaneSuspectUsesAttempts(t *testing.T) {
+	t.Parallel()
+	for _, after := range []time.Duration{0, 10 * time.Second} { // park_after; 0 stands for never
+		synctest.Test(t, func(t *testing.T) {
+			b := newParkingLane(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+				return everyMessage(batch, errRefused)
+			})
+			b.delivery.ParkAfter, b.delivery.MaxRetries = after, 1
+			b.exhaust()
+			b.run()
+			b.arrive("a1")
+			time.Sleep(3 * time.Minute)
+			b.stop()
+			if len(b.calls) < 4 || strings.Contains(b.gotRows(), "dead") {
+				t.Errorf("park_after %s: %s", after, b.gotRows())
+			}
+			check(t, "parked", b.parked(), fmt.Sprintf("a1:%d/1", len(b.calls)))
+		})
+	}
+}
+
+// Due rows of a suspect sink are tried at its rate, at most 50 in one call. What arrives does not wait for them.
+func TestLaneSuspectPacesDueRows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		arrived := map[string]time.Time{}
+		var old []time.Time
+		var late []string
+		b := newParkingLane(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			mu.Lock()
+			defer mu.Unlock()
+			inCall := 0
+			for _, m := range batch {
+				switch {
+				case m.Attempt > 1:
+					old = append(old, time.Now())
+					inCall++
+				case time.Since(arrived[m.Event.ID]) > 20*time.Millisecond:
+					late = append(late, m.Event.ID)
+				}
+			}
+			if inCall > suspectRate {
+				t.Errorf("%d due rows in one call", inCall)
+			}
+			return everyMessage(batch, errRefused)
+		})
+		b.delivery.Retry = Retry{Initial: time.Second, Max: time.Second}
+		b.exhaust()
+		b.run()
+		time.Sleep(time.Second)
+		send := func(first, last byte) { // one event of each of these aggregates
+			mu.Lock()
+			defer mu.Unlock()
+			var ids []string
+			for c := first; c <= last; c++ {
+				id := string(rune(c)) + "1"
+				arrived[id] = time.Now()
+				ids = append(ids, id)
+			}
+			b.arrive(ids...)
+		}
+		const first, last = '!', 'p' // 80 aggregates, which are always due again after a second
+		send(first, last)
+		began := time.Now()
+		for c := byte(last + 1); c <= '~'; c++ {
+			time.Sleep(1300 * time.Millisecond)
+			send(c, c)
+		}
+		took := time.Since(began).Seconds()
+		b.stop()
+		if n := float64(len(old)); n > suspectRate*(took+1) || n < suspectRate*(took-3) {
+			t.Errorf("%d due rows were tried in %.0f s, want %d a second", len(old), took, suspectRate)
+		}
+		if late != nil {
+			t.Errorf("these waited for due rows: %v", late)
+		}
+	})
+}
+
+// A due row that may die does not hold a lane up: when the sink accepts something, its turn comes at once.
+func TestLaneSuspicionEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(_ context.Context, n int, batch []sinks.Message) []error {
+			if n == 1 {
+				return everyMessage(batch, errRefused)
+			}
+			return nil
+		})
+		b.exhaust()
+		b.budget.attach([]*lane{b.lane})
+		b.budget.count(100*suspectRate, time.Now()) // others have taken the turns of 100 s
+		b.run()
+		b.arrive("a1")
+		time.Sleep(5 * time.Second)
+		check(t, "a1 waits for its turn", b.gotCalls(), "[a1]@0s ")
+		b.arrive("b1")
+		time.Sleep(time.Second)
+		check(t, "b1 was accepted, so a1 need not wait", b.gotCalls(), "[a1]@0s [b1]@5s [a1]@5s ")
+		b.stop()
+	})
+}
+
+// A message whose topic is away is tried again every 30 s at the latest. It uses no attempt, and stops neither other messages nor the sink.
+func TestLaneTopicAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			return fail(batch, map[string]error{"a1": fmt.Errorf("404: %w", sinks.ErrTopicUnavailable)})
+		})
+		b.delivery.MaxRetries, b.delivery.Retry = 0, Retry{Initial: time.Second, Max: time.Hour}
+		b.breaker.cfg.Enabled, b.breaker.cfg.MaxFailures = true, 2
+		b.run()
+		for range 60 {
+			b.arrive("a1", "a2", "b1")
+			time.Sleep(10 * time.Second)
+		}
+		b.stop()
+		var last, longest time.Duration
+		tries, others := 0, 0
+		for _, c := range b.calls {
+			if slices.Contains(c.ids, "a2") && c.ids[0] != "a1" {
+				t.Errorf("a2 was delivered without a1: %v", c)
+			}
+			if slices.Contains(c.ids, "b1") {
+				others++
+			}
+			if c.ids[0] == "a1" {
+				tries++
+				longest = max(longest, c.at-last)
+				last = c.at
+			}
+		}
+		if longest > topicPace+catchUpPace || tries < 20 || others != 60 {
+			t.Errorf("tried %d times, after %s at most; %d of 60 others were delivered", tries, longest, others)
+		}
+		if !strings.HasPrefix(b.parked(), fmt.Sprintf("a1:%d/0 a2:0/0 ", tries)) {
+			t.Errorf("parked: %s", b.parked())
+		}
+	})
+}
+
+// A message that the sink puts off is no try. It is due when the sink says, and holds its aggregate until then.
+func TestLanePutOff(t *testing.T) {
+	t.Parallel()
+	for _, after := range []time.Duration{0, 10 * time.Second} { // park_after; 0 stands for never
+		synctest.Test(t, func(t *testing.T) {
+			b := newParkingLane(t, nil)
+			b.sink = fakeSink(func(_ context.Context, batch []sinks.Message) []error {
+				b.calls = append(b.calls, delivered{at: time.Since(b.start), ids: []string{batch[0].Event.ID}})
+				if wait := time.Until(b.start.Add(20 * time.Second)); wait > 0 {
+					return fail(batch, map[string]error{"a1": sinks.PutOff(wait)})
+				}
+				return nil
+			})
+			b.delivery.ParkAfter = after
+			b.run()
+			b.arrive("a1", "b1")
+			time.Sleep(5 * time.Second)
+			b.arrive("a2")
+			time.Sleep(5 * time.Second)
+			if after > 0 {
+				check(t, "parked", b.parked(), "a1:0/0 a2:0/0")
+			}
+			time.Sleep(20 * time.Second)
+			b.stop()
+			check(t, "outcomes", b.gotRows(), "b1:delivered#1 a1:delivered#1 a2:delivered#1 ")
+			if calls := b.gotCalls(); !strings.HasPrefix(calls, "[a1]@0s [a1]@20s ") {
+				t.Errorf("park_after %s: calls %s", after, calls)
+			}
+		})
+	}
+}
