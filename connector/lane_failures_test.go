@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -247,4 +249,24 @@ func TestLanePutOff(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A call has fresh rows or due ones, not both: many that are due and never answered must not take the time that fresh ones need.
+func TestLaneNeverMixesFreshAndDue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(context.Context, int, []sinks.Message) []error { return nil })
+		for i, id := range []string{"a1", "b1", "c1"} {
+			d := &delivery{hash: int64(i), Message: sinks.Message{Event: &outbox.Event{ID: id}, LSN: 1, Index: int64(i)}}
+			o := d.outcome(1, checkpoint.Parked)
+			if id == "a1" {
+				o.Parked.Tries, o.Parked.NextAttempt = 1, time.Now()
+			}
+			b.ledger.apply([]checkpoint.Outcome{o})
+		}
+		b.run()
+		time.Sleep(time.Second)
+		b.stop()
+		check(t, "calls", b.gotCalls(), "[b1 c1]@0s [a1]@0s ")
+	})
 }
