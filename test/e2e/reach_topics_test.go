@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-var everySink = []string{"kafka", "event_bus", "webhook"}
+var everySink = []string{"kafka", "event_bus", "webhook", "redis_stream"}
 
 // missingTopic makes a world with a sink of every type, in which the topic of invoices is missing: a Kafka topic and a NATS subject that
 // nobody has made, a Redis stream whose name another key has, and a path of a webhook that is not found.
