@@ -106,7 +106,7 @@ func TestSinkComponent(t *testing.T) {
 		},
 		"suspect": {
 			SinkStatus{Breaker: "closed", Suspect: true, SuspectSince: at, Cause: "400"},
-			Component{OK: true, Detail: "suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"},
+			Component{Detail: "suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"},
 		},
 		"unreadable rows": {SinkStatus{Breaker: "closed", Unreadable: "no answer", Paused: true}, Component{Detail: "no answer"}},
 	} {

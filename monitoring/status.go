@@ -121,6 +121,7 @@ func (s SinkStatus) Component() Component {
 		}
 	}
 	if s.Suspect {
+		c.OK = false // a receiver that refuses everything works as little as one that is away
 		add(fmt.Sprintf("suspect since %s: what would become a dead letter is parked until it accepts a message (last failure: %s)",
 			s.SuspectSince.UTC().Format(time.RFC3339), s.Cause))
 	}

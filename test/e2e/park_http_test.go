@@ -128,7 +128,7 @@ func TestMessageThatIsNeverAnswered(t *testing.T) {
 	c.term()
 }
 
-// A receiver is broken and refuses everything for good: five letters are dead before the breaker opens, the rest is parked and
+// A receiver is broken and refuses everything for good: five letters are dead, then the sink is suspect. The rest is parked and
 // arrives once the receiver is mended.
 func TestReceiverThatRefusesEverything(t *testing.T) {
 	t.Parallel()
@@ -144,7 +144,7 @@ func TestReceiverThatRefusesEverything(t *testing.T) {
 			w.insertEach("some", aggregates)
 			w.goesOn(20 * time.Second)
 			w.parksAtLeast(20*time.Second, "webhook", aggregates-5)
-			c.red("sink:webhook", "breaker", strconv.Itoa(status))
+			c.red("sink:webhook", "suspect", strconv.Itoa(status))
 			passes(t, 4*time.Second) // some probes
 			w.insertEach("more", aggregates)
 			w.goesOn(20 * time.Second)
@@ -154,7 +154,7 @@ func TestReceiverThatRefusesEverything(t *testing.T) {
 			if n := w.ofSink("webhook", "k.status = 'parked' and k.attempts > 0"); n > 0 {
 				t.Errorf("%d of those that wait have used attempts", n)
 			}
-			c.says("breaker open", "broken")
+			c.says("sink is suspect")
 			w.snapshot()
 			w.hook.status.Store(0)
 			w.live(c, 40*time.Second)
