@@ -25,6 +25,8 @@ import (
 //     end clean.
 //  4. A row that a person retries begins with one more try than it has refusals, unless each of its tries was refused: see
 //     retryRows in ledger/client_change.go.
+//  5. If one member of a composite gave no answer and another one refused the message, that refusal is no proof
+//     (sinks.IsUncertain). The message then counts as one that an earlier session may have sent.
 
 // mayRepeat reports whether an earlier session may already have sent the event at this position.
 func mayRepeat(pos checkpoint.Position, seenBefore pglogrepl.LSN) bool {
