@@ -141,6 +141,9 @@ func (l *worldLedger) outcome(o checkpoint.Outcome) {
 	if o.Position != e.pos {
 		w.violation("position", "%v is recorded at %s", e, o.Position)
 	}
+	if o.Processor != 0 {
+		w.sinks[o.Processor-1].checkOutcome(e, o)
+	}
 	if o.Row == checkpoint.RowInsert {
 		l.settle(k)
 		w.stats.Parked++
@@ -249,11 +252,28 @@ func (l *worldLedger) declareDead(r *memRow) {
 // retry makes a dead letter due now, as package ledger's retryRows does: one try stands for all of those that the sink may have accepted.
 func (l *worldLedger) retry(r *memRow) {
 	l.w.trace("PERSON: processor %d, dead letter %v is retried", r.processor, l.w.events[r.id])
+	l.w.sinks[r.processor-1].told(l.w.events[r.id]).retried()
 	tries := 0
 	if r.tries == 0 || r.attempts < r.tries {
 		tries = 1
 	}
 	r.dead, r.attempts, r.tries, r.due = false, 0, tries, time.Now()
+}
+
+// makeDue does what ledger.Client.MakeDue does.
+func (l *worldLedger) makeDue(sink int) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.parked.mu.Lock()
+	defer l.parked.mu.Unlock()
+	l.w.trace("PERSON wants sink%d asked now", sink)
+	l.w.sinks[sink].askedNow()
+	now := time.Now()
+	for _, r := range l.parked.rows {
+		if r.processor == processor(sink) && !r.dead && r.due.After(now) {
+			r.due = now
+		}
+	}
 }
 
 func (l *worldLedger) discard(r *memRow) {
@@ -432,7 +452,7 @@ func (t *worldTable) Read(ctx context.Context, q ledger.ParkedQuery) (ledger.Par
 	if err := t.p.ask(ctx, t.random); err != nil {
 		return ledger.ParkedRead{}, err
 	}
-	if w.failing() && t.random.chance(0.02) {
+	if w.failing() && !w.cfg.calm && t.random.chance(0.02) {
 		return ledger.ParkedRead{}, errWorldNoPostgres
 	}
 	a, err := t.memTable.Read(ctx, q)

@@ -89,7 +89,7 @@ func (l *worldListener) countParked(ctx context.Context, processors []int32) (ma
 
 // notify tells the connector that a person has changed something of a sink. The connector may not hear it: there is no connection, or
 // it breaks, or it has lost the notification and nobody knows. Then the lanes find out when they read again.
-func (w *simulation) notify(r random, sink int) {
+func (w *simulation) notify(r random, sink int, suffix string) {
 	fate, delay := r.Float64(), r.between(timeUnit/10, 5*timeUnit)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -101,7 +101,7 @@ func (w *simulation) notify(r random, sink int) {
 	case fate < 0.7:
 		w.after(delay, func() {
 			select {
-			case l.notices <- &pgconn.Notification{Payload: fmt.Sprintf("public:%d", processor(sink))}:
+			case l.notices <- &pgconn.Notification{Payload: fmt.Sprintf("public:%d%s", processor(sink), suffix)}:
 			default:
 			}
 		})
@@ -130,7 +130,7 @@ func (w *simulation) pause(r random, sink int, to ledger.Activity) {
 	w.trace("PERSON pauses sink%d: %t", sink, to == ledger.Paused)
 	w.paused[processor(sink)] = to == ledger.Paused
 	w.mu.Unlock()
-	w.notify(r, sink)
+	w.notify(r, sink, "")
 }
 
 // personActs changes a dead letter of each sink, and now and then a parked row.
@@ -148,7 +148,11 @@ func (w *simulation) personActs(r random) {
 			what = retryDeadLetter
 		}
 		w.ledger.makeChange(s, pick, what)
-		w.notify(r, s)
+		w.notify(r, s, "")
+		if w.cfg.retryNow && r.chance(0.1) {
+			w.ledger.makeDue(s)
+			w.notify(r, s, ":retry")
+		}
 	}
 }
 

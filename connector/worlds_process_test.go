@@ -79,39 +79,41 @@ func (w *simulation) newProcess(n int) *worldProcess {
 	}
 	for i, s := range w.sinks {
 		cfg.Sinks = append(cfg.Sinks, Sink{
-			Name: sinkName(i), Topic: worldTemplate, Key: worldTemplate, OneTry: s.oneTry,
-			Open: func() (sinks.Sink, error) { return &worldClient{s, p, p.session}, nil },
+			Name: sinkName(i), Topic: worldTemplate("{event_type}"), Key: worldTemplate("{aggregate_id}"), OneTry: s.oneTry,
+			Open: func() (sinks.Sink, error) {
+				return &worldClient{s, p, p.session, rested{map[int]time.Time{}, map[int]int{}}}, nil
+			},
 		})
 	}
 	p.connector = newConnector(cfg, func() (database, error) { return p, nil })
 	p.connector.maxHeld = c.maxHeld
-	for _, s := range p.connector.sinks {
-		changed := s.breaker.changed
-		s.breaker.changed = func(to breakerState) {
+	for i, s := range w.sinks {
+		b := p.connector.sinks[sinkName(i)].breaker
+		changed := b.changed
+		b.changed = func(to breakerState) {
 			changed(to)
-			if to == breakerOpen {
-				w.opened.Add(1)
-			}
+			s.breakerIs(to)
 		}
+		s.newProcess()
 	}
 	return p
 }
 
 func sinkName(sink int) string { return fmt.Sprint("sink", sink) }
 
-var worldTemplate = func() router.Template {
-	t, err := router.ParseTemplate("{aggregate_id}")
+func worldTemplate(text string) router.Template {
+	t, err := router.ParseTemplate(text)
 	if err != nil {
 		panic(err)
 	}
 	return t
-}()
+}
 
 // worldRoutes send an event to the sinks that its type names: each 1 in the type stands for one sink.
 func worldRoutes(sinks int) []Route {
 	var routes []Route
 	for set := 1; set < 1<<sinks; set++ {
-		r := Route{Match: router.Match{EventType: []string{fmt.Sprintf("%03b", set)}}}
+		r := Route{Match: router.Match{EventType: []string{fmt.Sprintf("%03b.*", set)}}}
 		for i := range sinks {
 			if set&(1<<i) != 0 {
 				r.Sinks = append(r.Sinks, sinkName(i))
@@ -302,6 +304,9 @@ func (p *worldProcess) openStream(ctx context.Context) (sessionStream, replicati
 	p.forgetSession()
 	w.sessions++
 	p.session = w.sessions
+	for _, s := range w.sinks {
+		s.rules.allowed++
+	}
 	w.mu.Unlock()
 	if err := p.ask(ctx, w.random("open", p.session)); err != nil {
 		return nil, replication.Identity{}, err
@@ -332,6 +337,10 @@ func (p *worldProcess) slotPosition(ctx context.Context) (confirmed, written pgl
 	}
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
+	p.w.seen = p.w.end
+	for _, s := range p.w.sinks {
+		s.inTime.readyAt = time.Now()
+	}
 	return p.w.slot.confirmed, p.w.end, nil
 }
 

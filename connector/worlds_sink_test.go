@@ -44,14 +44,21 @@ type worldSink struct {
 	acceptances map[*worldEvent]*acceptance
 	order       map[string][]*worldEvent // first acceptances, by aggregate
 	delivers    map[string]int           // Deliver calls, by their first message
+	topics      []worldTopic
+	rules       sinkRules
+	inTime      inTime
 }
 
 func newWorldSink(w *simulation, n int) *worldSink {
-	return &worldSink{w: w, n: n, acceptances: map[*worldEvent]*acceptance{}, order: map[string][]*worldEvent{}, delivers: map[string]int{}}
+	return &worldSink{w: w, n: n, acceptances: map[*worldEvent]*acceptance{}, order: map[string][]*worldEvent{}, delivers: map[string]int{}, topics: make([]worldTopic, w.cfg.topics), rules: sinkRules{events: map[*worldEvent]*told{}}, inTime: newInTime()}
 }
 
 // planModes makes the sink well and ill by turns.
 func (s *worldSink) planModes() {
+	if s.w.cfg.calm {
+		s.planOutage()
+		return
+	}
 	modes := []worldMode{modeDown, modeSilent, modeSlow, modePermanent, modeRefused, modeCrawl, modeDown, modeSilent}
 	if s.w.cfg.flaky {
 		modes = append(modes, modeFlaky, modeFlaky, modeFlaky)
@@ -68,9 +75,11 @@ func (s *worldSink) planModes() {
 	}
 	var ill, well func()
 	ill = func() {
-		if set(modes[r.IntN(len(modes))]) {
-			s.w.after(r.between(20*timeUnit, 1500*timeUnit), well)
+		mode := modes[r.IntN(len(modes))]
+		if !set(mode) || (mode == modePermanent || mode == modeRefused) && r.chance(0.15) {
+			return // it stays so until all heals
 		}
+		s.w.after(r.between(20*timeUnit, 1500*timeUnit), well)
 	}
 	well = func() {
 		if set(modeWell) {
@@ -98,6 +107,7 @@ func (s *worldSink) accept(events []*worldEvent) {
 		a.count++
 		s.w.stats.Accepted++
 		if a.count == 1 {
+			s.checkInTime(e)
 			s.order[e.aggregate] = append(s.order[e.aggregate], e)
 		} else {
 			s.w.stats.Again++
@@ -111,6 +121,7 @@ type worldClient struct {
 	*worldSink
 	p       *worldProcess
 	session int
+	rested  rested
 }
 
 func (c *worldClient) Close() error { return nil }
@@ -123,6 +134,10 @@ type worldCall struct {
 	now, late []*worldEvent // accepted while it runs, and after its time-out
 	silent    bool          // no answer before its deadline
 	took      time.Duration
+
+	began time.Time
+	probe bool         // the breaker was not closed
+	away  map[int]bool // topics that were found away
 
 	mayBeLate  bool                // messages without an answer may be accepted after the time-out
 	unanswered map[string]lateness // of the last message without an answer, by aggregate
@@ -160,6 +175,7 @@ func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []erro
 	c.accept(p.now)
 	switch {
 	case p.silent:
+		c.hangs()
 		select {
 		case <-ctx.Done():
 		case <-c.p.killed:
@@ -190,12 +206,19 @@ func (c *worldClient) cut(p *worldCall) []error {
 func (c *worldClient) answer(p *worldCall) []error {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
+	if c.w.cfg.remembers {
+		c.rested.learn(p.away, p.now)
+	}
+	if p.probe && slices.ContainsFunc(p.errs, func(err error) bool { return !errors.Is(err, sinks.ErrNotAttempted) }) {
+		c.probed()
+	}
 	for i, e := range p.events {
 		a := c.acceptanceOf(e)
+		c.answered(e, p.began, p.errs[i])
 		switch err := p.errs[i]; {
 		case err == nil && !c.p.isKilled():
 			a.known = c.session
-		case err == nil || errors.Is(err, errWorldTimeout) || errors.Is(err, context.Canceled):
+		case err == nil || errors.Is(err, errWorldTimeout) || errors.Is(err, errWorldTopicHang) || errors.Is(err, context.Canceled):
 			a.unknown++
 		}
 	}
@@ -218,18 +241,19 @@ func (c *worldClient) plan(batch []sinks.Message) *worldCall {
 	}
 	first := batch[0].Event.ID
 	c.delivers[first]++
-	p := &worldCall{r: w.random("deliver", c.n, first, c.delivers[first]), errs: make([]error, len(batch))}
+	p := &worldCall{r: w.random("deliver", c.n, first, c.delivers[first]), errs: make([]error, len(batch)), began: time.Now(), probe: c.rules.breaker != breakerClosed}
 	for i := range batch {
 		p.events = append(p.events, c.checkMessage(&batch[i]))
 	}
 	w.trace("sink%d is given %v (%s)", c.n, p.events, modeNames[c.mode])
+	c.given(p.events)
 	p.draw(c)
 	return p
 }
 
 func (c *worldClient) checkMessage(m *sinks.Message) *worldEvent {
 	w, e := c.w, c.w.events[m.Event.ID]
-	if at := (checkpoint.Position{LSN: m.LSN, Index: m.Index}); at != e.pos || string(m.Event.Payload) != e.payload() || m.Key != e.aggregate || m.Attempt < 1 {
+	if at := (checkpoint.Position{LSN: m.LSN, Index: m.Index}); at != e.pos || string(m.Event.Payload) != e.payload() || m.Key != e.aggregate || m.Topic != e.eventType() || m.Attempt < 1 {
 		w.violation("changed", "sink%d: %v came as %s, payload %q, key %q, attempt %d", c.n, e, at, m.Event.Payload, m.Key, m.Attempt)
 	}
 	a := c.acceptanceOf(e)
@@ -253,12 +277,13 @@ func (p *worldCall) draw(c *worldClient) {
 	cut := len(p.events)        // from here on there is no answer
 	if mode == modeSilent {
 		cut = 0
-	} else if c.w.faults && r.chance(0.01) {
+	} else if c.w.faults && !cfg.calm && r.chance(0.01) {
 		cut = r.IntN(cut + 1)
 	}
 	p.mayBeLate, p.unanswered = r.chance(cfg.late), map[string]lateness{}
+	p.away = map[int]bool{}
 	begun := len(p.events) // from here on there is no time to begin
-	if c.w.faults && r.chance(0.05) {
+	if c.w.faults && !cfg.calm && r.chance(0.05) {
 		begun = r.IntN(begun + 1)
 	}
 	for i, e := range p.events {
@@ -266,6 +291,9 @@ func (p *worldCall) draw(c *worldClient) {
 		switch {
 		case failed[e.aggregate] || i >= begun:
 			p.errs[i], failed[e.aggregate] = sinks.ErrNotAttempted, true
+			continue
+		case c.rested.putOff(e.topic) > 0 && !p.away[e.topic]:
+			p.errs[i], failed[e.aggregate] = sinks.After(c.rested.putOff(e.topic), sinks.ErrNotAttempted), true
 			continue
 		case i >= cut:
 			p.errs[i], p.silent = errWorldTimeout, true
@@ -281,6 +309,13 @@ func (p *worldCall) draw(c *worldClient) {
 			p.errs[i] = errWorldPermanent
 		case mode == modeRefused:
 			p.errs[i] = errWorldRefused
+		case c.topics[e.topic].away && c.topics[e.topic].hangs:
+			p.errs[i], p.silent, p.away[e.topic] = errWorldTopicHang, true, true
+			if f.accepts(a) && p.mayBeLate {
+				p.late = append(p.late, e)
+			}
+		case c.topics[e.topic].away:
+			p.errs[i], p.away[e.topic] = errWorldTopic, true
 		case f.accepts(a):
 			p.now = append(p.now, e)
 			continue
@@ -292,12 +327,14 @@ func (p *worldCall) draw(c *worldClient) {
 			p.silent = p.silent || f.kind == reactionTimeout
 		}
 		failed[e.aggregate] = true
-		if r.chance(0.05) {
+		if !cfg.calm && r.chance(0.05) {
 			p.errs[i] = sinks.After(r.between(0, 10*time.Minute), p.errs[i])
 		}
 	}
 	p.took = r.between(timeUnit, 8*timeUnit)
-	if r.chance(0.5) {
+	if cfg.quick {
+		p.took = r.between(time.Millisecond, 10*time.Millisecond)
+	} else if r.chance(0.5) {
 		p.took = r.between(time.Millisecond, timeUnit)
 	}
 	switch mode {

@@ -214,13 +214,9 @@ func worldRelation() []byte {
 }
 
 func worldInsert(e *worldEvent) []byte {
-	kind := []byte("000")
-	for _, s := range e.sinks {
-		kind[2-s] = '1'
-	}
 	b := binary.BigEndian.AppendUint32([]byte{'I'}, worldOID)
 	b = append(b, 'N', 0, 6)
-	for _, v := range []string{e.id, "t", e.aggregate, string(kind), e.payload()} {
+	for _, v := range []string{e.id, "t", e.aggregate, e.eventType(), e.payload()} {
 		b = append(binary.BigEndian.AppendUint32(append(b, 't'), uint32(len(v))), v...)
 	}
 	if e.retries == "" {

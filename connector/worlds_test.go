@@ -134,6 +134,14 @@ type worldConfig struct {
 	giveUpAfter              time.Duration
 	slowLedger               float64 // how many COMMITs take seconds
 	large                    float64 // how many parked rows are too large for an ordinary read
+
+	topics                int     // of each sink
+	topicTrouble          float64 // how many of them go away now and then
+	topicHangs, remembers bool    // topics that are away may hang; a client remembers which are away
+	poisoned              float64 // aggregates of which every message is refused
+	retryNow              bool    // persons want sinks asked now
+	quick                 bool    // sinks that are well answer within 10 ms
+	calm                  bool    // nothing fails but topics, messages, and each sink once at most, and there is room to spare
 }
 
 func newWorldConfig(r random) worldConfig {
@@ -168,7 +176,27 @@ func newWorldConfig(r random) worldConfig {
 	if r.chance(0.5) {
 		c.stops = r.IntN(4)
 	}
+	c.topics = 1
+	if r.chance(0.4) {
+		c.topics, c.topicTrouble, c.topicHangs, c.remembers = 2+r.IntN(3), 0.6, r.chance(0.3), r.chance(0.7)
+	}
+	if r.chance(0.12) {
+		c.poisoned, c.aggregates, c.transactions = 0.3+r.Float64()/2, 10+r.IntN(30), 40+r.IntN(60)
+	}
+	c.retryNow, c.quick = r.chance(0.4), r.chance(0.3)
+	if r.chance(0.15) {
+		c.beCalm()
+	}
 	return c
+}
+
+// beCalm leaves out what makes healthy messages wait.
+func (c *worldConfig) beCalm() {
+	c.calm = true
+	c.crashes, c.pgCrashes, c.sessionErrors, c.stops = 0, 0, 0, 0
+	c.block, c.never, c.laneChange, c.pause, c.persons, c.bigTransactions, c.flaky, c.hang = false, false, false, false, false, false, false, false
+	c.late, c.lostCOMMIT, c.slowLedger, c.large, c.giveUpAfter = 0, 0, 0, 0, 0
+	c.ring, c.maxHeld, c.readLimit = 500, 100, 100
 }
 
 // random draws numbers for one actor of a world: a session, a sink, a lane, a fault.
@@ -190,7 +218,7 @@ func (d random) between(from, to time.Duration) time.Duration {
 
 // worldStats counts what happened, so that one can see that each thing did happen.
 type worldStats struct {
-	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean int
+	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean, PutOff, Probes, Paced, InTime int
 }
 
 func (s *worldStats) add(o worldStats) {
@@ -210,6 +238,10 @@ func (s *worldStats) add(o worldStats) {
 	s.New += o.New
 	s.Clean += o.Clean
 	s.Opened += o.Opened
+	s.PutOff += o.PutOff
+	s.Probes += o.Probes
+	s.Paced += o.Paced
+	s.InTime += o.InTime
 }
 
 // trace prints what happens, at which time.

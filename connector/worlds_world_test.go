@@ -57,8 +57,10 @@ type worldEvent struct {
 	pos       checkpoint.Position
 	sinks     []int // that it is routed to
 	reactions []reaction
-	retries   string // its own max_retries; empty: null
-	rank      []int  // among the events of its aggregate at each sink
+	topic     int
+	retries   string  // its own max_retries; empty: null
+	before    []trail // by sink
+	rank      []int   // among the events of its aggregate at each sink
 }
 
 func (e *worldEvent) String() string { return fmt.Sprintf("%s(%s,%s)", e.id, e.aggregate, e.pos) }
@@ -88,7 +90,6 @@ type simulation struct {
 	violationsMu sync.Mutex
 	violations   []string
 	steps        atomic.Int64
-	opened       atomic.Int64 // breakers
 
 	mu          sync.Mutex
 	events      map[string]*worldEvent
@@ -105,6 +106,7 @@ type simulation struct {
 	lanes       int            // of each sink
 	process     *worldProcess  // nil if none runs
 	sessions    int            // that have begun
+	seen        pglogrepl.LSN  // how far the WAL was written when the last session began
 	listeners   int            // connections with LISTEN that have begun
 	faults      bool           // there still are any
 	over        bool
@@ -177,7 +179,6 @@ func (w *simulation) run() {
 	w.die("the world ends")
 	<-processes
 	synctest.Wait() // wait for calls that no session waits for
-	w.stats.Opened = int(w.opened.Load())
 	if why == "" {
 		w.check()
 	}
@@ -224,6 +225,9 @@ func (w *simulation) newEvent(r random, aggregate int) *worldEvent {
 	if r.chance(0.1) {
 		e.retries = fmt.Sprint(r.IntN(5))
 	}
+	if c.topics > 1 {
+		e.topic = r.IntN(c.topics)
+	}
 	w.events[e.id] = e
 	for s := range c.sinks {
 		var f reaction
@@ -233,9 +237,14 @@ func (w *simulation) newEvent(r random, aggregate int) *worldEvent {
 			switch {
 			case c.never && (c.hang || f.kind >= reactionTimeout):
 				f.kind = reactionRefused
+			case c.calm:
+				f.kind = min(f.kind, reactionRefused) // the others take up the time of a lane
 			case c.hang:
 				f.kind = reactionTimeout
 			}
+		}
+		if p := w.random("poisoned aggregate", e.aggregate, s); p.chance(c.poisoned) { // all of its events are alike
+			f = reaction{[]reactionKind{reactionPermanent, reactionRefused}[p.IntN(2)], 0}
 		}
 		e.reactions = append(e.reactions, f)
 		if c.sinks == 1 && !r.chance(0.03) || c.sinks > 1 && r.chance(0.7) {
@@ -278,6 +287,7 @@ func (w *simulation) commit(tx *worldTx) bool {
 	for i, e := range tx.events {
 		e.pos = checkpoint.Position{LSN: tx.commit, Index: int64(i)}
 		w.ledger.owe(e)
+		w.leaveTrail(e, tx)
 	}
 	if len(tx.events) > 0 {
 		w.oursEnd = tx.end
@@ -324,6 +334,7 @@ func (w *simulation) planFaults(end time.Duration) {
 	})
 	for _, s := range w.sinks {
 		s.planModes()
+		s.planTopics()
 	}
 	r := w.random("faults")
 	for range c.crashes {
@@ -425,8 +436,11 @@ func (w *simulation) heal() {
 	w.mu.Unlock()
 	w.trace("ALL HAS HEALED")
 	r := w.random("trickle")
-	for s := range w.cfg.sinks {
-		w.pause(r, s, ledger.Active)
+	for i, s := range w.sinks {
+		for n := range s.topics {
+			s.topicComes(n)
+		}
+		w.pause(r, i, ledger.Active)
 	}
 	// Healthy events of other aggregates go on arriving, so that poison can be told from an outage.
 	var next func()
