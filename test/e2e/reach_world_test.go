@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -81,12 +82,17 @@ func (w *world) arrivals(typ string, events []written) (took []time.Duration) {
 			first[d.id] = d.at
 		}
 	}
-	lost := 0
+	lost, late := 0, ""
 	for _, e := range events {
-		if at, ok := first[e.id]; ok {
-			took = append(took, at.Sub(e.committed))
-		} else {
+		at, ok := first[e.id]
+		if !ok {
 			lost++
+			continue
+		}
+		wait := at.Sub(e.committed)
+		took = append(took, wait)
+		if wait > inTime && len(late) < 1000 {
+			late += fmt.Sprintf(" %s at %s", wait.Round(time.Millisecond), e.committed.Sub(events[0].committed).Round(time.Second))
 		}
 	}
 	slices.Sort(took)
@@ -94,7 +100,8 @@ func (w *world) arrivals(typ string, events []written) (took []time.Duration) {
 		w.t.Errorf("%s: %d of %d events never arrived", typ, lost, len(events))
 		return took
 	}
-	w.t.Logf("%s: %d events arrived after %s at p50, %s at p99, %s at most", typ, len(took), percentile(took, 50), percentile(took, 99), percentile(took, 100))
+	w.t.Logf("%s: %d events arrived after %s at p50, %s at p99, %s at most; too late:%s", typ, len(took), percentile(took, 50), percentile(took, 99),
+		percentile(took, 100), cmp.Or(late, " none"))
 	return took
 }
 
