@@ -156,20 +156,10 @@ func (l *lane) run(work, deliver context.Context) error {
 	in := l.in
 	for {
 		now := time.Now()
-		until := now.Add(longestSleep)
-		if !l.closing && deliver.Err() == nil {
-			until = l.step(now)
-		}
-		if err := l.giveParks(work); err != nil {
+		until, err := l.act(now, work, deliver)
+		if err != nil || l.closing && l.running == nil {
 			return err
 		}
-		if l.running == nil && !l.table.reading && len(l.rows) == 0 {
-			l.large.end(l)
-		}
-		if l.closing && l.running == nil {
-			return nil
-		}
-		l.show()
 		timer.Reset(max(0, until.Sub(now)))
 		select {
 		case batch, ok := <-in:
@@ -192,6 +182,23 @@ func (l *lane) run(work, deliver context.Context) error {
 			return context.Cause(work)
 		}
 	}
+}
+
+// act does what the lane can do now, hands over what it has parked, and shows how the lane stands. until is when the lane has to act again
+// if nothing happens before. After the end of deliver, and when the lane is closing, it begins nothing.
+func (l *lane) act(now time.Time, work, deliver context.Context) (until time.Time, err error) {
+	until = now.Add(longestSleep)
+	if !l.closing && deliver.Err() == nil {
+		until = l.step(now)
+	}
+	if err := l.giveParks(work); err != nil {
+		return until, err
+	}
+	if l.running == nil && !l.table.reading && len(l.rows) == 0 {
+		l.large.end(l)
+	}
+	l.show()
+	return until, nil
 }
 
 // startHelpers starts the goroutine that calls Deliver, and makes read start one that reads the table. The lane calls end at its end;
