@@ -62,6 +62,5 @@ func codeLines(t *testing.T, name, file string) int {
 		}
 		return n
 	}
-	t.Fatalf("%s has no %s", file, name)
-	return 0
+	return 0 // a method of an interface; TestDesignNamesWhatExists looks whether there is one
 }
