@@ -102,3 +102,21 @@ func TestReachReceiverRefusesEverything(t *testing.T) {
 	w.verify(expectation{status: w.deadOf("webhook")})
 	c.term()
 }
+
+// A receiver answers 500 to everything for half a minute, then it is well: nothing has died, and all arrives without a person.
+func TestReachReceiverIsIll(t *testing.T) {
+	t.Parallel()
+	w := newReachWorld(t, worldOptions{sinks: []string{"webhook"}})
+	w.hook.status.Store(http.StatusInternalServerError)
+	c := w.connector()
+	c.start()
+	c.ready("leader")
+	w.steady(fullOr(30*time.Second, 10*time.Second), 20, func(i int) (typ, aggregate string) { return "order", fmt.Sprintf("a-%d", i%100) })
+	if n := w.ofSink("webhook", "k.status = 'dead'"); n > 0 {
+		t.Errorf("%d events are dead", n)
+	}
+	w.hook.status.Store(0)
+	w.live(c, 2*time.Minute)
+	w.verify(expectation{})
+	c.term()
+}
