@@ -102,6 +102,17 @@ type result struct {
 	started, completed time.Time
 }
 
+// of returns the member of a composite that has accepted message i, or why it was not accepted.
+func (r *result) of(i int) (member string, err error) {
+	if r.errs != nil {
+		err = r.errs[i]
+	}
+	if r.members != nil {
+		member = r.members[i]
+	}
+	return member, err
+}
+
 // unrecorded are the outcomes of one Deliver that the recorder has not committed yet.
 type unrecorded struct {
 	seq  uint64
@@ -156,7 +167,7 @@ func (l *lane) run(work, deliver context.Context) error {
 	in := l.in
 	for {
 		now := time.Now()
-		until, err := l.act(now, work, deliver)
+		until, err := l.act(work, deliver, now)
 		if err != nil || l.closing && l.running == nil {
 			return err
 		}
@@ -186,7 +197,7 @@ func (l *lane) run(work, deliver context.Context) error {
 
 // act does what the lane can do now, hands over what it has parked, and shows how the lane stands. until is when the lane has to act again
 // if nothing happens before. After the end of deliver, and when the lane is closing, it begins nothing.
-func (l *lane) act(now time.Time, work, deliver context.Context) (until time.Time, err error) {
+func (l *lane) act(work, deliver context.Context, now time.Time) (until time.Time, err error) {
 	until = now.Add(longestSleep)
 	if !l.closing && deliver.Err() == nil {
 		until = l.step(now)
@@ -394,9 +405,7 @@ func (l *lane) deliverSome(list *[]*delivery, most int, now time.Time) bool {
 			*list = append(batch, rest...)
 			return false
 		}
-		if !l.takeTurn(batch, p, now) {
-			batch = nil // these rows stay in the table until their turn comes
-		} else {
+		if l.takeTurn(batch, p, now) { // else these rows stay in the table until their turn comes
 			l.start(now, batch, p)
 		}
 	}

@@ -59,6 +59,9 @@ func classOf(err error) answerClass {
 
 // survey counts what the answers to one Deliver say of the destination.
 func survey(messages []*delivery, errs []error) verdict {
+	if errs == nil { // by far the most frequent answer
+		return verdict{accepted: len(messages)}
+	}
 	var v verdict
 	for i, d := range messages {
 		class := classOf(errs[i])
@@ -125,21 +128,10 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
 	}
 	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load()}
-	if res.errs == nil {
-		f.verdict.accepted = len(r.messages)
-	} else {
-		f.verdict = survey(r.messages, res.errs)
-	}
+	f.verdict = survey(r.messages, res.errs)
 	f.verdict.ended, f.verdict.probe = deliver.Err() != nil, r.probe
 	for i, d := range r.messages {
-		var err error
-		if res.errs != nil {
-			err = res.errs[i]
-		}
-		member := ""
-		if res.members != nil {
-			member = res.members[i]
-		}
+		member, err := res.of(i)
 		f.message(d, err, member)
 	}
 	l.breaker.judge(f.verdict)

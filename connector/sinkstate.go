@@ -3,6 +3,7 @@ package connector
 import (
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -237,13 +238,13 @@ func (s *sinkState) read(err error) {
 
 // showMembers shows which members are away, if that has changed. The caller holds mu.
 func (s *sinkState) showMembers() {
-	away := ""
+	var names []string
 	for _, m := range s.members() {
 		if m.Away {
-			away += " " + m.Name
+			names = append(names, m.Name)
 		}
 	}
-	if away != s.membersAway {
+	if away := strings.Join(names, " "); away != s.membersAway {
 		s.membersAway = away
 		s.show()
 	}

@@ -60,7 +60,7 @@ func TestBatchKeepsOrder(t *testing.T) {
 	if b.Begin(messagesOf("abacbaa")); b.Blocked(6) || b.Errors() != nil {
 		t.Error("the failures of one call are those of the next")
 	}
-	if errs[1] != lost {
+	if !errors.Is(errs[1], lost) {
 		t.Error("the errors that were returned are used again")
 	}
 }
