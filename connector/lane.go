@@ -61,7 +61,7 @@ type lane struct {
 
 	in      chan []*delivery         // from the reader, which closes it
 	asked   chan struct{}            // wakes the lane: asks has changed
-	asks    atomic.Uint32            // what others ask of the lane: askPark, askReread
+	asks    atomic.Uint32            // what others ask of the lane: askPark, askReread, askRetry
 	calls   chan []sinks.Message     // to the goroutine that calls Deliver
 	results chan result              // from it
 	reads   chan readResult          // from the goroutine that reads the table
@@ -146,6 +146,7 @@ func newLane(s *sharedSink, number int, rows rowSource, out chan<- checkpoint.Ou
 const (
 	askPark   uint32 = 1 << iota // park arrivals from now on: the breaker is open, or the sink is too slow
 	askReread                    // read the table again: somebody has changed rows
+	askRetry                     // try what is in hand again now: a person wants the sink asked
 )
 
 // ask asks something of the lane and wakes it. With 0 it only wakes it. Safe for all goroutines.
@@ -287,6 +288,9 @@ func (l *lane) takeAsks(now time.Time) {
 	if asks&askReread != 0 {
 		l.rows = nil                              // a person may have deleted some of these rows,
 		l.table.floor.at = checkpoint.MinPosition // or made others untried
+	}
+	if asks&askRetry != 0 {
+		l.hand.at = time.Time{}
 	}
 	if asks&askPark != 0 {
 		if l.mode == modeParking && !l.breaker.closed.Load() {

@@ -99,11 +99,13 @@ func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session, 
 		if !ok || s.bySink[notice.Processor] == nil {
 			continue
 		}
-		for _, l := range s.bySink[notice.Processor] {
-			l.ask(askReread)
-		}
+		asks := askReread
 		if notice.Retry {
+			asks |= askRetry
 			s.bySink[notice.Processor][0].breaker.askNow()
+		}
+		for _, l := range s.bySink[notice.Processor] {
+			l.ask(asks)
 		}
 		// More changes may follow soon. One count is enough for all of them.
 		if soon := now.Add(max(minCountGap, rest)); soon.Before(until) {
