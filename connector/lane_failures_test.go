@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -268,5 +269,26 @@ func TestLaneNeverMixesFreshAndDue(t *testing.T) {
 		time.Sleep(time.Second)
 		b.stop()
 		check(t, "calls", b.gotCalls(), "[b1 c1]@0s [a1]@0s ")
+	})
+}
+
+// A person wants the sink asked: what the lane tries again in place does not wait for its time.
+func TestLaneTriesAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(_ context.Context, n int, batch []sinks.Message) []error {
+			if n == 1 {
+				return fail(batch, map[string]error{"a1": errors.New("refused")})
+			}
+			return make([]error, len(batch))
+		})
+		b.delivery.Retry = Retry{Initial: time.Hour, Max: time.Hour}
+		b.run()
+		b.arrive("a1", "a2")
+		time.Sleep(5 * time.Second)
+		b.ask(askReread | askRetry)
+		time.Sleep(time.Second)
+		b.stop()
+		check(t, "calls", b.gotCalls(), "[a1 a2]@0s [a1 a2]@5s ")
 	})
 }

@@ -404,27 +404,6 @@ func TestLaneCountsResults(t *testing.T) {
 	})
 }
 
-// A person wants the sink asked: what the lane tries again in place does not wait for its time.
-func TestLaneTriesAgainAtOnce(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := newLaneBench(t, func(_ context.Context, n int, batch []sinks.Message) []error {
-			if n == 1 {
-				return fail(batch, map[string]error{"a1": errors.New("refused")})
-			}
-			return make([]error, len(batch))
-		})
-		b.delivery.Retry = Retry{Initial: time.Hour, Max: time.Hour}
-		b.run()
-		b.arrive("a1", "a2")
-		time.Sleep(5 * time.Second)
-		b.ask(askReread | askRetry)
-		time.Sleep(time.Second)
-		b.stop()
-		check(t, "calls", b.gotCalls(), "[a1 a2]@0s [a1 a2]@5s ")
-	})
-}
-
 // While a sink is paused, arrivals are parked, also under park_after: never. The lane parks what it has queued before them, because the settled
 // events of an aggregate are always a prefix of it.
 func TestLanePausedParksWhatItHolds(t *testing.T) {
