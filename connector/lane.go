@@ -337,7 +337,7 @@ func (l *lane) do(a action, now time.Time) bool {
 	case actHand:
 		return l.deliverSome(&l.hand.list, a.most, now)
 	case actRows:
-		return l.deliverSome(&l.rows, l.sameKind(a.most), now)
+		return l.deliverSome(&l.rows, l.mostRows(a.most), now)
 	case actRead:
 		return l.startRead(now)
 	}
@@ -376,25 +376,21 @@ func (l *lane) parkEach(list []*delivery) {
 	}
 }
 
-// sameKind returns how many of the rows are delivered together: fresh ones or due ones, never both. Many due rows that are never
-// answered must not use up the time of fresh ones.
-func (l *lane) sameKind(most int) int {
+// mostRows returns how many of the rows are delivered together, at most.
+func (l *lane) mostRows(most int) int {
 	if l.rows[0].due && l.budget.suspect() {
-		most = min(most, suspectRate)
+		return min(most, suspectRate)
 	}
-	n := 1
-	for n < min(len(l.rows), most) && l.rows[n].due == l.rows[0].due {
-		n++
-	}
-	return n
+	return most
 }
 
 // deliverSome takes at most most messages off the front of a list and starts their Deliver. A row that stands behind a failure of its
-// aggregate is left in the table. Another message that does is parked, behind the rows that its aggregate has there.
+// aggregate is left in the table. Another message that does is parked, behind the rows that its aggregate has there. A call has fresh
+// rows or due ones, never both: many due rows that are never answered must not use up the time of fresh ones.
 func (l *lane) deliverSome(list *[]*delivery, most int, now time.Time) bool {
 	batch := (*list)[:0:0]
 	n := 0
-	for ; n < len(*list) && len(batch) < most; n++ {
+	for ; n < len(*list) && len(batch) < most && (len(batch) == 0 || (*list)[n].due == batch[0].due); n++ {
 		switch d := (*list)[n]; {
 		case !l.held.has(d.hash):
 			batch = append(batch, d)

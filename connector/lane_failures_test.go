@@ -275,6 +275,32 @@ func TestLaneNeverMixesFreshAndDue(t *testing.T) {
 	})
 }
 
+// What is left out because its aggregate is held makes no place for rows of the other kind.
+func TestLaneNeverMixesBehindAFailure(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(_ context.Context, n int, batch []sinks.Message) []error {
+			if n == 1 {
+				return fail(batch, map[string]error{"b1": sinks.ErrPermanent})
+			}
+			return nil
+		})
+		b.delivery.BatchSize = 2
+		for i, id := range []string{"a1", "b1", "c1", "b2", "d1"} {
+			d := &delivery{hash: int64(id[0]), Message: sinks.Message{Event: &outbox.Event{ID: id, AggregateID: id[:1]}, LSN: 1, Index: int64(i)}}
+			o := d.outcome(1, checkpoint.Parked)
+			if id == "a1" {
+				o.Parked.Tries, o.Parked.NextAttempt = 1, time.Now()
+			}
+			b.ledger.apply([]checkpoint.Outcome{o})
+		}
+		b.run()
+		time.Sleep(time.Second)
+		b.stop()
+		check(t, "calls", b.gotCalls(), "[b1 c1]@0s [d1]@0s [a1]@0s [b2]@0s ")
+	})
+}
+
 // A person wants the sink asked: what the lane tries again in place does not wait for its time.
 func TestLaneTriesAgainAtOnce(t *testing.T) {
 	t.Parallel()
