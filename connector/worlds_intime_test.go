@@ -1,37 +1,48 @@
 package connector
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // How long a healthy message may take in a calm world, from its commit until it is accepted.
 const (
 	// alwaysAllowed is what the way from PostgreSQL to the sink takes, with calls, reads and commits that are under way.
 	alwaysAllowed = 3 * time.Second
-	// aTryAllowed is how long each message takes that its sink tries for the first time meanwhile.
-	aTryAllowed = 1500 * time.Millisecond
+	// aTryAllowed is how long each message takes that its sink tries for the first time meanwhile; aQuickTryAllowed if the sink is quick.
+	aTryAllowed      = time.Second
+	aQuickTryAllowed = 200 * time.Millisecond
 )
 
 // inTime is what a sink's healthy messages may have to wait for.
 type inTime struct {
-	trails  map[string]trail // what has been committed of each aggregate
-	hurt    map[string]bool  // aggregates of which the sink was asked while it was away
-	firsts  int              // messages that were tried for the first time
-	hung    int              // calls that lasted until their time-out
-	upAt    time.Time        // when its outage was over
-	readyAt time.Time        // when the last session began
+	trails map[string]trail // what has been committed of each aggregate
+	hurt   map[string]bool  // aggregates of which the sink was asked while it was away
+	firsts int              // messages that were tried for the first time
+	hung   int              // calls that lasted until their time-out
+	up     moment           // when its outage was over
+	ready  moment           // when the last session began
 }
+
+// moment is a time from which a message can be delivered, with what the sink had done until then.
+type moment struct {
+	at           time.Time
+	firsts, hung int
+}
+
+func (i *inTime) now() moment { return moment{time.Now(), i.firsts, i.hung} }
 
 func newInTime() inTime { return inTime{trails: map[string]trail{}, hurt: map[string]bool{}} }
 
 // trail is what stands before an event, and the event itself.
 type trail struct {
-	poison       bool         // one of these is refused
-	topics       map[int]bool // of these
-	firsts, hung int          // of the sink, when the event was committed
-	at           time.Time    // then
+	poison    bool         // one of these is refused
+	topics    map[int]bool // of these
+	committed moment
 }
 
 // leaveTrail notes what stands before an event that is committed.
-func (w *simulation) leaveTrail(e *worldEvent, tx *worldTx) {
+func (w *simulation) leaveTrail(e *worldEvent) {
 	e.before = make([]trail, len(w.sinks))
 	for _, n := range e.sinks {
 		s := &w.sinks[n].inTime
@@ -40,7 +51,7 @@ func (w *simulation) leaveTrail(e *worldEvent, tx *worldTx) {
 		for topic := range t.topics {
 			topics[topic] = true
 		}
-		t = trail{t.poison || e.reactions[n].kind != reactionAccepted, topics, s.firsts, s.hung, tx.at}
+		t = trail{t.poison || e.reactions[n].kind != reactionAccepted, topics, s.now()}
 		s.trails[e.aggregate], e.before[n] = t, t
 	}
 }
@@ -54,7 +65,7 @@ func (s *worldSink) planOutage() {
 	set := func(m worldMode) {
 		s.w.mu.Lock()
 		defer s.w.mu.Unlock()
-		s.mode, s.inTime.upAt = m, time.Now()
+		s.mode, s.inTime.up = m, s.inTime.now()
 		s.w.trace("sink%d is %s", s.n, modeNames[m])
 	}
 	s.w.after(r.between(50*timeUnit, 300*timeUnit), func() {
@@ -79,7 +90,7 @@ func (s *worldSink) checkInTime(e *worldEvent) {
 	if !w.cfg.calm || t.poison || i.hurt[e.aggregate] || s.mode != modeWell {
 		return
 	}
-	from, allowed := latestOf(t.at, i.readyAt, i.upAt), alwaysAllowed+time.Duration(i.firsts-t.firsts)*aTryAllowed
+	from, allowed := latestOf(t.committed, i.ready, i.up), alwaysAllowed
 	for n := range t.topics {
 		topic := s.topics[n]
 		if topic.away {
@@ -90,24 +101,23 @@ func (s *worldSink) checkInTime(e *worldEvent) {
 			allowed += topicPace + time.Duration(w.cfg.aggregates)*time.Second/suspectRate
 		}
 	}
-	if w.cfg.topicHangs { // and the call that is under way
-		allowed += time.Duration(i.hung-t.hung+1) * 200 * timeUnit
+	aTry := aTryAllowed
+	if w.cfg.quick {
+		aTry = aQuickTryAllowed
 	}
-	if !i.upAt.IsZero() {
+	allowed += time.Duration(i.firsts-from.firsts) * aTry
+	if w.cfg.topicHangs { // and the call that is under way
+		allowed += time.Duration(i.hung-from.hung+1) * 200 * timeUnit
+	}
+	if !i.up.at.IsZero() {
 		allowed += time.Minute
 	}
 	w.stats.InTime++
-	if late := time.Since(from) - allowed; late > 0 {
-		w.violation("late", "sink%d: %v was accepted %s after it could be, %s are allowed", s.n, e, time.Since(from), allowed)
+	if late := time.Since(from.at) - allowed; late > 0 {
+		w.violation("late", "sink%d: %v was accepted %s after it could be, %s are allowed", s.n, e, time.Since(from.at), allowed)
 	}
 }
 
-func latestOf(times ...time.Time) time.Time {
-	var latest time.Time
-	for _, t := range times {
-		if t.After(latest) {
-			latest = t
-		}
-	}
-	return latest
+func latestOf(moments ...moment) moment {
+	return slices.MaxFunc(moments, func(a, b moment) int { return a.at.Compare(b.at) })
 }

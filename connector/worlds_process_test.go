@@ -339,7 +339,7 @@ func (p *worldProcess) slotPosition(ctx context.Context) (confirmed, written pgl
 	defer p.w.mu.Unlock()
 	p.w.seen = p.w.end
 	for _, s := range p.w.sinks {
-		s.inTime.readyAt = time.Now()
+		s.inTime.ready = s.inTime.now()
 	}
 	return p.w.slot.confirmed, p.w.end, nil
 }

@@ -32,6 +32,7 @@ type sinkRules struct {
 	levelAt time.Time
 
 	breaker  breakerState
+	away     int       // calls since it was closed that found the destination away
 	openedAt time.Time // when it was last closed until then
 	probes   int       // since then
 	allowed  int       // probes that a person or a new session may have caused since then
@@ -48,7 +49,7 @@ func (s *worldSink) told(e *worldEvent) *told {
 
 // newProcess forgets what a process knows and its successor does not.
 func (s *worldSink) newProcess() {
-	s.rules.deaths, s.rules.breaker = nil, breakerClosed
+	s.rules.deaths, s.rules.breaker, s.rules.away = nil, breakerClosed, 0
 }
 
 // breakerIs notes a new state of the breaker.
@@ -59,6 +60,12 @@ func (s *worldSink) breakerIs(to breakerState) {
 	if r.breaker == breakerClosed && to == breakerOpen {
 		s.w.stats.Opened++
 		r.openedAt, r.probes, r.allowed = time.Now(), 0, 0
+		if r.away < s.w.cfg.maxFailures {
+			s.w.violation("opened", "the breaker of sink%d is open after %d calls that found it away", s.n, r.away)
+		}
+	}
+	if to == breakerClosed {
+		r.away = 0
 	}
 	r.breaker = to
 }
@@ -81,6 +88,10 @@ func (c *worldClient) given(events []*worldEvent) {
 			w.violation("asked early", "sink%d: %v is given again %s before the time that was named", c.n, e, t.notBefore.Sub(now))
 		}
 	}
+	due, fresh := c.rowsOf(events)
+	if due > 0 && fresh > 0 {
+		w.violation("mixed", "sink%d is given %d fresh rows and %d due ones in one call", c.n, fresh, due)
+	}
 	probe := r.breaker != breakerClosed && len(events) == 1
 	if !r.suspectForSure() {
 		r.level, r.levelAt = 0, now
@@ -88,16 +99,33 @@ func (c *worldClient) given(events []*worldEvent) {
 	}
 	r.level = max(0, r.level-now.Sub(r.levelAt).Seconds()*suspectRate)
 	r.levelAt = now
-	for _, e := range events {
-		if i, found := w.ledger.parked.find(processor(c.n), e.pos); found && !probe && !w.ledger.parked.rows[i].due.IsZero() {
-			w.stats.Paced++
-			r.level++
-		}
+	if !probe {
+		w.stats.Paced += due
+		r.level += float64(due)
 	}
 	if r.level > float64(w.cfg.batch)+0.5 {
 		w.violation("hammered", "sink%d is suspect, and %.1f due rows are tried beyond the rate", c.n, r.level)
 		r.level = 0
 	}
+}
+
+// rowsOf returns how many of these events have a row that is due, and how many one that is fresh. It leaves out what a person has
+// changed.
+func (c *worldClient) rowsOf(events []*worldEvent) (due, fresh int) {
+	l := c.w.ledger
+	l.parked.mu.Lock()
+	defer l.parked.mu.Unlock()
+	for _, e := range events {
+		i, found := l.parked.find(processor(c.n), e.pos)
+		switch {
+		case !found || l.parked.rows[i].dead || l.displaced[worldDelivery{processor(c.n), e}]:
+		case l.parked.rows[i].due.IsZero():
+			fresh++
+		default:
+			due++
+		}
+	}
+	return due, fresh
 }
 
 // answered notes what the connector is told of a message, by a call that began then.

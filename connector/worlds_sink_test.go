@@ -209,6 +209,9 @@ func (c *worldClient) answer(p *worldCall) []error {
 	if c.w.cfg.remembers {
 		c.rested.learn(p.away, p.now)
 	}
+	if slices.ContainsFunc(p.errs, func(err error) bool { return classOf(err) == away }) {
+		c.rules.away++
+	}
 	if p.probe && slices.ContainsFunc(p.errs, func(err error) bool { return !errors.Is(err, sinks.ErrNotAttempted) }) {
 		c.probed()
 	}

@@ -184,7 +184,7 @@ func newWorldConfig(r random) worldConfig {
 		c.poisoned, c.aggregates, c.transactions = 0.3+r.Float64()/2, 10+r.IntN(30), 40+r.IntN(60)
 	}
 	c.retryNow, c.quick = r.chance(0.4), r.chance(0.3)
-	if r.chance(0.15) {
+	if r.chance(0.2) {
 		c.beCalm()
 	}
 	return c

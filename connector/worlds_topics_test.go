@@ -10,9 +10,9 @@ import (
 // worldTopic is what one topic of a sink does.
 type worldTopic struct {
 	away    bool
-	hangs   bool      // if it is away, it does not answer
-	back    time.Time // when it last came back
-	trouble bool      // it has been away
+	hangs   bool   // if it is away, it does not answer
+	back    moment // when it last came back
+	trouble bool   // it has been away
 }
 
 var (
@@ -67,7 +67,7 @@ func (s *worldSink) topicComes(n int) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	if t := &s.topics[n]; t.away {
-		t.away, t.back = false, time.Now()
+		t.away, t.back = false, s.inTime.now()
 		s.w.trace("topic %d of sink%d is back", n, s.n)
 	}
 }

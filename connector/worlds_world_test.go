@@ -287,7 +287,7 @@ func (w *simulation) commit(tx *worldTx) bool {
 	for i, e := range tx.events {
 		e.pos = checkpoint.Position{LSN: tx.commit, Index: int64(i)}
 		w.ledger.owe(e)
-		w.leaveTrail(e, tx)
+		w.leaveTrail(e)
 	}
 	if len(tx.events) > 0 {
 		w.oursEnd = tx.end
