@@ -15,8 +15,8 @@ import (
 // of them has to wait.
 const makeDueRows = 500
 
-// notDue selects the parked rows of a sink that wait for their next attempt. Of the rows that were never tried it selects those that
-// wait for a time all the same, because their topic is away. Dead rows have no time, or infinity.
+// notDue selects the parked rows of a sink that have a time: those that were tried, and those that the sink has put off. Dead rows
+// have no time, or infinity.
 const notDue = `status = 'parked' and next_attempt_at is not null and next_attempt_at < 'infinity'`
 
 // CountNotDue counts the rows of these processors that MakeDue would change.
@@ -30,7 +30,7 @@ func (c *Client) CountNotDue(ctx context.Context, processors []int32) (n int, er
 }
 
 // makeDue changes the first $6 rows of a sink behind a place in idx_outbox_retry_ready, and returns the place of the last one. The
-// index holds no rows but those that were tried, so that a million untried ones cost nothing. A changed row keeps its place in it.
+// index holds only rows that have a time, so that a million others cost nothing. A changed row keeps its place in it.
 const makeDue = `with found as (select agg_hash, commit_lsn, tx_index from ledger.outbox_parked
 		where processor_id = $1 and (agg_hash, commit_lsn, tx_index) > ($3, $4, $5) and ` + notDue + ` and next_attempt_at > $2
 		order by agg_hash, commit_lsn, tx_index limit $6 for update),

@@ -18,6 +18,8 @@ const MaxFresh = 2000
 
 // ParkedQuery is what a lane asks of its rows in outbox_parked.
 //
+// A row is untried while it has no time, next_attempt_at: it was neither tried nor put off. All other parked rows count as tried.
+//
 // A lane reads its untried rows in passes: each read goes on where the last one ended, and leaves out the aggregates of which an
 // earlier read of the pass left rows in the table, so that they stay in order.
 type ParkedQuery struct {
@@ -48,7 +50,7 @@ func (q *ParkedQuery) Start() checkpoint.Position {
 // ParkedRead is what one read has found, in one snapshot. Tried rows of an aggregate hold it: what stands behind the first of them,
 // its head, has to wait. Aggregates are told apart by their hash.
 type ParkedRead struct {
-	// Fresh are the rows that were never tried and stand behind no tried row of their aggregate, in position order.
+	// Fresh are the untried rows that stand behind no tried row of their aggregate, in position order.
 	Fresh []ParkedDelivery
 	// First is where the first untried row is, fresh or not, if a pass begins; checkpoint.MinPosition: there is none.
 	First checkpoint.Position

@@ -69,7 +69,7 @@ type SinkStatus struct {
 	CountedAt           time.Time
 	// Lanes counts the lanes that run. CatchingUp counts those of them that deliver from outbox_parked; the others are live.
 	Lanes, CatchingUp int
-	// Held counts the aggregates that live lanes hold behind a delivery that has failed.
+	// Held counts the aggregates that the lanes hold behind a delivery that was not accepted.
 	Held int
 	// Counts are the outcomes since the connector was made.
 	Counts Counts
