@@ -296,7 +296,10 @@ func (p *worldCall) draw(c *worldClient) {
 			p.errs[i], failed[e.aggregate] = sinks.ErrNotAttempted, true
 			continue
 		case c.rested.putOff(e.topic) > 0 && !p.away[e.topic]:
-			p.errs[i], failed[e.aggregate] = sinks.After(c.rested.putOff(e.topic), sinks.ErrNotAttempted), true
+			p.errs[i], failed[e.aggregate] = sinks.ErrNotAttempted, true
+			if _, behind := p.unanswered[e.aggregate]; !behind {
+				p.errs[i] = sinks.After(c.rested.putOff(e.topic), sinks.ErrNotAttempted)
+			}
 			continue
 		case i >= cut:
 			p.errs[i], p.silent = errWorldTimeout, true
