@@ -47,14 +47,26 @@ func New(to Publisher) *Sink { return &Sink{to: to, running: map[sinks.Aggregate
 
 // Deliver publishes the messages of batch one after the other. It does not wait for a Publish that goes on after ctx
 // has ended. Until that has returned, further messages of its aggregate fail with ErrUnavailable, because they must not
-// overtake it.
+// overtake it. Messages for which no time is left are ErrNotAttempted, or ErrUnavailable if the destination has answered
+// nothing in this call.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	var b sinks.Batch
 	b.Begin(batch)
+	notBegun := sinks.ErrUnavailable
 	for i := range batch {
 		if b.Blocked(i) {
 			b.Fail(i, sinks.ErrNotAttempted)
-		} else if err := s.one(ctx, batch[i].Aggregate(), &batch[i]); err != nil {
+			continue
+		}
+		if ctx.Err() != nil {
+			b.Fail(i, fmt.Errorf("%w: not published in time: %w", notBegun, context.Cause(ctx)))
+			continue
+		}
+		err := s.one(ctx, batch[i].Aggregate(), &batch[i])
+		if !errors.Is(err, sinks.ErrUnavailable) && !errors.Is(err, sinks.ErrNotAttempted) { // the destination has answered
+			notBegun = sinks.ErrNotAttempted
+		}
+		if err != nil {
 			b.Fail(i, err)
 		}
 	}
@@ -62,9 +74,6 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 }
 
 func (s *Sink) one(ctx context.Context, a sinks.Aggregate, m *sinks.Message) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%w: %w", sinks.ErrUnavailable, context.Cause(ctx))
-	}
 	s.mu.Lock()
 	_, busy := s.running[a]
 	s.mu.Unlock()

@@ -136,6 +136,36 @@ func TestPublishOutlivesItsDeliver(t *testing.T) {
 	})
 }
 
+// What a slow Publisher has no time for was not attempted. If nothing has answered, the destination is away.
+func TestNoTimeToPublish(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		slow  string // the event whose Publish takes all the time
+		wants []error
+	}{
+		{"b1", []error{nil, sinks.ErrUnavailable, sinks.ErrNotAttempted, sinks.ErrNotAttempted}},
+		{"a1", []error{sinks.ErrUnavailable, sinks.ErrUnavailable, sinks.ErrUnavailable, sinks.ErrNotAttempted}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := New(&custom{answers: func(ctx context.Context, e *outbox.OutboxEntry) error {
+				if e.ID == test.slow {
+					<-ctx.Done()
+					return fmt.Errorf("%w: %w", sinks.ErrUnavailable, ctx.Err())
+				}
+				return nil
+			}})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			errs := s.Deliver(ctx, []sinks.Message{message("a", "a1"), message("b", "b1"), message("c", "c1"), message("c", "c2")})
+			for i, want := range test.wants {
+				if !errors.Is(errs[i], want) {
+					t.Errorf("%s is slow, message %d: want %v, got %v", test.slow, i, want, errs[i])
+				}
+			}
+		})
+	}
+}
+
 func TestPanicIsARefusal(t *testing.T) {
 	t.Parallel()
 	s := New(&custom{answers: func(context.Context, *outbox.OutboxEntry) error { panic("canary") }})
