@@ -122,6 +122,8 @@ type busDelivery struct {
 	open    int      // how many chains are not nil
 	waiting []*chain // chains that were not begun
 	results chan result
+	// answered says that the handlers of some message have accepted or refused it.
+	answered bool
 }
 
 func (d *busDelivery) run(ctx context.Context) []error {
@@ -133,7 +135,7 @@ func (d *busDelivery) run(ctx context.Context) []error {
 		var place chan struct{}
 		if len(d.waiting) > 0 {
 			if d.bus.isAway() {
-				d.failWaiting(errAllBusy)
+				d.failWaiting(sinks.ErrUnavailable, errAllBusy)
 				continue
 			}
 			place = d.bus.places
@@ -155,7 +157,7 @@ func (d *busDelivery) begin(ctx context.Context) {
 	d.waiting = d.waiting[1:]
 	if !d.bus.take(c.aggregate) {
 		<-d.bus.places
-		d.fail(c, errBusy)
+		d.fail(c, sinks.ErrUnavailable, errBusy)
 		return
 	}
 	// Handlers may keep a message, and may run longer than Deliver, so they get copies.
@@ -169,6 +171,7 @@ func (d *busDelivery) begin(ctx context.Context) {
 func (d *busDelivery) settle(r result) {
 	c := d.chains[d.batch.Aggregate(r.index)]
 	c.next = d.batch.Next(r.index)
+	d.answered = d.answered || !errors.Is(r.err, sinks.ErrUnavailable)
 	switch {
 	case r.err != nil:
 		d.batch.FailRest(r.index, r.err)
@@ -190,25 +193,29 @@ func (d *busDelivery) abandon(ctx context.Context) {
 		d.settle(<-d.results)
 	}
 	why := context.Cause(ctx)
-	d.failWaiting(fmt.Errorf("%w: %w", errNotCalled, why))
+	class := sinks.ErrUnavailable
+	if d.answered {
+		class = sinks.ErrNotAttempted // there was only no time left
+	}
+	d.failWaiting(class, fmt.Errorf("%w: %w", errNotCalled, why))
 	for _, c := range d.chains {
 		if c != nil {
 			d.bus.abandon(c)
-			d.fail(c, fmt.Errorf("no handler has accepted it in time: %w", why))
+			d.fail(c, sinks.ErrUnavailable, fmt.Errorf("no handler has accepted it in time: %w", why))
 		}
 	}
 }
 
-func (d *busDelivery) failWaiting(why error) {
+func (d *busDelivery) failWaiting(class, why error) {
 	for _, c := range d.waiting {
-		d.fail(c, why)
+		d.fail(c, class, why)
 	}
 	d.waiting = nil
 }
 
-// fail gives ErrUnavailable to the messages of c whose outcome is not known.
-func (d *busDelivery) fail(c *chain, why error) {
-	d.batch.FailRest(c.next, fmt.Errorf("%w: %w", sinks.ErrUnavailable, why))
+// fail gives an error of this class to the messages of c whose outcome is not known.
+func (d *busDelivery) fail(c *chain, class, why error) {
+	d.batch.FailRest(c.next, fmt.Errorf("%w: %w", class, why))
 	d.close(c.next)
 }
 

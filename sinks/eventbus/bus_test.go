@@ -334,6 +334,32 @@ func TestConcurrency(t *testing.T) {
 	})
 }
 
+// TestNoTimeToCall: messages for which a slow handler leaves no time were not attempted. If nothing was answered, the bus is away.
+func TestNoTimeToCall(t *testing.T) {
+	t.Parallel()
+	for slow, class := range map[string]error{"b": sinks.ErrNotAttempted, "a": sinks.ErrUnavailable} {
+		synctest.Test(t, func(t *testing.T) {
+			b := NewBus(1)
+			b.Subscribe("*", func(ctx context.Context, m *sinks.Message) error {
+				if m.Event.AggregateID == slow {
+					<-ctx.Done()
+					return sinks.ErrUnavailable
+				}
+				return nil
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			errs := b.Deliver(ctx, []sinks.Message{
+				message("t", "a", "1", 10), message("t", "b", "2", 10), message("t", "c", "3", 10), message("t", "c", "4", 10),
+			})
+			if len(errs) != 4 || !errors.Is(errs[2], class) || !errors.Is(errs[3], sinks.ErrNotAttempted) {
+				t.Errorf("%s is slow: want %v, got %v", slow, class, errs)
+			}
+			synctest.Wait()
+		})
+	}
+}
+
 // TestHandlerKnowsDeadline: what it says then, in its own words, is no refusal, and it keeps nothing.
 func TestHandlerKnowsDeadline(t *testing.T) {
 	t.Parallel()
