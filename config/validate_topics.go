@@ -37,7 +37,7 @@ func topicFault(s *Sink, topic string) string {
 		}
 	case s.Type == SinkEventBus:
 		return subjectFault(topic)
-	case s.Type == SinkWebhook && isWebURL(topic): // another topic only names something
+	case s.Type == SinkWebhook && IsWebURL(topic): // another topic only names something
 		return targetFault(s.Webhook.URL, topic)
 	}
 	return ""
@@ -133,8 +133,8 @@ func (v *validator) routeTopic(path string, r *Route, sinks map[string]*Sink) {
 	}
 }
 
-// isWebURL reports whether a topic is a URL, for a webhook.
-func isWebURL(topic string) bool {
+// IsWebURL reports whether the topic of a webhook is a URL, to which the message goes in place of the sink's own.
+func IsWebURL(topic string) bool {
 	return strings.HasPrefix(topic, "https://") || strings.HasPrefix(topic, "http://")
 }
 

@@ -22,7 +22,7 @@ func topicsOf(cfg config.Config, sc config.Sink) sinks.Topics {
 	}
 	var all []string
 	add := func(topic string) {
-		if sc.Type == config.SinkWebhook && !isWebURL(topic) {
+		if sc.Type == config.SinkWebhook && !config.IsWebURL(topic) {
 			topic = "" // the sink's own URL
 		}
 		if !slices.Contains(all, topic) {
@@ -46,9 +46,4 @@ func topicsOf(cfg config.Config, sc config.Sink) sinks.Topics {
 		return sinks.SeveralTopics
 	}
 	return sinks.OneTopic
-}
-
-// isWebURL reports whether the topic of a webhook is a URL, to which the message goes in place of the sink's own.
-func isWebURL(topic string) bool {
-	return strings.HasPrefix(topic, "https://") || strings.HasPrefix(topic, "http://")
 }
