@@ -51,14 +51,14 @@ type breaker struct {
 	breakerOwner
 	cfg BreakerConfig
 
-	closed atomic.Bool // what state says, for lanes that ask before each Deliver
+	closed atomic.Bool // whether state is breakerClosed. Lanes ask before each Deliver, and need no lock for this answer
 
 	mu      sync.Mutex // held for a few lines, never while something is logged
 	state   breakerState
 	failed  int         // calls in a row that found the destination away, with nothing accepted and nothing answered
 	lanes   []*lane     // of the running session
 	last    int         // the lane that probed last
-	half    time.Time   // since when the breaker is half-open, or the last probe was not tried
+	half    time.Time   // when the breaker became half-open, or when the last probe ended that was not attempted
 	probing bool        // a probe is being delivered
 	timer   *time.Timer // makes the breaker half-open
 }
@@ -116,6 +116,7 @@ func (b *breaker) may(lane int, now time.Time) permission {
 	return b.mayLocked(lane, now)
 }
 
+// mayLocked is may for a caller that holds mu.
 func (b *breaker) mayLocked(lane int, now time.Time) permission {
 	switch {
 	case b.state == breakerClosed:
@@ -171,14 +172,14 @@ func (b *breaker) judge(v verdict) {
 	}
 }
 
-// accepted is what a call does of which everything was accepted. It is by far the most frequent one.
+// accepted ends a call of which every message was accepted. Almost all calls are like that.
 func (b *breaker) accepted() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.failed = 0
 }
 
-// judgeLocked returns what is to be logged after mu was released, or nil.
+// judgeLocked does what a verdict asks for. It returns a function that logs it, for after mu was released, or nil. The caller holds mu.
 func (b *breaker) judgeLocked(v verdict) (log func()) {
 	if v.accepted > 0 {
 		b.failed = 0
@@ -197,7 +198,7 @@ func (b *breaker) judgeLocked(v verdict) (log func()) {
 			b.open()
 			return func() { b.logger.Debug("breaker open again: the sink is still away", "sink", b.name) }
 		}
-		b.half = time.Now() // it was not tried: the next probe is another lane's, or another message
+		b.half = time.Now() // the probe was not attempted: another lane, or another message, asks at once
 		b.wake()
 		return nil
 	}
@@ -218,13 +219,14 @@ func (b *breaker) judgeLocked(v verdict) (log func()) {
 	}
 }
 
+// set changes the state. The caller holds mu.
 func (b *breaker) set(state breakerState) {
 	b.state = state
 	b.closed.Store(state == breakerClosed)
 	b.changed(state)
 }
 
-// open leaves the sink alone for the reset time, and asks the lanes to park.
+// open leaves the sink alone for the reset time, and asks the lanes to park. The caller holds mu.
 func (b *breaker) open() {
 	b.set(breakerOpen)
 	if !b.never {
@@ -249,6 +251,7 @@ func (b *breaker) askNow() {
 	b.wake()
 }
 
+// wake makes all lanes look what they may do now. The caller holds mu.
 func (b *breaker) wake() {
 	for _, l := range b.lanes {
 		l.ask(0)

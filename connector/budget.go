@@ -17,7 +17,7 @@ const (
 // budget is the death budget of a sink, which all of its lanes share. A receiver that refuses everything costs five dead letters,
 // not all events: a message that may not die is parked, and tried again later. Each acceptance gives the whole budget back.
 // While it is used up, the sink is suspect. Then its due rows are tried at a low rate, so that a thousand poisoned messages do
-// not keep the receiver busy. What was never tried does not wait for that.
+// not keep the receiver busy. Arrivals and fresh rows do not wait for that.
 //
 // The budget counts messages, not aggregates, one by one and in the order of a call's messages. It belongs to the connector and
 // outlives sessions; a new process begins with five.
@@ -38,7 +38,7 @@ func newBudget(name string, logger *slog.Logger, changed func(suspect bool)) *bu
 	return &budget{name: name, logger: logger, changed: changed}
 }
 
-// attach gives the budget the lanes of a new session, or nil when there is none any more.
+// attach gives the budget the lanes of a new session.
 func (b *budget) attach(lanes []*lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

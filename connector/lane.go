@@ -42,13 +42,14 @@ type sharedSink struct {
 	logger   *slog.Logger
 }
 
-// rules are what its lanes go by.
+// rules returns the rules by which its lanes decide.
 func (s *sharedSink) rules() laneRules {
 	return laneRules{policy: s.policy, batch: s.delivery.BatchSize, maxHeld: maxHeld, parkAfter: s.delivery.ParkAfter}
 }
 
-// lane delivers the events of a share of a sink's aggregates, and keeps them in order. It is an actor: it owns what is below, never
-// sleeps and never waits for the sink. At most one Deliver, and at most one read of its rows in outbox_parked, run beside it.
+// lane delivers the events of a share of a sink's aggregates, and keeps them in order. It is an actor: only its own goroutine uses the
+// fields below, except for the channels and what is atomic. It never waits for the sink. At most one Deliver, and at most one read of
+// its rows in outbox_parked, run beside it.
 //
 // The lane itself knows no rules. lane_mode.go decides what it does next, lane_outcome.go what becomes of the messages of a Deliver.
 // Order rests on two rules: what is settled of an aggregate is always a prefix of it; and a message that was not accepted holds its
@@ -70,14 +71,14 @@ type lane struct {
 	mode     mode
 	park     bool            // asked to park, and not done yet
 	arrivals []*delivery     // in order
-	hand     handQueue       // in place: delivered before and not accepted
+	hand     handQueue       // messages that were not accepted and are tried again in place
 	rows     []*delivery     // found by the last read of the table, and not delivered yet
-	held     heldAggregates  // what stands behind them waits
+	held     heldAggregates  // aggregates of which nothing is delivered until the table was read again
 	running  *runningDeliver // nil: no Deliver runs
 	began    time.Time       // when the last Deliver began
 	buffer   []sinks.Message // the memory of a batch, used again: Deliver does not keep it
 	table    tableState      // of the lane's rows in outbox_parked
-	recorder recorderSide    // what the recorder has of this lane
+	recorder recorderSide    // what the lane has given to the recorder, and how far that is committed
 	closing  bool            // in is closed
 	shown    laneShown       // what others see
 }
@@ -85,20 +86,20 @@ type lane struct {
 // handQueue holds the messages that a lane tries again in place, because nothing that was not accepted is parked.
 type handQueue struct {
 	list []*delivery
-	at   time.Time // not before
-	one  bool      // the last Deliver reached nobody, so that one message asks whether that has changed
+	at   time.Time // they are not tried before
+	one  bool      // the last Deliver found the destination away, so only one message is tried, to see whether it is back
 }
 
-// runningDeliver is what a Deliver that runs was given.
+// runningDeliver is the Deliver call that is under way.
 type runningDeliver struct {
 	messages []*delivery
 	probe    bool // it asks whether the destination is back
 }
 
-// result is what a Deliver has answered.
+// result is the answer to a Deliver call.
 type result struct {
 	errs               []error
-	members            []string // of a composite, for each message, which member has accepted it; nil for other sinks
+	members            []string // of a composite: which member has accepted each message; nil for other sinks
 	started, completed time.Time
 }
 
@@ -213,8 +214,8 @@ func (l *lane) act(work, deliver context.Context, now time.Time) (until time.Tim
 	return until, nil
 }
 
-// startHelpers starts the goroutine that calls Deliver, and makes read start one that reads the table. The lane calls end at its end;
-// after that the sink is closed.
+// startHelpers starts the goroutine that calls Deliver, and sets read, which starts a goroutine that reads the table. The lane calls
+// end when it ends. end waits for both goroutines, because the session closes the sink after that.
 func (l *lane) startHelpers(work, deliver context.Context) (end func()) {
 	reading, endRead := context.WithCancel(work)
 	var reads sync.WaitGroup
@@ -405,7 +406,7 @@ func (l *lane) deliverSome(list *[]*delivery, most int, now time.Time) bool {
 			*list = append(batch, rest...)
 			return false
 		}
-		if l.takeTurn(batch, p, now) { // else these rows stay in the table until their turn comes
+		if l.takeTurn(batch, p, now) { // otherwise these rows stay in the table until their turn comes
 			l.start(now, batch, p)
 		}
 	}
@@ -417,7 +418,7 @@ func (l *lane) deliverSome(list *[]*delivery, most int, now time.Time) bool {
 }
 
 // takeTurn reports whether these messages may be tried now. Due rows of a suspect sink have to wait for their turn. A probe does not
-// wait, but counts.
+// wait, but the next due rows wait the longer for it.
 func (l *lane) takeTurn(batch []*delivery, p permission, now time.Time) bool {
 	switch {
 	case !batch[0].due:
@@ -429,7 +430,7 @@ func (l *lane) takeTurn(batch []*delivery, p permission, now time.Time) bool {
 	return l.budget.take(len(batch), now)
 }
 
-// start starts a Deliver of this batch, which the breaker knows of.
+// start starts a Deliver of this batch, which the breaker has permitted.
 func (l *lane) start(now time.Time, batch []*delivery, p permission) {
 	l.running = &runningDeliver{batch, p.probe}
 	l.buffer = l.buffer[:0]

@@ -48,7 +48,7 @@ type facts struct {
 	park       bool       // the slow rule or the breaker asks the lane to park arrivals
 	permission permission // the breaker's
 	fast       bool       // the stream is fast
-	one        bool       // in place: the last Deliver reached nobody, so that one message asks whether that has changed
+	one        bool       // in place: the last Deliver found the destination away, so only one message is tried, to see whether it is back
 
 	arrivals int       // in the lane's queue
 	hand     int       // messages that are tried again in place; these go first
@@ -67,7 +67,7 @@ type facts struct {
 	unrecordedRows   int    // messages in these
 
 	changed   bool      // somebody has changed rows of the table
-	held      int       // aggregates that a failure holds until the table is read again
+	held      int       // how many aggregates are held
 	dueAt     time.Time // when the first row of these is due, and its turn has come; zero: none is
 	releaseAt time.Time // when a read may release one of these without a row of it that is due; zero: none
 	catchUpAt time.Time // a live lane does not read the table before
@@ -82,7 +82,7 @@ const (
 	actCatchUp                        // go from modeLive to modeWaiting
 	actPark                           // go to modeParking, and park all that has no row yet
 	actParkArrivals                   // park arrivals
-	actDiscard                        // discard arrivals and what would be tried again: the sink is tried once, and not now
+	actDiscard                        // discard arrivals and what would be tried again: this sink is tried once, and must not be called now
 	actArrivals                       // deliver arrivals
 	actHand                           // deliver again what is in hand
 	actRows                           // deliver rows
@@ -94,7 +94,7 @@ type action struct {
 	kind  actionKind
 	most  int       // of a Deliver: how many messages, at most
 	until time.Time // of actSleep
-	hurry uint64    // of actSleep: the lane waits until the outcomes with this Seq are committed; 0: for none
+	hurry uint64    // of actSleep: the lane waits until the outcomes with this Seq are committed; 0: it waits for none
 }
 
 // wake makes a sleep end at t at the latest.

@@ -15,8 +15,8 @@ const (
 	// awayPace is the longest wait before a destination that is away is asked again in place. One request every 10 s costs
 	// little. Without it everything would wait minutes for a destination that has recovered.
 	awayPace = 10 * time.Second
-	// topicPace is the longest wait before a message is tried again whose topic alone is away. Nothing else waits for it, and
-	// nothing but a try says that the topic is back.
+	// topicPace is the longest wait before a message is tried again whose topic alone is away. Only a try can show that the topic
+	// is back.
 	topicPace = sinks.LongestAway
 )
 
@@ -89,7 +89,7 @@ const (
 	fateDiscarded
 )
 
-// failure is what decides a message's fate, beside the policy and the death budget.
+// failure describes a try that was not accepted. With the policy and the death budget it decides the message's fate.
 type failure struct {
 	class    answerClass
 	attempts int  // tries before this one that were refused

@@ -49,7 +49,8 @@ func (l *lane) discard(d *delivery) {
 	l.state.discarded()
 }
 
-// giveParks gives the recorder what this step has parked, in portions: if a whole window is parked at once, that is a lot of memory.
+// giveParks gives the recorder what this step has parked. It does so in portions, because a whole window may be parked at once, and one
+// transaction of that size would take a lot of memory.
 func (l *lane) giveParks(work context.Context) error {
 	if len(l.recorder.parks) == 0 {
 		return nil
@@ -99,6 +100,6 @@ func (l *lane) hurry(seq uint64) {
 	r.hurried = seq
 	select {
 	case r.out <- checkpoint.Outcomes{Urgent: true}:
-	default: // its channel is full, so it is not waiting for more outcomes
+	default: // the channel is full, so the recorder has work and waits for nothing
 	}
 }

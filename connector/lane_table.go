@@ -55,7 +55,7 @@ func (h *heldAggregates) clear() {
 	h.dueAt, h.releaseAt = time.Time{}, time.Time{}
 }
 
-// untilDue holds an aggregate by a row that is due at this time.
+// untilDue holds an aggregate because of a row that is due at this time.
 func (h *heldAggregates) untilDue(hash int64, due time.Time) {
 	if h.dueAt.IsZero() || due.Before(h.dueAt) {
 		h.dueAt = due

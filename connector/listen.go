@@ -80,8 +80,8 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, counted func()) 
 }
 
 // awaitChange returns when it is time to count again: after countEvery, or already after minCountGap if a person has changed
-// something, but never before rest is over. It passes each change on to the lanes of the sink at once, and to the breaker that a person
-// wants the sink asked now.
+// something, but never before rest is over. It tells the lanes of a sink of each change at once. If a person wants the sink asked now,
+// it also tells the breaker.
 func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session, rest time.Duration) error {
 	now := time.Now()
 	until := now.Add(max(countEvery, rest))

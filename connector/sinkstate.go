@@ -20,13 +20,13 @@ const warnPace = 10 * time.Second
 type observedSink struct {
 	name    string
 	kind    string                           // the sink's type
-	inPlace bool                             // what fails waits in its lane: every failure holds something back
+	inPlace bool                             // the lanes keep what was not accepted, so that each failure makes other events wait
 	members func() []monitoring.MemberStatus // of a composite; else nil
 	health  *monitoring.Health
 	logger  *slog.Logger
 }
 
-// sinkState knows how a sink does, once for all of its lanes, and says so in the log, in /readyz and in Status. The lanes, the breaker,
+// sinkState holds the state of a sink, for all of its lanes together, and shows it in the log, in /readyz and in Status. The lanes, the breaker,
 // the budget and the listener call it, from their own goroutines. It outlives sessions.
 //
 // All of it changes under one mutex, and one copy is taken under it, so that the numbers of a copy belong together. The log is written
@@ -85,7 +85,7 @@ func (s *sinkState) end() {
 	s.inSession, s.lanes = false, nil
 }
 
-// laneIs notes how a lane does. The lane calls it at each change.
+// laneIs notes what Status shows of a lane. The lane calls it at each change.
 func (s *sinkState) laneIs(number int, view laneView) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

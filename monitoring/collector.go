@@ -9,9 +9,9 @@ type Collector struct {
 	status    func() Status
 	connector []connectorMetric
 	sinks     []sinkMetric
-	processed *prometheus.Desc
-	taken     *prometheus.Desc // what members of composites have accepted
-	away      *prometheus.Desc // whether they are away
+	processed *prometheus.Desc // outcomes, by sink
+	taken     *prometheus.Desc // deliveries that a member of a composite has accepted
+	away      *prometheus.Desc // whether that member is away
 }
 
 // connectorMetric is a metric of the whole connector.
@@ -93,7 +93,7 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	count := func(n int64, sink, status string) {
 		out <- prometheus.MustNewConstMetric(c.processed, prometheus.CounterValue, float64(n), sink, status)
 	}
-	if len(s.Sinks) > 0 { // without a connector there are only zeros
+	if len(s.Sinks) > 0 { // without a connector there is nothing to count
 		count(s.Invalid, "none", "dead")
 		count(s.Unrouted, "none", "discarded")
 	}
