@@ -10,8 +10,10 @@ import (
 const (
 	// deathBudget is how many messages of a sink may die before the sink has to accept something again.
 	deathBudget = 5
-	// suspectRate is how many due rows a second all lanes of a suspect sink try, and the most that they try in one call.
-	suspectRate = 50
+	// suspectRate is how many due rows a second all lanes of a suspect sink try, and suspectCall the most that they try in one call.
+	// Together they are 50: so many the receiver may be asked for in any second.
+	suspectRate = 40
+	suspectCall = 10
 )
 
 // budget is the death budget of a sink, which all of its lanes share. A receiver that refuses everything costs five dead letters,

@@ -73,7 +73,7 @@ func TestBudgetCountsDeaths(t *testing.T) {
 	}
 }
 
-// Due rows of a suspect sink are tried 50 times a second, by all lanes together.
+// Due rows of a suspect sink are tried 40 times a second, by all lanes together.
 func TestBudgetPacesDueRows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -82,14 +82,14 @@ func TestBudgetPacesDueRows(t *testing.T) {
 			t.Error("a sink that is not suspect is tried as fast as it can be")
 		}
 		b.die(deathBudget)
-		if !b.take(50, time.Now()) || b.take(1, time.Now()) {
+		if !b.take(suspectRate, time.Now()) || b.take(1, time.Now()) {
 			t.Error("want one call, and no other at once")
 		}
 		if wait := time.Until(b.dueAt()); wait != time.Second {
 			t.Errorf("the next call may begin in %s, want 1s", wait)
 		}
 		time.Sleep(time.Second)
-		b.count(25, time.Now()) // as probes do
+		b.count(suspectRate/2, time.Now()) // as probes do
 		if wait := time.Until(b.dueAt()); wait != time.Second/2 || b.take(1, time.Now()) {
 			t.Errorf("the next call may begin in %s, want 500ms", wait)
 		}

@@ -380,7 +380,7 @@ func (l *lane) parkEach(list []*delivery) {
 // mostRows returns how many of the rows are delivered together, at most.
 func (l *lane) mostRows(most int) int {
 	if l.rows[0].due && l.budget.suspect() {
-		return min(most, suspectRate)
+		return min(most, suspectCall)
 	}
 	return most
 }

@@ -98,7 +98,7 @@ func TestLaneSuspectUsesAttempts(t *testing.T) {
 	}
 }
 
-// Due rows of a suspect sink are tried at its rate, at most 50 in one call. What arrives does not wait for them.
+// Due rows of a suspect sink are tried at its rate, at most ten in one call and 50 in any second. What arrives does not wait for them.
 func TestLaneSuspectPacesDueRows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestLaneSuspectPacesDueRows(t *testing.T) {
 					tried++
 				}
 			}
-			if inCall > suspectRate {
+			if inCall > suspectCall {
 				t.Errorf("%d due rows in one call", inCall)
 			}
 			return everyMessage(batch, errRefused)
@@ -151,6 +151,16 @@ func TestLaneSuspectPacesDueRows(t *testing.T) {
 		}
 		took := time.Since(began).Seconds()
 		b.stop()
+		inSecond := 0
+		for i, from := 0, 0; i < len(old); i++ {
+			for old[i].Sub(old[from]) >= time.Second {
+				from++
+			}
+			inSecond = max(inSecond, i-from+1)
+		}
+		if inSecond > 50 {
+			t.Errorf("%d due rows were tried in one second", inSecond)
+		}
 		if n := float64(len(old)); n > suspectRate*(took+1) || n < suspectRate*(took-3) {
 			t.Errorf("%d due rows were tried in %.0f s, want %d a second", len(old), took, suspectRate)
 		}

@@ -107,7 +107,7 @@ func (l *lane) maxDue(now time.Time) int {
 	case now.Before(l.budget.dueAt()):
 		return 0
 	}
-	return min(l.delivery.BatchSize, suspectRate)
+	return min(l.delivery.BatchSize, suspectCall)
 }
 
 // onRead takes what a read has found, and decides how the lane goes on.

@@ -84,9 +84,9 @@ func TestReachReceiverRefusesEverything(t *testing.T) {
 	if n := w.ofSink("webhook", "k.status = 'dead'"); n != dead {
 		t.Errorf("%d events are dead, want %d", n, dead)
 	}
-	// A batch of 50 is sent as fast as the receiver answers. In the longer time a batch from before it may still be on its way, too.
-	for d, batches := range map[time.Duration]int{time.Second: 1, 10 * time.Second: 2} {
-		got, limit := again.most(d), pace*(int(d/time.Second)+batches)
+	// A call of ten that a busy machine has held up may fall together with the next one.
+	for _, d := range []time.Duration{time.Second, 10 * time.Second} {
+		got, limit := again.most(d), pace*int(d/time.Second)+10
 		t.Logf("at most %d requests for events refused before in %s", got, d)
 		if got > limit {
 			t.Errorf("%d requests within %s were for events that had been refused before, want %d at most", got, d, limit)
