@@ -203,7 +203,7 @@ func (d *delivery) learn(ctx context.Context, v *verdict, url string, began time
 	}
 	itself, others := d.sink.urls.end(url, began)
 	switch {
-	case !v.answered && ctx.Err() != nil && others && !itself: // the URL hangs, and not this message alone
+	case !v.answered && errors.Is(ctx.Err(), context.DeadlineExceeded) && others && !itself: // the URL hangs, and not this message alone
 		v.err, v.reach = fmt.Errorf("%w: %w", sinks.ErrTopicUnavailable, errNoAnswer(ctx)), thisURL
 	case v.reach == thisMessage:
 		away.Answered(url)

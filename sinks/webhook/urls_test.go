@@ -165,6 +165,31 @@ func TestNothingAnswers(t *testing.T) {
 	}
 }
 
+// TestCancelledSaysNothingOfAURL: if the connector ends a call early, a URL that has not answered yet is not away.
+func TestCancelledSaysNothingOfAURL(t *testing.T) {
+	t.Parallel()
+	started := make(chan struct{})
+	rec := startReceiver(t, func(w *answer, r *http.Request, _ got) {
+		if r.URL.Path == "/slow" {
+			close(started)
+			<-r.Context().Done()
+			w.status = 999
+		}
+	})
+	s := newSink(t, Config{URL: rec.URL, Topics: sinks.SeveralTopics})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan []error, 1)
+	go func() { ended <- s.Deliver(ctx, to(rec, "/slow", batchOf("a/1"))) }()
+	<-started
+	expectErrors(t, deliver(t, s, to(rec, "/quick", batchOf("b/1"))))
+	cancel()
+	expectErrors(t, <-ended, sinks.ErrUnavailable)
+	if wait := s.urls.away.Wait(rec.URL+"/slow", time.Now()); wait != 0 {
+		t.Errorf("the URL is put off for %s", wait)
+	}
+}
+
 // TestMessageThatHangs: if a URL answers other messages, one that it does not answer says nothing about the URL.
 func TestMessageThatHangs(t *testing.T) {
 	t.Parallel()
