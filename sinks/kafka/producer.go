@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -331,6 +332,7 @@ func (p *producer) exchange(ctx context.Context, open []*partition) {
 		part.answer = answer{err: kerr.LeaderNotAvailable}
 	}
 	delete(byLeader, -1)
+	heard := p.listen(ctx)
 	var all sync.WaitGroup
 	for leader, parts := range byLeader {
 		if len(byLeader) == 1 {
@@ -340,8 +342,38 @@ func (p *producer) exchange(ctx context.Context, open []*partition) {
 		}
 	}
 	all.Wait()
-	if slices.ContainsFunc(open, func(part *partition) bool { return part.answer.fromBroker }) {
+	if heard() || slices.ContainsFunc(open, func(part *partition) bool { return part.answer.fromBroker }) {
 		p.clusterAnswers()
+	}
+}
+
+// listen asks, from patience on, whether any broker answers, if none has in this Deliver. A leader that hangs would otherwise use
+// up all the time, and nobody would know whether the cluster is away as a whole. heard ends it, and reports whether one has
+// answered.
+func (p *producer) listen(ctx context.Context) (heard func() bool) {
+	if p.cluster != unasked || p.sink.config.Topics == sinks.OneTopic {
+		return func() bool { return false }
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var answers atomic.Bool
+	timer := time.AfterFunc(p.sink.patience, func() {
+		for ctx.Err() == nil {
+			once, done := context.WithTimeout(ctx, p.sink.patience/2) // if this broker hangs, the next try asks another
+			req := kmsg.NewPtrMetadataRequest()
+			req.Topics = []kmsg.MetadataRequestTopic{} // of no topic; nil would stand for all
+			_, err := p.ask(once, req)
+			done()
+			if err == nil {
+				answers.Store(true)
+				return
+			}
+			pause(ctx)
+		}
+	})
+	return func() bool {
+		timer.Stop()
+		cancel()
+		return answers.Load()
 	}
 }
 

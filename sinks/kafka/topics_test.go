@@ -342,6 +342,26 @@ func TestHangingBroker(t *testing.T) {
 	w.expectOutcomes(batch, outcomes{accepted: 6}, quick)
 }
 
+// TestHangingBrokerAlone: if a call asks only a broker that hangs, another one says meanwhile that the cluster is there.
+func TestHangingBrokerAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, kfake.NumBrokers(2))
+	w.several()
+	gone, good := w.ledBy(0, "a", 3), w.ledBy(1, "b", 3)
+	w.expectOutcomes(slices.Concat(gone, good), outcomes{accepted: 6}, quick)
+	w.network.only = w.brokers[0]
+	back := w.network.hang()
+	w.sink.patience = 200 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	errs := w.sink.Deliver(ctx, gone)
+	if o, _ := outcomesOf(t, gone, errs); o != (outcomes{topicAway: 3}) {
+		t.Errorf("want ErrTopicUnavailable for all, got %+v: %v", o, errors.Join(errs...))
+	}
+	w.expectPutOff(gone, outcomes{putOff: 3})
+	back()
+}
+
 // TestAgainLast: partitions that are asked again come after all others, and in one wave of their own. An aggregate whose messages
 // go to both stays in order.
 func TestAgainLast(t *testing.T) {
