@@ -105,13 +105,9 @@ func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 		}
 		t := &topic{name: name, maxBatch: maxBatchBytes, partitioner: p.sink.partitioner.ForTopic(name)}
 		p.topics[name] = t
-		wait := p.sink.topics.Wait(place{name, wholeTopic}, time.Now())
-		switch {
-		case !isTopicName(name):
+		if !isTopicName(name) {
 			t.err = fmt.Errorf("%w: %.100q is no name for a topic", sinks.ErrPermanent, name)
-		case wait > 0:
-			t.err = sinks.PutOff(wait)
-		default:
+		} else if t.err = p.sink.putOff(t.place()); t.err == nil {
 			names = append(names, name)
 		}
 	}

@@ -123,13 +123,26 @@ func (s *Sink) answered(p place) {
 
 // resting returns the error of the messages for p if it must not be tried yet.
 func (s *Sink) resting(p *partition) error {
-	if wait := s.topics.Wait(p.place(), time.Now()); wait > 0 {
-		return sinks.PutOff(wait)
+	if err := s.putOff(p.place()); err != nil {
+		return err
 	}
 	if s.away.resting(p.place()) {
 		return fmt.Errorf("%w: %s: %w", sinks.ErrUnavailable, p, errResting)
 	}
 	return nil
+}
+
+// putOff returns the error of the messages for a place that was found away, if it is not asked again yet. If the cluster is known to
+// be away as a whole, the error says that.
+func (s *Sink) putOff(p place) error {
+	wait := s.topics.Wait(p, time.Now())
+	switch {
+	case wait == 0:
+		return nil
+	case s.away.resting(wholeCluster):
+		return fmt.Errorf("%w: the cluster: %w", sinks.ErrUnavailable, errResting)
+	}
+	return sinks.PutOff(wait)
 }
 
 // again returns how long p may take to answer if it was found away before, and 0 if it was not. A place that never answers

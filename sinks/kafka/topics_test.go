@@ -278,6 +278,21 @@ func TestClusterAwayOfSeveralTopics(t *testing.T) {
 	}
 }
 
+// TestPutOffNeverHidesTheCluster: if the cluster is known to be away as a whole, so is a topic that was put off before.
+func TestPutOffNeverHidesTheCluster(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.several()
+	batch := slices.Concat(singles(w.topic, "a", 1), singles("missing", "b", 1))
+	w.expectOutcomes(batch, outcomes{accepted: 1, topicAway: 1}, quick)
+	later := time.Now().Add(time.Minute)
+	w.sink.topics.Found(place{w.topic, 0}, later)
+	w.sink.topics.Found(place{"missing", wholeTopic}, later)
+	w.expectOutcomes(batch, outcomes{putOff: 2}, quick)
+	w.sink.away.set(wholeCluster, later)
+	w.expectOutcomes(batch, outcomes{clusterAway: 2}, quick)
+}
+
 // ledBy returns messages, one aggregate each, for a new topic that this broker leads.
 func (w *world) ledBy(node int32, prefix string, n int) []sinks.Message {
 	w.Helper()
