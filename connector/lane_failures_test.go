@@ -39,6 +39,23 @@ func (b *laneBench) exhaust() {
 	}
 }
 
+// leftBehind puts rows into outbox_parked that an earlier session has left. The first one was tried and is due, the others are fresh.
+func (b *laneBench) leftBehind(ids ...string) {
+	for i, id := range ids {
+		d := &delivery{hash: int64(id[0]), Message: sinks.Message{Event: &outbox.Event{ID: id, AggregateID: id[:1]}, LSN: 1, Index: int64(i)}}
+		o := d.outcome(1, checkpoint.Parked)
+		if i == 0 {
+			o.Parked.Tries, o.Parked.NextAttempt = 1, time.Now()
+		}
+		b.ledger.apply([]checkpoint.Outcome{o})
+	}
+}
+
+// opensAtOnce makes one call that finds the destination away open the breaker, and makes the lane park then.
+func (b *laneBench) opensAtOnce() {
+	b.breaker.never, b.breaker.cfg.Enabled, b.breaker.cfg.MaxFailures = false, true, 1
+}
+
 // parked describes the rows of outbox_parked: id, tries, refused tries.
 func (b *laneBench) parked() string {
 	b.ledger.mu.Lock()
@@ -73,6 +90,44 @@ func TestLaneDeathBudget(t *testing.T) {
 		if rows := b.gotRows(); !strings.HasSuffix(rows, "z1:delivered#1 f1:dead#2 ") {
 			t.Errorf("z1 was accepted, so f1 may die at its next try: %s", rows)
 		}
+	})
+}
+
+// The budget counts messages: an aggregate with many events does not lose them all.
+func TestLaneDeathBudgetCountsMessages(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			return everyMessage(batch, sinks.ErrPermanent)
+		})
+		b.run()
+		b.arrive("a1", "a2", "a3", "a4", "a5", "a6", "a7")
+		time.Sleep(time.Minute)
+		b.stop()
+		rows := b.gotRows()
+		if !strings.HasPrefix(rows, "a1:dead#1 a2:dead#1 a3:dead#1 a4:dead#1 a5:dead#1 a6:failed#1 a6:failed#2 ") || strings.Count(rows, "dead") != deathBudget {
+			t.Errorf("outcomes: %s", rows)
+		}
+	})
+}
+
+// An outage makes no dead letters, however long it lasts: a message is not given up for its age while the breaker is not closed.
+func TestLaneOutageGivesNothingUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(_ context.Context, n int, batch []sinks.Message) []error {
+			if n <= 2 { // the second call is a probe
+				return everyMessage(batch, sinks.ErrUnavailable)
+			}
+			return everyMessage(batch, errRefused)
+		})
+		b.opensAtOnce()
+		b.delivery.GiveUpAfter, b.delivery.MaxRetries = 30*time.Second, 100
+		b.run()
+		b.arrive("a1")
+		time.Sleep(10 * time.Minute)
+		b.stop()
+		check(t, "outcomes", b.gotRows(), "a1:failed#1 a1:failed#2 a1:failed#3 a1:dead#4 ")
 	})
 }
 
@@ -167,6 +222,32 @@ func TestLaneSuspectPacesDueRows(t *testing.T) {
 		if late != nil || tried != len(arrived) {
 			t.Errorf("%d of %d were tried at once; these waited for due rows: %v", tried, len(arrived), late)
 		}
+	})
+}
+
+// A probe of a suspect sink does not wait for its turn, but the turn that comes next waits the longer.
+func TestLaneSuspectProbes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(_ context.Context, n int, batch []sinks.Message) []error {
+			if n == 1 {
+				return everyMessage(batch, sinks.ErrUnavailable)
+			}
+			return everyMessage(batch, errRefused)
+		})
+		b.opensAtOnce()
+		b.exhaust()
+		b.budget.count(100*suspectRate, time.Now()) // others have taken the turns of 100 s
+		b.run()
+		b.arrive("a1")
+		time.Sleep(70 * time.Second)
+		check(t, "a probe after the reset time", b.gotCalls(), "[a1]@0s [a1]@1m0s ")
+		if wait := time.Until(b.budget.dueAt()); wait != 30*time.Second+time.Second/suspectRate {
+			t.Errorf("the next turn comes in %s", wait)
+		}
+		time.Sleep(31 * time.Second)
+		b.stop()
+		check(t, "the next turn", b.gotCalls(), "[a1]@0s [a1]@1m0s [a1]@1m40s ")
 	})
 }
 
@@ -270,14 +351,7 @@ func TestLaneNeverMixesFreshAndDue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newParkingLane(t, func(context.Context, int, []sinks.Message) []error { return nil })
-		for i, id := range []string{"a1", "b1", "c1"} {
-			d := &delivery{hash: int64(i), Message: sinks.Message{Event: &outbox.Event{ID: id}, LSN: 1, Index: int64(i)}}
-			o := d.outcome(1, checkpoint.Parked)
-			if id == "a1" {
-				o.Parked.Tries, o.Parked.NextAttempt = 1, time.Now()
-			}
-			b.ledger.apply([]checkpoint.Outcome{o})
-		}
+		b.leftBehind("a1", "b1", "c1")
 		b.run()
 		time.Sleep(time.Second)
 		b.stop()
@@ -296,14 +370,7 @@ func TestLaneNeverMixesBehindAFailure(t *testing.T) {
 			return nil
 		})
 		b.delivery.BatchSize = 2
-		for i, id := range []string{"a1", "b1", "c1", "b2", "d1"} {
-			d := &delivery{hash: int64(id[0]), Message: sinks.Message{Event: &outbox.Event{ID: id, AggregateID: id[:1]}, LSN: 1, Index: int64(i)}}
-			o := d.outcome(1, checkpoint.Parked)
-			if id == "a1" {
-				o.Parked.Tries, o.Parked.NextAttempt = 1, time.Now()
-			}
-			b.ledger.apply([]checkpoint.Outcome{o})
-		}
+		b.leftBehind("a1", "b1", "c1", "b2", "d1")
 		b.run()
 		time.Sleep(time.Second)
 		b.stop()
