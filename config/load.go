@@ -139,19 +139,25 @@ func (l *loader) mistake(path, format string, args ...any) {
 
 // invalid reports a mistake of validation, unless a mistake of the same value, or of what it is in, was reported already.
 func (l *loader) invalid(path, format string, args ...any) {
+	if !isReported(l.mistakes, path) {
+		l.mistake(path, format, args...)
+	}
+}
+
+// isReported reports whether one of the mistakes is of this value, or of what it is in.
+func isReported(mistakes []Mistake, path string) bool {
 	for at := path; ; at = parent(at) {
-		if slices.ContainsFunc(l.mistakes, func(m Mistake) bool { return m.Path == at }) {
-			return
+		if slices.ContainsFunc(mistakes, func(m Mistake) bool { return m.Path == at }) {
+			return true
 		}
 		if at == "" {
-			break
+			return false
 		}
 	}
-	l.mistake(path, format, args...)
 }
 
 // checkSinks calls Options.CheckSink for each sink. A mistake of a sink as a whole counts only if no mistake of that sink was
-// found before, because it may be the same mistake in other words.
+// found before, because it may be the same mistake in other words. One value may hold several mistakes: each is reported.
 func (l *loader) checkSinks() {
 	for i, s := range l.config.Sinks {
 		if !l.isType(s.Type) || s.Abandoned {
@@ -159,12 +165,16 @@ func (l *loader) checkSinks() {
 		}
 		path := fmt.Sprintf("sinks[%d]", i)
 		sound := !slices.ContainsFunc(l.mistakes, func(m Mistake) bool { return strings.HasPrefix(m.Path, path) })
+		before := len(l.mistakes)
 		for _, m := range l.options.CheckSink(l.config, i) {
-			switch {
-			case m.Path != "":
-				l.invalid(path+"."+m.Path, "%s", m.Text)
-			case sound:
-				l.invalid(path, "%s", m.Text)
+			at := path
+			if m.Path != "" {
+				at += "." + m.Path
+			} else if !sound {
+				continue
+			}
+			if !isReported(l.mistakes[:before], at) {
+				l.mistake(at, "%s", m.Text)
 			}
 		}
 	}

@@ -84,7 +84,7 @@ sinks:
     type: webhook
     url: "https://u:canary@h.example"
     secret: ["${file:DIR/nowhere}", whsec_canary]
-    headers: {Webhook-Id: "1"}
+    headers: {Webhook-Id: "1", x-outbox-attempt: "1"}
   - name: internal
     type: webhook
     url: https://10.0.0.1/
@@ -121,6 +121,7 @@ DIR/outbox.yaml:15: sinks[2].url: it holds a user or a password; use headers (Au
 DIR/outbox.yaml:16: sinks[2].secret[0]: the file of ${file:DIR/nowhere} cannot be read: no such file or directory; correct its path, or let this user read it
 DIR/outbox.yaml:16: sinks[2].secret[1]: what follows whsec_ is not base64
 DIR/outbox.yaml:17: sinks[2].headers: Webhook-Id is set by the sink itself
+DIR/outbox.yaml:17: sinks[2].headers: x-outbox-attempt is set by the sink itself
 DIR/outbox.yaml:20: sinks[3].url: 10.0.0.1 is an internal address; add it to allow_hosts if it is meant
 DIR/outbox.yaml:24: sinks[4].url: is no URL; write nats://host, other characters than letters and digits of a password as %XX
 DIR/outbox.yaml:25: sinks[5].inbox_prefix: subject "a b" has a space, a control character, * or >
