@@ -2,8 +2,10 @@ package main
 
 import (
 	"io"
+	"log"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -30,6 +32,28 @@ func (f *logFlags) logger(w io.Writer) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
 	return nil, usageError("no log format %q; write auto, text or json", f.format)
+}
+
+// libraryLog takes what libraries write to the standard logger of package log, which has no other way to be told where to log.
+type libraryLog struct{ logger *slog.Logger }
+
+// takeLibraryLog makes the standard logger of package log write to this one.
+func takeLibraryLog(logger *slog.Logger) {
+	log.SetFlags(0)
+	log.SetOutput(libraryLog{logger})
+}
+
+// unsolicited begins what net/http says of a receiver that sends more than the answer to a request. What follows quotes the receiver, who
+// may have sent our own request back, with its secrets and its payload. No log has these.
+const unsolicited = "Unsolicited response received on idle HTTP channel"
+
+func (l libraryLog) Write(line []byte) (int, error) {
+	if text := strings.TrimSpace(string(line)); strings.HasPrefix(text, unsolicited) {
+		l.logger.Warn("a receiver has sent more than the answer to a request; the connection is closed")
+	} else {
+		l.logger.Warn("a library has logged this", "text", text)
+	}
+	return len(line), nil
 }
 
 func isTerminal(w io.Writer) bool {

@@ -29,6 +29,7 @@ Another instance with the same slot stands by, ready, and takes over. A sink tha
 			if err != nil {
 				return err
 			}
+			takeLibraryLog(logger)
 			c, warnings, err := config.LoadWith(path, environ, config.Options{CheckSink: service.CheckSink})
 			if err != nil {
 				return err
