@@ -16,6 +16,9 @@ import (
 // partition is away.
 const warnPace = 10 * time.Second
 
+// topicWarnPace is the least time between two warnings that a topic of a sink is away. A missing topic stays away until a person makes it.
+const topicWarnPace = time.Minute
+
 // observedSink is a sink whose state is shown, and where.
 type observedSink struct {
 	name    string
@@ -41,6 +44,7 @@ type sinkState struct {
 	failing      map[int]struct{} // lanes whose last batch was not accepted
 	warned       bool             // the log says that the sink does not accept
 	warnAt       time.Time        // when the log may say so again
+	topicWarnAt  time.Time        // when the log may say again that a topic is away
 	cause        error            // the last failure
 	breaker      breakerState
 	since        time.Time // when the breaker opened
@@ -110,10 +114,12 @@ const (
 	noNews news = iota
 	acceptsAgain
 	acceptsNoMore
+	topicIsAway
 )
 
 // answered notes how a Deliver went. A lane calls it once for each. A sink that refuses single messages, which are then parked, holds
-// nobody back, so that it does not count as failing.
+// nobody back, so that it does not count as failing. Neither does one of whose topics one is away. But a person has to make a topic that
+// is missing, so the log tells of it.
 func (s *sinkState) answered(a answer) {
 	switch s.note(a) {
 	case noNews:
@@ -121,6 +127,8 @@ func (s *sinkState) answered(a answer) {
 		s.logger.Info("sink accepts again", "sink", s.name)
 	case acceptsNoMore:
 		s.logger.Warn("sink does not accept", "sink", s.name, "lane", a.lane, "err", a.cause)
+	case topicIsAway:
+		s.logger.Warn("a topic of the sink is away; its events are parked and tried again, and others go on", "sink", s.name, "err", a.cause)
 	}
 }
 
@@ -160,6 +168,10 @@ func (s *sinkState) note(a answer) news {
 		}
 	case a.cause != nil && (len(s.failing) > 0 || s.breaker != breakerClosed || !s.suspectSince.IsZero()):
 		s.show() // the cause is part of it
+	}
+	if errors.Is(a.cause, sinks.ErrTopicUnavailable) && len(s.failing) == 0 && !time.Now().Before(s.topicWarnAt) {
+		s.topicWarnAt = time.Now().Add(topicWarnPace)
+		return topicIsAway
 	}
 	return noNews
 }

@@ -205,3 +205,25 @@ func BenchmarkSinkStateAnswered(b *testing.B) {
 		s.answered(answer{counts: monitoring.Counts{Delivered: 100}})
 	}
 }
+
+// A person has to make a topic that is missing. The log tells of it once a minute, and not at each try of each message.
+func TestSinkStateTellsOfATopicThatIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s := newSinkState(observedSink{name: "s", kind: "kafka", health: new(monitoring.Health), logger: slog.New(slog.NewTextHandler(&log, nil))})
+		s.begin(2)
+		missing := fmt.Errorf("%w: topic \"orders\" does not exist", sinks.ErrTopicUnavailable)
+		for range 90 {
+			s.answered(answer{lane: 1, counts: monitoring.Counts{Delivered: 1, Failed: 1}, cause: missing})
+			s.answered(answer{counts: monitoring.Counts{Failed: 1}, cause: errors.New("500")})
+			time.Sleep(time.Second)
+		}
+		if n := strings.Count(log.String(), "\n"); n != 2 || strings.Count(log.String(), "orders") != 2 || !strings.Contains(log.String(), "level=WARN") {
+			t.Errorf("the log says:\n%s", log.String())
+		}
+		if !s.status().Component().OK {
+			t.Errorf("/readyz shows %+v", s.status().Component())
+		}
+	})
+}
