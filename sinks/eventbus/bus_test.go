@@ -191,6 +191,7 @@ func TestHandlersErrors(t *testing.T) {
 			"a handler refused it: ledger: topic unavailable",
 		},
 		"two classes":      {func() error { return errors.Join(sinks.ErrUnavailable, sinks.ErrPermanent) }, sinks.ErrPermanent, ""},
+		"two away":         {func() error { return errors.Join(sinks.ErrUnavailable, sinks.ErrTopicUnavailable) }, sinks.ErrTopicUnavailable, ""},
 		"not a handler's":  {func() error { return sinks.ErrNotAttempted }, nil, "a handler refused it: not attempted"},
 		"payload":          {func() error { return errors.New("bad " + payload) }, nil, "a handler refused it: bad [left out]"},
 		"panic with text":  {func() error { panic("bad " + payload) }, nil, "a handler panicked: bad [left out]"},

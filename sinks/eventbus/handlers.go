@@ -111,10 +111,10 @@ func refusal(err error, m *sinks.Message) error {
 	switch {
 	case errors.Is(err, sinks.ErrPermanent):
 		e.class = sinks.ErrPermanent
-	case errors.Is(err, sinks.ErrUnavailable):
-		e.class = sinks.ErrUnavailable
 	case errors.Is(err, sinks.ErrTopicUnavailable):
 		e.class = sinks.ErrTopicUnavailable
+	case errors.Is(err, sinks.ErrUnavailable):
+		e.class = sinks.ErrUnavailable
 	}
 	return e
 }
