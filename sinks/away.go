@@ -96,9 +96,9 @@ func (t awayTopic) left(now time.Time) time.Duration {
 	return min(max(now.Sub(t.asked), firstAway), LongestAway)
 }
 
-// Ask is Wait for a sink that sends each message by itself. If it returns 0, the caller sends its message, and then calls Found or
-// Answered. Of a topic that was found away, one message is sent at a time: until it is answered, or until deadline, others
-// have to wait. So a topic that never answers takes up one connection.
+// Ask is Wait for a sink that sends each message by itself. If it returns 0, the caller sends its message, and then calls
+// Found or Answered, or neither if it has learnt nothing. Of a topic that was found away, one message is sent at a time: until
+// it is answered, or until deadline, others have to wait. So a topic that never answers takes up one connection.
 func (a *Away[K]) Ask(topic K, now, deadline time.Time) time.Duration {
 	if a.count.Load() == 0 {
 		return 0

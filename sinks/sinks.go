@@ -58,7 +58,8 @@ type Message struct {
 //   - ErrNotAttempted: the message was not sent. Either an earlier message of its aggregate in this batch was not accepted, or
 //     the time ran out before Deliver began with this one. With a time (After), the sink knows that the message's topic is away,
 //     or the destination has asked for a pause: the message is due when that time has passed. None of this says anything about
-//     the destination. If the destination as a whole is away, the class is ErrUnavailable instead, also where nothing was sent.
+//     the destination. If the destination as a whole is away, or has answered nothing until the time ran out, the class is
+//     ErrUnavailable instead, also where nothing was sent.
 //   - any other error: this message was refused this time. That uses up an attempt.
 //
 // If a message was not accepted, for whatever reason, no later message of the same aggregate in the batch may be
@@ -68,12 +69,12 @@ type Message struct {
 //
 // Deliver returns at the latest when ctx ends. The outcome of messages that were on the wire then is unknown. All of them are
 // reported as ErrUnavailable, or ErrTopicUnavailable if other topics have answered meanwhile, also those behind another one of
-// their aggregate.
+// their aggregate. If ctx was cancelled, and has not reached its deadline, that says nothing about any topic.
 //
 // Deliver does not try again, except for what a client library does by itself within the deadline. If it knows that the
 // destination is away, it fails at once. It remembers topics that are away and asks them again at growing distances (Away), so
-// that topics which never answer do not fill each call with their time-outs. If the destination refuses a message because it has it already, the message
-// counts as accepted, unless it is New.
+// that topics which never answer do not fill each call with their time-outs. If the destination refuses a message because it
+// has it already, the message counts as accepted, unless it is New.
 //
 // Deliver must not change batch, and must not keep it after it has returned. Its errors contain no payload, no header, no
 // credential and no address with credentials.
