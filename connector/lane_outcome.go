@@ -217,9 +217,7 @@ func (f *finishing) message(d *delivery, err error, member string) {
 	}
 	switch fate {
 	case fateDiscarded:
-		f.died = true
-		f.counts.Discarded++
-		f.record(d, checkpoint.Discarded, err)
+		f.discarded(d, err)
 	case fateDead:
 		f.dead(d, err)
 	case fateKept:
@@ -233,6 +231,13 @@ func (f *finishing) message(d *delivery, err error, member string) {
 		o.Parked.NextAttempt = f.result.completed.Add(f.delay(d, class, err))
 		l.held.untilDue(d.hash, o.Parked.NextAttempt)
 	}
+}
+
+// discarded discards a message of a sink that is tried once.
+func (f *finishing) discarded(d *delivery, err error) {
+	f.died = true
+	f.counts.Discarded++
+	f.record(d, checkpoint.Discarded, err)
 }
 
 func (f *finishing) tooOld(d *delivery) bool {
@@ -265,6 +270,9 @@ func (f *finishing) notAttempted(d *delivery, err error) {
 	l := f.lane
 	held, wait := l.held.has(d.hash), sinks.RetryAfter(err)
 	switch {
+	case l.policy == discardFailed && wait > 0: // the others must not wait for it
+		f.discarded(d, err)
+		return
 	case l.policy != parkFailed && !d.row:
 		f.hand = append(f.hand, d)
 		if wait > 0 && (f.putOff == 0 || wait < f.putOff) {

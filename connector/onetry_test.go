@@ -30,6 +30,25 @@ func TestLaneOneTry(t *testing.T) {
 	})
 }
 
+// A message that the sink puts off is discarded as well: if the lane waited for its time, all others would wait with it.
+func TestLaneOneTryPutOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+			return fail(batch, map[string]error{"a1": sinks.PutOff(20 * time.Second)})
+		})
+		b.policy = discardFailed
+		b.run()
+		b.arrive("a1", "b1", "a2")
+		time.Sleep(time.Second)
+		b.arrive("c1")
+		time.Sleep(time.Second)
+		b.stop()
+		check(t, "calls", b.gotCalls(), "[a1 b1 a2]@0s [a2]@0s [c1]@1s ")
+		check(t, "outcomes", b.gotRows(), "a1:discarded#0 b1:delivered#1 a2:delivered#1 c1:delivered#1 ")
+	})
+}
+
 // A discarded message is recorded before the lane's next Deliver call. Otherwise it would be delivered after later messages if the connector
 // crashed.
 func TestDiscardedIsRecordedFirst(t *testing.T) {
