@@ -309,7 +309,7 @@ func TestAnswerBeforeTheEnd(t *testing.T) {
 		}
 	}))
 	t.Cleanup(rec.Close)
-	s := newSink(t, Config{URL: rec.URL})
+	s := newSink(t, Config{URL: rec.URL, Body: bodyRaw}) // an envelope of this size takes seconds to make with the race detector
 	batch := batchOf("a/1", "a/2", "b/1")
 	batch[0].Event.Payload = make([]byte, 16<<20)
 	expectErrors(t, deliver(t, s, batch), sinks.ErrPermanent, sinks.ErrNotAttempted, nil)
