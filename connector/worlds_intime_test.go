@@ -87,8 +87,7 @@ func (s *worldSink) hangs() {
 // is there and others are away, and among any number of poisoned messages. The world's lock is held.
 func (s *worldSink) checkInTime(e *worldEvent) {
 	w, i, t := s.w, &s.inTime, e.before[s.n]
-	// The lane of a sink that is tried once keeps in hand what was put off, so that everything behind it waits.
-	if !w.cfg.calm || s.oneTry || t.poison || i.hurt[e.aggregate] || s.mode != modeWell {
+	if !w.cfg.calm || t.poison || i.hurt[e.aggregate] || s.mode != modeWell {
 		return
 	}
 	from, allowed := latestOf(t.committed, i.ready, i.up), alwaysAllowed
