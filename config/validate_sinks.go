@@ -244,7 +244,7 @@ func (v *validator) sinks(sinks []Sink) {
 		}
 		if first, taken := names[s.Name]; taken && s.Type != "" {
 			v.mistake(path+".name", "%q is the name of sinks[%d] already; the ledger knows a sink by its name", s.Name, first)
-		} else {
+		} else if s.Name != "" { // the type of one without a name is wrong
 			names[s.Name] = i
 		}
 		v.sink(path, s)
@@ -311,7 +311,7 @@ func (v *validator) routes(c *Config) {
 	inside := map[string]string{}
 	for i := range c.Sinks {
 		s := &c.Sinks[i]
-		if s.Abandoned {
+		if s.Abandoned || s.Name == "" {
 			continue
 		}
 		byName[s.Name] = s

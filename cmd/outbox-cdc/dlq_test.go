@@ -160,16 +160,25 @@ func TestAskYes(t *testing.T) {
 	}
 }
 
+// The names are those that the commands take: not a composite whose members are the sinks, nor the members of one that is a sink itself.
 func TestSinkNamesAreCompleted(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "outbox.yaml")
-	if err := os.WriteFile(file, []byte("sinks: [{name: partner, type: stdout}, {name: log, type: stdout}]\n"), 0o600); err != nil {
+	text := `sinks:
+  - {name: both, type: composite, strategy: all, members: [partner, log]}
+  - {name: partner, type: stdout}
+  - {name: log, type: stdout}
+  - {name: first, type: composite, strategy: any, members: [a, b]}
+  - {name: a, type: stdout}
+  - {name: b, type: stdout}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, line := range []string{"pause --config FILE", "retry --config FILE", "dlq list --config FILE --sink"} {
 		args := append([]string{"__complete"}, strings.Fields(strings.ReplaceAll(line, "FILE", file))...)
 		got := command(t, nil, append(args, "")...)
-		if got.code != 0 || !strings.HasPrefix(got.stdout, "partner\nlog\n") {
+		if got.code != 0 || !strings.HasPrefix(got.stdout, "partner\nlog\nfirst\n:") {
 			t.Errorf("%s: code %d, %q, %q", line, got.code, got.stdout, got.stderr)
 		}
 	}

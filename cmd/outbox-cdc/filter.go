@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -88,16 +89,29 @@ func completeSinks(cmd *cobra.Command, path *string, environ []string) {
 	}
 }
 
-// sinkNames completes the names of sinks from the configuration.
+// sinkNames completes the names of the ledger's sinks from the configuration. A composite "any" is one sink there; of the other
+// composites the members are.
 func sinkNames(path *string, environ []string) cobra.CompletionFunc {
 	return func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		cfg, _, err := config.LoadWith(*path, environ, config.Options{NoDSN: true, NoSinks: true})
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
+		var others []string // no sinks of the ledger
+		for _, s := range cfg.Sinks {
+			switch {
+			case s.Composite == nil:
+			case s.Composite.Strategy == config.StrategyAny:
+				others = append(others, s.Composite.Members...)
+			default:
+				others = append(others, s.Name)
+			}
+		}
 		var names []cobra.Completion
 		for _, s := range cfg.Sinks {
-			names = append(names, s.Name)
+			if !slices.Contains(others, s.Name) {
+				names = append(names, s.Name)
+			}
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}

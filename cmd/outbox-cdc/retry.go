@@ -67,6 +67,10 @@ func retryText(r admin.RetryNowResult) string {
 			fmt.Fprintf(&b, "%s is paused: nothing is tried until outbox-cdc resume %s; %d parked\n", s.Sink, s.Sink, s.Parked)
 			continue
 		}
+		if s.Parked == 0 {
+			fmt.Fprintf(&b, "%s is asked now; nothing is parked\n", s.Sink)
+			continue
+		}
 		fmt.Fprintf(&b, "%s is asked now; %d parked, of which %d were not due yet\n", s.Sink, s.Parked, s.MadeDue)
 	}
 	if !r.Streaming && paused < len(r.Sinks) {
