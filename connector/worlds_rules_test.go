@@ -84,7 +84,7 @@ func (c *worldClient) given(events []*worldEvent) {
 		if c.told(e).asked == 0 {
 			c.inTime.firsts++
 		}
-		if t := c.told(e); t.notBefore.After(now) && t.putOffIn == c.session && !w.cfg.never && !c.oneTry {
+		if t := c.told(e); t.notBefore.After(now) && t.putOffIn == c.session && !w.cfg.never {
 			w.violation("asked early", "sink%d: %v is given again %s before the time that was named", c.n, e, t.notBefore.Sub(now))
 		}
 	}
