@@ -9,6 +9,9 @@ import (
 const (
 	// alwaysAllowed is what the way from PostgreSQL to the sink takes, with calls, reads and commits that are under way.
 	alwaysAllowed = 3 * time.Second
+	// slowAllowed is added if the sink is not quick. A call of such a sink lasts a second and more, and three of them may come first: the one
+	// that is under way, and two with rows that are due.
+	slowAllowed = 3 * time.Second
 	// aTryAllowed is how long each message takes that its sink tries for the first time meanwhile; aQuickTryAllowed if the sink is quick.
 	aTryAllowed      = time.Second
 	aQuickTryAllowed = 200 * time.Millisecond
@@ -104,6 +107,8 @@ func (s *worldSink) checkInTime(e *worldEvent) {
 	aTry := aTryAllowed
 	if w.cfg.quick {
 		aTry = aQuickTryAllowed
+	} else {
+		allowed += slowAllowed
 	}
 	allowed += time.Duration(i.firsts-from.firsts) * aTry
 	if w.cfg.topicHangs { // and the call that is under way
