@@ -58,7 +58,10 @@ type doubts struct {
 func newDelivery(s *Sink, batch []sinks.Message) *delivery {
 	d := &delivery{sink: s}
 	d.heads = d.batch.Begin(batch).Heads()
-	s.known.first(d.heads, batch)
+	rest := s.known.first(d.heads, batch)
+	if s.topics == sinks.SeveralTopics {
+		takeTurns(rest, func(head int32) string { return s.path(batch[head].Topic) })
+	}
 	return d
 }
 

@@ -1,6 +1,8 @@
 package webhook
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -25,8 +27,8 @@ func (k *known) add(a sinks.Aggregate) {
 	k.now[a.Hash()] = struct{}{}
 }
 
-// first sorts chains, given by their first messages, so that those of known aggregates come first.
-func (k *known) first(heads []int32, batch []sinks.Message) {
+// first sorts chains, given by their first messages, so that those of known aggregates come first. It returns the others.
+func (k *known) first(heads []int32, batch []sinks.Message) (rest []int32) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	others := make([]int32, 0, len(heads))
@@ -43,4 +45,18 @@ func (k *known) first(heads []int32, batch []sinks.Message) {
 		n++
 	}
 	copy(heads[n:], others)
+	return heads[n:]
+}
+
+// takeTurns sorts chains so that the names of their first messages take turns. If they are those of URLs, many messages of one URL that never
+// answers leave connections to the others, from whose answers the sink learns that only this URL is away.
+func takeTurns(heads []int32, name func(head int32) string) {
+	turns := make(map[int32]int, len(heads))
+	had := map[string]int{}
+	for _, head := range heads {
+		url := name(head)
+		turns[head] = had[url]
+		had[url]++
+	}
+	slices.SortStableFunc(heads, func(a, b int32) int { return cmp.Compare(turns[a], turns[b]) })
 }

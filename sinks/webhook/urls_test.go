@@ -215,3 +215,21 @@ func TestMessageThatHangs(t *testing.T) {
 		t.Errorf("%d URLs with requests under way", n)
 	}
 }
+
+// TestAURLThatNeverAnsweredLeavesConnections: the first messages of all are those of a URL that hangs, and they would take all connections. The
+// others behind them are delivered all the same, and the sink learns that only this URL is away.
+func TestAURLThatNeverAnsweredLeavesConnections(t *testing.T) {
+	t.Parallel()
+	rec := startReceiver(t, func(w *answer, r *http.Request, _ got) {
+		if r.URL.Path == "/hang" {
+			<-r.Context().Done()
+			w.status = 999
+		}
+	})
+	s := newSink(t, Config{URL: rec.URL, Connections: 4, Topics: sinks.SeveralTopics})
+	batch := to(rec, "/hang", batchOf("h1/1", "h2/1", "h3/1", "h4/1", "h5/1", "h6/1"))
+	batch = append(batch, to(rec, "/good", batchOf("a/1", "b/1"))...)
+	errs := deliverFor(t, 300*time.Millisecond, s, batch)
+	expectErrors(t, errs[6:], nil, nil)
+	expectErrors(t, errs[:1], sinks.ErrTopicUnavailable)
+}
