@@ -42,6 +42,14 @@ type sharedSink struct {
 	logger   *slog.Logger
 }
 
+// askNow has the destination asked at once, with all that was left alone for a while: a person wants to know.
+func (s *sharedSink) askNow() {
+	if r, ok := s.sink.(sinks.Rememberer); ok {
+		r.AskNow()
+	}
+	s.breaker.askNow()
+}
+
 // rules returns the rules by which its lanes decide.
 func (s *sharedSink) rules() laneRules {
 	return laneRules{policy: s.policy, batch: s.delivery.BatchSize, maxHeld: maxHeld, parkAfter: s.delivery.ParkAfter}

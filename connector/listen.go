@@ -102,7 +102,7 @@ func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session, 
 		asks := askReread
 		if notice.Retry {
 			asks |= askRetry
-			s.bySink[notice.Processor][0].breaker.askNow()
+			s.bySink[notice.Processor][0].askNow()
 		}
 		for _, l := range s.bySink[notice.Processor] {
 			l.ask(asks)

@@ -60,15 +60,31 @@ func (l *lane) deliveryOf(row *ledger.ParkedDelivery) *delivery {
 	return d
 }
 
-// probe picks one row that asks whether the sink is back: the first fresh row of some aggregate, else the row that is longest due.
-// The aggregate is picked at random, because many that were never tried and are never answered must not keep the others out.
+// probe picks one row that asks whether the sink is back: the first fresh row of some aggregate, else a due row of some topic. Aggregate
+// and topic are picked at random, because many rows that are never answered must not keep the others out.
 func (r *readResult) probe() []*delivery {
 	if len(r.fresh) == 0 {
-		return r.due[:min(1, len(r.due))]
+		return r.probeOfDue()
 	}
 	hash := r.fresh[rand.IntN(len(r.fresh))].hash
 	first := slices.IndexFunc(r.fresh, func(d *delivery) bool { return d.hash == hash })
 	return r.fresh[first : first+1 : first+1]
+}
+
+func (r *readResult) probeOfDue() []*delivery {
+	byTopic := map[string][]*delivery{}
+	var topics []string
+	for _, d := range r.due {
+		if byTopic[d.Topic] == nil {
+			topics = append(topics, d.Topic)
+		}
+		byTopic[d.Topic] = append(byTopic[d.Topic], d)
+	}
+	if topics == nil {
+		return nil
+	}
+	rows := byTopic[topics[rand.IntN(len(topics))]]
+	return []*delivery{rows[rand.IntN(len(rows))]}
 }
 
 // rowSource is how a lane gets at its parked rows.

@@ -16,6 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // describe returns what a read has found, as lines of text that can be compared.
@@ -117,5 +118,29 @@ func insertRow(t *testing.T, conn *pgx.Conn, r *memRow) {
 		r.processor, r.pos.LSN, r.pos.Index, r.id, r.hash, status, r.attempts, r.tries, due, string(r.event), r.payload)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A probe may be any due row, and each topic has the same chance: many rows of a topic that never answers must not keep the others out.
+func TestProbeOfDueRows(t *testing.T) {
+	t.Parallel()
+	var r readResult
+	if r.probe() != nil {
+		t.Error("a probe without rows")
+	}
+	for range 100 {
+		r.due = append(r.due, &delivery{Message: sinks.Message{Topic: "hangs"}})
+	}
+	r.due = append(r.due, &delivery{Message: sinks.Message{Topic: "answers"}})
+	seen := map[string]int{}
+	for range 200 {
+		rows := r.probe()
+		if len(rows) != 1 {
+			t.Fatalf("%d rows", len(rows))
+		}
+		seen[rows[0].Topic]++
+	}
+	if seen["answers"] < 50 || seen["hangs"] < 50 { // 2 to the power of −40 by chance
+		t.Errorf("probes by topic: %v", seen)
 	}
 }

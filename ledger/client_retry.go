@@ -84,14 +84,14 @@ func (w dueWalk) step(ctx context.Context, tx pgx.Tx) (next dueWalk, rows int, e
 	if _, err := pgx.ForEachRow(found, last, func() error { return nil }); err != nil {
 		return w, 0, err
 	}
-	if rows > 0 {
-		if err := w.schema.notifyChanged(ctx, tx, w.processor); err != nil {
+	if !w.told { // with the first rows, because an open breaker may have no other message to ask with
+		if err := w.schema.notifyRetry(ctx, tx, w.processor); err != nil {
 			return w, 0, err
 		}
-	}
-	if !w.told { // with the first rows, because an open breaker may have no other message to ask with
 		next.told = true
-		err = w.schema.notifyRetry(ctx, tx, w.processor)
+	}
+	if rows > 0 { // after that: the sink must know that it has to ask before its lanes read the rows
+		err = w.schema.notifyChanged(ctx, tx, w.processor)
 	}
 	return next, rows, err
 }

@@ -74,6 +74,18 @@ func (a *Away[K]) Answered(topic K) {
 	a.count.Store(int32(len(a.topics)))
 }
 
+// AskNow makes all topics that were found away be asked at their next message, because a person wants to know.
+func (a *Away[K]) AskNow() {
+	if a.count.Load() == 0 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for topic, t := range a.topics {
+		a.topics[topic] = awayTopic{wait: t.wait}
+	}
+}
+
 // Wait returns for how long the topic must not be asked: 0 if it may be asked now.
 func (a *Away[K]) Wait(topic K, now time.Time) time.Duration {
 	if a.count.Load() == 0 {

@@ -31,6 +31,14 @@ func TestAwayDoubles(t *testing.T) {
 	if rested, known := a.Known("orders"); !known || rested != 30*second {
 		t.Errorf("known %t, rested %s, want 30s", known, rested)
 	}
+	a.Found("orders", now)
+	a.AskNow()
+	if a.Wait("orders", now) != 0 {
+		t.Error("a person wants to know, and it is not asked")
+	}
+	if a.Found("orders", now); a.Wait("orders", now) != LongestAway {
+		t.Errorf("it is still away, and is asked again in %s", a.Wait("orders", now))
+	}
 	a.Answered("orders")
 	if _, known := a.Known("orders"); known {
 		t.Error("a topic that has answered is away")

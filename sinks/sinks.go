@@ -116,6 +116,14 @@ func (t Topics) Unavailable() error {
 	return ErrUnavailable
 }
 
+// Rememberer is a Sink that remembers what it found away, and leaves it alone for a while.
+type Rememberer interface {
+	Sink
+	// AskNow makes the sink ask at once, with the next message, what it would otherwise leave alone: a person wants to know. Any
+	// goroutine may call it while the sink is open.
+	AskNow()
+}
+
 // Chooser is a Sink that gives each message to one of several destinations, its members.
 type Chooser interface {
 	Sink

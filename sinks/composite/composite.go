@@ -149,3 +149,12 @@ func (a *Any) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// AskNow implements sinks.Rememberer.
+func (a *Any) AskNow() {
+	for _, m := range a.members {
+		if r, ok := m.Sink.(sinks.Rememberer); ok {
+			r.AskNow()
+		}
+	}
+}

@@ -53,6 +53,8 @@ type end struct {
 	topics sinks.Away[string]
 }
 
+func (s *end) AskNow() { s.topics.AskNow() }
+
 func (s *end) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -142,3 +142,12 @@ func (s *Sink) Close() error {
 	<-s.done
 	return nil
 }
+
+// AskNow implements sinks.Rememberer.
+func (s *Sink) AskNow() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.session != nil {
+		s.session.away.AskNow()
+	}
+}

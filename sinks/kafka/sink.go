@@ -97,6 +97,9 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	return p.delivery.run(ctx, p, batch)
 }
 
+// AskNow implements sinks.Rememberer.
+func (s *Sink) AskNow() { s.topics.AskNow() }
+
 func (s *Sink) take() (*producer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

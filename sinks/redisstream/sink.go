@@ -142,3 +142,9 @@ func (a *away) resting(node string) error {
 	}
 	return errResting
 }
+
+// AskNow implements sinks.Rememberer.
+func (s *Sink) AskNow() {
+	s.streams.AskNow()
+	s.nodes.AskNow()
+}

@@ -84,6 +84,24 @@ func topicPutOff(t testing.TB, h *Harness) {
 		t.Error("a topic that is away is asked in every call: want ErrNotAttempted with a time")
 	}
 	back()
+	if sink, ok := h.Sink.(sinks.Rememberer); ok {
+		sink.AskNow()
+		now, owed := rest, []sinks.Message(nil)
+		if errs := deliverInTime(t, h, rest); errs != nil {
+			now = nil
+			for i, err := range errs {
+				if err != nil {
+					owed = append(owed, rest[i])
+				} else {
+					now = append(now, rest[i])
+				}
+			}
+			if now == nil {
+				t.Errorf("a person has it ask now, and nothing was accepted: %v", errors.Join(errs...))
+			}
+		}
+		accepted, rest = append(accepted, now...), owed
+	}
 	deliverWhenDue(t, h, rest)
 	expect(t, h, append(accepted, rest...), orRepeated)
 }

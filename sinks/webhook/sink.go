@@ -156,3 +156,6 @@ func isURL(topic string) bool {
 func isSameHost(a, b *url.URL) bool {
 	return strings.EqualFold(a.Hostname(), b.Hostname()) && portOf(a) == portOf(b)
 }
+
+// AskNow implements sinks.Rememberer. A pause that the receiver has asked for stays.
+func (s *Sink) AskNow() { s.urls.away.AskNow() }
