@@ -99,6 +99,7 @@ func TestLargeRowsTakeTurns(t *testing.T) {
 			}
 			b.ledger.apply([]checkpoint.Outcome{d.outcome(1, checkpoint.Parked)})
 		}
+		b.configure()
 		all := []*lane{b.lane}
 		for n := range lanes {
 			table := b.ledger.table(1, n, lanes)

@@ -47,6 +47,8 @@ type laneBench struct {
 	calls []delivered
 	rows  []checkpoint.Outcome
 	held  bool
+
+	configured bool
 }
 
 func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []sinks.Message) []error) *laneBench {
@@ -80,10 +82,19 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 	return b
 }
 
-func (b *laneBench) run() {
-	// A test may have changed the configuration.
+// configure makes the lane go by a configuration that the test has changed. run does that; a test that starts further lanes of the sink does
+// it before.
+func (b *laneBench) configure() {
+	if b.configured {
+		return
+	}
+	b.configured = true
 	b.policy = b.delivery.policyFor(Sink{OneTry: b.policy == discardFailed})
 	b.lane.rules = b.sharedSink.rules()
+}
+
+func (b *laneBench) run() {
+	b.configure()
 	go func() { b.stopped <- b.lane.run(b.work, b.deliver) }()
 	go func() {
 		for o := range b.outcomes {

@@ -73,7 +73,7 @@ func TestSessionsAreOpenedInFewPlaces(t *testing.T) {
 	t.Parallel()
 	opens := regexp.MustCompile(`(pgx|pgconn)\.Connect(Config)?\(|pgxpool\.New|sql\.Open\(|stdlib\.Open`)
 	known := map[string]bool{
-		"connector/connect.go":     true, // by replication.SQLConfig
+		"connector/postgres.go":    true, // by replication.SQLConfig
 		"provision/connect.go":     true, // by replication.SQLConfig, and one of the replication protocol
 		"replication/open.go":      true, // of the replication protocol
 		"migrations/migrations.go": true, // sets what the migrations need by itself
