@@ -192,7 +192,7 @@ func TestAnyTells(t *testing.T) {
 	end()
 	for _, test := range []struct {
 		name string
-		ctx  context.Context
+		ctx  context.Context //nolint:containedctx // a case of the table
 		errs map[string]error
 		want string
 	}{
