@@ -65,7 +65,7 @@ func survey(messages []*delivery, errs []error) verdict {
 	var v verdict
 	for i, d := range messages {
 		class := classOf(errs[i])
-		v.news = v.news || d.tries == 0 && class != notAttempted
+		v.news = v.news || d.tries == 0 && !d.due && class != notAttempted
 		switch class {
 		case accepted:
 			v.accepted++
