@@ -75,7 +75,7 @@ func TestAnswersToSomeAggregates(t *testing.T) {
 			t.Errorf("%d: waiting: %s attempts, want none used", status, found)
 		}
 	}
-	for _, kind := range []string{"401", "410", "429"} {
+	for _, kind := range []string{"302", "401", "408", "410", "429"} {
 		mended.Store(kind, true)
 	}
 	w.verify(expectation{resets: each, status: w.statusOf(func(ev event) string {
