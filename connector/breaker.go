@@ -88,16 +88,6 @@ func (b *breaker) close() {
 	}
 }
 
-// current returns the present state.
-func (b *breaker) current() breakerState {
-	if b.closed.Load() {
-		return breakerClosed
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.state
-}
-
 // permission says whether a lane may start a Deliver.
 type permission struct {
 	ok    bool
@@ -160,23 +150,12 @@ type verdict struct {
 
 // judge ends a call that was claimed.
 func (b *breaker) judge(v verdict) {
-	if !v.probe && b.closed.Load() && v.accepted > 0 && v.away == 0 && v.answered == 0 {
-		b.accepted()
-		return
-	}
 	b.mu.Lock()
 	log := b.judgeLocked(v)
 	b.mu.Unlock()
 	if log != nil {
 		log()
 	}
-}
-
-// accepted ends a call of which every message was accepted. Almost all calls are like that.
-func (b *breaker) accepted() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.failed = 0
 }
 
 // judgeLocked does what a verdict asks for. It returns a function that logs it, for after mu was released, or nil. The caller holds mu.

@@ -55,6 +55,13 @@ func (b *breakerBench) call(lane int, letters string) (permitted bool) {
 	return true
 }
 
+// current returns the present state.
+func (b *breakerBench) current() breakerState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state
+}
+
 func (b *breakerBench) want(state breakerState) {
 	b.t.Helper()
 	if got := b.current(); got != state {
