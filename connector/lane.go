@@ -348,7 +348,7 @@ func (l *lane) do(a action, now time.Time) bool {
 	case actRows:
 		return l.deliverSome(&l.rows, l.mostRows(a.most), now)
 	case actRead:
-		return l.startRead(now)
+		return l.startRead(a, now)
 	}
 	return true
 }

@@ -93,6 +93,7 @@ const (
 type action struct {
 	kind  actionKind
 	most  int       // of a Deliver: how many messages, at most
+	probe bool      // of a read or a Deliver: the breaker permits one message, which asks whether the destination is back
 	until time.Time // of actSleep
 	hurry uint64    // of actSleep: the lane waits until the outcomes with this Seq are committed; 0: it waits for none
 }
@@ -213,8 +214,8 @@ func (r *laneRules) mayDeliver(m mode, f *facts, a *action) bool {
 
 // permitted returns do if the breaker permits it, else a.
 func (r *laneRules) permitted(f *facts, now time.Time, a, do action) action {
-	do.most = r.batch
-	if f.permission.probe || f.one && do.kind != actRows {
+	do.most, do.probe = r.batch, f.permission.probe
+	if do.probe || f.one && do.kind != actRows {
 		do.most = 1 // in place, each try of each message is a row in the ledger
 	}
 	switch {

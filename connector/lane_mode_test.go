@@ -48,7 +48,7 @@ func TestDecide(t *testing.T) {
 		"live: a fast stream, a batch waits": {facts: facts{permission: permit, fast: true, arrivals: 10, began: noon}, want: action{kind: actArrivals, most: 10}},
 		"live: the breaker is open":          {facts: facts{permission: permission{open: true}, arrivals: 3}, want: sleep},
 		"live: another lane's turn to probe": {facts: facts{permission: permission{wait: time.Second}, arrivals: 3}, want: until(1)},
-		"live: this lane probes":             {facts: facts{permission: permission{ok: true, probe: true}, arrivals: 3}, want: action{kind: actArrivals, most: 1}},
+		"live: this lane probes":             {facts: facts{permission: permission{ok: true, probe: true}, arrivals: 3}, want: action{kind: actArrivals, most: 1, probe: true}},
 		"live: eight batches are unrecorded": {facts: facts{permission: permit, arrivals: 3, unrecorded: maxUnrecorded}, want: sleep},
 		"in place: what is in hand first": {
 			rules: never, facts: facts{permission: permit, hand: 2, arrivals: 3, changed: true, held: 9}, want: action{kind: actHand, most: 10},
@@ -74,7 +74,7 @@ func TestDecide(t *testing.T) {
 		"parking: arrivals":                     {mode: modeParking, facts: facts{permission: permit, rows: 20, arrivals: 3}, want: action{kind: actParkArrivals}},
 		"parking: paused":                       {mode: modeParking, facts: facts{permission: permit, paused: true, rows: 20}, want: sleep},
 		"parking: the breaker is open":          {mode: modeParking, facts: facts{permission: permission{open: true}, rows: 20}, want: sleep},
-		"parking: this lane probes":             {mode: modeParking, facts: facts{permission: permission{ok: true, probe: true}, rows: 20}, want: action{kind: actRows, most: 1}},
+		"parking: this lane probes":             {mode: modeParking, facts: facts{permission: permission{ok: true, probe: true}, rows: 20}, want: action{kind: actRows, most: 1, probe: true}},
 		"parking: the recorder's queue is long": {mode: modeParking, facts: facts{permission: permit, rows: 20, unrecorded: 4, unrecordedRows: maxCatchingRows}, want: sleep},
 		"parking: not before its time":          {mode: modeParking, facts: facts{permission: permit, readAt: at(1)}, want: until(1)},
 		"parking: a person has changed rows":    {mode: modeParking, facts: facts{permission: permit, readAt: at(1), changed: true}, want: action{kind: actRead, most: 10}},

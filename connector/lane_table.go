@@ -72,13 +72,12 @@ func (h *heldAggregates) untilRead(hash int64, now time.Time) {
 }
 
 // startRead starts a read of the table. It reports false if this lane has to wait for its turn to read a large row.
-func (l *lane) startRead(now time.Time) bool {
+func (l *lane) startRead(a action, now time.Time) bool {
 	t := &l.table
 	if t.wantsLarge && !l.large.take(l) {
 		return false
 	}
-	probe := l.breaker.may(l.number, now).probe
-	if t.changed || probe || t.wantsLarge || len(t.passed) > maxPassed {
+	if t.changed || a.probe || t.wantsLarge || len(t.passed) > maxPassed {
 		t.from = checkpoint.MinPosition // a new pass
 	}
 	if t.from == checkpoint.MinPosition {
@@ -88,11 +87,11 @@ func (l *lane) startRead(now time.Time) bool {
 		Prev: t.prev, From: t.from, Floor: t.floor.at, Passed: t.passed,
 		MaxDue: l.maxDue(now), MaxHeads: l.rules.maxHeld, MaxBytes: maxReadBytes, Large: t.wantsLarge,
 	}
-	if probe {
+	if a.probe {
 		t.asking.MaxDue = l.delivery.BatchSize
 	}
 	t.floor.readBegins()
-	t.probing, t.whole = probe, t.asking.NewPass() && l.mode != modeParking
+	t.probing, t.whole = a.probe, t.asking.NewPass() && l.mode != modeParking
 	t.changed, t.reading = false, true
 	t.rereadAt = now.Add(rereadEvery)
 	l.read(t.asking)
