@@ -40,8 +40,9 @@ type breakerOwner struct {
 	name   string // of the sink
 	never  bool   // park_after: never. Nothing is parked, so the lanes are not asked to park
 	logger *slog.Logger
-	// changed is called with the first state and each new one, in their order. It must not log, and must not wait for anything.
-	changed func(breakerState)
+	// changed is called with the first state and each new one, in their order. asksAt is when the breaker asks next, if it is open.
+	// It must not log, and must not wait for anything.
+	changed func(state breakerState, asksAt time.Time)
 }
 
 // breaker decides when a sink is left alone. It judges the destination, never a message, and has one reason to open: calls in
@@ -66,7 +67,7 @@ type breaker struct {
 func newBreaker(owner breakerOwner, cfg BreakerConfig) *breaker {
 	b := &breaker{breakerOwner: owner, cfg: cfg}
 	b.closed.Store(true)
-	b.changed(breakerClosed)
+	b.changed(breakerClosed, time.Time{})
 	return b
 }
 
@@ -202,7 +203,11 @@ func (b *breaker) judgeLocked(v verdict) (log func()) {
 func (b *breaker) set(state breakerState) {
 	b.state = state
 	b.closed.Store(state == breakerClosed)
-	b.changed(state)
+	var asksAt time.Time
+	if state == breakerOpen {
+		asksAt = time.Now().Add(b.cfg.ResetTimeout)
+	}
+	b.changed(state, asksAt)
 }
 
 // open leaves the sink alone for the reset time, and asks the lanes to park. The caller holds mu.

@@ -29,7 +29,7 @@ func newBreakerBench(t *testing.T, after parkAfter) *breakerBench {
 	b := &breakerBench{t: t}
 	owner := breakerOwner{
 		name: "s", never: after == parkNever, logger: slog.New(slog.DiscardHandler),
-		changed: func(s breakerState) { b.seen = append(b.seen, s.String()) },
+		changed: func(s breakerState, _ time.Time) { b.seen = append(b.seen, s.String()) },
 	}
 	b.breaker = newBreaker(owner, BreakerConfig{Enabled: true, MaxFailures: 3, ResetTimeout: time.Minute})
 	t.Cleanup(b.close)

@@ -231,7 +231,7 @@ func TestBreakerOpenSaysWhy(t *testing.T) {
 	health := &monitoring.Health{}
 	s := newSinkState(observedSink{name: "s", health: health, logger: slog.New(slog.DiscardHandler)})
 	s.begin(1)
-	s.breakerIs(breakerOpen)
+	s.breakerIs(breakerOpen, time.Time{})
 	s.answered(answer{cause: fmt.Errorf("400: %w", sinks.ErrPermanent)})
 	if why := health.Report().Components["sink:s"].Detail; !strings.Contains(why, "400") {
 		t.Errorf("it says %q", why)

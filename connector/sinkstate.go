@@ -48,6 +48,7 @@ type sinkState struct {
 	cause        error            // the last failure
 	breaker      breakerState
 	since        time.Time // when the breaker opened
+	asksAt       time.Time // when the open breaker asks next
 	suspectSince time.Time // when the death budget was used up; zero if it is not
 	paused       bool
 	owed         ledger.ParkedCount
@@ -183,14 +184,14 @@ func (s *sinkState) discarded() {
 	s.counts.Discarded++
 }
 
-// breakerIs notes the state of the breaker, which calls it at each change.
-func (s *sinkState) breakerIs(state breakerState) {
+// breakerIs notes the state of the breaker, which calls it at each change, and when an open one asks next.
+func (s *sinkState) breakerIs(state breakerState, asksAt time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if state == breakerOpen && s.breaker != breakerHalfOpen {
 		s.since = time.Now() // a failed probe opens the breaker again, but the outage began earlier
 	}
-	s.breaker = state
+	s.breaker, s.asksAt = state, asksAt
 	if state == breakerClosed {
 		clear(s.failing)
 	}
@@ -287,7 +288,7 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 		Lanes: len(s.lanes), Counts: s.counts,
 	}
 	if s.breaker != breakerClosed {
-		st.BreakerSince = s.since
+		st.BreakerSince, st.AsksAt = s.since, s.asksAt
 	}
 	if s.members != nil {
 		st.Members = s.members()

@@ -54,7 +54,7 @@ func TestSinkState(t *testing.T) {
 		}
 		same := func(*monitoring.SinkStatus) {}
 		want = well
-		step("before the first session", func() { s.breakerIs(breakerClosed) }, same, "")
+		step("before the first session", func() { s.breakerIs(breakerClosed, time.Time{}) }, same, "")
 		step("a session begins", func() { s.begin(2) }, func(w *monitoring.SinkStatus) {
 			w.InSession, w.Lanes, w.CatchingUp = true, 2, 2
 		}, "")
@@ -76,25 +76,29 @@ func TestSinkState(t *testing.T) {
 		step("away", func() { s.answered(answer{lane: 1, counts: monitoring.Counts{Failed: 3}, cause: away}) }, func(w *monitoring.SinkStatus) {
 			w.Counts.Failed, w.Failing, w.Cause = 4, true, away.Error()
 		}, `level=WARN msg="sink does not accept"`)
-		step("the breaker opens", func() { s.breakerIs(breakerOpen) }, func(w *monitoring.SinkStatus) {
-			w.Breaker, w.BreakerSince = "open", at(30)
+		step("the breaker opens", func() { s.breakerIs(breakerOpen, at(40)) }, func(w *monitoring.SinkStatus) {
+			w.Breaker, w.BreakerSince, w.AsksAt = "open", at(30), at(40)
 		}, "")
 		time.Sleep(10 * time.Second)
 		step("rows are counted", func() { s.counted(ledger.ParkedCount{Parked: 3, Dead: 1, Oldest: 10 * time.Second}) }, func(w *monitoring.SinkStatus) {
 			w.Parked, w.DeadLetters, w.OldestParked, w.CountedAt = 3, 1, 10*time.Second, at(40)
 		}, "")
-		step("a probe", func() { s.breakerIs(breakerHalfOpen) }, func(w *monitoring.SinkStatus) { w.Breaker = "half-open" }, "")
-		step("the probe fails: the outage began earlier", func() { s.breakerIs(breakerOpen) }, func(w *monitoring.SinkStatus) { w.Breaker = "open" }, "")
+		step("a probe", func() { s.breakerIs(breakerHalfOpen, time.Time{}) }, func(w *monitoring.SinkStatus) {
+			w.Breaker, w.AsksAt = "half-open", time.Time{}
+		}, "")
+		step("the probe fails: the outage began earlier", func() { s.breakerIs(breakerOpen, at(50)) }, func(w *monitoring.SinkStatus) {
+			w.Breaker, w.AsksAt = "open", at(50)
+		}, "")
 		step("the session ends", func() { s.end(); health.SetOnly("session", monitoring.Component{}) }, func(w *monitoring.SinkStatus) {
 			w.InSession, w.Lanes, w.Held = false, 0, 0
 		}, "")
-		step("between sessions /readyz hears nothing", func() { s.breakerIs(breakerHalfOpen) }, func(w *monitoring.SinkStatus) {
-			w.Breaker = "half-open"
+		step("between sessions /readyz hears nothing", func() { s.breakerIs(breakerHalfOpen, time.Time{}) }, func(w *monitoring.SinkStatus) {
+			w.Breaker, w.AsksAt = "half-open", time.Time{}
 		}, "")
 		step("the next session", func() { s.begin(1) }, func(w *monitoring.SinkStatus) {
 			w.InSession, w.Lanes, w.CatchingUp, w.Failing = true, 1, 1, false
 		}, "")
-		step("the breaker closes", func() { s.breakerIs(breakerClosed) }, func(w *monitoring.SinkStatus) {
+		step("the breaker closes", func() { s.breakerIs(breakerClosed, time.Time{}) }, func(w *monitoring.SinkStatus) {
 			w.Breaker, w.BreakerSince = "closed", time.Time{}
 		}, "")
 		step("a call that the session has ended", func() { s.answered(answer{counts: monitoring.Counts{Failed: 1}, cause: away, ended: true}) }, func(w *monitoring.SinkStatus) {
@@ -171,7 +175,7 @@ func TestSinkStateConcurrently(t *testing.T) {
 				s.answered(answer{lane: lane, counts: monitoring.Counts{Delivered: 1, Failed: 1}, cause: errors.New("500")})
 				s.laneIs(lane, laneView{held: i})
 				s.suspectIs(suspicion(i%2 == 0))
-				s.breakerIs(breakerState(i % 3))
+				s.breakerIs(breakerState(i%3), time.Time{})
 				s.read(nil)
 				s.counted(ledger.ParkedCount{Parked: int64(i), Dead: int64(i)})
 			}

@@ -90,8 +90,8 @@ func (w *simulation) newProcess(n int) *worldProcess {
 	for i, s := range w.sinks {
 		b := p.connector.sinks[sinkName(i)].breaker
 		changed := b.changed
-		b.changed = func(to breakerState) {
-			changed(to)
+		b.changed = func(to breakerState, asksAt time.Time) {
+			changed(to, asksAt)
 			s.breakerIs(to)
 		}
 		s.newProcess()

@@ -49,6 +49,9 @@ type SinkStatus struct {
 	// Breaker is closed, half-open or open. BreakerSince is when it opened; zero while it is closed.
 	Breaker      string
 	BreakerSince time.Time
+	// AsksAt is when the destination is asked next while the breaker is open. It is zero while the breaker is closed or half-open:
+	// a half-open one asks now.
+	AsksAt time.Time
 	// Failing is true while lanes wait because the sink has not accepted their last batch. Cause is the last failure of a message,
 	// or empty if there was none.
 	Failing bool
