@@ -142,6 +142,7 @@ type Connector struct {
 
 	walsender       walsenderState // only the keeper uses it
 	unroutedLog     unroutedLog
+	oddMetadata     oddMetadata
 	warned          []string      // the warnings of preflight that are in the log already
 	lastStreamError repeatedError // the last error that came with a place in the WAL
 }

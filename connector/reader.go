@@ -73,6 +73,7 @@ type reader struct {
 
 	noSink        *noSinkCounts
 	unroutedLog   *unroutedLog
+	oddMetadata   *oddMetadata
 	checkDrift    func(context.Context) error // returns an error if the table that is streamed is not the outbox any more
 	foreignTables map[uint32]struct{}         // OIDs of tables other than the outbox whose rows the log has mentioned
 
@@ -197,6 +198,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 	if m.Invalid != nil {
 		return r.recordUnrouted(ctx, pos, m)
 	}
+	r.oddMetadata.look(m.Event, r.logger)
 	r.targets = r.router.Route(m.Event, r.targets[:0])
 	if len(r.targets) == 0 {
 		return r.recordUnrouted(ctx, pos, m)

@@ -102,8 +102,8 @@ func TestInsert(t *testing.T) {
 		},
 		{
 			"empty texts",
-			[]string{"1", "", "", "", "-3", "", "", "infinity", "0", "", "", ""},
-			outbox.Event{ID: "1", EventVersion: -3, Payload: []byte{}, Metadata: []byte{}, MaxRetries: new(0)},
+			[]string{"1", "order", "", "", "-3", "", "", "infinity", "0", "", "", ""},
+			outbox.Event{ID: "1", AggregateType: "order", EventVersion: -3, Payload: []byte{}, Metadata: []byte{}, MaxRetries: new(0)},
 		},
 	} {
 		m := decodeRow(t, d, test.row...)
@@ -192,6 +192,10 @@ func TestInvalidRows(t *testing.T) {
 	}{
 		{"no id", row(map[field]string{id: null}), "id is null", whole(func(e *outbox.Event) { e.ID = "" })},
 		{"empty id", row(map[field]string{id: ""}), "id is empty", whole(func(e *outbox.Event) { e.ID = "" })},
+		{
+			"empty type", row(map[field]string{aggregateType: ""}), "aggregate_type is empty",
+			whole(func(e *outbox.Event) { e.AggregateType = "" }),
+		},
 		{
 			"nothing", row(map[field]string{id: null, aggregateType: null, aggregateID: null, eventType: null}),
 			"id is null; aggregate_type is null; aggregate_id is null; event_type is null",

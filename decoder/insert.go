@@ -218,6 +218,9 @@ func (d *Decoder) validate(v *values, n *sizes) (int, error) {
 			invalid = append(invalid, fieldNeeds[f].name+" is null")
 		}
 	}
+	if v[aggregateType] != nil && n[aggregateType] == 0 { // every sink makes a name of it: a topic, a stream, a subject
+		invalid = append(invalid, "aggregate_type is empty")
+	}
 	if v[id] != nil && n[id] == 0 { // possible in a column of the user's own; in the ledger such an event would look like one without an id
 		invalid = append(invalid, "id is empty")
 	}

@@ -166,7 +166,7 @@ begin
     ('event_outbox', $$
     create table %1$I.event_outbox (
       id             uuid        primary key default %1$I.outbox_uuid_v7(),
-      aggregate_type text        not null,
+      aggregate_type text        not null check (aggregate_type <> ''),
       aggregate_id   text        not null,
       event_type     text        not null,
       event_version  int         not null default 1,

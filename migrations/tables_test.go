@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -174,6 +176,18 @@ func TestIndexesAreUsed(t *testing.T) {
 }
 
 // No index of ours refuses a value because it is long: a btree takes 2.7 kB.
+// TestEmptyAggregateType: the table refuses what would be a dead letter.
+func TestEmptyAggregateType(t *testing.T) {
+	t.Parallel()
+	d := pgtest.Unmigrated(t)
+	apply(t, d.DSN, migrations.Options{})
+	_, err := d.Conn(t).Exec(context.Background(), `insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('', 'a', 't', '{}')`)
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.Code != "23514" {
+		t.Errorf("an empty aggregate_type: %v, want a violation of a CHECK", err)
+	}
+}
+
 func TestLongValues(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
