@@ -42,6 +42,12 @@ type Harness struct {
 	// destination does not accept it this time.
 	Permanent, Refuse func(m *sinks.Message)
 
+	// MissingTopic returns a topic that the destination has not got while others are there, and create, which makes it. It is
+	// nil where every topic will do.
+	MissingTopic func() (topic string, create func())
+	// WrongLogin returns a sink like Sink, whose credentials the destination refuses.
+	WrongLogin func() sinks.Checker
+
 	awayWithin time.Duration // set only by the package's own test, to a shorter time
 }
 
@@ -79,7 +85,7 @@ var rules = []rule{
 
 // Run checks all rules. For each it calls open, which makes a new Harness with an empty destination.
 func Run(t *testing.T, open func(t testing.TB) *Harness) {
-	for _, r := range rules {
+	for _, r := range slices.Concat(rules, checkRules) {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()
 			r.check(t, open(t))

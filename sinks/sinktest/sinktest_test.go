@@ -66,10 +66,28 @@ func TestWrongSinksAreFound(t *testing.T) {
 		"sends though the context ended": "context ended",
 		"refuses repetitions":            "repetitions",
 		"drops what it knows":            "new is no repetition",
+
+		"check sends a message":            "check: all is there",
+		"check leaves a topic out":         "check: all is there",
+		"check has no word for topics":     "check: all is there",
+		"check changes its topics":         "check: all is there",
+		"check has a remedy for nothing":   "check: all is there",
+		"check does not dial":              "check: away",
+		"check waits for what is away":     "check: away",
+		"check calls all refusals a login": "check: away",
+		"check remembers what was away":    "check: away",
+		"check is late":                    "check: hang",
+		"check stops at a missing topic":   "check: missing topic",
+		"check makes topics":               "check: missing topic",
+		"check finds all topics":           "check: missing topic",
+		"check hides a refused login":      "check: refused login",
+		"check goes on after its context":  "check: context ended",
+		"check drops what is sent":         "check: beside Deliver",
+		"check leaves a goroutine":         "check: leaves nothing running",
 	} {
 		t.Run(bug, func(t *testing.T) {
 			t.Parallel()
-			for _, r := range rules {
+			for _, r := range slices.Concat(rules, checkRules) {
 				if r.name != name {
 					continue
 				}
@@ -126,6 +144,8 @@ type fake struct {
 	gone    string        // the topic that is away
 	found   bool          // with the bug "never asks again", that it was found away
 	hanging chan struct{} // nil: it does not
+	login   string        // "wrong": the destination refuses it
+	was     error         // with the bug "check remembers what was away", what it remembers
 	late    []sinks.Message
 }
 
@@ -137,7 +157,7 @@ func (f *fake) harness() *Harness {
 	}
 	return &Harness{
 		Sink: f, Received: f.received, Topic: "topic", Away: f.goAway, Hang: f.hang, TopicAway: f.takeAway,
-		Permanent: mark("permanent"), Refuse: mark("refuse"), awayWithin: 300 * time.Millisecond,
+		Permanent: mark("permanent"), Refuse: mark("refuse"), MissingTopic: f.missing, WrongLogin: f.stranger, awayWithin: 300 * time.Millisecond,
 	}
 }
 
