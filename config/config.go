@@ -35,6 +35,10 @@ type Config struct {
 type Source struct {
 	// DSN is the connection string for SQL: for the recorder, the checks and init.
 	DSN DSN `yaml:"dsn"`
+	// DSNPlace and ReplicationDSNPlace say where the connection strings were written, for messages: outbox.yaml:3, or the name of a
+	// variable.
+	DSNPlace            string `yaml:"-"`
+	ReplicationDSNPlace string `yaml:"-"`
 	// ReplicationDSN is the connection string for the stream. Its role needs REPLICATION. By default it is DSN.
 	ReplicationDSN DSN `yaml:"replication_dsn"`
 	// MaxConnections bounds the SQL connections; the replication connection is one more.
@@ -124,7 +128,7 @@ type Metrics struct {
 
 // HTTP is the server of metrics and health.
 type HTTP struct {
-	// Listen is host:port; empty means no server.
+	// Listen is host:port; empty means no server. In the file and in OUTBOX_LISTEN this is written as "off".
 	Listen string `yaml:"listen"`
 	// Hosts are names that a request may have in its header Host, beside localhost, 127.0.0.1 and ::1. Where Listen is no
 	// loopback address and Hosts is empty, every name is answered.

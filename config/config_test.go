@@ -69,6 +69,7 @@ func TestGoodFile(t *testing.T) {
 	want.Name = "orders"
 	want.Source.DSN = "postgres://localhost/shop"
 	want.Source.ReplicationDSN = `host=db.internal user=repl password='can\'t' sslmode=verify-full`
+	want.Source.DSNPlace, want.Source.ReplicationDSNPlace = "testdata/conf.good.yml:3", "testdata/conf.good.yml:4"
 	want.Source.MaxConnections = 8
 	want.Source.Slot, want.Source.Publication, want.Source.Table, want.Source.LedgerSchema = "orders", "orders", "shop.outbox", "shop"
 	c := &want.Source.Columns
@@ -120,6 +121,7 @@ func TestEnvironmentAlone(t *testing.T) {
 	want := Default()
 	want.Name, want.Source.LedgerSchema = "outbox_cdc", "public"
 	want.Source.DSN, want.Source.ReplicationDSN = "postgres://localhost/shop", "postgres://localhost/shop"
+	want.Source.DSNPlace, want.Source.ReplicationDSNPlace = "DATABASE_URL", "DATABASE_URL"
 	want.Sinks = []Sink{defaultSink(SinkKafka)}
 	want.Sinks[0].Kafka.Brokers = []string{"localhost:9092", "kafka:9092"}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -159,8 +161,8 @@ delivery: {batch_size: 7, lanes: 7, max_retries: 7}
 	}{
 		{"no variables", nil, fromFile},
 		{"empty variables", empty, fromFile},
-		{"all variables", all, "from-env postgres://localhost/env from_env from_env env events from-env [env:9092] 50 2 0 30s false :1 [a.example b]"},
-		{"a name in the file", append([]string{"NAME=named"}, all...), "named postgres://localhost/env from_env from_env env events from-env [env:9092] 50 2 0 30s false :1 [a.example b]"},
+		{"all variables", all, "from-env postgres://localhost/file from_env from_env env events from-env [env:9092] 50 2 0 30s false :1 [a.example b]"},
+		{"a name in the file", append([]string{"NAME=named"}, all...), "named postgres://localhost/file from_env from_env env events from-env [env:9092] 50 2 0 30s false :1 [a.example b]"},
 	} {
 		got, _, err := Parse("f.yml", []byte(file), c.environ, Options{})
 		if err != nil {
@@ -193,7 +195,7 @@ OUTBOX_ENABLE_METRICS: metrics.enabled: "perhaps" is neither true nor false
 DATABASE_URL: source.dsn: is no connection string that PostgreSQL understands: its port is not within 1 and 65535; write postgres://user:password@host:5432/database?sslmode=verify-full, other characters than letters and digits of the password as %XX
 OUTBOX_SLOT: source.slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _
 OUTBOX_WORKER_COUNT: delivery.lanes: 0 is not between 1 and 256
-OUTBOX_LISTEN: http.listen: "here" is no address to listen on; write 127.0.0.1:9640, or :9640 for all interfaces`},
+OUTBOX_LISTEN: http.listen: "here" is no address to listen on; write 127.0.0.1:9640, :9640 for all interfaces, or off for no server`},
 		{name: "not built", environ: []string{dsn, "OUTBOX_PUBLISHER_TYPE=stdout", "OUTBOX_RETENTION_DAYS=7"}, err: "OUTBOX_RETENTION_DAYS: is not built yet; unset it"},
 		{
 			name: "composite", environ: []string{
@@ -366,6 +368,7 @@ func TestExampleAndEffective(t *testing.T) {
 	want := Default()
 	want.Name, want.Source.LedgerSchema = "orders", "public"
 	want.Source.DSN, want.Source.ReplicationDSN = "postgres://localhost/shop", "postgres://localhost/shop"
+	want.Source.DSNPlace, want.Source.ReplicationDSNPlace = "example.yml:17", "example.yml:17"
 	want.Sinks = []Sink{defaultSink(SinkKafka)}
 	want.Sinks[0].Name = "events"
 	want.Sinks[0].Kafka.Brokers = []string{"localhost:9092"}
@@ -382,6 +385,7 @@ func TestExampleAndEffective(t *testing.T) {
 	if err != nil {
 		t.Fatalf("effective does not load: %v\n%s", err, effective)
 	}
+	again.Source.DSNPlace, again.Source.ReplicationDSNPlace = got.Source.DSNPlace, got.Source.ReplicationDSNPlace
 	if diff := cmp.Diff(got, again); diff != "" {
 		t.Errorf("effective is another configuration (-want +got):\n%s", diff)
 	}
@@ -439,6 +443,7 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			t.Fatalf("effective does not load: %v\n%s", err, effective)
 		}
+		again.Source.DSNPlace, again.Source.ReplicationDSNPlace = c.Source.DSNPlace, c.Source.ReplicationDSNPlace
 		if diff := cmp.Diff(c, again); diff != "" {
 			t.Errorf("effective is another configuration (-want +got):\n%s", diff)
 		}
@@ -448,8 +453,8 @@ func FuzzLoad(f *testing.F) {
 // What makes or takes away things needs neither sinks nor, with a login of its own, the connector's.
 func TestLoadWith(t *testing.T) {
 	t.Parallel()
-	got, _, err := LoadWith("", nil, Options{DSN: "postgres://localhost/owned", NoSinks: true})
-	if err != nil || got.Source.DSN != "postgres://localhost/owned" || got.Source.ReplicationDSN != got.Source.DSN {
+	got, _, err := LoadWith("", nil, Options{DSN: "postgres://localhost/owned", DSNPlace: "--dsn", NoSinks: true})
+	if err != nil || got.Source.DSN != "postgres://localhost/owned" || got.Source.DSNPlace != "--dsn" || got.Source.ReplicationDSN != got.Source.DSN {
 		t.Errorf("source %+v, %v", got.Source, err)
 	}
 	got, _, err = LoadWith("", []string{"DATABASE_URL=postgres://localhost/shop"}, Options{DSN: "postgres://localhost/owned", NoSinks: true})

@@ -8,10 +8,9 @@ import (
 	"strings"
 )
 
-// environmentKeys are the variables of the environment, with the keys of the file that they set. SERVICE_NAME and the variables
-// of sinks are not among them.
+// environmentKeys are the variables that beat the file, with the keys of the file that they set. The variables of sinks are not
+// among them.
 var environmentKeys = []struct{ name, path string }{
-	{"DATABASE_URL", "source.dsn"},
 	{"OUTBOX_SLOT", "source.slot"},
 	{"OUTBOX_PUBLICATION", "source.publication"},
 	{"OUTBOX_LEDGER_SCHEMA", "source.ledger_schema"},
@@ -37,7 +36,13 @@ var sinkVariables = []struct{ name, typ, key string }{
 	{"OUTBOX_COMPOSITE_MEMBERS", SinkComposite, "members"},
 }
 
-const publisherType = "OUTBOX_PUBLISHER_TYPE"
+const (
+	publisherType = "OUTBOX_PUBLISHER_TYPE"
+	databaseURL   = "DATABASE_URL"
+	// listenOff is what http.listen says if there shall be no HTTP server. An empty text says so as well, but an empty variable counts
+	// as none.
+	listenOff = "off"
+)
 
 var (
 	variablesNotBuilt = regexp.MustCompile(`^OUTBOX_RETENTION_DAYS$`)
@@ -55,7 +60,7 @@ func environment(environ []string) map[string]string {
 			continue
 		}
 		env[name] = trim(value)
-		if name == "DATABASE_URL" || strings.HasPrefix(name, "OUTBOX_") {
+		if name == databaseURL || strings.HasPrefix(name, "OUTBOX_") {
 			env[name] = Clean(value)
 		}
 	}
@@ -67,9 +72,6 @@ func (l *loader) applyEnvironment() {
 	known := slices.Clone(otherCommands)
 	for _, v := range environmentKeys {
 		known = append(known, v.name)
-		if l.options.NoDSN && isDSN(v.path) {
-			continue
-		}
 		l.setVariable(v.name, v.path, l.field(v.path))
 	}
 	known = append(known, publisherType)
@@ -94,6 +96,21 @@ func (l *loader) applyEnvironment() {
 		case !serviceLink.MatchString(name):
 			l.warn("%s is no variable of outbox-cdc and has no effect", name)
 		}
+	}
+}
+
+// applyDatabaseURL takes source.dsn from DATABASE_URL if the file has none. Many programs of an environment read that variable, so a
+// file that names a database of its own beats it. If the two differ, a warning says so.
+func (l *loader) applyDatabaseURL() {
+	const path = "source.dsn"
+	dsn, variable := l.config.Source.DSN, l.env[databaseURL]
+	switch {
+	case l.options.NoDSN:
+	case dsn == "":
+		l.setVariable(databaseURL, path, l.field(path))
+	case variable != "" && string(dsn) != variable && !l.used[databaseURL]:
+		l.warn("%s: source.dsn is used, and the variable %[2]s, which has another value, is not; unset %[2]s, or write dsn: ${%[2]s} to use it",
+			l.place(path), databaseURL)
 	}
 }
 

@@ -19,8 +19,8 @@ import (
 )
 
 // Load makes a Config of the YAML file at path, or of the environment alone if path is empty. environ has the form of os.Environ.
-// A variable of the environment prevails over the file, and both prevail over the defaults. Warnings are about what works, but
-// will surprise. The error is an *Error with every mistake; the Config must not be used then.
+// A variable of the environment that begins with OUTBOX_ prevails over the file, and both prevail over the defaults. DATABASE_URL
+// and SERVICE_NAME count only if the file has no source.dsn and no name. Warnings are about what works, but will surprise. The error is an *Error with every mistake; the Config must not be used then.
 //
 // Some mistakes only the packages of the sinks can find, such as a missing file of a certificate. LoadWith finds them if
 // Options.CheckSink is service.CheckSink. Otherwise service.Build finds them, and does not know their lines.
@@ -30,8 +30,8 @@ func Load(path string, environ []string) (Config, []string, error) {
 
 // Options say what a command does not need of a configuration, and what it checks in addition.
 type Options struct {
-	// DSN is used if neither file nor environment has source.dsn.
-	DSN string
+	// DSN is used if neither file nor environment has source.dsn. DSNPlace says where the user has written it, such as --dsn.
+	DSN, DSNPlace string
 	// NoDSN leaves out source.dsn and source.replication_dsn, even if they are written.
 	NoDSN bool
 	// NoSinks accepts a configuration without sinks.
@@ -67,8 +67,10 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 	}
 	l.decodeFile(data)
 	l.applyEnvironment()
-	if l.config.Source.DSN == "" {
+	l.applyDatabaseURL()
+	if l.config.Source.DSN == "" && o.DSN != "" {
 		l.config.Source.DSN = DSN(Clean(o.DSN))
+		l.origins["source.dsn"] = origin{variable: o.DSNPlace}
 	}
 	l.complete()
 	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, isType: l.isType, mistake: l.invalid, warn: l.warn}
@@ -106,6 +108,19 @@ type loader struct {
 type origin struct {
 	line     int
 	variable string
+}
+
+// place returns where the value at path was written, such as outbox.yaml:3, or the name of a variable. It is empty if the value was
+// not written.
+func (l *loader) place(path string) string {
+	o, ok := l.origins[path]
+	switch {
+	case !ok:
+		return ""
+	case o.variable != "":
+		return o.variable
+	}
+	return fmt.Sprintf("%s:%d", l.file, o.line)
 }
 
 func (l *loader) lookup(name string) (string, bool) {
@@ -232,8 +247,13 @@ func (l *loader) complete() {
 	if c.Name == "" {
 		c.Name = c.Source.Slot
 	}
+	c.Source.DSNPlace = l.place("source.dsn")
+	c.Source.ReplicationDSNPlace = l.place("source.replication_dsn")
 	if c.Source.ReplicationDSN == "" {
-		c.Source.ReplicationDSN = c.Source.DSN
+		c.Source.ReplicationDSN, c.Source.ReplicationDSNPlace = c.Source.DSN, c.Source.DSNPlace
+	}
+	if strings.EqualFold(c.HTTP.Listen, listenOff) {
+		c.HTTP.Listen = ""
 	}
 	if c.Source.LedgerSchema == "" {
 		c.Source.LedgerSchema, _, _ = strings.Cut(c.Source.Table, ".")

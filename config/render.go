@@ -41,6 +41,15 @@ func escape(n *yaml.Node) {
 	}
 }
 
+// MarshalYAML writes that there is no server as a person would write it.
+func (h HTTP) MarshalYAML() (any, error) {
+	type plain HTTP // without this method
+	if h.Listen == "" {
+		h.Listen = listenOff
+	}
+	return plain(h), nil
+}
+
 // MarshalYAML masks a topic that is a URL.
 func (r Route) MarshalYAML() (any, error) {
 	type plain Route // without this method

@@ -40,7 +40,7 @@ func (v *validator) run() {
 		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
 	}
 	if c.HTTP.Listen != "" && !isListen(c.HTTP.Listen) {
-		v.mistake("http.listen", "%q is no address to listen on; write 127.0.0.1:9640, or :9640 for all interfaces", c.HTTP.Listen)
+		v.mistake("http.listen", "%q is no address to listen on; write 127.0.0.1:9640, :9640 for all interfaces, or off for no server", c.HTTP.Listen)
 	}
 	for i, h := range c.HTTP.Hosts {
 		if !isHost(h) {

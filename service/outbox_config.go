@@ -26,7 +26,7 @@ type OutboxServiceConfig struct {
 	// ServiceName is the connector's name in the ledger. By default it is the variable SERVICE_NAME, and without that Slot.
 	ServiceName string
 	// DatabaseURL is for the replication stream and the ledger. It is needed because a *sql.DB does not tell which database it
-	// leads to. By default it is the variable DATABASE_URL.
+	// leads to. By default it is the variable DATABASE_URL, which counts only if this is empty.
 	DatabaseURL string
 	// Slot and Publication are outbox_cdc by default. All replicas of a service have the same, and so have all services that
 	// share an outbox table; services with other databases on the same server need slots of other names.
@@ -88,7 +88,7 @@ func (c *OutboxServiceConfig) explicitEnviron() []string {
 }
 
 // load makes the daemon's configuration: it writes c as the daemon's file, and lets package config read that together
-// with environ, which prevails. The error is a *config.Error with all that is wrong, including the mistakes that were
+// with environ, whose variables OUTBOX_* prevail. The error is a *config.Error with all that is wrong, including the mistakes that were
 // found before.
 func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake) (loadedConfig, error) {
 	d := document{environ: environ, mistakes: mistakes, loadedConfig: loadedConfig{openers: map[string]func() (sinks.Sink, error){}}}
@@ -103,7 +103,7 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 			"enabled": c.CircuitBreakerEnabled, "max_failures": optional(c.CircuitBreakerMaxFailures),
 			"reset_timeout": optional(c.CircuitBreakerResetTimeout),
 		},
-		"http": map[string]any{"listen": ""},
+		"http": map[string]any{"listen": "off"},
 	}
 	d.addPublishers(c)
 	if d.sinks != nil {
@@ -120,6 +120,10 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 	d.report(err)
 	if d.mistakes != nil {
 		return loadedConfig{}, &config.Error{Mistakes: d.mistakes}
+	}
+	if c.DatabaseURL != "" {
+		cfg.Source.DSNPlace = "DatabaseURL"
+		cfg.Source.ReplicationDSNPlace = cfg.Source.DSNPlace
 	}
 	cfg.HTTP.Listen = "" // a service has an HTTP server of its own
 	d.config = cfg

@@ -102,6 +102,11 @@ func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 		if name == "all else" {
 			want.Source.DSN, want.Source.ReplicationDSN, want.Source.Slot, want.Source.Publication = "postgres://other/db", "postgres://other/db", "s", "p"
 		}
+		place := "DATABASE_URL"
+		if name == "all else" {
+			place = "DatabaseURL"
+		}
+		want.Source.DSNPlace, want.Source.ReplicationDSNPlace = place, place
 		if diff := cmp.Diff(want, got.config); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", name, diff)
 		}
@@ -145,8 +150,8 @@ PublisherConfig.placement: …
 PublisherConfig.topics: unknown key; known here: …
 Publishers[1].GetName(): "kafka" is the name of PublisherConfig already; the ledger knows a sink by its name
 Publishers[2].GetName(): "a b" is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit
-Slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _
-DatabaseURL: …`},
+DatabaseURL: …
+Slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _`},
 		"redis": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "redis_stream", PublisherConfig: map[string]any{"redis_url": "http://hunter2", "url": "redis://x", "stream": "{nothing}"}}, `
 PublisherConfig.url: is said already
 PublisherConfig.stream: {nothing} is no field of an event; these are: …
@@ -265,6 +270,11 @@ func TestPreset(t *testing.T) {
 			continue
 		}
 		want := fromFile(t, test.want+"\nname: orders\ndelivery: {batch_size: 50, lanes: 3}")
+		place := "DATABASE_URL"
+		if name == "all else" {
+			place = "DatabaseURL"
+		}
+		want.Source.DSNPlace, want.Source.ReplicationDSNPlace = place, place
 		if diff := cmp.Diff(want, got.config); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", name, diff)
 		}

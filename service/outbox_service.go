@@ -70,8 +70,8 @@ func NewOutboxService(db *sql.DB, c OutboxServiceConfig) (*OutboxService, error)
 	return assemble(db, c, c.explicitEnviron())
 }
 
-// assemble is NewOutboxService with an environment, and with the mistakes that were found before. A variable of the environment
-// prevails over the field of c.
+// assemble is NewOutboxService with an environment, and with the mistakes that were found before. A variable OUTBOX_* of
+// the environment prevails over the field of c, which prevails over DATABASE_URL and SERVICE_NAME.
 func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...config.Mistake) (*OutboxService, error) {
 	e, err := c.load(environ, mistakes...)
 	if db == nil {

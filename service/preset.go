@@ -12,10 +12,11 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// Preset holds the settings of a service of the platform. The environment, which has the same variables as for the daemon,
-// prevails over it. The addresses of the destinations, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL come from the environment
-// only.
+// Preset holds the settings of a service of the platform. The variables OUTBOX_* of the environment, which are the same as for the
+// daemon, prevail over it. The addresses of the destinations, such as OUTBOX_KAFKA_BROKERS, and DATABASE_URL come from the
+// environment only.
 type Preset struct {
+	// Service is the connector's name in the ledger. The variable SERVICE_NAME counts only if this is empty.
 	Service string
 	// Sinks are types, as in OutboxServiceConfig.PublisherType. Each sink gets every event. OUTBOX_PUBLISHER_TYPE
 	// replaces them.
