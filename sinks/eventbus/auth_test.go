@@ -34,8 +34,18 @@ func expectAccess(t *testing.T, c Config, subject string) {
 	}
 }
 
+// expectRefusedLogin is expectNoAccess, and checks that the error says that the login was refused.
+func expectRefusedLogin(t *testing.T, c Config, subject string) (reason string) {
+	t.Helper()
+	err := expectNoAccess(t, c, subject)
+	if !sinks.IsRefusedLogin(err) {
+		t.Errorf("the login is refused, and the error does not say so: %v", err)
+	}
+	return err.Error()
+}
+
 // expectNoAccess delivers to the stream, which is unavailable, soon. It returns the reason, which is no secret.
-func expectNoAccess(t *testing.T, c Config, subject string) (reason string) {
+func expectNoAccess(t *testing.T, c Config, subject string) (reason error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -49,7 +59,7 @@ func expectNoAccess(t *testing.T, c Config, subject string) (reason string) {
 	if strings.Contains(errs[0].Error(), "canary") {
 		t.Errorf("tells a secret: %v", errs[0])
 	}
-	return errs[0].Error()
+	return errs[0]
 }
 
 func TestPasswordAndToken(t *testing.T) {
@@ -68,7 +78,7 @@ func TestPasswordAndToken(t *testing.T) {
 			stream := newStream(t, url(c.admin), jetstream.StreamConfig{})
 			expectAccess(t, Config{URL: url(c.admin)}, stream.subject)
 			for _, u := range []string{url(c.secret), n.URL()} {
-				if reason := expectNoAccess(t, Config{URL: u}, stream.subject); !strings.Contains(reason, "Authorization") {
+				if reason := expectRefusedLogin(t, Config{URL: u}, stream.subject); !strings.Contains(reason, "Authorization") {
 					t.Errorf("want the reason, got %s", reason)
 				}
 			}
@@ -87,11 +97,11 @@ func TestRights(t *testing.T) {
 	]}`})
 	url := func(user string) string { return "nats://" + user + ":a@" + n.Addr() }
 	stream := newStream(t, url("admin"), jetstream.StreamConfig{})
-	if reason := expectNoAccess(t, Config{URL: url("narrow")}, stream.subject+".denied"); !strings.Contains(reason, "no right to publish") {
+	if reason := expectNoAccess(t, Config{URL: url("narrow")}, stream.subject+".denied"); !strings.Contains(reason.Error(), "no right to publish") || sinks.IsRefusedLogin(reason) {
 		t.Errorf("got %s", reason)
 	}
 	expectAccess(t, Config{URL: url("narrow")}, stream.subject+".allowed")
-	if reason := expectNoAccess(t, Config{URL: url("own")}, stream.subject); !strings.Contains(reason, "inbox prefix") {
+	if reason := expectNoAccess(t, Config{URL: url("own")}, stream.subject); !strings.Contains(reason.Error(), "inbox prefix") || sinks.IsRefusedLogin(reason) {
 		t.Errorf("got %s", reason)
 	}
 	expectAccess(t, Config{URL: url("own"), InboxPrefix: "acks"}, stream.subject)
@@ -134,7 +144,7 @@ func TestNKey(t *testing.T) {
 	}
 	stream := newStream(t, n.URL(), jetstream.StreamConfig{}, option)
 	expectAccess(t, Config{URL: n.URL(), NKeySeedFile: file}, stream.subject)
-	expectNoAccess(t, Config{URL: n.URL(), NKeySeedFile: seedFile(t, "other.nk", other)}, stream.subject)
+	expectRefusedLogin(t, Config{URL: n.URL(), NKeySeedFile: seedFile(t, "other.nk", other)}, stream.subject)
 }
 
 func TestCredentialsFile(t *testing.T) {
@@ -165,7 +175,7 @@ func TestCredentialsFile(t *testing.T) {
 	file := seedFile(t, "user.creds", creds)
 	stream := newStream(t, n.URL(), jetstream.StreamConfig{}, nats.UserCredentials(file))
 	expectAccess(t, Config{URL: n.URL(), CredentialsFile: file}, stream.subject)
-	expectNoAccess(t, Config{URL: n.URL()}, stream.subject)
+	expectRefusedLogin(t, Config{URL: n.URL()}, stream.subject)
 	expectNoAccess(t, Config{URL: n.URL(), CredentialsFile: seedFile(t, "bad.creds", []byte("canary"))}, stream.subject)
 }
 

@@ -251,7 +251,7 @@ func (d *delivery) fail(i int, err error) {
 // away.
 func (d *delivery) giveUp(why error) {
 	d.failNoStream(nil)
-	err := fmt.Errorf("%w: %w", sinks.ErrUnavailable, why)
+	err := fmt.Errorf("%w: %w", sinks.ErrUnavailable, markLogin(why))
 	for i, f := range d.flights {
 		if f.bytes != 0 {
 			d.lose(i, err)

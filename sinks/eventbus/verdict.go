@@ -142,6 +142,16 @@ func (e *apiError) failure(subject string, topicAway error) error {
 	return fmt.Errorf("%w: subject %q: %s%s", class, subject, e.words(), remedy)
 }
 
+// markLogin marks an error that says that the server has refused user, password, token or key.
+func markLogin(err error) error {
+	for _, refused := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired} {
+		if errors.Is(err, refused) {
+			return sinks.RefusedLogin(err)
+		}
+	}
+	return err
+}
+
 // knownDescriptions holds descriptions of errors that JetStream gives. Others are not shown, because whoever else answers may quote
 // the message.
 var knownDescriptions = map[string]bool{

@@ -123,7 +123,7 @@ func (p *producer) prepare(ctx context.Context, batch []sinks.Message) {
 	}
 	for _, name := range names {
 		if t := p.topics[name]; t.err == nil && len(t.partitions) == 0 {
-			t.err = fmt.Errorf("%w: ask for topic %q: %w", class, name, err)
+			t.err = fmt.Errorf("%w: ask for topic %q: %w", class, name, markLogin(err))
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -132,6 +133,20 @@ func TestSASL(t *testing.T) {
 			}
 		})
 	}
+	t.Run("refused as brokers of Kafka refuse", func(t *testing.T) { // the fake would close the connection
+		t.Parallel()
+		fake := startFake(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "outbox", "canary"), kfake.SeedTopics(1, "t"))
+		fake.ControlKey(kmsg.SASLAuthenticate.Int16(), func(r kmsg.Request) (kmsg.Response, error, bool) {
+			fake.KeepControl()
+			answer := r.ResponseKind().(*kmsg.SASLAuthenticateResponse)
+			answer.ErrorCode = kerr.SaslAuthenticationFailed.Code
+			return answer, nil, true
+		})
+		s, _ := newSink(t, Config{Brokers: fake.ListenAddrs(), SASL: SASL{Mechanism: "plain", Username: "outbox", Password: "canary"}})
+		if err := expectNoAccess(t, s); !sinks.IsRefusedLogin(err) {
+			t.Errorf("the login is refused, and the error does not say so: %v", err)
+		}
+	})
 	t.Run("no right to the topic", func(t *testing.T) {
 		t.Parallel()
 		fake := startFake(t, kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "admin"),
@@ -140,7 +155,9 @@ func TestSASL(t *testing.T) {
 				Operation: kmsg.ACLOperationDescribe, Allow: true,
 			}), kfake.SeedTopics(1, "t"))
 		s, _ := newSink(t, Config{Brokers: fake.ListenAddrs(), SASL: SASL{Mechanism: "plain", Username: "outbox", Password: "canary"}})
-		expectNoAccess(t, s)
+		if err := expectNoAccess(t, s); sinks.IsRefusedLogin(err) {
+			t.Errorf("the login was accepted, and the error says that it was refused: %v", err)
+		}
 	})
 }
 
@@ -154,20 +171,21 @@ func expectAccess(t *testing.T, s *Sink) {
 	}
 }
 
-// expectNoAccess delivers to topic t, which is unavailable, soon, and the reason is no secret.
-func expectNoAccess(t *testing.T, s *Sink) {
+// expectNoAccess delivers to topic t, which is unavailable, soon. It returns the reason, which is no secret.
+func expectNoAccess(t *testing.T, s *Sink) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	errs := s.Deliver(ctx, []sinks.Message{message("t", "a", "1", 10)})
 	switch {
 	case !allOf(errs, 1, sinks.ErrUnavailable):
-		t.Errorf("want ErrUnavailable, got %v", errs)
+		t.Fatalf("want ErrUnavailable, got %v", errs)
 	case strings.Contains(errs[0].Error(), "canary"):
 		t.Errorf("tells the password: %v", errs[0])
 	case ctx.Err() != nil:
 		t.Error("lasted as long as its deadline")
 	}
+	return errs[0]
 }
 
 func TestTLS(t *testing.T) {

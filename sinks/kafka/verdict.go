@@ -75,13 +75,21 @@ func judge(code int16) answer {
 
 // judgeError returns the answer for a request that was not answered.
 func judgeError(err error) answer {
-	a := answer{err: err, timedOut: isTimeout(err)}
+	a := answer{err: markLogin(err), timedOut: isTimeout(err)}
 	if isFinal(err) {
 		a.verdict, a.cluster = unavailable, true
 	}
 	var op *net.OpError
 	a.unknown = a.verdict == transient && !(errors.As(err, &op) && op.Op == "dial")
 	return a
+}
+
+// markLogin marks an error that says that the brokers have refused user or password.
+func markLogin(err error) error {
+	if errors.Is(err, kerr.SaslAuthenticationFailed) {
+		return sinks.RefusedLogin(err)
+	}
+	return err
 }
 
 func isTimeout(err error) bool {

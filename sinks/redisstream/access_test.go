@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 	"github.com/pyairtable-compose/outbox-cdc/internal/testcert"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 func TestConfigMistakes(t *testing.T) {
@@ -104,6 +105,9 @@ func TestRights(t *testing.T) {
 			if strings.Contains(errs[0].Error(), "canary") {
 				t.Errorf("%s: tells the password: %v", name, errs[0])
 			}
+			if refused := sinks.IsRefusedLogin(errs[0]); refused != (c.want == "WRONGPASS") {
+				t.Errorf("%s: marked as a refused login: %t: %v", name, refused, errs[0])
+			}
 			if n, err := admin.Exists(t.Context(), stream).Result(); err != nil || n != 0 {
 				t.Errorf("%s: something was added (%v)", name, err)
 			}
@@ -119,7 +123,11 @@ func TestRights(t *testing.T) {
 		}
 	})
 	t.Run("no password", func(t *testing.T) {
-		expectAway(t, deliver(t, newSink(t, Config{URL: server.URL()}), messages("outbox.s", 10, 3)...), 10, "NOAUTH")
+		errs := deliver(t, newSink(t, Config{URL: server.URL()}), messages("outbox.s", 10, 3)...)
+		expectAway(t, errs, 10, "NOAUTH")
+		if !sinks.IsRefusedLogin(errs[0]) {
+			t.Errorf("the login is refused, and the error does not say so: %v", errs[0])
+		}
 	})
 }
 

@@ -95,9 +95,13 @@ var remedies = map[string]string{
 	"WRONGTYPE": "the key holds something else; delete or rename it, or give the sink another topic",
 	"NOPERM":    "the user needs +multi +exec +xadd, +select for a database, +cluster and +asking in a cluster, and the key pattern of the streams",
 	"NOAUTH":    "set username and password",
+	"WRONGPASS": "check username and password; the user may also be off, or not exist (ACL LIST)",
 	"MOVED":     "the server is part of a cluster; set addresses",
 	"OOM":       "raise maxmemory, or trim the streams with max_len or min_id_age",
 }
+
+// refusesLogin reports whether the server has refused user or password, or wants some.
+func (r refusal) refusesLogin() bool { return r.code() == "NOAUTH" || r.code() == "WRONGPASS" }
 
 // failure returns the error of a message that was refused by itself in a transaction that was executed.
 func (r refusal) failure(stream string) error {
@@ -109,11 +113,22 @@ func (r refusal) failure(stream string) error {
 
 // unavailable returns an error of this class, with the remedy if there is one.
 func unavailable(class error, stream string, err error) error {
-	var r refusal
-	if errors.As(err, &r) && remedies[r.code()] != "" {
-		return fmt.Errorf("%w: stream %q: %w; %s", class, stream, err, remedies[r.code()])
+	return fmt.Errorf("%w: stream %q: %w", class, stream, advised(err))
+}
+
+// advised adds to err the remedy if there is one, and the mark of a refused login.
+func advised(err error) error {
+	r, refused := errors.AsType[refusal](err)
+	if !refused {
+		return err
 	}
-	return fmt.Errorf("%w: stream %q: %w", class, stream, err)
+	if remedy := remedies[r.code()]; remedy != "" {
+		err = fmt.Errorf("%w; %s", err, remedy)
+	}
+	if r.refusesLogin() {
+		err = sinks.RefusedLogin(err)
+	}
+	return err
 }
 
 // scopeOf says what it concerns that nothing of a transaction was accepted, because of err. That is never a single message.

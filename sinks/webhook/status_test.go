@@ -79,6 +79,9 @@ func TestWhatAStatusStops(t *testing.T) {
 			})
 			s := newSink(t, Config{URL: rec.URL, Connections: 1})
 			errs := deliver(t, s, batchOf("a/1", "a/2", "b/1"))
+			if refused := len(errs) > 0 && sinks.IsRefusedLogin(errs[0]); refused != (status == 401 || status == 403) {
+				t.Errorf("marked as a refused login: %t: %v", refused, errs)
+			}
 			switch status {
 			case 302, 304, 401, 403, 404, 405, 407, 410, 414, 429, 503:
 				expectErrors(t, errs, class, sinks.ErrNotAttempted, u)

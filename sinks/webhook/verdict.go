@@ -60,7 +60,9 @@ func judge(status int, topics sinks.Topics) verdict {
 		}
 		return urlAway("shorten url")
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return urlAway("check secrets and headers")
+		v := urlAway("check secrets and headers")
+		v.err = sinks.RefusedLogin(v.err)
+		return v
 	case http.StatusNotFound, http.StatusGone:
 		return urlAway("check url")
 	case http.StatusMethodNotAllowed:
