@@ -39,6 +39,11 @@ type Config struct {
 	// Prepare is called before the first session. If it fails, it is called again before the next try, until it has succeeded.
 	// It may be nil.
 	Prepare func(context.Context) error
+	// Predecessor is the connector before this one in the same process. It is zero for the first one.
+	Predecessor Predecessor
+	// LoginRefused is called each time when PostgreSQL or a sink refuses our login, from any goroutine. It must return at once. It may
+	// be nil.
+	LoginRefused func()
 }
 
 // Source says where the outbox, its slot and the ledger are.
@@ -149,10 +154,10 @@ type Connector struct {
 
 // progress is how far Run has come. Only the goroutine of Run uses it.
 type progress struct {
-	prepared       bool // Config.Prepare has succeeded
-	streamedBefore bool // some session has streamed
-	streamedNow    bool // the running session, or the last one if none runs, has streamed
-	standingBy     bool // the log says that another process has the slot
+	prepared     bool // Config.Prepare has succeeded
+	workedBefore bool // some session has streamed, or this process has stood by: logins, database and rights were right
+	streamedNow  bool // the running session, or the last one if none runs, has streamed
+	standingBy   bool // the log says that another process has the slot
 }
 
 // outboxState is what the connector saw when it last looked at the outbox in PostgreSQL's catalog. Preflight writes it before
@@ -170,7 +175,7 @@ func New(cfg Config) *Connector {
 
 // newConnector makes a connector over another database than PostgreSQL, if the caller wants that.
 func newConnector(cfg Config, open func() (database, error)) *Connector {
-	c := &Connector{cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld}
+	c := &Connector{cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld, progress: progress{workedBefore: cfg.Predecessor.Worked}}
 	c.makeSinks()
 	return c
 }
@@ -190,6 +195,7 @@ func (c *Connector) makeSinks() {
 		parksNothing := c.cfg.Delivery.parksNothing()
 		state := newSinkState(observedSink{
 			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, members: s.Members, health: c.cfg.Health, logger: c.cfg.Logger,
+			login: c.cfg.LoginRefused,
 		})
 		lasting := &lastingSink{state: state}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
@@ -216,7 +222,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			s.breaker.close()
 		}
 	}()
-	c.cfg.Health.SetOnly("session", monitoring.Component{Detail: "starting"})
+	c.cfg.Health.SetOnly("session", c.cfg.Predecessor.firstHealth())
 	started := time.Now()
 	c.life.begins()
 	defer c.life.roleIs("")
@@ -235,6 +241,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			err = c.explainStreamError(ctx, c.runSession(ctx))
 		}
 		c.sessionEnded(err)
+		c.noteLogin(err)
 		if ctx.Err() != nil {
 			return c.stopped(err)
 		}
@@ -246,12 +253,16 @@ func (c *Connector) Run(ctx context.Context) error {
 			return err
 		}
 		if errors.Is(err, replication.ErrSlotInUse) {
+			if c.slotIsOnItsWay(time.Since(started)) {
+				_ = sleep(ctx, slotRetry) // the next session sees that ctx has ended
+				continue
+			}
 			if err := c.standBy(ctx, err); err != nil {
 				return nil // asked to stop while standing by
 			}
 			continue
 		}
-		if !c.progress.streamedBefore && replication.Unreachable(err) && time.Since(started) > unreachableFor {
+		if !c.progress.workedBefore && replication.Unreachable(err) && time.Since(started) > unreachableFor {
 			return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)
 		}
 		failures++
@@ -305,6 +316,7 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 	c.roleIs(monitoring.RoleStandby)
 	c.lag.othersRead.Store(true)
 	c.lag.unreadSince.Store(time.Now().UnixNano())
+	c.progress.workedBefore = true
 	if !c.progress.standingBy {
 		c.progress.standingBy = true
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)

@@ -400,7 +400,7 @@ func TestUnreachable(t *testing.T) {
 	if !replication.Unreachable(err) {
 		t.Errorf("%v is not Unreachable", err)
 	}
-	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{progress: progress{streamedBefore: true}}).fatal(coded) {
+	if coded := exitcode.With(exitcode.Unavailable, err); !c.fatal(coded) || (&Connector{progress: progress{workedBefore: true}}).fatal(coded) {
 		t.Error("exitcode.Unavailable should end the process before the first session only")
 	}
 }

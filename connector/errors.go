@@ -11,10 +11,10 @@ import (
 )
 
 // fatal reports whether the process should end with err: no further try can help, or PostgreSQL could not be reached for the
-// first session. After the first session the connector waits for PostgreSQL for ever.
+// first session. Once a session has streamed, or this process has stood by, the connector waits for PostgreSQL for ever.
 func (c *Connector) fatal(err error) bool {
 	code := exitcode.Of(err)
-	return code.Final() || code == exitcode.Unavailable && !c.progress.streamedBefore
+	return code.Final() || code == exitcode.Unavailable && !c.progress.workedBefore
 }
 
 // explainRefusal explains why the server refused a connection, and returns any other error as it is. If the server would refuse
@@ -28,7 +28,7 @@ func (c *Connector) explainRefusal(err error) error {
 	key, err := refused.key, refused.err
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	// The codes mean: login, password, database, right.
-	if !ok || c.progress.streamedBefore && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
+	if !ok || c.progress.workedBefore && slices.Contains([]string{"28000", "28P01", "3D000", "42501"}, pg.Code) {
 		return err
 	}
 	dsn := c.cfg.Source.DSN

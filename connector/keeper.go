@@ -80,6 +80,7 @@ func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 	for works, first := true, true; ; first = false {
 		next := time.Now().Add(d.every)
 		err := c.doDuty(ctx, d)
+		c.noteLogin(err)
 		switch {
 		case ctx.Err() != nil:
 			return nil

@@ -44,6 +44,7 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 		if ctx.Err() != nil {
 			return
 		}
+		c.noteLogin(err)
 		if works {
 			c.cfg.Logger.Warn("keeper tries again", "duty", "listen", "err", err)
 		}

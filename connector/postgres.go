@@ -52,6 +52,15 @@ func openPostgres(connector string, source Source) (*postgres, error) {
 	}
 	cfg.ConnConfig = conn
 	cfg.MinConns = 0
+	// The pool keeps what it was made with. Each connection has to read the certificates of the connection string anew, as those of
+	// recorder and listener do, because the files may have been exchanged.
+	cfg.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
+		fresh, err := p.sqlConfig()
+		if err == nil {
+			*conn = *fresh
+		}
+		return err
+	}
 	// The recorder and the listener have a connection each outside of the pool.
 	cfg.MaxConns = int32(max(1, source.MaxConnections-2))
 	// The pool is not bound to the context of Run: that one ends before the drain, which still needs connections.

@@ -219,7 +219,7 @@ func (s *session) run(ctx context.Context) error {
 func (s *session) announce() {
 	c := s.c
 	c.life.streams()
-	c.progress.streamedBefore, c.progress.streamedNow, c.progress.standingBy = true, true, false
+	c.progress.workedBefore, c.progress.streamedNow, c.progress.standingBy = true, true, false
 	c.lag.othersRead.Store(false)
 	c.lag.unreadSince.Store(0)
 	c.cfg.Health.Set("session", monitoring.Component{OK: true, Detail: "streaming"})

@@ -125,6 +125,7 @@ func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
 	return checkpoint.RecorderConfig{
 		Fast: fast, Logger: c.cfg.Logger,
 		State: func(err error) {
+			c.noteLogin(err)
 			c.cfg.Health.Set("recorder", monitoring.Component{OK: err == nil, Detail: errText(err)})
 		},
 	}

@@ -27,6 +27,7 @@ type observedSink struct {
 	members func() []monitoring.MemberStatus // of a composite; else nil
 	health  *monitoring.Health
 	logger  *slog.Logger
+	login   loginWatch
 }
 
 // sinkState holds the state of a sink, for all of its lanes together, and shows it in the log, in /readyz and in Status. The lanes, the breaker,
@@ -122,6 +123,7 @@ const (
 // nobody back, so that it does not count as failing. Neither does one of whose topics one is away. But a person has to make a topic that
 // is missing, so the log tells of it.
 func (s *sinkState) answered(a answer) {
+	s.login.note(a.cause)
 	switch s.note(a) {
 	case noNews:
 	case acceptsAgain:
@@ -237,6 +239,7 @@ func (s *sinkState) counted(o ledger.ParkedCount) {
 
 // read notes how a read of the parked rows went.
 func (s *sinkState) read(err error) {
+	s.login.note(err)
 	s.mu.Lock()
 	changed := (err == nil) != (s.unread == nil)
 	if changed {

@@ -1,0 +1,62 @@
+package connector
+
+import (
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// Predecessor says how it went with the connector that ran before this one in the same process, with another configuration. The
+// next connector runs only after it has ended.
+type Predecessor struct {
+	// Worked is true if it has streamed or stood by, with the same logins and from the same slot as this one. PostgreSQL may then come
+	// and go: neither an outage nor a refused login ends Run.
+	Worked bool
+	// HadSlot is true if it has streamed until it was ended. PostgreSQL may need a moment to release the slot.
+	HadSlot bool
+}
+
+// firstHealth is what /readyz says of the session until the first session begins.
+func (p Predecessor) firstHealth() monitoring.Component {
+	if p.Worked {
+		return monitoring.Component{OK: true, Detail: "reloading: goes on with another configuration"}
+	}
+	return monitoring.Component{Detail: "starting"}
+}
+
+const (
+	// slotRelease is how long PostgreSQL may take to release the slot of a predecessor. After that, another process has it.
+	slotRelease = time.Second
+	// slotRetry is how often the slot of a predecessor is asked for.
+	slotRetry = 20 * time.Millisecond
+)
+
+// slotIsOnItsWay reports whether a slot that is in use will probably be released in a moment, because it is the predecessor's.
+// It is not, if this connector has streamed or stood by already.
+func (c *Connector) slotIsOnItsWay(running time.Duration) bool {
+	return c.cfg.Predecessor.HadSlot && c.life.status().Sessions == 0 && !c.progress.standingBy && running < slotRelease
+}
+
+// loginWatch is Config.LoginRefused.
+type loginWatch func()
+
+// note calls the function if err says that PostgreSQL or a sink has refused our login.
+func (tell loginWatch) note(err error) {
+	if tell != nil && isRefusedLogin(err) {
+		tell()
+	}
+}
+
+// noteLogin calls Config.LoginRefused if err says that a login was refused.
+func (c *Connector) noteLogin(err error) { loginWatch(c.cfg.LoginRefused).note(err) }
+
+func isRefusedLogin(err error) bool {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "28P01" || pg.Code == "28000") {
+		return true
+	}
+	return sinks.IsRefusedLogin(err)
+}
