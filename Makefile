@@ -11,13 +11,18 @@ SINKS    ?= kafka
 AWAY     ?= 10m
 PAIRS    ?= 5
 
+# What "outbox-cdc version" says. Without a tag, the Go command makes the version of the commit.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
+BUILD   := github.com/pyairtable-compose/outbox-cdc/internal/buildinfo
+
 GO_TEST := go test -race -shuffle=on
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/outbox-cdc
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/outbox-cdc ./cmd/outbox-cdc
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT)' -o bin/outbox-cdc ./cmd/outbox-cdc
 
 # The end-to-end tests come after the others and alone: they time out when they have to share the processors.
 test: ## vet and test everything against real servers, as CI does

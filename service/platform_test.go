@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -211,6 +212,9 @@ func TestPlatformPage(t *testing.T) {
 	}
 	if !delivered() {
 		t.Error("the metrics are not where Prometheus looks")
+	}
+	if n, err := testutil.GatherAndCount(prometheus.DefaultGatherer, "pyairtable_outbox_build_info"); err != nil || n != 1 {
+		t.Errorf("%d series of build_info, %v", n, err)
 	}
 	other, err := outbox.SetupForUserService(db)
 	if err != nil {

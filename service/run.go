@@ -34,7 +34,7 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 		return err
 	}
 	if reg != nil {
-		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, c.Status))
+		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, c.Status), monitoring.NewBuildInfo(cfg.Metrics.Prefix))
 	}
 	// The HTTP server ends after the connector, so that it answers during the drain as well.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))

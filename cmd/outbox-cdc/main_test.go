@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/buildinfo"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
@@ -163,12 +164,16 @@ func TestValidateAndEffective(t *testing.T) {
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	got := command(t, nil, "version", "-o", "json")
-	var v buildInfo
+	var v buildinfo.Info
 	if err := json.Unmarshal([]byte(got.stdout), &v); err != nil || v.Version == "" || v.Go == "" {
 		t.Errorf("version -o json: %q, %v", got.stdout, err)
 	}
-	if got := command(t, nil, "version"); got.code != 0 || !strings.HasPrefix(got.stdout, "outbox-cdc "+v.Version) {
-		t.Errorf("version: %q", got.stdout)
+	commit := v.Commit
+	if commit == "" { // the test binary is built without it
+		commit = "unknown"
+	}
+	if want := fmt.Sprintf("outbox-cdc %s\ncommit %s\n%s %s\n", v.Version, commit, v.Go, v.Platform); command(t, nil, "version").stdout != want {
+		t.Errorf("version: %q, want %q", command(t, nil, "version").stdout, want)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/buildinfo"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
@@ -25,7 +26,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
   outbox-cdc config example > outbox.yaml
   outbox-cdc validate --config outbox.yaml
   outbox-cdc run --config outbox.yaml`,
-		Version: buildVersion().Version,
+		Version: buildinfo.Read().Version,
 		// execute prints the error, once. The usage is printed only for --help.
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -24,7 +24,7 @@ var none = []string{}
 // of the plan that does not exist yet is simply not there; a package that exists has to be in the plan.
 var plan = []place{
 	// What every package may use, and what imports nothing but its like.
-	{packages: []string{"internal/advisory", "internal/dsn", "internal/exitcode", "internal/glob"}, imports: none},
+	{packages: []string{"internal/advisory", "internal/buildinfo", "internal/dsn", "internal/exitcode", "internal/glob"}, imports: none},
 
 	// The producer's library: whoever writes events gets nothing else with it.
 	{packages: []string{"outbox"}, imports: none},
@@ -51,7 +51,7 @@ var plan = []place{
 		importers: []string{"admin", "console", "service", "cmd/*", "test/*", "test/bench/connector"},
 	},
 	{packages: []string{"provision"}},
-	{packages: []string{"monitoring"}, imports: none},
+	{packages: []string{"monitoring"}, imports: []string{"internal/buildinfo"}},
 	{packages: []string{"connector"}},
 	{packages: []string{"admin"}},
 	{packages: []string{"console"}},
