@@ -26,6 +26,12 @@ func Routing(cfg config.Config) (admin.Routing, error) {
 	if err != nil {
 		return admin.Routing{}, err
 	}
+	urls := map[string]config.URL{}
+	for _, s := range cfg.Sinks {
+		if s.Webhook != nil {
+			urls[s.Name] = s.Webhook.URL
+		}
+	}
 	routes, err := buildRoutes(cfg)
-	return admin.Routing{Sinks: sinks, Routes: routes, Members: members}, err
+	return admin.Routing{Sinks: sinks, Routes: routes, Members: members, URLs: urls}, err
 }

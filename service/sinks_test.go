@@ -43,7 +43,7 @@ func TestRouting(t *testing.T) {
 	event := outbox.Event{ID: "1", AggregateType: "order", AggregateID: "42", EventType: "order.paid", TenantID: "acme"}
 	kafka := admin.Target{Sink: "events", Type: "kafka", Topic: "outbox.event.order", Key: "42"}
 	stream := admin.Target{Sink: "stream", Type: "redis_stream", Topic: "outbox.event.order", Key: "42"}
-	hook := admin.Target{Sink: "hook", Type: "webhook", Topic: "outbox.event.order", Key: "42"}
+	hook := admin.Target{Sink: "hook", Type: "webhook", Topic: "outbox.event.order", Key: "42", URL: "https://h.example/***"}
 	bus := admin.Target{Sink: "bus", Type: "event_bus", Topic: "outbox.event.order.order.paid", Key: "42"}
 	log := admin.Target{Sink: "log", Type: "stdout", Topic: "outbox.event.order", Key: "42"}
 	once := func(t admin.Target) admin.Target { t.OneTry = true; return t }
@@ -58,8 +58,22 @@ routes:
   - {match: {event_type: ["order.*"], tenant_id: [acme]}, sinks: [hook, events], topic: "t.{tenant_id}", key: "{id}"}
   - {sinks: [bus]}
 `, []admin.Target{
-			{Sink: "hook", Type: "webhook", Topic: "t.acme", Key: "1"}, {Sink: "events", Type: "kafka", Topic: "t.acme", Key: "1"},
+			{Sink: "hook", Type: "webhook", Topic: "t.acme", Key: "1", URL: "https://h.example/***"}, {Sink: "events", Type: "kafka", Topic: "t.acme", Key: "1"},
 		}},
+		"a webhook's URL of a route": {
+			allSinks + `routes: [{sinks: [hook], topic: "https://h.example/canary/{tenant_id}/x-{tenant_id}/{event_type}?t=canary"}]`,
+			[]admin.Target{{Sink: "hook", Type: "webhook", Key: "42", URL: "https://h.example/***/acme/***/order.paid?t=***"}},
+		},
+		"webhooks as members": {
+			`sinks:
+  - {name: one, type: webhook, url: "https://h.example/order", secret: abc}
+  - {name: two, type: webhook, url: "https://h.example", secret: abc, topic: "https://h.example/{id}"}
+  - {name: either, type: composite, strategy: any, members: [one, two]}
+`, []admin.Target{{Sink: "either", Type: "composite", Members: []admin.Target{
+				{Sink: "one", Type: "webhook", Topic: "outbox.event.order", Key: "42", URL: "https://h.example/order"},
+				{Sink: "two", Type: "webhook", Key: "42", URL: "https://h.example/1"},
+			}}},
+		},
 		"nobody's": {allSinks + "routes: [{match: {tenant_id: [other]}, sinks: [log]}]\n", []admin.Target{}},
 		"all":      {allSinks + "  - {name: both, type: composite, members: [events, log]}\nroutes: [{sinks: [both, bus]}]\n", []admin.Target{kafka, log, bus}},
 		"primary": {

@@ -29,7 +29,8 @@ func newRouteTestCommand(environ []string) *cobra.Command {
 		Use:   "test",
 		Short: "Say which sinks an event would go to, and under which topic and key",
 		Long: `Say which sinks an event with these columns would go to, and under which topic and key. Nothing is connected to.
-Columns that are not given are empty.`,
+Columns that are not given are empty. Of a webhook's URL the host is shown, and those parts of the path that are a
+column of the event. The others may be secrets.`,
 		Example: "  outbox-cdc route test --config outbox.yaml --event-type payment.made --aggregate-type payment --tenant-id acme",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -69,8 +70,14 @@ func routeText(targets []admin.Target) string {
 	var b strings.Builder
 	line := func(indent string, t admin.Target) {
 		fmt.Fprintf(&b, "%s%s (%s)", indent, t.Sink, t.Type)
+		if t.URL != "" {
+			fmt.Fprintf(&b, " url %s", t.URL)
+		}
 		if t.Topic != "" {
-			fmt.Fprintf(&b, " topic %s key %q", t.Topic, t.Key)
+			fmt.Fprintf(&b, " topic %s", t.Topic)
+		}
+		if t.Topic != "" || t.URL != "" {
+			fmt.Fprintf(&b, " key %q", t.Key)
 		}
 		if t.OneTry {
 			b.WriteString(", one try")
