@@ -249,7 +249,7 @@ func (c *Connector) Run(ctx context.Context) error {
 			failures = 0 // the session has moved the slot, or has lasted: wait only briefly before the next one
 		}
 		if c.fatal(err) {
-			c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
+			c.cfg.Health.SetOnly("session", monitoring.Failed(err.Error()))
 			return err
 		}
 		if errors.Is(err, replication.ErrSlotInUse) {
@@ -267,7 +267,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		}
 		failures++
 		wait := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}.delay(failures)
-		c.cfg.Health.SetOnly("session", monitoring.Component{Detail: err.Error()})
+		c.cfg.Health.SetOnly("session", monitoring.Failed(err.Error()))
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
 		c.db.reset() // the pool's connections may be as dead as the session's
 		if sleep(ctx, wait) != nil {
@@ -321,7 +321,7 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 		c.progress.standingBy = true
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
-	c.cfg.Health.SetOnly("session", monitoring.Component{OK: true, Detail: "standing by: " + why.Error()})
+	c.cfg.Health.SetOnly("session", monitoring.OK("standing by: "+why.Error()))
 	return sleep(ctx, time.Second/2+rand.N(time.Second/2))
 }
 

@@ -90,7 +90,7 @@ func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 			next = time.Now().Add(min(d.every, dutyRetry))
 		}
 		if ok := err == nil; first || works != ok {
-			c.cfg.Health.Set("keeper:"+d.name, monitoring.Component{OK: ok, Detail: errText(err)})
+			c.cfg.Health.Set("keeper:"+d.name, degradedBy(err))
 			if !ok {
 				c.cfg.Logger.Warn("keeper tries again", "duty", d.name, "err", err)
 			} else if !first {
@@ -115,6 +115,14 @@ func (c *Connector) doDuty(ctx context.Context, d duty) error {
 		return err
 	}
 	return fmt.Errorf("%s: PostgreSQL has not answered within %s: %s", d.name, dutyTimeout, <-asked)
+}
+
+// degradedBy returns a component that is degraded if there is an error.
+func degradedBy(err error) monitoring.Component {
+	if err == nil {
+		return monitoring.OK("")
+	}
+	return monitoring.Degraded(err.Error())
 }
 
 // errText returns the text of err, or nothing if err is nil.

@@ -88,7 +88,7 @@ func TestKeeperTellsThatTheOutboxLostItsName(t *testing.T) {
 		b.exec("alter table event_outbox rename to renamed")
 		time.AfterFunc(5*time.Minute, func() {
 			report := c.cfg.Health.Report()
-			shown = append(shown, fmt.Sprint(report.Ready, report.Components["outbox"].Detail))
+			shown = append(shown, fmt.Sprint(report.Status, report.Components["outbox"].Detail))
 			b.exec("alter table renamed rename to event_outbox")
 		})
 	})
@@ -98,10 +98,10 @@ func TestKeeperTellsThatTheOutboxLostItsName(t *testing.T) {
 	if n := strings.Count(log.String(), "lost its name"); n != 1 {
 		t.Errorf("told %d times, want once: %s", n, log.String())
 	}
-	if len(shown) != 1 || !strings.HasPrefix(shown[0], "falsetable public.event_outbox is called public.renamed now; its rows are still delivered") {
+	if len(shown) != 1 || !strings.HasPrefix(shown[0], "degradedtable public.event_outbox is called public.renamed now; its rows are still delivered") {
 		t.Errorf("/readyz shows %q", shown)
 	}
-	if got := c.cfg.Health.Report().Components["outbox"]; !got.OK {
+	if got := c.cfg.Health.Report().Components["outbox"]; got.Status != monitoring.LevelOK {
 		t.Errorf("/readyz shows %+v after the name is back", got)
 	}
 }

@@ -37,7 +37,7 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 	for works := false; ctx.Err() == nil; {
 		err := c.listenOnce(ctx, s, func() {
 			if !works {
-				c.cfg.Health.Set("keeper:listen", monitoring.Component{OK: true})
+				c.cfg.Health.Set("keeper:listen", monitoring.OK(""))
 			}
 			works = true
 		})
@@ -49,7 +49,7 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 			c.cfg.Logger.Warn("keeper tries again", "duty", "listen", "err", err)
 		}
 		works = false
-		c.cfg.Health.Set("keeper:listen", monitoring.Component{Detail: errText(err)})
+		c.cfg.Health.Set("keeper:listen", monitoring.Degraded(errText(err)))
 		_ = sleep(ctx, listenRetry) // the loop sees that ctx has ended
 	}
 }

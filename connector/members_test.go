@@ -120,7 +120,7 @@ func TestSinkStateNamesMembers(t *testing.T) {
 	} {
 		members[0].Away, members[1].Away = test.kafka, test.redis
 		s.answered(test.answer)
-		if got := health.Report().Components["sink:s"]; !got.OK || got.Detail != test.want {
+		if got := health.Report().Components["sink:s"]; got.Status != monitoring.LevelOK || got.Detail != test.want {
 			t.Errorf("/readyz shows %+v, want %q", got, test.want)
 		}
 		if st := s.status(); len(st.Members) != 2 || st.Members[0].Away != test.kafka {

@@ -222,7 +222,7 @@ func (s *session) announce() {
 	c.progress.workedBefore, c.progress.streamedNow, c.progress.standingBy = true, true, false
 	c.lag.othersRead.Store(false)
 	c.lag.unreadSince.Store(0)
-	c.cfg.Health.Set("session", monitoring.Component{OK: true, Detail: "streaming"})
+	c.cfg.Health.Set("session", monitoring.OK("streaming"))
 	start := &s.reader.start
 	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", start.Confirmed.String(),
 		"prefix", start.Prefix.String(), "settled_beyond", len(start.Settled))

@@ -126,7 +126,11 @@ func (c *Connector) recorderConfig(fast func() bool) checkpoint.RecorderConfig {
 		Fast: fast, Logger: c.cfg.Logger,
 		State: func(err error) {
 			c.noteLogin(err)
-			c.cfg.Health.Set("recorder", monitoring.Component{OK: err == nil, Detail: errText(err)})
+			recorder := monitoring.OK("")
+			if err != nil {
+				recorder = monitoring.Failed(err.Error())
+			}
+			c.cfg.Health.Set("recorder", recorder)
 		},
 	}
 }

@@ -79,7 +79,11 @@ func (c *Connector) checkDrift(ctx context.Context) error {
 		c.cfg.Logger.Warn("the outbox has lost its name", "table", c.cfg.Source.Table, "why", moved)
 	}
 	if moved != c.outbox.lostName {
-		c.cfg.Health.Set("outbox", monitoring.Component{OK: moved == "", Detail: moved})
+		named := monitoring.OK("")
+		if moved != "" {
+			named = monitoring.Degraded(moved)
+		}
+		c.cfg.Health.Set("outbox", named)
 	}
 	c.outbox.lostName = moved
 	return c.comparePublication(ctx)

@@ -89,7 +89,7 @@ func TestSinkState(t *testing.T) {
 		step("the probe fails: the outage began earlier", func() { s.breakerIs(breakerOpen, at(50)) }, func(w *monitoring.SinkStatus) {
 			w.Breaker, w.AsksAt = "open", at(50)
 		}, "")
-		step("the session ends", func() { s.end(); health.SetOnly("session", monitoring.Component{}) }, func(w *monitoring.SinkStatus) {
+		step("the session ends", func() { s.end(); health.SetOnly("session", monitoring.Failed("")) }, func(w *monitoring.SinkStatus) {
 			w.InSession, w.Lanes, w.Held = false, 0, 0
 		}, "")
 		step("between sessions /readyz hears nothing", func() { s.breakerIs(breakerHalfOpen, time.Time{}) }, func(w *monitoring.SinkStatus) {
@@ -141,12 +141,12 @@ func TestSinkStateInPlace(t *testing.T) {
 		}
 		works := answer{counts: monitoring.Counts{Delivered: 1}}
 		s.answered(works)
-		if st := s.status(); !st.Failing || st.Component().OK {
+		if st := s.status(); !st.Failing || st.Component().Status != monitoring.LevelDegraded {
 			t.Errorf("one of two lanes waits, and it says %+v", st)
 		}
 		works.lane = 1
 		s.answered(works)
-		if st := s.status(); st.Failing || !st.Component().OK {
+		if st := s.status(); st.Failing || st.Component().Status != monitoring.LevelOK {
 			t.Errorf("no lane waits, and it says %+v", st)
 		}
 		// The log says it once more, and is quiet for a while then.
@@ -226,7 +226,7 @@ func TestSinkStateTellsOfATopicThatIsAway(t *testing.T) {
 		if n := strings.Count(log.String(), "\n"); n != 2 || strings.Count(log.String(), "orders") != 2 || !strings.Contains(log.String(), "level=WARN") {
 			t.Errorf("the log says:\n%s", log.String())
 		}
-		if !s.status().Component().OK {
+		if s.status().Component().Status != monitoring.LevelOK {
 			t.Errorf("/readyz shows %+v", s.status().Component())
 		}
 	})

@@ -44,7 +44,7 @@ func TestStatus(t *testing.T) {
 	if st.Role != monitoring.RoleLeader || st.Sessions != 1 || st.LastError != "" || st.Since.IsZero() || st.Confirmed == 0 || st.Prefix == 0 || st.Prefix > st.Confirmed {
 		t.Errorf("while it streams: %+v", st)
 	}
-	if sink := st.Sinks[0]; !sink.InSession || sink.Lanes != 2 || sink.Cause != sinks.ErrPermanent.Error() || !sink.Component().OK {
+	if sink := st.Sinks[0]; !sink.InSession || sink.Lanes != 2 || sink.Cause != sinks.ErrPermanent.Error() || sink.Component().Status != monitoring.LevelOK {
 		t.Errorf("the sink: %+v", sink)
 	}
 

@@ -23,9 +23,9 @@ type Predecessor struct {
 // firstHealth is what /readyz says of the session until the first session begins.
 func (p Predecessor) firstHealth() monitoring.Component {
 	if p.Worked {
-		return monitoring.Component{OK: true, Detail: "reloading: goes on with another configuration"}
+		return monitoring.OK("reloading: goes on with another configuration")
 	}
-	return monitoring.Component{Detail: "starting"}
+	return monitoring.Failed("starting")
 }
 
 const (

@@ -12,7 +12,10 @@ import (
 
 const (
 	// hangAfter is how long a call may wait for PostgreSQL before health and log say that it hangs.
-	hangAfter  = 5 * time.Second
+	hangAfter = 5 * time.Second
+	// failAfter is how long a call may wait for PostgreSQL before this process counts as failed. A restart of a server or a switch
+	// to another one takes some seconds, for which nobody should be taken out of service.
+	failAfter  = 10 * time.Second
 	watchEvery = time.Second
 	// reasonEvery is how often we ask the server what a call that hangs is waiting for.
 	reasonEvery = 5 * time.Second
@@ -107,13 +110,13 @@ type hangReport struct {
 // and hangs each time would fill the log.
 const quietFor = time.Minute
 
-// showHang says which call hangs: /readyz as long as it hangs, the log once when it begins to hang and once when that is over.
+// showHang says which call hangs: /readyz as long as it hangs (degraded at first, and failed from failAfter on), the log once when it begins to hang and once when that is over.
 // ask returns what the server is waiting for.
 func (c *Connector) showHang(ctx context.Context, h *hangReport, ask func(context.Context) string) {
 	now := time.Now()
 	call, since := c.calls.longestHang(now)
 	if h.call != nil && (call != h.call || !since.Equal(h.since)) {
-		c.cfg.Health.Set("postgres", monitoring.Component{OK: true})
+		c.cfg.Health.Set("postgres", monitoring.OK(""))
 		if !h.quiet {
 			c.cfg.Logger.Info("no longer waiting for PostgreSQL", "step", h.call.name, "waited", now.Sub(h.since).Round(time.Second).String())
 		}
@@ -128,14 +131,22 @@ func (c *Connector) showHang(ctx context.Context, h *hangReport, ask func(contex
 	}
 	h.call, h.since = call, since
 	// Health says it before the server is asked, because asking may take a while.
-	c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)})
+	c.cfg.Health.Set("postgres", h.component(now))
 	if now.Sub(h.asked) >= reasonEvery {
 		h.why, h.asked = ask(ctx), now
-		c.cfg.Health.Set("postgres", monitoring.Component{Detail: h.text(now)})
+		c.cfg.Health.Set("postgres", h.component(now))
 	}
 	if begins && !h.quiet {
 		c.cfg.Logger.Warn("waiting for PostgreSQL", "step", h.call.name, "err", h.text(now))
 	}
+}
+
+// component returns what /readyz says of the call that hangs.
+func (h *hangReport) component(now time.Time) monitoring.Component {
+	if now.Sub(h.since) < failAfter {
+		return monitoring.Degraded(h.text(now))
+	}
+	return monitoring.Failed(h.text(now))
 }
 
 // text says which call has waited for how long, and for what.

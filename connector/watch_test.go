@@ -26,7 +26,7 @@ func newWatchedConnector() (*Connector, *bytes.Buffer) {
 }
 
 // While a Commit hangs, the lag goes on growing. /readyz says after five seconds what hangs and for what the server waits, and follows when that
-// changes. The log has one line when it hangs and one when it is over.
+// changes. After ten seconds the process counts as failed. The log has one line when it hangs and one when it is over.
 func TestWhatHangsIsTold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -42,29 +42,33 @@ func TestWhatHangsIsTold(t *testing.T) {
 			time.Sleep(time.Second)
 			c.showHang(t.Context(), &h, func(context.Context) string { asked++; return says })
 		}
-		red := func() (monitoring.Component, bool) {
+		c.cfg.Health.Set("session", monitoring.OK("streaming"))
+		is := func(want monitoring.Level, tells string) {
+			t.Helper()
 			r := c.cfg.Health.Report()
-			return r.Components["postgres"], len(r.Components) > 0 && !r.Ready
+			if p := r.Components["postgres"]; r.Status != want || !strings.Contains(p.Detail, tells) {
+				t.Errorf("%s %+v, want %s and %q", r.Status, p, want, tells)
+			}
 		}
 
 		go func() { _ = ledger.Commit(t.Context(), checkpoint.Batch{}) }() // it hangs
 		for range 4 {
 			second()
 		}
-		if _, is := red(); is {
-			t.Error("red after four seconds")
-		}
+		is(monitoring.LevelOK, "") // after four seconds
 		second()
-		if p, is := red(); !is || !strings.Contains(p.Detail, "records outcomes has waited for PostgreSQL for 5s: SyncRep") {
-			t.Errorf("after five seconds: %+v", p)
-		}
-		says = "a lock"
-		for range 55 {
+		is(monitoring.LevelDegraded, "records outcomes has waited for PostgreSQL for 5s: SyncRep")
+		for range 4 {
 			second()
 		}
-		if p, is := red(); !is || !strings.Contains(p.Detail, "for 1m0s: a lock") {
-			t.Errorf("after a minute: %+v", p)
+		is(monitoring.LevelDegraded, "for 9s: SyncRep")
+		says = "a lock"
+		second()
+		is(monitoring.LevelFailed, "for 10s: a lock")
+		for range 50 {
+			second()
 		}
+		is(monitoring.LevelFailed, "for 1m0s: a lock")
 		if asked != 12 {
 			t.Errorf("asked the server %d times in a minute, want every five seconds", asked)
 		}
@@ -73,9 +77,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 		}
 		gate <- nil
 		second()
-		if _, is := red(); is {
-			t.Error("red when it is over")
-		}
+		is(monitoring.LevelOK, "")
 		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "level=INFO") {
 			t.Errorf("%d lines, want a WARN and an INFO:\n%s", n, log)
 		}
@@ -86,9 +88,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 			for range 8 {
 				second()
 			}
-			if _, is := red(); !is {
-				t.Error("not red when it hangs again")
-			}
+			is(monitoring.LevelDegraded, "for 8s")
 			gate <- nil
 			second()
 		}
@@ -157,11 +157,11 @@ func TestDutyThatHangs(t *testing.T) {
 		}()
 		time.Sleep(dutyTimeout + time.Second)
 		r := c.cfg.Health.Report()
-		if d := r.Components["keeper:d"]; r.Ready || !strings.Contains(d.Detail, "d: PostgreSQL has not answered within 8s") {
+		if d := r.Components["keeper:d"]; r.Status != monitoring.LevelDegraded || !strings.Contains(d.Detail, "d: PostgreSQL has not answered within 8s") {
 			t.Errorf("%+v", r)
 		}
 		time.Sleep(dutyRetry)
-		if r := c.cfg.Health.Report(); !r.Ready || tries.Load() != 2 {
+		if r := c.cfg.Health.Report(); r.Status != monitoring.LevelOK || tries.Load() != 2 {
 			t.Errorf("after %d tries: %+v", tries.Load(), r)
 		}
 		if err := <-done; err != nil || tries.Load() != 2 {

@@ -16,14 +16,49 @@ const (
 	RoleLeader Role = "leader"
 )
 
+// Level says how well a component, or the whole process, works.
+type Level string
+
+const (
+	// LevelOK works.
+	LevelOK Level = "ok"
+	// LevelDegraded means that something needs to be mended, but it does not keep this process from its job: a sink is away, for
+	// example, and what it is owed is parked. To restart the process, or to send it no requests, would mend nothing.
+	LevelDegraded Level = "degraded"
+	// LevelFailed means that this process cannot do its job, or not yet: it does not stream and does not stand by, or cannot
+	// record outcomes.
+	LevelFailed Level = "failed"
+)
+
+// badness orders the levels. A level that does not exist is as bad as LevelFailed, so that a mistake is seen.
+func (l Level) badness() int {
+	switch l {
+	case LevelOK:
+		return 0
+	case LevelDegraded:
+		return 1
+	case LevelFailed:
+	}
+	return 2
+}
+
 // Component is one part of the process as /readyz shows it.
 type Component struct {
-	OK bool `json:"ok"`
+	Status Level `json:"status"`
 	// Detail is one sentence for a person: the state, or the cause with its remedy.
 	Detail string `json:"detail,omitempty"`
-	// Since is when OK last changed.
+	// Since is when Status last changed.
 	Since time.Time `json:"since"`
 }
+
+// OK returns a component that works.
+func OK(detail string) Component { return Component{Status: LevelOK, Detail: detail} }
+
+// Degraded returns a component that does not work, and does not keep this process from its job.
+func Degraded(why string) Component { return Component{Status: LevelDegraded, Detail: why} }
+
+// Failed returns a component that keeps this process from its job.
+func Failed(why string) Component { return Component{Status: LevelFailed, Detail: why} }
 
 // Health is the state of each component, by name ("session", "replication", "recorder", "sink:events"). Safe for use
 // by all goroutines. The zero value stands for a process that is starting and is not ready.
@@ -54,7 +89,7 @@ func (h *Health) SetOnly(name string, now Component) {
 func (h *Health) replace(name string, now Component) {
 	was, known := h.components[name]
 	now.Since = was.Since
-	if !known || was.OK != now.OK {
+	if !known || was.Status != now.Status {
 		now.Since = time.Now().UTC()
 	}
 	if h.changed != nil {
@@ -86,7 +121,10 @@ func (h *Health) SetRole(role Role) {
 
 // Report is a copy of the state of all components.
 type Report struct {
-	// Ready is true if every component is ok, and there is at least one.
+	// Status is the worst status of a component. It is LevelFailed while there are no components, because then the process is
+	// still starting.
+	Status Level `json:"status"`
+	// Ready is true unless Status is LevelFailed: this process does its job, streaming or standing by.
 	Ready      bool                 `json:"ready"`
 	Role       Role                 `json:"role,omitempty"`
 	Components map[string]Component `json:"components"`
@@ -96,10 +134,16 @@ type Report struct {
 func (h *Health) Report() Report {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r := Report{Ready: len(h.components) > 0, Role: h.role, Components: make(map[string]Component, len(h.components))}
-	maps.Copy(r.Components, h.components)
-	for _, c := range r.Components {
-		r.Ready = r.Ready && c.OK
+	r := Report{Status: LevelOK, Role: h.role, Components: make(map[string]Component, len(h.components))}
+	if len(h.components) == 0 {
+		r.Status = LevelFailed
 	}
+	for name, c := range h.components {
+		r.Components[name] = c
+		if c.Status.badness() > r.Status.badness() {
+			r.Status = c.Status
+		}
+	}
+	r.Ready = r.Status != LevelFailed
 	return r
 }

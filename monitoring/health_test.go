@@ -17,7 +17,7 @@ func TestHealthChanged(t *testing.T) {
 	if closed(first) {
 		t.Error("closed before anything has changed")
 	}
-	h.Set("session", Component{Detail: "starting"})
+	h.Set("session", Failed("starting"))
 	if !closed(first) || !closed(second) {
 		t.Error("who waits does not hear of it")
 	}
@@ -25,7 +25,7 @@ func TestHealthChanged(t *testing.T) {
 	if closed(third) {
 		t.Error("closed by the change before it was asked for")
 	}
-	if h.SetOnly("session", Component{OK: true, Detail: "streaming"}); !closed(third) {
+	if h.SetOnly("session", OK("streaming")); !closed(third) {
 		t.Error("who waits again does not hear of it")
 	}
 }

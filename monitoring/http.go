@@ -2,7 +2,10 @@ package monitoring
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"net/url"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -11,32 +14,61 @@ import (
 // Handler serves /metrics from reg (not at all where reg is nil), /livez and /readyz from h. All are read only.
 //
 // /livez answers 200 as long as the process can answer: a sink, a server or a slot that is away is no reason to be
-// killed, because a restart would not bring it back. /readyz answers 200 when every component is ok, a standby's
-// too, and 503 otherwise. Both say the same in their body.
+// killed, because a restart would not bring it back. /readyz answers 200 while this process does its job, streaming or standing by,
+// and 503 while a component is failed or the process is starting. A degraded component, a sink that is away for example, leaves it
+// at 200; with /readyz?strict that is 503 as well. The body is the Report, which readyz.schema.json describes.
 func Handler(reg *prometheus.Registry, h *Health) http.Handler {
 	mux := http.NewServeMux()
 	if reg != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 	}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		writeReport(w, http.StatusOK, h.Report())
+		writeJSON(w, http.StatusOK, map[string]Level{"status": LevelOK})
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, request *http.Request) {
+		accepted, err := acceptedLevel(request.URL.RawQuery)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
 		r := h.Report()
 		status := http.StatusOK
-		if !r.Ready {
+		if r.Status.badness() > accepted.badness() {
 			status = http.StatusServiceUnavailable
 		}
-		writeReport(w, status, r)
+		writeJSON(w, status, r)
 	})
 	return mux
 }
 
-func writeReport(w http.ResponseWriter, status int, r Report) {
+// acceptedLevel returns the worst level for which /readyz answers 200. A query that is not understood is an error: a misspelt
+// strict would else answer 200 where 503 is expected, and nobody would notice.
+func acceptedLevel(query string) (Level, error) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return "", fmt.Errorf("the query cannot be read: %w", err)
+	}
+	level := LevelDegraded
+	for name, all := range values {
+		if name != "strict" || len(all) != 1 {
+			return "", errors.New("the only parameter of /readyz is strict, at most once")
+		}
+		switch all[0] {
+		case "", "true", "1":
+			level = LevelOK
+		case "false", "0":
+		default:
+			return "", errors.New("strict is true or false; /readyz?strict means true")
+		}
+	}
+	return level, nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	_ = enc.Encode(r) // the client may be gone; there is nobody else to tell
+	_ = enc.Encode(v) // the client may be gone; there is nobody else to tell
 }

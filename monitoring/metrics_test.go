@@ -94,21 +94,21 @@ func TestSinkComponent(t *testing.T) {
 		status SinkStatus
 		want   Component
 	}{
-		"well": {SinkStatus{Breaker: "closed", Cause: "an old failure"}, Component{OK: true}},
+		"well": {SinkStatus{Breaker: "closed", Cause: "an old failure"}, OK("")},
 		"away": {
 			SinkStatus{Name: "s", Breaker: "open", BreakerSince: at, Failing: true, Cause: "dial: refused", Parked: 3, OldestParked: 90 * time.Second},
-			Component{Detail: "left alone since 2026-01-02T03:04:05Z (breaker open; outbox-cdc retry s asks at once): dial: refused; 3 parked, the oldest 1m30s ago"},
+			Degraded("left alone since 2026-01-02T03:04:05Z (breaker open; outbox-cdc retry s asks at once): dial: refused; 3 parked, the oldest 1m30s ago"),
 		},
-		"failing": {SinkStatus{Breaker: "closed", Failing: true, Cause: "500"}, Component{Detail: "500"}},
+		"failing": {SinkStatus{Breaker: "closed", Failing: true, Cause: "500"}, Degraded("500")},
 		"paused, with dead letters": {
 			SinkStatus{Breaker: "closed", Paused: true, DeadLetters: 2},
-			Component{OK: true, Detail: "paused by a person; outbox-cdc resume goes on; 2 dead"},
+			OK("paused by a person; outbox-cdc resume goes on; 2 dead"),
 		},
 		"suspect": {
 			SinkStatus{Breaker: "closed", Suspect: true, SuspectSince: at, Cause: "400"},
-			Component{Detail: "suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"},
+			Degraded("suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"),
 		},
-		"unreadable rows": {SinkStatus{Breaker: "closed", Unreadable: "no answer", Paused: true}, Component{Detail: "no answer"}},
+		"unreadable rows": {SinkStatus{Breaker: "closed", Unreadable: "no answer", Paused: true}, Degraded("no answer")},
 	} {
 		if diff := cmp.Diff(test.want, test.status.Component()); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)

@@ -97,18 +97,18 @@ type Counts struct {
 	Discarded int64 // given up by a sink that is tried once
 }
 
-// Component returns the state of the sink as /readyz shows it.
+// Component returns the state of the sink as /readyz shows it. A sink never fails the process, because what it does not accept is
+// parked, or waits in the WAL. A paused sink, and parked or dead rows alone, are ok: nothing but a person's decision is outstanding.
 func (s SinkStatus) Component() Component {
-	c := Component{OK: true}
+	c := OK("")
 	switch {
 	case s.Unreadable != "":
-		c.OK, c.Detail = false, s.Unreadable
+		c = Degraded(s.Unreadable)
 	case s.BreakerSince != (time.Time{}):
-		c.OK = false
-		c.Detail = fmt.Sprintf("left alone since %s (breaker %s; outbox-cdc retry %s asks at once): %s",
-			s.BreakerSince.UTC().Format(time.RFC3339), s.Breaker, s.Name, s.Cause)
+		c = Degraded(fmt.Sprintf("left alone since %s (breaker %s; outbox-cdc retry %s asks at once): %s",
+			s.BreakerSince.UTC().Format(time.RFC3339), s.Breaker, s.Name, s.Cause))
 	case s.Failing:
-		c.OK, c.Detail = false, s.Cause
+		c = Degraded(s.Cause)
 	case s.Paused:
 		c.Detail = "paused by a person; outbox-cdc resume goes on"
 	}
@@ -124,7 +124,7 @@ func (s SinkStatus) Component() Component {
 		}
 	}
 	if s.Suspect {
-		c.OK = false // a receiver that refuses everything works as little as one that is away
+		c.Status = LevelDegraded // a receiver that refuses everything works as little as one that is away
 		add(fmt.Sprintf("suspect since %s: what would become a dead letter is parked until it accepts a message (last failure: %s)",
 			s.SuspectSince.UTC().Format(time.RFC3339), s.Cause))
 	}

@@ -159,7 +159,7 @@ func (s *OutboxService) begin(r *connectorRun) error {
 		return errors.New("the outbox is started already")
 	}
 	s.current = r
-	s.options.Health.SetOnly("session", monitoring.Component{Detail: "starting"})
+	s.options.Health.SetOnly("session", monitoring.Failed("starting"))
 	return nil
 }
 
@@ -187,7 +187,7 @@ func (s *OutboxService) end(r *connectorRun, err error) {
 	if err != nil {
 		why = err.Error()
 	}
-	s.options.Health.SetOnly("session", monitoring.Component{Detail: why})
+	s.options.Health.SetOnly("session", monitoring.Failed(why))
 	close(r.done)
 }
 
@@ -197,7 +197,7 @@ func (s *OutboxService) awaitSession(r *connectorRun) error {
 	defer timer.Stop()
 	for {
 		changed := s.options.Health.Changed()
-		if s.options.Health.Report().Components["session"].OK {
+		if s.options.Health.Report().Components["session"].Status == monitoring.LevelOK {
 			return nil
 		}
 		select {

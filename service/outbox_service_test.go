@@ -423,7 +423,7 @@ func TestBusAndPublishers(t *testing.T) {
 	for i, w := range s.WorkerManager.GetWorkerStats() {
 		p := s.Outbox.GetProcessorStatus()[i]
 		names = append(names, p.Name)
-		if w.Processor != p.Name || w.Delivered != 3 || w.Workers != 4 || !p.Healthy || p.CircuitBreaker != "closed" || p.Type != "in_process" {
+		if w.Processor != p.Name || w.Delivered != 3 || w.Workers != 4 || !p.Healthy || p.Status != "ok" || p.CircuitBreaker != "closed" || p.Type != "in_process" {
 			t.Errorf("%+v %+v", p, w)
 		}
 	}

@@ -12,8 +12,8 @@ type Status struct {
 	ServiceName string `json:"service_name"`
 	// Running is true from Start until Stop, or until an error ends the connector.
 	Running bool `json:"running"`
-	// Report says whether the connector is ready, whether it streams (monitoring.RoleLeader) or stands by, and whether
-	// each of its components works.
+	// Report says how the connector does: ok, degraded or failed; whether it is ready, which a degraded one is; whether it streams
+	// (monitoring.RoleLeader) or stands by; and how each of its components does.
 	monitoring.Report
 	// Error is the error that has ended the connector, if one has.
 	Error string `json:"error,omitempty"`
@@ -35,9 +35,13 @@ type Outbox struct{ service *OutboxService }
 
 // ProcessorStatus is the state of a sink.
 type ProcessorStatus struct {
-	Name    string `json:"name"`
-	Type    string `json:"type"`
-	Healthy bool   `json:"healthy"`
+	Name string `json:"name"`
+	Type string `json:"type"`
+	// Healthy is true if Status is monitoring.LevelOK.
+	Healthy bool `json:"healthy"`
+	// Status is monitoring.LevelOK or monitoring.LevelDegraded. It is empty while this process delivers nothing to the sink, because it
+	// has not begun, stands by, or has lost PostgreSQL.
+	Status monitoring.Level `json:"status,omitempty"`
 	// Detail says in one sentence, for a person, how the sink does.
 	Detail string `json:"detail,omitempty"`
 	// CircuitBreaker is closed, half-open or open.
@@ -59,7 +63,7 @@ func (o *Outbox) GetProcessorStatus() []ProcessorStatus {
 		}
 		if sink.InSession {
 			c := sink.Component()
-			p.Healthy, p.Detail = c.OK, c.Detail
+			p.Healthy, p.Status, p.Detail = c.Status == monitoring.LevelOK, c.Status, c.Detail
 		}
 		all = append(all, p)
 	}

@@ -20,7 +20,7 @@ func TestNumbersOutliveStop(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	c.EnableMetrics, c.Registerer = true, registry
 	s := newService(t, db, c)
-	if p := s.Outbox.GetProcessorStatus(); len(p) != 1 || p[0].Healthy || p[0].CircuitBreaker != "closed" {
+	if p := s.Outbox.GetProcessorStatus(); len(p) != 1 || p[0].Healthy || p[0].Status != "" || p[0].CircuitBreaker != "closed" {
 		t.Errorf("before the first Start: %+v", p)
 	}
 	if stats := s.Outbox.GetStats(); stats != (service.OutboxStats{}) {

@@ -11,6 +11,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -59,9 +60,13 @@ func run(ctx context.Context, logger *slog.Logger) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /orders", store.place)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !connector.GetStatus().Ready {
+		// While Kafka is away the connector is degraded, and ready: orders can be placed, and their events wait. The details of the
+		// status are for the log and for metrics, because whoever reaches this page may be a stranger.
+		status := connector.GetStatus()
+		if !status.Ready {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
+		fmt.Fprintln(w, status.Status)
 	})
 	address := os.Getenv("ORDERS_LISTEN")
 	if address == "" {

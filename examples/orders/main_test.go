@@ -142,6 +142,54 @@ func TestOrders(t *testing.T) {
 	}
 }
 
+// While Kafka is away orders are placed, and the service stays in rotation.
+func TestKafkaIsAway(t *testing.T) {
+	db := outboxtest.NewDB(t)
+	port, err := servers.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	t.Setenv("DATABASE_URL", outboxtest.DSN(t, db))
+	t.Setenv("OUTBOX_KAFKA_BROKERS", "127.0.0.1:1")
+	t.Setenv("ORDERS_LISTEN", address)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- run(ctx, slog.New(slog.DiscardHandler)) }()
+	do := func(method, path, body string) (int, string) {
+		request, err := http.NewRequestWithContext(t.Context(), method, "http://"+address+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return 0, ""
+		}
+		defer response.Body.Close()
+		answer, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, strings.TrimSpace(string(answer))
+	}
+	place := func() bool {
+		status, _ := do(http.MethodPost, "/orders", `{"customer": "ada", "amount": 12.5}`)
+		return status == http.StatusCreated
+	}
+	eventually(t, place) // the service has to start first
+	eventually(t, func() bool {
+		_, answer := do(http.MethodGet, "/readyz", "")
+		return answer == "degraded"
+	})
+	if status, _ := do(http.MethodGet, "/readyz", ""); status != http.StatusOK || !place() {
+		t.Errorf("status %d while Kafka is away, or no order was placed", status)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func eventually(t *testing.T, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); {

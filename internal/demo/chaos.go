@@ -131,7 +131,7 @@ func (w *watch) look(ctx context.Context, told *time.Time) error {
 	return nil
 }
 
-// readState is what /readyz says of the sinks that are not ready, without what changes all the time.
+// readState is what /readyz says of the sinks that are not ok, without what changes all the time.
 func (w *watch) readState(ctx context.Context) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.http+"/readyz", nil)
 	if err != nil {
@@ -144,7 +144,7 @@ func (w *watch) readState(ctx context.Context) (string, error) {
 	defer response.Body.Close()
 	var report struct {
 		Components map[string]struct {
-			OK     bool   `json:"ok"`
+			Status string `json:"status"`
 			Detail string `json:"detail"`
 		} `json:"components"`
 	}
@@ -153,7 +153,7 @@ func (w *watch) readState(ctx context.Context) (string, error) {
 	}
 	var texts []string
 	for name, c := range report.Components {
-		if sink, is := strings.CutPrefix(name, "sink:"); is && !c.OK {
+		if sink, is := strings.CutPrefix(name, "sink:"); is && c.Status != "ok" {
 			detail, _, _ := strings.Cut(c.Detail, ";")
 			texts = append(texts, sink+": "+detail)
 		}

@@ -241,14 +241,14 @@ func (p *part) stop(work context.Context) error {
 	}
 }
 
-// awaitReady waits until the connector's /readyz is green.
+// awaitReady waits until the connector and all of its sinks are ok.
 func (d *demo) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("/readyz of the connector is not green"))
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("/readyz of the connector does not say ok"))
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/readyz", nil)
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/readyz?strict", nil)
 		if err != nil {
 			return err
 		}

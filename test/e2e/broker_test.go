@@ -22,7 +22,7 @@ func TestKafkaAway(t *testing.T) {
 		if err := k.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		c.red("sink:kafka")
+		c.degraded("sink:kafka")
 		stuck := w.delivered()
 		passes(t, 3*time.Second)
 		if now := w.delivered(); now != stuck {
@@ -51,7 +51,7 @@ func TestKafkaAway(t *testing.T) {
 		if err := k.Pause(); err != nil {
 			t.Fatal(err)
 		}
-		c.red("sink:kafka")
+		c.degraded("sink:kafka")
 		passes(t, 18*time.Second)
 		w.snapshot()
 		if n := c.metric("in_flight"); n < 80 {

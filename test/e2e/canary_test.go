@@ -88,7 +88,7 @@ func TestCanary(t *testing.T) {
 			}
 			return nil
 		})
-		g.c.red("sink:redis_stream", "unknown command")
+		g.c.degraded("sink:redis_stream", "unknown command")
 	})
 
 	g.mode.Store(http.StatusUnauthorized)
@@ -96,8 +96,8 @@ func TestCanary(t *testing.T) {
 		"kafka":        {"sasl": map[string]any{"mechanism": "plain", "username": "outbox", "password": canary("wrong")}},
 		"redis_stream": {"url": w.redis.URL(), "username": "outbox", "password": canary("wrong")},
 		"event_bus":    {"url": "nats://outbox:" + canary("wrong") + "@" + w.nats.Addr()},
-		"webhook":      {"topic": "one"}, // of several URLs each would be away by itself, and the sink not red
-	}, g.allRed)
+		"webhook":      {"topic": "one"}, // of several URLs each would be away by itself, and the sink not degraded
+	}, g.allDegraded)
 
 	nowhere := freeAddress(t)
 	g.run("away", map[string]map[string]any{
@@ -106,7 +106,7 @@ func TestCanary(t *testing.T) {
 			"url":   "http://" + nowhere + "/" + canary("path") + "?token=" + canary("query"),
 			"topic": "http://" + nowhere + "/" + canary("topic") + "?token=" + canary("query"),
 		},
-	}, g.allRed)
+	}, g.allDegraded)
 
 	w.source["dsn"] = asRole(t, w.dsn, w.database, canary("guess"))
 	w.writeConfig(g.c)
@@ -114,7 +114,7 @@ func TestCanary(t *testing.T) {
 	w.source["dsn"] = through(t, w.source["dsn"].(string), nowhere)
 	w.writeConfig(g.c)
 	g.c.start("--log-level", "debug")
-	g.c.red("session", "connection refused")
+	g.c.failed("session", "connection refused")
 	g.look("no PostgreSQL")
 	g.c.kill()
 
@@ -267,10 +267,10 @@ func (g *cage) run(state string, keys map[string]map[string]any, until func()) {
 	g.c.term()
 }
 
-func (g *cage) allRed() {
+func (g *cage) allDegraded() {
 	g.t.Helper()
 	for _, sink := range g.sinks {
-		g.c.red("sink:" + sink["type"].(string))
+		g.c.degraded("sink:" + sink["type"].(string))
 	}
 }
 

@@ -169,23 +169,32 @@ func (c *connector) exits(patience time.Duration, code exitcode.Code) {
 
 // health is the answer of /readyz.
 type health struct {
+	Status     string
 	Ready      bool
 	Role       string
 	Components map[string]struct {
-		OK     bool
+		Status string
 		Detail string
+		Since  time.Time
 	}
 	code int
 }
 
+// The statuses of /readyz and its components.
+const (
+	isOK       = "ok"
+	isDegraded = "degraded"
+	isFailed   = "failed"
+)
+
 func (h health) String() string {
-	var red []string
+	var bad []string
 	for name, c := range h.Components {
-		if !c.OK {
-			red = append(red, name+": "+c.Detail)
+		if c.Status != isOK {
+			bad = append(bad, fmt.Sprintf("%s %s: %s", name, c.Status, c.Detail))
 		}
 	}
-	return fmt.Sprintf("%d %s %q", h.code, h.Role, red)
+	return fmt.Sprintf("%d %s %s %q", h.code, h.Status, h.Role, bad)
 }
 
 func (c *connector) health() (h health, err error) {
@@ -197,13 +206,13 @@ func (c *connector) health() (h health, err error) {
 	if err := json.Unmarshal(body, &h); err != nil {
 		return h, fmt.Errorf("/readyz: %w in %s", err, body)
 	}
-	if h.Ready != (code == http.StatusOK) {
-		return h, fmt.Errorf("/readyz says ready=%t with status %d", h.Ready, code)
+	if h.Ready != (code == http.StatusOK) || h.Ready != (h.Status != isFailed) {
+		return h, fmt.Errorf("/readyz says ready=%t and %q with status %d", h.Ready, h.Status, code)
 	}
 	return h, nil
 }
 
-// ready waits until it is ready in this role.
+// ready waits until all of it is ok in this role.
 func (c *connector) ready(role string) {
 	c.t.Helper()
 	c.readyWithin(30*time.Second, role)
@@ -219,28 +228,34 @@ func (c *connector) readyWithin(patience time.Duration, role string) {
 		if err != nil {
 			return err
 		}
-		if !h.Ready || h.Role != role {
+		if h.Status != isOK || h.Role != role {
 			return fmt.Errorf("/readyz: %s", h)
 		}
 		return nil
 	})
 }
 
-// red waits until /readyz is red, of a component whose name begins so and whose detail tells all of these.
-func (c *connector) red(component string, tells ...string) {
+// failed waits until /readyz says that a component has failed whose name begins so and whose detail tells all of these.
+func (c *connector) failed(component string, tells ...string) {
 	c.t.Helper()
-	c.redWithin(40*time.Second, component, tells...)
+	c.isWithin(40*time.Second, isFailed, component, tells...)
 }
 
-func (c *connector) redWithin(patience time.Duration, component string, tells ...string) {
+// degraded waits until /readyz says that a component is degraded whose name begins so and whose detail tells all of these.
+func (c *connector) degraded(component string, tells ...string) {
 	c.t.Helper()
-	eventually(c.t, patience, "red "+component, func() error {
+	c.isWithin(40*time.Second, isDegraded, component, tells...)
+}
+
+func (c *connector) isWithin(patience time.Duration, status string, component string, tells ...string) {
+	c.t.Helper()
+	eventually(c.t, patience, fmt.Sprintf("%s is %s", component, status), func() error {
 		h, err := c.health()
 		if err != nil {
 			return err
 		}
 		for name, state := range h.Components {
-			if !h.Ready && !state.OK && strings.HasPrefix(name, component) && containsAll(state.Detail, tells) {
+			if state.Status == status && strings.HasPrefix(name, component) && containsAll(state.Detail, tells) {
 				return nil
 			}
 		}

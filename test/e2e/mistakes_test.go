@@ -158,7 +158,7 @@ func TestPostgresThatIsAwayAtTheStart(t *testing.T) {
 	w.source["dsn"] = through(t, w.dsn, freeAddress(t))
 	c := w.connector()
 	c.start()
-	c.red("session", "connection refused")
+	c.failed("session", "connection refused")
 	c.exits(45*time.Second, exitcode.Unavailable)
 	c.says("not reachable", "30s", "source.dsn")
 	w.stands(stands)
@@ -246,7 +246,7 @@ func TestSlotLostWhileStreaming(t *testing.T) {
 	c := w.connector()
 	c.start()
 	w.insert(10)
-	c.red("sink:kafka")
+	c.degraded("sink:kafka")
 	w.exec("create table busy (filler text)")
 	w.exec("alter table busy alter filler set storage external")
 	for range 100 {

@@ -89,7 +89,7 @@ func TestLedgerLockedWhileParking(t *testing.T) {
 				t.Fatal(err)
 			}
 			began := time.Now()
-			c.red("recorder", "lock")
+			c.failed("recorder", "lock")
 			w.mustNotMove(conn.PgConn().PID())
 			passes(t, 10*time.Second-time.Since(began))
 			proxy.Accept() // and back, with the ledger still locked

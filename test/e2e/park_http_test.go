@@ -144,7 +144,7 @@ func TestReceiverThatRefusesEverything(t *testing.T) {
 			w.insertEach("some", aggregates)
 			w.goesOn(20 * time.Second)
 			w.parksAtLeast(20*time.Second, "webhook", aggregates-5)
-			c.red("sink:webhook", "suspect", strconv.Itoa(status))
+			c.degraded("sink:webhook", "suspect", strconv.Itoa(status))
 			passes(t, 4*time.Second) // some probes
 			w.insertEach("more", aggregates)
 			w.goesOn(20 * time.Second)

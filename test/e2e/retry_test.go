@@ -35,7 +35,7 @@ func TestRetryNow(t *testing.T) {
 			return nil
 		})
 	}
-	c.redWithin(10*time.Second, "sink:webhook", "left alone since", "outbox-cdc retry webhook asks at once")
+	c.isWithin(10*time.Second, isDegraded, "sink:webhook", "left alone since", "outbox-cdc retry webhook asks at once")
 	tried := w.ofSink("webhook", "k.tries > 0")
 
 	// The receiver is still away: the probe is one request, and the breaker is open again.
@@ -49,7 +49,7 @@ func TestRetryNow(t *testing.T) {
 		}
 		return nil
 	})
-	c.redWithin(3*time.Second, "sink:webhook", "breaker open;")
+	c.isWithin(3*time.Second, isDegraded, "sink:webhook", "breaker open;")
 
 	w.hook.status.Store(0)
 	passes(t, time.Second)

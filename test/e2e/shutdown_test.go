@@ -24,7 +24,7 @@ func TestServerStopsWhileKafkaIsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.insert(500)
-	c.red("sink:kafka")
+	c.degraded("sink:kafka")
 	w.snapshot()
 
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
@@ -34,7 +34,7 @@ func TestServerStopsWhileKafkaIsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("PostgreSQL stopped within %s", time.Since(began).Round(time.Millisecond))
-	c.red("session")
+	c.failed("session")
 	if err := pg.Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}

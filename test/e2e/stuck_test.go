@@ -185,7 +185,7 @@ func inEncoding(t testing.TB, dsn, encoding string) string {
 	return u.String()
 }
 
-// A COMMIT that waits for a standby which is away: red with the cause, the lag grows, and all goes on once it is over.
+// A COMMIT that waits for a standby which is away: degraded, then failed, with the cause, the lag grows, and all goes on once it is over.
 func TestCommitThatHangs(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{pg: ownPostgres(t, nil)})
@@ -202,9 +202,9 @@ func TestCommitThatHangs(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'order', i % 3, 'made', '{}' from generate_series(1, 20) i"); err != nil {
 		t.Fatal(err)
 	}
-	c.red("postgres", "SyncRep", "far_away", "synchronous_standby_names")
-	if took := time.Since(away); took > 12*time.Second {
-		t.Errorf("red after %s, want 10 s", took)
+	c.failed("postgres", "SyncRep", "far_away", "synchronous_standby_names")
+	if took := time.Since(away); took > 13*time.Second {
+		t.Errorf("failed after %s, want 10 s, and 3 s at most to say so", took)
 	}
 	grows := func() {
 		t.Helper()
@@ -222,7 +222,7 @@ func TestCommitThatHangs(t *testing.T) {
 	// A start meanwhile hangs as well, and says so.
 	c.kill()
 	c.start()
-	c.red("postgres", "taking over the ledger", "SyncRep")
+	c.failed("postgres", "taking over the ledger", "SyncRep")
 	grows()
 
 	local := connect(t, w.dsn)
@@ -246,9 +246,14 @@ func TestFrozenProcesses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{pg: ownPostgres(t, nil)})
 	c := w.streaming(20)
-	for _, frozen := range []struct{ pid, component, tells string }{
-		{"select recorder_pid from outbox_checkpoints", "postgres", "the transaction that records outcomes"},
-		{"select active_pid from pg_replication_slots where slot_name = '" + w.slot + "'", "keeper:slot lag", "sends the stream"},
+	for _, frozen := range []struct {
+		pid       string
+		status    string
+		component string
+		tells     string
+	}{
+		{"select recorder_pid from outbox_checkpoints", isFailed, "postgres", "the transaction that records outcomes"},
+		{"select active_pid from pg_replication_slots where slot_name = '" + w.slot + "'", isDegraded, "keeper:slot lag", "sends the stream"},
 	} {
 		pid := ask[int](w, frozen.pid)
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -257,7 +262,7 @@ func TestFrozenProcesses(t *testing.T) {
 		goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // it may have ended with the test
 		t.Cleanup(goOn)
 		w.insert(10)
-		c.redWithin(time.Minute, frozen.component, frozen.tells)
+		c.isWithin(time.Minute, frozen.status, frozen.component, frozen.tells)
 		eventually(t, 10*time.Second, "a lag", func() error {
 			if lag := c.metric("slot_lag_seconds"); lag < 4 {
 				return fmt.Errorf("%g s", lag)

@@ -68,7 +68,7 @@ func TestTLS(t *testing.T) {
 					c.ready("leader")
 					w.verify(expectation{})
 				} else {
-					c.red("sink:"+typ, "unavailable", stage.cause)
+					c.degraded("sink:"+typ, "unavailable", stage.cause)
 					if n, accepted := w.delivered(), len(w.received(typ)); n+accepted > 0 {
 						t.Errorf("%s: %d are delivered, the server has %d", stage.cause, n, accepted)
 					}

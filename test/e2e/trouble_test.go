@@ -77,8 +77,8 @@ func TestRowThatCannotBeDecoded(t *testing.T) {
 	w.source["columns"] = map[string]any{"event_type": "kind"}
 	w.writeConfig(c)
 	c.start()
-	c.red("session", "event_outbox drifted", `"kind" (event_type) is missing`, "undo the change", "source.columns")
-	c.redWithin(30*time.Second, "session", "3 times in a row", "docs/operations.md#lost-slot") // where the change cannot be undone
+	c.failed("session", "event_outbox drifted", `"kind" (event_type) is missing`, "undo the change", "source.columns")
+	c.isWithin(30*time.Second, isFailed, "session", "3 times in a row", "docs/operations.md#lost-slot") // where the change cannot be undone
 	// A session that brings nothing is not repeated at once.
 	eventually(t, 30*time.Second, "a longer wait", func() error {
 		if log := tail(c.last().stderr, 1000); !regexp.MustCompile(`"wait":"[3-9](\.\d+)?s"`).MatchString(log) {
@@ -107,7 +107,7 @@ func TestPrivilegeRevoked(t *testing.T) {
 	c := w.streaming(20)
 	w.exec("revoke insert on outbox_delivery_log from " + role)
 	w.insert(20)
-	c.red("recorder", "permission denied", "outbox_delivery_log")
+	c.failed("recorder", "permission denied", "outbox_delivery_log")
 	w.before(20)
 	w.exec("grant insert on outbox_delivery_log to " + role)
 	c.ready("leader")
@@ -115,7 +115,7 @@ func TestPrivilegeRevoked(t *testing.T) {
 	c.term()
 }
 
-// A topic that does not exist is a destination that is away: red, nothing dead, and delivered once it exists.
+// A topic that does not exist is a destination that is away: degraded, nothing dead, and delivered once it exists.
 func TestUnknownTopic(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{never: true})
@@ -125,7 +125,7 @@ func TestUnknownTopic(t *testing.T) {
 	c := w.connector()
 	c.start()
 	w.insert(20)
-	c.red("sink:kafka", w.topics.prefix, "UNKNOWN_TOPIC", "create it")
+	c.degraded("sink:kafka", w.topics.prefix, "UNKNOWN_TOPIC", "create it")
 	w.before(0)
 	w.createTopics()
 	w.log = newKafkaLog(t, w.kafka.Brokers(), w.topics.names())
@@ -147,7 +147,7 @@ func TestBrokerThatIsAwayAtTheStart(t *testing.T) {
 	c := w.connector()
 	c.start()
 	w.insert(20)
-	c.red("sink:kafka", proxy.Addr())
+	c.degraded("sink:kafka", proxy.Addr())
 	w.before(0)
 	w.owed(20)
 	proxy.Accept()
@@ -206,7 +206,7 @@ func TestLedgerLocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.insert(20)
-	c.red("recorder", "lock")
+	c.failed("recorder", "lock")
 	w.snapshot()
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
