@@ -173,7 +173,7 @@ func (b *breaker) judgeLocked(v verdict) (log func()) {
 			b.set(breakerClosed)
 			b.failed = 0
 			b.wake()
-			return func() { b.logger.Info("breaker closed: the sink answers again", "sink", b.name) }
+			return func() { b.logger.Debug("breaker closed: the sink answers again", "sink", b.name) }
 		case v.away > 0 && !v.ended:
 			b.open()
 			return func() { b.logger.Debug("breaker open again: the sink is still away", "sink", b.name) }
@@ -195,7 +195,7 @@ func (b *breaker) judgeLocked(v verdict) (log func()) {
 	}
 	b.open()
 	return func() {
-		b.logger.Warn("breaker open: the destination is away, and the sink is left alone", "sink", b.name, "for", b.cfg.ResetTimeout.String())
+		b.logger.Debug("breaker open: the destination is away, and the sink is left alone", "sink", b.name, "for", b.cfg.ResetTimeout.String())
 	}
 }
 

@@ -1,7 +1,6 @@
 package connector
 
 import (
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,21 +23,17 @@ const (
 // The budget counts messages, not aggregates, one by one and in the order of a call's messages. It belongs to the connector and
 // outlives sessions; a new process begins with five.
 type budget struct {
-	name   string // of the sink
-	logger *slog.Logger
 	// changed is called when the sink becomes suspect, and when it is no longer. It must not log, and must not wait for anything.
 	changed func(suspect bool)
 
 	deaths atomic.Int32 // since the last acceptance. It changes only while mu is held
 
-	mu     sync.Mutex // held for a few lines, never while something is logged
+	mu     sync.Mutex // held for a few lines
 	nextAt time.Time  // while suspect: no due row is tried before
 	lanes  []*lane    // of the running session
 }
 
-func newBudget(name string, logger *slog.Logger, changed func(suspect bool)) *budget {
-	return &budget{name: name, logger: logger, changed: changed}
-}
+func newBudget(changed func(suspect bool)) *budget { return &budget{changed: changed} }
 
 // attach gives the budget the lanes of a new session.
 func (b *budget) attach(lanes []*lane) {
@@ -53,18 +48,12 @@ func (b *budget) suspect() bool { return b.deaths.Load() >= deathBudget }
 // mayDie takes one death out of the budget, and reports whether there was one left.
 func (b *budget) mayDie() bool {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.suspect() {
-		b.mu.Unlock()
 		return false
 	}
-	becomes := b.deaths.Add(1) == deathBudget
-	if becomes {
+	if b.deaths.Add(1) == deathBudget {
 		b.changed(true)
-	}
-	b.mu.Unlock()
-	if becomes {
-		b.logger.Warn("sink is suspect: messages died one after the other, and nothing was accepted; no more die until it accepts one, and what it refuses is "+
-			"tried again at a low rate; mend the receiver, or see \"outbox-cdc dlq list\" and docs/operations.md#suspect", "sink", b.name, "dead", deathBudget)
 	}
 	return true
 }
@@ -75,6 +64,7 @@ func (b *budget) accepted() {
 		return
 	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	was := b.suspect()
 	b.deaths.Store(0)
 	b.nextAt = time.Time{}
@@ -83,10 +73,6 @@ func (b *budget) accepted() {
 		for _, l := range b.lanes { // their due rows need not wait any longer
 			l.ask(0)
 		}
-	}
-	b.mu.Unlock()
-	if was {
-		b.logger.Info("sink is no longer suspect: it has accepted a message", "sink", b.name)
 	}
 }
 

@@ -1,24 +1,21 @@
 package connector
 
 import (
-	"log/slog"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// budgetBench is a budget with two lanes, and what it has said.
+// budgetBench is a budget with two lanes, and what it has told.
 type budgetBench struct {
 	*budget
-	log  strings.Builder
 	seen []bool
 }
 
 func newBudgetBench() *budgetBench {
 	b := &budgetBench{}
-	b.budget = newBudget("s", slog.New(slog.NewTextHandler(&b.log, nil)), func(suspect bool) { b.seen = append(b.seen, suspect) })
+	b.budget = newBudget(func(suspect bool) { b.seen = append(b.seen, suspect) })
 	b.attach([]*lane{newLane(&sharedSink{}, 0, rowSource{}, nil), newLane(&sharedSink{}, 1, rowSource{}, nil)})
 	return b
 }
@@ -67,9 +64,6 @@ func TestBudgetCountsDeaths(t *testing.T) {
 	}
 	if want := []bool{true, false, true}; !slices.Equal(b.seen, want) {
 		t.Errorf("suspect: %v, want %v", b.seen, want)
-	}
-	if n := strings.Count(b.log.String(), "sink is suspect"); n != 2 {
-		t.Errorf("the log says %d times that the sink is suspect, want 2:\n%s", n, b.log.String())
 	}
 }
 

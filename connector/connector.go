@@ -143,6 +143,7 @@ type Connector struct {
 	lag      lagClock
 	life     life
 	noSink   noSinkCounts
+	outages  *outageLog
 	calls    *pgCalls
 
 	walsender       walsenderState // only the keeper uses it
@@ -191,16 +192,19 @@ type lastingSink struct {
 // makeSinks makes the part of each sink that outlives sessions.
 func (c *Connector) makeSinks() {
 	c.sinks = map[string]*lastingSink{}
+	wake := make(chan struct{}, 1)
+	c.outages = &outageLog{logger: c.cfg.Logger, wake: wake, noSink: &deathLog{wake: wake}}
 	for _, s := range c.cfg.Sinks {
 		parksNothing := c.cfg.Delivery.parksNothing()
 		state := newSinkState(observedSink{
 			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, members: s.Members, health: c.cfg.Health, logger: c.cfg.Logger,
-			login: c.cfg.LoginRefused,
+			login: c.cfg.LoginRefused, wake: wake,
 		})
 		lasting := &lastingSink{state: state}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
-		lasting.budget = newBudget(s.Name, c.cfg.Logger, func(suspect bool) { state.suspectIs(suspicion(suspect)) })
+		lasting.budget = newBudget(func(suspect bool) { state.suspectIs(suspicion(suspect)) })
 		c.sinks[s.Name] = lasting
+		c.outages.sinks = append(c.outages.sinks, newSinkStory(state))
 	}
 }
 
@@ -230,6 +234,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx)) // a drain comes after ctx, and may hang as well
 	var watch sync.WaitGroup
 	watch.Go(func() { c.watch(watching) })
+	watch.Go(func() { c.outages.run(watching) })
 	defer watch.Wait()
 	defer stopWatching()
 	failures := 0

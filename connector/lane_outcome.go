@@ -200,10 +200,17 @@ func (f *finishing) message(d *delivery, err error, member string) {
 	if class == accepted {
 		l.budget.accepted()
 		l.duration.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
+		if d.row {
+			f.counts.Unparked++
+		}
+		l.state.topicAnswers(d.Topic)
 		f.record(d, checkpoint.Delivered, nil).Member = member
 		return
 	}
 	f.cause = err
+	if class == topicAway {
+		l.state.topicIsAway(d.Topic, err)
+	}
 	if class == refused && sinks.IsUncertain(err) { // one member of a composite refused it, another one may have accepted it
 		d.repeats = true
 	}
@@ -250,8 +257,7 @@ func (f *finishing) tooOld(d *delivery) bool {
 func (f *finishing) dead(d *delivery, err error) {
 	l := f.lane
 	f.counts.Dead++
-	l.logger.Error("dead letter", "sink", l.name, "lane", l.number, "event_id", d.Event.ID,
-		"aggregate_type", d.Event.AggregateType, "attempt", d.tries, "err", err)
+	l.state.died(deadLetter{eventID: d.Event.ID, eventType: d.Event.EventType, aggregateType: d.Event.AggregateType, attempt: d.tries, cause: err})
 	holds := l.policy == parkFailed || d.row || l.delivery.DeadBlocks
 	o := f.record(d, checkpoint.Dead, err)
 	o.Parked.Blocks = l.delivery.DeadBlocks

@@ -74,6 +74,7 @@ type reader struct {
 	noSink        *noSinkCounts
 	unroutedLog   *unroutedLog
 	oddMetadata   *oddMetadata
+	deaths        *deathLog                   // of no sink
 	checkDrift    func(context.Context) error // returns an error if the table that is streamed is not the outbox any more
 	foreignTables map[uint32]struct{}         // OIDs of tables other than the outbox whose rows the log has mentioned
 
@@ -291,7 +292,10 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 		r.unroutedLog.add(m.Event)
 	} else {
 		r.noSink.invalid.Add(1)
-		r.logger.Error("dead letter", "event_id", m.Event.ID, "lsn", pos.String(), "err", m.Invalid)
+		letter := deadLetter{eventID: m.Event.ID, eventType: m.Event.EventType, aggregateType: m.Event.AggregateType, cause: m.Invalid}
+		if r.deaths.add(letter, now) {
+			letter.log(r.logger.With("lsn", pos.String()))
+		}
 		o.Status, o.Error = checkpoint.Dead, m.Invalid.Error()
 		o.Row = checkpoint.RowInsert
 		o.Parked = &checkpoint.ParkedState{Event: storedEvent(m.Event, r.tx.committed).Encode(), Payload: m.Event.Payload}

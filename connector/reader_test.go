@@ -39,7 +39,7 @@ func newReaderBench(t *testing.T, start ledger.Start) *readerBench {
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, outcomes: b.outcomes,
 		lanes: map[int32][]*laneInput{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
-		logger: slog.New(slog.NewTextHandler(b.log, nil)), foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, oddMetadata: &oddMetadata{},
+		logger: slog.New(slog.NewTextHandler(b.log, nil)), foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, oddMetadata: &oddMetadata{}, deaths: &deathLog{},
 		checkDrift: func(context.Context) error { return nil },
 		decoder:    decoder.New(decoder.Table{OID: 1, Columns: decoder.DefaultColumns()}, 1<<20), noSink: &noSinkCounts{},
 	}

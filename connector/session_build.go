@@ -116,7 +116,7 @@ func (s *session) newReader(start ledger.Start, seenBefore pglogrepl.LSN, outbox
 		router:        router.New(routes),
 		logger:        c.cfg.Logger,
 		checkDrift:    c.checkDriftForReader,
-		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog, oddMetadata: &c.oddMetadata, noSink: &c.noSink,
+		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog, oddMetadata: &c.oddMetadata, deaths: c.outages.noSink, noSink: &c.noSink,
 	}
 }
 

@@ -12,13 +12,6 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
-// warnPace is the least time between two warnings about a sink that accepts some messages and fails others, for example because a
-// partition is away.
-const warnPace = 10 * time.Second
-
-// topicWarnPace is the least time between two warnings that a topic of a sink is away. A missing topic stays away until a person makes it.
-const topicWarnPace = time.Minute
-
 // observedSink is a sink whose state is shown, and where.
 type observedSink struct {
 	name    string
@@ -28,14 +21,15 @@ type observedSink struct {
 	health  *monitoring.Health
 	logger  *slog.Logger
 	login   loginWatch
+	wake    chan<- struct{} // wakes outageLog after a change; nil if nobody listens
 }
 
 // sinkState holds the state of a sink, for all of its lanes together, and shows it in the log, in /readyz and in Status. The lanes, the breaker,
 // the budget and the listener call it, from their own goroutines. It outlives sessions.
 //
 // All of it changes under one mutex, and one copy is taken under it, so that the numbers of a copy belong together. The log is written
-// after the mutex is released. The component of /readyz is set before: Health.Set neither logs nor waits, and two changes of the
-// state must not reach /readyz in the wrong order.
+// without the mutex: of outages outageLog tells, from another goroutine. The component of /readyz is set under the mutex: Health.Set
+// neither logs nor waits, and two changes of the state must not reach /readyz in the wrong order.
 type sinkState struct {
 	observedSink
 
@@ -43,20 +37,23 @@ type sinkState struct {
 	inSession    bool // a session uses the sink; else /readyz shows nothing of it
 	lanes        []laneView
 	failing      map[int]struct{} // lanes whose last batch was not accepted
-	warned       bool             // the log says that the sink does not accept
-	warnAt       time.Time        // when the log may say so again
-	topicWarnAt  time.Time        // when the log may say again that a topic is away
+	failingSince time.Time        // when the first of them failed; zero if there is none
+	failedAt     time.Time        // when a batch was not accepted last
+	answeredAt   time.Time        // when the sink was last seen to work
 	cause        error            // the last failure
 	breaker      breakerState
 	since        time.Time // when the breaker opened
 	asksAt       time.Time // when the open breaker asks next
 	suspectSince time.Time // when the death budget was used up; zero if it is not
-	paused       bool
+	pausedSince  time.Time // when the connector heard that a person has paused the sink; zero if nobody has
 	owed         ledger.ParkedCount
 	countedAt    time.Time // when owed was counted
 	unread       error     // why the parked rows cannot be read
 	counts       monitoring.Counts
 	membersAway  string // the members that /readyz says are away
+
+	dead   deathLog
+	topics topicsAway
 }
 
 // laneView is what Status shows of a lane.
@@ -66,7 +63,7 @@ type laneView struct {
 }
 
 func newSinkState(of observedSink) *sinkState {
-	return &sinkState{observedSink: of, failing: map[int]struct{}{}}
+	return &sinkState{observedSink: of, failing: map[int]struct{}{}, dead: deathLog{wake: of.wake}}
 }
 
 // begin begins a session with this many lanes, and forgets what the lanes of the session before have reported. Every lane begins
@@ -80,6 +77,7 @@ func (s *sinkState) begin(lanes int) {
 		s.lanes[i].catchingUp = true
 	}
 	clear(s.failing)
+	s.failingSince = time.Time{}
 	s.unread = nil
 	s.show()
 }
@@ -109,44 +107,22 @@ type answer struct {
 	ended  bool              // the session has ended the call, which says nothing of the sink
 }
 
-// news is what a change of the state adds to the log.
-type news int
-
-const (
-	noNews news = iota
-	acceptsAgain
-	acceptsNoMore
-	topicIsAway
-)
-
 // answered notes how a Deliver went. A lane calls it once for each. A sink that refuses single messages, which are then parked, holds
-// nobody back, so that it does not count as failing. Neither does one of whose topics one is away. But a person has to make a topic that
-// is missing, so the log tells of it.
+// nobody back, so that it does not count as failing. Neither does one of whose topics one is away.
 func (s *sinkState) answered(a answer) {
 	s.login.note(a.cause)
-	switch s.note(a) {
-	case noNews:
-	case acceptsAgain:
-		s.logger.Info("sink accepts again", "sink", s.name)
-	case acceptsNoMore:
-		s.logger.Warn("sink does not accept", "sink", s.name, "lane", a.lane, "err", a.cause)
-	case topicIsAway:
-		s.logger.Warn("a topic of the sink is away; its events are parked and tried again, and others go on", "sink", s.name, "err", a.cause)
-	}
-}
-
-func (s *sinkState) note(a answer) news {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Delivered += a.counts.Delivered
 	s.counts.Failed += a.counts.Failed
 	s.counts.Dead += a.counts.Dead
 	s.counts.Discarded += a.counts.Discarded
+	s.counts.Unparked += a.counts.Unparked
 	if s.members != nil {
 		s.showMembers()
 	}
 	if a.ended || a.counts.Delivered == 0 && a.cause == nil {
-		return noNews // nothing was learnt of the sink
+		return // nothing was learnt of the sink
 	}
 	if a.cause != nil {
 		s.cause = a.cause
@@ -154,29 +130,21 @@ func (s *sinkState) note(a answer) news {
 	was := len(s.failing)
 	if a.cause == nil || !s.inPlace && (a.counts.Delivered > 0 || !errors.Is(a.cause, sinks.ErrUnavailable)) {
 		delete(s.failing, a.lane)
+		s.answeredAt = time.Now()
 	} else {
 		s.failing[a.lane] = struct{}{}
+		s.failedAt = time.Now()
 	}
 	switch {
-	case len(s.failing) > 0 && was == 0 && !time.Now().Before(s.warnAt):
-		s.warned, s.warnAt = true, time.Now().Add(warnPace)
+	case len(s.failing) > 0 && was == 0:
+		s.failingSince = s.failedAt
 		s.show()
-		return acceptsNoMore
 	case len(s.failing) == 0 && was > 0:
-		said := s.warned
-		s.warned = false
+		s.failingSince = time.Time{}
 		s.show()
-		if said {
-			return acceptsAgain
-		}
 	case a.cause != nil && (len(s.failing) > 0 || s.breaker != breakerClosed || !s.suspectSince.IsZero()):
 		s.show() // the cause is part of it
 	}
-	if errors.Is(a.cause, sinks.ErrTopicUnavailable) && len(s.failing) == 0 && !time.Now().Before(s.topicWarnAt) {
-		s.topicWarnAt = time.Now().Add(topicWarnPace)
-		return topicIsAway
-	}
-	return noNews
 }
 
 // discarded counts a message that a lane has given up without asking the sink.
@@ -196,6 +164,7 @@ func (s *sinkState) breakerIs(state breakerState, asksAt time.Time) {
 	s.breaker, s.asksAt = state, asksAt
 	if state == breakerClosed {
 		clear(s.failing)
+		s.failingSince, s.answeredAt = time.Time{}, time.Now()
 	}
 	s.show()
 }
@@ -217,8 +186,13 @@ func (s *sinkState) suspectIs(now suspicion) {
 func (s *sinkState) isPaused(activity ledger.Activity) {
 	paused := activity == ledger.Paused
 	s.mu.Lock()
-	was := s.paused
-	s.paused = paused
+	was := !s.pausedSince.IsZero()
+	switch {
+	case !paused:
+		s.pausedSince = time.Time{}
+	case !was:
+		s.pausedSince = time.Now()
+	}
 	s.show()
 	s.mu.Unlock()
 	switch {
@@ -266,8 +240,9 @@ func (s *sinkState) showMembers() {
 	}
 }
 
-// show sets the sink's component of /readyz. The caller holds mu.
+// show sets the sink's component of /readyz, and wakes the log. The caller holds mu.
 func (s *sinkState) show() {
+	wakeUp(s.wake)
 	if s.inSession {
 		s.health.Set("sink:"+s.name, s.snapshot().Component())
 	}
@@ -284,11 +259,11 @@ func (s *sinkState) status() monitoring.SinkStatus {
 func (s *sinkState) snapshot() monitoring.SinkStatus {
 	st := monitoring.SinkStatus{
 		Name: s.name, Type: s.kind, InSession: s.inSession,
-		Breaker: s.breaker.String(), Failing: len(s.failing) > 0, Cause: errText(s.cause),
+		Breaker: s.breaker.String(), Failing: len(s.failing) > 0, FailingSince: s.failingSince, Cause: errText(s.cause),
 		Suspect: !s.suspectSince.IsZero(), SuspectSince: s.suspectSince,
-		Paused: s.paused, Unreadable: errText(s.unread),
+		Paused: !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
 		Parked: s.owed.Parked, DeadLetters: s.owed.Dead, OldestParked: s.owed.Oldest, CountedAt: s.countedAt,
-		Lanes: len(s.lanes), Counts: s.counts,
+		Lanes: len(s.lanes), Counts: s.counts, Topics: s.topics.status(),
 	}
 	if s.breaker != breakerClosed {
 		st.BreakerSince, st.AsksAt = s.since, s.asksAt

@@ -62,9 +62,11 @@ func (d *refusingDatabase) openStream(context.Context) (sessionStream, replicati
 	return nil, replication.Identity{}, d.streamSays()
 }
 
-func (d *refusingDatabase) publicationVersion(context.Context, uint32) (string, error) { return "", nil }
-func (d *refusingDatabase) reset()                                                      {}
-func (d *refusingDatabase) close()                                                      {}
+func (d *refusingDatabase) publicationVersion(context.Context, uint32) (string, error) {
+	return "", nil
+}
+func (d *refusingDatabase) reset() {}
+func (d *refusingDatabase) close() {}
 
 // run starts a connector over d. The channel gets the error of Run.
 func (d *refusingDatabase) run(ctx context.Context, before Predecessor) (*Connector, chan error) {

@@ -54,14 +54,19 @@ type SinkStatus struct {
 	AsksAt time.Time
 	// Failing is true while lanes wait because the sink has not accepted their last batch. Cause is the last failure of a message,
 	// or empty if there was none.
-	Failing bool
-	Cause   string
+	// FailingSince is when that began; zero while Failing is false.
+	Failing      bool
+	FailingSince time.Time
+	Cause        string
 	// Suspect is true while messages that would become dead letters are parked instead, because several have died since the sink
 	// last accepted one. SuspectSince is when that began; zero while Suspect is false.
 	Suspect      bool
 	SuspectSince time.Time
-	// Paused is true while a person has paused the sink.
-	Paused bool
+	// Topics tells of the topics of the sink that are away while the destination itself answers.
+	Topics TopicsAway
+	// Paused is true while a person has paused the sink. PausedSince is when the connector heard of it; zero while Paused is false.
+	Paused      bool
+	PausedSince time.Time
 	// Unreadable says why the parked rows cannot be read. It is empty if they can.
 	Unreadable string
 	// Parked and DeadLetters count the rows of the sink in outbox_parked that wait for a further try, and for a person.
@@ -95,6 +100,14 @@ type Counts struct {
 	Failed    int64 // one try, to be tried again
 	Dead      int64 // given up
 	Discarded int64 // given up by a sink that is tried once
+	Unparked  int64 // those of Delivered that had been parked
+}
+
+// TopicsAway tells of topics that are away while their destination answers. It is zero while there are none.
+type TopicsAway struct {
+	Count int
+	Since time.Time // when the first of them was found away
+	Cause string    // the last failure of one
 }
 
 // Component returns the state of the sink as /readyz shows it. A sink never fails the process, because what it does not accept is

@@ -1,0 +1,46 @@
+package monitoring
+
+import "time"
+
+// Condition is what a sink is at one moment, in one word. /readyz, the log, the ledger and what people ask are made from it.
+type Condition string
+
+// The conditions of a sink. If several hold, the first in this order is the sink's.
+const (
+	// ConditionPaused: a person has paused the sink.
+	ConditionPaused Condition = "paused"
+	// ConditionAway: the breaker is open or half-open. The destination is asked at AsksAt, or now.
+	ConditionAway Condition = "away"
+	// ConditionFailing: the sink has not accepted the last batch of some lane, and the breaker is closed.
+	ConditionFailing Condition = "failing"
+	// ConditionSuspect: the death budget is used up.
+	ConditionSuspect Condition = "suspect"
+	// ConditionOK: none of the others.
+	ConditionOK Condition = "ok"
+)
+
+// Condition returns the condition of the sink, and since when it is so. The time is zero if the sink is well.
+func (s *SinkStatus) Condition() (Condition, time.Time) {
+	if s.Paused {
+		return ConditionPaused, s.PausedSince
+	}
+	if c, since := s.Outage(); c != ConditionOK {
+		return c, since
+	}
+	if s.Suspect {
+		return ConditionSuspect, s.SuspectSince
+	}
+	return ConditionOK, time.Time{}
+}
+
+// Outage returns why the sink accepts nothing, as far as that is the destination's doing, and since when. It returns ConditionOK
+// and no time if there is no such reason. A sink that is paused or suspect may have an outage as well.
+func (s *SinkStatus) Outage() (Condition, time.Time) {
+	switch {
+	case !s.BreakerSince.IsZero():
+		return ConditionAway, s.BreakerSince
+	case s.Failing:
+		return ConditionFailing, s.FailingSince
+	}
+	return ConditionOK, time.Time{}
+}
