@@ -23,7 +23,8 @@
 //   - listen.go: how the lanes hear what people change; keeper.go: the duties that are repeated at intervals;
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
-//     /readyz and the log.
+//     /readyz and the log; topics_away.go: which of its topics are away;
+//   - outage.go: when the log has a line about a sink's outage, suspicion or topics; death_log.go: about its dead letters.
 //
 // Goroutines of a session. session.run starts those above the line and waits for them. The two below the line only wait for
 // others, so that the standby status goes on meanwhile:
@@ -45,7 +46,8 @@
 //	makeReady (1)     all is made, or ctx ends                   what it makes, until then
 //	drain (1)         lanes and recorder have ended              nothing
 //
-// One more, watch, lives as long as Run. It says which call to PostgreSQL hangs. It owns nothing.
+// Two more live as long as Run. watch says which call to PostgreSQL hangs, and owns nothing. outageLog tells the log of the sinks, and
+// owns what it has told.
 //
 // A webhook sink has goroutines of its own, one for each connection, which end before its Deliver returns.
 //
