@@ -3,7 +3,6 @@ package demo
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -107,19 +106,6 @@ func TestQuantile(t *testing.T) {
 	}
 	if got := quantile([]int64{7}, 0.99); got != 7 {
 		t.Errorf("of one value: %d", got)
-	}
-}
-
-func TestShellQuote(t *testing.T) {
-	t.Parallel()
-	for _, s := range []string{"/usr/bin/outbox-cdc", "", "it's $HOME", "a b", "`id`", `\`, "~", "postgres://a:b@c/d?e=f", "a\nb", "!", "*"} {
-		out, err := exec.Command("sh", "-c", "printf %s "+shellQuote(s)).Output()
-		if err != nil || string(out) != s {
-			t.Errorf("%q comes out of a shell as %q, %v", s, out, err)
-		}
-	}
-	if got := shellQuote("/usr/bin/outbox-cdc"); got != "/usr/bin/outbox-cdc" {
-		t.Errorf("quoted without need: %s", got)
 	}
 }
 

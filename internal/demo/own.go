@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/shell"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
@@ -15,21 +15,10 @@ import (
 // (Debian has a psql that only says that there is none.)
 func (d *demo) ownEvent(ctx context.Context) string {
 	if exec.CommandContext(ctx, "psql", "--version").Run() == nil {
-		return "psql " + shellQuote(d.dsn()) + ` -c "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) ` +
+		return "psql " + shell.Quote(d.dsn()) + ` -c "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) ` +
 			`values ('order', '42', 'order.created', '{\"total\": 99}')"`
 	}
-	return shellQuote(d.Executable) + " demo insert --dsn " + shellQuote(d.dsn()) + ` --aggregate-id 42 --payload '{"total": 99}'`
-}
-
-// shellQuote makes one word of s for a POSIX shell.
-func shellQuote(s string) string {
-	safe := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:@%", r)
-	}
-	if s != "" && strings.TrimFunc(s, safe) == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return shell.Quote(d.Executable) + " demo insert --dsn " + shell.Quote(d.dsn()) + ` --aggregate-id 42 --payload '{"total": 99}'`
 }
 
 // Insert commits one event into the outbox of a database, and returns its id.

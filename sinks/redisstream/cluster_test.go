@@ -226,4 +226,9 @@ func TestSentinel(t *testing.T) {
 
 	wrong := newSink(t, Config{Addresses: []string{sentinel.Addr()}, Master: "another"})
 	expectAway(t, deliver(t, wrong, all[:1]...), 1, "")
+	_, err = checkOne(t, s, stream)
+	expectText(t, "check by way of Sentinel", err, "")
+	if _, err := checkOne(t, wrong, stream); err == nil {
+		t.Error("no Sentinel knows this master, and Check says that it can be used")
+	}
 }

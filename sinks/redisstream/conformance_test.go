@@ -106,6 +106,16 @@ func runConformance(t *testing.T, server *servers.Redis, h harness) {
 				}
 			}
 		}
+		if h.topicAway != nil {
+			out.MissingTopic = func() (topic string, create func()) {
+				return "other." + stream, h.topicAway(t, client, "other."+stream)
+			}
+		}
+		out.WrongLogin = func() sinks.Checker {
+			c := c
+			c.Username, c.Password = "nobody", "canary"
+			return newSink(t, c)
+		}
 		if !h.cluster {
 			out.Away = func() func() {
 				proxy.Refuse()

@@ -31,5 +31,5 @@
 //	   └──── settle: accepted, failed (with later ones of the aggregate), put off, or sent to another node of the cluster
 //
 // Files: sink.go: what the lanes share. delivery.go: one call of Deliver. link.go: a client, and sending. entry.go:
-// fields. verdict.go: what replies mean, and what an error concerns.
+// fields. verdict.go: what replies mean, and what an error concerns. check.go: whether streams may be written to, without writing.
 package redisstream

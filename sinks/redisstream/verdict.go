@@ -92,7 +92,7 @@ func (r refusal) scope() scope {
 
 // remedies holds, by code, what a person can do.
 var remedies = map[string]string{
-	"WRONGTYPE": "the key holds something else; delete or rename it, or give the sink another topic",
+	wrongType:   "the key holds something else; delete or rename it, or give the sink another topic",
 	"NOPERM":    "the user needs +multi +exec +xadd, +select for a database, +cluster and +asking in a cluster, and the key pattern of the streams",
 	"NOAUTH":    "set username and password",
 	"WRONGPASS": "check username and password; the user may also be off, or not exist (ACL LIST)",

@@ -24,7 +24,12 @@ var none = []string{}
 // of the plan that does not exist yet is simply not there; a package that exists has to be in the plan.
 var plan = []place{
 	// What every package may use, and what imports nothing but its like.
-	{packages: []string{"internal/advisory", "internal/buildinfo", "internal/dsn", "internal/exitcode", "internal/glob"}, imports: none},
+	{
+		packages: []string{
+			"internal/advisory", "internal/buildinfo", "internal/dsn", "internal/exitcode", "internal/glob", "internal/shell",
+		},
+		imports: none,
+	},
 
 	// The producer's library: whoever writes events gets nothing else with it.
 	{packages: []string{"outbox"}, imports: none},
@@ -38,7 +43,7 @@ var plan = []place{
 		packages: []string{
 			"sinks/composite", "sinks/eventbus", "sinks/kafka", "sinks/publisher", "sinks/redisstream", "sinks/stdout", "sinks/webhook",
 		},
-		imports: []string{"outbox", "sinks", "sinks/format", "internal/glob"}, importers: []string{"service"},
+		imports: []string{"outbox", "sinks", "sinks/format", "internal/glob", "internal/shell"}, importers: []string{"service"},
 	},
 	// The tracker has no SQL, and the ledger's SQL no other owner.
 	{packages: []string{"checkpoint"}, imports: []string{"outbox", "decoder", "router", "sinks"}},
@@ -70,7 +75,7 @@ var plan = []place{
 	{packages: []string{"internal/pgtest"}, imports: []string{"internal/servers", "migrations"}, importers: []string{"outboxtest"}},
 	// The demo uses the connector as a person does.
 	{
-		packages: []string{"internal/demo"}, imports: []string{"outbox", "internal/servers"},
+		packages: []string{"internal/demo"}, imports: []string{"outbox", "internal/servers", "internal/shell"},
 		importers: []string{"cmd/outbox-cdc", "cmd/outbox-demo"},
 	},
 
