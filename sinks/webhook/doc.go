@@ -20,5 +20,5 @@
 // Files: config.go: the configuration. sink.go: what the lanes share. delivery.go: one call of Deliver. request.go: a
 // request and its signature. verdict.go: what an answer means. answer.go: what is kept of its body. urls.go: which
 // URLs are away. known.go: which aggregates go first. guard.go: connections, and which addresses are refused. path.go:
-// which paths routes may choose.
+// which paths routes may choose. check.go: whether the receiver can be reached, without a request.
 package webhook
