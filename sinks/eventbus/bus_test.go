@@ -27,9 +27,33 @@ func TestBusConformance(t *testing.T) {
 			return func(m *sinks.Message) { m.Event.EventType = eventType }
 		}
 		return &sinktest.Harness{
-			Sink: b, Received: h.received, Topic: "any", Away: h.goAway, Hang: h.hang,
+			Sink:     struct{ sinks.Sink }{b}, // without Check, which knows nothing of what handlers need
+			Received: h.received, Topic: "any", Away: h.goAway, Hang: h.hang,
 			Permanent: mark("OrderPoisoned"), Refuse: mark("OrderRefused"),
 		}
+	})
+}
+
+// TestBusCheck: the bus is there until handlers that do not return have taken all its places.
+func TestBusCheck(t *testing.T) {
+	t.Parallel()
+	h := &recordingHandler{}
+	b := NewBus(1)
+	b.Subscribe("*", h.handle)
+	if found, err := b.Check(t.Context(), []string{"a", "b"}); err != nil || len(found) != 2 || found[1].Topic != "b" || found[1].Err != nil {
+		t.Errorf("%v, %v", found, err)
+	}
+	back := h.hang()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	b.Deliver(ctx, []sinks.Message{message("a", "o-1", "1", 1)})
+	if _, err := b.Check(t.Context(), nil); !errors.Is(err, errAllBusy) {
+		t.Errorf("all places are taken, and Check says: %v", err)
+	}
+	back()
+	eventually(t, "the handler returns", func() error {
+		_, err := b.Check(t.Context(), nil)
+		return err
 	})
 }
 

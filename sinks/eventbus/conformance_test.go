@@ -16,6 +16,7 @@ import (
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	n := startServer(t, servers.NATSOptions{SyncInterval: "1m", Config: "max_payload: 8MB"})
+	locked := startServer(t, servers.NATSOptions{Config: `authorization { users = [{user: outbox, password: "another"}] }`})
 	t.Logf("NATS %s at %s", n.Version(), n.URL())
 	poison := func(size int) func(m *sinks.Message) {
 		return func(m *sinks.Message) { m.Event.Payload = []byte(strings.Repeat("poison", size/6)) }
@@ -39,6 +40,13 @@ func TestConformance(t *testing.T) {
 				h := &sinktest.Harness{
 					Sink: newSink(t, Config{URL: "nats://" + proxy.Addr(), Topics: c.topics}), Topic: stream.subject, MaxPayload: c.maxPayload,
 					Received: stream.received, Away: goAway(proxy), Hang: hang(proxy), Permanent: c.permanent,
+				}
+				h.MissingTopic = func() (string, func()) {
+					subject := "missing." + stream.subject
+					return subject, func() { stream.addSubject(subject) }
+				}
+				h.WrongLogin = func() sinks.Checker {
+					return newSink(t, Config{URL: "nats://outbox:canary@" + locked.Addr(), Topics: c.topics})
 				}
 				if c.topicAway != nil {
 					h.TopicAway = c.topicAway(t, n, stream)

@@ -157,7 +157,7 @@ func (s *Sink) asyncError(client *nats.Conn, sub *nats.Subscription, err error) 
 	quoted, _ := strconv.QuotedPrefix(`"` + rest)
 	subject, _ := strconv.Unquote(quoted)
 	if sub != nil || strings.HasSuffix(what, "Subscription") {
-		s.disconnected(errors.New("no right to subscribe to acknowledgements: allow " + s.inbox + ">, or set an inbox prefix"))
+		s.disconnected(errNoInbox(s.inbox))
 		time.AfterFunc(s.pause, func() { _ = client.ForceReconnect() }) // fails only if the client is closed
 		return
 	}
@@ -166,6 +166,10 @@ func (s *Sink) asyncError(client *nats.Conn, sub *nats.Subscription, err error) 
 	for _, d := range s.deliveries {
 		d.deny(subject)
 	}
+}
+
+func errNoInbox(inbox string) error {
+	return errors.New("no right to subscribe to acknowledgements: allow " + inbox + ">, or set an inbox prefix")
 }
 
 // answered passes an answer on to the delivery that waits for it. The subject of the answer ends with the number of the

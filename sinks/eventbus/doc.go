@@ -48,5 +48,5 @@
 // See Bus.
 //
 // Files: sink.go: what the lanes share. connection.go: the client and its goroutine. delivery.go: one call of Deliver.
-// away.go: whether a subject is away or all. message.go: subjects and headers. verdict.go: what an answer means. bus.go and handlers.go: the bus within the process.
+// away.go: whether a subject is away or all. check.go: whether streams take the subjects, without a message. message.go: subjects and headers. verdict.go: what an answer means. bus.go and handlers.go: the bus within the process.
 package eventbus

@@ -29,6 +29,8 @@ type Sink struct {
 // New returns a sink that writes to w.
 func New(w io.Writer) *Sink { return &Sink{w: w} }
 
+var errNobodyReads = fmt.Errorf("%w: nobody reads the output", sinks.ErrUnavailable)
+
 // Deliver writes all messages of batch with one Write. If nobody reads the pipe, or if the Write fails, the messages fail with
 // ErrUnavailable. A failed Write may have printed a part of them.
 func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
@@ -39,7 +41,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []sinks.Message) []error {
 	b.Begin(batch)
 	if s.stalled() {
 		for i := range batch {
-			b.Fail(i, fmt.Errorf("%w: nobody reads the output", sinks.ErrUnavailable))
+			b.Fail(i, errNobodyReads)
 		}
 		return b.Errors()
 	}
@@ -90,6 +92,21 @@ func (s *Sink) stalled() bool {
 	default:
 		return false
 	}
+}
+
+// Check implements sinks.Checker. It writes nothing. The output is there unless nobody reads it, as far as an earlier Write has shown.
+func (s *Sink) Check(ctx context.Context, topics []string) ([]sinks.TopicCheck, error) {
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%w: %w", sinks.ErrUnavailable, context.Cause(ctx))
+	case s.stalled():
+		return nil, errNobodyReads
+	}
+	found := make([]sinks.TopicCheck, len(topics))
+	for i, topic := range topics {
+		found[i] = sinks.TopicCheck{Kind: "topic", Topic: topic}
+	}
+	return found, nil
 }
 
 // Close does nothing: the writer belongs to the caller.

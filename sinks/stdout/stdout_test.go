@@ -25,10 +25,29 @@ func TestConformance(t *testing.T) {
 	sinktest.Run(t, func(t testing.TB) *sinktest.Harness {
 		w := &pipe{}
 		return &sinktest.Harness{
-			Sink: New(w), Topic: "orders", Received: func() []sinktest.Received { return w.received(t) },
+			Sink:  struct{ sinks.Sink }{New(w)}, // without Check, which writes nothing and so finds nothing out
+			Topic: "orders", Received: func() []sinktest.Received { return w.received(t) },
 			Away: w.close, Hang: w.block,
 		}
 	})
+}
+
+// TestCheck: the output is there, until a Write has shown that nobody reads it.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	w := &pipe{}
+	s := New(w)
+	if found, err := s.Check(t.Context(), []string{"a", "b"}); err != nil || len(found) != 2 || found[1].Topic != "b" || found[1].Err != nil {
+		t.Errorf("%v, %v", found, err)
+	}
+	read := w.block()
+	defer read()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	s.Deliver(ctx, []sinks.Message{{Event: &outbox.Event{ID: "1"}}})
+	if _, err := s.Check(t.Context(), nil); !errors.Is(err, sinks.ErrUnavailable) {
+		t.Errorf("nobody reads, and Check says: %v", err)
+	}
 }
 
 // pipe is a writer that a test can close or stop reading.
