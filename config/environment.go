@@ -22,8 +22,10 @@ var environmentKeys = []struct{ name, path string }{
 	{"OUTBOX_HTTP_HOSTS", "http.hosts"},
 }
 
-// sinkVariables are keys of the one sink of a type.
-var sinkVariables = []struct{ name, typ, key string }{
+// sinkVariable is a variable that sets a key of the one sink of a type.
+type sinkVariable struct{ name, typ, key string }
+
+var sinkVariables = []sinkVariable{
 	{"OUTBOX_KAFKA_BROKERS", SinkKafka, "brokers"},
 	{"OUTBOX_KAFKA_TOPIC", SinkKafka, "topic"},
 	{"OUTBOX_REDIS_URL", SinkRedis, "url"},

@@ -36,6 +36,8 @@ type Options struct {
 	NoDSN bool
 	// NoSinks accepts a configuration without sinks.
 	NoSinks bool
+	// SinksOptional turns mistakes in sinks and routes into warnings. The Config then has neither.
+	SinksOptional bool
 	// InProcess allows sinks of type SinkInProcess.
 	InProcess bool
 	// CheckSink returns what the sink's own package finds wrong with c.Sinks[i]. Their paths are keys of the sink, such as
@@ -78,6 +80,9 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 	if o.CheckSink != nil {
 		l.checkSinks()
 	}
+	if o.SinksOptional {
+		l.forgiveSinks()
+	}
 	if len(l.mistakes) > 0 {
 		slices.SortStableFunc(l.mistakes, compareMistakes)
 		return Config{}, l.warnings, &Error{Mistakes: l.mistakes}
@@ -89,6 +94,22 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 	}
 	l.config.Sinks = slices.DeleteFunc(l.config.Sinks, func(s Sink) bool { return s.Abandoned })
 	return l.config, l.warnings, nil
+}
+
+// forgiveSinks turns the mistakes of sinks and routes into warnings. Where there are some, the Config has no sinks and no routes.
+func (l *loader) forgiveSinks() {
+	ofSinks := func(m Mistake) bool {
+		first, _, _ := strings.Cut(indexPattern.ReplaceAllString(m.Path, ""), ".")
+		return first == "sinks" || first == "routes" || slices.ContainsFunc(sinkVariables, func(v sinkVariable) bool { return v.name == m.Path })
+	}
+	slices.SortStableFunc(l.mistakes, compareMistakes)
+	for _, m := range l.mistakes {
+		if ofSinks(m) {
+			l.warnings = append(l.warnings, m.String())
+			l.config.Sinks, l.config.Routes = nil, nil
+		}
+	}
+	l.mistakes = slices.DeleteFunc(l.mistakes, ofSinks)
 }
 
 // loader gathers a Config, where each of its values came from, and what is wrong with them.

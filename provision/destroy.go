@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -26,9 +27,25 @@ type DestroyConfig struct {
 	WaitingForLock func(holder string)
 }
 
-// DestroyResult says what Destroy has removed. The rest was not there.
+// DestroyResult says what Destroy has removed. The rest was not there, or Destroy has failed.
 type DestroyResult struct {
 	SlotDropped, PublicationDropped, CheckpointDeleted bool
+	// Left names what Destroy has found and has not removed, because it has failed.
+	Left []string
+}
+
+// What DestroyResult.Left names.
+const (
+	leftSlot        = "the replication slot"
+	leftPublication = "the publication"
+	leftCheckpoint  = "the checkpoint"
+)
+
+// removed takes something off the list of what is left.
+func (r *DestroyResult) removed(what string) {
+	if r.Left = slices.DeleteFunc(r.Left, func(s string) bool { return s == what }); len(r.Left) == 0 {
+		r.Left = nil
+	}
 }
 
 // Destroy removes what Setup has made. It drops the slot first, because the slot makes the server keep WAL, and deletes the
@@ -50,6 +67,19 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 	if err != nil {
 		return result, err
 	}
+	var publication bool
+	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&publication)
+	if err != nil {
+		return result, err
+	}
+	for _, found := range []struct {
+		found bool
+		name  string
+	}{{slot != nil, leftSlot}, {publication, leftPublication}, {c != nil, leftCheckpoint}} {
+		if found.found {
+			result.Left = append(result.Left, found.name)
+		}
+	}
 	if slot != nil {
 		if err := checkDroppable(ctx, conn, cfg.Source, slot, c); err != nil {
 			return result, err
@@ -63,20 +93,21 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 			return result, err
 		}
 		result.SlotDropped = true
+		result.removed(leftSlot)
 	}
-	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&result.PublicationDropped)
-	if err != nil {
-		return result, err
-	}
-	if _, err := conn.Exec(ctx, "drop publication if exists "+pgx.Identifier{cfg.Publication}.Sanitize()); err != nil {
-		result.PublicationDropped = false
-		return result, ownerError(fmt.Sprintf("drop publication %q", cfg.Publication), err)
+	if publication {
+		if _, err := conn.Exec(ctx, "drop publication if exists "+pgx.Identifier{cfg.Publication}.Sanitize()); err != nil {
+			return result, ownerError(fmt.Sprintf("drop publication %q", cfg.Publication), err)
+		}
+		result.PublicationDropped = true
+		result.removed(leftPublication)
 	}
 	if c != nil {
 		if err := cfg.ledger().DeleteCheckpoint(ctx, conn, cfg.Slot); err != nil {
-			return result, err
+			return result, NeedsOwner(err)
 		}
 		result.CheckpointDeleted = true
+		result.removed(leftCheckpoint)
 	}
 	return result, nil
 }
@@ -108,6 +139,14 @@ func checkDroppable(ctx context.Context, db ledger.Querier, s Source, slot *slot
 		return err
 	}
 	return fmt.Errorf("%w: %s streams from slot %q; stop it first", replication.ErrSlotInUse, who, s.Slot)
+}
+
+// NeedsOwner adds the remedy and the exit code to the error of a login that lacks a right. It returns every other error as it is.
+func NeedsOwner(err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" {
+		return exitcode.Errorf(exitcode.Privilege, "%w; give an owner's login by --dsn or OUTBOX_ADMIN_URL", err)
+	}
+	return err
 }
 
 // ownerError wraps the error of a step that only an owner may do. If the login lacks the right, the error has an exit code and

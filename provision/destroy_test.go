@@ -39,7 +39,7 @@ func TestDestroy(t *testing.T) {
 	})
 
 	r, err := Destroy(pgtest.Context(t), cfg)
-	if diff := cmp.Diff(DestroyResult{true, true, true}, r); diff != "" || err != nil {
+	if diff := cmp.Diff(DestroyResult{SlotDropped: true, PublicationDropped: true, CheckpointDeleted: true}, r); diff != "" || err != nil {
 		t.Errorf("%v %s", err, diff)
 	}
 	if o.slot() != "none" || o.checkpoint() != "none" || o.text("select count(*)::text from pg_publication") != "0" {

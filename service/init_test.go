@@ -116,6 +116,42 @@ func TestInitAndDestroy(t *testing.T) {
 	}
 }
 
+// Where Destroy fails in the middle, it says what is gone and what is left, and can be run again.
+func TestDestroyInTheMiddle(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if _, err := Init(pgtest.Context(t), w.cfg, InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	name, dsn := w.newRole()
+	w.exec("alter role "+name+" replication", "grant select on all tables in schema public to "+name)
+	gone, err := Destroy(pgtest.Context(t), w.cfg, DestroyOptions{AdminDSN: dsn, Ledger: true})
+	exitcodetest.Want(t, err, exitcode.Privilege, "must be owner of publication", "OUTBOX_ADMIN_URL",
+		"dropped before that: the replication slot; left: the publication, the checkpoint, the ledger; when the cause is mended, run outbox-cdc destroy again")
+	if diff := cmp.Diff(DestroyResult{SlotDropped: true}, gone); diff != "" {
+		t.Error(diff)
+	}
+
+	w.exec("create view mine as select event_id from outbox_parked")
+	gone, err = Destroy(pgtest.Context(t), w.cfg, DestroyOptions{Ledger: true})
+	if err == nil || !strings.Contains(err.Error(), "outbox_parked because other objects depend on it") ||
+		!strings.HasSuffix(err.Error(), "\ndropped before that: the publication, the checkpoint; left: the ledger; when the cause is mended, run outbox-cdc destroy again: it goes on from there") {
+		t.Errorf("with a view that needs the ledger: %v", err)
+	}
+	if diff := cmp.Diff(DestroyResult{PublicationDropped: true, CheckpointDeleted: true}, gone); diff != "" {
+		t.Error(diff)
+	}
+	if n := w.text("select count(*)::text from pg_class where relname ~ '^outbox_' and relkind in ('r', 'p') and not relispartition"); n != "7" {
+		t.Errorf("%s tables of the ledger are left, want all 7", n)
+	}
+
+	w.exec("drop view mine")
+	gone, err = Destroy(pgtest.Context(t), w.cfg, DestroyOptions{Ledger: true})
+	if diff := cmp.Diff(DestroyResult{LedgerDropped: true}, gone); diff != "" || err != nil {
+		t.Errorf("the last time: %v %s", err, diff)
+	}
+}
+
 func TestInitMapped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -120,6 +120,7 @@ func (s *OutboxService) Start() error {
 		stop(nil)
 		return err
 	}
+	logDatabase(s.options.Logger, s.cfg)
 	if err := s.checkAndInit(ctx); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)

@@ -37,6 +37,7 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	if reg != nil {
 		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, c.Status), monitoring.NewBuildInfo(cfg.Metrics.Prefix))
 	}
+	logDatabase(o.Logger, cfg)
 	// The HTTP server ends after the connector, so that it answers during the drain as well.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	running, stop := context.WithCancelCause(ctx)

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -24,14 +22,24 @@ func newDestroyCommand(environ []string) *cobra.Command {
 		Long: `Drop the replication slot with its checkpoint, and the publication. --ledger drops the ledger's tables as well: the
 delivery log, what is still owed, and every dead letter. The outbox is never touched.
 
-A slot that an instance streams from is refused: stop that first.`,
+A slot that an instance streams from is refused: stop that first. The sinks of the configuration do not matter. After a
+failure it can be run again, and goes on from there. It asks first; off a terminal it needs --yes.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.check(); err != nil {
 				return err
 			}
-			owner := adminDSN(dsn, environ)
-			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, NoSinks: true})
+			if !yes {
+				if err := needsTerminal(cmd, "use --yes"); err != nil {
+					return err
+				}
+			}
+			owner, place := adminDSN(dsn, environ)
+			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, DSNPlace: place, NoSinks: true, SinksOptional: true})
+			if err != nil {
+				return err
+			}
+			target, err := tellDatabase(cmd, cfg, owner, place)
 			if err != nil {
 				return err
 			}
@@ -40,7 +48,7 @@ A slot that an instance streams from is refused: stop that first.`,
 				if ledger {
 					what += fmt.Sprintf(", and the ledger in schema %s with what is still owed", cfg.Source.LedgerSchema)
 				}
-				if err := confirm(cmd, what); err != nil {
+				if err := askYes(cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf("Drop %s, of %s?", what, target.Place())); err != nil {
 					return err
 				}
 			}
@@ -59,31 +67,10 @@ A slot that an instance streams from is refused: stop that first.`,
 	return cmd
 }
 
-// confirm asks whether to drop something, and returns an error unless the answer is yes. It asks on stderr, so that the
-// question does not get into the result.
-func confirm(cmd *cobra.Command, what string) error {
-	fmt.Fprintf(cmd.ErrOrStderr(), "Drop %s? Type yes: ", what)
-	answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n') // an error, such as the end of the input, is not "yes"
-	if strings.TrimSpace(answer) != "yes" {
-		return errors.New("nothing was dropped; answer yes, or use --yes")
-	}
-	return nil
-}
-
 func destroyText(r service.DestroyResult) string {
 	var b strings.Builder
-	for _, done := range []struct {
-		done bool
-		what string
-	}{
-		{r.SlotDropped, "the replication slot"},
-		{r.PublicationDropped, "the publication"},
-		{r.CheckpointDeleted, "the checkpoint"},
-		{r.LedgerDropped, "the ledger"},
-	} {
-		if done.done {
-			fmt.Fprintf(&b, "dropped %s\n", done.what)
-		}
+	for _, name := range r.Dropped() {
+		fmt.Fprintf(&b, "dropped %s\n", name)
 	}
 	if b.Len() == 0 {
 		return "nothing was there\n"

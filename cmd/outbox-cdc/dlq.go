@@ -35,7 +35,15 @@ error, until a person acts. What belongs to no sink (sink "none") was no valid e
 // adminConfig loads the configuration for a command that works only on the ledger. The configuration needs no sinks.
 func adminConfig(cmd *cobra.Command, path string, environ []string) (admin.Config, error) {
 	cfg, err := loadConfig(cmd, path, environ, config.Options{NoSinks: true})
-	return service.AdminConfig(cfg), err
+	if err != nil {
+		return admin.Config{}, err
+	}
+	if verbose, err := cmd.Flags().GetBool(verboseFlag); err == nil && verbose { // completion of names calls this without the flag
+		if _, err := tellDatabase(cmd, cfg, "", ""); err != nil {
+			return admin.Config{}, err
+		}
+	}
+	return service.AdminConfig(cfg), nil
 }
 
 func newDLQListCommand(environ []string) *cobra.Command {
@@ -80,7 +88,7 @@ func newDLQListCommand(environ []string) *cobra.Command {
 			return output.write(cmd.OutOrStdout(), deadLetterList{letters, found.Next}, text)
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	filter.register(cmd, &path, environ)
 	page.register(cmd)
 	output.register(cmd)
@@ -134,7 +142,7 @@ func newDLQShowCommand(environ []string) *cobra.Command {
 			return output.write(cmd.OutOrStdout(), map[string]any{"dead_letters": letters}, strings.Join(texts, "\n"))
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	filter.register(cmd, &path, environ)
 	payloadFlag(cmd, &payload)
 	cmd.Flags().IntVar(&limit, "limit", 20, "how many, 1 to 10000")
@@ -179,7 +187,7 @@ func newDLQExportCommand(environ []string) *cobra.Command {
 			})
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	filter.register(cmd, &path, environ)
 	payloadFlag(cmd, &payload)
 	return cmd

@@ -70,8 +70,10 @@ func newDLQChangeCommand(environ []string, action admin.Action) *cobra.Command {
 				return usageError("--all and filters exclude each other")
 			case o.Rate < 0:
 				return usageError("--rate %d: write rows a second, or 0 for as fast as they go", o.Rate)
-			case asks && !yes && !o.DryRun && !isTTY(cmd.InOrStdin()):
-				return usageError("%s asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes", cmd.CommandPath())
+			case asks && !yes && !o.DryRun:
+				if err := needsTerminal(cmd, "look with --dry-run, then use --yes"); err != nil {
+					return err
+				}
 			}
 			cfg, err := adminConfig(cmd, path, environ)
 			if err != nil {
@@ -79,7 +81,7 @@ func newDLQChangeCommand(environ []string, action admin.Action) *cobra.Command {
 			}
 			if asks && !yes {
 				o.Confirm = func(total int, sinks []admin.SinkRows) error {
-					return askYes(cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf(help.question, rowsText(total, sinks)))
+					return askYes(cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf(help.question, rowsText(total, sinks)+placeText(cfg.DSN)))
 				}
 			}
 			if asks {
@@ -95,7 +97,7 @@ func newDLQChangeCommand(environ []string, action admin.Action) *cobra.Command {
 			return output.write(cmd.OutOrStdout(), result, changeText(result))
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	filter.register(cmd, &path, environ)
 	output.register(cmd)
 	flags := cmd.Flags()

@@ -60,7 +60,7 @@ or --id says otherwise.`,
 			return output.write(cmd.OutOrStdout(), found, pageText(found, status))
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	filter.register(cmd, &path, environ)
 	page.register(cmd)
 	output.register(cmd)
@@ -120,7 +120,7 @@ func newEventsShowCommand(environ []string) *cobra.Command {
 			return output.write(cmd.OutOrStdout(), d, eventText(d))
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	payloadFlag(cmd, &payload)
 	output.register(cmd)
 	return cmd

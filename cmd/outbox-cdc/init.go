@@ -48,10 +48,17 @@ leaves those rows undelivered.`,
 			if dryRun && printSQL {
 				return usageError("--dry-run and --print-sql exclude each other")
 			}
-			owner := adminDSN(dsn, environ)
-			cfg, err := loadConfig(cmd, path, environ, config.Options{DSN: owner, NoSinks: dryRun || printSQL, CheckSink: service.CheckSink})
+			owner, place := adminDSN(dsn, environ)
+			cfg, err := loadConfig(cmd, path, environ, config.Options{
+				DSN: owner, DSNPlace: place, NoSinks: true, SinksOptional: true, CheckSink: service.CheckSink,
+			})
 			if err != nil {
 				return err
+			}
+			if !printSQL {
+				if _, err := tellDatabase(cmd, cfg, owner, place); err != nil {
+					return err
+				}
 			}
 			o := service.InitOptions{
 				AdminDSN: owner, SkipBacklog: backlog == "none", Timeout: timeout,
@@ -134,15 +141,16 @@ func adminFlag(cmd *cobra.Command, dsn *string) {
 	cmd.Flags().StringVar(dsn, "dsn", "", "`connection` with an owner's rights (default OUTBOX_ADMIN_URL, else that of the configuration)")
 }
 
-// adminDSN returns the value of --dsn, or else of OUTBOX_ADMIN_URL. It is empty if neither is set.
-func adminDSN(flag string, environ []string) string {
+// adminDSN returns the value of --dsn, or else of OUTBOX_ADMIN_URL, and which of them has it. Both are empty if neither is set.
+func adminDSN(flag string, environ []string) (dsn, place string) {
 	if flag != "" {
-		return config.Clean(flag)
+		return config.Clean(flag), "--dsn"
 	}
+	const variable = "OUTBOX_ADMIN_URL"
 	for _, e := range environ {
-		if value, ok := strings.CutPrefix(e, "OUTBOX_ADMIN_URL="); ok {
-			return config.Clean(value)
+		if value, ok := strings.CutPrefix(e, variable+"="); ok && config.Clean(value) != "" {
+			return config.Clean(value), variable
 		}
 	}
-	return ""
+	return "", ""
 }

@@ -132,7 +132,7 @@ DIR/outbox.yaml:30: sinks[7].members[1]: "nobody" is no sink; these are: both, b
 DIR/outbox.yaml:31: sinks[8]: a cluster has database 0 only
 DIR/outbox.yaml:37: routes[0].sinks[1]: "elsewhere" is no sink; these are: both, bus, cluster, events, hook, internal, seed, stream, subject
 `
-	for _, line := range []string{"run", "validate", "init", "route test"} {
+	for _, line := range []string{"run", "validate", "route test"} {
 		got := command(t, nil, append(strings.Fields(line), "--config", file)...)
 		if diff := cmp.Diff(strings.TrimSpace(want), strings.TrimSpace(strings.ReplaceAll(got.stderr, dir, "DIR"))); got.code != exitcode.Config || diff != "" {
 			t.Errorf("%s: code %d, stderr (-want +got):\n%s", line, got.code, diff)

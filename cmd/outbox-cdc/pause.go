@@ -51,7 +51,7 @@ func pauseCommand(environ []string, name, short, long string, set func(context.C
 			return output.write(cmd.OutOrStdout(), map[string]any{"sinks": result}, pausedText(result))
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	output.register(cmd)
 	return cmd
 }

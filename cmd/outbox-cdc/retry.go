@@ -52,7 +52,7 @@ Dead letters stay what they are: see "dlq retry".`,
 			return output.write(cmd.OutOrStdout(), result, retryText(result))
 		},
 	}
-	configFlag(cmd, &path)
+	ledgerFlags(cmd, &path)
 	output.register(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "every sink of the connector")
 	return cmd

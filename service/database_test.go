@@ -1,0 +1,43 @@
+package service
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/pyairtable-compose/outbox-cdc/config"
+)
+
+// Each start says which database it works on, and where that was configured. It never says a password.
+func TestLogDatabase(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		text    string
+		environ []string
+		want    string
+	}{
+		{"", []string{"DATABASE_URL=postgres://app:canary@db:5433/shop?sslmode=verify-full"}, `
+level=INFO msg=starting address=db:5433 database=shop user=app configured=DATABASE_URL
+`},
+		{"\nsource: {dsn: \"postgres://app:canary@db/shop?sslmode=verify-full\",\n replication_dsn: \"postgres://stream:${SECRET}@db/shop?sslmode=verify-full\"}", []string{"SECRET=canary"}, `
+level=INFO msg=starting address=db:5432 database=shop user=app configured=f.yml:2
+level=INFO msg="the stream has a connection of its own" address=db:5432 database=shop user=stream configured=f.yml:3
+`},
+	} {
+		cfg, _, err := config.Parse("f.yml", []byte(test.text), test.environ, config.Options{NoSinks: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		logDatabase(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}})), cfg)
+		if got := log.String(); got != strings.TrimPrefix(test.want, "\n") {
+			t.Errorf("got\n%swant%s", got, test.want)
+		}
+	}
+}
