@@ -110,7 +110,8 @@ type Breaker struct {
 	Enabled bool `yaml:"enabled"`
 	// MaxFailures is the number of batches in a row that found the destination away.
 	MaxFailures int `yaml:"max_failures"`
-	// ResetTimeout is how long the sink is left alone before one event asks whether it is back.
+	// ResetTimeout is how long the sink is left alone before one event asks whether it is back. No event waits longer for a
+	// destination that was away, also where the breaker is not enabled.
 	ResetTimeout time.Duration `yaml:"reset_timeout"`
 }
 

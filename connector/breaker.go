@@ -7,15 +7,21 @@ import (
 	"time"
 )
 
-// turnStep is how long a lane waits for the lane whose turn comes before its own, when the breaker is half-open.
-const turnStep = 100 * time.Millisecond
+const (
+	// turnStep is how long a lane waits for the lane whose turn comes before its own, when the breaker is half-open.
+	turnStep = 100 * time.Millisecond
+	// nothingToAsk is for how long a breaker must have been half-open without a probe, before it is certain that no lane has a message
+	// to ask with. A lane that has one needs a read of its rows first.
+	nothingToAsk = 5 * time.Second
+)
 
 // BreakerConfig says when a sink is left alone.
 type BreakerConfig struct {
 	Enabled bool
 	// MaxFailures is the number of Deliver calls in a row that found the destination away.
 	MaxFailures int
-	// ResetTimeout is how long the sink is left alone before one message asks whether it is back.
+	// ResetTimeout is how long the sink is left alone before one message asks whether it is back. No message waits longer for a
+	// destination that was away, also where the breaker is not enabled.
 	ResetTimeout time.Duration
 }
 
@@ -62,6 +68,9 @@ type breaker struct {
 	half    time.Time   // when the breaker became half-open, or when the last probe ended that was not attempted
 	probing bool        // a probe is being delivered
 	timer   *time.Timer // makes the breaker half-open
+	early   bool        // it has asked before its time, because something said that the destination is back; not again before its time
+	gone    bool        // the last call that says something of the destination had nothing accepted and nothing answered
+	backAt  time.Time   // when the destination answered again, and what had waited for it became due
 }
 
 func newBreaker(owner breakerOwner, cfg BreakerConfig) *breaker {
@@ -149,6 +158,9 @@ type verdict struct {
 	probe                    bool // the call was a probe: see permission
 }
 
+// answers reports whether the destination is there: it has accepted or refused something.
+func (v verdict) answers() bool { return v.accepted > 0 || v.answered > 0 && !v.ended }
+
 // judge ends a call that was claimed.
 func (b *breaker) judge(v verdict) {
 	b.mu.Lock()
@@ -161,41 +173,96 @@ func (b *breaker) judge(v verdict) {
 
 // judgeLocked does what a verdict asks for. It returns a function that logs it, for after mu was released, or nil. The caller holds mu.
 func (b *breaker) judgeLocked(v verdict) (log func()) {
-	if v.accepted > 0 {
-		b.failed = 0
-	}
-	if v.probe {
-		b.probing = false
-		switch {
-		case b.state != breakerHalfOpen: // it was opened or closed meanwhile
-			return nil
-		case v.accepted > 0 || v.answered > 0:
-			b.set(breakerClosed)
-			b.failed = 0
-			b.wake()
-			return func() { b.logger.Debug("breaker closed: the sink answers again", "sink", b.name) }
-		case v.away > 0 && !v.ended:
-			b.open()
-			return func() { b.logger.Debug("breaker open again: the sink is still away", "sink", b.name) }
-		}
-		b.half = time.Now() // the probe was not attempted: another lane, or another message, asks at once
-		b.wake()
-		return nil
-	}
 	switch {
-	case b.state != breakerClosed || !b.cfg.Enabled || v.accepted > 0 || v.ended:
+	case v.probe:
+		return b.judgeProbe(v)
+	case b.state != breakerClosed:
+		if v.answers() { // a call that began before the breaker opened
+			b.askEarly()
+		}
 		return nil
-	case v.answered > 0:
+	case v.answers():
 		b.failed = 0
-	case v.away > 0 && (v.news || b.never):
+		if b.gone {
+			b.answersAgain()
+		}
+		return nil
+	case v.ended || v.away == 0:
+		return nil
+	}
+	b.gone = true
+	if v.news || b.never {
 		b.failed++
 	}
-	if b.failed < b.cfg.MaxFailures {
+	if !b.cfg.Enabled || b.failed < b.cfg.MaxFailures {
 		return nil
 	}
+	b.early = false
 	b.open()
 	return func() {
 		b.logger.Debug("breaker open: the destination is away, and the sink is left alone", "sink", b.name, "for", b.cfg.ResetTimeout.String())
+	}
+}
+
+// judgeProbe is judgeLocked for a probe. The caller holds mu.
+func (b *breaker) judgeProbe(v verdict) (log func()) {
+	b.probing = false
+	switch {
+	case b.state != breakerHalfOpen: // it was opened or closed meanwhile
+		return nil
+	case v.answers():
+		b.closeNow()
+		return func() { b.logger.Debug("breaker closed: the sink answers again", "sink", b.name) }
+	case v.away > 0 && !v.ended:
+		b.open()
+		return func() { b.logger.Debug("breaker open again: the sink is still away", "sink", b.name) }
+	}
+	b.half = time.Now() // the probe was not attempted: another lane, or another message, asks at once
+	b.wake()
+	return nil
+}
+
+// closeNow ends an outage: what has waited for the destination is due. The caller holds mu.
+func (b *breaker) closeNow() {
+	b.set(breakerClosed)
+	b.failed, b.backAt = 0, time.Time{}
+	b.answersAgain()
+}
+
+// answersAgain makes due what has waited for the destination. While the breaker is closed it does so once in a reset time at most: the
+// messages of a destination that is away for every second call must not lose their backoff. The caller holds mu.
+func (b *breaker) answersAgain() {
+	b.gone = false
+	now := time.Now()
+	if !b.backAt.IsZero() && now.Before(b.backAt.Add(b.cfg.ResetTimeout)) {
+		return
+	}
+	b.backAt = now
+	for _, l := range b.lanes {
+		l.ask(askBack)
+	}
+}
+
+// backSince reports whether the destination has answered again after this time, so that what has waited for it became due.
+func (b *breaker) backSince(t time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.backAt.After(t)
+}
+
+// checked notes that a check has reached the destination, which is no proof that it accepts messages. So an open breaker asks with a
+// message now. If there is no message to ask with, the check is all that anybody can know, and the breaker closes.
+func (b *breaker) checked() {
+	b.mu.Lock()
+	closes := b.state == breakerHalfOpen && !b.probing && time.Since(b.half) >= nothingToAsk
+	if closes {
+		b.closeNow()
+	} else {
+		b.askEarly()
+	}
+	b.mu.Unlock()
+	if closes {
+		b.logger.Debug("breaker closed: a check has reached the destination, and no message waits for it", "sink", b.name)
 	}
 }
 
@@ -218,14 +285,35 @@ func (b *breaker) open() {
 			l.ask(askPark)
 		}
 	}
-	b.timer = time.AfterFunc(b.cfg.ResetTimeout, b.askNow)
+	b.timer = time.AfterFunc(b.cfg.ResetTimeout, b.askInTime)
 }
 
-// askNow makes an open breaker half-open: the reset time is over, or a person wants to know now. In another state it does
-// nothing.
+// askInTime makes an open breaker half-open: the reset time is over.
+func (b *breaker) askInTime() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.early = false
+	b.ask()
+}
+
+// askNow makes an open breaker half-open, because a person wants to know now. In another state it does nothing.
 func (b *breaker) askNow() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.ask()
+}
+
+// askEarly makes an open breaker half-open, because something says that the destination is back. It does so once in a reset time at
+// most. The caller holds mu.
+func (b *breaker) askEarly() {
+	if b.state == breakerOpen && !b.early {
+		b.early = true
+		b.ask()
+	}
+}
+
+// ask makes an open breaker half-open. The caller holds mu.
+func (b *breaker) ask() {
 	if b.state != breakerOpen || b.lanes == nil {
 		return
 	}

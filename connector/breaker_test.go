@@ -214,3 +214,112 @@ func TestBreakerOutlivesSessions(t *testing.T) {
 		b.want(breakerClosed)
 	})
 }
+
+// Something that says that the destination is back makes an open breaker ask at once, but not twice within a reset time.
+func TestBreakerAsksEarly(t *testing.T) {
+	t.Parallel()
+	for name, says := range map[string]func(b *breakerBench){
+		"a check":                            func(b *breakerBench) { b.checked() },
+		"an answer to a call from before":    func(b *breakerBench) { b.judge(verdict{accepted: 1}) },
+		"a refusal of a message from before": func(b *breakerBench) { b.judge(verdict{answered: 1}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newBreakerBench(t, parkSoon)
+				says(b)
+				b.want(breakerClosed)
+				for range 3 {
+					b.call(0, "u")
+				}
+				b.judge(verdict{answered: 1, ended: true}) // the session has ended the call: no answer
+				b.want(breakerOpen)
+				says(b)
+				b.want(breakerHalfOpen)
+				if !b.call(1, "u") {
+					t.Error("it may not probe")
+				}
+				says(b)
+				b.want(breakerOpen)
+				time.Sleep(time.Minute + turnStep)
+				b.call(0, "u")
+				says(b)
+				b.want(breakerHalfOpen)
+			})
+		})
+	}
+}
+
+// A check closes a breaker that has no message to ask with. It does not while a probe is under way, or may be soon.
+func TestBreakerCheckedWithNothingToAsk(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakerBench(t, parkSoon)
+		for range 3 {
+			b.call(0, "u")
+		}
+		time.Sleep(time.Minute + time.Second)
+		b.checked()
+		b.want(breakerHalfOpen) // a lane may just be reading
+		time.Sleep(nothingToAsk)
+		probe := b.claim(0, time.Now())
+		b.checked()
+		if b.want(breakerHalfOpen); !probe.probe {
+			t.Error("no probe")
+		}
+		b.judge(verdict{probe: true})
+		time.Sleep(nothingToAsk)
+		b.checked()
+		b.want(breakerClosed)
+	})
+}
+
+// backs returns how many lanes the breaker has told that the destination is back, since the last call of backs.
+func (b *breakerBench) backs() int {
+	n := 0
+	for _, l := range b.lanes {
+		if l.asks.Swap(0)&askBack != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// All lanes hear that the destination is back: when the breaker closes, and when a closed one has an answer after calls that had none,
+// but then once in a reset time at most.
+func TestBreakerTellsThatItIsBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakerBench(t, parkSoon)
+		step := func(name, calls string, want int) {
+			t.Helper()
+			for c := range strings.FieldsSeq(calls) {
+				b.call(0, c)
+			}
+			if got := b.backs(); got != want {
+				t.Errorf("%s: %d lanes were told, want %d", name, got, want)
+			}
+		}
+		before := time.Now()
+		time.Sleep(time.Second)
+		step("it was never away", "a r x a", 0)
+		step("away", "u u", 0)
+		step("not attempted", "x", 0)
+		if b.backSince(before) {
+			t.Error("it is back since before it was asked")
+		}
+		step("back", "a", 2)
+		if !b.backSince(before) || b.backSince(time.Now()) {
+			t.Error("it is not back since then")
+		}
+		step("and again", "u a u r", 0)
+		time.Sleep(time.Minute)
+		step("a reset time later", "nu r", 2)
+		step("it opens", "u u u", 0)
+		b.askNow()
+		step("a probe in vain", "u", 0)
+		b.askNow()
+		time.Sleep(turnStep) // it is the other lane's turn
+		step("it closes", "r", 2)
+	})
+}

@@ -82,6 +82,7 @@ type lane struct {
 	hand     handQueue       // messages that were not accepted and are tried again in place
 	rows     []*delivery     // found by the last read of the table, and not delivered yet
 	held     heldAggregates  // aggregates of which nothing is delivered until the table was read again
+	away     awayRows        // rows of the table that wait because the destination was away
 	running  *runningDeliver // nil: no Deliver runs
 	began    time.Time       // when the last Deliver began
 	buffer   []sinks.Message // the memory of a batch, used again: Deliver does not keep it
@@ -95,6 +96,7 @@ type lane struct {
 type handQueue struct {
 	list []*delivery
 	at   time.Time // they are not tried before
+	own  time.Time // the same without those that found the destination away
 	one  bool      // the last Deliver found the destination away, so only one message is tried, to see whether it is back
 }
 
@@ -156,6 +158,7 @@ const (
 	askPark   uint32 = 1 << iota // park arrivals from now on: the breaker is open, or the sink is too slow
 	askReread                    // read the table again: somebody has changed rows
 	askRetry                     // try what is in hand again now: a person wants the sink asked
+	askBack                      // what has waited for the destination is due: it answers again
 )
 
 // ask asks something of the lane and wakes it. With 0 it only wakes it. Safe for all goroutines.
@@ -301,6 +304,9 @@ func (l *lane) takeAsks(now time.Time) {
 	if asks&askRetry != 0 {
 		l.hand.at = time.Time{}
 	}
+	if asks&askBack != 0 {
+		l.answersAgain(now)
+	}
 	if asks&askPark != 0 {
 		if l.mode == modeParking && !l.breaker.closed.Load() {
 			l.rows = nil // the next read finds the row for the probe
@@ -322,6 +328,9 @@ func (l *lane) facts(now time.Time) facts {
 	}
 	if turn := l.budget.dueAt(); !f.dueAt.IsZero() && turn.After(f.dueAt) {
 		f.dueAt = turn
+	}
+	if f.permission.probe && len(l.away.waiting)+len(l.away.back) > 0 {
+		f.dueAt = now // one of these can ask
 	}
 	return f
 }
@@ -441,6 +450,10 @@ func (l *lane) takeTurn(batch []*delivery, p permission, now time.Time) bool {
 // start starts a Deliver of this batch, which the breaker has permitted.
 func (l *lane) start(now time.Time, batch []*delivery, p permission) {
 	l.running = &runningDeliver{batch, p.probe}
+	l.away.tried(batch)
+	if p.probe {
+		l.table.probed = batch[0].position()
+	}
 	l.buffer = l.buffer[:0]
 	for _, d := range batch {
 		d.Attempt, d.Origin, d.New = d.tries+1, l.origin, d.isNew()

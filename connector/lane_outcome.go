@@ -130,6 +130,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load()}
 	f.verdict = survey(r.messages, res.errs)
 	f.verdict.ended, f.verdict.probe = deliver.Err() != nil, r.probe
+	f.isBack = f.verdict.away > 0 && l.breaker.backSince(res.started)
 	for i, d := range r.messages {
 		member, err := res.of(i)
 		f.message(d, err, member)
@@ -144,9 +145,11 @@ type finishing struct {
 	result  result
 	verdict verdict
 	closed  bool // the breaker was closed when the answers came
+	isBack  bool // the destination has answered another lane after this call began
 	rows    []checkpoint.Outcome
 	hand    []*delivery   // tried again in place
 	pause   time.Duration // how long hand waits before that
+	own     time.Duration // the same without those that found the destination away
 	putOff  time.Duration // the earliest time that a message was put off for; 0: none was
 	cause   error         // the last failure
 	died    bool          // a message died in place, or was discarded
@@ -161,12 +164,9 @@ func (f *finishing) end(work context.Context) error {
 	}
 	l.hand.one = l.policy != parkFailed && f.verdict.accepted == 0 && classOf(f.cause) == away
 	if f.pause == 0 {
-		f.pause = f.putOff // nothing else was tried in vain
+		f.pause, f.own = f.putOff, f.putOff // nothing else was tried in vain
 	}
-	l.hand.at = time.Time{} // without a pause, what stood behind a dead letter goes on at once
-	if f.pause > 0 {
-		l.hand.at = f.result.completed.Add(f.pause)
-	}
+	l.hand.at, l.hand.own = f.after(f.pause), f.after(f.own) // without a pause, what stood behind a dead letter goes on at once
 	f.counts.Delivered = int64(f.verdict.accepted)
 	l.state.answered(answer{lane: l.number, counts: f.counts, cause: f.cause, ended: f.verdict.ended})
 	if len(f.rows) == 0 {
@@ -231,13 +231,34 @@ func (f *finishing) message(d *delivery, err error, member string) {
 		f.counts.Failed++
 		f.add(d.triedInPlace(l.id, checkpoint.Failed), err)
 		f.hand = append(f.hand, d)
-		f.pause = max(f.pause, f.delay(d, class, err))
+		wait := f.delay(d, class, err)
+		f.pause = max(f.pause, wait)
+		if !waitsForDestination(class, err) {
+			f.own = max(f.own, wait)
+		}
 	case fateParked:
 		f.counts.Failed++
 		o := f.record(d, checkpoint.Failed, err)
 		o.Parked.NextAttempt = f.result.completed.Add(f.delay(d, class, err))
 		l.held.untilDue(d.hash, o.Parked.NextAttempt)
+		if waitsForDestination(class, err) {
+			l.away.add(d.position(), o.Parked.NextAttempt)
+		}
 	}
+}
+
+// after returns the time that is so long after the answer; zero if there is nothing to wait for.
+func (f *finishing) after(wait time.Duration) time.Time {
+	if wait == 0 {
+		return time.Time{}
+	}
+	return f.result.completed.Add(wait)
+}
+
+// waitsForDestination reports whether a message that was tried waits only because the destination is away. If the destination has said
+// when it wants to be asked again, that is its own wish, which is kept.
+func waitsForDestination(class answerClass, err error) bool {
+	return class == away && sinks.RetryAfter(err) == 0
 }
 
 // discarded discards a message of a sink that is tried once.
@@ -323,16 +344,20 @@ func (f *finishing) add(o checkpoint.Outcome, err error) *checkpoint.Outcome {
 func (f *finishing) delay(d *delivery, class answerClass, err error) time.Duration {
 	l := f.lane
 	wait := l.delivery.Retry.delay(d.tries)
-	if after := sinks.RetryAfter(err); after > 0 { // the destination knows best
-		wait = min(after, l.delivery.Retry.Max)
-	} else if class == topicAway {
-		wait = min(wait, topicPace)
-	}
-	if l.policy == retryInPlace && !d.row && class == away && f.verdict.accepted == 0 {
+	switch after := sinks.RetryAfter(err); {
+	case after > 0: // the destination knows best
+		return min(after, l.delivery.Retry.Max)
+	case class == topicAway:
+		return min(wait, topicPace)
+	case class != away:
+		return wait
+	case f.isBack:
+		return 0
+	case l.policy == retryInPlace && !d.row && f.verdict.accepted == 0:
 		wait = min(wait, awayPace)
 	}
-	if f.verdict.probe && f.verdict.answered == 0 {
-		wait = max(wait, 2*l.breaker.cfg.ResetTimeout) // the next probe is a message of another aggregate
+	if reset := l.breaker.cfg.ResetTimeout; reset > 0 {
+		wait = min(wait, reset) // a destination that is away is asked so often, also if this message is all that can ask
 	}
 	return wait
 }

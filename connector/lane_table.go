@@ -21,8 +21,9 @@ const (
 type tableState struct {
 	reading bool // a read runs beside the lane
 	asking  ledger.ParkedQuery
-	probing bool // only one of the rows will be delivered, as a probe
-	whole   bool // the read began a pass, and arrivals waited when it began
+	probing bool                // only one of the rows will be delivered, as a probe
+	probed  checkpoint.Position // the last probe
+	whole   bool                // the read began a pass, and arrivals waited when it began
 
 	// When the next read is.
 	readAt     time.Time // of a lane that catches up: not before this, unless changed
@@ -87,8 +88,10 @@ func (l *lane) startRead(a action, now time.Time) bool {
 		Prev: t.prev, From: t.from, Floor: t.floor.at, Passed: t.passed,
 		MaxDue: l.maxDue(now), MaxHeads: l.rules.maxHeld, MaxBytes: maxReadBytes, Large: t.wantsLarge,
 	}
+	t.asking.AlsoDue = l.away.back.notDue(nil, now)
 	if a.probe {
 		t.asking.MaxDue = l.delivery.BatchSize
+		t.asking.AlsoDue = l.away.waiting.notDue(t.asking.AlsoDue, now) // each of these can ask
 	}
 	t.floor.readBegins()
 	t.probing, t.whole = a.probe, t.asking.NewPass() && l.mode != modeParking
@@ -134,13 +137,14 @@ func (l *lane) onRead(r readResult, now time.Time) {
 	t.prev, t.from = t.asking.From, checkpoint.MinPosition
 	l.held.clear()
 	if t.probing {
-		l.rows = r.probe()
+		l.rows = r.probe(t.probed)
 	} else {
 		l.rows = append(append(l.rows[:0:0], r.fresh...), r.due...)
 		if r.found.More {
 			t.from = r.fresh[len(r.fresh)-1].position()
 		}
 	}
+	l.away.read(t.asking, r)
 	t.wantsLarge = r.found.Large
 	next, pause := l.rules.afterRead(l.mode, found{
 		rows: len(l.rows), fresh: len(r.fresh), more: r.found.More || r.found.Large, probe: t.probing, heads: len(r.found.Heads),
@@ -153,6 +157,9 @@ func (l *lane) onRead(r readResult, now time.Time) {
 	case next == modeLive:
 		for h, due := range r.found.Heads {
 			l.held.untilDue(h, due)
+		}
+		if len(l.away.back) > 0 { // the destination came back while the read was under way
+			l.held.dueAt = now
 		}
 		t.catchUpAt = now.Add(catchUpPace)
 	}

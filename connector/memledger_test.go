@@ -130,7 +130,7 @@ func (t *memTable) Read(_ context.Context, q ledger.ParkedQuery) (ledger.ParkedR
 		case behind:
 		case !r.due.IsZero():
 			a.Heads[r.hash] = r.due
-			if !r.dead && !r.due.After(time.Now()) {
+			if !r.dead && (!r.due.After(time.Now()) || slices.Contains(q.AlsoDue, r.pos)) {
 				due = append(due, r)
 			}
 		case !r.dead && r.pos.Compare(q.Start()) > 0 && !left && fresh.offered < t.limit:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/router"
@@ -61,9 +62,13 @@ func (l *lane) deliveryOf(row *ledger.ParkedDelivery) *delivery {
 }
 
 // probe picks one row that asks whether the sink is back: the first fresh row of some aggregate, else a due row of some topic. Aggregate
-// and topic are picked at random, because many rows that are never answered must not keep the others out.
-func (r *readResult) probe() []*delivery {
+// and topic are picked at random, because many rows that are never answered must not keep the others out. For the same reason it is not
+// the one that has asked last, unless there is no other.
+func (r *readResult) probe(last checkpoint.Position) []*delivery {
 	if len(r.fresh) == 0 {
+		if len(r.due) > 1 {
+			r.due = slices.DeleteFunc(r.due, func(d *delivery) bool { return d.position() == last })
+		}
 		return r.probeOfDue()
 	}
 	hash := r.fresh[rand.IntN(len(r.fresh))].hash

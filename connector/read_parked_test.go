@@ -90,6 +90,11 @@ func TestParkedReads(t *testing.T) {
 				q.Prev = checkpoint.Position{LSN: 108, Index: 0}
 			}
 		}
+		for _, row := range mem.rows {
+			if r.IntN(3) == 0 {
+				q.AlsoDue = append(q.AlsoDue, row.pos)
+			}
+		}
 		model := mem.table(1, lane, lanes)
 		model.large = func(r *memRow) bool { return len(r.payload) == most }
 		want, _ := model.Read(t.Context(), q)
@@ -125,7 +130,7 @@ func insertRow(t *testing.T, conn *pgx.Conn, r *memRow) {
 func TestProbeOfDueRows(t *testing.T) {
 	t.Parallel()
 	var r readResult
-	if r.probe() != nil {
+	if r.probe(checkpoint.MinPosition) != nil {
 		t.Error("a probe without rows")
 	}
 	for range 100 {
@@ -134,7 +139,7 @@ func TestProbeOfDueRows(t *testing.T) {
 	r.due = append(r.due, &delivery{Message: sinks.Message{Topic: "answers"}})
 	seen := map[string]int{}
 	for range 200 {
-		rows := r.probe()
+		rows := r.probe(checkpoint.MinPosition)
 		if len(rows) != 1 {
 			t.Fatalf("%d rows", len(rows))
 		}
@@ -142,5 +147,22 @@ func TestProbeOfDueRows(t *testing.T) {
 	}
 	if seen["answers"] < 50 || seen["hangs"] < 50 { // 2 to the power of −40 by chance
 		t.Errorf("probes by topic: %v", seen)
+	}
+}
+
+// A probe is not the row that has asked last, unless there is no other: a message that is never answered must not keep the others out.
+func TestProbeIsAnotherRow(t *testing.T) {
+	t.Parallel()
+	at := func(i int64) *delivery { return &delivery{Message: sinks.Message{LSN: 7, Index: i}} }
+	last := at(2).position()
+	for range 50 {
+		some := readResult{due: []*delivery{at(1), at(2), at(3)}}
+		if rows := some.probe(last); len(rows) != 1 || rows[0].position() == last {
+			t.Fatalf("probes %v", rows)
+		}
+	}
+	alone := readResult{due: []*delivery{at(2)}}
+	if rows := alone.probe(last); len(rows) != 1 {
+		t.Errorf("no probe, although there is a row")
 	}
 }

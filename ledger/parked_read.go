@@ -29,8 +29,10 @@ type ParkedQuery struct {
 	Prev, From checkpoint.Position
 	Floor      checkpoint.Position
 	Passed     map[int64]struct{}
-	MaxDue     int // due rows at most
-	MaxHeads   int // if there are more heads than this, ParkedRead.Heads has one more than this
+	// AlsoDue are rows that count as due although their time has not come.
+	AlsoDue  []checkpoint.Position
+	MaxDue   int // due rows at most
+	MaxHeads int // if there are more heads than this, ParkedRead.Heads has one more than this
 	// MaxBytes bounds the untried rows of one read, and again the due ones. Large allows one row in all that is larger.
 	MaxBytes int
 	Large    bool
@@ -135,7 +137,8 @@ const readDue = `with heads as materialized (select distinct on (agg_hash) commi
 		from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
 		order by agg_hash, commit_lsn, tx_index),
 	due as materialized (select commit_lsn, tx_index, next_attempt_at from heads
-		where next_attempt_at <= clock_timestamp() order by next_attempt_at, commit_lsn, tx_index limit $4),
+		where next_attempt_at <= clock_timestamp() or (commit_lsn, tx_index) in (select * from unnest($7::text[]::pg_lsn[], $8::bigint[]))
+		order by next_attempt_at, commit_lsn, tx_index limit $4),
 	sized as (select p.*, due.next_attempt_at as due, ` + rowBytes + ` as size
 		from due join ledger.outbox_parked p on p.processor_id = $1 and p.commit_lsn = due.commit_lsn and p.tx_index = due.tx_index
 		where p.status = 'parked')
@@ -233,7 +236,7 @@ func (r *ParkedReader) scanFresh(rows pgx.Rows, found *ParkedRead) error {
 // readDue asks for due rows if the heads say that there are some, or are too many to say.
 func (r *ParkedReader) readDue(ctx context.Context, tx pgx.Tx, q ParkedQuery, found *ParkedRead) error {
 	now := time.Now()
-	some := len(found.Heads) > q.MaxHeads
+	some := len(found.Heads) > q.MaxHeads || len(q.AlsoDue) > 0
 	for _, due := range found.Heads {
 		some = some || !due.After(now)
 	}
@@ -241,7 +244,11 @@ func (r *ParkedReader) readDue(ctx context.Context, tx pgx.Tx, q ParkedQuery, fo
 		return nil
 	}
 	large := q.Large && !slices.ContainsFunc(found.Fresh, q.isLarge) // one row in all
-	rows, err := tx.Query(ctx, r.sql.due, r.processor, r.lanes, r.lane, q.MaxDue, q.MaxBytes, large)
+	var also keys
+	for _, p := range q.AlsoDue {
+		also.add(checkpoint.Key{Processor: r.processor, Position: p})
+	}
+	rows, err := tx.Query(ctx, r.sql.due, r.processor, r.lanes, r.lane, q.MaxDue, q.MaxBytes, large, also.lsns, also.indexes)
 	if err != nil {
 		return err
 	}

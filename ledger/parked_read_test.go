@@ -67,7 +67,7 @@ func explain(t *testing.T, r *ledger.ParkedReader, name string) string {
 		"fresh": {1, q.From.LSN, q.From.Index, 4, 1, []int64{1, 2}, ledger.MaxFresh, q.MaxBytes, false},
 		"first": {1, q.From.LSN, q.From.Index, 4, 1},
 		"heads": {1, 4, 1, q.MaxHeads + 1},
-		"due":   {1, 4, 1, 500, q.MaxBytes, false},
+		"due":   {1, 4, 1, 500, q.MaxBytes, false, []string{"1/64", "1/C8"}, []int64{0, 0}},
 		"left":  {1, 4, 1, q.From.LSN, q.From.Index, pglogrepl.LSN(1<<32 + 5000), 0},
 	}
 	var lines []string
