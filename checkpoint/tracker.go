@@ -39,6 +39,7 @@ type Tracker struct {
 	prefix    Position      // everything up to here is settled,
 	end       pglogrepl.LSN // and this may be confirmed once a checkpoint row covers it
 	confirmed pglogrepl.LSN // what a committed checkpoint row covers
+	written   pglogrepl.LSN // how far the server is known to have written
 	lagSince  time.Time     // commit time of the last transaction that was settled; see Snapshot
 	idle      pglogrepl.LSN // what a keepalive allows to confirm; not in end, because a keepalive alone must not cause a checkpoint write
 	open      bool          // between Begin and Commit
@@ -128,6 +129,7 @@ func (t *Tracker) Commit(tx Transaction) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.open = false
+	t.written = max(t.written, tx.EndLSN)
 	if t.next > t.head {
 		e := t.at(t.next - 1)
 		e.end = max(e.end, tx.EndLSN)
@@ -147,11 +149,19 @@ func (t *Tracker) Commit(tx Transaction) {
 func (t *Tracker) Idle(lsn pglogrepl.LSN) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.written = max(t.written, lsn)
 	if t.next > t.head || t.open {
 		return false
 	}
 	t.idle = max(t.idle, lsn)
 	return true
+}
+
+// Written notes how far the server has written, for Snapshot.LagBytes. Commits and keepalives say so as well.
+func (t *Tracker) Written(lsn pglogrepl.LSN) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.written = max(t.written, lsn)
 }
 
 // WriteIdle asks the recorder to write a checkpoint for what Idle has noted, unless one covers it already.
@@ -261,6 +271,7 @@ type Snapshot struct {
 	Prefix    Position      // everything up to here is settled
 	Confirmed pglogrepl.LSN // what may be sent to PostgreSQL
 	Lag       time.Duration // since the commit of the last transaction that was settled; 0 when nothing is in flight
+	LagBytes  int64         // of WAL between Confirmed and what the server is known to have written
 }
 
 // Snapshot returns the state of now.
@@ -268,6 +279,7 @@ func (t *Tracker) Snapshot(now time.Time) Snapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := Snapshot{InFlight: int(t.next - t.head), Prefix: t.prefix, Confirmed: t.confirmed}
+	s.LagBytes = int64(max(t.written, t.confirmed) - t.confirmed)
 	if s.InFlight > 0 {
 		s.Lag = max(0, now.Sub(t.lagSince))
 	}

@@ -324,6 +324,9 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 	c.progress.workedBefore = true
 	if !c.progress.standingBy {
 		c.progress.standingBy = true
+		for _, sink := range c.sinks {
+			sink.state.owedUnknown()
+		}
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
 	c.cfg.Health.SetOnly("session", monitoring.OK("standing by: "+why.Error()))

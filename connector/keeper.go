@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
@@ -12,7 +13,7 @@ import (
 )
 
 const (
-	lagEvery       = 10 * time.Second
+	lagEvery       = 2 * time.Second // a read of two views, which writes no WAL
 	driftEvery     = 30 * time.Second
 	heartbeatEvery = 60 * time.Second // not more often: each one writes WAL, and an idle server has to stay idle
 	partitionEvery = time.Hour
@@ -29,8 +30,8 @@ type keeperDatabase interface {
 	makePartitions(ctx context.Context) error
 	// heartbeat writes the connector's sign of life to the ledger.
 	heartbeat(ctx context.Context) error
-	// slotLag returns how many bytes of WAL are not confirmed, or nil if nobody knows, and what is seen of the walsender.
-	slotLag(ctx context.Context) (bytes *float64, seen walsenderState, err error)
+	// walsender returns how far the server has written, and what is seen of the walsender.
+	walsender(ctx context.Context) (written pglogrepl.LSN, seen walsenderState, err error)
 	// checkDrift looks whether the table with this OID is still the outbox, and whether all its rows come on the stream; see
 	// Connector.checkDrift.
 	checkDrift(ctx context.Context, oid uint32) (moved string, err error)
@@ -144,16 +145,19 @@ type walsenderState struct {
 	since time.Time  // when the keeper first saw this reply
 }
 
-// measureLag is the duty that measures how much WAL the slot keeps back. It also looks whether the walsender takes our status
+// measureLag is the duty that asks how far the server has written, for the lag in bytes. Keepalives say so as well, and sooner. But the
+// LSN of a keepalive is how far the walsender has read, which stands still while it decodes a large transaction or is frozen.
+//
+// It also looks whether the walsender takes our status
 // messages, because to the reader a walsender that is frozen looks like a stream without events.
 func (c *Connector) measureLag(ctx context.Context) error {
-	lag, seen, err := c.db.slotLag(ctx)
+	written, seen, err := c.db.walsender(ctx)
 	if err != nil {
 		c.walsenderUnknown(time.Now())
 		return err
 	}
-	if lag != nil {
-		c.lag.bytes.Store(int64(max(0, *lag)))
+	if t := c.tracker.Load(); t != nil {
+		t.Written(written)
 	}
 	return c.checkWalsender(seen, time.Now())
 }

@@ -12,22 +12,18 @@ import (
 )
 
 const (
-	// countEvery is how often the parked rows are counted if nobody changes anything.
-	countEvery = 30 * time.Second
-	// minCountGap is the least time from the end of a count until the next one.
-	minCountGap = 200 * time.Millisecond
+	// pausedEvery is how often it is read which sinks are paused if nobody says that something has changed.
+	pausedEvery = 30 * time.Second
+	// minReadGap is the least time between two such reads.
+	minReadGap = 200 * time.Millisecond
 	// listenRetry is how long to wait before the next connection is made after an error.
 	listenRetry = time.Second
-	// countTimeout bounds one count, which may have to read millions of rows.
-	countTimeout = time.Minute
 )
 
 // listener is a connection with LISTEN: pgListener, or a test's.
 type listener interface {
 	WaitForNotification(ctx context.Context) (*pgconn.Notification, error)
 	activityReader
-	// countParked counts the parked rows of these sinks. It may have to look at millions of rows.
-	countParked(ctx context.Context, processors []int32) (map[int32]ledger.ParkedCount, error)
 	close()
 }
 
@@ -54,9 +50,9 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 	}
 }
 
-// listenOnce makes one connection and listens on it until an error or the end of ctx. It calls counted after each count
-// that has succeeded.
-func (c *Connector) listenOnce(ctx context.Context, s *session, counted func()) error {
+// listenOnce makes one connection and listens on it until an error or the end of ctx. It calls works each time when it has read which
+// sinks are paused.
+func (c *Connector) listenOnce(ctx context.Context, s *session, works func()) error {
 	beginning, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	conn, err := c.db.listen(beginning)
@@ -64,28 +60,34 @@ func (c *Connector) listenOnce(ctx context.Context, s *session, counted func()) 
 		return err
 	}
 	defer conn.close()
-	for _, l := range s.lanes { // changes before LISTEN were not heard
+	// Changes before LISTEN were not heard.
+	s.countSoon()
+	for _, l := range s.lanes {
 		l.ask(askReread)
 	}
 	for {
-		began := time.Now()
-		if err := c.readPausedAndCounts(ctx, conn, s); err != nil {
+		if err := readPausedInTime(ctx, conn, s); err != nil {
 			return err
 		}
-		counted()
-		// A count of millions of rows takes long. The rest of 20 times as long keeps it from being all that the server does.
-		if err := c.awaitChange(ctx, conn, s, 20*time.Since(began)); err != nil {
+		works()
+		if err := c.awaitChange(ctx, conn, s); err != nil {
 			return err
 		}
 	}
 }
 
-// awaitChange returns when it is time to count again: after countEvery, or already after minCountGap if a person has changed
-// something, but never before rest is over. It tells the lanes of a sink of each change at once. If a person wants the sink asked now,
-// it also tells the breaker.
-func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session, rest time.Duration) error {
+func readPausedInTime(ctx context.Context, conn listener, s *session) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	return s.readPaused(ctx, conn)
+}
+
+// awaitChange returns when it is time to read again which sinks are paused: after pausedEvery, or already after minReadGap if a person has
+// changed something. It tells the lanes of a sink of each change at once, and the sink's state what a command has changed. If a person
+// wants the sink asked now, it also tells the breaker.
+func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session) error {
 	now := time.Now()
-	until := now.Add(max(countEvery, rest))
+	until := now.Add(pausedEvery)
 	for {
 		waiting, cancel := context.WithDeadline(ctx, until)
 		n, err := conn.WaitForNotification(waiting)
@@ -100,6 +102,9 @@ func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session, 
 		if !ok || s.bySink[notice.Processor] == nil {
 			continue
 		}
+		if notice.Rows.Transaction > 0 {
+			s.changed([]ledger.RowChange{notice.Rows})
+		}
 		asks := askReread
 		if notice.Retry {
 			asks |= askRetry
@@ -108,28 +113,11 @@ func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session, 
 		for _, l := range s.bySink[notice.Processor] {
 			l.ask(asks)
 		}
-		// More changes may follow soon. One count is enough for all of them.
-		if soon := now.Add(max(minCountGap, rest)); soon.Before(until) {
+		// More changes may follow soon. One read is enough for all of them.
+		if soon := now.Add(minReadGap); soon.Before(until) {
 			until = soon
 		}
 	}
-}
-
-// readPausedAndCounts reads which sinks are paused, counts the parked rows of each sink, and shows the counts.
-func (c *Connector) readPausedAndCounts(ctx context.Context, conn listener, s *session) error {
-	ctx, cancel := context.WithTimeout(ctx, countTimeout)
-	defer cancel()
-	if err := s.readPaused(ctx, conn); err != nil {
-		return err
-	}
-	counts, err := conn.countParked(ctx, s.processors())
-	if err != nil {
-		return err
-	}
-	for id, count := range counts {
-		s.bySink[id][0].state.counted(count)
-	}
-	return nil
 }
 
 // activityReader is the database, or the listener.

@@ -52,7 +52,7 @@ func TestNoticesReachLanesAndBreaker(t *testing.T) {
 			defer cancel()
 			c := newConnector(Config{Source: Source{LedgerSchema: "public"}, Logger: slog.New(slog.DiscardHandler)}, nil)
 			s := &session{bySink: map[int32][]*lane{7: b.lanes}}
-			err := c.awaitChange(ctx, &notices{payloads: []string{payload}}, s, 0)
+			err := c.awaitChange(ctx, &notices{payloads: []string{payload}}, s)
 			if want.asks == 0 && !errors.Is(err, context.DeadlineExceeded) || want.asks != 0 && err != nil {
 				t.Errorf("%s: it ended with %v", payload, err)
 			}

@@ -46,10 +46,12 @@ func (l *memLedger) find(processor int32, pos checkpoint.Position) (int, bool) {
 	})
 }
 
-// apply makes the changes of these outcomes. It panics if one of them inserts a row that exists.
-func (l *memLedger) apply(outcomes []checkpoint.Outcome) {
+// apply makes the changes of these outcomes, and returns by how much they have changed the numbers of rows, by processor. It panics if one of
+// them inserts a row that exists.
+func (l *memLedger) apply(outcomes []checkpoint.Outcome) map[int32]ledger.RowCounts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	before := l.counts()
 	for _, o := range outcomes {
 		i, found := l.find(o.Processor, o.Position)
 		switch o.Row {
@@ -72,6 +74,24 @@ func (l *memLedger) apply(outcomes []checkpoint.Outcome) {
 		case checkpoint.RowNone:
 		}
 	}
+	changes := l.counts()
+	for id, n := range before {
+		changes[id] = ledger.RowCounts{Parked: changes[id].Parked - n.Parked, Dead: changes[id].Dead - n.Dead}
+	}
+	return changes
+}
+
+// counts counts the rows by processor. The caller holds mu.
+func (l *memLedger) counts() map[int32]ledger.RowCounts {
+	counts := map[int32]ledger.RowCounts{}
+	for _, r := range l.rows {
+		one := ledger.RowCounts{Parked: 1}
+		if r.dead {
+			one = ledger.RowCounts{Dead: 1}
+		}
+		counts[r.processor] = counts[r.processor].Plus(one)
+	}
+	return counts
 }
 
 func (r *memRow) change(o checkpoint.Outcome) {

@@ -154,7 +154,7 @@ func (s *sinkStory) tellCatchUp(now time.Time, st *monitoring.SinkStatus) {
 	}
 	took := now.Sub(c.since)
 	delivered := st.Counts.Unparked - s.atBegin.Unparked
-	if took >= catchUpAtLeast && st.CatchingUp == 0 && (st.CountedAt.After(c.since) || st.CountedAt.IsZero()) {
+	if took >= catchUpAtLeast && st.CatchingUp == 0 {
 		message := "sink accepts again"
 		if c.told {
 			message = "sink has caught up"
@@ -208,7 +208,7 @@ func (s *sinkStory) tellTopics(now time.Time, st *monitoring.SinkStatus) {
 func waiting(now time.Time, st *monitoring.SinkStatus) []any {
 	a := []any{"parked", st.Parked}
 	if st.Parked > 0 {
-		a = append(a, "oldest", round(st.OldestParked+now.Sub(st.CountedAt)))
+		a = append(a, "oldest", round(st.OldestParked))
 	}
 	if st.AsksAt.After(now) {
 		a = append(a, "asks_at", stamp(st.AsksAt))

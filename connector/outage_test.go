@@ -69,6 +69,9 @@ func newStoryBench(t *testing.T) *storyBench {
 	return b
 }
 
+// counted notes what a count has found.
+func (b *storyBench) counted(count ledger.ParkedCount) { b.countEnds(ledger.CountPoint{}, &count) }
+
 // session begins a session, and its lanes have caught up.
 func (b *storyBench) session() {
 	b.begin(2)
@@ -123,7 +126,7 @@ func TestOutageLog(t *testing.T) {
 			time.Sleep(30 * time.Second)
 			b.breakerIs(breakerHalfOpen, time.Time{})
 			b.breakerIs(breakerOpen, time.Now().Add(45*time.Second))
-			b.counted(ledger.ParkedCount{Parked: int64(minute) + 7, Oldest: 40 * time.Second})
+			b.counted(ledger.ParkedCount{RowCounts: ledger.RowCounts{Parked: int64(minute) + 7}, Oldest: 40 * time.Second})
 			b.want()
 			time.Sleep(30 * time.Second)
 			b.want(fmt.Sprintf(`level=WARN msg="sink still does not accept"|condition=away|since=%s|parked=%d|oldest=1m|asks_at=|connection refused`, stamp(began), minute+7))
@@ -153,13 +156,13 @@ func TestOutageLogTellsOfALongCatchUp(t *testing.T) {
 		b.laneIs(1, laneView{catchingUp: true})
 		b.mends(100)
 		time.Sleep(7 * time.Second)
-		b.counted(ledger.ParkedCount{Parked: 5000})
+		b.counted(ledger.ParkedCount{RowCounts: ledger.RowCounts{Parked: 5000}})
 		b.want(`level=INFO msg="sink accepts again, and catches up"|outage=10s|delivered=100`)
 		time.Sleep(time.Minute)
 		b.want(`level=INFO msg="sink catches up"|parked=5000`)
 		b.answered(answer{counts: monitoring.Counts{Delivered: 4998, Unparked: 4998}})
 		b.laneIs(1, laneView{})
-		b.counted(ledger.ParkedCount{Parked: 2})
+		b.counted(ledger.ParkedCount{RowCounts: ledger.RowCounts{Parked: 2}})
 		time.Sleep(2 * time.Second)
 		b.want(`level=INFO msg="sink has caught up"|outage=10s|caught_up_in=1m7s|delivered=5098|parked=2`)
 	})

@@ -22,6 +22,7 @@ import (
 type database interface {
 	sessionDatabase
 	keeperDatabase
+	countsDatabase
 	// preflight looks whether everything that a session needs is in place. It only reads.
 	preflight(ctx context.Context) (provision.Facts, error)
 	// publicationExists reports whether there is a publication with the configured name.
@@ -132,10 +133,10 @@ func (p *postgres) openStream(ctx context.Context) (sessionStream, replication.I
 	return s, id, nil
 }
 
-func (p *postgres) takeOver(ctx context.Context) (checkpoint.Ledger, ledger.Start, error) {
+func (p *postgres) takeOver(ctx context.Context, changed func([]ledger.RowChange)) (checkpoint.Ledger, ledger.Start, error) {
 	host, _ := os.Hostname() // Owner is for people only: without a host name it has the pid
 	w, start, err := ledger.Open(ctx, ledger.Config{
-		Schema: p.Schema, Slot: p.source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Connect: p.connect,
+		Schema: p.Schema, Slot: p.source.Slot, Owner: fmt.Sprintf("%s pid %d", host, os.Getpid()), Connect: p.connect, Changed: changed,
 	})
 	if err != nil {
 		return nil, start, err
@@ -216,8 +217,12 @@ func (l pgListener) activity(ctx context.Context, processors []int32) (map[int32
 	return l.schema.ReadActivity(ctx, l.Conn, processors)
 }
 
-func (l pgListener) countParked(ctx context.Context, processors []int32) (map[int32]ledger.ParkedCount, error) {
-	return l.schema.CountParked(ctx, l.Conn, processors)
+func (p *postgres) countParked(ctx context.Context, processors []int32) (ledger.ParkedCounts, error) {
+	return p.CountParked(ctx, p.pool, p.source.Slot, processors)
+}
+
+func (p *postgres) oldestParked(ctx context.Context, q ledger.OldestQuery) (ledger.OldestParked, error) {
+	return p.ReadOldest(ctx, p.pool, q)
 }
 
 func (p *postgres) makePartitions(ctx context.Context) error { return p.MakePartitions(ctx, p.pool) }
@@ -226,14 +231,14 @@ func (p *postgres) heartbeat(ctx context.Context) error {
 	return p.Heartbeat(ctx, p.pool, p.connector)
 }
 
-func (p *postgres) slotLag(ctx context.Context) (bytes *float64, seen walsenderState, err error) {
-	err = p.pool.QueryRow(ctx, `select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::float8, coalesce(active_pid, 0), reply_time
+func (p *postgres) walsender(ctx context.Context) (written pglogrepl.LSN, seen walsenderState, err error) {
+	err = p.pool.QueryRow(ctx, `select pg_current_wal_lsn(), coalesce(active_pid, 0), reply_time
 		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, p.source.Slot).
-		Scan(&bytes, &seen.pid, &seen.reply)
+		Scan(&written, &seen.pid, &seen.reply)
 	if err != nil {
-		return nil, seen, fmt.Errorf("measure slot lag: %w", err)
+		return 0, seen, fmt.Errorf("measure slot lag: %w", err)
 	}
-	return bytes, seen, nil
+	return written, seen, nil
 }
 
 func (p *postgres) checkDrift(ctx context.Context, oid uint32) (moved string, err error) {

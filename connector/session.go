@@ -33,8 +33,9 @@ var (
 type sessionDatabase interface {
 	// openStream connects and starts to stream from where the slot stands.
 	openStream(ctx context.Context) (sessionStream, replication.Identity, error)
-	// takeOver takes ownership of the ledger from the session before. The slot must be ours.
-	takeOver(ctx context.Context) (checkpoint.Ledger, ledger.Start, error)
+	// takeOver takes ownership of the ledger from the session before. The slot must be ours. changed hears of each batch that changes
+	// outbox_parked.
+	takeOver(ctx context.Context, changed func([]ledger.RowChange)) (checkpoint.Ledger, ledger.Start, error)
 	// slotPosition returns what the slot has confirmed, and how far the server has written.
 	slotPosition(ctx context.Context) (confirmed, written pglogrepl.LSN, err error)
 	// registerProcessors enters sinks into outbox_processors and returns their ids by name. If other sinks than the known ones still
@@ -75,6 +76,7 @@ type session struct {
 	bySink   map[int32][]*lane
 	sinks    []sinks.Sink
 	outcomes chan checkpoint.Outcomes
+	recount  chan struct{} // asks keepCounts to count soon; holds one value
 	written  pglogrepl.LSN // how far the server had written when the slot was ours
 }
 
@@ -92,7 +94,7 @@ func (c *Connector) runSession(ctx context.Context) error {
 	// The slot is ours until the stream is closed, which sends the last status. Then another process may have it.
 	defer stream.Close()
 	c.roleIs(monitoring.RoleLeader)
-	s := &session{c: c, stream: stream}
+	s := &session{c: c, stream: stream, recount: make(chan struct{}, 1)}
 	defer s.closeSinks()
 	if err := s.begin(ctx, id, facts); err != nil {
 		if s.recorder != nil {
@@ -129,7 +131,7 @@ func (s *session) begin(ctx context.Context, id replication.Identity, facts prov
 // makeReady takes ownership of the ledger, then reads from it what the session needs.
 func (s *session) makeReady(ctx context.Context, id replication.Identity, facts provision.Facts) error {
 	s.c.calls.takeOver.begin()
-	tables, start, err := s.c.db.takeOver(ctx)
+	tables, start, err := s.c.db.takeOver(ctx, s.changed)
 	s.c.calls.takeOver.end()
 	if err != nil {
 		return err
@@ -228,7 +230,7 @@ func (s *session) announce() {
 		"prefix", start.Prefix.String(), "settled_beyond", len(start.Settled))
 }
 
-// startKeeper starts what runs as long as the session reads: the slow rule, the listener and the keeper.
+// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts and the keeper.
 func (s *session) startKeeper(reading context.Context, crew *crew) {
 	d := &s.c.cfg.Delivery
 	if !d.parksNothing() && len(s.bySink) > 1 {
@@ -236,6 +238,8 @@ func (s *session) startKeeper(reading context.Context, crew *crew) {
 		crew.keeper.Go(func() error { slow.run(reading); return nil })
 	}
 	crew.keeper.Go(func() error { s.c.listen(reading, s); return nil })
+	crew.keeper.Go(func() error { s.c.keepCounts(reading, s); return nil })
+	crew.keeper.Go(func() error { s.c.keepOldest(reading, s); return nil })
 	crew.keeper.Go(func() error {
 		err := s.c.runKeeper(reading)
 		if err != nil {

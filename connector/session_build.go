@@ -28,6 +28,7 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 		return err
 	}
 	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
+	s.tracker.Written(s.written)
 	c.tracker.Store(s.tracker)
 	seenBefore := s.written
 	if start.Clean {

@@ -46,9 +46,8 @@ type sinkState struct {
 	asksAt       time.Time // when the open breaker asks next
 	suspectSince time.Time // when the death budget was used up; zero if it is not
 	pausedSince  time.Time // when the connector heard that a person has paused the sink; zero if nobody has
-	owed         ledger.ParkedCount
-	countedAt    time.Time // when owed was counted
-	unread       error     // why the parked rows cannot be read
+	owed         owedRows
+	unread       error // why the parked rows cannot be read
 	counts       monitoring.Counts
 	membersAway  string // the members that /readyz says are away
 
@@ -203,14 +202,6 @@ func (s *sinkState) isPaused(activity ledger.Activity) {
 	}
 }
 
-// counted notes what the sink has in outbox_parked.
-func (s *sinkState) counted(o ledger.ParkedCount) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.owed, s.countedAt = o, time.Now()
-	s.show()
-}
-
 // read notes how a read of the parked rows went.
 func (s *sinkState) read(err error) {
 	s.login.note(err)
@@ -262,9 +253,10 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 		Breaker: s.breaker.String(), Failing: len(s.failing) > 0, FailingSince: s.failingSince, Cause: errText(s.cause),
 		Suspect: !s.suspectSince.IsZero(), SuspectSince: s.suspectSince,
 		Paused: !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
-		Parked: s.owed.Parked, DeadLetters: s.owed.Dead, OldestParked: s.owed.Oldest, CountedAt: s.countedAt,
-		Lanes: len(s.lanes), Counts: s.counts, Topics: s.topics.status(),
+		CountedAt: s.owed.countedAt,
+		Lanes:     len(s.lanes), Counts: s.counts, Topics: s.topics.status(),
 	}
+	st.Parked, st.DeadLetters, st.OldestParked = s.owed.counts(time.Now())
 	if s.breaker != breakerClosed {
 		st.BreakerSince, st.AsksAt = s.since, s.asksAt
 	}

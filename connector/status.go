@@ -20,9 +20,11 @@ func (c *Connector) Status() monitoring.Status {
 	if t := c.tracker.Load(); t != nil {
 		w := t.Snapshot(now)
 		st.InFlight, st.Confirmed, st.Prefix, st.Lag = w.InFlight, w.Confirmed, w.Prefix.LSN, w.Lag
+		if st.Role != monitoring.RoleStandby { // else another process reads the stream, and confirms
+			st.LagBytes = w.LagBytes
+		}
 	}
 	st.Lag = c.lag.since(now, st.Lag)
-	st.LagBytes = c.lag.bytes.Load()
 	st.Invalid, st.Unrouted = c.noSink.invalid.Load(), c.noSink.unrouted.Load()
 	for _, s := range c.cfg.Sinks {
 		st.Sinks = append(st.Sinks, c.sinks[s.Name].state.status())
@@ -105,10 +107,9 @@ type noSinkCounts struct {
 	unrouted atomic.Int64 // events that no route matches
 }
 
-// lagClock holds the lag in bytes, and the moments from which the lag in time is counted while the tracker alone cannot know it.
+// lagClock holds the moments from which the lag in time is counted while the tracker alone cannot know it.
 // Times are Unix nanoseconds, and 0 means that the state has not come up.
 type lagClock struct {
-	bytes       atomic.Int64 // WAL that the slot has not confirmed, as the keeper has last measured
 	unreadSince atomic.Int64 // since when no session reads the stream, or none gets past a place whose error repeats
 	othersRead  atomic.Bool  // another process was seen to read it since then
 	silentSince atomic.Int64 // since when the walsender has taken none of our status messages

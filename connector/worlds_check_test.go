@@ -3,6 +3,8 @@ package connector
 import (
 	"fmt"
 	"slices"
+
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // unfinished says what is not done yet. If it returns "", everything is done, and the world is over.
@@ -42,6 +44,12 @@ func (w *simulation) unfinished() string {
 		}
 		if len(stuck) == 0 && !p.live(s, i) {
 			return fmt.Sprintf("the lanes of sink%d are not live", i)
+		}
+	}
+	rows := w.ledger.parked.counts()
+	for i, st := range p.connector.Status().Sinks {
+		if n := rows[processor(i)]; st.CountedAt.IsZero() || n != (ledger.RowCounts{Parked: st.Parked, Dead: st.DeadLetters}) {
+			return fmt.Sprintf("Status has %d parked and %d dead rows of sink%d, counted at %s; the table has %+v", st.Parked, st.DeadLetters, i, st.CountedAt, n)
 		}
 	}
 	w.over = true

@@ -28,6 +28,7 @@ type worldLedger struct {
 	epoch     int32
 	clean     bool // there was no session before, or the last one has ended cleanly
 	seq       int64
+	changes   uint64 // the id of the last transaction of a person
 	prefix    checkpoint.Position
 	confirmed pglogrepl.LSN
 	log       []checkpoint.Key // delivered, dead, discarded
@@ -103,8 +104,8 @@ func (l *worldLedger) logRow(k worldDelivery, status string) {
 	l.settle(k)
 }
 
-// apply does what a transaction of the recorder does, and checks it.
-func (l *worldLedger) apply(b checkpoint.Batch) {
+// apply does what a transaction of the recorder does, and checks it. It returns what the transaction has changed.
+func (l *worldLedger) apply(b checkpoint.Batch) (changes []ledger.RowChange) {
 	w := l.w
 	var rows []checkpoint.Outcome
 	for _, o := range b.Outcomes {
@@ -116,7 +117,9 @@ func (l *worldLedger) apply(b checkpoint.Batch) {
 	for _, o := range rows {
 		l.outcome(o)
 	}
-	l.parked.apply(rows)
+	for id, n := range l.parked.apply(rows) {
+		changes = append(changes, ledger.RowChange{Processor: id, Rows: n, Batch: l.seq})
+	}
 	for _, o := range rows {
 		a := l.aggregate(o.Processor, w.events[o.EventID])
 		for a.prefix < len(a.events) && l.settled[worldDelivery{o.Processor, a.events[a.prefix]}] {
@@ -132,6 +135,7 @@ func (l *worldLedger) apply(b checkpoint.Batch) {
 	}
 	l.prefix, l.confirmed = b.Watermark.Prefix, b.Watermark.LSN
 	l.cover()
+	return changes
 }
 
 func (l *worldLedger) outcome(o checkpoint.Outcome) {
@@ -212,8 +216,9 @@ const (
 	declareDead // of a parked row
 )
 
-// makeChange makes this change to one of the rows of a sink to which it applies. pick says which.
-func (l *worldLedger) makeChange(sink, pick int, what personChange) {
+// makeChange makes this change to one of the rows of a sink to which it applies. pick says which. It returns what a notification says of it
+// behind the processor.
+func (l *worldLedger) makeChange(sink, pick int, what personChange) string {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	l.parked.mu.Lock()
@@ -225,17 +230,22 @@ func (l *worldLedger) makeChange(sink, pick int, what personChange) {
 		}
 	}
 	if len(rows) == 0 {
-		return
+		return ""
 	}
 	l.w.stats.Persons++
+	l.changes++
 	switch r := rows[pick%len(rows)]; what {
 	case retryDeadLetter:
 		l.retry(r)
+		return fmt.Sprintf(":rows:%d:1:-1", l.changes)
 	case discardDeadLetter:
 		l.discard(r)
+		return fmt.Sprintf(":rows:%d:0:-1", l.changes)
 	case declareDead:
 		l.declareDead(r)
+		return fmt.Sprintf(":rows:%d:-1:1", l.changes)
 	}
+	return ""
 }
 
 func (l *worldLedger) declareDead(r *memRow) {
@@ -310,6 +320,8 @@ type worldConn struct {
 	seq     int64
 	broken  bool
 	tries   int
+	changed func([]ledger.RowChange)
+	changes []ledger.RowChange // of the last transaction
 }
 
 var (
@@ -380,6 +392,9 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) (err error) 
 			return errWorldUnanswered
 		}
 		if done, err := c.reconnect(); done || err != nil {
+			if done {
+				c.changed(c.changes)
+			}
 			return err
 		}
 	}
@@ -411,7 +426,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) (err error) 
 			err = checkpoint.ErrFenced
 		}
 	}()
-	c.apply(b)
+	c.changes = c.apply(b)
 	if lost || !arrives {
 		w.stats.LostCOMMITs++
 		w.trace("the answer to COMMIT #%d is lost", c.worldLedger.seq)
@@ -419,6 +434,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) (err error) 
 		return errWorldNoPostgres
 	}
 	c.seq++
+	c.changed(c.changes)
 	return nil
 }
 

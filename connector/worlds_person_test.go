@@ -80,13 +80,6 @@ func (l *worldListener) activity(ctx context.Context, processors []int32) (map[i
 	return l.p.w.activity(processors), nil
 }
 
-func (l *worldListener) countParked(ctx context.Context, processors []int32) (map[int32]ledger.ParkedCount, error) {
-	if err := l.ask(ctx); err != nil {
-		return nil, err
-	}
-	return l.p.w.ledger.parked.count(processors), nil
-}
-
 // notify tells the connector that a person has changed something of a sink. The connector may not hear it: there is no connection, or
 // it breaks, or it has lost the notification and nobody knows. Then the lanes find out when they read again.
 func (w *simulation) notify(r random, sink int, suffix string) {
@@ -147,8 +140,7 @@ func (w *simulation) personActs(r random) {
 		case x < 0.6:
 			what = retryDeadLetter
 		}
-		w.ledger.makeChange(s, pick, what)
-		w.notify(r, s, "")
+		w.notify(r, s, w.ledger.makeChange(s, pick, what))
 		if w.cfg.retryNow && r.chance(0.1) {
 			w.ledger.makeDue(s)
 			w.notify(r, s, ":retry")
@@ -180,22 +172,34 @@ func (l *memLedger) revise(policy ledger.ParkedPolicy) {
 	}
 }
 
-// count does what ledger.Schema.CountParked does, but for the age of the oldest row.
-func (l *memLedger) count(processors []int32) map[int32]ledger.ParkedCount {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	counts := map[int32]ledger.ParkedCount{}
+// countParked does what ledger.Schema.CountParked does, but for the age of the oldest row.
+func (p *worldProcess) countParked(ctx context.Context, processors []int32) (ledger.ParkedCounts, error) {
+	w := p.w
+	w.mu.Lock()
+	w.counts++
+	r := w.random("count", w.counts)
+	w.mu.Unlock()
+	if err := p.ask(ctx, r); err != nil {
+		return ledger.ParkedCounts{}, err
+	}
+	w.mu.Lock()
+	w.ledger.parked.mu.Lock()
+	rows := w.ledger.parked.counts()
+	next := w.ledger.changes + 1
+	found := ledger.ParkedCounts{Sinks: map[int32]ledger.ParkedCount{}, Point: ledger.CountPoint{
+		Batch: w.ledger.seq, Snapshot: ledger.Snapshot{Min: next, Max: next},
+	}}
+	w.ledger.parked.mu.Unlock()
+	w.mu.Unlock()
 	for _, id := range processors {
-		counts[id] = ledger.ParkedCount{}
+		found.Sinks[id] = ledger.ParkedCount{RowCounts: rows[id]}
 	}
-	for _, r := range l.rows {
-		c := counts[r.processor]
-		if r.dead {
-			c.Dead++
-		} else {
-			c.Parked++
-		}
-		counts[r.processor] = c
+	if !p.slept(ctx, r.between(time.Millisecond, 5*timeUnit)) {
+		return ledger.ParkedCounts{}, errWorldUnanswered
 	}
-	return counts
+	return found, nil
+}
+
+func (p *worldProcess) oldestParked(context.Context, ledger.OldestQuery) (ledger.OldestParked, error) {
+	return ledger.OldestParked{}, p.ofKeeper()
 }

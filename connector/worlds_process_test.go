@@ -323,11 +323,12 @@ func (p *worldProcess) openStream(ctx context.Context) (sessionStream, replicati
 	return p.stream, replication.Identity{}, nil
 }
 
-func (p *worldProcess) takeOver(ctx context.Context) (checkpoint.Ledger, ledger.Start, error) {
+func (p *worldProcess) takeOver(ctx context.Context, changed func([]ledger.RowChange)) (checkpoint.Ledger, ledger.Start, error) {
 	if err := p.ask(ctx, p.w.random("take over", p.session)); err != nil {
 		return nil, ledger.Start{}, err
 	}
 	conn, start := p.w.ledger.open(p)
+	conn.changed = changed
 	return conn, start, nil
 }
 
@@ -393,8 +394,8 @@ func (p *worldProcess) ofKeeper() error {
 func (p *worldProcess) makePartitions(context.Context) error { return p.ofKeeper() }
 func (p *worldProcess) heartbeat(context.Context) error      { return p.ofKeeper() }
 
-func (p *worldProcess) slotLag(context.Context) (bytes *float64, seen walsenderState, err error) {
-	return nil, walsenderState{}, p.ofKeeper()
+func (p *worldProcess) walsender(context.Context) (written pglogrepl.LSN, seen walsenderState, err error) {
+	return 0, walsenderState{}, p.ofKeeper()
 }
 
 func (p *worldProcess) checkDrift(context.Context, uint32) (moved string, err error) {

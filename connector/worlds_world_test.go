@@ -108,6 +108,7 @@ type simulation struct {
 	sessions    int            // that have begun
 	seen        pglogrepl.LSN  // how far the WAL was written when the last session began
 	listeners   int            // connections with LISTEN that have begun
+	counts      int            // counts of the parked rows that have begun
 	faults      bool           // there still are any
 	over        bool
 }

@@ -8,13 +8,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Config is what Open needs. All of it is required.
+// Config is what Open needs. All of it is required, but for Changed.
 type Config struct {
 	// Connect opens the recorder's own connection: one that Pin has set up, with a lock_timeout.
 	Connect func(context.Context) (*pgx.Conn, error)
 	Schema  Schema
 	Slot    string
 	Owner   string // this process, for people who look at the checkpoint
+	// Changed is called after each batch that was committed and has changed rows of outbox_parked, with one change for each sink. It may
+	// not keep the slice. It is called once for each batch, also if the answer of the COMMIT was lost.
+	Changed func([]RowChange)
 }
 
 // BatchWriter commits the recorder's batches to the ledger's tables, over one connection of its own. It is a checkpoint.Ledger. For
@@ -32,6 +35,7 @@ type BatchWriter struct {
 	narrow  bool          // the database's encoding does not have all characters
 	clock   time.Duration // PostgreSQL's clock minus ours
 	buf     []byte        // of the rows of a COPY, used again
+	changed []RowChange   // what the last transaction has changed, whether it is committed or not
 }
 
 // statements are the statements of every batch, with the ledger's schema in them.

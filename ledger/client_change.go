@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -24,6 +23,13 @@ const (
 	Discard Action = "discard" // delete a dead letter, and write a row into the log
 	Kill    Action = "kill"    // make a parked event a dead letter, and write a row into the log
 )
+
+// actionRows says by how much an action changes the numbers of a sink's rows, for each row.
+var actionRows = map[Action]RowCounts{
+	Retry:   {Parked: 1, Dead: -1},
+	Discard: {Dead: -1},
+	Kill:    {Parked: -1, Dead: 1},
+}
 
 // Change is a change that a person makes to rows of outbox_parked.
 type Change struct {
@@ -122,15 +128,16 @@ func (s Schema) changeRows(ctx context.Context, tx pgx.Tx, change Change, all []
 	if err != nil {
 		return 0, fmt.Errorf("change rows: %w", err)
 	}
-	n := len(changed)
-	slices.Sort(changed)
-	for _, processor := range slices.Compact(changed) {
-		if processor == 0 {
-			continue // it belongs to no sink
+	var perSink []RowChange
+	for _, processor := range changed {
+		if processor != 0 { // it belongs to no sink
+			perSink = addRows(perSink, RowChange{Processor: processor, Rows: actionRows[change.Action]})
 		}
-		if err := s.notifyChanged(ctx, tx, processor); err != nil {
+	}
+	for _, c := range perSink {
+		if err := s.notifyRows(ctx, tx, c); err != nil {
 			return 0, err
 		}
 	}
-	return n, nil
+	return len(changed), nil
 }

@@ -19,10 +19,14 @@ func TestNotice(t *testing.T) {
 		"public:7":       {Processor: 7},
 		"public:7:retry": {Processor: 7, Retry: true},
 		"public:7:later": {}, // of a version to come
-		"public::retry":  {},
-		"public:7:":      {},
-		"cdc:7":          {},
-		"public":         {},
+		"public:7:rows:12:-3:3": {Processor: 7, Rows: ledger.RowChange{
+			Processor: 7, Transaction: 12, Rows: ledger.RowCounts{Parked: -3, Dead: 3}, Oldest: true,
+		}},
+		"public:7:rows:12:-3": {},
+		"public::retry":       {},
+		"public:7:":           {},
+		"cdc:7":               {},
+		"public":              {},
 	} {
 		if got, ok := ledger.Schema("public").ParseNotice(payload); got != want || ok != (want != ledger.Notice{}) {
 			t.Errorf("%s: %+v, %t, want %+v", payload, got, ok, want)

@@ -27,6 +27,7 @@ func (w *BatchWriter) Commit(ctx context.Context, b checkpoint.Batch) error {
 	err := w.attempt(ctx, b)
 	if err == nil {
 		w.seq++
+		w.tell()
 	}
 	return err
 }
@@ -74,6 +75,7 @@ func (w *BatchWriter) committed(ctx context.Context) (bool, error) {
 }
 
 func (w *BatchWriter) transaction(ctx context.Context, b checkpoint.Batch) error {
+	w.changed = w.changed[:0]
 	q := &pgx.Batch{}
 	q.Queue("begin")
 	q.Queue(w.sql.updateCheckpoint, w.cfg.Slot, w.epoch, w.seq, b.Watermark.Prefix.LSN, b.Watermark.Prefix.Index, b.Watermark.LSN)

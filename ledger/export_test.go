@@ -45,3 +45,6 @@ func (s Schema) QuotedName(name string) string { return s.quote(name) }
 
 // MakeDueStatement is the statement of MakeDue.
 const MakeDueStatement = makeDue
+
+// ReadOldestStatement is the statement of ReadOldest, for the schema public.
+var ReadOldestStatement = Schema("public").statement(readOldest)

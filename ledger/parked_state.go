@@ -4,38 +4,7 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
-
-// ParkedCount is what a sink has in outbox_parked.
-type ParkedCount struct {
-	Parked, Dead int64
-	Oldest       time.Duration // for how long the oldest parked row has been parked
-}
-
-// CountParked counts the rows of these processors. It may have to look at millions of rows.
-func (s Schema) CountParked(ctx context.Context, db Querier, processors []int32) (map[int32]ParkedCount, error) {
-	rows, err := db.Query(ctx, s.statement(`select p.id, count(*) filter (where k.status = 'parked'), count(*) filter (where k.status = 'dead'),
-			coalesce(extract(epoch from clock_timestamp() - min(k.parked_at) filter (where k.status = 'parked')), 0)::float8
-		from ledger.outbox_processors p left join ledger.outbox_parked k on k.processor_id = p.id where p.id = any ($1) group by p.id`), processors)
-	if err != nil {
-		return nil, fmt.Errorf("count parked rows: %w", err)
-	}
-	counts := map[int32]ParkedCount{}
-	var id int32
-	var c ParkedCount
-	var oldest float64
-	_, err = pgx.ForEachRow(rows, []any{&id, &c.Parked, &c.Dead, &oldest}, func() error {
-		c.Oldest = time.Duration(oldest * float64(time.Second))
-		counts[id] = c
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("count parked rows: %w", err)
-	}
-	return counts, nil
-}
 
 // ParkedPolicy is what the configuration says of the times of parked rows.
 type ParkedPolicy struct {

@@ -19,13 +19,18 @@ const copyParked = `copy ledger.outbox_parked (processor_id, commit_lsn, tx_inde
 
 // A row that a person has declared dead meanwhile stays dead. The time of the first try is written once: if it were turned from one
 // clock into the other and back at each try, it would wander.
-const updateParked = `update ledger.outbox_parked p set status = c.status, attempts = c.attempts, tries = c.tries,
+//
+// What becomes of the numbers of rows is counted here, because a person may have taken or changed a row: see RowChange.
+const updateParked = `with changed as (update ledger.outbox_parked p set status = c.status, attempts = c.attempts, tries = c.tries,
 		tried_at = coalesce(p.tried_at, c.tried_at), next_attempt_at = c.next_attempt_at, error_message = c.error_message
 	from unnest($1::int[], $2::text[]::pg_lsn[], $3::bigint[], $4::text[], $5::int[], $6::int[], $7::timestamptz[], $8::timestamptz[], $9::text[])
 		c (processor_id, commit_lsn, tx_index, status, attempts, tries, tried_at, next_attempt_at, error_message)
-	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index and p.status = 'parked'`
+	where p.processor_id = c.processor_id and p.commit_lsn = c.commit_lsn and p.tx_index = c.tx_index and p.status = 'parked'
+	returning p.processor_id, p.status)
+	select processor_id, -count(*), count(*) from changed where status = 'dead' group by processor_id`
 
-const deleteParked = `delete from ledger.outbox_parked p using ` + rowsOfKeys
+const deleteParked = `with gone as (delete from ledger.outbox_parked p using ` + rowsOfKeys + ` returning p.processor_id, p.status)
+	select processor_id, -count(*) filter (where status = 'parked'), -count(*) filter (where status = 'dead') from gone group by processor_id`
 
 // writeParked makes the changes of rows of outbox_parked that the outcomes ask for. The changes of one delivery are made as one: a
 // delivery that is parked and settled within one batch leaves no row.
@@ -37,11 +42,15 @@ func (w *BatchWriter) writeParked(ctx context.Context, batch []checkpoint.Outcom
 	if err := w.insertParked(ctx, changes); err != nil {
 		return err
 	}
+	w.countInserts(changes)
 	q := &pgx.Batch{}
 	w.queueUpdates(q, changes)
 	w.queueDeletes(q, changes)
 	if q.Len() == 0 {
 		return nil
+	}
+	for _, queued := range q.QueuedQueries {
+		queued.Query(w.readRowChanges)
 	}
 	if err := w.conn.SendBatch(ctx, q).Close(); err != nil {
 		return fmt.Errorf("change parked rows: %w", err)

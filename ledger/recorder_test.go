@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -379,9 +380,12 @@ func TestLostCommit(t *testing.T) {
 			cfg.Connect = func(ctx context.Context) (*pgx.Conn, error) {
 				return l.connect(ctx, func(c net.Conn) net.Conn { return &cutAtCommit{Conn: c, arrives: arrives, cut: &cut} })
 			}
+			var told []ledger.RowChange
+			cfg.Changed = func(changes []ledger.RowChange) { told = append(told, changes...) }
 			r := l.record(cfg)
 			cut.Store(false)
-			r.give(100, checkpoint.Delivered)
+			r.give(100, checkpoint.Dead)
+			r.recorded()
 			r.give(120, checkpoint.Delivered)
 			r.recorded()
 			if !cut.Load() {
@@ -395,6 +399,10 @@ func TestLostCommit(t *testing.T) {
 			}
 			if got := r.Confirmed(); got != 128 {
 				t.Errorf("confirmed %d, want 128", got)
+			}
+			want := []ledger.RowChange{{Processor: 1, Rows: ledger.RowCounts{Dead: 1}, Batch: 1}}
+			if diff := cmp.Diff(want, told); diff != "" {
+				t.Errorf("what the batch has changed is told once: %s", diff)
 			}
 		})
 	}

@@ -28,7 +28,8 @@ type Status struct {
 	// Lag is the time since the commit of the last settled transaction; 0 while nothing is known to wait. While nobody reads the
 	// stream, it is the time since somebody last did, if that is longer.
 	Lag time.Duration
-	// LagBytes is the WAL between the server's position and what the slot has confirmed, in bytes, as last measured.
+	// LagBytes is the WAL between what the server is known to have written and Confirmed, in bytes. Keepalives and commits in the stream say
+	// how far the server has written, and a query every 2 s. It is 0 in a process that stands by.
 	LagBytes int64
 	// Confirmed is the LSN that may be confirmed to PostgreSQL. Prefix is the commit LSN of the last event of the prefix: that
 	// event and all events before it are settled. Both are 0 before the first session.
@@ -70,8 +71,9 @@ type SinkStatus struct {
 	// Unreadable says why the parked rows cannot be read. It is empty if they can.
 	Unreadable string
 	// Parked and DeadLetters count the rows of the sink in outbox_parked that wait for a further try, and for a person.
-	// OldestParked is the age of the oldest row that waits for a further try. All three are as of CountedAt, which is zero before
-	// the first count.
+	// OldestParked is the time since the oldest row that waits for a further try was parked. CountedAt is when a query has last counted the
+	// rows; since then the numbers follow the recorder's own changes, and persons' commands. If it is zero, nobody knows the numbers:
+	// before the first count, and while this process stands by.
 	Parked, DeadLetters int64
 	OldestParked        time.Duration
 	CountedAt           time.Time
