@@ -151,6 +151,7 @@ type Connector struct {
 	oddMetadata     oddMetadata
 	warned          []string      // the warnings of preflight that are in the log already
 	lastStreamError repeatedError // the last error that came with a place in the WAL
+	stuck           stuckPlace
 }
 
 // progress is how far Run has come. Only the goroutine of Run uses it.

@@ -223,7 +223,11 @@ func (s *session) announce() {
 	c.life.streams()
 	c.progress.workedBefore, c.progress.streamedNow, c.progress.standingBy = true, true, false
 	c.lag.othersRead.Store(false)
-	c.lag.unreadSince.Store(0)
+	if why, stuck := c.stuck.reason(); stuck { // the lag goes on counting as well
+		c.cfg.Health.Set("stream", monitoring.Failed(why))
+	} else {
+		c.lag.unreadSince.Store(0)
+	}
 	c.cfg.Health.Set("session", monitoring.OK("streaming"))
 	start := &s.reader.start
 	c.cfg.Logger.Info("streaming", "slot", c.cfg.Source.Slot, "lsn", start.Confirmed.String(),

@@ -158,10 +158,13 @@ func (c *Connector) countRepeats(err error, here repeatedError) error {
 	c.lastStreamError.last = now
 	c.lag.unreadSince.Store(c.lastStreamError.first.UnixNano()) // the lag counts from the first error: no session gets past this place
 	if c.lastStreamError.times < sameOften {
+		c.stuck.forget()
 		return err
 	}
-	return fmt.Errorf("%w; it was the same error at the same place %d times in a row, and comes for ever unless its cause is mended; "+
+	err = fmt.Errorf("%w; it was the same error at the same place %d times in a row, and comes for ever unless its cause is mended; "+
 		"where nothing can mend it, %s", err, c.lastStreamError.times, provision.StartAnew)
+	c.stuck.set(here.at, err.Error(), c.lastStreamError.first)
+	return err
 }
 
 // historyMissing explains an error that says that the publication does not exist. If it is really missing, the error stays as it

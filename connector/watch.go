@@ -91,6 +91,7 @@ func (c *Connector) watch(ctx context.Context) {
 			return
 		}
 		c.showHang(ctx, &h, c.db.whyServerWaits)
+		c.showPassed()
 	}
 }
 

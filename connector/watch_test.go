@@ -3,6 +3,7 @@ package connector
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -95,6 +97,53 @@ func TestWhatHangsIsTold(t *testing.T) {
 		if n := strings.Count(log.String(), "\n"); n != 2 {
 			t.Errorf("%d lines, want 2:\n%s", n, log)
 		}
+	})
+}
+
+// Once the stream has ended with the same error at the same place again and again, a session that streams up to it does not count as working,
+// and the lag does not begin anew, until a session is past it.
+func TestSessionThatWillEndAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := newWatchedConnector()
+		tracker := checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0x1000)
+		c.tracker.Store(tracker)
+		s := &session{c: c, reader: &reader{}}
+		is := func(want monitoring.Level, lag time.Duration) {
+			t.Helper()
+			c.showPassed()
+			if r := c.cfg.Health.Report(); r.Status != want || c.Status().Lag != lag {
+				t.Errorf("%+v and a lag of %s, want %s and %s", r, c.Status().Lag, want, lag)
+			}
+		}
+		ends := func() {
+			err := c.explainStreamError(t.Context(), &decoder.Error{LSN: 0x2000, Kind: 'R', Err: errors.New("drifted")})
+			c.sessionEnded(err)
+			c.cfg.Health.SetOnly("session", monitoring.Failed(err.Error()))
+			time.Sleep(time.Second)
+		}
+		for range sameOften - 1 {
+			s.announce()
+			is(monitoring.LevelOK, 0)
+			ends()
+		}
+		s.announce()
+		ends() // once more than a coincidence
+		for i := range 3 {
+			s.announce()
+			is(monitoring.LevelFailed, time.Duration(i+sameOften)*time.Second)
+			if why := c.cfg.Health.Report().Components["stream"].Detail; !strings.Contains(why, "comes for ever") {
+				t.Errorf("/readyz says %q", why)
+			}
+			ends()
+		}
+		s.announce()
+		tracker.Idle(0x2000)
+		tracker.Publish(tracker.Settled())
+		is(monitoring.LevelFailed, 6*time.Second)
+		tracker.Idle(0x2030)
+		tracker.Publish(tracker.Settled())
+		is(monitoring.LevelOK, 0)
 	})
 }
 
