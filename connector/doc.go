@@ -18,6 +18,7 @@
 //     outbox_parked; lane_record.go: what the recorder has of it;
 //   - read_parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
 //   - breaker.go: when a sink is left alone; budget.go: how many of its messages may die;
+//   - check.go: how a sink is looked at without a message; checkstate.go: what that has found;
 //   - slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: how the lanes hear what people change; keeper.go: the duties that are repeated at intervals;
@@ -41,6 +42,8 @@
 //	keeper (1, and 1  reading ends                               partitions, drift check, heartbeat, lag in bytes
 //	a duty)
 //	listen (1)        reading ends                               its connection; who is paused, how much is owed
+//	check (≤ 1 a      reading ends, and Check has returned       nothing
+//	sink)
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait
 //	---
 //	makeReady (1)     all is made, or ctx ends                   what it makes, until then

@@ -199,6 +199,7 @@ func (f *finishing) message(d *delivery, err error, member string) {
 	}
 	if class == accepted {
 		l.budget.accepted()
+		l.state.acceptedBy(d.Topic)
 		l.duration.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
 		if d.row {
 			f.counts.Unparked++

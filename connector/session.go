@@ -75,6 +75,7 @@ type session struct {
 	lanes    []*lane
 	bySink   map[int32][]*lane
 	sinks    []sinks.Sink
+	checks   []*sinkCheck
 	outcomes chan checkpoint.Outcomes
 	recount  chan struct{} // asks keepCounts to count soon; holds one value
 	written  pglogrepl.LSN // how far the server had written when the slot was ours
@@ -244,6 +245,9 @@ func (s *session) startKeeper(reading context.Context, crew *crew) {
 	crew.keeper.Go(func() error { s.c.listen(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepCounts(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepOldest(reading, s); return nil })
+	for _, k := range s.checks {
+		crew.keeper.Go(func() error { k.run(reading); return nil })
+	}
 	crew.keeper.Go(func() error {
 		err := s.c.runKeeper(reading)
 		if err != nil {

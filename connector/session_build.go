@@ -74,6 +74,9 @@ func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error
 		return nil, fmt.Errorf("open sink %q: %w", sc.Name, err)
 	}
 	s.sinks = append(s.sinks, sink)
+	if check := c.newSinkCheck(sc, sink); check != nil {
+		s.checks = append(s.checks, check)
+	}
 	lasting := c.sinks[sc.Name]
 	lasting.state.begin(c.cfg.Delivery.Lanes)
 	shared := &sharedSink{

@@ -53,6 +53,7 @@ type sinkState struct {
 
 	dead   deathLog
 	topics topicsAway
+	check  checkState
 }
 
 // laneView is what Status shows of a lane.
@@ -78,6 +79,7 @@ func (s *sinkState) begin(lanes int) {
 	clear(s.failing)
 	s.failingSince = time.Time{}
 	s.unread = nil
+	s.check.acceptedAt.Store(0)
 	s.show()
 }
 
@@ -110,6 +112,9 @@ type answer struct {
 // nobody back, so that it does not count as failing. Neither does one of whose topics one is away.
 func (s *sinkState) answered(a answer) {
 	s.login.note(a.cause)
+	if a.counts.Delivered > 0 {
+		s.acceptedSome()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Delivered += a.counts.Delivered
@@ -164,6 +169,7 @@ func (s *sinkState) breakerIs(state breakerState, asksAt time.Time) {
 	if state == breakerClosed {
 		clear(s.failing)
 		s.failingSince, s.answeredAt = time.Time{}, time.Now()
+		s.reachable()
 	}
 	s.show()
 }
@@ -254,7 +260,7 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 		Suspect: !s.suspectSince.IsZero(), SuspectSince: s.suspectSince,
 		Paused: !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
 		CountedAt: s.owed.countedAt,
-		Lanes:     len(s.lanes), Counts: s.counts, Topics: s.topics.status(),
+		Lanes:     len(s.lanes), Counts: s.counts, Topics: s.topics.status(), Check: s.checkStatus(),
 	}
 	st.Parked, st.DeadLetters, st.OldestParked = s.owed.counts(time.Now())
 	if s.breaker != breakerClosed {

@@ -45,6 +45,7 @@ type worldSink struct {
 	order       map[string][]*worldEvent // first acceptances, by aggregate
 	delivers    map[string]int           // Deliver calls, by their first message
 	topics      []worldTopic
+	checks      int // how often a connector has checked it
 	rules       sinkRules
 	inTime      inTime
 }

@@ -70,6 +70,8 @@ type SinkStatus struct {
 	PausedSince time.Time
 	// Unreadable says why the parked rows cannot be read. It is empty if they can.
 	Unreadable string
+	// Check is what was found wrong by asking the destination without a message.
+	Check CheckStatus
 	// Parked and DeadLetters count the rows of the sink in outbox_parked that wait for a further try, and for a person.
 	// OldestParked is the time since the oldest row that waits for a further try was parked. CountedAt is when a query has last counted the
 	// rows; since then the numbers follow the recorder's own changes, and persons' commands. If it is zero, nobody knows the numbers:
@@ -137,6 +139,10 @@ func (s SinkStatus) Component() Component {
 		if m.Away {
 			add("member " + m.Name + " is away")
 		}
+	}
+	if text := s.Check.text(); text != "" && !(s.Failing || s.BreakerSince != (time.Time{})) {
+		c.Status = LevelDegraded
+		add(text)
 	}
 	if s.Suspect {
 		c.Status = LevelDegraded // a receiver that refuses everything works as little as one that is away

@@ -2,6 +2,7 @@ package router
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -170,6 +171,22 @@ func (t *Template) expandPart(i int, e *outbox.Event) string {
 		return escape(p.field.of(e))
 	}
 	return p.field.of(e)
+}
+
+// Constant returns the text that Expand returns for every event, if the template names no field.
+func (t *Template) Constant() (text string, ok bool) {
+	for _, p := range t.parts {
+		if p.field != literal {
+			return "", false
+		}
+		text += p.text
+	}
+	return text, true
+}
+
+// Equal reports whether two templates expand to the same text for every event.
+func (t *Template) Equal(other Template) bool {
+	return t.isTopic == other.isTopic && slices.Equal(t.parts, other.parts)
 }
 
 // onlyField returns the field on which alone the result of Expand depends, if there is exactly one.
