@@ -45,6 +45,11 @@ func runConformance(t *testing.T, brokers []string, refuse func(*sinks.Message))
 					},
 					Away: network.goAway, Hang: network.hang, Refuse: refuse,
 				}
+				h.WrongLogin = func() sinks.Checker { return withWrongLogin(t) }
+				h.MissingTopic = func() (topic string, create func()) {
+					topic = newTopicName()
+					return topic, func() { createTopicNamed(t, brokers, topic, 2, nil) }
+				}
 				if c.topics == sinks.SeveralTopics {
 					missing := newTopicName()
 					create := sync.OnceFunc(func() {

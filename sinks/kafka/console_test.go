@@ -71,24 +71,54 @@ func produceByConsole(t *testing.T, broker *servers.Kafka, topic string, keys []
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	args, err := exec.CommandContext(ctx, "ps", "-ww", "-o", "args=", "-p", strconv.Itoa(broker.Pid())).Output()
-	if err != nil {
-		t.Fatalf("ask for the broker's class path: %v", err)
-	}
-	fields := strings.Fields(string(args))
-	at := slices.Index(fields, "-cp")
-	if at < 0 || at+1 >= len(fields) {
-		t.Fatalf("the broker has no class path: %q", fields)
-	}
 	var lines bytes.Buffer
 	for _, key := range keys {
 		fmt.Fprintf(&lines, "%s\tv\n", key)
 	}
-	java := exec.CommandContext(ctx, fields[0], "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8", "-cp", fields[at+1],
-		"org.apache.kafka.tools.ConsoleProducer", "--bootstrap-server", broker.Brokers()[0], "--topic", topic,
+	java := javaTool(ctx, t, broker, "org.apache.kafka.tools.ConsoleProducer", "--bootstrap-server", broker.Brokers()[0], "--topic", topic,
 		"--reader-property", "parse.key=true", "--reader-property", "key.separator=\t")
 	java.Stdin = &lines
 	if out, err := java.CombinedOutput(); err != nil {
 		t.Fatalf("console producer: %v\n%s", err, out)
 	}
+}
+
+// remedyOfCheck: the command that a check names makes the topic.
+func remedyOfCheck(t *testing.T, broker *servers.Kafka) {
+	s, _ := newSink(t, Config{Brokers: broker.Brokers()})
+	topic := newTopicName()
+	found, err := s.Check(t.Context(), []string{topic})
+	if err != nil {
+		t.Fatal(err)
+	}
+	args, ok := strings.CutPrefix(found[0].Remedy, "kafka-topics.sh ")
+	if !ok || found[0].Err == nil {
+		t.Fatalf("got %+v", found[0])
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if out, err := javaTool(ctx, t, broker, "org.apache.kafka.tools.TopicCommand", strings.Fields(args)...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", found[0].Remedy, err, out)
+	}
+	for found[0].Err != nil { // the broker learns of it later than the controller
+		if found, err = s.Check(ctx, []string{topic}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// javaTool returns a command that runs one of the tools that are among the broker's jars.
+func javaTool(ctx context.Context, t *testing.T, broker *servers.Kafka, class string, args ...string) *exec.Cmd {
+	t.Helper()
+	running, err := exec.CommandContext(ctx, "ps", "-ww", "-o", "args=", "-p", strconv.Itoa(broker.Pid())).Output()
+	if err != nil {
+		t.Fatalf("ask for the broker's class path: %v", err)
+	}
+	fields := strings.Fields(string(running))
+	at := slices.Index(fields, "-cp")
+	if at < 0 || at+1 >= len(fields) {
+		t.Fatalf("the broker has no class path: %q", fields)
+	}
+	java := []string{"-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8", "-cp", fields[at+1], class}
+	return exec.CommandContext(ctx, fields[0], append(java, args...)...)
 }

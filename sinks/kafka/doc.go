@@ -37,5 +37,5 @@
 //
 // Files: sink.go: what the lanes share. delivery.go: one call of Deliver. producer.go: a client, its producer id, and
 // sending. metadata.go: topics and partitions. layout.go and placement.go: headers. record.go and batch.go: encoding.
-// verdict.go: what an answer means. away.go: which places are known to be away.
+// verdict.go: what an answer means. check.go: how to look at the cluster without a message. away.go: which places are known to be away.
 package kafka

@@ -72,21 +72,7 @@ func newProducer(s *Sink) (*producer, error) {
 // ask sends a request that any broker can answer. It returns at the latest when ctx ends. (The client's own Request
 // does not, while it waits for a connection.)
 func (p *producer) ask(ctx context.Context, req kmsg.Request) (kmsg.Response, error) {
-	type reply struct {
-		resp kmsg.Response
-		err  error
-	}
-	done := make(chan reply, 1)
-	go func() {
-		resp, err := p.client.Request(ctx, req)
-		done <- reply{resp, err}
-	}()
-	select {
-	case r := <-done:
-		return r.resp, r.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+	return answerTo(ctx, func() (kmsg.Response, error) { return p.client.Request(ctx, req) })
 }
 
 // patiently repeats a try for as long as an election may take. If the cluster was away before, it tries only once.

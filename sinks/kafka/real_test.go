@@ -32,6 +32,7 @@ func TestApacheKafka(t *testing.T) {
 	t.Run("sequence numbers", func(t *testing.T) { sequenceNumbers(t, broker.Brokers()) })
 	t.Run("CloudEvents", func(t *testing.T) { cloudEvents(t, broker.Brokers()) })
 	t.Run("partitions of the console producer", func(t *testing.T) { consolePartitions(t, broker) })
+	t.Run("remedy of a check", func(t *testing.T) { remedyOfCheck(t, broker) })
 	t.Run("killed and paused", func(t *testing.T) { killedAndPaused(t, broker) }) // last
 }
 
