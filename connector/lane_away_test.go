@@ -206,10 +206,10 @@ func TestLaneFlakyKeepsBackoff(t *testing.T) {
 func TestLaneBackAndAwayAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newParkingLane(t, func(_ context.Context, _ int, batch []sinks.Message) []error {
+		b := newParkingLane(t, func(_ context.Context, n int, batch []sinks.Message) []error {
 			errs := map[string]error{}
 			for _, m := range batch {
-				if m.Event.ID != "z1" {
+				if m.Event.ID != "z1" && n < 100 { // a lane that asks without end must not stop the test
 					errs[m.Event.ID] = errGone
 				}
 			}

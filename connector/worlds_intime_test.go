@@ -74,6 +74,7 @@ func (s *worldSink) planOutage() {
 	s.w.after(r.between(50*timeUnit, 300*timeUnit), func() {
 		if s.w.failing() {
 			set(modeDown)
+			s.watchRecovery()
 			s.w.after(r.between(100*timeUnit, 600*timeUnit), func() { set(modeWell) })
 		}
 	})
@@ -115,7 +116,7 @@ func (s *worldSink) checkInTime(e *worldEvent) {
 		allowed += time.Duration(i.hung-from.hung+1) * 200 * timeUnit
 	}
 	if !i.up.at.IsZero() {
-		allowed += time.Minute
+		allowed += w.cfg.reset
 	}
 	w.stats.InTime++
 	if late := time.Since(from.at) - allowed; late > 0 {

@@ -71,7 +71,7 @@ func (w *simulation) newProcess(n int) *worldProcess {
 			Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, DeadBlocks: c.block,
 			MaxInFlight: c.ring, MaxInFlightBytes: 1 << 30, MaxEventBytes: 1 << 20,
 		},
-		Breaker: BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: time.Minute},
+		Breaker: BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: c.reset},
 		Metrics: monitoring.NewMetrics("", nil), Health: &monitoring.Health{}, Logger: w.logger(),
 	}
 	if c.never {

@@ -166,7 +166,7 @@ func (c *worldClient) probed() {
 	r := &c.rules
 	c.w.stats.Probes++
 	r.probes++
-	if most := 1 + c.p.lanes + r.allowed + int(time.Since(r.openedAt)/time.Minute); r.probes > most {
+	if most := 1 + c.p.lanes + r.allowed + int(time.Since(r.openedAt)/c.w.cfg.reset); r.probes > most {
 		c.w.violation("away hammered", "sink%d: %d messages in %s after the breaker has opened, of at most %d", c.n, r.probes, time.Since(r.openedAt), most)
 		r.openedAt, r.probes = time.Now(), 0
 	}

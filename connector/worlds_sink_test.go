@@ -48,6 +48,7 @@ type worldSink struct {
 	checks      int // how often a connector has checked it
 	rules       sinkRules
 	inTime      inTime
+	recovery    recovery
 }
 
 func newWorldSink(w *simulation, n int) *worldSink {
@@ -213,6 +214,7 @@ func (c *worldClient) answer(p *worldCall) []error {
 	if slices.ContainsFunc(p.errs, func(err error) bool { return classOf(err) == away }) {
 		c.rules.away++
 	}
+	c.noteCall(p)
 	if p.probe && slices.ContainsFunc(p.errs, func(err error) bool { return !errors.Is(err, sinks.ErrNotAttempted) }) {
 		c.probed()
 	}
@@ -240,6 +242,7 @@ func (c *worldClient) plan(batch []sinks.Message) *worldCall {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stats.Delivers++
+	c.recovery.calls++
 	if len(batch) == 0 || len(batch) > w.cfg.batch {
 		w.violation("batch", "%d messages", len(batch))
 	}

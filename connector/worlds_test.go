@@ -135,6 +135,7 @@ type worldConfig struct {
 	poison, late, lostCOMMIT float64
 	hang                     bool // all poison times out
 	giveUpAfter              time.Duration
+	reset                    time.Duration // reset_timeout
 	slowLedger               float64 // how many COMMITs take seconds
 	large                    float64 // how many parked rows are too large for an ordinary read
 
@@ -186,9 +187,10 @@ func newWorldConfig(r random) worldConfig {
 	if r.chance(0.12) {
 		c.poisoned, c.aggregates, c.transactions = 0.3+r.Float64()/2, 10+r.IntN(30), 40+r.IntN(60)
 	}
-	c.retryNow, c.quick = r.chance(0.4), r.chance(0.3)
+	c.retryNow, c.quick, c.reset = r.chance(0.4), r.chance(0.3), time.Minute
 	if r.chance(0.2) {
 		c.beCalm()
+		c.reset = []time.Duration{3 * time.Second, 10 * time.Second, time.Minute}[r.IntN(3)]
 	}
 	return c
 }
