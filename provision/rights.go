@@ -40,9 +40,23 @@ func ledgerTables() []string {
 	return names
 }
 
-// checkPrivileges adds one problem that lists all grants that the login lacks. It reads catalogs only, because a
-// statement that names a table in a schema that the login may not use would fail.
+// checkPrivileges adds one problem that lists all grants that the login lacks.
 func checkPrivileges(ctx context.Context, db ledger.Querier, s Source, p *problems) error {
+	lacking, err := lackingPrivileges(ctx, db, s)
+	if err != nil || len(lacking) == 0 {
+		return err
+	}
+	var user string
+	if err := db.QueryRow(ctx, "select current_user::text").Scan(&user); err != nil {
+		return err
+	}
+	p.add(exitcode.Privilege, "role %q lacks privileges; as the owner of the tables: %s", user, strings.Join(lacking, "; "))
+	return nil
+}
+
+// lackingPrivileges returns the grants that the login lacks for a run. It reads catalogs only, because a statement that names a table
+// in a schema that the login may not use would fail.
+func lackingPrivileges(ctx context.Context, db ledger.Querier, s Source) ([]string, error) {
 	schema, name := s.tableName()
 	var schemas, names, wanted []string
 	want := func(schema, name, privilege string) {
@@ -56,7 +70,7 @@ func checkPrivileges(ctx context.Context, db ledger.Querier, s Source, p *proble
 	}
 	var user string
 	if err := db.QueryRow(ctx, "select current_user::text").Scan(&user); err != nil {
-		return err
+		return nil, err
 	}
 	login := pgx.Identifier{user}.Sanitize()
 	rows, err := db.Query(ctx, `select distinct format('grant usage on schema %I to ', nspname)
@@ -72,17 +86,13 @@ func checkPrivileges(ctx context.Context, db ledger.Querier, s Source, p *proble
 			where nspname = $2 and proname = 'outbox_make_partitions' and not has_function_privilege(p.oid, 'execute')`,
 		schema, s.LedgerSchema, schemas, names, wanted, partitionFunction)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	lacking, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil || len(lacking) == 0 {
-		return err
-	}
 	for i := range lacking {
 		lacking[i] += login
 	}
-	p.add(exitcode.Privilege, "role %q lacks privileges; as the owner of the tables: %s", user, strings.Join(lacking, "; "))
-	return nil
+	return lacking, err
 }
 
 // checkReplicationUser adds a problem if the user may not replicate. It checks nothing if user is empty.

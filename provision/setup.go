@@ -2,6 +2,7 @@ package provision
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -23,6 +24,8 @@ type SetupConfig struct {
 	DSN string
 	// ReplicationDSN is the connection string of a login with the attribute REPLICATION, on the same server.
 	ReplicationDSN string
+	// MakesTables says that the login of DSN is going to run migrations before Setup, so it needs the rights for that.
+	MakesTables bool
 	// SkipBacklog leaves the rows undelivered that are in the table when the slot is made. Without it, Setup refuses a table
 	// that holds rows.
 	SkipBacklog bool
@@ -137,6 +140,16 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 	if err != nil {
 		return f, err
 	}
+	repl, err := replication.ParseDSN(replication.ReplicationDSNKey, cfg.ReplicationDSN)
+	if err != nil {
+		p = append(p, err)
+	} else if err := checkReplicationUser(ctx, conn, repl.User, &p); err != nil {
+		return f, err
+	}
+	before := len(p)
+	if err := checkInitRights(ctx, conn, cfg, f.publication, &p); err != nil || len(p) > before {
+		return f, errors.Join(err, p.join()) // the login cannot read what is looked at below
+	}
 	slot, err := readSlot(ctx, conn, cfg.Slot)
 	if err != nil {
 		return f, err
@@ -146,12 +159,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 		return f, err
 	}
 	f.state = judge(cfg.Source, f.server, slot, c, &p)
-	if repl, err := replication.ParseDSN(replication.ReplicationDSNKey, cfg.ReplicationDSN); err != nil {
-		p = append(p, err)
-	} else if err := checkReplicationUser(ctx, conn, repl.User, &p); err != nil {
-		return f, err
-	}
-	before := len(p)
+	before = len(p)
 	// A table that does not exist is no mistake here: Plan may be asked before the migrations have run.
 	if f.table, err = checkNamedTable(ctx, conn, cfg.Source, &p); err != nil {
 		return f, err

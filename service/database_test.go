@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
+	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
 // Each start says which database it works on, and where that was configured. It never says a password.
@@ -40,4 +43,18 @@ level=INFO msg="the stream has a connection of its own" address=db:5432 database
 			t.Errorf("got\n%swant%s", got, test.want)
 		}
 	}
+}
+
+// An owner's login for another database than the configuration's would make tables, or drop them, where nobody wants that.
+func TestOwnerOfAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	other := pgtest.Unmigrated(t)
+	_, err := Init(pgtest.Context(t), w.cfg, InitOptions{AdminDSN: other.DSN})
+	exitcodetest.Want(t, err, exitcode.Config, "--dsn, or OUTBOX_ADMIN_URL", `database "`+w.database()+`"`, "source.dsn", "(DATABASE_URL)")
+	if n := pgtest.Text(t, other.Conn(t), "select count(*)::text from pg_class where relname ~ 'outbox'"); n != "0" {
+		t.Errorf("%s relations were made there", n)
+	}
+	_, err = Destroy(pgtest.Context(t), w.cfg, DestroyOptions{AdminDSN: other.DSN, Ledger: true})
+	exitcodetest.Want(t, err, exitcode.Config, "let both lead to the same database")
 }

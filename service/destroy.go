@@ -56,6 +56,9 @@ func (r DestroyResult) Dropped() []string {
 // and what is left. It may be called again, and then goes on from there.
 func Destroy(ctx context.Context, cfg config.Config, o DestroyOptions) (DestroyResult, error) {
 	dsn := cmp.Or(o.AdminDSN, string(cfg.Source.DSN))
+	if err := sameDatabase(cfg, dsn); err != nil {
+		return DestroyResult{}, err
+	}
 	var hasLedger bool
 	err := provision.WithConn(ctx, dsn, source(cfg), func(conn *pgx.Conn) error {
 		m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped()}

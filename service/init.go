@@ -59,7 +59,16 @@ func Init(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, er
 	return result, replication.ExplainUnreachable(err)
 }
 
+// initAll is Init, except that it does not say in words that PostgreSQL cannot be reached.
 func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
+	result, err := initStepByStep(ctx, cfg, o)
+	if exitcode.Of(err) == exitcode.Failure { // a right that plan does not know of
+		err = provision.NeedsOwner(err)
+	}
+	return result, err
+}
+
+func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	var result InitResult
 	setup := setupConfig(cfg, o)
 	if _, err := plan(ctx, cfg, setup); err != nil {
@@ -129,9 +138,20 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 // plan returns the steps that provision.Plan finds. It reads the ledger, if there is one, only after checkOwners has
 // accepted its owners.
 func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig) ([]string, error) {
+	if err := sameDatabase(cfg, setup.DSN); err != nil {
+		return nil, err
+	}
 	if err := checkOwners(ctx, cfg, setup.DSN); err != nil {
 		return nil, err
 	}
+	pending, err := migrations.Pending(ctx, setup.DSN, migrations.Options{Schema: cfg.Source.LedgerSchema})
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" {
+		err = nil // Plan names the right to read which migrations were applied, among the others that the login lacks
+	}
+	if err != nil {
+		return nil, err
+	}
+	setup.MakesTables = len(pending) > 0
 	return provision.Plan(ctx, setup)
 }
 

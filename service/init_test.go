@@ -29,7 +29,10 @@ type world struct {
 	admin string // DSN of a superuser
 	conn  *pgx.Conn
 	cfg   config.Config
+	owner string // of what a test has made by another role than a superuser
 }
+
+func (w *world) database() string { return w.conn.Config().Database }
 
 // newWorld makes a world with an empty database. The configuration comes from environ and from variables that name the
 // database.
@@ -216,7 +219,7 @@ func TestInitRefuses(t *testing.T) {
 	exitcodetest.Want(t, err, exitcode.Privilege, "may not replicate", "alter role \""+name)
 	w.exec("alter role " + name + " replication")
 	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
-	exitcodetest.Want(t, err, exitcode.Privilege, "permission denied", "OUTBOX_ADMIN_URL", "--print-sql")
+	exitcodetest.Want(t, err, exitcode.Privilege, "lacks privileges for init", "OUTBOX_ADMIN_URL", "--print-sql", "grant usage, create on schema")
 }
 
 // Init warns if another role may create things in the ledger's schema. What it has created there is refused before
