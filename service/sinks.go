@@ -106,7 +106,11 @@ func openAny(from []connector.Sink, states memberStates) (sinks.Sink, error) {
 			_ = composite.NewAny(members...).Close() // none of them was used
 			return nil, fmt.Errorf("member %q: %w", s.Name, err)
 		}
-		members = append(members, composite.Member{Name: s.Name, Sink: sink, Tell: states[i].note, Address: func(e *outbox.Event) (topic, key string) {
+		var topics []string
+		if topic, constant := s.Topic.Constant(); constant && topic != "" {
+			topics = []string{topic}
+		}
+		members = append(members, composite.Member{Name: s.Name, Sink: sink, Topics: topics, Tell: states[i].note, Address: func(e *outbox.Event) (topic, key string) {
 			return s.Topic.Expand(e), s.Key.Expand(e)
 		}})
 	}

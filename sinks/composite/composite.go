@@ -17,6 +17,8 @@ type Member struct {
 	Sink sinks.Sink
 	// Address returns the topic and key that an event has at this member.
 	Address func(*outbox.Event) (topic, key string)
+	// Topics are the topics of this member that can be named before there is an event. Check looks for them.
+	Topics []string
 	// Tell is called with each answer of this member, and with each failure to get one, and with the zero Answer when the
 	// composite is closed. Several lanes may call it at the same time. It may be nil.
 	Tell func(Answer)

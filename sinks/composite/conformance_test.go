@@ -2,6 +2,7 @@ package composite
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -88,6 +89,26 @@ func (s *end) Deliver(ctx context.Context, batch []sinks.Message) []error {
 
 func (s *end) Close() error { return nil }
 
+func (s *end) Check(ctx context.Context, topics []string) ([]sinks.TopicCheck, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case s.away:
+		return nil, errors.New("refused to connect")
+	}
+	var found []sinks.TopicCheck
+	for _, topic := range topics {
+		c := sinks.TopicCheck{Kind: "topic", Topic: topic}
+		if topic == s.gone {
+			c.Err, c.Remedy = errors.New("it does not exist"), "make "+topic
+		}
+		found = append(found, c)
+	}
+	return found, nil
+}
+
 // The suite passes, even if the first member is picky. What such a member has not accepted holds later messages back from it, so
 // that a message may be refused because not every member was asked.
 func TestConformance(t *testing.T) {
@@ -127,6 +148,9 @@ func harness(first *end) *sinktest.Harness {
 			return d.set(func() { d.gone = "gone" })
 		},
 		Refuse: mark("not now"),
+		MissingTopic: func() (string, func()) {
+			return "gone", d.set(func() { d.gone = "gone" })
+		},
 	}
 	if !first.picky {
 		h.Permanent = mark("never")
