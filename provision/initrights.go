@@ -14,10 +14,10 @@ import (
 )
 
 // checkInitRights adds one problem that lists the statements by which somebody else can let the login of cfg.DSN do what init has to
-// do: make schema and tables, create the publication, write the checkpoint. checkReplicationUser looks after the slot. publication
-// says that it exists. checkInitRights reads catalogs only, because a login without rights cannot read anything else.
-func checkInitRights(ctx context.Context, db ledger.Querier, cfg SetupConfig, publication bool, p *problems) error {
-	r := initRights{db: db, cfg: cfg}
+// do: make schema and tables, create the publication, write the checkpoint. checkReplicationUser looks after the slot. Of found it needs
+// whether the publication exists. checkInitRights reads catalogs only, because a login without rights cannot read anything else.
+func checkInitRights(ctx context.Context, db ledger.Querier, cfg SetupConfig, found existing, p *problems) error {
+	r := initRights{db: db, cfg: cfg, hasPublication: found.publication}
 	err := db.QueryRow(ctx, `select current_user::text, current_database()::text, has_database_privilege(current_database(), 'create')`).
 		Scan(&r.user, &r.database, &r.createsInDatabase)
 	if err != nil {
@@ -26,7 +26,7 @@ func checkInitRights(ctx context.Context, db ledger.Querier, cfg SetupConfig, pu
 	if err := r.checkTables(ctx); err != nil {
 		return err
 	}
-	if err := r.checkOutbox(ctx, publication); err != nil {
+	if err := r.checkOutbox(ctx); err != nil {
 		return err
 	}
 	if !cfg.MakesTables {
@@ -58,6 +58,7 @@ type initRights struct {
 	cfg               SetupConfig
 	user, database    string
 	createsInDatabase bool
+	hasPublication    bool
 	statements        []string
 	// superuser says what belongs to a superuser and has to be changed. It is empty if there is no such thing.
 	superuser string
@@ -135,13 +136,13 @@ func (r *initRights) checkMigrationsTable(ctx context.Context) error {
 
 // checkOutbox looks whether the login may read an outbox that exists, and create a publication of it. Only the table's owner may, so
 // the statement for an outbox of somebody else is the publication itself.
-func (r *initRights) checkOutbox(ctx context.Context, publication bool) error {
+func (r *initRights) checkOutbox(ctx context.Context) error {
 	schema, name := r.cfg.tableName()
 	var owns, uses, reads bool
 	err := r.db.QueryRow(ctx, `select pg_has_role(relowner, 'usage'), has_schema_privilege(n.oid, 'usage'), has_table_privilege(c.oid, 'select')
 			from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1 and relname = $2`, schema, name).Scan(&owns, &uses, &reads)
 	if errors.Is(err, pgx.ErrNoRows) { // the migrations make it, and the login will own it
-		if !publication {
+		if !r.hasPublication {
 			r.lacksCreateInDatabase()
 		}
 		return nil
@@ -156,7 +157,7 @@ func (r *initRights) checkOutbox(ctx context.Context, publication bool) error {
 		r.lacks("grant select on table %s to %s", r.cfg.table(), r.role())
 	}
 	switch {
-	case publication:
+	case r.hasPublication:
 	case owns:
 		r.lacksCreateInDatabase()
 	default:

@@ -147,7 +147,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 		return f, err
 	}
 	before := len(p)
-	if err := checkInitRights(ctx, conn, cfg, f.publication, &p); err != nil || len(p) > before {
+	if err := checkInitRights(ctx, conn, cfg, f, &p); err != nil || len(p) > before {
 		return f, errors.Join(err, p.join()) // the login cannot read what is looked at below
 	}
 	slot, err := readSlot(ctx, conn, cfg.Slot)
