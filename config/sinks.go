@@ -77,6 +77,8 @@ type Kafka struct {
 	Formats []string `yaml:"format,flow"`
 	// Source of CloudEvents.
 	Source string `yaml:"source"`
+	// ContentType is that of payloads whose metadata name none.
+	ContentType string `yaml:"content_type"`
 	// Placement of columns, in Debezium's syntax.
 	Placement string `yaml:"placement"`
 	// HeaderEncoding is plain or json.
@@ -139,7 +141,9 @@ type Redis struct {
 	MinIDAge time.Duration `yaml:"min_id_age"`
 	// MaxMessageBytes: a larger message becomes a dead letter without a try.
 	MaxMessageBytes Bytes `yaml:"max_message_bytes"`
-	TLS             TLS   `yaml:"tls"`
+	// ContentType is that of payloads whose metadata name none.
+	ContentType string `yaml:"content_type"`
+	TLS         TLS    `yaml:"tls"`
 }
 
 // Webhook is what a sink of type webhook needs besides.
@@ -151,6 +155,8 @@ type Webhook struct {
 	// Body is envelope, raw, cloudevents or cloudevents-structured.
 	Body   string `yaml:"body"`
 	Source string `yaml:"source"`
+	// ContentType is that of payloads whose metadata name none. The body envelope is JSON anyway.
+	ContentType string `yaml:"content_type"`
 	// AllowHosts are internal hosts, host or host:port, that may be reached all the same.
 	AllowHosts  []string `yaml:"allow_hosts,flow"`
 	Connections int      `yaml:"connections"`
@@ -175,6 +181,8 @@ type EventBus struct {
 	// InboxPrefix is where acknowledgements are sent, for users who may not subscribe to _INBOX.
 	InboxPrefix string `yaml:"inbox_prefix"`
 	Source      string `yaml:"source"`
+	// ContentType is that of payloads whose metadata name none.
+	ContentType string `yaml:"content_type"`
 	TLS         TLS    `yaml:"tls"`
 }
 

@@ -1,7 +1,10 @@
 package config
 
 import (
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
+	"mime"
 	"net"
 	"net/url"
 	"regexp"
@@ -66,6 +69,7 @@ func (v *validator) kafka(path string, s *Sink) {
 		v.oneOf(fmt.Sprintf("%s.format[%d]", path, i), format, "debezium", "cloudevents")
 	}
 	v.cloudEventSource(path+".source", k.Source)
+	v.contentType(path+".content_type", k.ContentType)
 	v.size(path+".max_message_bytes", k.MaxMessageBytes, KiB, GiB)
 	v.tls(path+".tls", &k.TLS)
 	v.sasl(path+".sasl", &k.SASL)
@@ -131,6 +135,7 @@ func (v *validator) redis(path string, r *Redis) {
 		v.mistake(path+".client_name", "%q has a character that Redis does not take there: spaces, control characters, others than ASCII", r.ClientName)
 	}
 	v.size(path+".max_message_bytes", r.MaxMessageBytes, KiB, GiB)
+	v.contentType(path+".content_type", r.ContentType)
 	v.tls(path+".tls", &r.TLS)
 }
 
@@ -154,6 +159,10 @@ func (v *validator) webhook(path string, w *Webhook) {
 		if s == "" {
 			v.mistake(fmt.Sprintf("%s.secret[%d]", path, i), "is empty")
 		}
+		if lacksPrefix(string(s)) {
+			v.warn("%s.secret[%d] looks like base64 without the whsec_ with which Standard Webhooks mark it, so its text itself is the key; "+
+				"write whsec_ before it if the receiver has a whsec_… or decodes the base64", path, i)
+		}
 	}
 	if len(w.Secrets) == 0 {
 		v.warn("%s.secret is missing: receivers cannot tell our events from others'", path)
@@ -168,7 +177,19 @@ func (v *validator) webhook(path string, w *Webhook) {
 	v.between(path+".rate", w.Rate, 0, 1_000_000)
 	v.lasts(path+".max_retry_after", w.MaxRetryAfter, time.Second, 24*time.Hour)
 	v.cloudEventSource(path+".source", w.Source)
+	v.contentType(path+".content_type", w.ContentType)
+	if w.ContentType != "" && w.Body == "envelope" {
+		v.mistake(path+".content_type", "has no effect with body: envelope, which is application/json; remove it, or choose another body")
+	}
 	v.tls(path+".tls", &w.TLS)
+}
+
+// lacksPrefix reports whether a webhook's secret is the base64 of as many bytes as Standard Webhooks ask for. Most hexadecimal digits
+// are that too, by chance, and are meant as they are.
+func lacksPrefix(secret string) bool {
+	key, err := base64.StdEncoding.DecodeString(secret)
+	_, notHex := hex.DecodeString(secret)
+	return err == nil && notHex != nil && len(key) >= 24 && len(key) <= 64
 }
 
 func (v *validator) eventBus(path string, e *EventBus) {
@@ -182,6 +203,7 @@ func (v *validator) eventBus(path string, e *EventBus) {
 		v.mistake(path, "credentials_file and nkey_file exclude each other")
 	}
 	v.cloudEventSource(path+".source", e.Source)
+	v.contentType(path+".content_type", e.ContentType)
 	v.tls(path+".tls", &e.TLS)
 }
 
@@ -229,6 +251,17 @@ func quoted(address string) string {
 func (v *validator) cloudEventSource(path, s string) {
 	if _, err := url.Parse(strings.ReplaceAll(s, "{aggregate_type}", "x")); err != nil || strings.ContainsAny(strings.ReplaceAll(s, "{aggregate_type}", ""), "{} ") {
 		v.mistake(path, "%q is no URI; write such as /outbox/shop/{aggregate_type}, which is the only field here", s)
+	}
+}
+
+// contentType is empty where the type of the payload's column says it.
+func (v *validator) contentType(path, s string) {
+	if s == "" {
+		return
+	}
+	if media, _, err := mime.ParseMediaType(s); err != nil || !strings.Contains(media, "/") ||
+		strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		v.mistake(path, "%q is no media type; write such as application/json or text/plain; charset=utf-8", s)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 func storedEvent(e *outbox.Event, committed time.Time) ledger.StoredEvent {
 	return ledger.StoredEvent{
 		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType, EventVersion: e.EventVersion,
-		CreatedAt: &e.CreatedAt, CommittedAt: &committed, MaxRetries: e.MaxRetries,
+		ContentType: e.ContentType, CreatedAt: &e.CreatedAt, CommittedAt: &committed, MaxRetries: e.MaxRetries,
 		TenantID: e.TenantID, CorrelationID: e.CorrelationID, CausationID: e.CausationID, Metadata: e.Metadata,
 	}
 }
@@ -24,7 +24,7 @@ func eventOf(row *ledger.ParkedDelivery) (*outbox.Event, time.Time) {
 	s := &row.Event
 	e := &outbox.Event{
 		ID: s.ID, AggregateType: s.AggregateType, AggregateID: s.AggregateID, EventType: s.EventType, EventVersion: s.EventVersion,
-		Payload: row.Payload, Metadata: s.Metadata, MaxRetries: s.MaxRetries,
+		ContentType: s.ContentType, Payload: row.Payload, Metadata: s.Metadata, MaxRetries: s.MaxRetries,
 		TenantID: s.TenantID, CorrelationID: s.CorrelationID, CausationID: s.CausationID,
 	}
 	if row.EventID != "" {

@@ -18,6 +18,7 @@ func TestStoredEvent(t *testing.T) {
 	for _, metadata := range []string{"", `{"a": 1,  "b":"<&>"}`, ` {"a":1}`, "no json", `"text"`, "null"} {
 		e := &outbox.Event{
 			ID: "i", AggregateType: "t<", AggregateID: "a", EventType: "e", EventVersion: 2, Payload: []byte("\x00p"), Metadata: []byte(metadata),
+			ContentType: "application/octet-stream",
 			CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678_000, time.UTC), MaxRetries: &three, TenantID: "x", CorrelationID: "c", CausationID: "d",
 		}
 		committed := e.CreatedAt.Add(time.Second)

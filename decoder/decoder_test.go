@@ -98,7 +98,7 @@ func TestInsert(t *testing.T) {
 		{
 			"nulls",
 			[]string{"1", "order", "42", "order.paid", null, null, null, null, null, null, null, null},
-			outbox.Event{ID: "1", AggregateType: "order", AggregateID: "42", EventType: "order.paid", EventVersion: 1},
+			outbox.Event{ID: "1", AggregateType: "order", AggregateID: "42", EventType: "order.paid"},
 		},
 		{
 			"empty texts",
@@ -148,7 +148,7 @@ func TestMappedTable(t *testing.T) {
 	want := Message{
 		Kind: KindInsert,
 		Event: &outbox.Event{
-			ID: "77", AggregateType: "order", AggregateID: "77", EventVersion: 1, Payload: []byte{0, 0xff, 'J'},
+			ID: "77", AggregateType: "order", AggregateID: "77", Payload: []byte{0, 0xff, 'J'}, ContentType: "application/octet-stream",
 			CreatedAt: time.Date(2026, 11, 24, 3, 58, 21, 0, time.UTC),
 		},
 		Size: eventSize + len("77order77") + 3 + len("2026-11-24 03:58:21"),

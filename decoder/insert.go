@@ -279,6 +279,7 @@ func (d *Decoder) fill(v *values, e *outbox.Event, t text) (err error) {
 	e.AggregateType = d.names.string(v[aggregateType])
 	e.AggregateID = t.string(v[aggregateID])
 	e.EventType = d.names.string(v[eventType])
+	e.ContentType = d.outbox.contentType
 	e.Metadata = t.bytes(v[metadata])
 	e.TenantID = t.string(v[tenantID])
 	e.CorrelationID = t.string(v[correlationID])
@@ -291,7 +292,7 @@ func (d *Decoder) fill(v *values, e *outbox.Event, t text) (err error) {
 	} else {
 		e.Payload = t.bytes(v[payload])
 	}
-	if e.EventVersion, err = parseInt(v[eventVersion], 1); err != nil {
+	if e.EventVersion, err = parseInt(v[eventVersion]); err != nil {
 		return fmt.Errorf("column %q: %w", d.table.Columns.EventVersion, err)
 	}
 	if v[maxRetries] != nil {
@@ -304,7 +305,7 @@ func (d *Decoder) fill(v *values, e *outbox.Event, t text) (err error) {
 
 // parseRetries returns the same pointer for rows with equal values. That is safe because nobody may change an event.
 func (d *Decoder) parseRetries(b []byte) (*int, error) {
-	n, err := parseInt(b, 0)
+	n, err := parseInt(b)
 	if err != nil {
 		return nil, err
 	}
@@ -314,10 +315,10 @@ func (d *Decoder) parseRetries(b []byte) (*int, error) {
 	return d.retries, nil
 }
 
-// parseInt reads an integer as PostgreSQL writes it. For NULL it returns absent.
-func parseInt(b []byte, absent int) (int, error) {
+// parseInt reads an integer as PostgreSQL writes it. For NULL it returns 0.
+func parseInt(b []byte) (int, error) {
 	if b == nil {
-		return absent, nil
+		return 0, nil
 	}
 	if len(b) == 1 && '0' <= b[0] && b[0] <= '9' { // the usual case, without an allocation
 		return int(b[0] - '0'), nil

@@ -131,6 +131,7 @@ func golden(r *recording, table Table) []byte {
 	type event struct {
 		ID, AggregateType, AggregateID, EventType string
 		EventVersion                              int
+		ContentType                               string `json:",omitempty"`
 		Payload, Metadata                         *string `json:",omitempty"`
 		CreatedAt                                 string
 		MaxRetries                                *int   `json:",omitempty"`
@@ -172,7 +173,7 @@ func golden(r *recording, table Table) []byte {
 		}
 		if e := m.Event; e != nil {
 			l.Event = &event{
-				e.ID, e.AggregateType, e.AggregateID, e.EventType, e.EventVersion, text(e.Payload), text(e.Metadata),
+				e.ID, e.AggregateType, e.AggregateID, e.EventType, e.EventVersion, e.ContentType, text(e.Payload), text(e.Metadata),
 				e.CreatedAt.Format("2006-01-02T15:04:05.999999999Z07:00"), e.MaxRetries, e.TenantID, e.CorrelationID, e.CausationID,
 			}
 		}
@@ -244,8 +245,11 @@ func eventOf(t testing.TB, relation *pglogrepl.RelationMessage, row *pglogrepl.T
 	t.Helper()
 	pg := pgtype.NewMap()
 	var texts [fieldCount]string
-	e := &outbox.Event{EventVersion: 1}
+	e := &outbox.Event{}
 	for i, c := range relation.Columns {
+		if c.Name == names[payload] {
+			e.ContentType = contentTypes[c.DataType]
+		}
 		for f, name := range names {
 			if name != c.Name || row.Columns[i].DataType == 'n' {
 				continue

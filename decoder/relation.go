@@ -87,7 +87,16 @@ func (c *Columns) names() [fieldCount]string {
 type relation struct {
 	column     [fieldCount]int // the place of the field in a row; -1 if the table does not have it
 	payloadHex bool            // the payload is bytea
+	// contentType is what outbox.Event.ContentType is for all events of this relation.
+	contentType string
 }
+
+// contentTypes holds the media types of payloads by the types of their columns. It has none for json and jsonb.
+var contentTypes = map[uint32]string{
+	pgtype.TextOID: textType, pgtype.VarcharOID: textType, pgtype.ByteaOID: "application/octet-stream",
+}
+
+const textType = "text/plain; charset=utf-8" // the server sends UTF-8, whatever the encoding of the database
 
 type column struct {
 	name string
@@ -162,7 +171,7 @@ func (c *Columns) find(columns []column, types TypeNames) (*relation, error) {
 		}
 		rel.column[f] = at
 		if field(f) == payload {
-			rel.payloadHex = oid == pgtype.ByteaOID
+			rel.payloadHex, rel.contentType = oid == pgtype.ByteaOID, contentTypes[oid]
 		}
 	}
 	if missing {

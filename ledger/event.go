@@ -13,6 +13,7 @@ type StoredEvent struct {
 	AggregateID   string     `json:"aggregate_id,omitempty"`
 	EventType     string     `json:"event_type,omitempty"`
 	EventVersion  int        `json:"event_version,omitempty"`
+	ContentType   string     `json:"content_type,omitempty"` // of the payload, by the type of its column; empty for JSON
 	CreatedAt     *time.Time `json:"created_at,omitempty"`
 	CommittedAt   *time.Time `json:"committed_at,omitempty"` // when its transaction was committed
 	MaxRetries    *int       `json:"max_retries,omitempty"`

@@ -20,10 +20,14 @@ type Event struct {
 	AggregateType string
 	AggregateID   string
 	EventType     string
-	// EventVersion is the version of the payload's schema; 0 means 1.
+	// EventVersion is the version of the payload's schema. Insert writes 1 for 0. An event that came from the stream has 0 if its
+	// table has no such column, or NULL in it. Sinks send no version then.
 	EventVersion int
 	// Payload is nil where the column is NULL (a mapped table may allow it).
 	Payload []byte
+	// ContentType is the media type of the payload that the type of its column stands for. It is empty for json and jsonb, which are
+	// application/json. The stream sets it; Insert does not write it. The key content_type of the metadata says more of a payload.
+	ContentType string
 	// Metadata is a JSON object, or empty. What a mapped column of text holds is passed on whatever it is.
 	Metadata json.RawMessage
 	// CreatedAt is the time of the insert, as the producer or the database wrote it; zero leaves it to the database.

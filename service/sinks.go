@@ -239,7 +239,7 @@ func (b sinkBuilder) kafkaSink(sc config.Sink) (opener, []config.Mistake) {
 	c := kafka.Config{
 		Brokers: k.Brokers, Topics: topicsOf(b.cfg, sc), ClientID: k.ClientID, Compression: k.Compression, Timestamp: k.Timestamp, Logger: b.options.Logger, TLS: t,
 		SASL:    kafka.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: string(k.SASL.Password)},
-		Formats: k.Formats, Source: cmp.Or(k.Source, b.source), Placement: k.Placement, Columns: b.columns, HeaderEncoding: k.HeaderEncoding,
+		Formats: k.Formats, Source: cmp.Or(k.Source, b.source), ContentType: k.ContentType, Placement: k.Placement, Columns: b.columns, HeaderEncoding: k.HeaderEncoding,
 		HeadersFromMetadata: k.HeadersFromMetadata, TombstoneOnEmptyPayload: k.TombstoneOnEmptyPayload, LSNHeader: k.LSNHeader,
 		MaxMessageBytes: int(k.MaxMessageBytes),
 	}
@@ -252,7 +252,7 @@ func (b sinkBuilder) redisSink(sc config.Sink) (opener, []config.Mistake) {
 	c := redisstream.Config{
 		URL: string(r.URL), Addresses: r.Addresses, Master: r.Master, Username: r.Username, Password: string(r.Password),
 		ClientName: r.ClientName, TLS: t, MaxLen: int64(r.MaxLen), MinIDAge: r.MinIDAge, MaxMessageBytes: int(r.MaxMessageBytes),
-		Topics: topicsOf(b.cfg, sc),
+		ContentType: r.ContentType, Topics: topicsOf(b.cfg, sc),
 	}
 	return func() (sinks.Sink, error) { return redisstream.New(c) }, mistakes
 }
@@ -261,7 +261,7 @@ func (b sinkBuilder) webhookSink(sc config.Sink) (opener, []config.Mistake) {
 	w := sc.Webhook
 	t, mistakes := tlsConfig(w.TLS)
 	c := webhook.Config{
-		URL: string(w.URL), Headers: map[string]string{}, Body: w.Body, Source: cmp.Or(w.Source, b.source), AllowHosts: w.AllowHosts,
+		URL: string(w.URL), Headers: map[string]string{}, Body: w.Body, Source: cmp.Or(w.Source, b.source), ContentType: w.ContentType, AllowHosts: w.AllowHosts,
 		TLS: t, Connections: w.Connections, Rate: float64(w.Rate), MaxRetryAfter: w.MaxRetryAfter, Topics: topicsOf(b.cfg, sc),
 	}
 	for _, s := range w.Secrets {
@@ -278,7 +278,8 @@ func (b sinkBuilder) eventBusSink(sc config.Sink) (opener, []config.Mistake) {
 	t, mistakes := tlsConfig(e.TLS)
 	c := eventbus.Config{
 		URL: string(e.URL), Name: e.ClientName, CredentialsFile: e.CredentialsFile, NKeySeedFile: e.NKeyFile, TLS: t,
-		Stream: e.Stream, InboxPrefix: e.InboxPrefix, Topics: topicsOf(b.cfg, sc), CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source)},
+		Stream: e.Stream, InboxPrefix: e.InboxPrefix, Topics: topicsOf(b.cfg, sc),
+		CloudEvents: format.CloudEvents{Source: cmp.Or(e.Source, b.source), DataContentType: e.ContentType},
 	}
 	return func() (sinks.Sink, error) { return eventbus.New(c) }, append(mistakes, checkCredentials(e.CredentialsFile)...)
 }

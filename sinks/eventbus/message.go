@@ -69,7 +69,7 @@ func (s *Sink) headers(m *sinks.Message) nats.Header {
 		set(attributePrefix+name, format.HeaderValue(value))
 	}
 	if m.Event.Payload != nil {
-		set(headerContentType, s.cloudEvents.ContentType(c))
+		set(headerContentType, s.cloudEvents.ContentType(m.Event, c))
 	}
 	if c.TraceParent != "" {
 		set(headerTraceParent, c.TraceParent)

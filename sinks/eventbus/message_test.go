@@ -250,3 +250,20 @@ func TestVerdicts(t *testing.T) {
 		}
 	}
 }
+
+// TestContentType: what the configuration says beats what the type of the column stands for.
+func TestContentType(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ configured, column, want string }{
+		{"", "", "application/json"},
+		{"", "application/octet-stream", "application/octet-stream"},
+		{"application/avro", "application/octet-stream", "application/avro"},
+	} {
+		s := newSink(t, Config{URL: "nats://127.0.0.1:1", CloudEvents: format.CloudEvents{Source: "/outbox", DataContentType: c.configured}})
+		m := message("a", "o-1", "1", 10)
+		m.Event.ContentType = c.column
+		if got := s.headers(&m).Get(headerContentType); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -19,6 +20,9 @@ type CloudEvents struct {
 	// Source is the attribute source, a URI reference. {aggregate_type} in it stands for the event's aggregate type,
 	// escaped as a segment of a path.
 	Source string
+	// DataContentType is the attribute datacontenttype of events whose metadata name none. If it is empty, the type of the column
+	// that holds the payload says it.
+	DataContentType string
 }
 
 const aggregateType = "{aggregate_type}"
@@ -35,15 +39,12 @@ func (ce CloudEvents) Validate() error {
 	return nil
 }
 
-// defaultContentType is the content type of a payload whose metadata names none.
-const defaultContentType = "application/json"
+// jsonContentType is the content type of a payload whose column is json or jsonb.
+const jsonContentType = "application/json"
 
 // ContentType returns the attribute datacontenttype. Transports have a place of their own for it, so it is not among Attributes.
-func (CloudEvents) ContentType(c Context) string {
-	if c.ContentType != "" {
-		return c.ContentType
-	}
-	return defaultContentType
+func (ce CloudEvents) ContentType(e *outbox.Event, c Context) string {
+	return cmp.Or(c.ContentType, ce.DataContentType, e.ContentType, jsonContentType)
 }
 
 // Attributes returns all other attributes, in a fixed order. The names are without the prefix that a transport puts before them. The
@@ -64,7 +65,7 @@ func (ce CloudEvents) Attributes(m *sinks.Message, c Context) iter.Seq2[string, 
 			{"time", Time(e.CreatedAt)},
 			{"partitionkey", e.AggregateID},
 			{"aggregatetype", e.AggregateType},
-			{"dataversion", strconv.Itoa(max(e.EventVersion, 1))},
+			{"dataversion", Version(e)},
 			{"tenantid", e.TenantID},
 			{"correlationid", e.CorrelationID},
 			{"causationid", e.CausationID},
@@ -80,6 +81,14 @@ func (ce CloudEvents) Attributes(m *sinks.Message, c Context) iter.Seq2[string, 
 }
 
 const replacement = "\ufffd"
+
+// Version returns the event's version as a text, and an empty one if its table has none.
+func Version(e *outbox.Event) string {
+	if e.EventVersion == 0 {
+		return ""
+	}
+	return strconv.Itoa(e.EventVersion)
+}
 
 // Sequence returns the message's position as the extension sequence demands it: as a text, the greater position is the greater text. It
 // is the LSN of the commit record in 16 hexadecimal digits, and the number of the insert in the transaction in 8 decimal digits.
@@ -114,7 +123,7 @@ func (ce CloudEvents) JSON(m *sinks.Message, c Context) []byte {
 	for name, value := range ce.Attributes(m, c) {
 		put(name, value)
 	}
-	contentType := ce.ContentType(c)
+	contentType := ce.ContentType(m.Event, c)
 	put("datacontenttype", contentType)
 	switch payload := m.Event.Payload; {
 	case payload == nil:

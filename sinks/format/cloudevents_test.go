@@ -63,7 +63,6 @@ func TestAttributes(t *testing.T) {
 		{"subject", "o-1"},
 		{"partitionkey", "o-1"},
 		{"aggregatetype", "Order"},
-		{"dataversion", "1"},
 		{"sequence", "00000016B374D848-00000007"},
 	}
 	null := func(e *outbox.Event) {
@@ -116,11 +115,17 @@ func TestAttributes(t *testing.T) {
 
 func TestContentType(t *testing.T) {
 	t.Parallel()
-	if got := shop.ContentType(Context{}); got != "application/json" {
-		t.Error(got)
-	}
-	if got := shop.ContentType(Context{ContentType: "a/b"}); got != "a/b" {
-		t.Error(got)
+	for _, c := range []struct{ metadata, sink, column, want string }{
+		{"", "", "", "application/json"},
+		{"", "", "application/octet-stream", "application/octet-stream"},
+		{"", "application/avro", "application/octet-stream", "application/avro"},
+		{"", "application/avro", "", "application/avro"},
+		{"a/b", "application/avro", "application/octet-stream", "a/b"},
+	} {
+		ce := CloudEvents{Source: "/", DataContentType: c.sink}
+		if got := ce.ContentType(&outbox.Event{ContentType: c.column}, Context{ContentType: c.metadata}); got != c.want {
+			t.Errorf("%+v: %s", c, got)
+		}
 	}
 }
 
@@ -170,6 +175,7 @@ func TestStructured(t *testing.T) {
 		{"application/json", "{} {}", "data_base64"},
 		{"application/json", "\ufeff{}", "data_base64"},
 		{"application/json", "{\"a\":\"\xff\"}", "data_base64"},
+		{"text/plain; charset=utf-8", "{}", "data_base64"},
 		{"text/plain", `"quotes that are of the text"`, "data_base64"},
 		{"text/plain", "7", "data_base64"},
 		{"application/vnd.shop+json", `{"a": 1}`, "data_base64"},

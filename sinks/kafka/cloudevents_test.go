@@ -50,14 +50,19 @@ func cloudEvents(t *testing.T, brokers []string) {
 			want.SetID(e.ID)
 			want.SetSource("/outbox/shop/Order")
 			want.SetType(e.EventType)
-			want.SetSubject(e.AggregateID)
+			if e.AggregateID != "" {
+				want.SetSubject(e.AggregateID)
+			}
 			if !e.CreatedAt.IsZero() {
 				want.SetTime(e.CreatedAt)
 			}
 			want.SetDataContentType("application/json")
+			if e.ContentType != "" {
+				want.SetDataContentType(e.ContentType)
+			}
 			want.DataEncoded = e.Payload
 			for name, value := range map[string]string{
-				"partitionkey": e.AggregateID, "aggregatetype": "Order", "dataversion": fmt.Sprint(max(e.EventVersion, 1)), "tenantid": e.TenantID,
+				"partitionkey": e.AggregateID, "aggregatetype": "Order", "dataversion": columnEventVersion.of(e), "tenantid": e.TenantID,
 				"correlationid": e.CorrelationID, "causationid": e.CausationID, "sequence": fmt.Sprintf("%016X-%08d", 0x16B374D848+i+1, i+1),
 			} {
 				if value != "" {

@@ -39,6 +39,9 @@ type Config struct {
 	// Source is the attribute source of CloudEvents, a URI reference. {aggregate_type} in it stands for that of the
 	// event. The format cloudevents requires it; nothing else uses it.
 	Source string
+	// ContentType becomes the header content-type of records whose metadata name none. If it is empty, records in the format
+	// cloudevents get the one that the type of the payload's column stands for, and others get none.
+	ContentType string
 	// Placement (format debezium) says which columns become headers beside the id, in the syntax of Debezium's
 	// table.fields.additional.placement; see parsePlacement. A column that is NULL has no header. (Debezium sends a
 	// header with the value null.) An empty Placement stands for

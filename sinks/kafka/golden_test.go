@@ -68,6 +68,8 @@ func formatEvents(topic string) (all []formatEvent) {
 	add("no key, metadata that is no object", func(m *sinks.Message, e *outbox.Event) {
 		m.Key, e.Metadata = "", []byte(`"traceparent" "user"`)
 	})
+	add("empty aggregate_id, no version", func(m *sinks.Message, e *outbox.Event) { m.Key, e.AggregateID, e.EventVersion = "", "", 0 })
+	add("bytea", func(_ *sinks.Message, e *outbox.Event) { e.ContentType = "application/octet-stream" })
 	return all
 }
 

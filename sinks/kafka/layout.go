@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,8 +85,8 @@ func (c *Config) layout() (l layout, err error) {
 	default:
 		mistake("header encoding %q is none of plain and json", c.HeaderEncoding)
 	}
+	l.events = format.CloudEvents{Source: c.Source, DataContentType: c.ContentType}
 	if l.cloudEvents {
-		l.events = format.CloudEvents{Source: c.Source}
 		if err := l.events.Validate(); err != nil {
 			mistake("%w", err)
 		}
@@ -138,7 +139,7 @@ func (l *layout) setHeaders(placed []headerColumn, fromMetadata []string) error 
 // headerNames returns the names of headers for all attributes, so that they are not composed anew for each record.
 func headerNames() map[string]string {
 	full := &sinks.Message{Event: &outbox.Event{
-		ID: "x", AggregateType: "x", AggregateID: "x", EventType: "x", TenantID: "x", CorrelationID: "x", CausationID: "x", CreatedAt: time.Now(),
+		ID: "x", AggregateType: "x", AggregateID: "x", EventType: "x", EventVersion: 1, TenantID: "x", CorrelationID: "x", CausationID: "x", CreatedAt: time.Now(),
 	}}
 	names := make(map[string]string)
 	for name := range (format.CloudEvents{Source: "x"}).Attributes(full, format.Context{TraceParent: "x", TraceState: "x"}) {
@@ -167,9 +168,9 @@ func (l *layout) appendHeaders(h []header, m *sinks.Message) []header {
 		}
 	}
 	if l.cloudEvents {
-		h = append(h, header{headerContentType, l.events.ContentType(c)})
-	} else if c.ContentType != "" {
-		h = append(h, header{headerContentType, c.ContentType})
+		h = append(h, header{headerContentType, l.events.ContentType(e, c)})
+	} else if contentType := cmp.Or(c.ContentType, l.events.DataContentType); contentType != "" {
+		h = append(h, header{headerContentType, contentType})
 	}
 	if c.TraceParent != "" {
 		h = append(h, header{headerTraceParent, c.TraceParent})

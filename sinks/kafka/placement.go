@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
@@ -53,7 +52,7 @@ func (c column) of(e *outbox.Event) string {
 	case columnEventType:
 		return e.EventType
 	case columnEventVersion:
-		return strconv.Itoa(max(e.EventVersion, 1))
+		return format.Version(e)
 	case columnTenantID:
 		return e.TenantID
 	case columnCorrelationID:

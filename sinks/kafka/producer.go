@@ -424,6 +424,9 @@ func (p *producer) place(m *sinks.Message) (*partition, error) {
 	if key == "" {
 		key = m.Event.AggregateID
 	}
+	if p.key.Key == nil {
+		p.key.Key = []byte{} // nil stands for a record without a key, which may go to any partition
+	}
 	p.key.Key = append(p.key.Key[:0], key...)
 	part := t.partitions[t.partitioner.Partition(&p.key, len(t.partitions))]
 	if part.round != p.round {

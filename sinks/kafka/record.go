@@ -49,12 +49,16 @@ func (r *record) value() []byte {
 	return r.msg.Event.Payload
 }
 
+// nullKey reports whether the key is null. An empty key stands for a column that is NULL, unless aggregate_id is empty: that one is
+// never NULL, and is the key.
+func (r *record) nullKey() bool { return r.msg.Key == "" && r.msg.Event.AggregateID != "" }
+
 // measure computes r.length for a place in a batch. It returns how many bytes r takes in all.
 func (r *record) measure(baseTimestamp int64, delta int32) (size int) {
 	r.delta = delta
 	value := r.value()
 	keyLen, valueLen := kbin.VarintLen(-1), kbin.VarintLen(-1) // the length of null
-	if r.msg.Key != "" {
+	if !r.nullKey() {
 		keyLen = bytesLen(len(r.msg.Key))
 	}
 	if value != nil {
@@ -75,13 +79,13 @@ func (r *record) measure(baseTimestamp int64, delta int32) (size int) {
 // bytesLen returns the encoded length of n bytes, which includes the number that says how many they are.
 func bytesLen(n int) int { return kbin.VarintLen(int32(n)) + n }
 
-// append encodes r, which was measured before. An empty key is written as null. The payload is copied as it is.
+// append encodes r, which was measured before. The payload is copied as it is.
 func (r *record) append(dst []byte, baseTimestamp int64) []byte {
 	dst = kbin.AppendVarint(dst, r.length)
 	dst = append(dst, 0)
 	dst = kbin.AppendVarlong(dst, r.timestamp-baseTimestamp)
 	dst = kbin.AppendVarint(dst, r.delta)
-	if r.msg.Key == "" {
+	if r.nullKey() {
 		dst = kbin.AppendVarint(dst, -1)
 	} else {
 		dst = kbin.AppendVarintString(dst, r.msg.Key)

@@ -17,7 +17,7 @@ import (
 // murmur2Vectors are those of Kafka's own UtilsTest.
 var murmur2Vectors = map[string]int32{
 	"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536, "a-little-bit-longer-string": -1486304829,
-	"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
+	"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107, "": 275646681,
 }
 
 // TestPartitionsAreJavas, also where the aggregate's id takes the part of a missing key.
@@ -35,6 +35,9 @@ func TestPartitionsAreJavas(t *testing.T) {
 				{Topic: "t", Key: key, Event: &outbox.Event{AggregateID: "other"}},
 				{Topic: "t", Event: &outbox.Event{AggregateID: key}},
 			} {
+				if key == "" && m.Event.AggregateID != "" {
+					continue
+				}
 				if got, err := p.place(&m); err != nil || got.number != want {
 					t.Errorf("key %q of %d partitions: want %d, got %d, %v", key, n, want, got.number, err)
 				}
@@ -51,7 +54,7 @@ func TestRecords(t *testing.T) {
 	created := time.Date(2026, 11, 24, 1, 2, 3, 4_000_000, time.UTC)
 	event := func(change func(m *sinks.Message)) sinks.Message {
 		m := sinks.Message{
-			Event: &outbox.Event{ID: "id-1", AggregateType: "Order", AggregateID: "o-1", EventType: "OrderPlaced", Payload: []byte("p"), CreatedAt: created},
+			Event: &outbox.Event{ID: "id-1", AggregateType: "Order", AggregateID: "o-1", EventType: "OrderPlaced", EventVersion: 1, Payload: []byte("p"), CreatedAt: created},
 			Key:   "o-1", CommitTime: commit,
 		}
 		change(&m)
@@ -96,6 +99,18 @@ func TestRecords(t *testing.T) {
 		"empty payload, no event type": {
 			message: event(func(m *sinks.Message) { m.Event.Payload, m.Event.EventType = []byte{}, "" }),
 			want:    kgo.Record{Key: []byte("o-1"), Value: []byte{}, Headers: headers("id", "id-1", "eventVersion", "1"), Timestamp: commit},
+		},
+		"no version": {
+			message: event(func(m *sinks.Message) { m.Event.EventVersion = 0 }),
+			want:    kgo.Record{Key: []byte("o-1"), Value: []byte("p"), Headers: headers("id", "id-1", "eventType", "OrderPlaced"), Timestamp: commit},
+		},
+		"empty aggregate_id": {
+			message: event(func(m *sinks.Message) { m.Key, m.Event.AggregateID = "", "" }),
+			want:    kgo.Record{Key: []byte{}, Value: []byte("p"), Headers: plain, Timestamp: commit},
+		},
+		"NULL in the column of the key": {
+			message: event(func(m *sinks.Message) { m.Key = "" }),
+			want:    kgo.Record{Value: []byte("p"), Headers: plain, Timestamp: commit},
 		},
 		"metadata of other types": {
 			message: event(metadata(`{"content_type": 7, "traceparent": null, "tracestate": {}}`)),
@@ -187,6 +202,36 @@ func TestTopicNames(t *testing.T) {
 	} {
 		if got := isTopicName(name); got != want {
 			t.Errorf("%q: want %t, got %t", name, want, got)
+		}
+	}
+}
+
+// TestContentType: a record in the format debezium has the header only if the metadata or the configuration say it.
+func TestContentType(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ format, metadata, configured, column, want string }{
+		{"debezium", "{}", "", "application/octet-stream", ""},
+		{"debezium", "{}", "application/avro", "", "application/avro"},
+		{"debezium", `{"content_type": "a/b"}`, "application/avro", "", "a/b"},
+		{"cloudevents", "{}", "", "", "application/json"},
+		{"cloudevents", "{}", "", "application/octet-stream", "application/octet-stream"},
+		{"cloudevents", "{}", "application/avro", "application/octet-stream", "application/avro"},
+	} {
+		config := Config{Formats: []string{c.format}, Source: "/outbox", ContentType: c.configured}
+		l, err := config.layout()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := message("t", "o-1", "1", 10)
+		m.Event.Metadata, m.Event.ContentType = []byte(c.metadata), c.column
+		got := ""
+		for _, h := range l.appendHeaders(nil, &m) {
+			if h.name == headerContentType {
+				got += h.value
+			}
+		}
+		if got != c.want {
+			t.Errorf("%+v: %q", c, got)
 		}
 	}
 }

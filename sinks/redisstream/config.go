@@ -38,6 +38,8 @@ type Config struct {
 	// 0, is how long it keeps entries at least (MINID ~), by this machine's clock. Only one of them may be set.
 	MaxLen   int64
 	MinIDAge time.Duration
+	// ContentType becomes the field content_type of entries whose metadata name none. If it is empty, they have no such field.
+	ContentType string
 	// MaxMessageBytes is the largest message, with all fields. A larger one is refused permanently without a try. 0
 	// means 500 MiB. The server's proto-max-bulk-len applies as well, if the user has the right to ask for it (CONFIG
 	// GET).

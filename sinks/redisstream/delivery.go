@@ -91,7 +91,7 @@ func (d *delivery) begin(l *link, batch []sinks.Message) {
 	}
 	d.entries = d.entries[:len(batch)]
 	for i := range batch {
-		d.entries[i].begin(&batch[i])
+		d.entries[i].begin(&batch[i], l.sink.config.ContentType)
 	}
 	if d.streams == nil {
 		d.streams = make(map[string]*stream)

@@ -1,6 +1,7 @@
 package redisstream
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/redis/go-redis/v9"
@@ -17,20 +18,21 @@ type entry struct {
 	large   int // how many bytes the largest field has
 	settled bool
 
-	version      int
-	created, lsn string
-	context      format.Context
+	version, created, lsn string
+	context               format.Context
 }
 
 // fieldOverhead is about how many bytes a field takes besides its value: its name, and the framing of both.
 const fieldOverhead = 32
 
-func (e *entry) begin(m *sinks.Message) {
+// begin begins with m. contentType is for a message whose metadata name none.
+func (e *entry) begin(m *sinks.Message, contentType string) {
 	ev := m.Event
 	*e = entry{
-		msg: m, version: max(ev.EventVersion, 1), created: format.Time(ev.CreatedAt), lsn: format.Sequence(m),
+		msg: m, version: format.Version(ev), created: format.Time(ev.CreatedAt), lsn: format.Sequence(m),
 		context: format.ContextOf(ev.Metadata),
 	}
+	e.context.ContentType = cmp.Or(e.context.ContentType, contentType)
 	e.large = max(len(ev.Payload), len(ev.Metadata), len(ev.AggregateID), len(ev.ID), len(ev.TenantID), len(ev.CorrelationID),
 		len(ev.CausationID), len(ev.AggregateType), len(ev.EventType))
 	e.size = 16*fieldOverhead + len(m.Topic) + len(ev.ID) + len(ev.AggregateType) + len(ev.AggregateID) + len(ev.EventType) +
@@ -99,7 +101,7 @@ func (c *command) add(e *entry, t *trimming) {
 		}
 	}
 	text("event_type", &ev.EventType)
-	args = append(args, "event_version", &e.version)
+	text("event_version", &e.version)
 	if ev.Payload != nil {
 		args = append(args, "payload", (*raw)(&ev.Payload))
 	}

@@ -94,3 +94,29 @@ func TestBatchIsLetGo(t *testing.T) {
 		}
 	}
 }
+
+// TestContentType: the field is there if the metadata or the configuration say it.
+func TestContentType(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ metadata, configured, want string }{
+		{`{}`, "", ""},
+		{`{}`, "application/avro", "application/avro"},
+		{`{"content_type": "a/b"}`, "application/avro", "a/b"},
+	} {
+		m := message("s", "o-1", "1", 10)
+		m.Event.Metadata = json.RawMessage(c.metadata)
+		var e entry
+		e.begin(&m, c.configured)
+		add := newCommand()
+		add.add(&e, &trimming{})
+		got := ""
+		for i, arg := range add.args[:len(add.args)-1] {
+			if arg == "content_type" {
+				got = *add.args[i+1].(*string)
+			}
+		}
+		if got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}

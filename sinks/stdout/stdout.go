@@ -126,7 +126,7 @@ type line struct {
 	AggregateType string          `json:"aggregate_type"`
 	AggregateID   string          `json:"aggregate_id"`
 	EventType     string          `json:"event_type,omitempty"`
-	EventVersion  int             `json:"event_version"`
+	EventVersion  int             `json:"event_version,omitempty"`
 	Payload       *string         `json:"payload,omitempty"`
 	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
 	Metadata      json.RawMessage `json:"metadata,omitempty"`
@@ -143,7 +143,7 @@ func newLine(m *sinks.Message) *line {
 	e := m.Event
 	l := &line{
 		ID: e.ID, AggregateType: e.AggregateType, AggregateID: e.AggregateID, EventType: e.EventType,
-		EventVersion: max(e.EventVersion, 1), MaxRetries: e.MaxRetries,
+		EventVersion: e.EventVersion, MaxRetries: e.MaxRetries,
 		TenantID: e.TenantID, CorrelationID: e.CorrelationID, CausationID: e.CausationID,
 		Topic: m.Topic, Key: m.Key,
 	}

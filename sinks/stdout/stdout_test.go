@@ -153,10 +153,10 @@ func TestLine(t *testing.T) {
 		`"event_version":2,"payload":"{\"a\": \"<é>\",\n \"b\": 1e400}","metadata":{"user":"u","n":1},` +
 		`"created_at":"2026-11-24T04:05:06.000789Z","max_retries":5,"tenant_id":"t","correlation_id":"c","causation_id":"d",` +
 		`"topic":"outbox.event.Order","key":"o-1"}` + "\n" +
-		`{"id":"2","aggregate_type":"Order","aggregate_id":"o-1","event_type":"e","event_version":1,"payload_base64":"/wA=",` +
+		`{"id":"2","aggregate_type":"Order","aggregate_id":"o-1","event_type":"e","payload_base64":"/wA=",` +
 		`"metadata":"no JSON\n"}` + "\n" +
-		`{"id":"\ufffd","aggregate_type":"Order","aggregate_id":"o-1","event_version":1,"metadata":"{\"a\":\"\ufffd\"}"}` + "\n" +
-		`{"id":"3","aggregate_type":"Order","aggregate_id":"o-1","event_type":"e","event_version":1}` + "\n"
+		`{"id":"\ufffd","aggregate_type":"Order","aggregate_id":"o-1","metadata":"{\"a\":\"\ufffd\"}"}` + "\n" +
+		`{"id":"3","aggregate_type":"Order","aggregate_id":"o-1","event_type":"e"}` + "\n"
 	if diff := cmp.Diff(strings.SplitAfter(want, "\n"), strings.SplitAfter(out.String(), "\n")); diff != "" {
 		t.Error(diff)
 	}

@@ -40,6 +40,9 @@ type Config struct {
 	// Source is the attribute source of CloudEvents, which is required for them. {aggregate_type} in it stands for that
 	// of the event.
 	Source string
+	// ContentType is the header Content-Type, or the attribute datacontenttype, of messages whose metadata name none. If it is
+	// empty, the type of the payload's column says it. The body "envelope" is always application/json.
+	ContentType string
 	// AllowHosts are hosts that may have internal addresses, and that may be used without TLS. An entry is a name or an
 	// address. It is for one port if it names one, and for all ports otherwise.
 	AllowHosts []string
@@ -147,6 +150,9 @@ func (c *Config) check() (settings, error) {
 		}
 	default:
 		bad("body: %q is none of raw, envelope, cloudevents and cloudevents-structured", c.Body)
+	}
+	if !isHeaderValue(c.ContentType) {
+		bad("content_type: it has a line end or another control character")
 	}
 	switch {
 	case c.Connections < 0:

@@ -119,7 +119,7 @@ func (s *Sink) request(ctx context.Context, m *sinks.Message) (r *http.Request, 
 	if c.TraceState != "" {
 		h.set("tracestate", c.TraceState)
 	}
-	contentType := s.cloudEvents.ContentType(c)
+	contentType := s.cloudEvents.ContentType(e, c)
 	switch s.body {
 	case bodyEnvelope:
 		contentType, body = "application/json", envelope(m)

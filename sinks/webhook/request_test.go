@@ -94,6 +94,33 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestContentType: what the metadata say, then what is configured, then what the type of the column stands for. What has a form of
+// its own has its own type.
+func TestContentType(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ body, configured, column, want string }{
+		{bodyRaw, "", "", "application/json"},
+		{bodyRaw, "", "application/octet-stream", "application/octet-stream"},
+		{bodyRaw, "application/avro", "application/octet-stream", "application/avro"},
+		{bodyCloudEvents, "", "text/plain; charset=utf-8", "text/plain; charset=utf-8"},
+		{bodyEnvelope, "", "application/octet-stream", "application/json"},
+		{bodyCloudEventsStructured, "", "application/octet-stream", "application/cloudevents+json"},
+	} {
+		s := newSink(t, Config{URL: "https://partner.example/hooks", Body: c.body, ContentType: c.configured, Source: "/outbox"})
+		m := message("o-1", "1")
+		m.Event.ContentType, m.Event.Metadata = c.column, nil
+		if request := wire(t, s, m); !strings.Contains(request, "Content-Type: "+c.want+"\r\n") {
+			t.Errorf("%+v: %s", c, request)
+		}
+		if c.body == bodyCloudEventsStructured && !strings.Contains(wire(t, s, m), `"datacontenttype":"application/octet-stream"`) {
+			t.Errorf("%+v: the structured event has another content type", c)
+		}
+	}
+	if _, err := New(Config{URL: "https://partner.example", ContentType: "a/b\r\nX-Evil: 1"}); err == nil {
+		t.Error("a content type with a line end is taken")
+	}
+}
+
 // net/http may still write the body after a Deliver has returned at its deadline, and an idle connection keeps its last
 // request. After Deliver, neither of them reads the payload of an event, or keeps it in memory.
 func TestReleasedBody(t *testing.T) {

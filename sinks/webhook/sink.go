@@ -43,7 +43,7 @@ func New(c Config) (*Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sink{settings: checked, body: c.bodyName(), topics: c.Topics, secrets: secretsOf(&c, &checked), cloudEvents: format.CloudEvents{Source: c.Source}}
+	s := &Sink{settings: checked, body: c.bodyName(), topics: c.Topics, secrets: secretsOf(&c, &checked), cloudEvents: format.CloudEvents{Source: c.Source, DataContentType: c.ContentType}}
 	if s.headers.Get("User-Agent") == "" {
 		s.headers.Set("User-Agent", "outbox-cdc")
 	}
