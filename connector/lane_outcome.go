@@ -2,7 +2,6 @@ package connector
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -41,20 +40,16 @@ const (
 	notAttempted
 )
 
+var classes = map[error]answerClass{
+	nil: refused, sinks.ErrPermanent: permanentlyRefused, sinks.ErrTopicUnavailable: topicAway, sinks.ErrUnavailable: away,
+	sinks.ErrNotAttempted: notAttempted,
+}
+
 func classOf(err error) answerClass {
-	switch {
-	case err == nil:
+	if err == nil {
 		return accepted
-	case errors.Is(err, sinks.ErrNotAttempted):
-		return notAttempted
-	case errors.Is(err, sinks.ErrUnavailable):
-		return away
-	case errors.Is(err, sinks.ErrTopicUnavailable):
-		return topicAway
-	case errors.Is(err, sinks.ErrPermanent):
-		return permanentlyRefused
 	}
-	return refused
+	return classes[sinks.ClassOf(err)]
 }
 
 // survey counts what the answers to one Deliver say of the destination.

@@ -19,7 +19,7 @@ func TestStoredEvent(t *testing.T) {
 		e := &outbox.Event{
 			ID: "i", AggregateType: "t<", AggregateID: "a", EventType: "e", EventVersion: 2, Payload: []byte("\x00p"), Metadata: []byte(metadata),
 			ContentType: "application/octet-stream",
-			CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678_000, time.UTC), MaxRetries: &three, TenantID: "x", CorrelationID: "c", CausationID: "d",
+			CreatedAt:   time.Date(2026, 1, 2, 3, 4, 5, 678_000, time.UTC), MaxRetries: &three, TenantID: "x", CorrelationID: "c", CausationID: "d",
 		}
 		committed := e.CreatedAt.Add(time.Second)
 		got, at, err := storedAndRead(e, committed)

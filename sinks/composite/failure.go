@@ -1,7 +1,6 @@
 package composite
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -21,20 +20,18 @@ const (
 	refused               // the member answers
 )
 
+// hopes are those of the classes of errors.
+var hopes = map[error]hope{
+	nil: refused, sinks.ErrPermanent: permanent, sinks.ErrTopicUnavailable: topicAway, sinks.ErrUnavailable: away,
+	sinks.ErrNotAttempted: notAsked,
+}
+
 func hopeOf(err error) hope {
-	switch {
-	case errors.Is(err, sinks.ErrNotAttempted) && sinks.RetryAfter(err) > 0:
+	h := hopes[sinks.ClassOf(err)]
+	if h == notAsked && sinks.RetryAfter(err) > 0 {
 		return putOff
-	case errors.Is(err, sinks.ErrNotAttempted):
-		return notAsked
-	case errors.Is(err, sinks.ErrPermanent):
-		return permanent
-	case errors.Is(err, sinks.ErrUnavailable):
-		return away
-	case errors.Is(err, sinks.ErrTopicUnavailable):
-		return topicAway
 	}
-	return refused
+	return h
 }
 
 // failure is what the members have said of one message that none of them has accepted. It becomes the error that leaves most

@@ -108,13 +108,8 @@ func refusal(err error, m *sinks.Message) error {
 		return panicked
 	}
 	e := &handlerError{text: "a handler refused it: " + redact(err.Error(), m), err: err}
-	switch {
-	case errors.Is(err, sinks.ErrPermanent):
-		e.class = sinks.ErrPermanent
-	case errors.Is(err, sinks.ErrTopicUnavailable):
-		e.class = sinks.ErrTopicUnavailable
-	case errors.Is(err, sinks.ErrUnavailable):
-		e.class = sinks.ErrUnavailable
+	if class := sinks.ClassOf(err); !errors.Is(class, sinks.ErrNotAttempted) { // the order of events is no business of a handler
+		e.class = class
 	}
 	return e
 }

@@ -27,8 +27,12 @@ func (s *Sink) Check(ctx context.Context, topics []string) ([]sinks.TopicCheck, 
 	}
 	found := make([]sinks.TopicCheck, len(topics))
 	for i, topic := range topics {
+		kind := "topic" // which goes to the sink's own URL
+		if isURL(topic) {
+			kind = "URL"
+		}
 		_, err := s.target(topic)
-		found[i] = sinks.TopicCheck{Kind: "URL", Topic: topic, Err: err}
+		found[i] = sinks.TopicCheck{Kind: kind, Topic: topic, Err: err}
 	}
 	return found, nil
 }
