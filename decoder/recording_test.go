@@ -131,7 +131,7 @@ func golden(r *recording, table Table) []byte {
 	type event struct {
 		ID, AggregateType, AggregateID, EventType string
 		EventVersion                              int
-		ContentType                               string `json:",omitempty"`
+		ContentType                               string  `json:",omitempty"`
 		Payload, Metadata                         *string `json:",omitempty"`
 		CreatedAt                                 string
 		MaxRetries                                *int   `json:",omitempty"`
