@@ -35,15 +35,23 @@ func checkOf(t testing.TB, c Config, subjects ...string) ([]sinks.TopicCheck, er
 	return found, err
 }
 
-// expectAway checks that the destination as a whole cannot be used.
-func expectAway(t testing.TB, c Config, want string) error {
+// expectAway checks that the destination as a whole cannot be used, and whether it is the login that was refused.
+func expectAway(t testing.TB, c Config, want, login string) {
 	t.Helper()
 	_, err := checkOf(t, c, "orders")
 	if !errors.Is(err, sinks.ErrUnavailable) || !strings.Contains(err.Error(), want) {
 		t.Errorf("want ErrUnavailable with %q, got %v", want, err)
 	}
-	return err
+	if sinks.IsRefusedLogin(err) != (login == loginRefused) {
+		t.Errorf("the login was %s: %v", login, err)
+	}
 }
+
+// Values of the parameter login of expectAway.
+const (
+	loginAccepted = "accepted"
+	loginRefused  = "refused"
+)
 
 // TestCheckRights: a user who may not ask for streams is not told that they are missing.
 func TestCheckRights(t *testing.T) {
@@ -67,13 +75,11 @@ func TestCheckRights(t *testing.T) {
 			t.Errorf("%s: the remedy is %q", user, found[1].Remedy)
 		}
 	}
-	expectAway(t, Config{URL: url("deaf")}, "inbox prefix")
+	expectAway(t, Config{URL: url("deaf")}, "inbox prefix", loginAccepted)
 	if _, err := checkOf(t, Config{URL: url("deaf"), InboxPrefix: "acks"}, stream.subject); err != nil {
 		t.Error(err)
 	}
-	if err := expectAway(t, Config{URL: "nats://admin:canary-2@" + n.Addr()}, "uthorization"); !sinks.IsRefusedLogin(err) {
-		t.Errorf("the login is refused, and the error does not say so: %v", err)
-	}
+	expectAway(t, Config{URL: "nats://admin:canary-2@" + n.Addr()}, "uthorization", loginRefused)
 	if ids := stream.ids(); len(ids) != 0 {
 		t.Errorf("the checks have sent %q", ids)
 	}
@@ -83,10 +89,7 @@ func TestCheckRights(t *testing.T) {
 func TestCheckWithoutJetStream(t *testing.T) {
 	t.Parallel()
 	n := startServer(t, servers.NATSOptions{Config: `accounts { PLAIN { users = [{user: plain, password: canary}] } }`})
-	err := expectAway(t, Config{URL: "nats://plain:canary@" + n.Addr()}, "JetStream")
-	if sinks.IsRefusedLogin(err) {
-		t.Errorf("the login was accepted, and the error says that it was refused: %v", err)
-	}
+	expectAway(t, Config{URL: "nats://plain:canary@" + n.Addr()}, "JetStream", loginAccepted)
 }
 
 // TestCheckOfIllegalSubjects: no stream can take them.

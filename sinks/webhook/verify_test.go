@@ -29,14 +29,16 @@ func docsCode(t *testing.T, language string) string {
 	return code + "\n"
 }
 
-// delivered is a request as the program of a receiver reads it, and whether verify accepts it.
+// delivered is a request as the program of a receiver reads it, and what verify says of it.
 type delivered struct {
 	Name    string            `json:"name"`
 	Secret  string            `json:"secret"`
 	Headers map[string]string `json:"headers"`
 	Body    []byte            `json:"body"`
-	good    bool
+	want    string            // accepts or refuses
 }
+
+const accepts, refuses = "accepts", "refuses"
 
 // TestWhatReceiversWrite: the code of docs/sinks.md accepts what a sink sends, with every secret, and nothing else. Go is always
 // there; Python and Node are tried if they are installed.
@@ -78,7 +80,7 @@ func TestWhatReceiversWrite(t *testing.T) {
 			}
 			var want strings.Builder
 			for _, d := range cases {
-				fmt.Fprintf(&want, "%s %t\n", d.Name, d.good)
+				fmt.Fprintf(&want, "%s %s\n", d.Name, d.want)
 			}
 			if got := strings.ReplaceAll(string(out), "\r\n", "\n"); got != want.String() {
 				t.Errorf("got\n%swant\n%s", got, want.String())
@@ -98,8 +100,8 @@ func deliveredCases(t *testing.T) (cases []delivered) {
 		t.Fatal(errs)
 	}
 	request := rec.requests()[0]
-	add := func(name, secret string, good bool, change func(d *delivered)) {
-		d := delivered{Name: name, Secret: secret, Headers: map[string]string{}, Body: bytes.Clone(request.body), good: good}
+	add := func(name, secret, want string, change func(d *delivered)) {
+		d := delivered{Name: name, Secret: secret, Headers: map[string]string{}, Body: bytes.Clone(request.body), want: want}
 		for _, header := range []string{"webhook-id", "webhook-timestamp", "webhook-signature"} {
 			d.Headers[header] = request.header.Get(header)
 		}
@@ -107,15 +109,15 @@ func deliveredCases(t *testing.T) (cases []delivered) {
 		cases = append(cases, d)
 	}
 	same := func(*delivered) {}
-	add("first secret", standardSecret, true, same)
-	add("second secret", nextSecret, true, same)
-	add("plain secret", plain, true, same)
-	add("another secret", "another", false, same)
-	add("base64 without its prefix", strings.TrimPrefix(standardSecret, secretPrefix), false, same)
-	add("another body", standardSecret, false, func(d *delivered) { d.Body[0] = ' ' })
-	add("another id", standardSecret, false, func(d *delivered) { d.Headers["webhook-id"] = "b/1" })
-	add("no signature that fits", standardSecret, false, func(d *delivered) { d.Headers["webhook-signature"] = "v1,AAAA v2,é" })
-	add("no signature", standardSecret, false, func(d *delivered) { d.Headers["webhook-signature"] = "" })
+	add("first secret", standardSecret, accepts, same)
+	add("second secret", nextSecret, accepts, same)
+	add("plain secret", plain, accepts, same)
+	add("another secret", "another", refuses, same)
+	add("base64 without its prefix", strings.TrimPrefix(standardSecret, secretPrefix), refuses, same)
+	add("another body", standardSecret, refuses, func(d *delivered) { d.Body[0] = ' ' })
+	add("another id", standardSecret, refuses, func(d *delivered) { d.Headers["webhook-id"] = "b/1" })
+	add("no signature that fits", standardSecret, refuses, func(d *delivered) { d.Headers["webhook-signature"] = "v1,AAAA v2,é" })
+	add("no signature", standardSecret, refuses, func(d *delivered) { d.Headers["webhook-signature"] = "" })
 	at := func(when time.Time) func(d *delivered) {
 		return func(d *delivered) {
 			timestamp := strconv.FormatInt(when.Unix(), 10)
@@ -126,9 +128,9 @@ func deliveredCases(t *testing.T) (cases []delivered) {
 			d.Headers["webhook-timestamp"], d.Headers["webhook-signature"] = timestamp, newSlot([][]byte{key}).signature(d.Headers["webhook-id"], timestamp, d.Body)
 		}
 	}
-	add("a minute old", standardSecret, true, at(time.Now().Add(-time.Minute)))
-	add("an hour old", standardSecret, false, at(time.Now().Add(-time.Hour)))
-	add("an hour early", standardSecret, false, at(time.Now().Add(time.Hour)))
+	add("a minute old", standardSecret, accepts, at(time.Now().Add(-time.Minute)))
+	add("an hour old", standardSecret, refuses, at(time.Now().Add(-time.Hour)))
+	add("an hour early", standardSecret, refuses, at(time.Now().Add(time.Hour)))
 	return cases
 }
 
@@ -155,7 +157,11 @@ func main() {
 		for name, value := range c.Headers {
 			h.Set(name, value)
 		}
-		fmt.Println(c.Name, verify(c.Secret, h, c.Body) == nil)
+		if verify(c.Secret, h, c.Body) == nil {
+			fmt.Println(c.Name, "accepts")
+		} else {
+			fmt.Println(c.Name, "refuses")
+		}
 	}
 }
 `
@@ -166,19 +172,19 @@ import json, sys
 for c in json.load(sys.stdin):
     try:
         verify(c["secret"], c["headers"], base64.b64decode(c["body"]))
-        print(c["name"], "true")
+        print(c["name"], "accepts")
     except ValueError:
-        print(c["name"], "false")
+        print(c["name"], "refuses")
 `
 
 const nodeMain = `
 for (const c of JSON.parse(require("node:fs").readFileSync(0))) {
-  let good = true;
+  let said = "accepts";
   try {
     verify(c.secret, c.headers, Buffer.from(c.body, "base64"));
   } catch (e) {
-    good = false;
+    said = "refuses";
   }
-  console.log(c.name, good);
+  console.log(c.name, said);
 }
 `
