@@ -70,7 +70,8 @@ func resolve(reference string, lookup func(string) (string, bool)) (string, erro
 	return value, nil
 }
 
-// readSecret gives a file's content without what stands around it by accident, such as the newline that editors add.
+// readSecret gives a file's content without what stands around it by accident, such as the newline that editors add. An empty file is a
+// mistake: somebody may be about to write it, and an empty secret would mean to go without one.
 func readSecret(path string) (string, error) {
 	b, err := readRegular(path)
 	if err != nil {
@@ -79,7 +80,11 @@ func readSecret(path string) (string, error) {
 		}
 		return "", fmt.Errorf("the file of ${file:%s} cannot be read: %w; correct its path, or let this user read it", path, err)
 	}
-	return trim(string(b)), nil
+	secret := trim(string(b))
+	if secret == "" {
+		return "", fmt.Errorf("the file of ${file:%s} is empty; write the secret into it", path)
+	}
+	return secret, nil
 }
 
 // readRegular reads a file of limited size. Devices and pipes are refused: reading one may never end.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -48,17 +47,11 @@ type Options struct {
 
 // LoadWith is Load with options.
 func LoadWith(path string, environ []string, o Options) (Config, []string, error) {
-	if path == "" {
-		return Parse("", nil, environ, o)
-	}
-	data, err := readRegular(path)
+	d, err := ReadDocument(path, environ, o)
 	if err != nil {
-		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
-			err = pathErr.Err
-		}
-		return Config{}, nil, &Error{Mistakes: []Mistake{{File: path, Text: "cannot be read: " + err.Error()}}}
+		return Config{}, nil, err
 	}
-	return Parse(path, data, environ, o)
+	return d.Load()
 }
 
 // Parse is LoadWith for the content of a file. Mistakes call it by the name file.
