@@ -133,6 +133,7 @@ type Connector struct {
 	openDB func() (database, error) // Run calls it once
 	db     database                 // of Run
 
+	logins  *logins
 	sinks   map[string]*lastingSink            // by name; New makes them
 	tracker atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last one if none runs
 	running atomic.Pointer[session]            // nil if none runs; only tests look at it
@@ -172,12 +173,23 @@ type outboxState struct {
 
 // New makes a connector. It connects to nothing.
 func New(cfg Config) *Connector {
-	return newConnector(cfg, func() (database, error) { return openPostgres(cfg.Name, cfg.Source) })
+	l := newLogins(cfg.Source)
+	c := newConnector(cfg, func() (database, error) {
+		p, err := openPostgres(cfg.Name, cfg.Source)
+		if err == nil {
+			p.logins = l
+		}
+		return p, err
+	})
+	c.logins = l
+	return c
 }
 
 // newConnector makes a connector over another database than PostgreSQL, if the caller wants that.
 func newConnector(cfg Config, open func() (database, error)) *Connector {
-	c := &Connector{cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld, progress: progress{workedBefore: cfg.Predecessor.Worked}}
+	c := &Connector{
+		cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld, logins: newLogins(cfg.Source), progress: progress{workedBefore: cfg.Predecessor.Worked},
+	}
 	c.makeSinks()
 	return c
 }
@@ -276,7 +288,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		c.cfg.Health.SetOnly("session", monitoring.Failed(err.Error()))
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
 		c.db.reset() // the pool's connections may be as dead as the session's
-		if sleep(ctx, wait) != nil {
+		if c.logins.sleep(ctx, wait) != nil {
 			return nil
 		}
 	}

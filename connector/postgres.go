@@ -36,13 +36,14 @@ type database interface {
 type postgres struct {
 	ledger.Schema
 	source    Source
+	logins    *logins
 	connector string // the connector's name
 	pool      *pgxpool.Pool
 }
 
 // openPostgres makes the pool. It connects to nothing yet.
 func openPostgres(connector string, source Source) (*postgres, error) {
-	p := &postgres{Schema: ledger.Schema(source.LedgerSchema), source: source, connector: connector}
+	p := &postgres{Schema: ledger.Schema(source.LedgerSchema), source: source, logins: newLogins(source), connector: connector}
 	conn, err := p.sqlConfig()
 	if err != nil {
 		return nil, err
@@ -53,8 +54,8 @@ func openPostgres(connector string, source Source) (*postgres, error) {
 	}
 	cfg.ConnConfig = conn
 	cfg.MinConns = 0
-	// The pool keeps what it was made with. Each connection has to read the certificates of the connection string anew, as those of
-	// recorder and listener do, because the files may have been exchanged.
+	// The pool keeps what it was made with. Each connection has to take the present password, and to read the certificates anew, as the
+	// connections of recorder and listener do.
 	cfg.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
 		fresh, err := p.sqlConfig()
 		if err == nil {
@@ -87,7 +88,7 @@ func (p *postgres) connect(ctx context.Context) (*pgx.Conn, error) {
 
 // sqlConfig returns the settings of every SQL connection of the connector.
 func (p *postgres) sqlConfig() (*pgx.ConnConfig, error) {
-	cfg, err := replication.SQLConfig(replication.SourceDSNKey, p.source.DSN)
+	cfg, err := replication.SQLConfig(replication.SourceDSNKey, p.logins.sql())
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func (e *refusedConnection) Unwrap() error { return e.err }
 
 func (p *postgres) preflight(ctx context.Context) (provision.Facts, error) {
 	cfg := provision.PreflightConfig{Source: p.source.provision()}
-	rc, err := replication.ParseDSN(replication.ReplicationDSNKey, p.source.ReplicationDSN)
+	rc, err := replication.ParseDSN(replication.ReplicationDSNKey, p.logins.replication())
 	if err != nil {
 		return provision.Facts{}, err
 	}
@@ -125,7 +126,7 @@ func (p *postgres) preflight(ctx context.Context) (provision.Facts, error) {
 
 func (p *postgres) openStream(ctx context.Context) (sessionStream, replication.Identity, error) {
 	s, id, err := replication.Open(ctx, replication.StreamConfig{
-		DSN: p.source.ReplicationDSN, Slot: p.source.Slot, Publication: p.source.Publication,
+		DSN: p.logins.replication(), Slot: p.source.Slot, Publication: p.source.Publication,
 	})
 	if err != nil {
 		return nil, id, &refusedConnection{replication.ReplicationDSNKey, err}

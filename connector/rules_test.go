@@ -180,7 +180,7 @@ func TestTheLedgerWaitsForTheDisk(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
 	b.exec("do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$")
-	conn, err := (&postgres{source: b.cfg.Source}).connect(t.Context())
+	conn, err := (&postgres{source: b.cfg.Source, logins: newLogins(b.cfg.Source)}).connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package connector
 
 import (
+	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -23,7 +25,7 @@ type Predecessor struct {
 // firstHealth is what /readyz says of the session until the first session begins.
 func (p Predecessor) firstHealth() monitoring.Component {
 	if p.Worked {
-		return monitoring.OK("reloading: goes on with another configuration")
+		return monitoring.Degraded("reloading: goes on with another configuration")
 	}
 	return monitoring.Failed("starting")
 }
@@ -59,4 +61,42 @@ func isRefusedLogin(err error) bool {
 		return true
 	}
 	return sinks.IsRefusedLogin(err)
+}
+
+// logins are the connection strings that the next connection to PostgreSQL uses. Those that are open go on when a password is changed.
+type logins struct {
+	present atomic.Pointer[[2]string] // for SQL and for replication
+	changed chan struct{}             // holds a value after a change
+}
+
+func newLogins(s Source) *logins {
+	l := &logins{changed: make(chan struct{}, 1)}
+	l.present.Store(&[2]string{s.DSN, s.ReplicationDSN})
+	return l
+}
+
+func (l *logins) sql() string         { return l.present.Load()[0] }
+func (l *logins) replication() string { return l.present.Load()[1] }
+
+// sleep waits for d, or until other logins are there. If ctx ends before, it returns an error that says why.
+func (l *logins) sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.changed:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// UseLogins says which connection strings every later connection uses. They lead to the same database by the same users, with other
+// passwords. Safe for all goroutines.
+func (c *Connector) UseLogins(dsn, replicationDSN string) {
+	c.logins.present.Store(&[2]string{dsn, replicationDSN})
+	select {
+	case c.logins.changed <- struct{}{}:
+	default: // the connector has not looked since the last change
+	}
 }
