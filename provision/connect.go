@@ -30,17 +30,20 @@ func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error
 
 // connect opens a connection for the SQL of a command. Its statements wait for the lock of a table for a minute at most, because
 // the command shows nothing while it waits.
-func connect(ctx context.Context, text string) (*pgx.Conn, error) {
-	config, err := replication.SQLConfig("the dsn", text)
+func connect(ctx context.Context, text string) (*pgx.Conn, error) { return connectAs(ctx, "the dsn", text) }
+
+// connectAs does what connect does. what is the connection string's name in messages.
+func connectAs(ctx context.Context, what, text string) (*pgx.Conn, error) {
+	config, err := replication.SQLConfig(what, text)
 	if err != nil {
 		return nil, err
 	}
 	config.RuntimeParams["lock_timeout"] = "1min"
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", replication.ExplainRefusal("the dsn", &config.Config, err))
+		return nil, fmt.Errorf("connect: %w", replication.ExplainRefusal(what, &config.Config, err))
 	}
-	if err := replication.CheckDirect(ctx, "the dsn", conn.PgConn(), config.RuntimeParams); err != nil {
+	if err := replication.CheckDirect(ctx, what, conn.PgConn(), config.RuntimeParams); err != nil {
 		closeConn(ctx, conn)
 		return nil, err
 	}
@@ -71,6 +74,33 @@ func connectReplication(ctx context.Context, dsn string) (*pgconn.PgConn, error)
 		return nil, err
 	}
 	return conn, nil
+}
+
+// CheckLogins connects with both connection strings, looks whether a session could begin (see Preflight), and changes nothing. It uses one
+// connection after the other.
+func CheckLogins(ctx context.Context, dsn, replicationDSN string, s Source) error {
+	if err := s.checkNames(); err != nil {
+		return err
+	}
+	stream, err := replication.ParseDSN(replication.ReplicationDSNKey, replicationDSN)
+	if err != nil {
+		return err
+	}
+	conn, err := connectAs(ctx, replication.SourceDSNKey, dsn)
+	if err != nil {
+		return err
+	}
+	_, err = Preflight(ctx, conn, PreflightConfig{Source: s, ReplicationUser: stream.User})
+	closeConn(ctx, conn)
+	if err != nil {
+		return err
+	}
+	replicating, err := connectReplication(ctx, replicationDSN)
+	if err != nil {
+		return err
+	}
+	closeReplication(ctx, replicating)
+	return nil
 }
 
 // closeTimeout bounds what we still do over a connection after a failure or at the end: the server may be away.

@@ -32,6 +32,9 @@ type BuildOptions struct {
 	InProcess map[string]func() (sinks.Sink, error)
 	// Prepare is called before the first session. It may be nil.
 	Prepare func(context.Context) error
+	// Predecessor and LoginRefused are those of connector.Config.
+	Predecessor  connector.Predecessor
+	LoginRefused func()
 }
 
 // Build makes the connector that cfg describes. It connects to nothing. The caller has loaded cfg with package config, which
@@ -56,6 +59,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 		},
 		Breaker: connector.BreakerConfig(cfg.Breaker),
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
+		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused,
 	}
 	var err error
 	if c.Sinks, err = buildSinks(cfg, o); err != nil {

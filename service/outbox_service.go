@@ -48,10 +48,10 @@ type OutboxService struct {
 	metrics    *prometheus.Registry
 	registerer prometheus.Registerer // nil if metrics are off
 
-	mu        sync.Mutex
-	current   *connectorRun        // the one that runs, else the last one; nil before the first Start
-	connector *connector.Connector // of the last Start; nil before the first one
-	earlier   monitoring.Status    // what the connectors before it have counted
+	tally tally // of the connector of the last Start, and those before
+
+	mu      sync.Mutex
+	current *connectorRun // the one that runs, else the last one; nil before the first Start
 }
 
 // connectorRun begins with a Start and ends when the connector that it has started has ended.
@@ -138,7 +138,7 @@ func (s *OutboxService) Start() error {
 		s.end(r, nil)
 		return err
 	}
-	s.replaceConnector(c)
+	s.tally.follow(c)
 	go func() {
 		err := c.Run(ctx)
 		if s.registerer != nil {

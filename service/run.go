@@ -16,10 +16,15 @@ type RunOptions struct {
 	// Init makes what is missing in the database first, as the command init does.
 	Init   bool
 	Logger *slog.Logger
+	// Document is what the configuration was made of. If a login is refused, its files of secrets are read again. It may be the zero
+	// value.
+	Document config.Document
+	// Reload receives a value when Document is to be read again, from the same file. It may be nil.
+	Reload <-chan os.Signal
 }
 
-// Run runs the connector that cfg describes, with its HTTP server, until ctx ends and the connector has drained. The error may
-// have a method ExitCode() int.
+// Run runs the connector that cfg describes, with its HTTP server, until ctx ends and the connector has drained. When the configuration
+// changes, another connector takes its place. The error may have a method ExitCode() int.
 func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	reg := monitoring.NewRegistry()
 	build := BuildOptions{Logger: o.Logger, Health: &monitoring.Health{}, Stdout: os.Stdout, Metrics: monitoring.NewMetrics(cfg.Metrics.Prefix, reg)}
@@ -27,15 +32,15 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	if !cfg.Metrics.Enabled {
 		reg = nil
 	}
-	if o.Init {
-		build.Prepare = func(ctx context.Context) error { return initialize(ctx, cfg, o.Logger) }
+	s := newSupervisor(build.Health, o.Logger)
+	s.reload = o.Reload
+	if o.Document.Content != nil { // without a file there is no file of a secret either
+		build.LoginRefused = s.noteRefusal
 	}
-	c, err := Build(cfg, build)
-	if err != nil {
-		return err
-	}
+	s.steps = configurationSteps(o, build)
 	if reg != nil {
-		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, c.Status), monitoring.NewBuildInfo(cfg.Metrics.Prefix))
+		status := func() monitoring.Status { st, _ := s.tally.status(); return st }
+		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, status), monitoring.NewBuildInfo(cfg.Metrics.Prefix))
 	}
 	logDatabase(o.Logger, cfg)
 	// The HTTP server ends after the connector, so that it answers during the drain as well.
@@ -54,7 +59,7 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 			return err
 		})
 	}
-	err = c.Run(running)
+	err := s.run(running, loaded{document: o.Document, config: cfg, files: filesOf(cfg)})
 	stopServing()
 	if serr := g.Wait(); err == nil {
 		err = serr

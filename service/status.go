@@ -3,7 +3,6 @@ package service
 import (
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -137,48 +136,13 @@ func (w *WorkerManager) GetWorkerStats() []WorkerStats {
 	return all
 }
 
-// replaceConnector makes c the connector whose state is reported. What the connectors before it have counted stays counted.
-func (s *OutboxService) replaceConnector(c *connector.Connector) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.connector != nil {
-		now := s.connector.Status()
-		addCounts(&now, s.earlier)
-		s.earlier = now
-	}
-	s.connector = c
-}
-
 // status returns the state of the connector, which is the last one if none runs. Its counters go on from one Start to the next.
 func (s *OutboxService) status() monitoring.Status {
-	s.mu.Lock()
-	c, earlier := s.connector, s.earlier
-	s.mu.Unlock()
-	if c == nil {
-		var st monitoring.Status
+	st, none := s.tally.status()
+	if none {
 		for _, sink := range s.sinks {
 			st.Sinks = append(st.Sinks, monitoring.SinkStatus{Name: sink.Name, Type: sink.Type, Breaker: "closed"})
 		}
-		return st
 	}
-	st := c.Status()
-	addCounts(&st, earlier)
 	return st
-}
-
-// addCounts adds what earlier has counted to the counters of st. Both have the same sinks.
-func addCounts(st *monitoring.Status, earlier monitoring.Status) {
-	st.Sessions += earlier.Sessions
-	st.Invalid += earlier.Invalid
-	st.Unrouted += earlier.Unrouted
-	for i, before := range earlier.Sinks {
-		n := &st.Sinks[i].Counts
-		n.Delivered += before.Counts.Delivered
-		n.Failed += before.Counts.Failed
-		n.Dead += before.Counts.Dead
-		n.Discarded += before.Counts.Discarded
-		for j, m := range before.Members {
-			st.Sinks[i].Members[j].Delivered += m.Delivered
-		}
-	}
 }

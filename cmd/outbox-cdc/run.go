@@ -1,6 +1,10 @@
 package main
 
 import (
+	"os"
+	"os/signal"
+	"syscall"
+
 	"github.com/spf13/cobra"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
@@ -20,6 +24,11 @@ func newRunCommand(environ []string) *cobra.Command {
 		Long: `Deliver events until SIGTERM or SIGINT, which end it cleanly: what is being delivered is settled first, for
 at most delivery.drain_timeout. A second signal ends it at once.
 
+SIGHUP reads the configuration again: the file, the same environment, and the files of ${file:…}. If it is valid,
+running deliveries end and it is in force, within a second where no delivery hangs. Otherwise everything goes on as
+before, and the log says why. The files of ${file:…} are also read again when a login is refused. http and metrics
+need a new start.
+
 Another instance with the same slot stands by, ready, and takes over. A sink that is away never ends the process.`,
 		Example: `  outbox-cdc run --config outbox.yaml
   DATABASE_URL=postgres://localhost/shop OUTBOX_PUBLISHER_TYPE=kafka OUTBOX_KAFKA_BROKERS=localhost:9092 outbox-cdc run --init`,
@@ -30,14 +39,21 @@ Another instance with the same slot stands by, ready, and takes over. A sink tha
 				return err
 			}
 			takeLibraryLog(logger)
-			c, warnings, err := config.LoadWith(path, environ, config.Options{CheckSink: service.CheckSink})
+			reload := make(chan os.Signal, 1) // one that comes during a reload makes one more
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			document, err := config.ReadDocument(path, environ, config.Options{CheckSink: service.CheckSink})
+			if err != nil {
+				return err
+			}
+			c, warnings, err := document.Load()
 			if err != nil {
 				return err
 			}
 			for _, w := range warnings {
 				logger.Warn("configuration", "warning", w)
 			}
-			if err := service.Run(cmd.Context(), c, service.RunOptions{Init: initial, Logger: logger}); err != nil {
+			if err := service.Run(cmd.Context(), c, service.RunOptions{Init: initial, Logger: logger, Document: document, Reload: reload}); err != nil {
 				logger.Error("stopped", "err", err, "exit_code", int(exitcode.Of(err)))
 				return loggedError{err}
 			}

@@ -106,8 +106,16 @@ type hook struct {
 	asked  atomic.Int64 // how many requests came
 	answer atomic.Pointer[func(id, aggregate string) answer]
 
-	mu  sync.Mutex
-	got []delivery
+	mu    sync.Mutex
+	got   []delivery
+	first map[string]time.Time // when the first message was kept, by the path of the URL
+}
+
+// firstAt is when the first message that was sent to this path of the URL was kept; zero if none was.
+func (h *hook) firstAt(path string) time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.first[path]
 }
 
 // answer is how a receiver meets one request.
@@ -132,7 +140,7 @@ func newHook(t testing.TB, names topics) *hook {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hook{}
+	h := &hook{first: map[string]time.Time{}}
 	h.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		h.asked.Add(1)
 		body, err := io.ReadAll(r.Body)
@@ -157,6 +165,9 @@ func newHook(t testing.TB, names topics) *hook {
 			return
 		}
 		h.mu.Lock()
+		if h.first[r.URL.Path].IsZero() {
+			h.first[r.URL.Path] = time.Now()
+		}
 		h.got = append(h.got, delivery{
 			id: r.Header.Get("webhook-id"), topic: names.of(r.Header.Get("ce-aggregatetype")), key: r.Header.Get("ce-subject"),
 			payload: string(body), place: "hook", at: time.Now(),

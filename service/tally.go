@@ -1,0 +1,75 @@
+package service
+
+import (
+	"sync"
+
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+)
+
+// tally is the state of the connector that runs, with the counters of those before it in the same process: counters never go back
+// when a connector takes the place of another one.
+type tally struct {
+	mu      sync.Mutex
+	current interface{ Status() monitoring.Status } // nil before the first connector
+	earlier monitoring.Status                       // counters only; it has all sinks there ever were
+}
+
+// follow makes the state that of another connector. The one before has ended.
+func (t *tally) follow(next interface{ Status() monitoring.Status }) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current != nil {
+		t.earlier = sum(t.current.Status(), t.earlier)
+	}
+	t.current = next
+}
+
+// status returns the state of the connector. If there was none yet, none is true.
+func (t *tally) status() (st monitoring.Status, none bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current == nil {
+		return st, true
+	}
+	st = t.current.Status()
+	n := len(st.Sinks)
+	st = sum(st, t.earlier)
+	st.Sinks = st.Sinks[:n] // those that are no longer configured have no state
+	return st, false
+}
+
+// sum adds what earlier has counted to the counters of st. Sinks and members are told apart by their names. Sinks that only earlier has
+// come last in the result.
+func sum(st, earlier monitoring.Status) monitoring.Status {
+	st.Sessions += earlier.Sessions
+	st.Invalid += earlier.Invalid
+	st.Unrouted += earlier.Unrouted
+	for _, before := range earlier.Sinks {
+		now := find(st.Sinks, func(s *monitoring.SinkStatus) bool { return s.Name == before.Name })
+		if now == nil {
+			st.Sinks = append(st.Sinks, before)
+			continue
+		}
+		n := &now.Counts
+		n.Delivered += before.Counts.Delivered
+		n.Failed += before.Counts.Failed
+		n.Dead += before.Counts.Dead
+		n.Discarded += before.Counts.Discarded
+		for _, m := range before.Members {
+			if member := find(now.Members, func(s *monitoring.MemberStatus) bool { return s.Name == m.Name }); member != nil {
+				member.Delivered += m.Delivered
+			}
+		}
+	}
+	return st
+}
+
+// find returns the element that is the one, or nil.
+func find[T any](all []T, is func(*T) bool) *T {
+	for i := range all {
+		if is(&all[i]) {
+			return &all[i]
+		}
+	}
+	return nil
+}
