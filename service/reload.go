@@ -260,7 +260,7 @@ func (s *supervisor) reloaded(ctx context.Context, l *life) *loaded {
 // useLogins has the connector make its later connections by the logins of cfg, if they differ from its own only in their passwords. If
 // cfg reads the same outbox otherwise as well, it is in force then.
 func (l *life) useLogins(cfg config.Config) {
-	if !sameDatabase(cfg, l.config) {
+	if !sameConnections(cfg, l.config) {
 		return
 	}
 	l.UseLogins(string(cfg.Source.DSN), string(cfg.Source.ReplicationDSN))
@@ -298,7 +298,7 @@ func (s *supervisor) handOver(ctx context.Context, l *life, next *following) (*f
 		s.fallback = &fallback{loaded: l.loaded, worked: worked}
 	}
 	next.before = connector.Predecessor{
-		Worked:  worked && sameDatabase(next.config, l.config),
+		Worked:  worked && sameConnections(next.config, l.config),
 		HadSlot: l.Status().Role == monitoring.RoleLeader,
 	}
 	s.health.Set("reload", monitoring.Degraded("reloading: running deliveries end first"))

@@ -111,9 +111,9 @@ func checkSource(ctx context.Context, cfg config.Config, o RunOptions) error {
 	return replication.ExplainUnreachable(err)
 }
 
-// sameDatabase reports whether two configurations read the same slot of the same database by the same logins, whose passwords
+// sameConnections reports whether two configurations read the same slot of the same database by the same logins, whose passwords
 // may differ.
-func sameDatabase(a, b config.Config) bool {
+func sameConnections(a, b config.Config) bool {
 	return a.Name == b.Name && a.Source.Slot == b.Source.Slot && a.Source.Publication == b.Source.Publication && a.Source.Table == b.Source.Table &&
 		a.Source.LedgerSchema == b.Source.LedgerSchema &&
 		sameLogin(a.Source.DSN, b.Source.DSN) && sameLogin(a.Source.ReplicationDSN, b.Source.ReplicationDSN)
