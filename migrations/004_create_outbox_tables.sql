@@ -77,7 +77,7 @@ begin
              else c.relkind = 'v'
            end as is_kind,
            string_to_array(columns, ' ') as ours,
-           case name when 'outbox_delivery_log' then array['member'] end as later, -- what a ledger of an older version lacks; the next files add it
+           case name when 'outbox_delivery_log' then array['member'] when 'outbox_processors' then array['state'] end as later, -- what a ledger of an older version lacks; the next files add it
            array(select attname::text from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped order by attnum) as theirs
     from (values
       ('event_outbox', null, 'id aggregate_type aggregate_id event_type event_version payload metadata created_at max_retries '
@@ -102,7 +102,7 @@ begin
       ('outbox_parked', null, 'processor_id commit_lsn tx_index event_id agg_hash status attempts tries tried_at '
         || 'next_attempt_at parked_at error_message event payload replay'),
       ('outbox_processors', null, 'id connector processor_name processor_type configuration is_active since heartbeat_at '
-        || 'last_processed_at metrics')
+        || 'last_processed_at metrics state')
     ) as expected (name, parent, columns)
     left join pg_class c on c.relnamespace = namespace and c.relname = name
     left join pg_type t on c.oid is null and t.typnamespace = namespace and t.typname = name
@@ -199,6 +199,7 @@ begin
       heartbeat_at      timestamptz,
       last_processed_at timestamptz,
       metrics           jsonb   not null default '{}',
+      state             jsonb,                            -- the sink's condition, as the connector that streams has last seen it
       unique (connector, processor_name)
     )$$),
 
@@ -373,7 +374,8 @@ $body$);
   execute format('revoke execute on function %I.outbox_make_partitions(timestamptz, int) from public', ledger);
   functions := functions || to_regprocedure(format('%I.outbox_make_partitions(timestamptz, int)', ledger))::oid;
 
-  -- What became of each event; the worst sink wins: dead, parked, pending, delivered. Which sinks an event is owed to is the
+  -- What became of each event; the worst sink wins: dead, parked, pending, discarded, delivered. An event counts as discarded if a
+  -- person has discarded a dead letter of it, or if nobody has accepted it. Which sinks an event is owed to is the
   -- connector's knowledge (its routes), so one that some sinks have settled counts as pending until all known sinks have,
   -- or until the prefix has passed it. Made for looking at single events and at the newest ones: counting all of them reads
   -- all of the log.
@@ -411,6 +413,10 @@ $body$);
     cross join lateral (
       select count(distinct processor_id) filter (where status <> 'failed') as processors, max(attempt_number) as tries,
              coalesce(bool_or(status = 'delivered'), false) as delivered,
+             coalesce(bool_or(status = 'discarded'
+               and exists (select from %1$I.outbox_delivery_log d where d.event_id = r.event_id and d.processor_id = r.processor_id and d.status = 'dead')
+               and not exists (select from %1$I.outbox_delivery_log n where n.event_id = r.event_id and n.processor_id = r.processor_id
+                                 and n.status = 'delivered' and n.completed_at >= r.completed_at)), false) as given_up,
              max(completed_at) filter (where status <> 'failed') as settled_at,
              (array_agg(error_message order by completed_at desc) filter (where error_message is not null))[1] as error_message,
              bool_or(exists (select from %1$I.outbox_checkpoints c where r.tx_index >= 0 and r.epoch >= c.slot_epoch
@@ -421,7 +427,7 @@ $body$);
                   when p.owed then 'parked'
                   when l.processors = 0 then 'pending'
                   when l.beyond_prefix and l.processors < (select count(*) from %1$I.outbox_processors) then 'pending'
-                  when l.delivered then 'delivered'
+                  when l.delivered and not l.given_up then 'delivered'
                   else 'discarded' end as status) s$$, ledger);
   end if;
 
@@ -433,9 +439,9 @@ $body$);
       'drop it; or put the ledger into a schema where others cannot create anything, by source.ledger_schema';
   end if;
   execute format('select %I.outbox_make_partitions(now(), 7)', ledger);
-  -- A log that was made just now has what the next file adds to an older one.
+  -- Tables that were made just now have what the next files add to older ones. The view is always that of this file.
   execute format('insert into %1$I.outbox_migrations (version_id, is_applied) select n, true from unnest($1) as n where not exists (select from %1$I.outbox_migrations where version_id = n)', ledger)
-    using case when 'outbox_delivery_log' = any (have) then array[4] else array[4, 5] end;
+    using array[4] || case when 'outbox_delivery_log' = any (have) then '{}'::int[] else array[5] end || case when 'outbox_processors' = any (have) then '{}'::int[] else array[6] end;
   perform set_config('search_path', path, true);
 end
 $migration$;

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -118,8 +119,9 @@ func pendingFiles(ctx context.Context, conn *pgx.Conn, schema string) ([]string,
 	if err != nil || !ours {
 		return names, err
 	}
-	var version int64
-	err = conn.QueryRow(ctx, "select coalesce(max(version_id), 0) from "+pgx.Identifier{schema, "outbox_migrations"}.Sanitize()).Scan(&version)
+	// Not the highest number: somebody may have applied a later file alone.
+	var applied []int64
+	err = conn.QueryRow(ctx, "select coalesce(array_agg(version_id), '{}') from "+pgx.Identifier{schema, "outbox_migrations"}.Sanitize()).Scan(&applied)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +132,7 @@ func pendingFiles(ctx context.Context, conn *pgx.Conn, schema string) ([]string,
 		if err != nil {
 			return nil, fmt.Errorf("%s has no number in front: %w", name, err)
 		}
-		if n > version {
+		if !slices.Contains(applied, n) {
 			missing = append(missing, name)
 		}
 	}

@@ -360,7 +360,7 @@ func TestStatusView(t *testing.T) {
 		insert into outbox_checkpoints (slot_name, state, prefix_lsn, prefix_index, slot_epoch) values ('s', 'ready', '0/100', 0, 1);
 		create function event(text) returns uuid language sql as $$ select id from event_outbox where aggregate_id = $1 $$;
 		insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'Order', name, 'created', '{}'
-			from unnest('{unseen,delivered,half,half passed,refused,discarded,parked,dead}'::text[]) name;
+			from unnest('{unseen,delivered,half,half passed,refused,discarded,parked,dead,given up,mended,one try}'::text[]) name;
 		insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, error_message, completed_at, commit_lsn, tx_index, epoch)
 			select event(name), processor, attempt, status, error, now(), lsn::pg_lsn, 0, 1 from (values
 				('delivered', 1, 1, 'delivered', null, '0/200'), ('delivered', 2, 1, 'failed', 'busy', '0/200'), ('delivered', 2, 2, 'delivered', null, '0/200'),
@@ -368,6 +368,13 @@ func TestStatusView(t *testing.T) {
 				('refused', 1, 3, 'failed', 'busy', '0/200'), ('discarded', 0, 1, 'discarded', null, '0/90'),
 				('parked', 1, 1, 'delivered', null, '0/90'), ('dead', 1, 4, 'dead', 'too large', '0/90')
 			) l (name, processor, attempt, status, error, lsn);
+		-- A person has discarded a dead letter; one became a delivery; a sink that is tried once has discarded an event.
+		insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
+			select event(name), processor, 1, status, now() + n * interval '1 s', '0/90', 0, 1 from (values
+				('given up', 1, 'delivered', 1), ('given up', 2, 'dead', 2), ('given up', 2, 'discarded', 3),
+				('mended', 1, 'delivered', 1), ('mended', 2, 'dead', 2), ('mended', 2, 'discarded', 3), ('mended', 2, 'delivered', 4),
+				('one try', 1, 'delivered', 1), ('one try', 2, 'discarded', 2)
+			) l (name, processor, status, n);
 		insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, tries, next_attempt_at, error_message, event) values
 			(2, '0/90', 0, event('parked'), 1, 'parked', 2, '2031-01-01Z', 'away', '{}'),
 			(1, '0/91', 0, event('dead'), 1, 'dead', 4, 'infinity', 'too large', '{}'), (2, '0/91', 0, event('dead'), 1, 'parked', 1, null, 'away', '{}')`)
@@ -392,6 +399,9 @@ func TestStatusView(t *testing.T) {
 		"discarded: discarded at, retries 0",
 		"parked: parked, retries 1, next 2031-01-01 00:00:00, away",
 		"dead: dead, retries 3, too large",
+		"given up: discarded at, retries 0",
+		"mended: delivered at, retries 0",
+		"one try: delivered at, retries 0",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -15,9 +15,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
-const memberFile = "005_log_member.sql"
+const (
+	memberFile = "005_log_member.sql"
+	stateFile  = "006_processor_state.sql"
+)
 
-// firstVersion writes the first file as it was before the log had a member, and returns where.
+// firstVersion writes the first file as it was before the log had a member and a sink a state, and returns where.
 func firstVersion(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -26,14 +29,21 @@ func firstVersion(t *testing.T) string {
 	}
 	old := string(text)
 	for _, cut := range [][2]string{
-		{"epoch          int         not null,\n", "epoch          int         not null\n"}, {" epoch member')", " epoch')"}, {"else array[4, 5] end", "else array[4] end"},
+		{"epoch          int         not null,\n", "epoch          int         not null\n"}, {" epoch member')", " epoch')"}, {" metrics state')", " metrics')"},
+		{"when 'outbox_processors' then array['state'] end", "end"}, {"l.delivered and not l.given_up", "l.delivered"},
+		{"else array[5] end", "else '{}'::int[] end"}, {"else array[6] end", "else '{}'::int[] end"},
 	} {
 		if strings.Count(old, cut[0]) != 1 {
 			t.Fatalf("%s has not one %q", file, cut[0])
 		}
 		old = strings.ReplaceAll(old, cut[0], cut[1])
 	}
-	lines := slices.DeleteFunc(strings.Split(old, "\n"), func(line string) bool { return strings.HasPrefix(strings.TrimSpace(line), "member  ") })
+	from, to := strings.Index(old, "             coalesce(bool_or(status = 'discarded'"), strings.Index(old, "             max(completed_at) filter (where status <> 'failed') as settled_at")
+	old = old[:from] + old[to:]
+	lines := slices.DeleteFunc(strings.Split(old, "\n"), func(line string) bool {
+		line = strings.TrimSpace(line)
+		return strings.HasPrefix(line, "member  ") || strings.HasPrefix(line, "state             jsonb")
+	})
 	path := filepath.Join(t.TempDir(), "first.sql")
 	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
 		t.Fatal(err)
@@ -54,14 +64,21 @@ func TestUpgrade(t *testing.T) {
 	for name, upgrade := range map[string]func(t *testing.T, dsn string){
 		"init": func(t *testing.T, dsn string) {
 			pending, err := migrations.Pending(ctx, dsn, o)
-			if diff := cmp.Diff([]string{memberFile}, pending); diff != "" || err != nil {
+			if diff := cmp.Diff([]string{memberFile, stateFile}, pending); diff != "" || err != nil {
 				t.Errorf("pending: %v %s", err, diff)
 			}
 			apply(t, dsn, o)
 		},
-		"psql":            func(t *testing.T, dsn string) { psql(t, dsn, memberFile, "set outbox.schema = 'the \"ledger'") },
-		"psql, both":      func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, file, memberFile) },
-		"psql, backwards": func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, memberFile, file) },
+		"psql": func(t *testing.T, dsn string) {
+			psql(t, dsn, memberFile, "set outbox.schema = 'the \"ledger'")
+			psql(t, dsn, stateFile, "set outbox.schema = 'the \"ledger'")
+		},
+		"psql, all":       func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, file, memberFile, stateFile) },
+		"psql, backwards": func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, stateFile, memberFile, file) },
+		"the last, then init": func(t *testing.T, dsn string) {
+			psqlAll(t, dsn, schema, stateFile)
+			apply(t, dsn, o)
+		},
 		"psql, then init": func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, file); apply(t, dsn, o) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -71,8 +88,8 @@ func TestUpgrade(t *testing.T) {
 			psql(t, d.DSN, first, "set search_path = "+schema)
 			insert := "insert into " + schema + ".outbox_delivery_log (processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch"
 			exec1(t, d, insert+") values (1, 1, 'delivered', now(), '0/1', 0, 1)")
-			if strings.Contains(dump(t, d.DSN), "member ") {
-				t.Fatal("the first version has the column")
+			if have := dump(t, d.DSN); strings.Contains(have, "member ") || strings.Contains(have, "state jsonb") || strings.Contains(have, "given_up") {
+				t.Fatal("the first version has what only later ones have")
 			}
 			for range 2 {
 				upgrade(t, d.DSN)
@@ -105,11 +122,12 @@ func psqlAll(t *testing.T, dsn, schema string, paths ...string) {
 	}
 }
 
-// Before there is a ledger, the second file does nothing.
+// Before there is a ledger, the later files do nothing.
 func TestMemberBeforeTables(t *testing.T) {
 	t.Parallel()
 	a, b := pgtest.Unmigrated(t), pgtest.Unmigrated(t)
 	psql(t, a.DSN, memberFile)
+	psql(t, a.DSN, stateFile)
 	psql(t, a.DSN, file)
 	psql(t, b.DSN, file)
 	if diff := cmp.Diff(dump(t, b.DSN), dump(t, a.DSN)); diff != "" {
@@ -120,7 +138,7 @@ func TestMemberBeforeTables(t *testing.T) {
 	}
 }
 
-// The second file trusts as few roles as the first one.
+// The later files trust as few roles as the first one.
 func TestUpgradeAmongStrangers(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -128,10 +146,16 @@ func TestUpgradeAmongStrangers(t *testing.T) {
 		before []string
 		want   string
 	}{
-		"log":        {[]string{"alter table outbox_delivery_log owner to %s"}, "public.outbox_delivery_log belongs to role %s, who could run code"},
-		"versions":   {[]string{"alter table outbox_migrations owner to %s"}, "public.outbox_migrations belongs to role %s, who could run code"},
-		"view":       {[]string{"drop table outbox_migrations", "create view outbox_migrations as select 4 as version_id"}, "schema public has an outbox_delivery_log that is not ours"},
-		"other type": {[]string{"alter table outbox_delivery_log add column member int"}, "outbox_delivery_log.member is of type integer, and ours is text"},
+		"sinks":            {[]string{"alter table outbox_processors owner to %s"}, "public.outbox_processors belongs to role %s, who could run code"},
+		"status view":      {[]string{"alter view event_outbox_status owner to %s"}, "public.event_outbox_status belongs to role %s, who could run code"},
+		"outbox":           {[]string{"alter table event_outbox owner to %s"}, "public.event_outbox belongs to role %s, who could run code"},
+		"status function":  {[]string{"alter function outbox_status_tenant_id owner to %s"}, "function public.outbox_status_tenant_id(public.event_outbox) belongs to role %s, who could run code"},
+		"sinks are a view": {[]string{"alter table outbox_processors rename to others", "create view outbox_processors as select 1 as id"}, "schema public has an outbox_processors that is not ours"},
+		"other state":      {[]string{"alter table outbox_processors add column state text"}, "outbox_processors.state is of type text, and ours is jsonb"},
+		"log":              {[]string{"alter table outbox_delivery_log owner to %s"}, "public.outbox_delivery_log belongs to role %s, who could run code"},
+		"versions":         {[]string{"alter table outbox_migrations owner to %s"}, "public.outbox_migrations belongs to role %s, who could run code"},
+		"view":             {[]string{"drop table outbox_migrations", "create view outbox_migrations as select 4 as version_id"}, "schema public has an outbox_delivery_log that is not ours"},
+		"other type":       {[]string{"alter table outbox_delivery_log add column member int"}, "outbox_delivery_log.member is of type integer, and ours is text"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -142,7 +166,11 @@ func TestUpgradeAmongStrangers(t *testing.T) {
 				exec1(t, d, strings.ReplaceAll(sql, "%s", role))
 			}
 			before := dump(t, d.DSN)
-			text, err := os.ReadFile(memberFile)
+			path := memberFile
+			if !strings.Contains(test.want, "log") && name != "versions" {
+				path = stateFile
+			}
+			text, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -190,4 +218,14 @@ func TestUpgradeWaitsForReaders(t *testing.T) {
 	if err := conn.QueryRow(ctx, "show lock_timeout").Scan(&patience); err != nil || patience != "200ms" {
 		t.Errorf("lock_timeout is %s afterwards, %v", patience, err)
 	}
+}
+
+// A view that only has the name of ours stays as it is, beside a mapped outbox.
+func TestUpgradeLeavesOtherViews(t *testing.T) {
+	t.Parallel()
+	d := pgtest.Unmigrated(t)
+	apply(t, d.DSN, migrations.Options{Mapped: true})
+	exec1(t, d, "create view event_outbox_status as select 1 as mine")
+	psql(t, d.DSN, stateFile)
+	exec1(t, d, "select mine from event_outbox_status")
 }

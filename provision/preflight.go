@@ -133,14 +133,19 @@ func checkLedger(ctx context.Context, db ledger.Querier, s Source, table *Table,
 		p.add(exitcode.Config, `schema %q lacks the tables %s; run "outbox-cdc init", or correct source.ledger_schema`, s.LedgerSchema, strings.Join(missing, ", "))
 		return false, nil
 	}
-	var hasMember bool
-	err = db.QueryRow(ctx, `select exists (select from pg_attribute a join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = relnamespace
-		where nspname = $1 and relname = 'outbox_delivery_log' and attname = 'member' and not attisdropped)`, s.LedgerSchema).Scan(&hasMember)
+	rows, err = db.Query(ctx, `select format('table %s in schema %s lacks the column %s', tab, quote_ident($1), col)
+		from (values ('outbox_delivery_log', 'member'), ('outbox_processors', 'state')) as later (tab, col)
+		where not exists (select from pg_attribute a join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = relnamespace
+			where nspname = $1 and relname = tab and attname = col and not attisdropped)`, s.LedgerSchema)
 	if err != nil {
 		return false, err
 	}
-	if !hasMember {
-		p.add(exitcode.Config, `table outbox_delivery_log in schema %q lacks the column member, because an older version has made it; run "outbox-cdc init"`, s.LedgerSchema)
+	lacks, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return false, err
+	}
+	for _, text := range lacks {
+		p.add(exitcode.Config, `%s, because an older version has made it; run "outbox-cdc init"`, text)
 	}
 	eventID, err := s.ledger().EventIDType(ctx, db)
 	if err != nil {

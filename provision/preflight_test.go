@@ -126,8 +126,8 @@ func TestPreflightAfterSetup(t *testing.T) {
 			code:   exitcode.Config, words: []string{"lacks the tables outbox_parked", `run "outbox-cdc init"`},
 		},
 		"a ledger of an older version": {
-			before: []string{"alter table outbox_delivery_log drop column member"},
-			code:   exitcode.Config, words: []string{"outbox_delivery_log", "lacks the column member", `run "outbox-cdc init"`},
+			before: []string{"alter table outbox_delivery_log drop column member", "alter table outbox_processors drop column state"},
+			code:   exitcode.Config, words: []string{"outbox_delivery_log", "lacks the column member", "outbox_processors", "lacks the column state", `run "outbox-cdc init"`},
 		},
 		"no slot": {
 			before: []string{"select pg_drop_replication_slot('SLOT')"},

@@ -87,7 +87,7 @@ func TestInitAndDestroy(t *testing.T) {
 		t.Error("no consistent point")
 	}
 	result.ConsistentPoint = ""
-	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql", "005_log_member.sql"}, PublicationCreated: true, SlotCreated: true}
+	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql", "005_log_member.sql", "006_processor_state.sql"}, PublicationCreated: true, SlotCreated: true}
 	if diff := cmp.Diff(want, result); diff != "" {
 		t.Error(diff)
 	}
