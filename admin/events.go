@@ -112,7 +112,7 @@ func (l *ledgerConn) listParked(ctx context.Context, q EventsQuery, page *Events
 	if err != nil {
 		return err
 	}
-	return l.findHolders(ctx, page.Parked)
+	return l.explain(ctx, page.Parked)
 }
 
 // tries returns rows of the log as people see them.
@@ -282,7 +282,7 @@ func ShowEvent(ctx context.Context, c Config, q EventDetailsQuery) (d EventDetai
 				return err
 			}
 		}
-		if err := l.findHolders(ctx, d.Parked); err != nil {
+		if err := l.explain(ctx, d.Parked); err != nil {
 			return err
 		}
 		if d.Log, err = l.triesOf(ctx, q.ID, processors, 100); err != nil {

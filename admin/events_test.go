@@ -40,9 +40,10 @@ func TestParkedEvents(t *testing.T) {
 			break
 		}
 	}
+	nobody := fmt.Sprintf("a connector: none streams from slot %q|", w.admin.Source.Slot)
 	want := []string{
-		"a 1 1/2 its next attempt, in 1m30s|", "a 2 0/0 its next attempt, which is due|", "a 4 0/0 its turn|",
-		"a 11 0/0 behind " + eventID(1) + "|1", "a 13 0/0 behind the dead letter " + eventID(3) + "|3", "b 5 0/0 the sink is paused|",
+		"a 1 1/2 " + nobody, "a 2 0/0 " + nobody, "a 4 0/0 " + nobody, "a 11 0/0 " + nobody + "1",
+		"a 13 0/0 behind the dead letter " + eventID(3) + "|3", "b 5 0/0 the sink is paused: outbox-cdc resume b|",
 	}
 	if diff := cmp.Diff(want, all); diff != "" {
 		t.Error(diff)

@@ -23,15 +23,18 @@ type ParkedRow struct {
 	Tries    int                `json:"tries"`    // all tries, also those that found the sink away
 	ParkedAt time.Time          `json:"parked_at"`
 	FirstTry *time.Time         `json:"first_try_at,omitempty"`
-	// NextAttempt is when the row is due. It is nil if the row waits for its turn or for another row, and for a dead letter.
+	// NextAttempt is when the row is due. It is nil if the row is due already or was never tried, and for a dead letter.
 	NextAttempt *time.Time `json:"next_attempt_at,omitempty"`
 	// Blocks says that this dead letter holds its aggregate until a person acts.
 	Blocks bool   `json:"blocks,omitempty"`
 	Error  string `json:"error,omitempty"`
 	Replay bool   `json:"replay,omitempty"`
-	// Waits says in words what the row waits for. Behind is the event that it waits behind, if any.
-	Waits  string `json:"waits,omitempty"`
-	Behind string `json:"behind,omitempty"`
+	// WaitsFor says what the row waits for, and Waits says it in words. WaitsUntil is until when, if that is known; it is never in the
+	// past. Behind is the event that the row waits behind, if any. Dead letters have these only if they hold their aggregate.
+	WaitsFor   WaitsFor   `json:"waits_for,omitempty"`
+	WaitsUntil *time.Time `json:"waits_until,omitempty"`
+	Waits      string     `json:"waits,omitempty"`
+	Behind     string     `json:"behind,omitempty"`
 	// Payload is set if the payload was asked for and is JSON. A payload that is not JSON is in PayloadBase64.
 	Payload       json.RawMessage `json:"payload,omitempty"`
 	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
@@ -114,49 +117,11 @@ func (l *ledgerConn) shown(d *ledger.ParkedRow) *ParkedRow {
 		p.PayloadBase64 = d.Payload
 	}
 	d.Event, d.Payload = ledger.StoredEvent{}, nil // p has them; a list takes the metadata away, and must not keep it in memory
-	p.Waits = l.waitsFor(p)
+	if p.NextAttempt != nil && !p.NextAttempt.After(d.Now) {
+		p.NextAttempt = nil
+	}
+	if p.Blocks {
+		p.WaitsFor, p.Waits = WaitsForPerson, "dead; its aggregate waits for a person"
+	}
 	return p
-}
-
-// waitsFor says what a row waits for, as far as the row itself and the state of its sink tell.
-func (l *ledgerConn) waitsFor(p *ParkedRow) string {
-	now := p.details.Now
-	switch {
-	case p.Status == "dead" && p.Blocks:
-		return "dead; its aggregate waits for a person"
-	case p.Status == "dead":
-		return ""
-	case l.isPaused(p.key().Processor):
-		return "the sink is paused"
-	case p.NextAttempt == nil:
-		return "its turn"
-	case p.NextAttempt.After(now):
-		return "its next attempt, in " + p.NextAttempt.Sub(now).Round(time.Second).String()
-	}
-	return "its next attempt, which is due"
-}
-
-// findHolders sets Behind and Waits of those rows that an earlier row of their aggregate holds.
-func (l *ledgerConn) findHolders(ctx context.Context, page []*ParkedRow) error {
-	var untried []*ParkedRow
-	var details []*ledger.ParkedRow
-	for _, p := range page {
-		if p.Status == "parked" && p.NextAttempt == nil {
-			untried, details = append(untried, p), append(details, p.details)
-		}
-	}
-	holders, err := l.Holders(ctx, details)
-	for i, h := range holders {
-		if h == nil {
-			continue
-		}
-		p := untried[i]
-		p.Behind = h.EventID
-		if h.Status == "dead" {
-			p.Waits = "behind the dead letter " + h.EventID
-		} else if !l.isPaused(p.key().Processor) {
-			p.Waits = "behind " + h.EventID
-		}
-	}
-	return err
 }

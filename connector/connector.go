@@ -139,13 +139,14 @@ type Connector struct {
 	running atomic.Pointer[session]            // nil if none runs; only tests look at it
 	maxHeld int                                // of each lane
 
-	progress progress
-	outbox   outboxState
-	lag      lagClock
-	life     life
-	noSink   noSinkCounts
-	outages  *outageLog
-	calls    *pgCalls
+	progress  progress
+	outbox    outboxState
+	lag       lagClock
+	life      life
+	noSink    noSinkCounts
+	outages   *outageLog
+	published chan struct{} // wakes the session's publisher
+	calls     *pgCalls
 
 	walsender       walsenderState // only the keeper uses it
 	unroutedLog     unroutedLog
@@ -206,12 +207,13 @@ type lastingSink struct {
 func (c *Connector) makeSinks() {
 	c.sinks = map[string]*lastingSink{}
 	wake := make(chan struct{}, 1)
-	c.outages = &outageLog{logger: c.cfg.Logger, wake: wake, noSink: &deathLog{wake: wake}}
+	c.published = make(chan struct{}, 1)
+	c.outages = &outageLog{logger: c.cfg.Logger, wake: wake, noSink: &deathLog{wake: bells{wake}}}
 	for _, s := range c.cfg.Sinks {
 		parksNothing := c.cfg.Delivery.parksNothing()
 		state := newSinkState(observedSink{
 			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, members: s.Members, health: c.cfg.Health, logger: c.cfg.Logger,
-			login: c.cfg.LoginRefused, wake: wake,
+			login: c.cfg.LoginRefused, wake: bells{wake, c.published},
 		})
 		lasting := &lastingSink{state: state}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)

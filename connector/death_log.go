@@ -22,7 +22,7 @@ type deadLetter struct {
 
 // deathLog tells the log of the dead letters of a sink, or of those of no sink. The zero value is ready.
 type deathLog struct {
-	wake chan<- struct{} // wakes outageLog, which writes the sums; nil if nobody does
+	wake bells // wakes outageLog, which writes the sums
 
 	mu    sync.Mutex
 	ends  time.Time // of the running span; zero: none runs
@@ -47,15 +47,19 @@ func (l *deathLog) add(d deadLetter, now time.Time) (line bool) {
 		l.first = d
 	}
 	l.more++
-	wakeUp(l.wake)
+	l.wake.ring()
 	return false
 }
 
-// wakeUp wakes outageLog, unless it was woken already.
-func wakeUp(wake chan<- struct{}) {
-	select {
-	case wake <- struct{}{}:
-	default:
+// bells wake those who look at Status after a change: outageLog and publisher. Each channel has room for one.
+type bells []chan<- struct{}
+
+func (b bells) ring() {
+	for _, bell := range b {
+		select {
+		case bell <- struct{}{}:
+		default: // it was rung already
+		}
 	}
 }
 
@@ -93,14 +97,14 @@ func (s *sinkState) died(d deadLetter) {
 // topicIsAway notes that a topic was found away.
 func (s *sinkState) topicIsAway(topic string, cause error) {
 	if s.topics.fails(topic, cause) {
-		wakeUp(s.wake)
+		s.wake.ring()
 	}
 }
 
 // topicAnswers notes that a topic has accepted a message.
 func (s *sinkState) topicAnswers(topic string) {
 	if s.topics.answers(topic) {
-		wakeUp(s.wake)
+		s.wake.ring()
 	}
 }
 

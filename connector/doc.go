@@ -25,7 +25,8 @@
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
 //     /readyz and the log; topics_away.go: which of its topics are away;
-//   - outage.go: when the log has a line about a sink's outage, suspicion or topics; death_log.go: about its dead letters.
+//   - outage.go: when the log has a line about a sink's outage, suspicion or topics; death_log.go: about its dead letters;
+//     publish.go: what the ledger says of each sink.
 //
 // Goroutines of a session. session.run starts those above the line and waits for them. The two below the line only wait for
 // others, so that the standby status goes on meanwhile:
@@ -45,6 +46,7 @@
 //	check (≤ 1 a      reading ends, and Check has returned       nothing
 //	sink)
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait
+//	publisher (1)     reading ends                               which states of sinks the ledger has
 //	---
 //	makeReady (1)     all is made, or ctx ends                   what it makes, until then
 //	drain (1)         lanes and recorder have ended              nothing

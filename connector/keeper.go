@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -30,6 +31,8 @@ type keeperDatabase interface {
 	makePartitions(ctx context.Context) error
 	// heartbeat writes the connector's sign of life to the ledger.
 	heartbeat(ctx context.Context) error
+	// writeSinkState writes how a sink does.
+	writeSinkState(ctx context.Context, processor int32, st ledger.SinkState) error
 	// walsender returns how far the server has written, and what is seen of the walsender.
 	walsender(ctx context.Context) (written pglogrepl.LSN, seen walsenderState, err error)
 	// checkDrift looks whether the table with this OID is still the outbox, and whether all its rows come on the stream; see

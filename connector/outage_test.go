@@ -59,8 +59,8 @@ func newStoryBench(t *testing.T) *storyBench {
 		return a
 	}}))
 	wake := make(chan struct{}, 1)
-	b.sinkState = newSinkState(observedSink{name: "s", kind: "kafka", health: &monitoring.Health{}, logger: logger, wake: wake})
-	b.outages = &outageLog{logger: logger, wake: wake, noSink: &deathLog{wake: wake}, sinks: []*sinkStory{newSinkStory(b.sinkState)}}
+	b.sinkState = newSinkState(observedSink{name: "s", kind: "kafka", health: &monitoring.Health{}, logger: logger, wake: bells{wake}})
+	b.outages = &outageLog{logger: logger, wake: wake, noSink: &deathLog{wake: bells{wake}}, sinks: []*sinkStory{newSinkStory(b.sinkState)}}
 	b.session()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

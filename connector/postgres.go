@@ -232,6 +232,10 @@ func (p *postgres) heartbeat(ctx context.Context) error {
 	return p.Heartbeat(ctx, p.pool, p.connector)
 }
 
+func (p *postgres) writeSinkState(ctx context.Context, processor int32, st ledger.SinkState) error {
+	return p.WriteSinkState(ctx, p.pool, processor, st)
+}
+
 func (p *postgres) walsender(ctx context.Context) (written pglogrepl.LSN, seen walsenderState, err error) {
 	err = p.pool.QueryRow(ctx, `select pg_current_wal_lsn(), coalesce(active_pid, 0), reply_time
 		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, p.source.Slot).

@@ -235,7 +235,7 @@ func (s *session) announce() {
 		"prefix", start.Prefix.String(), "settled_beyond", len(start.Settled))
 }
 
-// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts and the keeper.
+// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts, the publisher and the keeper.
 func (s *session) startKeeper(reading context.Context, crew *crew) {
 	d := &s.c.cfg.Delivery
 	if !d.parksNothing() && len(s.bySink) > 1 {
@@ -248,6 +248,7 @@ func (s *session) startKeeper(reading context.Context, crew *crew) {
 	for _, k := range s.checks {
 		crew.keeper.Go(func() error { k.run(reading); return nil })
 	}
+	crew.keeper.Go(func() error { s.publish(reading); return nil })
 	crew.keeper.Go(func() error {
 		err := s.c.runKeeper(reading)
 		if err != nil {

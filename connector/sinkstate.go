@@ -21,7 +21,7 @@ type observedSink struct {
 	health  *monitoring.Health
 	logger  *slog.Logger
 	login   loginWatch
-	wake    chan<- struct{} // wakes outageLog after a change; nil if nobody listens
+	wake    bells // rung after a change
 }
 
 // sinkState holds the state of a sink, for all of its lanes together, and shows it in the log, in /readyz and in Status. The lanes, the breaker,
@@ -239,7 +239,7 @@ func (s *sinkState) showMembers() {
 
 // show sets the sink's component of /readyz, and wakes the log. The caller holds mu.
 func (s *sinkState) show() {
-	wakeUp(s.wake)
+	s.wake.ring()
 	if s.inSession {
 		s.health.Set("sink:"+s.name, s.snapshot().Component())
 	}

@@ -394,6 +394,10 @@ func (p *worldProcess) ofKeeper() error {
 func (p *worldProcess) makePartitions(context.Context) error { return p.ofKeeper() }
 func (p *worldProcess) heartbeat(context.Context) error      { return p.ofKeeper() }
 
+func (p *worldProcess) writeSinkState(context.Context, int32, ledger.SinkState) error {
+	return p.ofKeeper()
+}
+
 func (p *worldProcess) walsender(context.Context) (written pglogrepl.LSN, seen walsenderState, err error) {
 	return 0, walsenderState{}, p.ofKeeper()
 }

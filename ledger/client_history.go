@@ -140,7 +140,7 @@ type EventStatus struct {
 }
 
 const eventColumns = `id::text, aggregate_type, aggregate_id, event_type, coalesce(tenant_id, ''), created_at, status, processed_at,
-	coalesce(retry_count, 0), case when isfinite(next_retry_at) then next_retry_at end, coalesce(error_message, '')`
+	coalesce(retry_count, 0), case when isfinite(next_retry_at) and next_retry_at > clock_timestamp() then next_retry_at end, coalesce(error_message, '')`
 
 // EventQuery selects events of the outbox, the newest first. Limit is required. Any other field that is zero selects all.
 type EventQuery struct {

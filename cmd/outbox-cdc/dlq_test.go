@@ -97,7 +97,7 @@ func TestDLQ(t *testing.T) {
 	run("dlq show "+oneID, 0, "error:          status 400: �[2Jno\n", "")
 	run("dlq show --tenant acme --payload", 0, `payload:        {"secret": "canary"}`, "")
 	run("dlq show "+oneID+" --tenant x", 1, "", "and the other filters leave it out")
-	run("events list --status parked", 0, "its turn", "")
+	run("events list --status parked", 0, "a connector: none streams", "")
 	run("events list --status failed", 0, "no events\n", "")
 	run("events show 00000000-0000-7000-8000-000000000002", 0, "status:         parked", "")
 	run("events show 00000000-0000-7000-8000-000000000003", 1, "", "nothing is known of event")

@@ -101,10 +101,10 @@ func parkedTable(parked []*admin.ParkedRow) string {
 		e := p.Event
 		rows = append(rows, []string{
 			e.ID, p.Sink, e.EventType, aggregateText(e.AggregateType, e.AggregateID), timeText(&p.ParkedAt),
-			fmt.Sprintf("%d/%d", p.Attempts, p.Tries), timeText(p.NextAttempt), p.Waits, shorten(p.Error, errorWidth),
+			fmt.Sprintf("%d/%d", p.Attempts, p.Tries), timeText(p.WaitsUntil), p.Waits, shorten(p.Error, errorWidth),
 		})
 	}
-	return tableText("EVENT SINK TYPE AGGREGATE PARKED ATTEMPTS/TRIES NEXT WAITS-FOR ERROR", rows)
+	return tableText("EVENT SINK TYPE AGGREGATE PARKED ATTEMPTS/TRIES UNTIL WAITS-FOR ERROR", rows)
 }
 
 // triesTable lists tries. Of each error it shows the first characters, as many as longest says.
