@@ -29,8 +29,9 @@ func newEventsListCommand(environ []string) *cobra.Command {
 		Short: "List events by what became of them",
 		Long: `List events by what became of them.
 
---status parked: what waits, since when, how often it was refused and tried, and for what it waits: its next attempt, an
-earlier event of its aggregate, a paused sink. dead: what was given up on. Both in order of sink and position.
+--status parked: what waits, since when, how often it was refused and tried, what for, and until when: its next attempt, an
+earlier event of its aggregate, a destination that is away, a paused sink. dead: what was given up on. Both in order of
+sink and position.
 failed, discarded: tries from the log, the newest first.
 delivered, pending, or no status: events of the outbox over all sinks, the newest first; of the last hour, unless --since
 or --id says otherwise.`,
