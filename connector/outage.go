@@ -76,6 +76,7 @@ type sinkStory struct {
 	state *sinkState
 
 	outage, suspicion, topics episode
+	unreachable               time.Time // when the log was last told that the sink is not reachable; logCheck writes the first line
 
 	atBegin  monitoring.Counts // when the outage began
 	lasted   time.Duration     // how long it has lasted, once it has ended
@@ -112,9 +113,10 @@ func (s *sinkStory) tell(now time.Time, st monitoring.SinkStatus) (again bool) {
 	}
 	s.tellOutage(now, &st)
 	s.tellCatchUp(now, &st)
+	s.tellCheck(now, &st)
 	s.tellSuspicion(now, &st)
 	s.tellTopics(now, &st)
-	return s.outage.open() || s.suspicion.open() || s.topics.open() || !s.catching.since.IsZero()
+	return st.Check.Unreachable != "" || s.outage.open() || s.suspicion.open() || s.topics.open() || !s.catching.since.IsZero()
 }
 
 func (s *sinkStory) tellOutage(now time.Time, st *monitoring.SinkStatus) {
@@ -172,6 +174,21 @@ func (s *sinkStory) tellCatchUp(now time.Time, st *monitoring.SinkStatus) {
 	}
 	s.logger().Info(message, "outage", round(s.lasted), "delivered", delivered, "parked", st.Parked)
 	c.told, c.next = true, now.Add(outageEvery)
+}
+
+// tellCheck tells once a minute of a sink that no check can reach, and that nobody has asked otherwise. logCheck tells when that begins and ends.
+func (s *sinkStory) tellCheck(now time.Time, st *monitoring.SinkStatus) {
+	if st.Check.Unreachable == "" || s.outage.open() {
+		s.unreachable = now
+		return
+	}
+	if s.unreachable.Before(st.Check.Since) {
+		s.unreachable = st.Check.Since
+	}
+	if now.Sub(s.unreachable) >= outageEvery {
+		s.unreachable = now
+		s.logger().Warn("sink is still not reachable", append(append([]any{"since", stamp(st.Check.Since)}, waiting(now, st)...), "err", st.Check.Unreachable)...)
+	}
 }
 
 func (s *sinkStory) tellSuspicion(now time.Time, st *monitoring.SinkStatus) {

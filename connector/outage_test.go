@@ -336,3 +336,20 @@ func TestDeathLogAtTheEnd(t *testing.T) {
 		b.want(`msg="more dead letters"|events=3`)
 	})
 }
+
+// A sink that no check can reach has a line a minute, until a message was tried: then its outage has.
+func TestOutageLogOfChecks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newStoryBench(t)
+		b.mu.Lock()
+		b.unreachable(checkResult{began: time.Now(), err: errAway})
+		b.show()
+		b.mu.Unlock()
+		time.Sleep(2*time.Minute + 5*time.Second)
+		b.want(`level=WARN msg="sink is still not reachable" sink=s since=2000-01-01T00:00:00Z parked=0|refused`, "sink is still not reachable")
+		b.fails()
+		time.Sleep(time.Minute + 5*time.Second)
+		b.want("sink does not accept", "sink still does not accept")
+	})
+}

@@ -116,6 +116,9 @@ func (p *publisher) stateOf(st monitoring.SinkStatus) ledger.SinkState {
 	if condition != monitoring.ConditionOK && condition != monitoring.ConditionPaused {
 		s.Cause = st.Cause
 	}
+	if condition == monitoring.ConditionUnreachable {
+		s.Cause = st.Check.Unreachable
+	}
 	if condition == monitoring.ConditionAway {
 		s.AsksAt = st.AsksAt
 	}

@@ -88,6 +88,7 @@ func TestPublisher(t *testing.T) {
 		wrote = nil
 		s.isPaused(ledger.Paused)
 		time.Sleep(publishEvery)
+		synctest.Wait()
 		if len(wrote) != 1 || !strings.Contains(wrote[0], "paused since") {
 			t.Errorf("paused: %q", wrote)
 		}
@@ -100,6 +101,7 @@ func TestPublisher(t *testing.T) {
 			s.suspectIs(i%2 == 0)
 			time.Sleep(100 * time.Millisecond)
 		}
+		synctest.Wait()
 		if len(wrote) > 11 {
 			t.Errorf("%d times in 10 s", len(wrote))
 		}

@@ -13,6 +13,8 @@ const (
 	ConditionAway Condition = "away"
 	// ConditionFailing: the sink has not accepted the last batch of some lane, and the breaker is closed.
 	ConditionFailing Condition = "failing"
+	// ConditionUnreachable: a check has found that the destination cannot be used, and nothing was accepted since.
+	ConditionUnreachable Condition = "unreachable"
 	// ConditionSuspect: the death budget is used up.
 	ConditionSuspect Condition = "suspect"
 	// ConditionOK: none of the others.
@@ -26,6 +28,9 @@ func (s *SinkStatus) Condition() (Condition, time.Time) {
 	}
 	if c, since := s.Outage(); c != ConditionOK {
 		return c, since
+	}
+	if s.Check.Unreachable != "" {
+		return ConditionUnreachable, s.Check.Since
 	}
 	if s.Suspect {
 		return ConditionSuspect, s.SuspectSince

@@ -125,7 +125,7 @@ func TestDLQ(t *testing.T) {
 	run("dlq retry --all --dry-run", 0, "would retry 1 event (1 of partner)\n", "")
 	run("pause partner", 0, "partner is paused; 1 parked\n", "")
 	run("dlq retry --type order.*", 0, "retried: 1 event (1 of partner)\npartner is paused: they wait until outbox-cdc resume partner\n", "")
-	if got := command(t, environ, "events", "list", "--status", "parked", "--id", oneID+", 00000000-0000-7000-8000-000000000002"); strings.Count(got.stdout, "partner") != 2 {
+	if got := command(t, environ, "events", "list", "--status", "parked", "--id", oneID+", 00000000-0000-7000-8000-000000000002"); strings.Count(got.stdout, "  partner  ") != 2 {
 		t.Errorf("two ids: %s%s", got.stdout, got.stderr)
 	}
 	run("dlq retry --id "+oneID, 1, "", "it is no dead letter, but parked at partner; nothing was changed")
