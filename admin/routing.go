@@ -83,12 +83,12 @@ func shownURL(to config.URL, e *outbox.Event) string {
 		return masked
 	}
 	fields := []string{e.ID, e.AggregateType, e.AggregateID, e.EventType, strconv.Itoa(e.EventVersion), e.TenantID, e.CorrelationID, e.CausationID}
-	path := ""
+	var path strings.Builder
 	for segment := range strings.SplitSeq(strings.TrimPrefix(u.EscapedPath(), "/"), "/") {
 		if text, err := url.PathUnescape(segment); err != nil || segment == "" || !slices.Contains(fields, text) {
 			segment = "***"
 		}
-		path += "/" + segment
+		path.WriteString("/" + segment)
 	}
-	return base + path + query
+	return base + path.String() + query
 }

@@ -193,6 +193,9 @@ func (l *loader) decodeSinks(n *yaml.Node, path string, v reflect.Value) {
 		default:
 			l.mistake(sub+".type", "%s", wrongSinkType(typ))
 		}
+		if list[i].Type == "" { // routes, composites and other sinks may use the name
+			list[i].Name = l.sinkName(item, sub)
+		}
 	}
 	v.Set(reflect.ValueOf(list))
 }
@@ -228,6 +231,21 @@ func (l *loader) sinkType(sink *yaml.Node) (typ string, line int, err error) {
 		}
 	}
 	return "", 0, nil
+}
+
+// sinkName finds the name of a sink that cannot be decoded. It is empty if the sink has none.
+func (l *loader) sinkName(sink *yaml.Node, path string) string {
+	for i := 0; sink.Kind == yaml.MappingNode && i+1 < len(sink.Content); i += 2 {
+		if key, value := sink.Content[i], sink.Content[i+1]; key.Value == "name" && value.Kind == yaml.ScalarNode && !isNull(value) {
+			l.origins[path+".name"] = origin{line: key.Line}
+			name, err := expand(value.Value, l.lookup)
+			if err != nil {
+				return ""
+			}
+			return name
+		}
+	}
+	return ""
 }
 
 func (l *loader) decodeScalar(n *yaml.Node, path string, v reflect.Value) {

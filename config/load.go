@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -217,8 +216,6 @@ func parent(path string) string {
 	return path[:max(strings.LastIndexAny(path, ".["), 0)]
 }
 
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
 func (l *loader) decodeFile(data []byte) {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc, more yaml.Node
@@ -232,16 +229,8 @@ func (l *loader) decodeFile(data []byte) {
 		return
 	}
 	if err != nil {
-		found := yamlLine.FindStringSubmatch(err.Error())
-		if found == nil {
-			found = []string{"", ""}
-		}
-		line, _ := strconv.Atoi(found[1]) // 0, no line, where the parser names none
+		line, cause := syntaxMistake(data, err)
 		l.origins[""] = origin{line: line}
-		cause := strings.TrimPrefix(err.Error(), found[0])
-		if strings.HasPrefix(cause, "unknown anchor") { // whose name may be the password that somebody forgot to quote
-			cause = "unknown anchor; a value that begins with * needs quotes"
-		}
 		l.mistake("", "is no YAML: %s", cause)
 		return
 	}

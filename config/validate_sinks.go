@@ -275,9 +275,9 @@ func (v *validator) sinks(sinks []Sink) {
 			v.abandoned(path, s)
 			continue
 		}
-		if first, taken := names[s.Name]; taken && s.Type != "" {
+		if first, taken := names[s.Name]; taken {
 			v.mistake(path+".name", "%q is the name of sinks[%d] already; the ledger knows a sink by its name", s.Name, first)
-		} else if s.Name != "" { // the type of one without a name is wrong
+		} else if s.Name != "" { // one without a name has a wrong type, too
 			names[s.Name] = i
 		}
 		v.sink(path, s)

@@ -12,9 +12,9 @@ import (
 // logDatabase says which database the connector that begins works on, and where that was configured.
 func logDatabase(logger *slog.Logger, cfg config.Config) {
 	s := cfg.Source
-	logTarget(logger, "starting", string(s.DSN), s.DSNPlace)
+	logger.Info("starting", place(string(s.DSN), s.DSNPlace)...)
 	if s.ReplicationDSN != s.DSN {
-		logTarget(logger, "the stream has a connection of its own", string(s.ReplicationDSN), s.ReplicationDSNPlace)
+		logger.Info("the stream has a connection of its own", place(string(s.ReplicationDSN), s.ReplicationDSNPlace)...)
 	}
 }
 
@@ -41,10 +41,11 @@ func sameDatabase(cfg config.Config, owner string) error {
 	return nil
 }
 
-func logTarget(logger *slog.Logger, message, text, place string) {
-	t, err := dsn.TargetOf(text, place)
+// place returns what the log says of a connection string.
+func place(text, where string) []any {
+	t, err := dsn.TargetOf(text, where)
 	if err != nil {
-		return // package config has checked it; the first connection reports what is wrong
+		return nil // package config has checked it; the first connection reports what is wrong
 	}
-	logger.Info(message, "address", t.Address, "database", t.Database, "user", t.User, "configured", t.Configured)
+	return []any{"address", t.Address, "database", t.Database, "user", t.User, "configured", t.Configured}
 }

@@ -56,7 +56,7 @@ func TestTargetOf(t *testing.T) {
 		{"an escaped @ of the user", "postgres://u%40server:canary@h/d", "", `database "d" on h:5432 as user "u@server"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for _, e := range strings.Fields(c.environ) {
+			for e := range strings.FieldsSeq(c.environ) {
 				name, value, _ := strings.Cut(e, "=")
 				t.Setenv(name, value)
 			}
