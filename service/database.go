@@ -12,9 +12,9 @@ import (
 // logDatabase says which database the connector that begins works on, and where that was configured.
 func logDatabase(logger *slog.Logger, cfg config.Config) {
 	s := cfg.Source
-	logger.Info("starting", place(string(s.DSN), s.DSNPlace)...)
+	logger.Info("starting", whereItLeads(string(s.DSN), s.DSNPlace)...)
 	if s.ReplicationDSN != s.DSN {
-		logger.Info("the stream has a connection of its own", place(string(s.ReplicationDSN), s.ReplicationDSNPlace)...)
+		logger.Info("the stream has a connection of its own", whereItLeads(string(s.ReplicationDSN), s.ReplicationDSNPlace)...)
 	}
 }
 
@@ -41,8 +41,8 @@ func sameDatabase(cfg config.Config, owner string) error {
 	return nil
 }
 
-// place returns what the log says of a connection string.
-func place(text, where string) []any {
+// whereItLeads returns what the log says of a connection string.
+func whereItLeads(text, where string) []any {
 	t, err := dsn.TargetOf(text, where)
 	if err != nil {
 		return nil // package config has checked it; the first connection reports what is wrong

@@ -246,7 +246,7 @@ func (s *supervisor) reloaded(ctx context.Context, l *life) *loaded {
 			}
 			return nil
 		}
-		logTarget(s.logger, "the source has changed", string(next.config.Source.DSN), next.config.Source.DSNPlace)
+		s.logger.Info("the source has changed", whereItLeads(string(next.config.Source.DSN), next.config.Source.DSNPlace)...)
 		l.useLogins(next.config) // the connector may have to connect once more, to record its last outcomes
 	}
 	if next.same(&l.loaded) {
