@@ -136,8 +136,8 @@ type worldConfig struct {
 	hang                     bool // all poison times out
 	giveUpAfter              time.Duration
 	reset                    time.Duration // reset_timeout
-	slowLedger               float64 // how many COMMITs take seconds
-	large                    float64 // how many parked rows are too large for an ordinary read
+	slowLedger               float64       // how many COMMITs take seconds
+	large                    float64       // how many parked rows are too large for an ordinary read
 
 	topics                int     // of each sink
 	topicTrouble          float64 // how many of them go away now and then
