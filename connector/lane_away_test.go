@@ -277,3 +277,19 @@ func TestLaneProbesBeforeItsTime(t *testing.T) {
 		check(t, "calls", b.gotCalls(), "[a1]@0s [a1]@10s ")
 	})
 }
+
+// A lane that hears nothing looks into its table every 30 s, whether a person has made something due.
+func TestLaneLooksByItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, func(context.Context, int, []sinks.Message) []error { return nil })
+		b.run()
+		time.Sleep(10*time.Minute + time.Second)
+		b.leftBehind("a1")
+		time.Sleep(rereadEvery + catchUpPace)
+		b.stop()
+		if rows := b.gotRows(); rows != "a1:delivered#2 " {
+			t.Errorf("outcomes %s", rows)
+		}
+	})
+}

@@ -308,6 +308,26 @@ func TestStopWhileTheLedgerIsLocked(t *testing.T) {
 	b.exec("rollback")
 }
 
+// When the sink answers, what waits only for it is tried at once, although the table says that it is due in an hour.
+func TestDueWhenTheSinkAnswers(t *testing.T) {
+	t.Parallel()
+	b := newParkingBench(t)
+	b.cfg.Breaker = BreakerConfig{ResetTimeout: time.Hour}
+	b.cfg.Delivery.Retry = Retry{Initial: time.Hour, Max: time.Hour}
+	away := b.takeSinkAway()
+	r := b.run()
+	for _, aggregate := range []string{"a", "b", "c", "d"} {
+		b.event(aggregate, aggregate+"1")
+		b.event(aggregate, aggregate+"2")
+	}
+	b.eventually("select count(*) from outbox_parked", "8")
+	b.eventually("select count(*) from outbox_parked where next_attempt_at > now() + interval '20 minutes'", "4")
+	away.Store(false)
+	b.event("z", "z1")
+	b.eventually("select count(*) from outbox_parked", "0")
+	r.stop()
+}
+
 // waitFor waits until a condition holds.
 func (b *connectorBench) waitFor(what string, is func() bool) {
 	b.t.Helper()

@@ -44,6 +44,23 @@ func TestPin(t *testing.T) {
 	}
 }
 
+// A statement of a running connector that waits for a lock gives up after two seconds, and one that holds a lock and hangs, too.
+func TestPinRun(t *testing.T) {
+	t.Parallel()
+	c, err := pgx.ParseConfig("postgres://h/d?lock_timeout=0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ledger.PinRun(&c.Config, "slot")
+	for name, want := range map[string]string{
+		"lock_timeout": "2s", "idle_in_transaction_session_timeout": "2s", "application_name": ledger.ApplicationName("slot"),
+	} {
+		if got := c.RuntimeParams[name]; got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
 // production lists the directories of the packages that are in the product.
 var production = []string{
 	"admin", "checkpoint", "cmd", "config", "connector", "decoder", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring",

@@ -267,3 +267,13 @@ func TestContentType(t *testing.T) {
 		}
 	}
 }
+
+// What the stream drops, although the event is new, is tried again two minutes later: the stream's window may have passed by then.
+func TestFalseDuplicateComesAgainLater(t *testing.T) {
+	t.Parallel()
+	err := judge(&sinks.Message{New: true, Topic: "s", Event: &outbox.Event{ID: "1"}},
+		&nats.Msg{Data: []byte(`{"stream":"S","seq":1,"duplicate":true}`)}, sinks.ErrTopicUnavailable)
+	if after := sinks.RetryAfter(err); !errors.Is(err, errTaken) || after != 2*time.Minute {
+		t.Errorf("after %s: %v", after, err)
+	}
+}
