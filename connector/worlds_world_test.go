@@ -431,7 +431,9 @@ func (w *simulation) heal() {
 	w.mu.Lock()
 	w.faults, w.pgUp = false, true
 	for _, s := range w.sinks {
-		s.mode = modeWell
+		if s.mode != modeWell {
+			s.mode, s.inTime.up = modeWell, s.inTime.now()
+		}
 	}
 	w.noteGrowth()
 	w.mu.Unlock()
