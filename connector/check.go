@@ -46,7 +46,7 @@ func (c *Connector) newSinkCheck(sc Sink, opened sinks.Sink) *sinkCheck {
 	}
 	lasting := c.sinks[sc.Name]
 	k := &sinkCheck{sink: checker, every: every, state: lasting.state, breaker: lasting.breaker}
-	templates := c.cfg.topicsOf(sc.Name)
+	templates := c.cfg.TopicsOf(sc.Name)
 	for _, t := range templates {
 		if topic, constant := t.Constant(); constant && topic != "" {
 			k.topics = append(k.topics, topic)
@@ -56,9 +56,9 @@ func (c *Connector) newSinkCheck(sc Sink, opened sinks.Sink) *sinkCheck {
 	return k
 }
 
-// topicsOf returns the templates of the topics that events of a sink may have, each once: that of the sink, and those of the routes that lead
+// TopicsOf returns the templates of the topics that events of a sink may have, each once: that of the sink, and those of the routes that lead
 // to it.
-func (c *Config) topicsOf(sink string) (all []router.Template) {
+func (c *Config) TopicsOf(sink string) (all []router.Template) {
 	add := func(t router.Template) {
 		if !slices.ContainsFunc(all, t.Equal) {
 			all = append(all, t)

@@ -184,6 +184,19 @@ func (t *Template) Constant() (text string, ok bool) {
 	return text, true
 }
 
+// Text returns the template as it was written. If it is a URL, it may contain a secret.
+func (t *Template) Text() string {
+	var b strings.Builder
+	for _, p := range t.parts {
+		if p.field == literal {
+			b.WriteString(p.text)
+		} else {
+			b.WriteString("{" + fieldNames[p.field] + "}")
+		}
+	}
+	return b.String()
+}
+
 // Equal reports whether two templates expand to the same text for every event.
 func (t *Template) Equal(other Template) bool {
 	return t.isTopic == other.isTopic && slices.Equal(t.parts, other.parts)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/shell"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -125,7 +125,7 @@ func (s *Sink) checkTopic(name string, found *kmsg.MetadataResponseTopic, silent
 	case found.ErrorCode == kerr.TopicAuthorizationFailed.Code, !mayWrite(found.AuthorizedOperations):
 		c.Err = errors.New("this login has no right to write to it")
 		if user := s.config.SASL.Username; user != "" {
-			c.Remedy = s.command("kafka-acls.sh") + " --add --allow-principal " + quoted("User:"+user) + " --producer --topic " + name
+			c.Remedy = s.command("kafka-acls.sh") + " --add --allow-principal " + shell.Quote("User:"+user) + " --producer --topic " + name
 		}
 	case found.ErrorCode != 0:
 		c.Err = kerr.ErrorForCode(found.ErrorCode)
@@ -160,20 +160,9 @@ func mayWrite(operations int32) bool {
 // command returns one of Kafka's commands with what it needs to connect. Its file of properties is the person's own, with a login that may
 // do more than ours.
 func (s *Sink) command(name string) string {
-	c := name + " --bootstrap-server " + quoted(strings.Join(s.config.Brokers, ","))
+	c := name + " --bootstrap-server " + shell.Quote(strings.Join(s.config.Brokers, ","))
 	if s.config.SASL.Mechanism != "" || s.config.TLS != nil {
 		c += " --command-config admin.properties"
 	}
 	return c
-}
-
-// quoted returns a text as one word of a shell.
-func quoted(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-:,[]@=/", r)
-	}
-	if s != "" && !slices.ContainsFunc([]rune(s), func(r rune) bool { return !plain(r) }) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
