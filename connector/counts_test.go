@@ -75,11 +75,12 @@ func (b *countsBench) change(action ledger.Action, n int) {
 func (b *countsBench) right(after string) monitoring.SinkStatus {
 	b.t.Helper()
 	const table = `select concat(count(*) filter (where status = 'parked'), ' parked, ', count(*) filter (where status = 'dead'), ' dead, ',
+		count(distinct agg_hash) filter (where next_attempt_at is not null), ' held, ',
 		round(coalesce(extract(epoch from clock_timestamp() - min(parked_at) filter (where status = 'parked')), 0))) from outbox_parked`
 	deadline := time.Now().Add(3 * time.Second)
 	for {
 		st := b.sink()
-		got := fmt.Sprintf("%d parked, %d dead, %.0f", st.Parked, st.DeadLetters, st.OldestParked.Seconds())
+		got := fmt.Sprintf("%d parked, %d dead, %d held, %.0f", st.Parked, st.DeadLetters, st.Held, st.OldestParked.Seconds())
 		want := b.query(table)
 		if got == want {
 			return st
@@ -169,6 +170,24 @@ func TestCountsAfterRandomChanges(t *testing.T) {
 	b.eventually("select count(*) > 0 from outbox_parked where event ->> 'event_type' = 'last'", "true")
 	b.right("random changes")
 	b.stop()
+}
+
+// With park_after: never the lanes hold the aggregates of what they try again.
+func TestHeldInPlace(t *testing.T) {
+	t.Parallel()
+	b := newConnectorBench(t)
+	away := b.takeSinkAway()
+	r := b.run()
+	for i := range 9 {
+		b.event(fmt.Sprintf("a%d", i%3), "e")
+	}
+	held := func(want int) func() bool {
+		return func() bool { return r.connector.Status().Sinks[0].Held == want }
+	}
+	b.waitFor("three aggregates held", held(3))
+	away.Store(false)
+	b.waitFor("nothing held", held(0))
+	r.stop()
 }
 
 // A process that stands by does not know the numbers, because another one changes the rows.

@@ -21,7 +21,8 @@
 //   - check.go: how a sink is looked at without a message; checkstate.go: what that has found;
 //   - slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
-//   - listen.go: how the lanes hear what people change; keeper.go: the duties that are repeated at intervals;
+//   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
+//   - keeper.go: the duties that are repeated at intervals;
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
 //     /readyz and the log; topics_away.go: which of its topics are away;
@@ -42,7 +43,9 @@
 //	                  ends
 //	keeper (1, and 1  reading ends                               partitions, drift check, heartbeat, lag in bytes
 //	a duty)
-//	listen (1)        reading ends                               its connection; who is paused, how much is owed
+//	listen (1)        reading ends                               its connection; who is paused
+//	keepCounts (1)    reading ends                               when the parked rows are counted
+//	keepOldest (1)    reading ends                               when the oldest parked rows are looked for
 //	check (≤ 1 a      reading ends, and Check has returned       nothing
 //	sink)
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait

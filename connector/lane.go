@@ -477,7 +477,11 @@ func (l *lane) show() {
 		first(l.running.messages)
 	}
 	l.shown.oldest.Store(oldest)
-	if view := (laneView{catchingUp: l.mode.catchesUp(), held: len(l.held.hashes)}); view != l.shown.view {
+	view := laneView{catchingUp: l.mode.catchesUp(), held: len(l.held.hashes) + l.hand.aggregates()}
+	if view.catchingUp { // it holds only what has failed since its last read; the table holds the others
+		view.held = max(view.held, l.table.heads)
+	}
+	if view != l.shown.view {
 		l.state.laneIs(l.number, view)
 		l.shown.view = view
 	}

@@ -32,6 +32,8 @@ type tableState struct {
 	changed    bool      // somebody has changed rows: read as soon as possible
 	wantsLarge bool      // the last read left out a row that is too large for an ordinary read
 
+	heads int // aggregates that the last read has found held by a tried row, for Status
+
 	// A pass over the untried rows; see ledger.ParkedQuery. The pass has come to from, and its last read began at prev.
 	prev, from checkpoint.Position
 	passed     map[int64]struct{} // hashes of aggregates of which the pass has left rows behind
@@ -70,6 +72,18 @@ func (h *heldAggregates) untilRead(hash int64, now time.Time) {
 		h.releaseAt = now
 	}
 	h.hashes[hash] = struct{}{}
+}
+
+// aggregates counts the aggregates of the messages.
+func (q *handQueue) aggregates() int {
+	if len(q.list) == 0 {
+		return 0
+	}
+	hashes := map[int64]struct{}{}
+	for _, d := range q.list {
+		hashes[d.hash] = struct{}{}
+	}
+	return len(hashes)
 }
 
 // startRead starts a read of the table. It reports false if this lane has to wait for its turn to read a large row.
@@ -136,6 +150,7 @@ func (l *lane) onRead(r readResult, now time.Time) {
 	}
 	t.prev, t.from = t.asking.From, checkpoint.MinPosition
 	l.held.clear()
+	t.heads = len(r.found.Heads)
 	if t.probing {
 		l.rows = r.probe(t.probed)
 	} else {

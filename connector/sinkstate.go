@@ -59,7 +59,7 @@ type sinkState struct {
 // laneView is what Status shows of a lane.
 type laneView struct {
 	catchingUp bool
-	held       int // aggregates that it holds
+	held       int // aggregates that it holds, or that the table holds while the lane catches up
 }
 
 func newSinkState(of observedSink) *sinkState {

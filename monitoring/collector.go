@@ -25,6 +25,9 @@ type connectorMetric struct {
 type sinkMetric struct {
 	desc  *prometheus.Desc
 	value func(SinkStatus) float64
+	// counted says that the value is of rows, so that there is none while nobody knows them: see SinkStatus.CountedAt. A standby that showed
+	// 0, or what it has known as the leader, would look as if nothing waited, or as if it waited twice.
+	counted bool
 }
 
 // NewCollector makes the collector of the metrics whose names begin with prefix. Each scrape calls status, which may not wait
@@ -54,11 +57,15 @@ func NewCollector(prefix string, status func() Status) *Collector {
 		func(s Status) float64 { return map[bool]float64{true: 1}[s.Streaming] })
 
 	bySink := func(name, help string, value func(SinkStatus) float64) {
-		c.sinks = append(c.sinks, sinkMetric{prometheus.NewDesc(prefix+name, help, []string{"sink"}, nil), value})
+		c.sinks = append(c.sinks, sinkMetric{desc: prometheus.NewDesc(prefix+name, help, []string{"sink"}, nil), value: value})
 	}
-	bySink("parked_events", "Deliveries that wait in outbox_parked.", func(s SinkStatus) float64 { return float64(s.Parked) })
-	bySink("dead_letters", "Dead letters in outbox_parked, kept for a person.", func(s SinkStatus) float64 { return float64(s.DeadLetters) })
-	bySink("oldest_parked_age_seconds", "Age of the oldest delivery that waits in outbox_parked; 0 without one.",
+	ofRows := func(name, help string, value func(SinkStatus) float64) {
+		bySink(name, help, value)
+		c.sinks[len(c.sinks)-1].counted = true
+	}
+	ofRows("parked_events", "Deliveries that wait in outbox_parked.", func(s SinkStatus) float64 { return float64(s.Parked) })
+	ofRows("dead_letters", "Dead letters in outbox_parked, kept for a person.", func(s SinkStatus) float64 { return float64(s.DeadLetters) })
+	ofRows("oldest_parked_age_seconds", "Age of the oldest delivery that waits in outbox_parked; 0 without one.",
 		func(s SinkStatus) float64 { return s.OldestParked.Seconds() })
 	bySink("held_aggregates", "Aggregates held behind a delivery that failed.", func(s SinkStatus) float64 { return float64(s.Held) })
 	bySink("lanes_catching_up", "Lanes that deliver from outbox_parked; the others are live.",
@@ -83,7 +90,7 @@ func (c *Collector) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect sends all metrics, made from one snapshot. A sink has all of its series from the beginning: a rate over a counter that
+// Collect sends all metrics, made from one snapshot. A sink has all of its counters from the beginning: a rate over a counter that
 // appears with its first event would miss that event.
 func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	s := c.status()
@@ -99,6 +106,9 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for _, sink := range s.Sinks {
 		for _, m := range c.sinks {
+			if m.counted && sink.CountedAt.IsZero() {
+				continue
+			}
 			out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, m.value(sink), sink.Name)
 		}
 		count(sink.Counts.Delivered, sink.Name, "delivered")

@@ -27,10 +27,10 @@ func TestMetricsAsScraped(t *testing.T) {
 			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7,
 			Sinks: []SinkStatus{
 				{
-					Name: "events", Breaker: "half-open", Suspect: true, Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second,
+					Name: "events", Breaker: "half-open", Suspect: true, Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second, CountedAt: time.Now(),
 					Lanes: 4, CatchingUp: 3, Held: 5, Counts: Counts{Delivered: 3, Failed: 1, Dead: 1},
 				},
-				{Name: "mail", Breaker: "open", Counts: Counts{Discarded: 2}},
+				{Name: "mail", Breaker: "open", CountedAt: time.Now(), Counts: Counts{Discarded: 2}},
 				{Name: "search", Breaker: "closed", Members: []MemberStatus{{Name: "first", Delivered: 2, Away: true}, {Name: "second", Delivered: 5}}},
 			},
 		}
@@ -59,7 +59,7 @@ func TestMetricsAsScraped(t *testing.T) {
 	}
 }
 
-// A sink has its series before its first event. Without a connector there are no sinks.
+// A sink has its series before its first event, but for the numbers of rows that nobody has counted. Without a connector there are no sinks.
 func TestCollectorWithoutNumbers(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -67,7 +67,8 @@ func TestCollectorWithoutNumbers(t *testing.T) {
 		want   int
 	}{
 		"no connector":     {Status{}, 5},
-		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 5 + 2 + 7 + 4},
+		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 5 + 2 + 4 + 4},
+		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 5 + 2 + 7 + 4},
 	} {
 		reg := prometheus.NewPedanticRegistry()
 		reg.MustRegister(NewCollector("p_", func() Status { return test.status }))

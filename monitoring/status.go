@@ -81,7 +81,8 @@ type SinkStatus struct {
 	CountedAt           time.Time
 	// Lanes counts the lanes that run. CatchingUp counts those of them that deliver from outbox_parked; the others are live.
 	Lanes, CatchingUp int
-	// Held counts the aggregates that the lanes hold behind a delivery that was not accepted.
+	// Held counts the aggregates that wait behind a delivery that was not accepted, as the lanes know them: a lane that catches up knows
+	// those that its last read of outbox_parked has found.
 	Held int
 	// Counts are the outcomes since the connector was made.
 	Counts Counts

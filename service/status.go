@@ -46,10 +46,12 @@ type ProcessorStatus struct {
 	// CircuitBreaker is closed, half-open or open.
 	CircuitBreaker string `json:"circuit_breaker"`
 	// Parked counts the events that wait to be tried again. OldestParked is how long the oldest of them has waited. DeadLetters
-	// counts the events that wait for a person.
+	// counts the events that wait for a person. All three are 0 without CountedAt, which is when the events were last counted: nobody
+	// knows the numbers in a replica that stands by, or has just begun.
 	Parked       int           `json:"parked"`
 	OldestParked time.Duration `json:"oldest_parked"`
 	DeadLetters  int           `json:"dead_letters"`
+	CountedAt    time.Time     `json:"counted_at,omitzero"`
 }
 
 // GetProcessorStatus returns the state of each sink, in the order of the configuration.
@@ -59,6 +61,7 @@ func (o *Outbox) GetProcessorStatus() []ProcessorStatus {
 		p := ProcessorStatus{
 			Name: sink.Name, Type: sink.Type, CircuitBreaker: sink.Breaker,
 			Parked: int(sink.Parked), OldestParked: sink.OldestParked, DeadLetters: int(sink.DeadLetters),
+			CountedAt: sink.CountedAt,
 		}
 		if sink.InSession {
 			c := sink.Component()
