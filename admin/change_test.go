@@ -292,6 +292,7 @@ func TestPause(t *testing.T) {
 		{Resume, PauseResult{Sink: "b", Changed: true, Waiting: 1}},
 		{Resume, PauseResult{Sink: "b", Waiting: 1}},
 	} {
+		tc.want.Outcome, tc.want.Slot = OutcomeNoConnector, "shop"
 		got, err := tc.set(pgtest.Context(t), w.admin, []string{"b"})
 		if diff := cmp.Diff([]PauseResult{tc.want}, got); diff != "" || err != nil {
 			t.Error(err, diff)

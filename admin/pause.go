@@ -18,6 +18,9 @@ type PauseResult struct {
 	Changed bool `json:"changed"`
 	// Waiting counts the deliveries to this sink that are parked.
 	Waiting int64 `json:"waiting"`
+	// SinkNow is what has become of it within a few seconds. Slot is the replication slot of the connector.
+	SinkNow
+	Slot string `json:"slot"`
 }
 
 // Pause stops deliveries to sinks until Resume: the connector parks their events. The state is kept in the ledger, so it
@@ -42,16 +45,31 @@ func setActivity(ctx context.Context, c Config, sinks []string, activity ledger.
 		if len(sinks) == 0 || slices.Contains(ids, 0) {
 			return l.unknownSink(noSink)
 		}
-		return pgx.BeginFunc(ctx, l.conn, func(tx pgx.Tx) error {
+		before, err := l.readNow(ctx)
+		if err != nil {
+			return err
+		}
+		err = pgx.BeginFunc(ctx, l.conn, func(tx pgx.Tx) error {
 			for _, id := range ids {
 				changed, parked, err := l.schema().SetActivity(ctx, tx, id, activity)
 				if err != nil {
 					return fmt.Errorf("sink %q: %w", l.sinkName(id), err)
 				}
-				results = append(results, PauseResult{Sink: l.sinkName(id), Paused: activity == ledger.Paused, Changed: changed, Waiting: parked})
+				results = append(results, PauseResult{Sink: l.sinkName(id), Paused: activity == ledger.Paused, Changed: changed, Waiting: parked, Slot: c.Source.Slot})
 			}
 			return nil
 		})
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			l.sinkByID(id).Active = activity == ledger.Active
+		}
+		outcomes, _, err := l.watchOutcome(ctx, before, ids)
+		for i, id := range ids {
+			results[i].SinkNow = outcomes[id]
+		}
+		return err
 	})
 	return results, err
 }

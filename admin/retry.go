@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-
-	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // RetryNowOptions say which sinks are asked now.
@@ -34,10 +32,14 @@ type RetriedSink struct {
 	Parked int `json:"parked"`
 	// Paused says that the sink is paused: nothing is tried until it is resumed.
 	Paused bool `json:"paused,omitempty"`
+	// SinkNow is what has become of it within a few seconds.
+	SinkNow
 }
 
 // RetryNow makes the connector ask sinks at once, also those whose breaker is open, and makes their parked events due that wait for
 // their next attempt. No attempt is counted for that. Dead letters stay as they are: see ChangeParked.
+//
+// It then waits for up to three seconds to see what comes of it.
 //
 // The rows are changed 500 in a transaction. If a sink is not known, nothing is changed, and the error lists the sinks that are. An
 // error in the middle leaves the rows that were changed before.
@@ -56,6 +58,10 @@ func RetryNow(ctx context.Context, c Config, o RetryNowOptions) (RetryNowResult,
 		if err != nil {
 			return err
 		}
+		before, err := l.readNow(ctx)
+		if err != nil {
+			return err
+		}
 		progress := dueProgress{total: total, show: o.Progress}
 		progress.add(0)
 		for _, id := range ids {
@@ -65,8 +71,15 @@ func RetryNow(ctx context.Context, c Config, o RetryNowOptions) (RetryNowResult,
 			}
 			result.Sinks = append(result.Sinks, s)
 		}
-		result.Streaming, err = provision.IsStreamed(ctx, l.conn, c.Source.Slot)
-		return err
+		outcomes, streaming, err := l.watchOutcome(ctx, before, ids)
+		if err != nil {
+			return err
+		}
+		result.Streaming = streaming
+		for i, id := range ids {
+			result.Sinks[i].SinkNow = outcomes[id]
+		}
+		return nil
 	})
 	return result, err
 }

@@ -30,7 +30,8 @@ func TestRetryNow(t *testing.T) {
 	var progress []int
 	o := RetryNowOptions{Sinks: []string{"a"}, Progress: func(done, total int) { progress = append(progress, done, total) }}
 	r, err := RetryNow(pgtest.Context(t), w.admin, o)
-	want := RetryNowResult{Sinks: []RetriedSink{{Sink: "a", MadeDue: 2, Parked: 4}}, Slot: "shop"}
+	none := SinkNow{Outcome: OutcomeNoConnector}
+	want := RetryNowResult{Sinks: []RetriedSink{{Sink: "a", MadeDue: 2, Parked: 4, SinkNow: none}}, Slot: "shop"}
 	if diff := cmp.Diff(want, r); diff != "" || err != nil {
 		t.Errorf("%v %s", err, diff)
 	}
@@ -50,7 +51,7 @@ func TestRetryNow(t *testing.T) {
 
 	// Every sink of this connector, and none of another. Nothing of "a" waits any more, but it is asked all the same.
 	r, err = RetryNow(pgtest.Context(t), w.admin, RetryNowOptions{})
-	want.Sinks = []RetriedSink{{Sink: "a", Parked: 4}, {Sink: "b", MadeDue: 1, Parked: 1, Paused: true}}
+	want.Sinks = []RetriedSink{{Sink: "a", Parked: 4, SinkNow: none}, {Sink: "b", MadeDue: 1, Parked: 1, Paused: true, SinkNow: none}}
 	if diff := cmp.Diff(want, r); diff != "" || err != nil {
 		t.Errorf("%v %s", err, diff)
 	}

@@ -131,12 +131,12 @@ func TestDLQ(t *testing.T) {
 	run("dlq retry --id "+oneID, 1, "", "it is no dead letter, but parked at partner; nothing was changed")
 	run("events list --status parked", 0, "the sink is paused", "")
 	run("retry partner", 0, "partner is paused: nothing is tried until outbox-cdc resume partner; 2 parked\n", "")
-	run("resume partner", 0, "partner is delivered to; 2 parked\n", "")
-	run("retry partner", 0, "partner is asked now; 2 parked, of which 0 were not due yet\n"+
+	run("resume partner", 0, "partner is delivered to; 2 parked\nno connector streams from slot \"outbox_cdc\" now: partner is delivered to when one does\n", "")
+	run("retry partner", 0, "partner: 2 parked, of which 0 were not due yet\n"+
 		"no connector streams from slot \"outbox_cdc\" now: sinks are asked when one does\n", "")
 	run("retry --all -o json", 0, `"made_due": 0`, "")
 	run("retry x", 1, "", `no sink "x"; those of connector "orders" are: partner`)
-	run("resume partner", 0, "partner is delivered to, as it was before; 2 parked\n", "")
+	run("resume partner", 0, "partner is delivered to, as it was before; 2 parked\nno connector streams", "")
 	run("dlq kill --id "+oneID+" --reason closed --yes", 0, "killed: 1 event (1 of partner)\n", "")
 	run("dlq discard --all --yes -o json", 0, `"changed": 1`, "")
 	run("dlq discard --all --yes", 1, "", "there is no dead letter; nothing was changed")

@@ -68,6 +68,17 @@ func pausedText(result []admin.PauseResult) string {
 			already = ", as it was before"
 		}
 		fmt.Fprintf(&b, "%s %s%s; %d parked\n", p.Sink, state, already, p.Waiting)
+		switch {
+		case p.Outcome == admin.OutcomeNoConnector && !p.Paused:
+			fmt.Fprintf(&b, "no connector streams from slot %q now: %s is delivered to when one does\n", p.Slot, p.Sink)
+		case p.Paused:
+		case p.Condition == "away":
+			fmt.Fprintf(&b, "%s is %s\n", p.Sink, awayText(p.SinkNow))
+		case p.Condition == "failing", p.Condition == "unreachable":
+			fmt.Fprintf(&b, "%s does not accept events at the moment: %s\n", p.Sink, clean(shorten(p.Cause, 200)))
+		case p.Rate > 0:
+			fmt.Fprintf(&b, "%s is suspect: at most %d events a second are tried again\n", p.Sink, p.Rate)
+		}
 	}
 	return b.String()
 }

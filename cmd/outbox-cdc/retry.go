@@ -62,19 +62,50 @@ func retryText(r admin.RetryNowResult) string {
 	var b strings.Builder
 	paused := 0
 	for _, s := range r.Sinks {
+		rows := fmt.Sprintf("%d parked, of which %d were not due yet", s.Parked, s.MadeDue)
+		if s.Parked == 0 {
+			rows = "nothing is parked"
+		}
 		if s.Paused {
 			paused++
 			fmt.Fprintf(&b, "%s is paused: nothing is tried until outbox-cdc resume %s; %d parked\n", s.Sink, s.Sink, s.Parked)
 			continue
 		}
-		if s.Parked == 0 {
-			fmt.Fprintf(&b, "%s is asked now; nothing is parked\n", s.Sink)
-			continue
+		switch s.Outcome {
+		case admin.OutcomeNoConnector:
+			fmt.Fprintf(&b, "%s: %s\n", s.Sink, rows)
+		case admin.OutcomeAnswered:
+			fmt.Fprintf(&b, "%s answers again%s; %s\n", s.Sink, rateText(s.SinkNow), rows)
+		case admin.OutcomeAway:
+			fmt.Fprintf(&b, "%s was asked, and is still %s; %s\n", s.Sink, awayText(s.SinkNow), rows)
+		case admin.OutcomeNoAnswer:
+			fmt.Fprintf(&b, "%s was told to ask, and nothing has come of it yet: it is %s; %s\n", s.Sink, awayText(s.SinkNow), rows)
+		default:
+			fmt.Fprintf(&b, "%s is asked now%s; %s\n", s.Sink, rateText(s.SinkNow), rows)
 		}
-		fmt.Fprintf(&b, "%s is asked now; %d parked, of which %d were not due yet\n", s.Sink, s.Parked, s.MadeDue)
 	}
 	if !r.Streaming && paused < len(r.Sinks) {
 		fmt.Fprintf(&b, "no connector streams from slot %q now: sinks are asked when one does\n", r.Slot)
 	}
 	return b.String()
+}
+
+// rateText says that a sink is suspect, if it is.
+func rateText(s admin.SinkNow) string {
+	if s.Rate == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", but is suspect: at most %d events a second are tried again", s.Rate)
+}
+
+// awayText says that a sink is away, since when, why, and when it is asked next.
+func awayText(s admin.SinkNow) string {
+	text := s.Condition + " since " + timeText(s.Since) // away, failing or unreachable
+	if s.Cause != "" {
+		text += " (" + clean(shorten(s.Cause, 200)) + ")"
+	}
+	if s.AsksAt != nil {
+		text += ", and is asked next at " + timeText(s.AsksAt)
+	}
+	return text
 }
