@@ -162,8 +162,8 @@ func reachSink(ctx context.Context, s connector.Sink, templates []router.Templat
 	found, err := checker.Check(within, topics)
 	if err != nil {
 		c.Usable, c.Problem = false, err.Error()
-		if errors.Is(err, context.DeadlineExceeded) {
-			c.Problem = context.Cause(within).Error() + ": " + c.Problem
+		if cause := context.Cause(within); cause != nil && errors.Is(err, context.DeadlineExceeded) { // a sink may have deadlines of its own
+			c.Problem = cause.Error() + ": " + c.Problem
 		}
 		return c
 	}
