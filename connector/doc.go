@@ -23,6 +23,7 @@
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
 //   - keeper.go: the duties that are repeated at intervals;
+//   - successor.go: what a connector takes over from the one before it in the process, refused logins, other passwords;
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
 //     /readyz and the log; topics_away.go: which of its topics are away;

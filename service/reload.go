@@ -105,6 +105,15 @@ func (s *supervisor) noteRefusal() {
 	}
 }
 
+// forgetRefusals forgets the logins that were refused with the secrets of before.
+func (s *supervisor) forgetRefusals() {
+	select {
+	case <-s.refused:
+	default:
+	}
+	s.secrets.until = time.Time{}
+}
+
 // life is a connector that runs.
 type life struct {
 	runner
@@ -313,6 +322,7 @@ func (s *supervisor) handOver(ctx context.Context, l *life, next *following) (*f
 			if ctx.Err() != nil {
 				return nil, err // the process ends; this was its drain
 			}
+			s.forgetRefusals()
 			return next, nil // the connector has logged how its drain went
 		}
 	}

@@ -67,6 +67,7 @@ func (s *supervisor) changedSecrets(ctx context.Context, l *life) *loaded {
 		} else {
 			s.logger.Info("a login was refused, and a password of PostgreSQL has changed; each connection that is made from now on uses the new one")
 			l.useLogins(next.config)
+			s.forgetRefusals()
 			s.secrets.said = ""
 		}
 	} else {

@@ -35,6 +35,9 @@ func TestSecretsAreReadAgain(t *testing.T) {
 		time.Sleep(1100 * time.Millisecond)
 		b.ran("a ends, a begins")
 		b.says("a login was refused, and a file of a secret has changed")
+		// What is written from now on is for a password that is not changed yet.
+		time.Sleep(secretsEvery)
+		b.now(func(a *answers) { a.secrets.Sinks = []config.Sink{{Name: "a", Type: config.SinkStdout, Topic: "another one"}} })
 		time.Sleep(time.Hour)
 		b.ran("")
 	})
@@ -84,6 +87,7 @@ func TestPasswordOfPostgreSQL(t *testing.T) {
 			t.Errorf("it uses %q", got)
 		}
 		b.now(func(a *answers) { a.checkErr = nil })
+		b.supervisor.noteRefusal()
 		time.Sleep(6 * time.Second)
 		b.ran("")
 		b.says("a password of PostgreSQL has changed")

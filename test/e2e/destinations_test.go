@@ -106,6 +106,9 @@ type hook struct {
 	asked  atomic.Int64 // how many requests came
 	answer atomic.Pointer[func(id, aggregate string) answer]
 
+	authorization atomic.Pointer[string] // the header that it takes; nil: any
+	refused       atomic.Int64           // how many requests had another one
+
 	mu    sync.Mutex
 	got   []delivery
 	first map[string]time.Time // when the first message was kept, by the path of the URL
@@ -149,6 +152,10 @@ func newHook(t testing.TB, names topics) *hook {
 		}
 		if err := verifier.Verify(body, r.Header); err != nil {
 			t.Errorf("webhook: %v", err)
+			rw.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if h.refuses(r) {
 			rw.WriteHeader(http.StatusUnauthorized)
 			return
 		}
