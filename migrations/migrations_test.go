@@ -139,7 +139,7 @@ func TestApplyTwiceAndAtOnce(t *testing.T) {
 	ctx := context.Background()
 	d := pgtest.Unmigrated(t)
 	pending, err := migrations.Pending(ctx, d.DSN, migrations.Options{Schema: "ledger"})
-	if diff := cmp.Diff([]string{file, memberFile}, pending); diff != "" || err != nil {
+	if diff := cmp.Diff([]string{file, memberFile, stateFile}, pending); diff != "" || err != nil {
 		t.Fatalf("pending in a new database: %v %s", err, diff)
 	}
 	var g errgroup.Group
