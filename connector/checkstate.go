@@ -43,13 +43,12 @@ func (s *sinkState) checked(r checkResult) {
 	s.mu.Lock()
 	c := &s.check
 	was, told := s.checkStatus(), s.hasOutage()
-	switch {
-	case r.err == nil:
+	if r.err != nil {
+		s.unreachable(r)
+	} else {
 		s.reachable()
 		c.missing = r.missing
 		c.someMissing.Store(len(r.missing) > 0)
-	default:
-		s.unreachable(r)
 	}
 	now := s.checkStatus()
 	if s.members != nil {

@@ -17,6 +17,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
+var _ sinks.Checker = (*Sink)(nil)
+
 // Check implements sinks.Checker. It connects anew, logs in, and asks for the topics without having them made. Then it asks each broker
 // that leads a partition of them for its versions: clients get the addresses of these brokers from Kafka (advertised.listeners), and those
 // may be wrong although the configured ones are right.

@@ -146,8 +146,8 @@ func TestBrokerThatIsAwayAtTheStart(t *testing.T) {
 	w.sinks[0]["brokers"] = []string{proxy.Addr()}
 	c := w.connector()
 	c.start()
+	c.degraded("sink:kafka", proxy.Addr()) // before the first event
 	w.insert(20)
-	c.degraded("sink:kafka", proxy.Addr())
 	w.before(0)
 	w.owed(20)
 	proxy.Accept()
