@@ -157,22 +157,24 @@ func (s *sinkStory) tellCatchUp(now time.Time, st *monitoring.SinkStatus) {
 	took := now.Sub(c.since)
 	delivered := st.Counts.Unparked - s.atBegin.Unparked
 	if took >= catchUpAtLeast && st.CatchingUp == 0 {
-		message := "sink accepts again"
+		a := []any{"outage", round(s.lasted), "caught_up_in", round(took), "delivered", delivered, "parked", st.Parked}
 		if c.told {
-			message = "sink has caught up"
+			s.logger().Info("sink has caught up", a...)
+		} else {
+			s.logger().Info("sink accepts again", a...)
 		}
-		s.logger().Info(message, "outage", round(s.lasted), "caught_up_in", round(took), "delivered", delivered, "parked", st.Parked)
 		*c = catchingUp{}
 		return
 	}
 	if now.Before(c.next) {
 		return
 	}
-	message := "sink accepts again, and catches up"
+	a := []any{"outage", round(s.lasted), "delivered", delivered, "parked", st.Parked}
 	if c.told {
-		message = "sink catches up"
+		s.logger().Info("sink catches up", a...)
+	} else {
+		s.logger().Info("sink accepts again, and catches up", a...)
 	}
-	s.logger().Info(message, "outage", round(s.lasted), "delivered", delivered, "parked", st.Parked)
 	c.told, c.next = true, now.Add(outageEvery)
 }
 

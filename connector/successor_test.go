@@ -120,7 +120,7 @@ func TestRefusedLoginEndsOnlyTheFirstStart(t *testing.T) {
 						t.Error("goes on")
 					}
 					cancel()
-					<-ended
+					_ = <-ended // it was asked to stop
 				}
 				cancel()
 			})

@@ -29,9 +29,13 @@ func firstVersion(t *testing.T) string {
 	}
 	old := string(text)
 	for _, cut := range [][2]string{
-		{"epoch          int         not null,\n", "epoch          int         not null\n"}, {" epoch member')", " epoch')"}, {" metrics state')", " metrics')"},
-		{"when 'outbox_processors' then array['state'] end", "end"}, {"l.delivered and not l.given_up", "l.delivered"},
-		{"else array[5] end", "else '{}'::int[] end"}, {"else array[6] end", "else '{}'::int[] end"},
+		{"epoch          int         not null,\n", "epoch          int         not null\n"},
+		{" epoch member')", " epoch')"},
+		{" metrics state')", " metrics')"},
+		{"when 'outbox_processors' then array['state'] end", "end"},
+		{"l.delivered and not l.given_up", "l.delivered"},
+		{"else array[5] end", "else '{}'::int[] end"},
+		{"else array[6] end", "else '{}'::int[] end"},
 	} {
 		if strings.Count(old, cut[0]) != 1 {
 			t.Fatalf("%s has not one %q", file, cut[0])

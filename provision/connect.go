@@ -30,7 +30,9 @@ func WithConn(ctx context.Context, dsn string, s Source, f func(*pgx.Conn) error
 
 // connect opens a connection for the SQL of a command. Its statements wait for the lock of a table for a minute at most, because
 // the command shows nothing while it waits.
-func connect(ctx context.Context, text string) (*pgx.Conn, error) { return connectAs(ctx, "the dsn", text) }
+func connect(ctx context.Context, text string) (*pgx.Conn, error) {
+	return connectAs(ctx, "the dsn", text)
+}
 
 // connectAs does what connect does. what is the connection string's name in messages.
 func connectAs(ctx context.Context, what, text string) (*pgx.Conn, error) {

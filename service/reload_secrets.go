@@ -54,7 +54,7 @@ func (s *supervisor) changedSecrets(ctx context.Context, l *life) *loaded {
 	s.secrets.looks(time.Now())
 	next, err := s.readSecrets(l.loaded)
 	if err != nil {
-		s.warnOfSecrets("a login was refused, and the files of secrets cannot be used; going on with what was read before", err)
+		s.warnOfSecrets("a login was refused, and the files of secrets cannot be used", err)
 		return nil
 	}
 	if !next.sameSource(&l.loaded) {
@@ -62,7 +62,7 @@ func (s *supervisor) changedSecrets(ctx context.Context, l *life) *loaded {
 			if ctx.Err() != nil {
 				return nil
 			}
-			s.warnOfSecrets("a file of a secret has changed, and PostgreSQL does not take what it holds; going on with what was read before", err)
+			s.warnOfSecrets("a file of a secret has changed, and PostgreSQL does not take what it holds", err)
 			next.config.Source = l.config.Source // other secrets may have changed as well
 		} else {
 			s.logger.Info("a login was refused, and a password of PostgreSQL has changed; each connection that is made from now on uses the new one")
@@ -92,9 +92,9 @@ func (s *supervisor) checkSecretsOfSource(ctx context.Context, next *loaded) err
 }
 
 // warnOfSecrets logs a warning once, until something else is to be said.
-func (s *supervisor) warnOfSecrets(text string, err error) {
-	if now := text + err.Error(); now != s.secrets.said {
+func (s *supervisor) warnOfSecrets(why string, err error) {
+	if now := why + err.Error(); now != s.secrets.said {
 		s.secrets.said = now
-		s.logger.Warn(text, "err", err)
+		s.logger.Warn("going on with the secrets that were read before", "why", why, "err", err)
 	}
 }
