@@ -65,7 +65,9 @@ func (s *supervisor) changedSecrets(ctx context.Context, l *life) *loaded {
 			s.warnOfSecrets("a file of a secret has changed, and PostgreSQL does not take what it holds", err)
 			next.config.Source = l.config.Source // other secrets may have changed as well
 		} else {
-			s.logger.Info("a login was refused, and a password of PostgreSQL has changed; each connection that is made from now on uses the new one")
+			if sameConnections(next.config, l.config) { // otherwise it is more than a password, and another connector follows
+				s.logger.Info("a login was refused, and a password of PostgreSQL has changed; each connection that is made from now on uses the new one")
+			}
 			l.useLogins(next.config)
 			s.forgetRefusals()
 			s.secrets.said = ""

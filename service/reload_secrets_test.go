@@ -37,7 +37,9 @@ func TestSecretsAreReadAgain(t *testing.T) {
 		b.says("a login was refused, and a file of a secret has changed")
 		// What is written from now on is for a password that is not changed yet.
 		time.Sleep(secretsEvery)
-		b.now(func(a *answers) { a.secrets.Sinks = []config.Sink{{Name: "a", Type: config.SinkStdout, Topic: "another one"}} })
+		b.now(func(a *answers) {
+			a.secrets.Sinks = []config.Sink{{Name: "a", Type: config.SinkStdout, Topic: "another one"}}
+		})
 		time.Sleep(time.Hour)
 		b.ran("")
 	})
