@@ -75,7 +75,7 @@ soak: ## live through a sink that is away, on a machine that does nothing else; 
 demo: build ## show events arriving, with nothing installed but Go
 	bin/outbox-cdc demo
 
-reach: ## run the tests of the failure rules at their full length, half an hour, on a machine that does nothing else; ONLY=Poisoned for some
+reach: ## run the tests of the failure rules and of the truth at their full length, 40 minutes, on a machine that does nothing else; ONLY=Poisoned for some
 	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach
 
 clean: ## remove what was built
