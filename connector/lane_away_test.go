@@ -293,3 +293,33 @@ func TestLaneLooksByItself(t *testing.T) {
 		}
 	})
 }
+
+// While a sink is away, each message that asks leaves its aggregate held, and is counted at once, not when the table is read next.
+func TestLaneCountsHeldWhileAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newParkingLane(t, awayUntil(time.Hour))
+		b.delivery.BatchSize = 1
+		b.opensAtOnce()
+		b.breaker.cfg.ResetTimeout = 10 * time.Second
+		defer b.breaker.close()
+		b.run()
+		b.arrive("a1", "b1", "c1", "d1", "e1", "f1")
+		for n := 1; n <= 6; n++ {
+			time.Sleep(time.Second)
+			tried := map[int64]bool{}
+			b.ledger.mu.Lock()
+			for _, r := range b.ledger.rows {
+				if !r.due.IsZero() {
+					tried[r.hash] = true
+				}
+			}
+			b.ledger.mu.Unlock()
+			if held := b.state.status().Held; held != len(tried) {
+				t.Errorf("after %s: %d aggregates held, and the table has tried rows of %d", time.Since(b.start), held, len(tried))
+			}
+			time.Sleep(9 * time.Second)
+		}
+		b.stop()
+	})
+}

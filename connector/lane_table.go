@@ -32,7 +32,7 @@ type tableState struct {
 	changed    bool      // somebody has changed rows: read as soon as possible
 	wantsLarge bool      // the last read left out a row that is too large for an ordinary read
 
-	heads int // aggregates that the last read has found held by a tried row, for Status
+	heads map[int64]time.Time // the aggregates that the last read has found held by a tried row, for Status
 
 	// A pass over the untried rows; see ledger.ParkedQuery. The pass has come to from, and its last read began at prev.
 	prev, from checkpoint.Position
@@ -72,6 +72,16 @@ func (h *heldAggregates) untilRead(hash int64, now time.Time) {
 		h.releaseAt = now
 	}
 	h.hashes[hash] = struct{}{}
+}
+
+// besides counts the aggregates that it holds and others do not name.
+func (h *heldAggregates) besides(others map[int64]time.Time) (n int) {
+	for hash := range h.hashes {
+		if _, named := others[hash]; !named {
+			n++
+		}
+	}
+	return n
 }
 
 // aggregates counts the aggregates of the messages.
@@ -150,7 +160,7 @@ func (l *lane) onRead(r readResult, now time.Time) {
 	}
 	t.prev, t.from = t.asking.From, checkpoint.MinPosition
 	l.held.clear()
-	t.heads = len(r.found.Heads)
+	t.heads = r.found.Heads
 	if t.probing {
 		l.rows = r.probe(t.probed)
 	} else {
