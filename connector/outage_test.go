@@ -23,6 +23,7 @@ type storyBench struct {
 	t       *testing.T
 	log     *lockedLog
 	outages *outageLog
+	stop    func() // ends the outage log, and waits until it has ended
 }
 
 // lockedLog is a log that can be read while somebody writes.
@@ -65,7 +66,8 @@ func newStoryBench(t *testing.T) *storyBench {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { b.outages.run(ctx) })
-	t.Cleanup(func() { cancel(); running.Wait() })
+	b.stop = func() { cancel(); running.Wait() }
+	t.Cleanup(b.stop)
 	return b
 }
 
@@ -330,9 +332,7 @@ func TestDeathLogAtTheEnd(t *testing.T) {
 			b.died(deadLetter{cause: errors.New("400")})
 		}
 		b.log.take()
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		b.outages.run(ctx)
+		b.stop()
 		b.want(`msg="more dead letters"|events=3`)
 	})
 }

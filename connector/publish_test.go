@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,13 +23,25 @@ func TestPublisher(t *testing.T) {
 		s := newSinkState(observedSink{name: "s", health: &monitoring.Health{}, logger: slog.New(slog.DiscardHandler), wake: bells{wake}})
 		s.begin(1)
 		began := time.Now()
+		var mu sync.Mutex // of what the publisher's goroutine uses
 		var wrote []string
 		var fails error
 		var told []error
+		failing := func(err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			fails = err
+		}
 		p := &publisher{
 			epoch: 7, sinks: map[int32]*sinkState{3: s}, wake: wake, written: map[int32]publishedState{},
-			health: func(err error) { told = append(told, err) },
+			health: func(err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, err)
+			},
 			write: func(_ context.Context, processor int32, st ledger.SinkState) error {
+				mu.Lock()
+				defer mu.Unlock()
 				if fails == nil {
 					after := func(t time.Time) string {
 						if t.IsZero() {
@@ -44,13 +57,19 @@ func TestPublisher(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { p.run(ctx); close(done) }()
+		take := func() []string {
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			lines := wrote
+			wrote = nil
+			return lines
+		}
 		want := func(what string, lines ...string) {
 			t.Helper()
-			synctest.Wait()
-			if strings.Join(lines, "\n") != strings.Join(wrote, "\n") {
-				t.Errorf("%s: wrote\n%s\nwant\n%s", what, strings.Join(wrote, "\n"), strings.Join(lines, "\n"))
+			if got := strings.Join(take(), "\n"); got != strings.Join(lines, "\n") {
+				t.Errorf("%s: wrote\n%s\nwant\n%s", what, got, strings.Join(lines, "\n"))
 			}
-			wrote = nil
 		}
 		time.Sleep(time.Hour)
 		want("well")
@@ -66,12 +85,12 @@ func TestPublisher(t *testing.T) {
 		s.breakerIs(breakerHalfOpen, time.Time{})
 		s.breakerIs(breakerOpen, time.Now().Add(10*time.Second))
 		want("a failed probe, of which the middle is not told", "3@7 away since 0s asks 20s rate 0: "+cause)
-		fails = errors.New("no answer")
+		failing(errors.New("no answer"))
 		s.breakerIs(breakerClosed, time.Time{})
 		s.suspectIs(true)
 		time.Sleep(5 * time.Second)
 		want("cannot be written")
-		fails = nil
+		failing(nil)
 		time.Sleep(publishEvery)
 		want("can be written", "3@7 suspect since 10s asks - rate 40: "+cause)
 		if len(told) != 2 || told[0] == nil || told[1] != nil {
@@ -81,18 +100,14 @@ func TestPublisher(t *testing.T) {
 			s.answered(answer{counts: monitoring.Counts{Failed: 1}, cause: fmt.Errorf("400 %d", i)})
 			time.Sleep(100 * time.Millisecond)
 		}
-		synctest.Wait()
-		if len(wrote) > 2 {
-			t.Errorf("each failure is written:\n%s", strings.Join(wrote, "\n"))
+		if lines := take(); len(lines) > 2 {
+			t.Errorf("each failure is written:\n%s", strings.Join(lines, "\n"))
 		}
-		wrote = nil
 		s.isPaused(ledger.Paused)
 		time.Sleep(publishEvery)
-		synctest.Wait()
-		if len(wrote) != 1 || !strings.Contains(wrote[0], "paused since") {
-			t.Errorf("paused: %q", wrote)
+		if lines := take(); len(lines) != 1 || !strings.Contains(lines[0], "paused since") {
+			t.Errorf("paused: %q", lines)
 		}
-		wrote = nil
 		s.suspectIs(false)
 		s.isPaused(ledger.Active)
 		time.Sleep(publishEvery)
@@ -101,9 +116,8 @@ func TestPublisher(t *testing.T) {
 			s.suspectIs(i%2 == 0)
 			time.Sleep(100 * time.Millisecond)
 		}
-		synctest.Wait()
-		if len(wrote) > 11 {
-			t.Errorf("%d times in 10 s", len(wrote))
+		if lines := take(); len(lines) > 11 {
+			t.Errorf("%d times in 10 s", len(lines))
 		}
 		cancel()
 		<-done
