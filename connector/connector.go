@@ -219,7 +219,9 @@ func (c *Connector) makeSinks() {
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
 		lasting.budget = newBudget(func(suspect bool) { state.suspectIs(suspicion(suspect)) })
 		c.sinks[s.Name] = lasting
-		c.outages.sinks = append(c.outages.sinks, newSinkStory(state))
+		story := newSinkStory(state)
+		story.goOn(c.cfg.Predecessor.Outages[s.Name])
+		c.outages.sinks = append(c.outages.sinks, story)
 	}
 }
 

@@ -97,6 +97,14 @@ func newSinkStory(state *sinkState) *sinkStory {
 	}
 }
 
+// goOn goes on with the outage that the log tells of since this time, unless it is zero. Another connector has told of its begin.
+func (s *sinkStory) goOn(since time.Time) {
+	if !since.IsZero() {
+		s.state.failedBefore(since)
+		s.outage.began, s.outage.now, s.outage.told, s.outage.line = since, true, true, time.Now()
+	}
+}
+
 func (s *sinkStory) logger() *slog.Logger { return s.state.logger.With("sink", s.state.name) }
 
 // tell writes what there is to say of a sink with this status. It reports whether it has to be called again although nothing changes.
@@ -225,7 +233,10 @@ func (s *sinkStory) tellTopics(now time.Time, st *monitoring.SinkStatus) {
 
 // waiting says what waits for a sink, since when, and when the sink is asked next.
 func waiting(now time.Time, st *monitoring.SinkStatus) []any {
-	a := []any{"parked", st.Parked}
+	var a []any
+	if !st.CountedAt.IsZero() { // else nobody knows what is parked
+		a = append(a, "parked", st.Parked)
+	}
 	if st.Parked > 0 {
 		a = append(a, "oldest", round(st.OldestParked))
 	}

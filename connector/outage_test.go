@@ -271,6 +271,9 @@ func TestOutageLogSaysNothingThatIsNotKnown(t *testing.T) {
 		b := newStoryBench(t)
 		b.answered(answer{counts: monitoring.Counts{Failed: 3}, cause: errAway})
 		time.Sleep(time.Second)
+		if line := b.log.b.String(); strings.Contains(line, "parked=") {
+			t.Errorf("nobody has counted what is parked: %s", line)
+		}
 		b.want("sink does not accept|condition=failing")
 		b.end()
 		time.Sleep(10 * time.Minute)
@@ -289,6 +292,61 @@ func TestOutageLogSaysNothingThatIsNotKnown(t *testing.T) {
 		b.answered(answer{counts: monitoring.Counts{Delivered: 1}})
 		time.Sleep(3 * time.Second)
 		b.want("sink resumed", "sink accepts again")
+	})
+}
+
+// The log of a connector that follows another one goes on with the outages of which that has told: another begin would be wrong, and
+// without a line about the end they would seem to last for ever.
+func TestOutageLogGoesOnAfterAReload(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log := &lockedLog{}
+		follow := func(before map[string]time.Time) (*storyBench, *Connector) {
+			c := newConnector(Config{
+				Sinks: []Sink{{Name: "s"}, {Name: "other"}}, Health: &monitoring.Health{}, Predecessor: Predecessor{Outages: before},
+				Logger: slog.New(slog.NewTextHandler(log, nil)),
+			}, nil)
+			b := &storyBench{t: t, log: log, sinkState: c.sinks["s"].state, outages: c.outages}
+			b.session()
+			return b, c
+		}
+		began := time.Now()
+		b, c := follow(nil)
+		tell := func() { b.outages.tell(time.Now()) }
+		tell()
+		if got := c.Outages(); len(got) != 0 {
+			t.Errorf("outages: %v", got)
+		}
+		b.fails()
+		tell()
+		b.want("sink does not accept")
+
+		time.Sleep(10 * time.Second)
+		_, unused := follow(c.Outages()) // it ends before its first session
+		b, c = follow(unused.Outages())
+		tell()
+		b.answered(answer{counts: monitoring.Counts{Failed: 3}, cause: errAway})
+		tell()
+		b.want()
+		time.Sleep(time.Minute)
+		tell()
+		b.want("sink still does not accept|since=" + stamp(began))
+		b.answered(answer{counts: monitoring.Counts{Delivered: 1}})
+		tell()
+
+		b, c = follow(c.Outages()) // before the line about the end
+		tell()
+		time.Sleep(time.Second)
+		tell()
+		b.want()
+		b.answered(answer{counts: monitoring.Counts{Delivered: 1}})
+		tell()
+		time.Sleep(time.Second)
+		tell()
+		b.want("sink accepts again|outage=1m11s")
+		if got := c.Outages(); len(got) != 0 {
+			t.Errorf("outages: %v", got)
+		}
 	})
 }
 
@@ -347,7 +405,7 @@ func TestOutageLogOfChecks(t *testing.T) {
 		b.show()
 		b.mu.Unlock()
 		time.Sleep(2*time.Minute + 5*time.Second)
-		b.want(`level=WARN msg="sink is still not reachable" sink=s since=2000-01-01T00:00:00Z parked=0|refused`, "sink is still not reachable")
+		b.want(`level=WARN msg="sink is still not reachable" sink=s since=2000-01-01T00:00:00Z|refused`, "sink is still not reachable")
 		b.fails()
 		time.Sleep(time.Minute + 5*time.Second)
 		b.want("sink does not accept", "sink still does not accept")

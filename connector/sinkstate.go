@@ -100,6 +100,13 @@ func (s *sinkState) laneIs(number int, view laneView) {
 	s.lanes[number] = view
 }
 
+// failedBefore notes that the sink did not accept at that time, when another connector asked it.
+func (s *sinkState) failedBefore(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failedAt, s.answeredAt = at, time.Time{}
+}
+
 // answer is how one Deliver of a lane went.
 type answer struct {
 	lane   int

@@ -20,6 +20,20 @@ type Predecessor struct {
 	Worked bool
 	// HadSlot is true if it has streamed until it was ended. PostgreSQL may need a moment to release the slot.
 	HadSlot bool
+	// Outages are its Outages.
+	Outages map[string]time.Time
+}
+
+// Outages returns, by the name of the sink, since when the log says that a sink does not accept, if it does not yet say that this is
+// over. The log of the next connector goes on from there. It may be called after the end of Run.
+func (c *Connector) Outages() map[string]time.Time {
+	since := map[string]time.Time{}
+	for _, s := range c.outages.sinks {
+		if s.outage.told || !s.catching.since.IsZero() && !s.catching.told {
+			since[s.state.name] = s.outage.began
+		}
+	}
+	return since
 }
 
 // firstHealth is what /readyz says of the session until the first session begins.

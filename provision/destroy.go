@@ -65,7 +65,7 @@ func Destroy(ctx context.Context, cfg DestroyConfig) (DestroyResult, error) {
 	}
 	c, err := readCheckpoint(ctx, conn, cfg.Source)
 	if err != nil {
-		return result, err
+		return result, NeedsOwner(err)
 	}
 	var publication bool
 	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&publication)

@@ -52,6 +52,7 @@ type runner interface {
 	Run(ctx context.Context) error
 	Status() monitoring.Status
 	UseLogins(dsn, replicationDSN string)
+	Outages() map[string]time.Time // after the end of Run
 }
 
 // steps are what a supervisor does with configurations: configurationSteps, or a test's.
@@ -182,7 +183,11 @@ func (s *supervisor) attend(ctx context.Context, l *life) (*following, error) {
 			if ctx.Err() != nil {
 				return nil, err
 			}
-			return s.goBack(&l.loaded, err), err
+			next := s.goBack(&l.loaded, err)
+			if next != nil {
+				next.before.Outages = l.Outages()
+			}
+			return next, err
 		case <-changed:
 		case <-s.reload:
 			asked = time.Now()
@@ -323,6 +328,7 @@ func (s *supervisor) handOver(ctx context.Context, l *life, next *following) (*f
 				return nil, err // the process ends; this was its drain
 			}
 			s.forgetRefusals()
+			next.before.Outages = l.Outages()
 			return next, nil // the connector has logged how its drain went
 		}
 	}

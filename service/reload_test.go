@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -77,6 +78,13 @@ func (f *fakeConnector) UseLogins(dsn, _ string) {
 	defer f.mu.Unlock()
 	f.dsn = dsn
 }
+
+func (f *fakeConnector) Outages() map[string]time.Time {
+	return outagesOf(f.name)
+}
+
+// outagesOf are the outages of which a fake connector of this name has told.
+func outagesOf(name string) map[string]time.Time { return map[string]time.Time{name: {}} }
 
 // supervisorBench is a supervisor in virtual time, with fake connectors.
 type supervisorBench struct {
@@ -243,7 +251,7 @@ func TestReload(t *testing.T) {
 		time.Sleep(time.Second)
 		b.ran("a ends, b begins")
 		b.says("reloading the configuration", "the new configuration is in use", "took=100ms", "role=leader")
-		if got, want := b.last().before, (connector.Predecessor{Worked: true, HadSlot: true}); got != want {
+		if got, want := b.last().before, (connector.Predecessor{Worked: true, HadSlot: true, Outages: outagesOf("a")}); !reflect.DeepEqual(got, want) {
 			t.Errorf("the predecessor is %+v, want %+v", got, want)
 		}
 		if n := b.now(nil).checks; n != 0 {
@@ -352,7 +360,7 @@ func TestReloadOfTheSource(t *testing.T) {
 		b.hup()
 		time.Sleep(time.Second)
 		b.ran("a ends, a begins")
-		if got, want := b.last().before, (connector.Predecessor{HadSlot: true}); got != want {
+		if got, want := b.last().before, (connector.Predecessor{HadSlot: true, Outages: outagesOf("a")}); !reflect.DeepEqual(got, want) {
 			t.Errorf("the predecessor is %+v, want %+v", got, want)
 		}
 	})
@@ -376,6 +384,9 @@ func TestReloadGoesBack(t *testing.T) {
 		b.says("level=ERROR", "the one before is in force again", "orphans")
 		if !b.last().before.Worked {
 			t.Error("the old configuration has worked")
+		}
+		if got := b.last().before.Outages; !reflect.DeepEqual(got, outagesOf("b")) {
+			t.Errorf("the outages before are %v", got)
 		}
 		// What has streamed is no longer given up for what was before it.
 		b.now(func(a *answers) { a.file = configWith("c") })
@@ -420,7 +431,7 @@ func TestReloadOfTheStandby(t *testing.T) {
 		b.hup()
 		time.Sleep(time.Second)
 		b.ran("b ends, c begins")
-		if got, want := b.last().before, (connector.Predecessor{Worked: true}); got != want {
+		if got, want := b.last().before, (connector.Predecessor{Worked: true, Outages: outagesOf("b")}); !reflect.DeepEqual(got, want) {
 			t.Errorf("the predecessor is %+v, want %+v", got, want)
 		}
 	})
