@@ -130,12 +130,24 @@ func (p *PostgreSQLCheck) reach(ctx context.Context, cfg config.Config, timeout 
 	}
 }
 
+// usesTopic reports whether a sink of this type sends a topic like this anywhere: there is nothing to look for at the others.
+func usesTopic(sinkType, topic string) bool {
+	switch sinkType {
+	case config.SinkStdout:
+		return false
+	case config.SinkWebhook:
+		return strings.Contains(topic, "://")
+	}
+	return true
+}
+
 // reachSink checks one sink that is no composite.
 func reachSink(ctx context.Context, s connector.Sink, templates []router.Template, timeout time.Duration) SinkCheck {
 	c := SinkCheck{Name: s.Name, Type: s.Type, Usable: true}
 	var topics []string
 	for _, t := range templates {
 		switch topic, constant := t.Constant(); {
+		case !usesTopic(s.Type, t.Text()):
 		case !constant:
 			c.Templates = append(c.Templates, config.ShownTemplate(t.Text()))
 		case topic != "":

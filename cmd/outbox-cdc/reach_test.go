@@ -28,6 +28,7 @@ source: {dsn: "` + dsn + `"}
 sinks:
   - {name: events, type: kafka, brokers: ["` + broker + `"], topic: "outbox.event.{aggregate_type}"}
   - {name: all, type: stdout}
+  - {name: hook, type: webhook, url: "http://` + broker + `", secret: abc, allow_hosts: ["` + broker + `"]}
 routes:
   - match: {aggregate_type: [order]}
     sinks: [events]
@@ -35,7 +36,7 @@ routes:
   - match: {aggregate_type: [payment]}
     sinks: [events]
     topic: payments
-  - sinks: [events, all]
+  - sinks: [events, all, hook]
 `
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -69,6 +70,9 @@ func TestValidateConnect(t *testing.T) {
 			t.Errorf("the output lacks %q:\n%s", want, got.stdout)
 		}
 	}
+	if strings.Count(got.stdout, "comes from events") != 1 {
+		t.Errorf("stdout has no topics, and a topic that is no URL is not sent to a webhook:\n%s", got.stdout)
+	}
 	if got.code != exitcode.Failure || got.stderr != "not everything can be used\n" {
 		t.Errorf("code %d, stderr %q", got.code, got.stderr)
 	}
@@ -97,7 +101,7 @@ func TestValidateConnect(t *testing.T) {
 			Templates []string
 		}
 	}
-	if err := json.Unmarshal([]byte(got.stdout), &result); err != nil || !result.Usable || !result.PostgreSQL.Usable || len(result.Sinks) != 2 ||
+	if err := json.Unmarshal([]byte(got.stdout), &result); err != nil || !result.Usable || !result.PostgreSQL.Usable || len(result.Sinks) != 3 ||
 		len(result.Sinks[0].Topics) != 2 || result.Sinks[0].Topics[1].Topic != "payments" || len(result.Sinks[0].Templates) != 1 {
 		t.Errorf("%v: %s", err, got.stdout)
 	}
