@@ -86,6 +86,9 @@ func (b *breaker) attach(lanes []*lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.lanes, b.probing = lanes, false
+	if b.state == breakerHalfOpen {
+		b.half = time.Now() // no lane of this session has had the time to find a message to ask with: see nothingToAsk
+	}
 }
 
 // close ends the breaker's timer.

@@ -274,6 +274,24 @@ func TestBreakerCheckedWithNothingToAsk(t *testing.T) {
 	})
 }
 
+// The lanes of a new session have not read their rows yet, so that a check at its beginning proves nothing.
+func TestBreakerCheckedAtBeginOfSession(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakerBench(t, parkSoon)
+		for range 3 {
+			b.call(0, "u")
+		}
+		time.Sleep(time.Minute + nothingToAsk) // half-open: the session before had nothing to ask with, or has ended
+		b.attach(b.lanes)
+		b.checked()
+		b.want(breakerHalfOpen)
+		time.Sleep(nothingToAsk)
+		b.checked()
+		b.want(breakerClosed)
+	})
+}
+
 // backs returns how many lanes the breaker has told that the destination is back, since the last call of backs.
 func (b *breakerBench) backs() int {
 	n := 0

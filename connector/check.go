@@ -106,7 +106,6 @@ func (k *sinkCheck) once(ctx context.Context) {
 		return // the session has ended the check, which says nothing of the sink
 	}
 	r := checkResult{began: began, err: err}
-	k.state.login.note(err)
 	for _, f := range found {
 		k.state.login.note(f.Err)
 		switch {

@@ -52,7 +52,7 @@ func (s *session) countSoon() {
 // keepCounts counts the parked rows until ctx ends: every countEvery, and as soon as its rest allows if countSoon asks for it. The first
 // count waits for LISTEN, but for countTick at most: what a person changes after the count and before LISTEN is not heard.
 func (c *Connector) keepCounts(ctx context.Context, s *session) {
-	works := repeated{c: c, duty: "counts"}
+	goes := dutyReport{c: c, duty: "counts"}
 	due, restEnds := time.Now().Add(countTick), time.Time{}
 	for {
 		wait := time.NewTimer(time.Until(due))
@@ -65,7 +65,7 @@ func (c *Connector) keepCounts(ctx context.Context, s *session) {
 			if ctx.Err() != nil {
 				break
 			}
-			works.report(err)
+			goes.report(err)
 			took := time.Since(began)
 			restEnds = time.Now().Add(countRest * took)
 			due = later(began.Add(countEvery), restEnds)
@@ -108,7 +108,7 @@ func (c *Connector) count(ctx context.Context, s *session) error {
 // keepOldest looks for the oldest parked row of each sink when it may be another one than before, until ctx ends. Every second it also
 // brings the numbers in /readyz up to date.
 func (c *Connector) keepOldest(ctx context.Context, s *session) {
-	works := repeated{c: c, duty: "oldest parked"}
+	goes := dutyReport{c: c, duty: "oldest parked"}
 	var restEnds time.Time
 	for sleep(ctx, countTick) == nil {
 		if began := time.Now(); !began.Before(restEnds) {
@@ -116,7 +116,7 @@ func (c *Connector) keepOldest(ctx context.Context, s *session) {
 			if ctx.Err() != nil {
 				return
 			}
-			works.report(err)
+			goes.report(err)
 			restEnds = time.Now().Add(lookRest * time.Since(began))
 		}
 		for _, lanes := range s.bySink {
@@ -143,30 +143,6 @@ func (c *Connector) lookForOldest(ctx context.Context, s *session) error {
 		state.oldestFound(oldest, prefix)
 	}
 	return nil
-}
-
-// repeated says in health and log how a duty goes, at each change.
-type repeated struct {
-	c      *Connector
-	duty   string
-	said   bool // something
-	failed bool // the last time
-}
-
-func (r *repeated) report(err error) {
-	r.c.noteLogin(err)
-	failed := err != nil
-	if r.said && failed == r.failed {
-		return
-	}
-	r.c.cfg.Health.Set("keeper:"+r.duty, degradedBy(err))
-	switch {
-	case failed:
-		r.c.cfg.Logger.Warn("keeper tries again", "duty", r.duty, "err", err)
-	case r.said:
-		r.c.cfg.Logger.Info("keeper works again", "duty", r.duty)
-	}
-	r.said, r.failed = true, failed
 }
 
 // The methods of sinkState by which listener, recorder, keepCounts and keepOldest tell what they know of the sink's parked rows.

@@ -81,10 +81,10 @@ func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 	if d.waitsFirst && sleep(ctx, d.every) != nil {
 		return nil
 	}
-	for works, first := true, true; ; first = false {
+	goes := dutyReport{c: c, duty: d.name}
+	for {
 		next := time.Now().Add(d.every)
 		err := c.doDuty(ctx, d)
-		c.noteLogin(err)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -93,15 +93,7 @@ func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 		case err != nil:
 			next = time.Now().Add(min(d.every, dutyRetry))
 		}
-		if ok := err == nil; first || works != ok {
-			c.cfg.Health.Set("keeper:"+d.name, degradedBy(err))
-			if !ok {
-				c.cfg.Logger.Warn("keeper tries again", "duty", d.name, "err", err)
-			} else if !first {
-				c.cfg.Logger.Info("keeper works again", "duty", d.name)
-			}
-			works = ok
-		}
+		goes.report(err)
 		if sleep(ctx, time.Until(next)) != nil {
 			return nil
 		}
@@ -119,6 +111,31 @@ func (c *Connector) doDuty(ctx context.Context, d duty) error {
 		return err
 	}
 	return fmt.Errorf("%s: PostgreSQL has not answered within %s: %s", d.name, dutyTimeout, <-asked)
+}
+
+// dutyReport says in health and log how a duty goes, at each change.
+type dutyReport struct {
+	c      *Connector
+	duty   string
+	said   bool // health knows of the duty
+	failed bool // the last time
+}
+
+// report notes how the duty went this time.
+func (r *dutyReport) report(err error) {
+	r.c.noteLogin(err)
+	failed := err != nil
+	if r.said && failed == r.failed {
+		return
+	}
+	r.c.cfg.Health.Set("keeper:"+r.duty, degradedBy(err))
+	switch {
+	case failed:
+		r.c.cfg.Logger.Warn("keeper tries again", "duty", r.duty, "err", err)
+	case r.said:
+		r.c.cfg.Logger.Info("keeper works again", "duty", r.duty)
+	}
+	r.said, r.failed = true, failed
 }
 
 // degradedBy returns a component that is degraded if there is an error.
@@ -151,8 +168,8 @@ type walsenderState struct {
 // measureLag is the duty that asks how far the server has written, for the lag in bytes. Keepalives say so as well, and sooner. But the
 // LSN of a keepalive is how far the walsender has read, which stands still while it decodes a large transaction or is frozen.
 //
-// It also looks whether the walsender takes our status
-// messages, because to the reader a walsender that is frozen looks like a stream without events.
+// It also looks whether the walsender takes our status messages, because to the reader a walsender that is frozen looks like a stream
+// without events.
 func (c *Connector) measureLag(ctx context.Context) error {
 	written, seen, err := c.db.walsender(ctx)
 	if err != nil {

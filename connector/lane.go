@@ -70,7 +70,7 @@ type lane struct {
 
 	in      chan []*delivery         // from the reader, which closes it
 	asked   chan struct{}            // wakes the lane: asks has changed
-	asks    atomic.Uint32            // what others ask of the lane: askPark, askReread, askRetry
+	asks    atomic.Uint32            // what others ask of the lane: askPark, askReread, askRetry, askBack
 	calls   chan []sinks.Message     // to the goroutine that calls Deliver
 	results chan result              // from it
 	reads   chan readResult          // from the goroutine that reads the table

@@ -68,7 +68,9 @@ func (a *awayRows) read(q ledger.ParkedQuery, r readResult) {
 
 // answersAgain makes due what waits because the destination was away: it has answered.
 func (l *lane) answersAgain(now time.Time) {
-	l.hand.at = l.hand.own
+	if l.hand.own.Before(l.hand.at) { // else a person may have asked for a try now
+		l.hand.at = l.hand.own
+	}
 	if a := &l.away; len(a.waiting) > 0 {
 		maps.Copy(a.back, a.waiting)
 		clear(a.waiting)

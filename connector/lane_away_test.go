@@ -323,3 +323,20 @@ func TestLaneCountsHeldWhileAway(t *testing.T) {
 		b.stop()
 	})
 }
+
+// A person has asked for a try now. That the destination answers again must not put it off to the time that the messages have of their own.
+func TestAnswersAgainAfterRetry(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for name, tt := range map[string]struct{ at, own, want time.Time }{
+		"it waits for the destination": {now.Add(time.Minute), now.Add(time.Second), now.Add(time.Second)},
+		"asked for":                    {time.Time{}, now.Add(time.Second), time.Time{}},
+		"it waits for nothing":         {time.Time{}, time.Time{}, time.Time{}},
+	} {
+		l := newLane(&sharedSink{}, 0, rowSource{}, nil)
+		l.hand.at, l.hand.own = tt.at, tt.own
+		if l.answersAgain(now); !l.hand.at.Equal(tt.want) {
+			t.Errorf("%s: tried at %v, want %v", name, l.hand.at, tt.want)
+		}
+	}
+}

@@ -18,11 +18,11 @@ const (
 // publisher writes into the ledger how the sinks of a session do, for those who ask what parked rows wait for. It writes only what has
 // changed, so that an idle system writes nothing. A session that begins has nothing to write: what an earlier one wrote has another epoch.
 type publisher struct {
-	epoch  int32
-	sinks  map[int32]*sinkState
-	write  func(ctx context.Context, processor int32, st ledger.SinkState) error
-	health func(err error)
-	wake   <-chan struct{}
+	epoch int32
+	sinks map[int32]*sinkState
+	write func(ctx context.Context, processor int32, st ledger.SinkState) error
+	tell  func(err error) // how each try went
+	wake  <-chan struct{}
 
 	written map[int32]publishedState
 }
@@ -35,9 +35,10 @@ type publishedState struct {
 
 // publish runs the session's publisher until ctx ends.
 func (s *session) publish(ctx context.Context) {
+	goes := dutyReport{c: s.c, duty: "sink states"}
 	p := &publisher{
 		epoch: s.reader.start.Epoch, sinks: map[int32]*sinkState{}, write: s.c.db.writeSinkState, wake: s.c.published,
-		written: map[int32]publishedState{}, health: s.c.publishing,
+		written: map[int32]publishedState{}, tell: goes.report,
 	}
 	for id, lanes := range s.bySink {
 		p.sinks[id] = lanes[0].state
@@ -45,19 +46,7 @@ func (s *session) publish(ctx context.Context) {
 	p.run(ctx)
 }
 
-// publishing shows in /readyz and in the log whether states can be written.
-func (c *Connector) publishing(err error) {
-	if err != nil {
-		c.cfg.Health.Set("keeper:sink states", monitoring.Degraded(err.Error()))
-		c.cfg.Logger.Warn("keeper tries again", "duty", "sink states", "err", err)
-		return
-	}
-	c.cfg.Health.Set("keeper:sink states", monitoring.OK(""))
-	c.cfg.Logger.Info("keeper works again", "duty", "sink states")
-}
-
 func (p *publisher) run(ctx context.Context) {
-	var failed error
 	for {
 		timer := time.NewTimer(longestSleep)
 		next, err := p.writeAll(ctx, time.Now())
@@ -65,10 +54,7 @@ func (p *publisher) run(ctx context.Context) {
 			timer.Stop()
 			return
 		}
-		if (err == nil) != (failed == nil) {
-			p.health(err)
-		}
-		failed = err
+		p.tell(err)
 		if !next.IsZero() {
 			timer.Reset(time.Until(next))
 		}
