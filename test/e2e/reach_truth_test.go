@@ -58,11 +58,11 @@ func TestReachTruth(t *testing.T) {
 		w.proxies[sink].Cut()
 		passes(t, fullOr(10*time.Second, 500*time.Millisecond))
 	}
-	passes(t, fullOr(time.Minute, 5*time.Second))
+	passes(t, fullOr(20*time.Second, 5*time.Second))
 	for _, sink := range everySink {
 		phase(sink + " is back")
 		w.proxies[sink].Accept()
-		passes(t, fullOr(20*time.Second, 500*time.Millisecond))
+		passes(t, fullOr(10*time.Second, 500*time.Millisecond))
 	}
 	w.live(c, time.Minute)
 	c.ready("leader")
@@ -99,10 +99,16 @@ func TestReachTruth(t *testing.T) {
 	watch.lock("outbox_delivery_log", fullOr(20*time.Second, 7*time.Second))
 	c.ready("leader")
 	if *reach { // outbox_parked is written only while something is away
+		w.live(c, time.Minute)
 		phase("webhook is away, and outbox_parked is locked")
 		w.proxies["webhook"].Refuse()
 		w.proxies["webhook"].Cut()
-		w.parksAtLeast(time.Minute, "webhook", 50)
+		eventually(t, time.Minute, "an open breaker", func() error {
+			if state := c.metric("circuit_breaker_state", `sink="webhook"`); state != 2 {
+				return fmt.Errorf("it is %v", state)
+			}
+			return nil
+		})
 		watch.lock("outbox_parked", 20*time.Second)
 		c.isWithin(10*time.Second, isOK, "recorder")
 		phase("webhook is back")
