@@ -201,12 +201,12 @@ func TestCheckFindsTopicMissing(t *testing.T) {
 		b.once(t.Context())
 		b.expect(t, "the same again", "orders", "")
 		b.state.answered(answer{counts: monitoring.Counts{Delivered: 1}})
-		b.state.acceptedBy("others")
+		b.state.topicAccepts("others")
 		b.expect(t, "another one accepts", "orders", "")
 		if !b.state.needsCheck() {
 			t.Error("topics are missing, and are not checked again")
 		}
-		b.state.acceptedBy("orders")
+		b.state.topicAccepts("orders")
 		b.expect(t, "one accepts", `URL "https://hooks.test/***" cannot be used`, "")
 		b.finds(there, nil)
 		b.once(t.Context())

@@ -101,8 +101,8 @@ func (s *sinkState) reachable() {
 	}
 }
 
-// acceptedBy notes that a topic has accepted a message, so that it is not missing.
-func (s *sinkState) acceptedBy(topic string) {
+// isNotMissing notes that a topic has accepted a message, whatever a check has found.
+func (s *sinkState) isNotMissing(topic string) {
 	if !s.check.someMissing.Load() {
 		return
 	}

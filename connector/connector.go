@@ -174,15 +174,14 @@ type outboxState struct {
 
 // New makes a connector. It connects to nothing.
 func New(cfg Config) *Connector {
-	l := newLogins(cfg.Source)
-	c := newConnector(cfg, func() (database, error) {
+	c := newConnector(cfg, nil)
+	c.openDB = func() (database, error) {
 		p, err := openPostgres(cfg.Name, cfg.Source)
 		if err == nil {
-			p.logins = l
+			p.logins = c.logins
 		}
 		return p, err
-	})
-	c.logins = l
+	}
 	return c
 }
 

@@ -51,18 +51,6 @@ func (l *deathLog) add(d deadLetter, now time.Time) (line bool) {
 	return false
 }
 
-// bells wake those who look at Status after a change: outageLog and publisher. Each channel has room for one.
-type bells []chan<- struct{}
-
-func (b bells) ring() {
-	for _, bell := range b {
-		select {
-		case bell <- struct{}{}:
-		default: // it was rung already
-		}
-	}
-}
-
 // counting reports whether letters are counted that the log does not have yet.
 func (l *deathLog) counting() bool {
 	l.mu.Lock()
@@ -92,27 +80,6 @@ func (s *sinkState) died(d deadLetter) {
 	if s.dead.add(d, time.Now()) {
 		d.log(s.logger.With("sink", s.name))
 	}
-}
-
-// topicIsAway notes that a topic was found away.
-func (s *sinkState) topicIsAway(topic string, cause error) {
-	if s.topics.fails(topic, cause) {
-		s.wake.ring()
-	}
-}
-
-// topicAnswers notes that a topic has accepted a message.
-func (s *sinkState) topicAnswers(topic string) {
-	if s.topics.answers(topic) {
-		s.wake.ring()
-	}
-}
-
-// works reports whether the sink has answered since it last failed.
-func (s *sinkState) works() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.answeredAt.Before(s.failedAt)
 }
 
 func (d deadLetter) log(logger *slog.Logger) {

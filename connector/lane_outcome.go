@@ -194,12 +194,11 @@ func (f *finishing) message(d *delivery, err error, member string) {
 	}
 	if class == accepted {
 		l.budget.accepted()
-		l.state.acceptedBy(d.Topic)
 		l.duration.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
 		if d.row {
 			f.counts.Unparked++
 		}
-		l.state.topicAnswers(d.Topic)
+		l.state.topicAccepts(d.Topic)
 		f.record(d, checkpoint.Delivered, nil).Member = member
 		return
 	}

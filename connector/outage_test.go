@@ -249,10 +249,10 @@ func TestOutageLogOfTopics(t *testing.T) {
 		if st := b.status(); st.Topics.Count != 2 || st.Component().Status != monitoring.LevelOK {
 			t.Errorf("%+v, %+v", st.Topics, st.Component())
 		}
-		b.topicAnswers("orders")
+		b.topicAccepts("orders")
 		time.Sleep(time.Minute)
 		b.want(`level=WARN msg="a topic of the sink is still away"|topics=1`)
-		b.topicAnswers("bills")
+		b.topicAccepts("bills")
 		time.Sleep(time.Second)
 		b.want(`level=INFO msg="no topic of the sink is away any more"|lasted=2m5s`)
 		// Somebody kills the events of a topic: nobody will ever find out whether it is there.

@@ -12,6 +12,18 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
+// bells wake those who look at Status after a change: outageLog and publisher. Each channel has room for one.
+type bells []chan<- struct{}
+
+func (b bells) ring() {
+	for _, bell := range b {
+		select {
+		case bell <- struct{}{}:
+		default: // it was rung already
+		}
+	}
+}
+
 // observedSink is a sink whose state is shown, and where.
 type observedSink struct {
 	name    string
@@ -124,11 +136,7 @@ func (s *sinkState) answered(a answer) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts.Delivered += a.counts.Delivered
-	s.counts.Failed += a.counts.Failed
-	s.counts.Dead += a.counts.Dead
-	s.counts.Discarded += a.counts.Discarded
-	s.counts.Unparked += a.counts.Unparked
+	s.counts = s.counts.Plus(a.counts)
 	if s.members != nil {
 		s.showMembers()
 	}
@@ -156,6 +164,13 @@ func (s *sinkState) answered(a answer) {
 	case a.cause != nil && (len(s.failing) > 0 || s.breaker != breakerClosed || !s.suspectSince.IsZero()):
 		s.show() // the cause is part of it
 	}
+}
+
+// works reports whether the sink has answered since it last failed.
+func (s *sinkState) works() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.answeredAt.Before(s.failedAt)
 }
 
 // discarded counts a message that a lane has given up without asking the sink.

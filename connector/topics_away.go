@@ -96,3 +96,19 @@ func (t *topicsAway) tidy() (none bool) {
 	}
 	return none
 }
+
+// topicIsAway notes that a topic was found away.
+func (s *sinkState) topicIsAway(topic string, cause error) {
+	if s.topics.fails(topic, cause) {
+		s.wake.ring()
+	}
+}
+
+// topicAccepts notes that a topic has accepted a message. A lane calls it for each message, which costs two loads unless a topic is
+// away or missing.
+func (s *sinkState) topicAccepts(topic string) {
+	s.isNotMissing(topic)
+	if s.topics.answers(topic) {
+		s.wake.ring()
+	}
+}

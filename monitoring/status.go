@@ -108,6 +108,14 @@ type Counts struct {
 	Unparked  int64 // those of Delivered that had been parked
 }
 
+// Plus returns the sum of two counts.
+func (c Counts) Plus(d Counts) Counts {
+	return Counts{
+		Delivered: c.Delivered + d.Delivered, Failed: c.Failed + d.Failed, Dead: c.Dead + d.Dead, Discarded: c.Discarded + d.Discarded,
+		Unparked: c.Unparked + d.Unparked,
+	}
+}
+
 // TopicsAway tells of topics that are away while their destination answers. It is zero while there are none.
 type TopicsAway struct {
 	Count int

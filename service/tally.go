@@ -50,11 +50,7 @@ func sum(st, earlier monitoring.Status) monitoring.Status {
 			st.Sinks = append(st.Sinks, before)
 			continue
 		}
-		n := &now.Counts
-		n.Delivered += before.Counts.Delivered
-		n.Failed += before.Counts.Failed
-		n.Dead += before.Counts.Dead
-		n.Discarded += before.Counts.Discarded
+		now.Counts = now.Counts.Plus(before.Counts)
 		for _, m := range before.Members {
 			if member := find(now.Members, func(s *monitoring.MemberStatus) bool { return s.Name == m.Name }); member != nil {
 				member.Delivered += m.Delivered

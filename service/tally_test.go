@@ -1,0 +1,40 @@
+package service
+
+import (
+	"reflect"
+	"testing"
+
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+)
+
+type countedBy monitoring.Status
+
+func (c countedBy) Status() monitoring.Status { return monitoring.Status(c) }
+
+// No counter goes back when a connector takes the place of another one, also that of a sink that was not configured for a while.
+func TestTallyAddsUp(t *testing.T) {
+	t.Parallel()
+	sink := func(name string, n int64) monitoring.SinkStatus {
+		return monitoring.SinkStatus{
+			Name: name, Counts: monitoring.Counts{Delivered: n, Failed: 2 * n, Dead: 3 * n, Discarded: 4 * n, Unparked: 5 * n},
+			Members: []monitoring.MemberStatus{{Name: "m", Delivered: n}},
+		}
+	}
+	var ta tally
+	if _, none := ta.status(); !none {
+		t.Error("a state before the first connector")
+	}
+	for _, step := range []struct{ counted, want []monitoring.SinkStatus }{
+		{[]monitoring.SinkStatus{sink("a", 1), sink("b", 10)}, []monitoring.SinkStatus{sink("a", 1), sink("b", 10)}},
+		{[]monitoring.SinkStatus{sink("b", 100)}, []monitoring.SinkStatus{sink("b", 110)}},
+		{[]monitoring.SinkStatus{sink("c", 1), sink("a", 2)}, []monitoring.SinkStatus{sink("c", 1), sink("a", 3)}},
+	} {
+		ta.follow(countedBy{Sessions: 1, Sinks: step.counted})
+		if st, none := ta.status(); none || !reflect.DeepEqual(st.Sinks, step.want) {
+			t.Errorf("got %+v, want %+v", st.Sinks, step.want)
+		}
+	}
+	if st, _ := ta.status(); st.Sessions != 3 {
+		t.Errorf("%d sessions", st.Sessions)
+	}
+}
