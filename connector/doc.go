@@ -13,10 +13,14 @@
 //     before it;
 //   - postgres.go: PostgreSQL, behind the interfaces that stand where they are used; routes.go: the configured routes in the form
 //     that the router takes;
-//   - reader.go: the main loop; unrouted.go: the log's line about events that no route matches;
+//   - reader.go: the main loop; unrouted.go: the log's line about events that no route matches; odd_metadata.go: about metadata that
+//     are no object;
+//   - delivery.go: one event for one sink; retry.go: how long it waits for its next try; stored_event.go and error_text.go: what the
+//     ledger has of it;
 //   - lane.go: a lane; lane_mode.go: what it does next; lane_outcome.go: what becomes of its deliveries; lane_table.go: its rows of
 //     outbox_parked; lane_record.go: what the recorder has of it;
 //   - read_parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
+//     lane_away.go: which of them are due as soon as the destination answers again;
 //   - breaker.go: when a sink is left alone; budget.go: how many of its messages may die;
 //   - check.go: how a sink is looked at without a message; checkstate.go: what that has found;
 //   - slow.go: when the reader no longer waits for a slow sink;
@@ -24,7 +28,8 @@
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
 //   - keeper.go: the duties that are repeated at intervals;
 //   - successor.go: what a connector takes over from the one before it in the process, refused logins, other passwords;
-//   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean;
+//   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean; stuck.go: where the
+//     stream has ended again and again;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
 //     /readyz and the log; topics_away.go: which of its topics are away;
 //   - outage.go: when the log has a line about a sink's outage, suspicion or topics; death_log.go: about its dead letters;
@@ -56,7 +61,7 @@
 //	drain (1)         lanes and recorder have ended              nothing
 //
 // Two more live as long as Run. watch says which call to PostgreSQL hangs, and owns nothing. outageLog tells the log of the sinks, and
-// owns what it has told.
+// owns what it has told. A breaker that is open has a timer, whose function makes it half-open; the end of Run stops it.
 //
 // A webhook sink has goroutines of its own, one for each connection, which end before its Deliver returns.
 //

@@ -25,7 +25,7 @@ type Predecessor struct {
 }
 
 // Outages returns, by the name of the sink, since when the log says that a sink does not accept, if it does not yet say that this is
-// over. The log of the next connector goes on from there. It may be called after the end of Run.
+// over. The log of the next connector goes on from there. It may be called only after Run has returned.
 func (c *Connector) Outages() map[string]time.Time {
 	since := map[string]time.Time{}
 	for _, s := range c.outages.sinks {
