@@ -31,7 +31,7 @@
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean; stuck.go: where the
 //     stream has ended again and again;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
-//     /readyz and the log; topics_away.go: which of its topics are away;
+//     /readyz and the log; topics_away.go: which of its topics are away; refusals.go: whether it refuses everything;
 //   - outage.go: when the log has a line about a sink's outage, suspicion or topics; death_log.go: about its dead letters;
 //     publish.go: what the ledger says of each sink.
 //

@@ -203,8 +203,12 @@ func (f *finishing) message(d *delivery, err error, member string) {
 		return
 	}
 	f.cause = err
-	if class == topicAway {
+	switch class {
+	case topicAway:
 		l.state.topicIsAway(d.Topic, err)
+	case refused, permanentlyRefused:
+		l.state.refused(d.position())
+	case accepted, away, notAttempted:
 	}
 	if class == refused && sinks.IsUncertain(err) { // one member of a composite refused it, another one may have accepted it
 		d.repeats = true

@@ -75,8 +75,8 @@ func (o *outageLog) tellDead(now time.Time) (again bool) {
 type sinkStory struct {
 	state *sinkState
 
-	outage, suspicion, topics episode
-	unreachable               time.Time // when the log was last told that the sink is not reachable; logCheck writes the first line
+	outage, suspicion, refusals, topics episode
+	unreachable                         time.Time // when the log was last told that the sink is not reachable; logCheck writes the first line
 
 	atBegin  monitoring.Counts // when the outage began
 	lasted   time.Duration     // how long it has lasted, once it has ended
@@ -93,7 +93,8 @@ type catchingUp struct {
 func newSinkStory(state *sinkState) *sinkStory {
 	return &sinkStory{
 		state:  state,
-		outage: episode{burst: outageBursts}, topics: episode{burst: outageBursts}, suspicion: episode{burst: 1, slowEnd: true},
+		outage: episode{burst: outageBursts}, topics: episode{burst: outageBursts},
+		suspicion: episode{burst: 1, slowEnd: true}, refusals: episode{burst: 1, slowEnd: true},
 	}
 }
 
@@ -123,8 +124,9 @@ func (s *sinkStory) tell(now time.Time, st monitoring.SinkStatus) (again bool) {
 	s.tellCatchUp(now, &st)
 	s.tellCheck(now, &st)
 	s.tellSuspicion(now, &st)
+	s.tellRefusals(now, &st)
 	s.tellTopics(now, &st)
-	return st.Check.Unreachable != "" || s.outage.open() || s.suspicion.open() || s.topics.open() || !s.catching.since.IsZero()
+	return st.Check.Unreachable != "" || s.outage.open() || s.suspicion.open() || s.refusals.open() || s.topics.open() || !s.catching.since.IsZero()
 }
 
 func (s *sinkStory) tellOutage(now time.Time, st *monitoring.SinkStatus) {
@@ -168,6 +170,8 @@ func (s *sinkStory) tellCatchUp(now time.Time, st *monitoring.SinkStatus) {
 		a := []any{"outage", round(s.lasted), "caught_up_in", round(took), "delivered", delivered, "parked", st.Parked}
 		if c.told {
 			s.logger().Info("sink has caught up", a...)
+		} else if st.Counts.Delivered == s.atBegin.Delivered { // it has refused all, or nothing waits for it
+			s.logger().Info("sink answers again", a...)
 		} else {
 			s.logger().Info("sink accepts again", a...)
 		}
@@ -180,6 +184,8 @@ func (s *sinkStory) tellCatchUp(now time.Time, st *monitoring.SinkStatus) {
 	a := []any{"outage", round(s.lasted), "delivered", delivered, "parked", st.Parked}
 	if c.told {
 		s.logger().Info("sink catches up", a...)
+	} else if st.Counts.Delivered == s.atBegin.Delivered {
+		s.logger().Info("sink answers again, and has accepted nothing yet", a...)
 	} else {
 		s.logger().Info("sink accepts again, and catches up", a...)
 	}
@@ -217,6 +223,28 @@ func (s *sinkStory) tellSuspicion(now time.Time, st *monitoring.SinkStatus) {
 	}
 }
 
+// tellRefusals tells of a sink that answers, and accepts nothing. When messages die of that, the sink becomes suspect, and that is told instead.
+func (s *sinkStory) tellRefusals(now time.Time, st *monitoring.SinkStatus) {
+	if !st.SuspectSince.IsZero() || s.suspicion.open() {
+		s.refusals.now, s.refusals.told, s.refusals.times = false, false, 0
+		return
+	}
+	began := s.refusals.began
+	attrs := func(what phase) []any {
+		a := append([]any{"since", stamp(s.refusals.began)}, s.refusals.comings(what)...)
+		return append(append(a, waiting(now, st)...), "err", st.Cause)
+	}
+	switch what := s.refusals.at(now, st.RefusingSince); what {
+	case begins:
+		s.logger().Warn("sink refuses every message", attrs(what)...)
+	case lasts:
+		s.logger().Warn("sink still refuses every message", attrs(what)...)
+	case ends:
+		s.logger().Info("sink no longer refuses every message", "lasted", round(s.refusals.ended.Sub(began)), "parked", st.Parked)
+	case nothing:
+	}
+}
+
 func (s *sinkStory) tellTopics(now time.Time, st *monitoring.SinkStatus) {
 	began := s.topics.began
 	switch s.topics.at(now, st.Topics.Since) {
@@ -226,6 +254,7 @@ func (s *sinkStory) tellTopics(now time.Time, st *monitoring.SinkStatus) {
 		s.logger().Warn("a topic of the sink is still away", append(append([]any{"since", stamp(s.topics.began), "topics", st.Topics.Count},
 			waiting(now, st)...), "err", st.Topics.Cause)...)
 	case ends:
+		s.state.showAgain() // topics that nobody asks for any more are forgotten
 		s.logger().Info("no topic of the sink is away any more", "lasted", round(now.Sub(began)))
 	case nothing:
 	}

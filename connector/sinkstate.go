@@ -63,9 +63,10 @@ type sinkState struct {
 	counts       monitoring.Counts
 	membersAway  string // the members that /readyz says are away
 
-	dead   deathLog
-	topics topicsAway
-	check  checkState
+	dead     deathLog
+	topics   topicsAway
+	refusals refusals
+	check    checkState
 }
 
 // laneView is what Status shows of a lane.
@@ -161,7 +162,7 @@ func (s *sinkState) answered(a answer) {
 	case len(s.failing) == 0 && was > 0:
 		s.failingSince = time.Time{}
 		s.show()
-	case a.cause != nil && (len(s.failing) > 0 || s.breaker != breakerClosed || !s.suspectSince.IsZero()):
+	case a.cause != nil && (len(s.failing) > 0 || s.breaker != breakerClosed || !s.suspectSince.IsZero() || s.refusals.some.Load()):
 		s.show() // the cause is part of it
 	}
 }
@@ -267,6 +268,13 @@ func (s *sinkState) show() {
 	}
 }
 
+// showAgain is show for a caller that does not hold mu.
+func (s *sinkState) showAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.show()
+}
+
 // status returns the state of now. Safe for all goroutines.
 func (s *sinkState) status() monitoring.SinkStatus {
 	s.mu.Lock()
@@ -279,12 +287,15 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 	st := monitoring.SinkStatus{
 		Name: s.name, Type: s.kind, InSession: s.inSession,
 		Breaker: s.breaker.String(), Failing: len(s.failing) > 0, FailingSince: s.failingSince, Cause: errText(s.cause),
-		Suspect: !s.suspectSince.IsZero(), SuspectSince: s.suspectSince,
-		Paused: !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
+		SuspectSince: s.suspectSince,
+		Paused:       !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
 		CountedAt: s.owed.countedAt,
 		Lanes:     len(s.lanes), Counts: s.counts, Topics: s.topics.status(), Check: s.checkStatus(),
 	}
 	st.Parked, st.DeadLetters, st.OldestParked = s.owed.counts(time.Now())
+	if st.Parked > 0 {
+		st.RefusingSince = s.refusals.refusingSince()
+	}
 	if s.breaker != breakerClosed {
 		st.BreakerSince, st.AsksAt = s.since, s.asksAt
 	}

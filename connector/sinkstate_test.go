@@ -121,14 +121,14 @@ func TestSinkState(t *testing.T) {
 		step("they can be read", func() { s.read(nil) }, func(w *monitoring.SinkStatus) { w.Unreadable = "" }, "")
 		step("discarded unasked", func() { s.discarded() }, func(w *monitoring.SinkStatus) { w.Counts.Discarded = 1 }, "")
 		step("suspect", func() { s.suspectIs(true) }, func(w *monitoring.SinkStatus) {
-			w.Suspect, w.SuspectSince = true, at(40)
+			w.SuspectSince = at(40)
 		}, "")
 		time.Sleep(time.Second)
 		step("refused while suspect", func() { s.answered(answer{counts: monitoring.Counts{Failed: 1}, cause: errors.New("400")}) }, func(w *monitoring.SinkStatus) {
 			w.Counts.Failed, w.Cause = w.Counts.Failed+1, "400"
 		}, "")
 		step("suspect no more", func() { s.suspectIs(false) }, func(w *monitoring.SinkStatus) {
-			w.Suspect, w.SuspectSince = false, time.Time{}
+			w.SuspectSince = time.Time{}
 		}, "")
 	})
 }

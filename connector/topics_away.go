@@ -100,15 +100,18 @@ func (t *topicsAway) tidy() (none bool) {
 // topicIsAway notes that a topic was found away.
 func (s *sinkState) topicIsAway(topic string, cause error) {
 	if s.topics.fails(topic, cause) {
-		s.wake.ring()
+		s.showAgain()
 	}
 }
 
-// topicAccepts notes that a topic has accepted a message. A lane calls it for each message, which costs two loads unless a topic is
-// away or missing.
+// topicAccepts notes that a topic has accepted a message. A lane calls it for each message, which costs three loads unless a topic is
+// away or missing, or a message was refused.
 func (s *sinkState) topicAccepts(topic string) {
 	s.isNotMissing(topic)
 	if s.topics.answers(topic) {
-		s.wake.ring()
+		s.showAgain()
+	}
+	if s.refusals.end() {
+		s.showAgain()
 	}
 }

@@ -15,7 +15,7 @@ const maxCause = 500
 // SinkState is how a sink does, as the connector that streams has written it into outbox_processors. Times are by PostgreSQL's clock when
 // it is read, and by this process's clock when it is written.
 type SinkState struct {
-	// Condition is ok, paused, away, unreachable, failing or suspect: see monitoring.Condition.
+	// Condition is ok, paused, away, unreachable, failing, suspect or refusing: see monitoring.Condition.
 	Condition string `json:"condition"`
 	// Since is when the condition began. It is zero if the sink is well.
 	Since time.Time `json:"since,omitzero"`

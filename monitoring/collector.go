@@ -73,7 +73,7 @@ func NewCollector(prefix string, status func() Status) *Collector {
 	bySink("circuit_breaker_state", "0 closed, 1 half open, 2 open.",
 		func(s SinkStatus) float64 { return map[string]float64{"half-open": 1, "open": 2}[s.Breaker] })
 	bySink("sink_suspect", "1 while what would become a dead letter is parked, because several have died since the sink last accepted a message.",
-		func(s SinkStatus) float64 { return map[bool]float64{true: 1}[s.Suspect] })
+		func(s SinkStatus) float64 { return map[bool]float64{true: 1}[!s.SuspectSince.IsZero()] })
 	return c
 }
 

@@ -17,6 +17,8 @@ const (
 	ConditionUnreachable Condition = "unreachable"
 	// ConditionSuspect: the death budget is used up.
 	ConditionSuspect Condition = "suspect"
+	// ConditionRefusing: the sink answers, and has refused every message for some time.
+	ConditionRefusing Condition = "refusing"
 	// ConditionOK: none of the others.
 	ConditionOK Condition = "ok"
 )
@@ -32,8 +34,11 @@ func (s *SinkStatus) Condition() (Condition, time.Time) {
 	if s.Check.Unreachable != "" {
 		return ConditionUnreachable, s.Check.Since
 	}
-	if s.Suspect {
+	if !s.SuspectSince.IsZero() {
 		return ConditionSuspect, s.SuspectSince
+	}
+	if !s.RefusingSince.IsZero() {
+		return ConditionRefusing, s.RefusingSince
 	}
 	return ConditionOK, time.Time{}
 }
@@ -42,6 +47,8 @@ func (s *SinkStatus) Condition() (Condition, time.Time) {
 // and no time if there is no such reason. A sink that is paused or suspect may have an outage as well.
 func (s *SinkStatus) Outage() (Condition, time.Time) {
 	switch {
+	case !s.BreakerSince.IsZero() && s.Failing && s.FailingSince.Before(s.BreakerSince):
+		return ConditionAway, s.FailingSince // the breaker opens after several failures
 	case !s.BreakerSince.IsZero():
 		return ConditionAway, s.BreakerSince
 	case s.Failing:

@@ -27,7 +27,7 @@ func TestMetricsAsScraped(t *testing.T) {
 			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7,
 			Sinks: []SinkStatus{
 				{
-					Name: "events", Breaker: "half-open", Suspect: true, Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second, CountedAt: time.Now(),
+					Name: "events", Breaker: "half-open", SuspectSince: time.Now(), Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second, CountedAt: time.Now(),
 					Lanes: 4, CatchingUp: 3, Held: 5, Counts: Counts{Delivered: 3, Failed: 1, Dead: 1},
 				},
 				{Name: "mail", Breaker: "open", CountedAt: time.Now(), Counts: Counts{Discarded: 2}},
@@ -102,12 +102,24 @@ func TestSinkComponent(t *testing.T) {
 		},
 		"failing": {SinkStatus{Breaker: "closed", Failing: true, Cause: "500"}, Degraded("500")},
 		"paused, with dead letters": {
-			SinkStatus{Breaker: "closed", Paused: true, DeadLetters: 2},
-			OK("paused by a person; outbox-cdc resume goes on; 2 dead"),
+			SinkStatus{Name: "s", Breaker: "closed", Paused: true, DeadLetters: 2},
+			OK("paused by a person; outbox-cdc resume s goes on; 2 dead"),
 		},
 		"suspect": {
-			SinkStatus{Breaker: "closed", Suspect: true, SuspectSince: at, Cause: "400"},
+			SinkStatus{Breaker: "closed", SuspectSince: at, Cause: "400"},
 			Degraded("suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"),
+		},
+		"refuses every message": {
+			SinkStatus{Breaker: "closed", RefusingSince: at, Cause: "500", Parked: 9, OldestParked: time.Minute},
+			Degraded("has refused every message since 2026-01-02T03:04:05Z (last failure: 500); 9 parked, the oldest 1m0s ago"),
+		},
+		"suspect, and refuses every message": {
+			SinkStatus{Breaker: "closed", SuspectSince: at, RefusingSince: at, Cause: "400"},
+			Degraded("suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"),
+		},
+		"a topic is away": {
+			SinkStatus{Breaker: "closed", Topics: TopicsAway{Count: 1, Since: at, Cause: "unknown topic"}, Parked: 1, OldestParked: time.Second},
+			OK("a topic is away since 2026-01-02T03:04:05Z, and its events wait: unknown topic; 1 parked, the oldest 1s ago"),
 		},
 		"unreadable rows": {SinkStatus{Breaker: "closed", Unreadable: "no answer", Paused: true}, Degraded("no answer")},
 	} {

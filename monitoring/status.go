@@ -59,10 +59,12 @@ type SinkStatus struct {
 	Failing      bool
 	FailingSince time.Time
 	Cause        string
-	// Suspect is true while messages that would become dead letters are parked instead, because several have died since the sink
-	// last accepted one. SuspectSince is when that began; zero while Suspect is false.
-	Suspect      bool
+	// SuspectSince is since when messages that would become dead letters are parked instead, because several have died since the sink
+	// last accepted one. It is zero while the sink is not suspect.
 	SuspectSince time.Time
+	// RefusingSince is since when the sink has refused each of several messages and accepted none, while some are parked. It is zero if
+	// that is not so.
+	RefusingSince time.Time
 	// Topics tells of the topics of the sink that are away while the destination itself answers.
 	Topics TopicsAway
 	// Paused is true while a person has paused the sink. PausedSince is when the connector heard of it; zero while Paused is false.
@@ -136,7 +138,7 @@ func (s SinkStatus) Component() Component {
 	case s.Failing:
 		c = Degraded(s.Cause)
 	case s.Paused:
-		c.Detail = "paused by a person; outbox-cdc resume goes on"
+		c.Detail = "paused by a person; outbox-cdc resume " + s.Name + " goes on"
 	}
 	add := func(text string) {
 		if c.Detail != "" {
@@ -153,10 +155,17 @@ func (s SinkStatus) Component() Component {
 		c.Status = LevelDegraded
 		add(text)
 	}
-	if s.Suspect {
+	switch {
+	case !s.SuspectSince.IsZero():
 		c.Status = LevelDegraded // a receiver that refuses everything works as little as one that is away
 		add(fmt.Sprintf("suspect since %s: what would become a dead letter is parked until it accepts a message (last failure: %s)",
 			s.SuspectSince.UTC().Format(time.RFC3339), s.Cause))
+	case !s.RefusingSince.IsZero():
+		c.Status = LevelDegraded
+		add(fmt.Sprintf("has refused every message since %s (last failure: %s)", s.RefusingSince.UTC().Format(time.RFC3339), s.Cause))
+	}
+	if s.Topics.Count > 0 && len(s.Check.Missing) == 0 {
+		add(fmt.Sprintf("a topic is away since %s, and its events wait: %s", s.Topics.Since.UTC().Format(time.RFC3339), s.Topics.Cause))
 	}
 	if s.Parked > 0 {
 		add(fmt.Sprintf("%d parked, the oldest %s ago", s.Parked, s.OldestParked.Round(time.Second)))
