@@ -34,7 +34,9 @@ func checkInitRights(ctx context.Context, db ledger.Querier, cfg SetupConfig, fo
 		if err != nil {
 			return err
 		}
-		r.statements = append(r.statements, lacking...)
+		for _, statement := range lacking {
+			r.lacks("%s", statement)
+		}
 		if err := r.checkMigrationsTable(ctx); err != nil {
 			return err
 		}
@@ -64,9 +66,11 @@ type initRights struct {
 	superuser string
 }
 
-// lacks adds a statement, once.
+// lacks adds a statement, once: PostgreSQL's format quotes only the names that need it, and Sanitize all of them.
 func (r *initRights) lacks(format string, args ...any) {
-	if statement := fmt.Sprintf(format, args...); !slices.Contains(r.statements, statement) {
+	statement := fmt.Sprintf(format, args...)
+	same := func(s string) bool { return strings.ReplaceAll(s, `"`, "") == strings.ReplaceAll(statement, `"`, "") }
+	if !slices.ContainsFunc(r.statements, same) {
 		r.statements = append(r.statements, statement)
 	}
 }

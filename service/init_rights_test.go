@@ -1,6 +1,7 @@
 package service
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,7 +103,12 @@ func TestInitNamesTheGrants(t *testing.T) {
 			}
 			for line := range strings.SplitSeq(err.Error(), "\n") {
 				if _, statements, ok := strings.Cut(line, "or these: "); ok {
-					w.exec(strings.Split(statements, "; ")...)
+					list := strings.Split(statements, "; ")
+					once := slices.Compact(slices.Sorted(slices.Values(strings.Split(strings.ReplaceAll(statements, `"`, ""), "; "))))
+					if len(once) != len(list) {
+						t.Errorf("says something twice: %s", statements)
+					}
+					w.exec(list...)
 				}
 			}
 			w.exec("alter role " + quoted + " replication")

@@ -322,7 +322,7 @@ func (s *supervisor) handOver(ctx context.Context, l *life, next *following) (*f
 	for {
 		select {
 		case <-slow.C:
-			s.logger.Info("the reload waits until running deliveries have ended", "at_most", l.config.Delivery.DrainTimeout.String())
+			s.logger.Info("the reload waits until running deliveries have ended and are recorded", "at_most", l.config.Delivery.DrainTimeout.String())
 		case err := <-l.ended:
 			if ctx.Err() != nil {
 				return nil, err // the process ends; this was its drain

@@ -299,7 +299,7 @@ func TestReloadWaitsForTheDrain(t *testing.T) {
 		b.hup()
 		time.Sleep(10 * time.Second)
 		b.ran("")
-		b.says("the reload waits until running deliveries have ended", "at_most=25s")
+		b.says("the reload waits until running deliveries have ended and are recorded", "at_most=25s")
 		if c := b.supervisor.health.Report().Components["reload"]; !strings.Contains(c.Detail, "reloading") {
 			t.Errorf("/readyz says %+v", c)
 		}
