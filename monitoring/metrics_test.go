@@ -105,6 +105,11 @@ func TestSinkComponent(t *testing.T) {
 			SinkStatus{Name: "s", Breaker: "closed", Paused: true, DeadLetters: 2},
 			OK("paused by a person; outbox-cdc resume s goes on; 2 dead"),
 		},
+		"paused while it was away": {
+			SinkStatus{Name: "s", Breaker: "open", BreakerSince: at, Failing: true, Cause: "dial: refused", Paused: true, SuspectSince: at, Parked: 1},
+			OK("paused by a person; outbox-cdc resume s goes on; before that it did not accept: dial: refused; suspect since 2026-01-02T03:04:05Z: " +
+				"what would become a dead letter is parked until it accepts a message (last failure: dial: refused); 1 parked, the oldest 0s ago"),
+		},
 		"suspect": {
 			SinkStatus{Breaker: "closed", SuspectSince: at, Cause: "400"},
 			Degraded("suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"),

@@ -132,13 +132,16 @@ func (s SinkStatus) Component() Component {
 	switch {
 	case s.Unreadable != "":
 		c = Degraded(s.Unreadable)
+	case s.Paused:
+		c.Detail = "paused by a person; outbox-cdc resume " + s.Name + " goes on"
+		if s.Failing || s.BreakerSince != (time.Time{}) {
+			c.Detail += "; before that it did not accept: " + s.Cause
+		}
 	case s.BreakerSince != (time.Time{}):
 		c = Degraded(fmt.Sprintf("left alone since %s (breaker %s; outbox-cdc retry %s asks at once): %s",
 			s.BreakerSince.UTC().Format(time.RFC3339), s.Breaker, s.Name, s.Cause))
 	case s.Failing:
 		c = Degraded(s.Cause)
-	case s.Paused:
-		c.Detail = "paused by a person; outbox-cdc resume " + s.Name + " goes on"
 	}
 	add := func(text string) {
 		if c.Detail != "" {
@@ -172,6 +175,9 @@ func (s SinkStatus) Component() Component {
 	}
 	if s.DeadLetters > 0 {
 		add(fmt.Sprintf("%d dead", s.DeadLetters))
+	}
+	if s.Paused && s.Unreadable == "" {
+		c.Status = LevelOK // whatever else is wrong, nothing waits for the sink before a person resumes it
 	}
 	return c
 }
