@@ -477,10 +477,7 @@ func (l *lane) show() {
 		first(l.running.messages)
 	}
 	l.shown.oldest.Store(oldest)
-	view := laneView{catchingUp: l.mode.catchesUp(), held: len(l.held.hashes) + l.hand.aggregates()}
-	if view.catchingUp { // it holds only what has failed since its last read; the table holds the others
-		view.held = len(l.table.heads) + l.held.besides(l.table.heads) + l.hand.aggregates()
-	}
+	view := laneView{catchingUp: l.mode.catchesUp(), held: l.held.known() + l.hand.aggregates()}
 	if view != l.shown.view {
 		l.state.laneIs(l.number, view)
 		l.shown.view = view

@@ -32,8 +32,6 @@ type tableState struct {
 	changed    bool      // somebody has changed rows: read as soon as possible
 	wantsLarge bool      // the last read left out a row that is too large for an ordinary read
 
-	heads map[int64]time.Time // the aggregates that the last read has found held by a tried row, for Status
-
 	// A pass over the untried rows; see ledger.ParkedQuery. The pass has come to from, and its last read began at prev.
 	prev, from checkpoint.Position
 	passed     map[int64]struct{} // hashes of aggregates of which the pass has left rows behind
@@ -46,16 +44,35 @@ type heldAggregates struct {
 	hashes    map[int64]struct{}
 	dueAt     time.Time // when the first of their rows is due; zero: none of them has a time
 	releaseAt time.Time // when a read may release one of them that has no row with a time; zero: all have
+
+	// For Status. A lane that catches up keeps the heads in the table only, so that hashes has not all that is held.
+	heads map[int64]time.Time // the aggregates that the last read has found held by a tried row
+	added int                 // how many of hashes are not among heads
 }
+
+// known returns how many aggregates are held as far as the lane knows, in hashes or in the table.
+func (h *heldAggregates) known() int { return len(h.heads) + h.added }
 
 func (h *heldAggregates) has(hash int64) bool {
 	_, held := h.hashes[hash]
 	return held
 }
 
-func (h *heldAggregates) clear() {
+// clear forgets what was held before a read that has found these heads.
+func (h *heldAggregates) clear(heads map[int64]time.Time) {
 	clear(h.hashes)
 	h.dueAt, h.releaseAt = time.Time{}, time.Time{}
+	h.heads, h.added = heads, 0
+}
+
+func (h *heldAggregates) add(hash int64) {
+	if h.has(hash) {
+		return
+	}
+	h.hashes[hash] = struct{}{}
+	if _, named := h.heads[hash]; !named {
+		h.added++
+	}
 }
 
 // untilDue holds an aggregate because of a row that is due at this time.
@@ -63,7 +80,7 @@ func (h *heldAggregates) untilDue(hash int64, due time.Time) {
 	if h.dueAt.IsZero() || due.Before(h.dueAt) {
 		h.dueAt = due
 	}
-	h.hashes[hash] = struct{}{}
+	h.add(hash)
 }
 
 // untilRead holds an aggregate until a read of the table shows whether it is still held.
@@ -71,17 +88,7 @@ func (h *heldAggregates) untilRead(hash int64, now time.Time) {
 	if h.releaseAt.IsZero() {
 		h.releaseAt = now
 	}
-	h.hashes[hash] = struct{}{}
-}
-
-// besides counts the aggregates that it holds and others do not name.
-func (h *heldAggregates) besides(others map[int64]time.Time) (n int) {
-	for hash := range h.hashes {
-		if _, named := others[hash]; !named {
-			n++
-		}
-	}
-	return n
+	h.add(hash)
 }
 
 // aggregates counts the aggregates of the messages.
@@ -159,8 +166,7 @@ func (l *lane) onRead(r readResult, now time.Time) {
 		t.floor.readEnds(r.found.First)
 	}
 	t.prev, t.from = t.asking.From, checkpoint.MinPosition
-	l.held.clear()
-	t.heads = r.found.Heads
+	l.held.clear(r.found.Heads)
 	if t.probing {
 		l.rows = r.probe(t.probed)
 	} else {
