@@ -23,6 +23,9 @@ type Config struct {
 	DeadBlocks bool
 	// Composites are the configured ones, so that an error can name the sinks that a composite consists of. There may be none.
 	Composites []Composite
+	// Sinks are the names of the configured sinks, members of composites among them. The ledger may have others, which were configured
+	// once, and nobody delivers to those. If there are none here, nothing is said about that.
+	Sinks []string
 }
 
 // Composite is a sink of the configuration that is made of others. In the ledger either it or its members are sinks.

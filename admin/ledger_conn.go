@@ -120,7 +120,7 @@ func (l *ledgerConn) unknownSink(name string) error {
 			return fmt.Errorf("no sink %q: it is a member of the composite %s, which is the sink", name, c.Name)
 		}
 	}
-	var known []string
+	var known []string // also those that are no longer configured: they may have dead letters
 	for _, s := range l.Sinks {
 		known = append(known, s.Name)
 	}
@@ -177,4 +177,9 @@ func (l *ledgerConn) canonicalID(id string) string {
 func (l *ledgerConn) timeBefore(ctx context.Context, ago time.Duration) (t time.Time, err error) {
 	err = l.conn.QueryRow(ctx, "select clock_timestamp() - $1::interval", ago).Scan(&t)
 	return t, err
+}
+
+// isConfigured reports whether the configuration has the sink, as far as that is known.
+func (l *ledgerConn) isConfigured(id int32) bool {
+	return len(l.cfg.Sinks) == 0 || slices.Contains(l.cfg.Sinks, l.sinkName(id))
 }

@@ -30,6 +30,8 @@ const (
 	OutcomeAnswered    Outcome = "answered"     // the sink was away, and has answered
 	OutcomeAway        Outcome = "away"         // the sink was asked, and is still away
 	OutcomeNoAnswer    Outcome = "no_answer"    // the sink was away, and nothing has shown yet whether it still is
+	// OutcomeNotConfigured: the ledger has the sink, and the configuration does not, so that nobody delivers to it.
+	OutcomeNotConfigured Outcome = "not_configured"
 )
 
 // SinkNow is how a sink does, as far as that is known.
@@ -69,6 +71,8 @@ func (l *ledgerConn) watchOutcome(ctx context.Context, before sinksNow, ids []in
 		for _, id := range ids {
 			o := outcomeOf(before.states[id], now.states[id], at)
 			switch {
+			case !l.isConfigured(id):
+				o = SinkNow{Outcome: OutcomeNotConfigured}
 			case !now.streaming:
 				o = SinkNow{Outcome: OutcomeNoConnector}
 			case l.isPaused(id):

@@ -11,6 +11,9 @@ func AdminConfig(cfg config.Config) admin.Config {
 		Name: cfg.Name, DSN: string(cfg.Source.DSN), Source: source(cfg), DeadBlocks: cfg.Delivery.OnDeadLetter == config.DeadBlock,
 	}
 	for _, s := range cfg.Sinks {
+		if !s.Abandoned {
+			c.Sinks = append(c.Sinks, s.Name)
+		}
 		if s.Composite != nil {
 			c.Composites = append(c.Composites, admin.Composite{
 				Name: s.Name, Members: s.Composite.Members, OneSink: s.Composite.Strategy == config.StrategyAny,

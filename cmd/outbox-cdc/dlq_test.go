@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -136,6 +137,14 @@ func TestDLQ(t *testing.T) {
 		"no connector streams from slot \"outbox_cdc\" now: sinks are asked when one does\n", "")
 	run("retry --all -o json", 0, `"made_due": 0`, "")
 	run("retry x", 1, "", `no sink "x"; those of connector "orders" are: partner`)
+	for line, want := range map[string]string{ // the configuration has another sink
+		"retry partner":  "partner is not in this configuration, with which nobody asks it; 2 parked, of which 0 were not due yet\n",
+		"resume partner": "partner is not paused, as it was before; 2 parked\npartner is not in this configuration, with which nobody delivers to it\n",
+	} {
+		if got := command(t, append(slices.Clone(environ), "OUTBOX_PUBLISHER_TYPE=stdout"), strings.Fields(line)...); got.stdout != want {
+			t.Errorf("%s: %s%s", line, got.stdout, got.stderr)
+		}
+	}
 	run("resume partner", 0, "partner is delivered to, as it was before; 2 parked\nno connector streams", "")
 	run("dlq kill --id "+oneID+" --reason closed --yes", 0, "killed: 1 event (1 of partner)\n", "")
 	run("dlq discard --all --yes -o json", 0, `"changed": 1`, "")

@@ -67,8 +67,13 @@ func pausedText(result []admin.PauseResult) string {
 		if !p.Changed {
 			already = ", as it was before"
 		}
+		if p.Outcome == admin.OutcomeNotConfigured && !p.Paused {
+			state = "is not paused"
+		}
 		fmt.Fprintf(&b, "%s %s%s; %d parked\n", p.Sink, state, already, p.Waiting)
 		switch {
+		case p.Outcome == admin.OutcomeNotConfigured:
+			fmt.Fprintf(&b, "%s is not in this configuration, with which nobody delivers to it\n", p.Sink)
 		case p.Outcome == admin.OutcomeNoConnector && !p.Paused:
 			fmt.Fprintf(&b, "no connector streams from slot %q now: %s is delivered to when one does\n", p.Slot, p.Sink)
 		case p.Paused:

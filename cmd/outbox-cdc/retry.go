@@ -60,14 +60,19 @@ Dead letters stay what they are: see "dlq retry".`,
 
 func retryText(r admin.RetryNowResult) string {
 	var b strings.Builder
-	paused := 0
+	quiet := 0 // sinks that nobody asks
 	for _, s := range r.Sinks {
 		rows := fmt.Sprintf("%d parked, of which %d were not due yet", s.Parked, s.MadeDue)
 		if s.Parked == 0 {
 			rows = "nothing is parked"
 		}
+		if s.Outcome == admin.OutcomeNotConfigured {
+			quiet++
+			fmt.Fprintf(&b, "%s is not in this configuration, with which nobody asks it; %s\n", s.Sink, rows)
+			continue
+		}
 		if s.Paused {
-			paused++
+			quiet++
 			fmt.Fprintf(&b, "%s is paused: nothing is tried until outbox-cdc resume %s; %d parked\n", s.Sink, s.Sink, s.Parked)
 			continue
 		}
@@ -84,7 +89,7 @@ func retryText(r admin.RetryNowResult) string {
 			fmt.Fprintf(&b, "%s is asked now%s; %s\n", s.Sink, rateText(s.SinkNow), rows)
 		}
 	}
-	if !r.Streaming && paused < len(r.Sinks) {
+	if !r.Streaming && quiet < len(r.Sinks) {
 		fmt.Fprintf(&b, "no connector streams from slot %q now: sinks are asked when one does\n", r.Slot)
 	}
 	return b.String()
