@@ -5,19 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // EventStatuses are the values of EventsQuery.Status, which may also be empty.
 var EventStatuses = []string{"parked", "dead", "failed", "discarded", "delivered", "pending"}
 
-// recentEvents is how far back Events reads the outbox by default. The view event_outbox_status looks up one by one what
-// became of each event, so reading all of the outbox would take long.
+// recentEvents is how far back Events reads the outbox by default. What became of each event is looked up one by one, so reading all
+// of the outbox would take long.
 const recentEvents = time.Hour
+
+// mappedPatience bounds each read of a mapped table, which may be large and lack an index.
+const mappedPatience = 30 * time.Second
 
 // Try is a row of outbox_delivery_log.
 type Try struct {
@@ -42,8 +45,8 @@ type Event struct {
 	AggregateID   string     `json:"aggregate_id"`
 	EventType     string     `json:"event_type"`
 	TenantID      string     `json:"tenant_id,omitempty"`
-	CreatedAt     time.Time  `json:"created_at"`
-	Status        string     `json:"status"` // dead, parked, pending, delivered, discarded
+	CreatedAt     time.Time  `json:"created_at,omitzero"` // zero if the outbox does not have it
+	Status        string     `json:"status"`              // dead, parked, pending, delivered, discarded
 	ProcessedAt   *time.Time `json:"processed_at,omitempty"`
 	Retries       int        `json:"retries"`
 	NextRetryAt   *time.Time `json:"next_retry_at,omitempty"`
@@ -72,7 +75,9 @@ type EventsPage struct {
 // Events lists events by what became of them. The status decides what is listed:
 //   - parked and dead: rows of outbox_parked, in the order of sink and position;
 //   - failed and discarded: tries of the delivery log, the newest first;
-//   - delivered, pending and "": events of the outbox, the newest first. Without Since and IDs, only those of the last hour.
+//   - delivered, pending and "": events of the outbox, the newest first. Without Since and IDs, only those of the last hour. If the
+//     outbox is a mapped table without created_at, and if IDs are named for a mapped table, they are in the order of their ids, the
+//     highest first.
 func Events(ctx context.Context, c Config, q EventsQuery) (page EventsPage, err error) {
 	err = withLedger(ctx, c, func(l *ledgerConn) error {
 		if err := l.checkIDs(q.Filter.IDs); err != nil {
@@ -172,21 +177,88 @@ func eventOf(e *ledger.EventStatus) Event {
 	}
 }
 
-// listEvents reads the view event_outbox_status.
+// eventReader is the view event_outbox_status or a mapped table.
+type eventReader interface {
+	ReadEvents(ctx context.Context, q ledger.EventQuery) ([]ledger.EventStatus, error)
+	ReadEvent(ctx context.Context, id string) (*ledger.EventStatus, error)
+}
+
+// openMapped looks at the table that source.table names.
+func (l *ledgerConn) openMapped(ctx context.Context) (*ledger.MappedOutbox, error) {
+	schema, name, _ := strings.Cut(l.cfg.Source.Table, ".")
+	c := l.cfg.Source.Columns
+	return l.OpenOutbox(ctx, ledger.OutboxTable{
+		Schema: schema, Name: name, ID: c.ID, AggregateType: c.AggregateType, AggregateID: c.AggregateID, EventType: c.EventType,
+		TenantID: c.TenantID, CreatedAt: c.CreatedAt, Patience: mappedPatience,
+	})
+}
+
+// eventList is how the events of an outbox are listed.
+type eventList struct {
+	events eventReader
+	byTime bool // else by id
+	isID   func(string) bool
+}
+
+// openList decides how the events that f selects are listed.
+func (l *ledgerConn) openList(ctx context.Context, f Filter) (eventList, error) {
+	if !l.cfg.Source.Mapped() {
+		return eventList{l, true, isUUID}, nil
+	}
+	mapped, err := l.openMapped(ctx)
+	switch {
+	case errors.Is(err, ledger.ErrOutboxTable):
+		return eventList{}, exitcode.Errorf(exitcode.Config, "%w", err)
+	case err != nil:
+		return eventList{}, err
+	case !mapped.Timed() && !(f.Since.IsZero() && f.Until.IsZero()):
+		return eventList{}, fmt.Errorf("events of %s cannot be listed by time: source.columns names no created_at", l.cfg.Source.Table)
+	}
+	isID := mapped.TakesID
+	if l.UUIDs {
+		isID = isUUID
+	}
+	return eventList{mapped, mapped.Timed() && len(f.IDs) == 0, isID}, nil
+}
+
+// cursor is EventsPage.Next of a page that ends with e.
+func (e eventList) cursor(last *Event) string {
+	if e.byTime {
+		return timeCursor(last.CreatedAt, last.ID)
+	}
+	return last.ID
+}
+
+// parse reads what cursor wrote.
+func (e eventList) parse(after, example string) (at time.Time, id string, err error) {
+	if e.byTime {
+		return parseTimeCursor(after, example, e.isID)
+	}
+	if after != "" && !e.isID(after) {
+		return at, "", badCursor(after, example)
+	}
+	return at, after, nil
+}
+
+// listEvents reads the outbox.
 func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *EventsPage) error {
 	f := q.Filter
-	switch {
-	case l.cfg.Source.Mapped():
-		return fmt.Errorf("%s is a table of your own, so there is no view that says what became of its events; list parked, dead, failed or discarded ones, "+
-			"or show one by its id", l.cfg.Source.Table)
-	case len(f.Sinks) > 0 || f.Error != "":
+	if len(f.Sinks) > 0 || f.Error != "" {
 		return errors.New("events of the outbox are listed over all sinks; sink and error are for the status parked, dead, failed and discarded")
 	}
-	at, id, err := parseTimeCursor(q.After, exampleID, isUUID)
+	list, err := l.openList(ctx, f)
 	if err != nil {
 		return err
 	}
-	if f.Since.IsZero() && len(f.IDs) == 0 {
+	example := exampleID
+	if !list.isID(example) {
+		example = "4711"
+	}
+	at, id, err := list.parse(q.After, example)
+	if err != nil {
+		return err
+	}
+	if list.byTime && f.Since.IsZero() && len(f.IDs) == 0 {
 		if f.Since, err = l.timeBefore(ctx, recentEvents); err != nil {
 			return fmt.Errorf("ask for the time: %w", err)
 		}
@@ -194,7 +266,7 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 	page.Events = []Event{}
 	// The statement cannot select by type, aggregate and tenant, so one page of the list may take several reads.
 	for {
-		rows, err := l.ReadEvents(ctx, ledger.EventQuery{
+		rows, err := list.events.ReadEvents(ctx, ledger.EventQuery{
 			Status: q.Status, Since: f.Since, Until: f.Until, IDs: f.IDs, Before: at, BeforeID: id, Limit: q.Limit + 1,
 		})
 		if err != nil {
@@ -203,8 +275,7 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 		for i := range rows {
 			e := eventOf(&rows[i])
 			if len(page.Events) == q.Limit {
-				last := page.Events[q.Limit-1]
-				page.Next = timeCursor(last.CreatedAt, last.ID)
+				page.Next = list.cursor(&page.Events[q.Limit-1])
 				return l.findMembers(ctx, page.Events)
 			}
 			if f.matches(e.EventType, e.AggregateType, e.AggregateID, e.TenantID) {
@@ -245,9 +316,10 @@ func (l *ledgerConn) findMembers(ctx context.Context, events []Event) error {
 
 // EventDetails is all that outbox and ledger know of one event.
 type EventDetails struct {
-	// Event is the event's row of the outbox. It is nil if the row is gone, if the outbox is a table of the user's own,
-	// or if the login may not read the view event_outbox_status.
+	// Event is the event's row of the outbox. It is nil if the row is gone, or could not be read.
 	Event *Event `json:"event,omitempty"`
+	// EventError says why the outbox could not be read: the login may lack the right to, or a mapped table may take too long.
+	EventError string `json:"event_error,omitempty"`
 	// Parked lists the sinks that are still owed the event, and those that it is a dead letter of.
 	Parked []*ParkedRow `json:"parked"`
 	// Log holds the newest tries, the newest first.
@@ -288,16 +360,15 @@ func ShowEvent(ctx context.Context, c Config, q EventDetailsQuery) (d EventDetai
 		if d.Log, err = l.triesOf(ctx, q.ID, processors, 100); err != nil {
 			return err
 		}
-		if !c.Source.Mapped() {
-			event, err := l.ReadEvent(ctx, q.ID)
-			if err != nil && sqlState(err) != "42501" {
-				return err
-			}
-			if event != nil {
-				d.Event = new(eventOf(event))
-			}
-		}
-		if d.Event == nil && len(d.Parked)+len(d.Log) == 0 {
+		event, err := l.readOne(ctx, q.ID)
+		switch {
+		case event != nil:
+			d.Event = new(eventOf(event))
+		case err != nil && (l.conn.IsClosed() || len(d.Parked)+len(d.Log) == 0):
+			return err
+		case err != nil:
+			d.EventError = ledgerError(err).Error()
+		case len(d.Parked)+len(d.Log) == 0:
 			return fmt.Errorf("nothing is known of event %s: neither the outbox nor the ledger has it", q.ID)
 		}
 		return nil
@@ -305,10 +376,11 @@ func ShowEvent(ctx context.Context, c Config, q EventDetailsQuery) (d EventDetai
 	return d, err
 }
 
-// sqlState returns the SQLSTATE of an error of the server, or "".
-func sqlState(err error) string {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return pg.Code
+// readOne returns the event's row of the outbox, or nil if there is none.
+func (l *ledgerConn) readOne(ctx context.Context, id string) (*ledger.EventStatus, error) {
+	list, err := l.openList(ctx, Filter{IDs: []string{id}})
+	if err != nil {
+		return nil, err
 	}
-	return ""
+	return list.events.ReadEvent(ctx, id)
 }

@@ -128,11 +128,12 @@ func (c *Client) ReadStatus(ctx context.Context, id string, processors []int32) 
 	return all, nil
 }
 
-// EventStatus is a row of the view event_outbox_status: an event of the outbox, with the worst status that it has at any sink.
+// EventStatus is an event of the outbox, with the worst status that it has at any sink: a row of the view event_outbox_status, or of a
+// MappedOutbox.
 type EventStatus struct {
 	ID, AggregateType, AggregateID, EventType, TenantID string
-	CreatedAt                                           time.Time
-	Status                                              string // dead, parked, pending, delivered or discarded
+	CreatedAt                                           time.Time // zero if the outbox does not have it
+	Status                                              string    // dead, parked, pending, delivered or discarded
 	ProcessedAt                                         *time.Time
 	Retries                                             int
 	NextRetryAt                                         *time.Time
@@ -184,12 +185,18 @@ func (c *Client) queryEvents(ctx context.Context, sql string, args ...any) ([]Ev
 	if err != nil {
 		return nil, fmt.Errorf("read event_outbox_status: %w", err)
 	}
-	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e EventStatus, err error) {
-		err = row.Scan(&e.ID, &e.AggregateType, &e.AggregateID, &e.EventType, &e.TenantID, &e.CreatedAt, &e.Status, &e.ProcessedAt, &e.Retries, &e.NextRetryAt, &e.Error)
-		return e, err
-	})
+	all, err := pgx.CollectRows(rows, scanEvent)
 	if err != nil {
 		return nil, fmt.Errorf("read event_outbox_status: %w", err)
 	}
 	return all, nil
+}
+
+func scanEvent(row pgx.CollectableRow) (e EventStatus, err error) {
+	var created *time.Time
+	err = row.Scan(&e.ID, &e.AggregateType, &e.AggregateID, &e.EventType, &e.TenantID, &created, &e.Status, &e.ProcessedAt, &e.Retries, &e.NextRetryAt, &e.Error)
+	if created != nil {
+		e.CreatedAt = *created
+	}
+	return e, err
 }

@@ -306,7 +306,7 @@ http: {listen: ""}
 		t.Error(err)
 	}
 	d, err := admin.ShowEvent(pgtest.Context(t), AdminConfig(w.cfg), admin.EventDetailsQuery{ID: "t1", Payload: true})
-	if err != nil || len(d.Log) != 1 || !strings.Contains(stdout.String(), `"red"`) {
+	if err != nil || len(d.Log) != 1 || d.Event == nil || d.Event.Status != "delivered" || d.Event.AggregateType != "red" || !strings.Contains(stdout.String(), `"red"`) {
 		t.Errorf("%+v, %v; stdout %s", d, err, stdout.String())
 	}
 	w.exec(`insert into outbox_parked (processor_id, commit_lsn, tx_index, event_id, agg_hash, status, event)

@@ -34,7 +34,9 @@ earlier event of its aggregate, a destination that is away, a paused sink. dead:
 sink and position.
 failed, discarded: tries from the log, the newest first.
 delivered, pending, or no status: events of the outbox over all sinks, the newest first; of the last hour, unless --since
-or --id says otherwise.`,
+or --id says otherwise. If source.table is a table of your own, events named by --id are in the order of their ids, the
+highest first. If it has no created_at, all its events are, and --since and --until cannot be used. A read of it that takes
+longer than 30 s ends with an error.`,
 		Example: `  outbox-cdc events list --status parked --sink partner
   outbox-cdc events list --status failed --since 15m -o json
   outbox-cdc events list --status pending`,
@@ -131,6 +133,9 @@ func eventText(d admin.EventDetails) string {
 	var parts []string
 	if d.Event != nil {
 		parts = append(parts, eventsTable([]admin.Event{*d.Event}))
+	}
+	if d.EventError != "" {
+		parts = append(parts, "The outbox could not be read: "+clean(d.EventError)+"\n")
 	}
 	for _, p := range d.Parked {
 		parts = append(parts, parkedDetails(p))

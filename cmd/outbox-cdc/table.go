@@ -127,8 +127,12 @@ func triesTable(tries []admin.Try, longest int) string {
 func eventsTable(events []admin.Event) string {
 	var rows [][]string
 	for _, e := range events {
+		created := ""
+		if !e.CreatedAt.IsZero() {
+			created = timeText(&e.CreatedAt)
+		}
 		rows = append(rows, []string{
-			e.ID, e.EventType, aggregateText(e.AggregateType, e.AggregateID), timeText(&e.CreatedAt), e.Status, timeText(e.ProcessedAt),
+			e.ID, e.EventType, aggregateText(e.AggregateType, e.AggregateID), created, e.Status, timeText(e.ProcessedAt),
 			fmt.Sprint(e.Retries), shorten(e.Error, errorWidth),
 		})
 	}
