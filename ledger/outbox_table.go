@@ -46,7 +46,7 @@ type mappedID struct {
 	integer   bool
 }
 
-// ErrOutboxTable: the outbox has no such table, or the table has no such columns.
+// ErrOutboxTable says that there is no such table, or that it lacks a column or has one of another type.
 var ErrOutboxTable = errors.New("source does not fit")
 
 // OpenOutbox looks at the table's columns in the catalogs, and bounds all further statements of the connection by t.Patience.
