@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -64,7 +65,7 @@ func (l *ledgerConn) watchOutcome(ctx context.Context, before sinksNow, ids []in
 		case err != nil && len(outcomes) > 0 && ctx.Err() != nil:
 			return outcomes, streaming, nil
 		case err != nil:
-			return nil, false, err
+			return nil, false, fmt.Errorf("the command has taken effect, and what has come of it cannot be read: %w", err)
 		}
 		streaming = now.streaming
 		settled := true

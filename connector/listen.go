@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
-	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 const (
@@ -30,22 +29,13 @@ type listener interface {
 // listen keeps a connection with LISTEN until ctx ends. By it the connector hears at once when a person changes parked rows, pauses
 // or resumes a sink, or wants it asked now. While there is no such connection, lanes still read outbox_parked every 30 s.
 func (c *Connector) listen(ctx context.Context, s *session) {
-	for works := false; ctx.Err() == nil; {
-		err := c.listenOnce(ctx, s, func() {
-			if !works {
-				c.cfg.Health.Set("keeper:listen", monitoring.OK(""))
-			}
-			works = true
-		})
+	goes := dutyReport{c: c, duty: "listen"}
+	for ctx.Err() == nil {
+		err := c.listenOnce(ctx, s, func() { goes.report(nil) })
 		if ctx.Err() != nil {
 			return
 		}
-		c.noteLogin(err)
-		if works {
-			c.cfg.Logger.Warn("keeper tries again", "duty", "listen", "err", err)
-		}
-		works = false
-		c.cfg.Health.Set("keeper:listen", monitoring.Degraded(errText(err)))
+		goes.report(err)
 		_ = sleep(ctx, listenRetry) // the loop sees that ctx has ended
 	}
 }

@@ -271,6 +271,7 @@ func TestOutageLogSaysNothingThatIsNotKnown(t *testing.T) {
 		b := newStoryBench(t)
 		b.answered(answer{counts: monitoring.Counts{Failed: 3}, cause: errAway})
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if line := b.log.b.String(); strings.Contains(line, "parked=") {
 			t.Errorf("nobody has counted what is parked: %s", line)
 		}

@@ -40,7 +40,7 @@ type observedSink struct {
 // the budget and the listener call it, from their own goroutines. It outlives sessions.
 //
 // All of it changes under one mutex, and one copy is taken under it, so that the numbers of a copy belong together. The log is written
-// without the mutex: of outages outageLog tells, from another goroutine. The component of /readyz is set under the mutex: Health.Set
+// without the mutex; outageLog writes what it says of outages, in a goroutine of its own. The component of /readyz is set under the mutex: Health.Set
 // neither logs nor waits, and two changes of the state must not reach /readyz in the wrong order.
 type sinkState struct {
 	observedSink

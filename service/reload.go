@@ -271,8 +271,8 @@ func (s *supervisor) reloaded(ctx context.Context, l *life) *loaded {
 	return &next
 }
 
-// useLogins has the connector make its later connections by the logins of cfg, if they differ from its own only in their passwords. If
-// cfg reads the same outbox otherwise as well, it is in force then.
+// useLogins has the connector make its later connections by the logins of cfg, if they differ from its own only in their passwords. They
+// are then part of the configuration in force, so that a comparison with cfg shows what else has changed.
 func (l *life) useLogins(cfg config.Config) {
 	if !sameConnections(cfg, l.config) {
 		return
