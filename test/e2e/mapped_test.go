@@ -50,5 +50,10 @@ func TestMessagesOfAMappedTable(t *testing.T) {
 			t.Errorf("message %d has the version %s, and the table has none", seq, versions)
 		}
 	}
+	// The list of the command is that of the ledger.
+	out, code := c.command(nil, "events", "list", "--config", c.config, "--status", "delivered")
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); code != 0 || len(lines) != 3 || !strings.HasPrefix(lines[1], "2 ") || !strings.HasPrefix(lines[2], "1 ") {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
 	c.term()
 }
