@@ -227,6 +227,10 @@ OUTBOX_COMPOSITE_MEMBERS: sinks[0].members[1]: "redis_streams" is no sink; these
 		}},
 		{name: "a variable of the user's", file: "name: ${OUTBOX_TEAM}", environ: []string{dsn, stdout, "OUTBOX_TEAM=a"}},
 		{
+			name: "a field in the url", file: "sinks: [{type: webhook, url: 'https://h.example/canary/{aggregate_type}', secret: s}]", environ: []string{dsn},
+			warnings: []string{"sinks[0].url has {aggregate_type}, which is sent as it stands: only topic is a template; write the URL with its fields there"},
+		},
+		{
 			name: "in clear", file: "sinks: [{type: kafka, brokers: [kafka:9092], sasl: {mechanism: plain, username: u, password: p}, tls: {insecure_skip_verify: false}}]",
 			environ: []string{"DATABASE_URL=postgres://db.internal/shop"}, warnings: []string{
 				"source.dsn reaches a remote PostgreSQL without insisting on TLS: passwords and events may cross the network in clear; add sslmode=verify-full",

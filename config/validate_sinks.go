@@ -139,6 +139,9 @@ func (v *validator) redis(path string, r *Redis) {
 	v.tls(path+".tls", &r.TLS)
 }
 
+// fieldInURL finds what looks like a field of a template.
+var fieldInURL = regexp.MustCompile(`\{(id|aggregate_type|aggregate_id|event_type|event_version|tenant_id|correlation_id|causation_id)\}`)
+
 func (v *validator) webhook(path string, w *Webhook) {
 	if w.URL == "" {
 		v.mistake(path+".url", "missing; write https://host/path, or set OUTBOX_WEBHOOK_URL")
@@ -149,6 +152,9 @@ func (v *validator) webhook(path string, w *Webhook) {
 		if w.TLS != (TLS{}) { // with redis:// and nats:// it does have one: their clients insist on TLS then
 			v.mistake(path+".tls", "has no effect on a url with http, which goes in clear; write https there, or remove tls")
 		}
+	}
+	if field := fieldInURL.FindString(string(w.URL)); field != "" {
+		v.warn("%s.url has %s, which is sent as it stands: only topic is a template; write the URL with its fields there", path, field)
 	}
 	for i, h := range w.AllowHosts {
 		if !isHost(h) && !isHostPort(h) {

@@ -120,7 +120,9 @@ func TestRefusedLoginEndsOnlyTheFirstStart(t *testing.T) {
 						t.Error("goes on")
 					}
 					cancel()
-					_ = <-ended // it was asked to stop
+					if err := <-ended; err != nil {
+						t.Errorf("asked to stop: %v", err)
+					}
 				}
 				cancel()
 			})
