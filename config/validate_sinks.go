@@ -139,8 +139,8 @@ func (v *validator) redis(path string, r *Redis) {
 	v.tls(path+".tls", &r.TLS)
 }
 
-// fieldInURL finds what looks like a field of a template.
-var fieldInURL = regexp.MustCompile(`\{(id|aggregate_type|aggregate_id|event_type|event_version|tenant_id|correlation_id|causation_id)\}`)
+// fieldInURL finds a field that a topic may hold.
+var fieldInURL = regexp.MustCompile(`\{(` + strings.Join(templateFields, "|") + `)\}`)
 
 func (v *validator) webhook(path string, w *Webhook) {
 	if w.URL == "" {
