@@ -26,9 +26,6 @@ func (o *oddMetadata) look(e *outbox.Event, logger *slog.Logger) {
 // isOdd reports whether metadata are something else than a JSON object, null or nothing. The server has checked json and jsonb
 // already, so the first character tells.
 func isOdd(metadata []byte) bool {
-	if len(metadata) == 0 || metadata[0] == '{' {
-		return false
-	}
-	text := bytes.TrimLeft(metadata, " \t\r\n")
-	return len(text) > 0 && text[0] != '{' && string(bytes.TrimSpace(text)) != "null"
+	text := bytes.TrimSpace(metadata)
+	return len(text) > 0 && text[0] != '{' && string(text) != "null"
 }
