@@ -38,7 +38,7 @@ func (m MissingTopic) String() string {
 // text says what the checks have found, for /readyz. It is empty if nothing is wrong.
 func (c CheckStatus) text() string {
 	if c.Unreachable != "" {
-		return fmt.Sprintf("not reachable since %s: %s", c.Since.UTC().Format(time.RFC3339), c.Unreachable)
+		return fmt.Sprintf("not reachable since %s: %s", stamp(c.Since), c.Unreachable)
 	}
 	missing := make([]string, len(c.Missing))
 	for i, m := range c.Missing {

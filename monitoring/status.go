@@ -139,7 +139,7 @@ func (s SinkStatus) Component() Component {
 		}
 	case s.BreakerSince != (time.Time{}):
 		c = Degraded(fmt.Sprintf("left alone since %s (breaker %s; outbox-cdc retry %s asks at once): %s",
-			s.BreakerSince.UTC().Format(time.RFC3339), s.Breaker, s.Name, s.Cause))
+			stamp(s.BreakerSince), s.Breaker, s.Name, s.Cause))
 	case s.Failing:
 		c = Degraded(s.Cause)
 	}
@@ -162,13 +162,13 @@ func (s SinkStatus) Component() Component {
 	case !s.SuspectSince.IsZero():
 		c.Status = LevelDegraded // a receiver that refuses everything works as little as one that is away
 		add(fmt.Sprintf("suspect since %s: what would become a dead letter is parked until it accepts a message (last failure: %s)",
-			s.SuspectSince.UTC().Format(time.RFC3339), s.Cause))
+			stamp(s.SuspectSince), s.Cause))
 	case !s.RefusingSince.IsZero():
 		c.Status = LevelDegraded
-		add(fmt.Sprintf("has refused every message since %s (last failure: %s)", s.RefusingSince.UTC().Format(time.RFC3339), s.Cause))
+		add(fmt.Sprintf("has refused every message since %s (last failure: %s)", stamp(s.RefusingSince), s.Cause))
 	}
 	if s.Topics.Count > 0 && len(s.Check.Missing) == 0 {
-		add(fmt.Sprintf("a topic is away since %s, and its events wait: %s", s.Topics.Since.UTC().Format(time.RFC3339), s.Topics.Cause))
+		add(fmt.Sprintf("a topic is away since %s, and its events wait: %s", stamp(s.Topics.Since), s.Topics.Cause))
 	}
 	if s.Parked > 0 {
 		add(fmt.Sprintf("%d parked, the oldest %s ago", s.Parked, s.OldestParked.Round(time.Second)))
@@ -181,3 +181,6 @@ func (s SinkStatus) Component() Component {
 	}
 	return c
 }
+
+// stamp returns a time as people see it.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
