@@ -12,6 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/sinks/composite"
 )
 
 // answering is a sink that gives each message the same answer.
@@ -29,6 +30,40 @@ func (s answering) Deliver(_ context.Context, batch []sinks.Message) []error {
 }
 
 func (s answering) Close() error { return nil }
+
+// A check asks less than a Deliver, so that a member which refuses messages and passes checks stays away.
+func TestCheckedMember(t *testing.T) {
+	t.Parallel()
+	var (
+		accepted   = composite.Answer{Accepted: 1}
+		failed     = composite.Answer{Away: true}
+		checked    = composite.Answer{Check: true}
+		notChecked = composite.Answer{Check: true, Away: true}
+	)
+	for _, test := range []struct {
+		name    string
+		answers []composite.Answer
+		away    bool
+	}{
+		{"nobody has asked", nil, false},
+		{"checks pass while messages fail", []composite.Answer{failed, checked, checked}, true},
+		{"it accepts", []composite.Answer{failed, checked, accepted}, false},
+		{"a check finds it away", []composite.Answer{accepted, notChecked}, true},
+		{"and a check finds it back", []composite.Answer{notChecked, checked}, false},
+		{"a check has seen the absence, too", []composite.Answer{failed, notChecked, checked}, false},
+		{"messages fail after a check did", []composite.Answer{notChecked, failed, checked}, true},
+		{"it accepts after a check failed", []composite.Answer{notChecked, accepted}, false},
+		{"the session ends", []composite.Answer{failed, {}}, false},
+	} {
+		m := &memberState{}
+		for _, a := range test.answers {
+			m.note(a)
+		}
+		if m.isAway() != test.away {
+			t.Errorf("%s: away is %t, want %t", test.name, m.isAway(), test.away)
+		}
+	}
+}
 
 // The state of the members outlives the sink of a session. What is known of a member's absence ends with that sink.
 func TestMembersOfAny(t *testing.T) {

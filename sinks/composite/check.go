@@ -31,7 +31,7 @@ func (a *Any) Check(ctx context.Context, topics []string) ([]sinks.TopicCheck, e
 	usable := false
 	for i, m := range a.members {
 		if m.Tell != nil {
-			m.Tell(Answer{Away: errs[i] != nil})
+			m.Tell(Answer{Away: errs[i] != nil, Check: true})
 		}
 		switch {
 		case errs[i] == nil:

@@ -24,10 +24,11 @@ type Member struct {
 	Tell func(Answer)
 }
 
-// Answer is what one Deliver says of a member.
+// Answer is what one Deliver, or one check, says of a member.
 type Answer struct {
 	Accepted int  // how many messages the member has accepted
-	Away     bool // it has answered nothing
+	Away     bool // it has answered nothing; of a check: it cannot be used
+	Check    bool // a check says this
 }
 
 // Any gives each message to its members, in their order, until one accepts it. If members fail, the messages of one

@@ -196,12 +196,12 @@ func TestAnyTells(t *testing.T) {
 		errs map[string]error
 		want string
 	}{
-		{"accepted", t.Context(), nil, "[{2 false}]"},
-		{"one accepted", t.Context(), map[string]error{"a1": errAway}, "[{1 false}]"},
-		{"one refused", t.Context(), map[string]error{"a1": errAway, "b1": errRefused}, "[{0 false}]"},
-		{"topic away", t.Context(), map[string]error{"a1": errTopic, "b1": errAway}, "[{0 false}]"},
-		{"away", t.Context(), map[string]error{"a1": errAway, "b1": errAway}, "[{0 true}]"},
-		{"one away, one put off", t.Context(), map[string]error{"a1": errAway, "b1": errPutOff}, "[{0 true}]"},
+		{"accepted", t.Context(), nil, "[{2 false false}]"},
+		{"one accepted", t.Context(), map[string]error{"a1": errAway}, "[{1 false false}]"},
+		{"one refused", t.Context(), map[string]error{"a1": errAway, "b1": errRefused}, "[{0 false false}]"},
+		{"topic away", t.Context(), map[string]error{"a1": errTopic, "b1": errAway}, "[{0 false false}]"},
+		{"away", t.Context(), map[string]error{"a1": errAway, "b1": errAway}, "[{0 true false}]"},
+		{"one away, one put off", t.Context(), map[string]error{"a1": errAway, "b1": errPutOff}, "[{0 true false}]"},
 		{"put off", t.Context(), map[string]error{"a1": errPutOff, "b1": errPutOff}, "[]"},
 		{"the connector stops", ended, map[string]error{"a1": errAway, "b1": errAway}, "[]"},
 	} {
