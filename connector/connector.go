@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -33,9 +34,11 @@ type Config struct {
 	Routes   []Route
 	Delivery DeliveryConfig
 	Breaker  BreakerConfig
-	Metrics  *monitoring.Metrics
-	Health   *monitoring.Health
-	Logger   *slog.Logger
+	// Retention says what the connector deletes.
+	Retention cleanup.Retention
+	Metrics   *monitoring.Metrics
+	Health    *monitoring.Health
+	Logger    *slog.Logger
 	// Prepare is called before the first session. If it fails, it is called again before the next try, until it has succeeded.
 	// It may be nil.
 	Prepare func(context.Context) error

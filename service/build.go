@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -57,7 +58,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 			Retry:       connector.Retry{Initial: d.Retry.Initial, Max: d.Retry.Max},
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},
-		Breaker: connector.BreakerConfig(cfg.Breaker),
+		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: cleanup.Retention{Outbox: cleanup.Forever, Ledger: cleanup.Forever},
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
 		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused,
 	}

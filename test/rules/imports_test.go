@@ -57,6 +57,7 @@ var plan = []place{
 	},
 	{packages: []string{"provision"}},
 	{packages: []string{"monitoring"}, imports: []string{"internal/buildinfo"}},
+	{packages: []string{"cleanup"}},
 	{packages: []string{"connector"}},
 	{packages: []string{"admin"}},
 	{packages: []string{"console"}},
