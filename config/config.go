@@ -24,8 +24,10 @@ type Config struct {
 	Routes   []Route  `yaml:"routes"`
 	Delivery Delivery `yaml:"delivery"`
 	Breaker  Breaker  `yaml:"breaker"`
-	Metrics  Metrics  `yaml:"metrics"`
-	HTTP     HTTP     `yaml:"http"`
+	// Retention says what is deleted.
+	Retention Retention `yaml:"retention"`
+	Metrics   Metrics   `yaml:"metrics"`
+	HTTP      HTTP      `yaml:"http"`
 
 	// Abandoned lists removed sinks whose parked events may be dropped, by name.
 	Abandoned []string `yaml:"-"`
@@ -137,7 +139,7 @@ type HTTP struct {
 }
 
 // Default is the configuration before file and environment are read. It is complete, except for Source.DSN, Sinks and the values
-// that follow from others (Name, ReplicationDSN, LedgerSchema).
+// that follow from others (Name, ReplicationDSN, LedgerSchema, Retention).
 func Default() Config {
 	return Config{
 		Source: Source{

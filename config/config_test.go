@@ -72,6 +72,7 @@ func TestGoodFile(t *testing.T) {
 	want.Source.DSNPlace, want.Source.ReplicationDSNPlace = "testdata/conf.good.yml:3", "testdata/conf.good.yml:4"
 	want.Source.MaxConnections = 8
 	want.Source.Slot, want.Source.Publication, want.Source.Table, want.Source.LedgerSchema = "orders", "orders", "shop.outbox", "shop"
+	want.Retention = Retention{Outbox: AgeOff, Ledger: "7d"}
 	c := &want.Source.Columns
 	c.AggregateType, c.AggregateID, c.EventType, c.TenantID = "aggregatetype", "aggregateid", "type", ""
 	want.Sinks = []Sink{
@@ -119,7 +120,7 @@ func TestEnvironmentAlone(t *testing.T) {
 		t.Errorf("warnings: %q", warnings)
 	}
 	want := Default()
-	want.Name, want.Source.LedgerSchema = "outbox_cdc", "public"
+	want.Name, want.Source.LedgerSchema, want.Retention = "outbox_cdc", "public", Retention{"7d", "7d"}
 	want.Source.DSN, want.Source.ReplicationDSN = "postgres://localhost/shop", "postgres://localhost/shop"
 	want.Source.DSNPlace, want.Source.ReplicationDSNPlace = "DATABASE_URL", "DATABASE_URL"
 	want.Sinks = []Sink{defaultSink(SinkKafka)}
@@ -196,7 +197,6 @@ DATABASE_URL: source.dsn: is no connection string that PostgreSQL understands: i
 OUTBOX_SLOT: source.slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _
 OUTBOX_WORKER_COUNT: delivery.lanes: 0 is not between 1 and 256
 OUTBOX_LISTEN: http.listen: "here" is no address to listen on; write 127.0.0.1:9640, :9640 for all interfaces, or off for no server`},
-		{name: "not built", environ: []string{dsn, "OUTBOX_PUBLISHER_TYPE=stdout", "OUTBOX_RETENTION_DAYS=7"}, err: "OUTBOX_RETENTION_DAYS: is not built yet; unset it"},
 		{
 			name: "composite", environ: []string{
 				dsn, "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_STRATEGY=some", "OUTBOX_COMPOSITE_MEMBERS=kafka, redis_streams",
@@ -370,7 +370,7 @@ func TestExampleAndEffective(t *testing.T) {
 		t.Fatalf("the example: %v, %q", err, warnings)
 	}
 	want := Default()
-	want.Name, want.Source.LedgerSchema = "orders", "public"
+	want.Name, want.Source.LedgerSchema, want.Retention = "orders", "public", Retention{"7d", "7d"}
 	want.Source.DSN, want.Source.ReplicationDSN = "postgres://localhost/shop", "postgres://localhost/shop"
 	want.Source.DSNPlace, want.Source.ReplicationDSNPlace = "example.yml:17", "example.yml:17"
 	want.Sinks = []Sink{defaultSink(SinkKafka)}

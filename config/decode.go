@@ -14,9 +14,9 @@ import (
 )
 
 // notBuilt are the keys of the design that have no code yet. They are refused by that name: a file that asks for
-// retention and gets none would be worse than an error. Indexes are written as [].
+// a token and gets none would be worse than an error. Indexes are written as [].
 var notBuilt = []string{
-	"retention", "http.token",
+	"http.token",
 	"source.order_by", "source.on_slot_loss",
 	"sinks[].backlog", "sinks[].exactly_once",
 }
@@ -282,6 +282,10 @@ func setScalar(v reflect.Value, text string) error {
 	case time.Duration:
 		d, err := parseDuration(text)
 		v.SetInt(int64(d))
+		return err
+	case Age:
+		a, err := setAge(text)
+		v.SetString(string(a))
 		return err
 	case Bytes:
 		b, err := parseBytes(text)

@@ -17,6 +17,8 @@ var environmentKeys = []struct{ name, path string }{
 	{"OUTBOX_BATCH_SIZE", "delivery.batch_size"},
 	{"OUTBOX_WORKER_COUNT", "delivery.lanes"},
 	{"OUTBOX_MAX_RETRIES", "delivery.max_retries"},
+	{"OUTBOX_RETENTION_OUTBOX", "retention.outbox"},
+	{"OUTBOX_RETENTION_LEDGER", "retention.ledger"},
 	{"OUTBOX_ENABLE_METRICS", "metrics.enabled"},
 	{"OUTBOX_LISTEN", "http.listen"},
 	{"OUTBOX_HTTP_HOSTS", "http.hosts"},
@@ -47,7 +49,6 @@ const (
 )
 
 var (
-	variablesNotBuilt = regexp.MustCompile(`^OUTBOX_RETENTION_DAYS$`)
 	// Kubernetes sets such variables for every service. Those of a service named outbox are no mistake.
 	serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)$`)
 	// otherCommands read these themselves.
@@ -76,7 +77,8 @@ func (l *loader) applyEnvironment() {
 		known = append(known, v.name)
 		l.setVariable(v.name, v.path, l.field(v.path))
 	}
-	known = append(known, publisherType)
+	known = append(known, retentionDays, publisherType)
+	l.applyRetentionDays()
 	if typ := l.env[publisherType]; typ != "" {
 		l.applyPublisherType(typ)
 	}
@@ -93,8 +95,6 @@ func (l *loader) applyEnvironment() {
 	for _, name := range sortedKeys(l.env) {
 		switch {
 		case l.env[name] == "" || !strings.HasPrefix(name, "OUTBOX_") || slices.Contains(known, name) || l.used[name]:
-		case variablesNotBuilt.MatchString(name):
-			l.mistakes = append(l.mistakes, Mistake{Variable: name, Path: name, Text: "is not built yet; unset it"})
 		case !serviceLink.MatchString(name):
 			l.warn("%s is no variable of outbox-cdc and has no effect", name)
 		}

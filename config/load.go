@@ -67,7 +67,7 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 		l.origins["source.dsn"] = origin{variable: o.DSNPlace}
 	}
 	l.complete()
-	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, isType: l.isType, mistake: l.invalid, warn: l.warn}
+	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, isType: l.isType, mistake: l.invalid, warn: l.warn, whence: l.whence}
 	v.run()
 	if o.CheckSink != nil {
 		l.checkSinks()
@@ -134,6 +134,18 @@ func (l *loader) place(path string) string {
 		return o.variable
 	}
 	return fmt.Sprintf("%s:%d", l.file, o.line)
+}
+
+// whence returns the value at path with the place where it was written, or that it is the default.
+func (l *loader) whence(path, value string) string {
+	switch place := l.place(path); {
+	case !l.written[path]:
+		return value + " by default"
+	case l.file == "" && l.origins[path].variable == "":
+		return value // a Go program has written it
+	default:
+		return value + ", " + place
+	}
 }
 
 func (l *loader) lookup(name string) (string, bool) {
@@ -261,6 +273,7 @@ func (l *loader) complete() {
 	if c.Source.LedgerSchema == "" {
 		c.Source.LedgerSchema, _, _ = strings.Cut(c.Source.Table, ".")
 	}
+	l.completeRetention()
 	l.retryWebhooks()
 	for i := range c.Sinks { // the scheme of the URL may ask for TLS too
 		s := &c.Sinks[i]

@@ -20,6 +20,7 @@ type validator struct {
 	isType  func(string) bool
 	mistake func(path, format string, args ...any)
 	warn    func(format string, args ...any)
+	whence  func(path, value string) string // a value with the place where it was written
 }
 
 func (v *validator) run() {
@@ -36,6 +37,7 @@ func (v *validator) run() {
 	v.delivery(&c.Delivery)
 	v.between("breaker.max_failures", c.Breaker.MaxFailures, 1, 1_000_000)
 	v.lasts("breaker.reset_timeout", c.Breaker.ResetTimeout, 10*time.Millisecond, 24*time.Hour)
+	v.retention(c)
 	if !metricPrefix.MatchString(c.Metrics.Prefix) {
 		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,7 +63,9 @@ type OutboxServiceConfig struct {
 	// prometheus.DefaultRegisterer.
 	EnableMetrics bool
 	Registerer    prometheus.Registerer
-	// RetentionDays has no effect yet: nothing is deleted.
+	// RetentionDays is how many days a row of the outbox is kept at least, after which it is deleted if it is settled for every sink,
+	// and so is the delivery log. 0 stands for 7 days for the outbox that the connector makes, and for ever if LedgerSchema or the
+	// table makes it a mapped one.
 	RetentionDays int
 
 	// CircuitBreakerEnabled stops deliveries to a destination that is away. Without it the connector goes on trying.
@@ -73,6 +76,9 @@ type OutboxServiceConfig struct {
 	// Logger is slog.Default() by default.
 	Logger *slog.Logger
 }
+
+// maxRetentionDays is a hundred years, as in package config.
+const maxRetentionDays = 36_500
 
 // loadedConfig is the result of OutboxServiceConfig.load.
 type loadedConfig struct {
@@ -109,8 +115,10 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 	if d.sinks != nil {
 		file["sinks"] = d.sinks
 	}
-	if c.RetentionDays < 0 {
-		d.wrong("RetentionDays", "is no number of days")
+	if c.RetentionDays < 0 || c.RetentionDays > maxRetentionDays {
+		d.wrong("RetentionDays", "%d is not between 0 and %d", c.RetentionDays, maxRetentionDays)
+	} else if c.RetentionDays > 0 {
+		file["retention"] = map[string]any{"outbox": strconv.Itoa(c.RetentionDays) + "d"}
 	}
 	data, err := yaml.Marshal(d.plain("", file))
 	if err != nil {
@@ -132,9 +140,6 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 	}
 	if c.PollInterval != 0 {
 		d.warnings = append(d.warnings, "PollInterval has no effect: events are streamed from the write-ahead log, nothing is polled")
-	}
-	if c.RetentionDays > 0 {
-		d.warnings = append(d.warnings, "RetentionDays has no effect yet: nothing is deleted")
 	}
 	return d.loadedConfig, nil
 }

@@ -83,8 +83,8 @@ func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 		}, "sinks: [" + kafkaFile + ", {type: composite, strategy: any, members: [mine, kafka]}, {type: in_process, name: mine}, {type: in_process, name: other}]"},
 		"all else": {OutboxServiceConfig{
 			ServiceName: "user-service", DatabaseURL: "postgres://other/db", Slot: "s", Publication: "p", PublisherType: "stdout", BatchSize: 50, PollInterval: time.Second,
-			MaxRetries: 7, WorkerCount: 2, RetentionDays: 7, CircuitBreakerEnabled: true, CircuitBreakerMaxFailures: 9, CircuitBreakerResetTimeout: 90 * time.Second, EnableMetrics: true,
-		}, "name: user-service\nsinks: [{type: stdout}]\ndelivery: {batch_size: 50, max_retries: 7, lanes: 2}\nbreaker: {enabled: true, max_failures: 9, reset_timeout: 90s}\nmetrics: {enabled: true}"},
+			MaxRetries: 7, WorkerCount: 2, RetentionDays: 10, CircuitBreakerEnabled: true, CircuitBreakerMaxFailures: 9, CircuitBreakerResetTimeout: 90 * time.Second, EnableMetrics: true,
+		}, "name: user-service\nsinks: [{type: stdout}]\ndelivery: {batch_size: 50, max_retries: 7, lanes: 2}\nbreaker: {enabled: true, max_failures: 9, reset_timeout: 90s}\nretention: {outbox: 10d}\nmetrics: {enabled: true}"},
 	} {
 		got, err := test.c.load([]string{"DATABASE_URL=" + testDSN})
 		if name == "all else" {
@@ -137,7 +137,7 @@ DatabaseURL: missing; write it, or set DATABASE_URL`},
 		}, `
 Publishers[0]: is nil
 Sinks["s"]: is nil
-RetentionDays: is no number of days
+RetentionDays: -1 is not between 0 and 36500
 PublisherConfig.compression: is a chan int; write a string, a number, a bool, a list or a map of such
 CircuitBreakerMaxFailures: -1 is not between 1 and 1000000
 CircuitBreakerResetTimeout: -1ns is not between 10ms and 24h0m0s
@@ -214,13 +214,13 @@ func TestOutboxServiceConfigWarnings(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
 	_, err := NewOutboxService(new(sql.DB), OutboxServiceConfig{
-		DatabaseURL: testDSN, PollInterval: time.Second, RetentionDays: 7, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		DatabaseURL: testDSN, PollInterval: time.Second, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		PublisherType: "webhook", PublisherConfig: map[string]any{"url": "https://h"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"PollInterval has no effect", "RetentionDays has no effect", "PublisherConfig.secret is missing"} {
+	for _, want := range []string{"PollInterval has no effect", "PublisherConfig.secret is missing"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("%q is not in:\n%s", want, log.String())
 		}
@@ -233,7 +233,7 @@ func TestPreset(t *testing.T) {
 	p := Preset{Service: "orders", Sinks: []string{"kafka"}, Topics: map[string]string{"kafka": "k", "redis_stream": "r"}, Lanes: 2}
 	page := []string{
 		"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=50", "OUTBOX_POLL_INTERVAL=5s", "OUTBOX_MAX_RETRIES=3", "OUTBOX_WORKER_COUNT=3",
-		"OUTBOX_ENABLE_METRICS=true", "OUTBOX_RETENTION_DAYS=7", "SERVICE_NAME=user-service", "OUTBOX_KAFKA_BROKERS=k:1", "OUTBOX_REDIS_URL=redis://r",
+		"OUTBOX_ENABLE_METRICS=true", "OUTBOX_RETENTION_DAYS=30", "SERVICE_NAME=user-service", "OUTBOX_KAFKA_BROKERS=k:1", "OUTBOX_REDIS_URL=redis://r",
 	}
 	const kafka = "{type: kafka, brokers: [\"k:1\"], topic: k}"
 	const redis = "{type: redis_stream, url: \"redis://r\", topic: r}"
@@ -269,7 +269,7 @@ func TestPreset(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		want := fromFile(t, test.want+"\nname: orders\ndelivery: {batch_size: 50, lanes: 3}")
+		want := fromFile(t, test.want+"\nname: orders\ndelivery: {batch_size: 50, lanes: 3}\nretention: {outbox: 30d}")
 		place := "DATABASE_URL"
 		if name == "all else" {
 			place = "DatabaseURL"
@@ -283,7 +283,7 @@ func TestPreset(t *testing.T) {
 		"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=many", "OUTBOX_RETENTION_DAYS=x",
 	})
 	_, err := c.load(environ, mistakes...)
-	exitcodetest.Want(t, err, exitcode.Config, "OUTBOX_BATCH_SIZE: delivery.batch_size", "OUTBOX_RETENTION_DAYS: is no number of days", `Topics: "kafak" is no type of sink`,
+	exitcodetest.Want(t, err, exitcode.Config, "OUTBOX_BATCH_SIZE: delivery.batch_size", `OUTBOX_RETENTION_DAYS: retention.outbox: "x" is no number of days`, `Topics: "kafak" is no type of sink`,
 		"PublisherConfig.brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
 	for variable, want := range map[string]string{
 		"OUTBOX_PUBLISHER_TYPE=in_process":       `OUTBOX_PUBLISHER_TYPE: "in_process" is no type of sink`,

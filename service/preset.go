@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
@@ -47,9 +46,8 @@ func Setup(db *sql.DB, p Preset) (*OutboxService, error) {
 	return assemble(db, c, environ, mistakes...)
 }
 
-// config makes an OutboxServiceConfig out of the preset, those variables of environ that choose the sinks, and
-// OUTBOX_RETENTION_DAYS. It returns the other variables as rest: they apply as they do for the daemon. If a variable is wrong,
-// config uses the preset's value instead, so that the rest of the configuration can be checked as well.
+// config makes an OutboxServiceConfig out of the preset, and those variables of environ that choose the sinks. It
+// returns the other variables as rest: they apply as they do for the daemon. If a variable is wrong, config uses the preset's value instead, so that the rest of the configuration can be checked as well.
 func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, mistakes []config.Mistake) {
 	env := map[string]string{}
 	for _, e := range environ {
@@ -119,15 +117,7 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 			c.PublisherConfig[typ] = p.settings(typ)
 		}
 	}
-	// The daemon refuses this variable, but every environment of the platform has it.
-	if days := env["OUTBOX_RETENTION_DAYS"]; days != "" {
-		var err error
-		if c.RetentionDays, err = strconv.Atoi(days); err != nil || c.RetentionDays < 0 {
-			variable("OUTBOX_RETENTION_DAYS", "is no number of days")
-			c.RetentionDays = 0
-		}
-	}
-	for _, name := range []string{"OUTBOX_PUBLISHER_TYPE", "OUTBOX_COMPOSITE_MEMBERS", "OUTBOX_COMPOSITE_STRATEGY", "OUTBOX_RETENTION_DAYS"} {
+	for _, name := range []string{"OUTBOX_PUBLISHER_TYPE", "OUTBOX_COMPOSITE_MEMBERS", "OUTBOX_COMPOSITE_STRATEGY"} {
 		delete(env, name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(env)) {
