@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead soak reach demo test-matrix test-containers clean
+.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -68,6 +68,9 @@ bench-overhead: ## measure what the library adds to a transaction, beside the sa
 bench-memory: ## measure memory with much unread WAL, with one huge transaction and with large rows
 	go run ./test/bench -only memory
 	go test ./test/e2e -run '^TestMemoryOf' -count=1 -v -timeout 30m -args -large
+
+sizing: ## measure what an event takes up and costs, 4 minutes, on a machine that does nothing else; PAGE=docs/sizing.md puts the tables there
+	go run ./test/bench -only sizing -page '$(PAGE)'
 
 soak: ## live through a sink that is away, on a machine that does nothing else; AWAY=2m, ONLY='kafka redis snapshot memory idle refused'
 	go run ./test/soak -away $(AWAY) -only '$(ONLY)'

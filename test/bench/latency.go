@@ -109,7 +109,7 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 	if err := p.await(ctx, c, func() bool { return p.recorder != nil && p.walsender != nil }); err != nil {
 		return l, err
 	}
-	if _, err := load(ctx, conns, 1, warmUp); err != nil {
+	if _, err := load(ctx, conns, span{1, warmUp, rate}); err != nil {
 		return l, err
 	}
 	then, err := p.used(c, to)
@@ -120,7 +120,7 @@ func (b *bench) latencyOnce(ctx context.Context, sink string, args ...string) (l
 	if err != nil {
 		return l, err
 	}
-	waits, err := load(ctx, conns, warmUp+1, warmUp+l.Events)
+	waits, err := load(ctx, conns, span{warmUp + 1, warmUp + l.Events, rate})
 	if err != nil {
 		return l, err
 	}
@@ -173,21 +173,24 @@ const insertOne = `insert into event_outbox (aggregate_type, aggregate_id, event
 	values ('order', 'order-' || $1::int % 5000, 'order.changed', 2, ('{"seq": ' || $1::int || $2::text)::json,
 		'{"source": "bench"}', 5, 'tenant-' || $1::int % 20, 'correlation-' || $1::int, 'causation-' || $1::int)`
 
-// load inserts the events with the numbers first to last, at the rate, and returns how many milliseconds each insert took.
-func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, error) {
+// span is the events with the numbers first to last, at a rate a second.
+type span struct{ first, last, rate int }
+
+// load inserts the events of a span, and returns how many milliseconds each insert took.
+func load(ctx context.Context, conns []*pgx.Conn, s span) ([]float64, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	queues := make([]chan int, len(conns))
-	waits := make([]float64, last-first+1)
+	waits := make([]float64, s.last-s.first+1)
 	payloads := process.Payloads()
 	for i, conn := range conns {
-		queues[i] = make(chan int, rate) // a server that falls a second behind does not stop the pacer
+		queues[i] = make(chan int, s.rate) // a server that falls a second behind does not stop the pacer
 		g.Go(func() error {
 			for n := range queues[i] {
 				begin := time.Now()
 				if _, err := conn.Exec(ctx, insertOne, n, payloads[n%len(payloads)]); err != nil {
 					return fmt.Errorf("insert: %w", err)
 				}
-				waits[n-first] = float64(time.Since(begin)) / float64(time.Millisecond)
+				waits[n-s.first] = float64(time.Since(begin)) / float64(time.Millisecond)
 			}
 			return nil
 		})
@@ -198,8 +201,8 @@ func load(ctx context.Context, conns []*pgx.Conn, first, last int) ([]float64, e
 				close(queue)
 			}
 		}()
-		return process.Pace(ctx, rate, last-first+1, func(i int) error {
-			n := first + i
+		return process.Pace(ctx, s.rate, len(waits), func(i int) error {
+			n := s.first + i
 			select {
 			case queues[n%len(queues)] <- n:
 				return nil

@@ -6,6 +6,7 @@
 //	go run ./test/bench                   # throughput and latency
 //	go run ./test/bench -sink kafka,redis_stream,webhook,event_bus
 //	go run ./test/bench -only memory
+//	go run ./test/bench -only sizing      # the figures of docs/sizing.md; -page writes them into it
 //	go run ./test/bench -profile DIR      # one run of each kind, with a CPU profile of the connector; -only as well
 //	go run ./test/bench -compare REVISION # the connector of another revision and this one, in turn; -pairs, -only as well
 //
@@ -45,6 +46,7 @@ type options struct {
 	version        string
 	dir            string
 	others         float64
+	page           string
 }
 
 // The parts that -only chooses from.
@@ -52,6 +54,7 @@ const (
 	throughput = "throughput"
 	latency    = "latency"
 	memory     = "memory"
+	sizing     = "sizing"
 )
 
 func parseOptions(args []string) (options, error) {
@@ -70,7 +73,7 @@ func parseOptions(args []string) (options, error) {
 		}
 		return nil
 	})
-	flags.StringVar(&o.only, "only", "", "throughput, latency or memory (default throughput and latency; with -compare throughput)")
+	flags.StringVar(&o.only, "only", "", "throughput, latency, memory or sizing (default throughput and latency; with -compare throughput)")
 	flags.Func("sink", "the sinks to deliver to, as a list: kafka, redis_stream, webhook, event_bus (default kafka)", func(s string) error {
 		o.sinks = process.List(s)
 		for i, sink := range o.sinks {
@@ -86,6 +89,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.compareWith, "compare", "", "measure the connector of this `revision` and that of the working tree in turn")
 	flags.IntVar(&o.pairs, "pairs", 5, "with -compare: pairs of runs that count")
 	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
+	flags.StringVar(&o.page, "page", "", "with -only sizing: the Markdown `file` whose tables are replaced by what was measured")
 	flags.Float64Var(&o.others, "others", 0.05, "share of the CPU that others may use in a round that counts")
 	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
 	if err := flags.Parse(args); err != nil {
@@ -114,13 +118,19 @@ func parseOptions(args []string) (options, error) {
 	if o.only == memory && len(o.sinks) > 1 {
 		errs = append(errs, errors.New("memory is measured with one -sink"))
 	}
+	if given["page"] && o.page != "" && o.only != sizing {
+		errs = append(errs, errors.New("-page goes with -only sizing"))
+	}
+	if o.only == sizing && given["compare"] {
+		errs = append(errs, errors.New("-only sizing does not go with -compare"))
+	}
 	if o.output != "table" && o.output != "json" {
 		errs = append(errs, fmt.Errorf("-o %q is neither table nor json", o.output))
 	}
 	switch o.only {
-	case "", throughput, latency, memory:
+	case "", throughput, latency, memory, sizing:
 	default:
-		errs = append(errs, fmt.Errorf("-only %q is none of throughput, latency, memory", o.only))
+		errs = append(errs, fmt.Errorf("-only %q is none of throughput, latency, memory, sizing", o.only))
 	}
 	return o, errors.Join(errs...)
 }
@@ -141,6 +151,9 @@ func (o *options) shorten(given map[string]bool) {
 // forComparison sets the defaults that depend on whether two revisions are compared, and says what does not fit.
 func (o *options) forComparison(given map[string]bool) (errs []error) {
 	if !given["compare"] {
+		if o.only == sizing {
+			o.results = cmp.Or(o.results, "bin/sizing.json")
+		}
 		o.results = cmp.Or(o.results, "bin/bench.json")
 		if given["pairs"] {
 			errs = append(errs, errors.New("-pairs needs -compare"))
@@ -197,13 +210,17 @@ func run(ctx context.Context, o options) (err error) {
 	if err := b.build(ctx); err != nil {
 		return err
 	}
-	b.postgres, err = servers.StartPostgres(ctx, servers.PostgresOptions{Version: o.version, Dir: o.dir, Settings: map[string]string{
+	settings := map[string]string{
 		"shared_buffers":         "256MB",
 		"max_wal_size":           "64GB", // no checkpoint but those between the runs
 		"checkpoint_timeout":     "1h",
 		"track_commit_timestamp": "on", // latency counts from the commit
 		"max_replication_slots":  strconv.Itoa(b.slots() + 8),
-	}})
+	}
+	if o.only == sizing {
+		settings["autovacuum"] = "off" // its WAL is not an event's
+	}
+	b.postgres, err = servers.StartPostgres(ctx, servers.PostgresOptions{Version: o.version, Dir: o.dir, Settings: settings})
 	if err != nil {
 		return err
 	}
@@ -214,6 +231,9 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	if o.profile != "" {
 		return b.profiles(ctx)
+	}
+	if o.only == sizing {
+		return b.runSizing(ctx)
 	}
 	if o.compareWith != "" {
 		return b.runComparison(ctx, old, now)

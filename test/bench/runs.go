@@ -106,7 +106,6 @@ func (d *database) watchWalsender(ctx context.Context, slot string, done <-chan 
 // runConnector measures the time from the connector's start until the ledger's checkpoint is beyond the backlog. It empties
 // the ledger afterwards: a ledger belongs to one connector, and the next one has the same events at the same positions.
 func (d *database) runConnector(ctx context.Context, sink, name string, bl backlog, args ...string) (r connectorRun, err error) {
-	r.Sink = sink
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout(bl.events), errors.New("the connector takes too long"))
 	defer cancel()
 	to, err := d.start(ctx, sink, bl.events)
@@ -117,7 +116,25 @@ func (d *database) runConnector(ctx context.Context, sink, name string, bl backl
 	if err := d.configure(name, to.sink()); err != nil {
 		return r, err
 	}
-	p := progress{database: d, name: name}
+	if r, err = d.deliver(ctx, delivery{name: name, to: to, backlog: bl, args: args}); err != nil {
+		return r, err
+	}
+	r.Sink = sink
+	r.Counts, err = d.check(ctx, to)
+	return r, err
+}
+
+// delivery is the run of a connector that has been configured.
+type delivery struct {
+	name string
+	to   destination
+	backlog
+	args []string
+}
+
+// deliver runs a connector until the ledger's checkpoint is beyond the backlog.
+func (d *database) deliver(ctx context.Context, what delivery) (r connectorRun, err error) {
+	p := progress{database: d, name: what.name}
 	if err := p.ask(ctx); err != nil { // prepares the query, too
 		return r, err
 	}
@@ -126,19 +143,20 @@ func (d *database) runConnector(ctx context.Context, sink, name string, bl backl
 		return r, err
 	}
 	var idle used // all but the destination start with the run
-	if idle[3], err = cpuTime(to.PID()); err != nil {
+	if idle[3], err = cpuTime(what.to.PID()); err != nil {
 		return r, err
 	}
-	c, err := process.Start(filepath.Join(d.dir, "connector.log"), d.connector, append([]string{"run", "--config", d.config(name)}, args...)...)
+	args := append([]string{"run", "--config", d.config(what.name)}, what.args...)
+	c, err := process.Start(filepath.Join(d.dir, "connector.log"), d.connector, args...)
 	if err != nil {
 		return r, err
 	}
 	defer c.Kill()
-	if err := p.await(ctx, c, func() bool { return p.confirmed > bl.last }); err != nil {
+	if err := p.await(ctx, c, func() bool { return p.confirmed > what.last }); err != nil {
 		return r, err
 	}
 	r.Seconds = time.Since(c.Started).Seconds()
-	total, err := p.used(c, to)
+	total, err := p.used(c, what.to)
 	if err != nil {
 		return r, err
 	}
@@ -149,12 +167,8 @@ func (d *database) runConnector(ctx context.Context, sink, name string, bl backl
 	if r.PeakMemory, err = process.Memory(c.PID(), "VmHWM"); err != nil {
 		return r, err
 	}
-	r.CPU, r.Others = total.since(idle).perEvent(bl.events), after.othersSince(before)
-	if err := c.Stop(ctx); err != nil {
-		return r, err
-	}
-	r.Counts, err = d.check(ctx, to)
-	return r, err
+	r.CPU, r.Others = total.since(idle).perEvent(what.events), after.othersSince(before)
+	return r, c.Stop(ctx)
 }
 
 // timeout returns a time that is far beyond what a run takes on a slow machine.
