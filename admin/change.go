@@ -144,13 +144,19 @@ func (l *ledgerConn) findRows(ctx context.Context, a Action, f Filter, result *C
 	if len(keys) == 0 {
 		return nil, nothingChanged(l.noMatch(ctx, actionDetails[a].status, f))
 	}
-	result.Matched = len(keys)
+	result.Matched, result.Sinks = len(keys), l.perSink(processors, counts)
+	return keys, nil
+}
+
+// perSink returns the numbers of rows of those processors that have some.
+func (l *ledgerConn) perSink(processors []int32, counts map[int32]int) []SinkRows {
+	sinks := []SinkRows{}
 	for _, id := range processors {
 		if n := counts[id]; n > 0 {
-			result.Sinks = append(result.Sinks, SinkRows{Sink: l.sinkName(id), Rows: n, Paused: l.isPaused(id)})
+			sinks = append(sinks, SinkRows{Sink: l.sinkName(id), Rows: n, Paused: l.isPaused(id)})
 		}
 	}
-	return keys, nil
+	return sinks
 }
 
 // noMatch returns the error for a filter that selects no row. It says how many rows with this status there are at all.

@@ -284,7 +284,7 @@ func setScalar(v reflect.Value, text string) error {
 		v.SetInt(int64(d))
 		return err
 	case Age:
-		a, err := setAge(text)
+		a, err := ParseAge(text)
 		v.SetString(string(a))
 		return err
 	case Bytes:

@@ -37,7 +37,7 @@ func (a Age) Off() bool { return a == AgeOff }
 
 // Duration returns the age. For AgeOff it is longer than every other.
 func (a Age) Duration() time.Duration {
-	d, err := parseAge(string(a))
+	d, err := ageDuration(string(a))
 	if err != nil {
 		return math.MaxInt64 // nobody has validated this; to keep rows does no harm
 	}
@@ -47,7 +47,7 @@ func (a Age) Duration() time.Duration {
 // ageDays splits an age into its days and the rest, which has Go's units.
 var ageDays = regexp.MustCompile(`^(?:(\d+)d)?((?:\d.*)?)$`)
 
-func parseAge(text string) (time.Duration, error) {
+func ageDuration(text string) (time.Duration, error) {
 	const examples = "write 7d, 1d12h or 90m, or off to keep rows for ever"
 	switch {
 	case strings.EqualFold(text, string(AgeOff)):
@@ -83,10 +83,10 @@ func parseAge(text string) (time.Duration, error) {
 
 var tooLong = fmt.Errorf("is longer than %dd; write off to keep rows for ever", maxAge/day)
 
-// setAge parses text, and returns it in the form in which it is kept. If text is wrong, it returns AgeOff, so that no other mistake
+// ParseAge parses text, and returns it in the form in which it is kept. If text is wrong, it returns AgeOff, so that no other mistake
 // follows from it.
-func setAge(text string) (Age, error) {
-	if _, err := parseAge(text); err != nil {
+func ParseAge(text string) (Age, error) {
+	if _, err := ageDuration(text); err != nil {
 		return AgeOff, err
 	}
 	if strings.EqualFold(text, string(AgeOff)) {
@@ -131,7 +131,7 @@ func (l *loader) applyRetentionDays() {
 		l.config.Retention.Outbox = Age(strconv.Itoa(days) + "d")
 		return
 	}
-	if exact, err := setAge(l.env[retentionOutbox]); err == nil && (days == 0 || exact.Duration() != time.Duration(days)*day) {
+	if exact, err := ParseAge(l.env[retentionOutbox]); err == nil && (days == 0 || exact.Duration() != time.Duration(days)*day) {
 		l.warn("%s=%s is used, and %s=%d, which says something else, is not", retentionOutbox, exact, retentionDays, days)
 	}
 }

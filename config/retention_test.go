@@ -14,13 +14,13 @@ func TestAge(t *testing.T) {
 		"0s": 0, "0d": 0, "90m": 90 * time.Minute, "36h": 36 * time.Hour, "7d": 7 * day, "1d12h": 36 * time.Hour, "1d0.5h": day + 30*time.Minute,
 		"36500d": maxAge, "876000h": maxAge,
 	} {
-		a, err := setAge(text)
+		a, err := ParseAge(text)
 		if err != nil || a.Duration() != want || a.Off() || string(a) != text {
 			t.Errorf("%s: %v, %v, off %v, %v, want %v", text, a, a.Duration(), a.Off(), err, want)
 		}
 	}
 	for _, text := range []string{"off", "OFF", "Off"} {
-		if a, err := setAge(text); err != nil || !a.Off() || a != "off" || a.Duration() <= maxAge {
+		if a, err := ParseAge(text); err != nil || !a.Off() || a != "off" || a.Duration() <= maxAge {
 			t.Errorf("%s: %q, %v, %v", text, a, a.Duration(), err)
 		}
 	}
@@ -49,7 +49,7 @@ func TestAge(t *testing.T) {
 		"7d\n":                   "is no age",
 		strings.Repeat("9", 400): "is no age",
 	} {
-		a, err := setAge(text)
+		a, err := ParseAge(text)
 		if err == nil || !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), "off") {
 			t.Errorf("%q: %v, want %s, with off among the remedies", text, err, want)
 		}

@@ -16,7 +16,7 @@ import (
 func newDLQCommand(environ []string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dlq",
-		Short: "Look at dead letters; retry, discard or export them",
+		Short: "Look at dead letters; retry, discard, purge or export them",
 		Long: `A dead letter is an event that a sink has refused too often, or once for good. It is kept, with its payload and the
 error, until a person acts. What belongs to no sink (sink "none") was no valid event: it cannot be retried.`,
 	}
@@ -27,6 +27,7 @@ error, until a person acts. What belongs to no sink (sink "none") was no valid e
 		newDLQChangeCommand(environ, admin.Retry),
 		newDLQChangeCommand(environ, admin.Discard),
 		newDLQChangeCommand(environ, admin.Kill),
+		newDLQPurgeCommand(environ),
 		newDLQExportCommand(environ),
 	)
 	return cmd

@@ -35,40 +35,53 @@ func ledger(t *testing.T) (*pgx.Conn, []string) {
 func TestUsageErrorsOfTheLedgerCommands(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{
-		"dlq lits":                       `outbox-cdc dlq has no command "lits"; did you mean list?`,
-		"dlq list all":                   `outbox-cdc dlq list takes no arguments, and got ["all"]; see outbox-cdc dlq list --help`,
-		"dlq list -o text":               `no output format "text"; write table or json`,
-		"dlq list --limit 0":             `--limit 0 is not within 1 and 10000`,
-		"dlq list --limit many":          `invalid argument "many" for "--limit" flag: strconv.ParseInt: parsing "many": invalid syntax; see outbox-cdc dlq list --help`,
-		"dlq list --since yesterday":     `--since "yesterday" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
-		"dlq list --until -5m":           `--until "-5m" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
-		"dlq list --until 0001-01-01":    `--until "0001-01-01" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
-		"dlq list --since 1h --until 2h": `--since is not before --until`,
-		"dlq show --limit 0":             `--limit 0 is not within 1 and 10000`,
-		"dlq show --sink=,":              `--sink names nothing`,
-		"dlq retry --sink= --type a":     `--sink names nothing`,
-		"dlq list --type=":               `--type names nothing`,
-		"dlq retry":                      `say what to retry, by --id, --sink, --type or another filter, or write --all`,
-		"dlq retry --all --sink a":       `--all and filters exclude each other`,
-		"dlq retry --all --rate -1":      `--rate -1: write rows a second, or 0 for as fast as they go`,
-		"dlq retry --all --yes":          `unknown flag: --yes; see outbox-cdc dlq retry --help`,
-		"dlq retry --all -o table":       `no output format "table"; write text or json`,
-		"dlq discard --sink a":           `outbox-cdc dlq discard asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes`,
-		"dlq kill --all":                 `outbox-cdc dlq kill asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes`,
-		"events list --status lost":      `no status "lost"; write parked, dead, failed, discarded, delivered, pending`,
-		"events show":                    `outbox-cdc events show takes the id of one event; see outbox-cdc events show --help`,
-		"pause":                          `say which sink to pause; see outbox-cdc pause --help`,
-		"retry":                          `say which sink to retry, or write --all; see outbox-cdc retry --help`,
-		"retry a --all":                  `--all and the names of sinks exclude each other`,
-		"retry a -o table":               `no output format "table"; write text or json`,
-		"resume":                         `say which sink to resume; see outbox-cdc resume --help`,
+		"dlq lits":                                  `outbox-cdc dlq has no command "lits"; did you mean list?`,
+		"dlq list all":                              `outbox-cdc dlq list takes no arguments, and got ["all"]; see outbox-cdc dlq list --help`,
+		"dlq list -o text":                          `no output format "text"; write table or json`,
+		"dlq list --limit 0":                        `--limit 0 is not within 1 and 10000`,
+		"dlq list --limit many":                     `invalid argument "many" for "--limit" flag: strconv.ParseInt: parsing "many": invalid syntax; see outbox-cdc dlq list --help`,
+		"dlq list --since yesterday":                `--since "yesterday" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
+		"dlq list --until -5m":                      `--until "-5m" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
+		"dlq list --until 0001-01-01":               `--until "0001-01-01" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
+		"dlq list --since 1h --until 2h":            `--since is not before --until`,
+		"dlq show --limit 0":                        `--limit 0 is not within 1 and 10000`,
+		"dlq show --sink=,":                         `--sink names nothing`,
+		"dlq retry --sink= --type a":                `--sink names nothing`,
+		"dlq list --type=":                          `--type names nothing`,
+		"dlq retry":                                 `say what to retry, by --id, --sink, --type or another filter, or write --all`,
+		"dlq retry --all --sink a":                  `--all and filters exclude each other`,
+		"dlq retry --all --rate -1":                 `--rate -1: write rows a second, or 0 for as fast as they go`,
+		"dlq retry --all --yes":                     `unknown flag: --yes; see outbox-cdc dlq retry --help`,
+		"dlq retry --all -o table":                  `no output format "table"; write text or json`,
+		"dlq discard --sink a":                      `outbox-cdc dlq discard asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes`,
+		"dlq kill --all":                            `outbox-cdc dlq kill asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes`,
+		"dlq purge":                                 `say how long ago they must have died, such as --older-than 30d; dlq discard takes other filters`,
+		"dlq purge --older-than=":                   `say how long ago they must have died, such as --older-than 30d; dlq discard takes other filters`,
+		"dlq purge --older-than 30":                 `--older-than "30" is no age; write 30d, 1d12h or 90m`,
+		"dlq purge --older-than 0":                  `--older-than "0" is no age; write 30d, 1d12h or 90m`,
+		"dlq purge --older-than -1d":                `--older-than "-1d" is no age; write 30d, 1d12h or 90m`,
+		"dlq purge --older-than off":                `--older-than "off" is no age; write 30d, 1d12h or 90m`,
+		"dlq purge --older-than 99999d":             `--older-than "99999d" is no age; write 30d, 1d12h or 90m`,
+		"dlq purge --older-than 0s":                 `--older-than 0s would delete every dead letter; if you mean that, use dlq discard --all`,
+		"dlq purge --older-than 1d":                 `outbox-cdc dlq purge asks before it changes anything, and here is no terminal to ask at; look with --dry-run, then use --yes`,
+		"dlq purge --older-than 1d --sink= --yes":   `--sink names nothing`,
+		"dlq purge --older-than 1d --sink a, --yes": `--sink names nothing`,
+		"dlq purge --older-than 1d -o table":        `no output format "table"; write text or json`,
+		"dlq purge 30d --yes":                       `outbox-cdc dlq purge takes no arguments, and got ["30d"]; see outbox-cdc dlq purge --help`,
+		"events list --status lost":                 `no status "lost"; write parked, dead, failed, discarded, delivered, pending`,
+		"events show":                               `outbox-cdc events show takes the id of one event; see outbox-cdc events show --help`,
+		"pause":                                     `say which sink to pause; see outbox-cdc pause --help`,
+		"retry":                                     `say which sink to retry, or write --all; see outbox-cdc retry --help`,
+		"retry a --all":                             `--all and the names of sinks exclude each other`,
+		"retry a -o table":                          `no output format "table"; write text or json`,
+		"resume":                                    `say which sink to resume; see outbox-cdc resume --help`,
 	} {
 		got := command(t, []string{"DATABASE_URL=postgres://127.0.0.1:1/nowhere"}, strings.Fields(line)...)
 		if got.code != 2 || got.stdout != "" || got.stderr != want+"\n" {
 			t.Errorf("%s: code %d, stdout %q, stderr %q, want 2 and %q", line, got.code, got.stdout, got.stderr, want)
 		}
 	}
-	for _, line := range []string{"dlq list", "dlq retry --all", "events list", "pause a", "retry a"} {
+	for _, line := range []string{"dlq list", "dlq retry --all", "dlq purge --older-than 1d --dry-run", "events list", "pause a", "retry a"} {
 		if got := command(t, []string{"DATABASE_URL=postgres://127.0.0.1:1/nowhere"}, strings.Fields(line)...); got.code != exitcode.Unavailable {
 			t.Errorf("%s: code %d, stderr %q, want %d", line, got.code, got.stderr, exitcode.Unavailable)
 		}
@@ -184,7 +197,7 @@ func TestSinkNamesAreCompleted(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"pause --config FILE", "retry --config FILE", "dlq list --config FILE --sink"} {
+	for _, line := range []string{"pause --config FILE", "retry --config FILE", "dlq list --config FILE --sink", "dlq purge --config FILE --sink"} {
 		args := append([]string{"__complete"}, strings.Fields(strings.ReplaceAll(line, "FILE", file))...)
 		got := command(t, nil, append(args, "")...)
 		if got.code != 0 || !strings.HasPrefix(got.stdout, "partner\nlog\nfirst\n:") {
