@@ -12,9 +12,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
@@ -59,7 +57,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 			Retry:       connector.Retry{Initial: d.Retry.Initial, Max: d.Retry.Max},
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},
-		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: cleanup.Retention{Outbox: kept(cfg.Retention.Outbox), Ledger: kept(cfg.Retention.Ledger)},
+		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: retention(cfg),
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
 		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused,
 	}
@@ -71,12 +69,4 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 		return nil, err
 	}
 	return connector.New(c), nil
-}
-
-// kept returns how long rows are kept.
-func kept(a config.Age) time.Duration {
-	if a.Off() {
-		return cleanup.Forever
-	}
-	return a.Duration()
 }

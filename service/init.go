@@ -47,6 +47,8 @@ type InitResult struct {
 	SlotCreated        bool     `json:"slot_created"`
 	// ConsistentPoint is the LSN from which on a new slot delivers what commits.
 	ConsistentPoint string `json:"consistent_point,omitempty"`
+	// Deletes says what a connector with this configuration deletes, as Deletes does.
+	Deletes []string `json:"deletes"`
 	// Warnings name what should be mended, but is no reason to refuse.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -69,7 +71,7 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 }
 
 func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
-	var result InitResult
+	result := InitResult{Deletes: Deletes(cfg)}
 	setup := setupConfig(cfg, o)
 	if _, err := plan(ctx, cfg, setup); err != nil {
 		return result, err
@@ -296,7 +298,7 @@ func initialize(ctx context.Context, cfg config.Config, logger *slog.Logger) err
 		logger.Warn("the database should be set up otherwise", "cause", warning)
 	}
 	logger.Info("initialised", "slot", cfg.Source.Slot, "migrations", result.Migrations, "publication_created", result.PublicationCreated,
-		"slot_created", result.SlotCreated)
+		"slot_created", result.SlotCreated, "deletes", result.Deletes)
 	return nil
 }
 

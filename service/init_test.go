@@ -88,6 +88,7 @@ func TestInitAndDestroy(t *testing.T) {
 	}
 	result.ConsistentPoint = ""
 	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql", "005_log_member.sql", "006_processor_state.sql"}, PublicationCreated: true, SlotCreated: true}
+	want.Deletes = Deletes(w.cfg)
 	if diff := cmp.Diff(want, result); diff != "" {
 		t.Error(diff)
 	}
@@ -95,7 +96,7 @@ func TestInitAndDestroy(t *testing.T) {
 		t.Errorf("processor %s", got)
 	}
 	result, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
-	if diff := cmp.Diff(InitResult{Migrations: []string{}}, result); diff != "" || err != nil {
+	if diff := cmp.Diff(InitResult{Migrations: []string{}, Deletes: want.Deletes}, result); diff != "" || err != nil {
 		t.Errorf("again: %v %s", err, diff)
 	}
 	if plan, err := InitPlan(pgtest.Context(t), w.cfg, InitOptions{}); len(plan) != 0 || err != nil {

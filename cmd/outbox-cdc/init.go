@@ -30,6 +30,8 @@ The login needs an owner's rights. Where the connector's own has fewer, give ano
 also grants the connector's login what that needs. Or let an administrator run what --print-sql prints, two logins with
 the least privileges included; then init runs with the connector's own.
 
+It says what a connector with this configuration will delete, and when (retention.outbox, retention.ledger).
+
 An outbox that holds rows is refused, because the stream carries only what commits once there is a slot. --backlog none
 leaves those rows undelivered.`,
 		Example: `  outbox-cdc init --config outbox.yaml
@@ -82,7 +84,7 @@ leaves those rows undelivered.`,
 				if err != nil {
 					return err
 				}
-				return output.write(cmd.OutOrStdout(), map[string][]string{"steps": steps}, planText(steps))
+				return output.write(cmd.OutOrStdout(), map[string][]string{"steps": steps, "deletes": service.Deletes(cfg)}, planText(steps)+deletesText(cfg))
 			}
 			result, err := service.Init(cmd.Context(), cfg, o)
 			for _, w := range result.Warnings {
@@ -91,7 +93,7 @@ leaves those rows undelivered.`,
 			if err != nil {
 				return err
 			}
-			return output.write(cmd.OutOrStdout(), result, initText(result))
+			return output.write(cmd.OutOrStdout(), result, initText(result)+deletesText(cfg))
 		},
 	}
 	configFlag(cmd, &path)
@@ -110,6 +112,11 @@ func planText(steps []string) string {
 		return "nothing to do\n"
 	}
 	return "would:\n  " + strings.Join(steps, "\n  ") + "\n"
+}
+
+// deletesText says what a connector with this configuration deletes.
+func deletesText(cfg config.Config) string {
+	return strings.Join(service.Deletes(cfg), "\n") + "\n"
 }
 
 func initText(r service.InitResult) string {

@@ -146,7 +146,9 @@ func TestValidateAndEffective(t *testing.T) {
 		"DATABASE_URL=postgres://cdc:canary@localhost/shop", "OUTBOX_PUBLISHER_TYPE=stdout", "OUTBOX_POLL_INTERVAL=5s", "SERVICE_NAME=orders",
 	}
 	got := command(t, environ, "validate")
-	if want := "valid: orders from public.event_outbox to stdout (stdout)\n"; got.code != 0 || got.stdout != want {
+	if want := "valid: orders from public.event_outbox to stdout (stdout)\n" +
+		"rows of public.event_outbox that are settled for every sink are deleted when they are older than 7d; retention.outbox: off keeps them\n" +
+		"days of the delivery log that are settled are deleted when they are older than 7d; retention.ledger: off keeps them\n"; got.code != 0 || got.stdout != want {
 		t.Errorf("validate: code %d, stdout %q, want %q", got.code, got.stdout, want)
 	}
 	if !strings.HasPrefix(got.stderr, "warning: OUTBOX_POLL_INTERVAL has no effect") {

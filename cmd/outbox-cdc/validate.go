@@ -57,7 +57,7 @@ the commands that make them. The exit code is 1 if something cannot be used.`,
 			for i, s := range c.Sinks {
 				names[i] = s.Name + " (" + s.Type + ")"
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "valid: %s from %s to %s\n", c.Name, c.Source.Table, strings.Join(names, ", "))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "valid: %s from %s to %s\n%s", c.Name, c.Source.Table, strings.Join(names, ", "), deletesText(c))
 			return err
 		},
 	}
