@@ -9,6 +9,7 @@ DURATION ?= 10m
 VERSIONS ?= 14 16 17 18
 SINKS    ?= kafka
 AWAY     ?= 10m
+LASTS    ?= 20m
 PAIRS    ?= 5
 
 # What "outbox-cdc version" says. Without a tag, the Go command makes the version of the commit.
@@ -72,8 +73,8 @@ bench-memory: ## measure memory with much unread WAL, with one huge transaction 
 sizing: ## measure what an event takes up and costs, 4 minutes, on a machine that does nothing else; PAGE=docs/sizing.md puts the tables there
 	go run ./test/bench -only sizing -page '$(PAGE)'
 
-soak: ## live through a sink that is away, on a machine that does nothing else; AWAY=2m, ONLY='kafka redis snapshot memory idle refused'
-	go run ./test/soak -away $(AWAY) -only '$(ONLY)'
+soak: ## live through what lasts long, on a machine that does nothing else; ONLY='kafka redis snapshot memory idle refused retention cleanup', AWAY=2m, LASTS=5m (retention)
+	go run ./test/soak -away $(AWAY) -duration $(LASTS) -only '$(ONLY)'
 
 demo: build ## show events arriving, with nothing installed but Go
 	bin/outbox-cdc demo

@@ -21,17 +21,6 @@ import (
 // tick is the unit of the times in /proc: USER_HZ is 100 on every architecture that Go supports.
 const tick = 10 * time.Millisecond
 
-// cpuTime returns the CPU time that a process has used, with all its threads, also those that have ended. /proc/pid/stat
-// has the same in ticks, which are too coarse for a run of half a second. The number of the process's clock is computed as
-// clock_getcpuclockid(3) does.
-func cpuTime(pid int) (time.Duration, error) {
-	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^pid)<<3|2, &t); err != nil {
-		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
-	}
-	return time.Duration(t.Nano()), nil
-}
-
 // usage is a reading of the CPU time that was used up to a moment.
 type usage struct {
 	at     time.Time
@@ -57,7 +46,7 @@ func takeUsage() (usage, error) {
 		if err != nil {
 			return u, fmt.Errorf("%s: %w", path, err)
 		}
-		if own, err := cpuTime(pid); err == nil {
+		if own, err := process.CPUTime(pid); err == nil {
 			parents[pid], used[pid] = parent, own+children
 		}
 	}

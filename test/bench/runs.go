@@ -90,7 +90,7 @@ func (d *database) watchWalsender(ctx context.Context, slot string, done <-chan 
 			if err := d.conn.QueryRow(ctx, ask, slot).Scan(&pid); err != nil {
 				return used, err
 			}
-		} else if now, err := cpuTime(*pid); err == nil {
+		} else if now, err := process.CPUTime(*pid); err == nil {
 			used = now
 		}
 		select {
@@ -143,7 +143,7 @@ func (d *database) deliver(ctx context.Context, what delivery) (r connectorRun, 
 		return r, err
 	}
 	var idle used // all but the destination start with the run
-	if idle[3], err = cpuTime(what.to.PID()); err != nil {
+	if idle[3], err = process.CPUTime(what.to.PID()); err != nil {
 		return r, err
 	}
 	args := append([]string{"run", "--config", d.config(what.name)}, what.args...)
@@ -231,7 +231,7 @@ func (p *progress) used(c *process.Child, to destination) (u used, err error) {
 		return u, errors.New("the connector has lost its session")
 	}
 	for i, pid := range []int{c.PID(), *p.walsender, *p.recorder, to.PID()} {
-		if u[i], err = cpuTime(pid); err != nil {
+		if u[i], err = process.CPUTime(pid); err != nil {
 			return u, err
 		}
 	}

@@ -5,6 +5,7 @@ package process
 import (
 	"context"
 	"errors"
+	"os"
 	"testing"
 	"time"
 )
@@ -45,4 +46,20 @@ func TestList(t *testing.T) {
 			t.Errorf("%q: %q, want %d", value, got, want)
 		}
 	}
+}
+
+func TestCPUTime(t *testing.T) {
+	t.Parallel()
+	before, err := CPUTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		if now, err := CPUTime(os.Getpid()); err != nil {
+			t.Fatal(err)
+		} else if now > before+5*time.Millisecond {
+			return
+		}
+	}
+	t.Error("a busy process uses no CPU")
 }

@@ -4,12 +4,14 @@
 // the repository, on a machine that does nothing else:
 //
 //	go run ./test/soak                             # the parts one after the other
-//	go run ./test/soak -only kafka -away 2m        # one of: kafka, redis, snapshot, memory, idle, refused
+//	go run ./test/soak -only kafka -away 2m        # one of: kafka, redis, snapshot, memory, idle, refused, retention, cleanup
 //
 // kafka, redis: the one sink is away for a while (Kafka falls silent, Redis refuses connections) under a steady load, the other
 // is well. snapshot: redis again, with a session that holds an old snapshot throughout, so that vacuum removes nothing.
 // memory: the peak with a million parked rows beside that with ten thousand. idle: what a connector asks the server whose
-// parked rows are not due. refused: one message in a hundred is refused once, at 2,000 a second.
+// parked rows are not due. refused: one message in a hundred is refused once, at 2,000 a second. retention: 2,000 events a second for
+// 20 minutes, one a transaction, while the connector deletes what is a minute old. cleanup: the latency of 500 events a second while a
+// million old rows are deleted, beside that while none is.
 //
 // It starts a PostgreSQL (fsync on, checkpoints as by default), a Kafka fake and a Redis. All figures are of one machine and hour.
 package main
@@ -34,12 +36,13 @@ type options struct {
 	only         []string
 	reset        time.Duration
 	rows         int
+	duration     time.Duration // of the retention part
 	version      string
 	dir          string
 	results      string
 }
 
-var parts = []string{"kafka", "redis", "snapshot", "memory", "idle", "refused"}
+var parts = []string{"kafka", "redis", "snapshot", "memory", "idle", "refused", "retention", "cleanup"}
 
 func parseOptions(args []string) (options, error) {
 	o := options{only: parts}
@@ -48,7 +51,8 @@ func parseOptions(args []string) (options, error) {
 	flags.DurationVar(&o.before, "before", 20*time.Second, "how long all is well before; its latencies are what the others are compared with")
 	flags.IntVar(&o.rate, "rate", 1000, "events a second, one a transaction")
 	flags.DurationVar(&o.reset, "reset", 10*time.Second, "breaker.reset_timeout")
-	flags.IntVar(&o.rows, "rows", 1_000_000, "parked rows of the memory part")
+	flags.IntVar(&o.rows, "rows", 1_000_000, "parked rows of the memory part, old rows of the cleanup part")
+	flags.DurationVar(&o.duration, "duration", 20*time.Minute, "how long the retention part writes events")
 	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
 	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
 	flags.StringVar(&o.results, "results", "bin/soak.json", "the `file` into which the figures go as JSON")
@@ -69,6 +73,9 @@ func parseOptions(args []string) (options, error) {
 	}
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unknown argument %q", flags.Arg(0))
+	}
+	if o.duration < sampleEvery {
+		return o, fmt.Errorf("-duration is at least %s", sampleEvery)
 	}
 	if o.away < 5*time.Second || o.before < 5*time.Second || o.rate < 1 || o.rows < 10_000 {
 		return o, errors.New("-away and -before are at least 5s, -rate is at least 1, -rows at least 10000")
@@ -119,7 +126,13 @@ func run(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("%s: %w", part, err)
 		}
 	}
-	return errors.Join(s.report.write(o.results), s.report.failed())
+	err = errors.Join(s.report.write(o.results), s.report.failed())
+	verdict := "PASS"
+	if err != nil {
+		verdict = "FAIL"
+	}
+	fmt.Println(verdict)
+	return err
 }
 
 func (s *soak) part(ctx context.Context, name string) error {
@@ -130,6 +143,10 @@ func (s *soak) part(ctx context.Context, name string) error {
 		return s.idle(ctx)
 	case "refused":
 		return s.refused(ctx)
+	case "retention":
+		return s.retention(ctx)
+	case "cleanup":
+		return s.cleanup(ctx)
 	}
 	return s.awayPart(ctx, name)
 }
