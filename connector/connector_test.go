@@ -55,6 +55,7 @@ func newConnectorBenchIn(t *testing.T, db *pgtest.Database) *connectorBench {
 			BatchSize: 10, Lanes: 4, Timeout: 10 * time.Second, DrainTimeout: 5 * time.Second, MaxRetries: 3,
 			Retry: Retry{Initial: 50 * time.Millisecond, Max: time.Second}, MaxInFlight: 1000, MaxInFlightBytes: 1 << 20, MaxEventBytes: 1 << 20,
 		},
+		Retention: keepsAll,
 	}
 	b.setSink(func(context.Context, []sinks.Message) []error { return nil })
 	_, err := provision.Setup(context.Background(), provision.SetupConfig{

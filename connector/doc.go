@@ -26,7 +26,7 @@
 //   - slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
-//   - keeper.go: the duties that are repeated at intervals;
+//   - keeper.go: the duties that are repeated at intervals; cleanup.go: what deletes old rows;
 //   - successor.go: what a connector takes over from the one before it in the process, refused logins, other passwords;
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean; stuck.go: where the
 //     stream has ended again and again;
@@ -52,6 +52,7 @@
 //	listen (1)        reading ends                               its connection; who is paused
 //	keepCounts (1)    reading ends                               when the parked rows are counted
 //	keepOldest (1)    reading ends                               when the oldest parked rows are looked for
+//	keepClean (1)     reading ends                               how far the outbox was cleaned up
 //	check (≤ 1 a      reading ends, and Check has returned       nothing
 //	sink)
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait

@@ -235,7 +235,8 @@ func (s *session) announce() {
 		"prefix", start.Prefix.String(), "settled_beyond", len(start.Settled))
 }
 
-// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts, the publisher and the keeper.
+// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts, the cleanup, the
+// publisher and the keeper.
 func (s *session) startKeeper(reading context.Context, crew *crew) {
 	d := &s.c.cfg.Delivery
 	if !d.parksNothing() && len(s.bySink) > 1 {
@@ -245,6 +246,7 @@ func (s *session) startKeeper(reading context.Context, crew *crew) {
 	crew.keeper.Go(func() error { s.c.listen(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepCounts(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepOldest(reading, s); return nil })
+	crew.keeper.Go(func() error { s.c.keepClean(reading, s); return nil })
 	for _, k := range s.checks {
 		crew.keeper.Go(func() error { k.run(reading); return nil })
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
@@ -71,7 +72,7 @@ func (w *simulation) newProcess(n int) *worldProcess {
 			Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, DeadBlocks: c.block,
 			MaxInFlight: c.ring, MaxInFlightBytes: 1 << 30, MaxEventBytes: 1 << 20,
 		},
-		Breaker: BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: c.reset},
+		Breaker: BreakerConfig{Enabled: c.breaker, MaxFailures: c.maxFailures, ResetTimeout: c.reset}, Retention: keepsAll,
 		Metrics: monitoring.NewMetrics("", nil), Health: &monitoring.Health{}, Logger: w.logger(),
 	}
 	if c.never {
@@ -390,6 +391,8 @@ func (p *worldProcess) ofKeeper() error {
 	}
 	return nil
 }
+
+func (p *worldProcess) cleanup() cleanup.Database { return nil }
 
 func (p *worldProcess) makePartitions(context.Context) error { return p.ofKeeper() }
 func (p *worldProcess) heartbeat(context.Context) error      { return p.ofKeeper() }

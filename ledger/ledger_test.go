@@ -63,7 +63,7 @@ func TestPinRun(t *testing.T) {
 
 // production lists the directories of the packages that are in the product.
 var production = []string{
-	"admin", "checkpoint", "cmd", "config", "connector", "decoder", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring",
+	"admin", "checkpoint", "cleanup", "cmd", "config", "connector", "decoder", "internal/advisory", "internal/dsn", "ledger", "migrations", "monitoring",
 	"provision", "replication", "router", "service", "sinks",
 }
 

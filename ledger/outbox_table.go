@@ -30,8 +30,14 @@ type OutboxTable struct {
 // ledger's text ids are what the stream said: a cast of char(8) to text would drop the blanks.
 type MappedOutbox struct {
 	client *Client
-	table  OutboxTable
-	id     mappedID
+	outboxShape
+}
+
+// outboxShape is how SQL deals with an OutboxTable.
+type outboxShape struct {
+	table OutboxTable
+	oid   uint32
+	id    mappedID
 	// timeType is the type of the column of CreatedAt, "" if there is none.
 	timeType string
 	// grants are the statements that the owner has to run before the login can read the table; "" if it can.
@@ -51,8 +57,20 @@ var ErrOutboxTable = errors.New("source does not fit")
 
 // OpenOutbox looks at the table's columns in the catalogs, and bounds all further statements of the connection by t.Patience.
 func (c *Client) OpenOutbox(ctx context.Context, t OutboxTable) (*MappedOutbox, error) {
-	m := &MappedOutbox{client: c, table: t}
-	types, err := m.readTypes(ctx)
+	shape, err := readShape(ctx, c.conn, t, c.idType())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.conn.Exec(ctx, fmt.Sprintf("set statement_timeout = %d", max(t.Patience.Milliseconds(), 1))); err != nil {
+		return nil, fmt.Errorf("set up the connection: %w", err)
+	}
+	return &MappedOutbox{c, *shape}, nil
+}
+
+// readShape looks at the table's columns in the catalogs. idType is the type of the ledger's event ids.
+func readShape(ctx context.Context, db Querier, t OutboxTable, idType string) (*outboxShape, error) {
+	m := &outboxShape{table: t}
+	types, err := m.readTypes(ctx, db)
 	if err != nil {
 		return nil, err
 	}
@@ -81,22 +99,19 @@ func (c *Client) OpenOutbox(ctx context.Context, t OutboxTable) (*MappedOutbox, 
 	case pgtype.TextOID, pgtype.VarcharOID:
 		m.id.raw = column
 	}
-	if c.UUIDs {
+	if idType == "uuid" {
 		m.id.event += "::uuid"
-	}
-	if _, err := c.conn.Exec(ctx, fmt.Sprintf("set statement_timeout = %d", max(t.Patience.Milliseconds(), 1))); err != nil {
-		return nil, fmt.Errorf("set up the connection: %w", err)
 	}
 	return m, nil
 }
 
-// readTypes returns the types of the table's columns, by name; of a domain the type that it is made of. It sets m.grants.
-func (m *MappedOutbox) readTypes(ctx context.Context) (map[string]uint32, error) {
+// readTypes returns the types of the table's columns, by name; of a domain the type that it is made of. It sets m.oid and m.grants.
+func (m *outboxShape) readTypes(ctx context.Context, db Querier) (map[string]uint32, error) {
 	var isTable *bool
-	err := m.client.conn.QueryRow(ctx, `select relkind in ('r', 'p'), concat_ws('; ',
+	err := db.QueryRow(ctx, `select c.oid, relkind in ('r', 'p'), concat_ws('; ',
 			case when not has_schema_privilege(n.oid, 'usage') then format('grant usage on schema %I to %I', nspname, current_user) end,
 			case when not has_table_privilege(c.oid, 'select') then format('grant select on table %I.%I to %I', nspname, relname, current_user) end)
-		from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1 and relname = $2`, m.table.Schema, m.table.Name).Scan(&isTable, &m.grants)
+		from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = $1 and relname = $2`, m.table.Schema, m.table.Name).Scan(&m.oid, &isTable, &m.grants)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil, fmt.Errorf("%w: table %s.%s does not exist; correct source.table", ErrOutboxTable, m.table.Schema, m.table.Name)
@@ -105,7 +120,7 @@ func (m *MappedOutbox) readTypes(ctx context.Context) (map[string]uint32, error)
 	case !*isTable: // to read a view runs functions of its owner
 		return nil, fmt.Errorf("%w: %s.%s is no table; correct source.table", ErrOutboxTable, m.table.Schema, m.table.Name)
 	}
-	rows, err := m.client.conn.Query(ctx, `select attname::text, case when typtype = 'd' then typbasetype else t.oid end
+	rows, err := db.Query(ctx, `select attname::text, case when typtype = 'd' then typbasetype else t.oid end
 		from pg_attribute a join pg_type t on t.oid = atttypid join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = relnamespace
 		where nspname = $1 and relname = $2 and attnum > 0 and not attisdropped`, m.table.Schema, m.table.Name)
 	if err != nil {
@@ -123,10 +138,10 @@ func (m *MappedOutbox) readTypes(ctx context.Context) (map[string]uint32, error)
 }
 
 // column is a column of the table in SQL.
-func (m *MappedOutbox) column(name string) string { return "t." + pgx.Identifier{name}.Sanitize() }
+func (m *outboxShape) column(name string) string { return "t." + pgx.Identifier{name}.Sanitize() }
 
 // text is a column of the table in SQL as text, ” if it is NULL or if the table has no such column.
-func (m *MappedOutbox) text(name string) string {
+func (m *outboxShape) text(name string) string {
 	if name == "" {
 		return "''"
 	}

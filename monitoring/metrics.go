@@ -16,12 +16,22 @@ import (
 type Metrics struct {
 	// EventDuration is the time from commit (PostgreSQL's clock) to the sink's acceptance, by {sink}.
 	EventDuration *prometheus.HistogramVec
+	// CleanupDeleted counts the rows that the cleanup has deleted, by {table}.
+	CleanupDeleted *prometheus.CounterVec
+	// CleanupLastSuccess is when a pass of the cleanup has last done all that it had to do; 0 before the first one.
+	CleanupLastSuccess prometheus.Gauge
 }
 
 // NewMetrics makes the metrics, their names beginning with prefix, and registers them; a nil reg registers nothing,
 // for a connector without metrics. It panics where reg already has the names, as two connectors cannot share them.
 func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
 	return &Metrics{
+		CleanupDeleted: promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "cleanup_deleted_total", Help: "Rows that were deleted because of their age, by table.",
+		}, []string{"table"}),
+		CleanupLastSuccess: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
+			Name: prefix + "cleanup_last_success_timestamp_seconds", Help: "When the cleanup has last done all that it had to do; 0 if it has not yet.",
+		}),
 		EventDuration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
 			Name:    prefix + "event_processing_duration_seconds",
 			Help:    "Time from the commit of an event to its acceptance by the sink.",

@@ -1,0 +1,188 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+)
+
+const (
+	// cleanEveryLeast and cleanEveryMost bound the time between two passes of the cleanup. A pass that finds nothing old enough is one
+	// statement that reads, so an idle server stays idle.
+	cleanEveryLeast = time.Second
+	cleanEveryMost  = time.Minute
+	// cleanShare says which part of the retention lies between two passes.
+	cleanShare = 20
+	// cleanRest and cleanRestBusy are for how long the cleanup rests after a chunk, in times of what the chunk has taken: deletions take
+	// disk and CPU away from the recorder, and both from PostgreSQL.
+	cleanRest     = 3
+	cleanRestBusy = 10
+	// cleanRestMost bounds that rest, so that the cleanup keeps up with 2,000 events a second whatever else goes on. The cleanup never takes
+	// more than half of the time.
+	cleanRestMost = 400 * time.Millisecond
+	// busyShare is the part of the window that is in flight while lanes or recorder have much to do.
+	busyShare = 4
+	// largePass is from how many rows on a pass has a line of its own in the log. Smaller ones are summed up, once in cleanSumEvery.
+	largePass     = 100_000
+	cleanSumEvery = 24 * time.Hour
+)
+
+// cleanupDatabase is PostgreSQL as the cleanup needs it.
+type cleanupDatabase interface {
+	// cleanup returns where passes of the cleanup delete.
+	cleanup() cleanup.Database
+}
+
+func (p *postgres) cleanup() cleanup.Database {
+	schema, name, _ := strings.Cut(p.source.Table, ".")
+	c := p.source.Columns
+	return &cleanup.Postgres{
+		Conn: p.pool, Ledger: p.Schema,
+		Table: ledger.OutboxTable{
+			Schema: schema, Name: name, ID: c.ID, AggregateType: c.AggregateType, AggregateID: c.AggregateID, EventType: c.EventType,
+			TenantID: c.TenantID, CreatedAt: c.CreatedAt,
+		},
+	}
+}
+
+// keepClean deletes what is older than the retention until ctx ends, pass after pass.
+func (c *Connector) keepClean(ctx context.Context, s *session) {
+	retention := c.cfg.Retention
+	if retention.Outbox == cleanup.Forever && retention.Ledger == cleanup.Forever {
+		return
+	}
+	cleaner := cleanup.New(cleanup.Config{
+		Retention: retention, Database: c.db.cleanup(),
+		Rest: func(ctx context.Context, took time.Duration) error {
+			return sleep(ctx, cleanupRest(took, s.cleanRest()))
+		},
+		Deleted: func(table string, rows int64) {
+			c.cfg.Metrics.CleanupDeleted.WithLabelValues(table).Add(float64(rows))
+		},
+	})
+	tells := cleanupReport{c: c, sumAt: time.Now().Add(cleanSumEvery)}
+	every := cleanEvery(retention)
+	for sleep(ctx, every) == nil {
+		report, err := cleaner.Pass(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		tells.report(&report, err)
+	}
+}
+
+// cleanEvery is the time between two passes.
+func cleanEvery(r cleanup.Retention) time.Duration {
+	return min(max(min(r.Outbox, r.Ledger)/cleanShare, cleanEveryLeast), cleanEveryMost)
+}
+
+// cleanRest is for how long the cleanup rests after a chunk, in times of what the chunk has taken. It depends on whether lanes or recorder
+// have much to do.
+func (s *session) cleanRest() int {
+	if s.tracker.Snapshot(time.Now()).InFlight > s.c.cfg.Delivery.MaxInFlight/busyShare {
+		return cleanRestBusy
+	}
+	return cleanRest
+}
+
+// cleanupRest is for how long the cleanup rests after a chunk that took so long.
+func cleanupRest(took time.Duration, times int) time.Duration {
+	return min(time.Duration(times)*took, max(cleanRestMost, took))
+}
+
+// cleanupReport says in health, log and metrics what the cleanup does, at each change.
+type cleanupReport struct {
+	c       *Connector
+	problem cleanupProblem
+	detail  string
+	said    bool // health knows of the cleanup
+	sum     int64
+	sumAt   time.Time
+	lost    bool // the log says that rows are unaccounted
+}
+
+// cleanupProblem is why the cleanup cannot do its work.
+type cleanupProblem string
+
+const (
+	cleanupWorks    cleanupProblem = ""
+	cleanupFails    cleanupProblem = "old rows are not deleted"
+	cleanupNoRight  cleanupProblem = "old rows are not deleted: the login lacks a right"
+	cleanupRefusals cleanupProblem = "the database refuses to delete old rows of the outbox"
+)
+
+// judgeCleanup returns what a pass says of the cleanup: why it does not do its work, and a sentence for a person.
+func judgeCleanup(r *cleanup.Report, err error) (cleanupProblem, string) {
+	kept := &r.Outbox.Kept
+	switch {
+	case errors.Is(err, ledger.ErrCleanupRuns):
+		return cleanupWorks, "another session cleans up just now"
+	case err != nil:
+		return cleanupFails, err.Error()
+	case len(r.Grants) > 0:
+		return cleanupNoRight, "the login may not delete from the outbox, so the log, which says what may be deleted, stays as well; as the owner of the tables: " +
+			strings.Join(r.Grants, "; ") + "; or keep the rows: retention.outbox: off"
+	case kept.Refused > 0:
+		return cleanupRefusals, fmt.Sprintf("%d rows of the outbox are settled and old enough, and the database refuses to delete them: %s; "+
+			"see docs/retention.md#refused", kept.Refused, r.Outbox.Refused)
+	case r.Blocked != "":
+		return cleanupWorks, "nothing is deleted now: " + r.Blocked
+	case kept.Unaccounted > 0:
+		return cleanupWorks, fmt.Sprintf("%d rows of the outbox never came on the stream, and stay; see docs/retention.md#unaccounted", kept.Unaccounted)
+	}
+	return cleanupWorks, ""
+}
+
+// report notes what a pass has done.
+func (t *cleanupReport) report(r *cleanup.Report, err error) {
+	log := t.c.cfg.Logger
+	t.c.noteLogin(err)
+	problem, detail := judgeCleanup(r, err)
+	if problem == cleanupWorks && r.Complete {
+		t.c.cfg.Metrics.CleanupLastSuccess.SetToCurrentTime()
+	}
+	if !r.FromStart && problem == cleanupWorks && (t.problem == cleanupRefusals || detail == "") && t.said {
+		problem, detail = t.problem, t.detail // only a pass over all rows knows better
+	}
+	if !t.said || detail != t.detail {
+		now := degradedBy(nil)
+		now.Detail = detail
+		if problem != cleanupWorks {
+			now = degradedBy(errors.New(detail))
+		}
+		t.c.cfg.Health.Set("keeper:cleanup", now)
+	}
+	switch {
+	case problem != cleanupWorks && problem != t.problem:
+		log.Warn(string(problem), "err", detail)
+	case problem == cleanupWorks && t.problem != cleanupWorks:
+		log.Info("old rows are deleted again")
+	}
+	if n := r.Outbox.Kept.Unaccounted; n > 0 && !t.lost {
+		t.lost = true
+		log.Warn("rows of the outbox never came on the stream, and stay; see docs/retention.md#unaccounted", "rows", n, "event_id", r.Outbox.Unaccounted)
+	}
+	t.problem, t.detail, t.said = problem, detail, true
+	t.tellDeleted(r)
+}
+
+// tellDeleted has a line in the log for a large pass, and one a day for all others.
+func (t *cleanupReport) tellDeleted(r *cleanup.Report) {
+	if r.Outbox.Deleted >= largePass || len(r.Log.Dropped) > 0 || len(r.Outbox.Partitions.Dropped) > 0 {
+		t.c.cfg.Logger.Info("old rows were deleted", "rows", r.Outbox.Deleted, "partitions", append(r.Outbox.Partitions.Dropped, r.Log.Dropped...),
+			"took", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond).String())
+	} else {
+		t.sum += r.Outbox.Deleted
+	}
+	if now := time.Now(); !now.Before(t.sumAt) {
+		if t.sum > 0 {
+			t.c.cfg.Logger.Info("old rows were deleted", "rows", t.sum, "within", cleanSumEvery.String())
+		}
+		t.sum, t.sumAt = 0, now.Add(cleanSumEvery)
+	}
+}
