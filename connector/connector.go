@@ -136,6 +136,7 @@ type Connector struct {
 	openDB func() (database, error) // Run calls it once
 	db     database                 // of Run
 
+	source  monitoring.SourceStatus
 	logins  *logins
 	sinks   map[string]*lastingSink            // by name; New makes them
 	tracker atomic.Pointer[checkpoint.Tracker] // of the running session, or of the last one if none runs
@@ -191,7 +192,7 @@ func New(cfg Config) *Connector {
 // newConnector makes a connector over another database than PostgreSQL, if the caller wants that.
 func newConnector(cfg Config, open func() (database, error)) *Connector {
 	c := &Connector{
-		cfg: cfg, openDB: open, calls: newPGCalls(), maxHeld: maxHeld, logins: newLogins(cfg.Source), progress: progress{workedBefore: cfg.Predecessor.Worked},
+		cfg: cfg, openDB: open, source: cfg.Source.status(cfg.Name), calls: newPGCalls(), maxHeld: maxHeld, logins: newLogins(cfg.Source), progress: progress{workedBefore: cfg.Predecessor.Worked},
 	}
 	c.makeSinks()
 	return c

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -25,6 +26,15 @@ func (s *Source) provision() provision.Source {
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns,
 	}
+}
+
+// status returns the source in the form that Status shows.
+func (s *Source) status(connector string) monitoring.SourceStatus {
+	st := monitoring.SourceStatus{Name: connector, Slot: s.Slot}
+	if t, err := dsn.TargetOf(s.DSN, ""); err == nil { // the first connection says what is wrong with it
+		st.Database = monitoring.DatabaseTarget{Address: t.Address, Name: t.Database}
+	}
+	return st
 }
 
 // origin returns the Origin of all messages of this connector (sinks.Message), which is made of the names of database, schema and

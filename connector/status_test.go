@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -24,7 +25,14 @@ func TestStatus(t *testing.T) {
 	})
 	idle := monitoring.SinkStatus{Name: "s", Type: b.cfg.Sinks[0].Type, Breaker: "closed"}
 	before := New(b.cfg).Status()
-	if diff := cmp.Diff(monitoring.Status{At: before.At, Sinks: []monitoring.SinkStatus{idle}}, before); diff != "" {
+	target, err := dsn.TargetOf(b.cfg.Source.DSN, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := monitoring.SourceStatus{
+		Name: b.cfg.Name, Slot: b.cfg.Source.Slot, Database: monitoring.DatabaseTarget{Address: target.Address, Name: target.Database},
+	}
+	if diff := cmp.Diff(monitoring.Status{At: before.At, Source: source, Sinks: []monitoring.SinkStatus{idle}}, before); diff != "" {
 		t.Errorf("before Run (-want +got):\n%s", diff)
 	}
 

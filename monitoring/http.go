@@ -11,13 +11,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Handler serves /metrics from reg (not at all where reg is nil), /livez and /readyz from h. All are read only.
+// Handler serves /metrics from reg (not at all where reg is nil), /livez and /readyz from h, and /status from what recent knows (not at
+// all where it is nil). All are read only.
 //
 // /livez answers 200 as long as the process can answer: a sink, a server or a slot that is away is no reason to be
 // killed, because a restart would not bring it back. /readyz answers 200 while this process does its job, streaming or standing by,
 // and 503 while a component is failed or the process is starting. A degraded component, a sink that is away for example, leaves it
 // at 200; with /readyz?strict that is 503 as well. The body is the Report, which readyz.schema.json describes.
-func Handler(reg *prometheus.Registry, h *Health) http.Handler {
+//
+// /status answers 200 with the Instance, which status.schema.json describes, whatever the state is.
+func Handler(reg *prometheus.Registry, h *Health, recent *Recent) http.Handler {
 	mux := http.NewServeMux()
 	if reg != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
@@ -38,6 +41,9 @@ func Handler(reg *prometheus.Registry, h *Health) http.Handler {
 		}
 		writeJSON(w, status, r)
 	})
+	if recent != nil {
+		mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, recent.Instance()) })
+	}
 	return mux
 }
 

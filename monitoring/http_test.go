@@ -68,10 +68,10 @@ func TestHandler(t *testing.T) {
 	var h Health
 	reg := NewRegistry()
 	reg.MustRegister(NewCollector("p_", func() Status { return Status{Sessions: 1} }))
-	with, without := httptest.NewServer(Handler(reg, &h)), httptest.NewServer(Handler(nil, &h))
+	with, without := httptest.NewServer(Handler(reg, &h, nil)), httptest.NewServer(Handler(nil, &h, nil))
 	t.Cleanup(with.Close)
 	t.Cleanup(without.Close)
-	schema := readyzSchema(t)
+	schema := readSchema(t, "readyz.schema.json")
 
 	expect := func(server *httptest.Server, method, path string, status int) (body []byte) {
 		t.Helper()

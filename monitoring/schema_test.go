@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -11,7 +12,7 @@ import (
 	"time"
 )
 
-// schema is as much of JSON Schema as readyz.schema.json uses.
+// schema is as much of JSON Schema as our schemas use.
 type schema struct {
 	Dialect              string            `json:"$schema"`
 	Title, Description   string            //
@@ -21,13 +22,14 @@ type schema struct {
 	Enum                 []string          `json:"enum"`
 	Required             []string          //
 	Properties           map[string]schema //
+	Items                *schema           //
 	AdditionalProperties json.RawMessage   // false, or a schema
 }
 
-// readyzSchema reads the schema that describes the answer of /readyz. A keyword that check does not know is an error.
-func readyzSchema(t *testing.T) schema {
+// readSchema reads a schema. A keyword that check does not know is an error.
+func readSchema(t *testing.T, name string) schema {
 	t.Helper()
-	file, err := os.Open("readyz.schema.json")
+	file, err := os.Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,16 +56,11 @@ func (s schema) check(path string, value any, defs map[string]schema) error {
 	if s.Enum != nil && (!isText || !slices.Contains(s.Enum, text)) {
 		return fmt.Errorf("%s: %v is none of %q", path, value, s.Enum)
 	}
-	object, isObject := value.(map[string]any)
-	_, isBool := value.(bool)
-	switch s.Type {
-	case "":
-	case "string", "boolean", "object":
-		if (s.Type == "string") != isText || (s.Type == "boolean") != isBool || (s.Type == "object") != isObject {
-			return fmt.Errorf("%s: %v is no %s", path, value, s.Type)
-		}
-	default:
+	object, _ := value.(map[string]any)
+	if types, known := typesOf(value), []string{"", "string", "boolean", "object", "array", "number", "integer"}; !slices.Contains(known, s.Type) {
 		return fmt.Errorf("%s: type %q is not known here", path, s.Type)
+	} else if s.Type != "" && !slices.Contains(types, s.Type) {
+		return fmt.Errorf("%s: %v is no %s", path, value, s.Type)
 	}
 	if s.Format == "date-time" {
 		if at, err := time.Parse(time.RFC3339, text); err != nil || at.IsZero() {
@@ -79,7 +76,32 @@ func (s schema) check(path string, value any, defs map[string]schema) error {
 	for name, v := range object {
 		errs = append(errs, s.checkProperty(path+"."+name, name, v, defs))
 	}
+	if elements, _ := value.([]any); s.Items != nil {
+		for i, v := range elements {
+			errs = append(errs, s.Items.check(fmt.Sprintf("%s[%d]", path, i), v, defs))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// typesOf returns what JSON Schema calls the type of a value.
+func typesOf(value any) []string {
+	switch v := value.(type) {
+	case string:
+		return []string{"string"}
+	case bool:
+		return []string{"boolean"}
+	case map[string]any:
+		return []string{"object"}
+	case []any:
+		return []string{"array"}
+	case float64:
+		if v == math.Trunc(v) {
+			return []string{"number", "integer"}
+		}
+		return []string{"number"}
+	}
+	return nil
 }
 
 func (s schema) checkProperty(path, name string, value any, defs map[string]schema) error {
@@ -99,7 +121,7 @@ func (s schema) checkProperty(path, name string, value any, defs map[string]sche
 // The schema that the documentation shows refuses answers that are wrong.
 func TestSchemaRefuses(t *testing.T) {
 	t.Parallel()
-	s := readyzSchema(t)
+	s := readSchema(t, "readyz.schema.json")
 	for answer, tells := range map[string]string{
 		`[]`:                              "is no object",
 		`{"status": "ok", "ready": true}`: "components is missing",

@@ -12,6 +12,8 @@ import (
 type Status struct {
 	// At is when this snapshot was taken.
 	At time.Time
+	// Source says what the connector works on.
+	Source SourceStatus
 	// Role is empty before the connector knows whether it gets the slot, and after it has ended.
 	Role Role
 	// Streaming is true while a session reads the stream. Since is when that last changed; it is zero before Run.
@@ -40,6 +42,13 @@ type Status struct {
 	Invalid, Unrouted int64
 	// Sinks are in the order of the configuration.
 	Sinks []SinkStatus
+}
+
+// SourceStatus says what a connector works on. It holds no secrets.
+type SourceStatus struct {
+	Name     string // of the connector
+	Slot     string
+	Database DatabaseTarget
 }
 
 // SinkStatus is the state of a sink at one moment, for all of its lanes together.

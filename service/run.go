@@ -38,8 +38,9 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 		build.LoginRefused = s.noteRefusal
 	}
 	s.steps = configurationSteps(o, build)
+	status := func() monitoring.Status { st, _ := s.tally.status(); return st }
+	recent := monitoring.NewRecent(status, build.Health)
 	if reg != nil {
-		status := func() monitoring.Status { st, _ := s.tally.status(); return st }
 		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, status), monitoring.NewBuildInfo(cfg.Metrics.Prefix))
 	}
 	logDatabase(o.Logger, cfg)
@@ -49,9 +50,10 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	defer stop(nil)
 	var g errgroup.Group
 	if cfg.HTTP.Listen != "" {
+		g.Go(func() error { recent.Run(serving); return nil })
 		g.Go(func() error {
 			err := monitoring.Server{
-				Listen: cfg.HTTP.Listen, Hosts: cfg.HTTP.Hosts, Handler: monitoring.Handler(reg, build.Health), Logger: o.Logger,
+				Listen: cfg.HTTP.Listen, Hosts: cfg.HTTP.Hosts, Handler: monitoring.Handler(reg, build.Health, recent), Logger: o.Logger,
 			}.Serve(serving)
 			if err != nil {
 				stop(err)

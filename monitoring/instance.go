@@ -1,0 +1,222 @@
+package monitoring
+
+import (
+	"os"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/buildinfo"
+)
+
+// Instance is what a process says of itself: the answer of GET /status, which status.schema.json describes. All of it is made from one
+// Status, from Health, and from what Recent remembers of the last minute. Times are in UTC.
+type Instance struct {
+	// At is when this was made.
+	At      time.Time `json:"at"`
+	Process Process   `json:"instance"`
+	Role    Role      `json:"role,omitempty"`
+	// Streaming is true while a session reads the stream. Since is when that last changed.
+	Streaming bool      `json:"streaming"`
+	Since     time.Time `json:"since,omitzero"`
+	// Sessions counts the sessions that have streamed since the process began.
+	Sessions int64 `json:"sessions"`
+	// LastError is why the last session that has failed ended. It is nil if none has.
+	LastError *LastError `json:"last_error,omitempty"`
+	// Stream is nil in a process that stands by.
+	Stream *StreamReport `json:"stream,omitempty"`
+	// Sinks are in the order of the configuration.
+	Sinks []SinkReport `json:"sinks"`
+	// Health is the body of /readyz.
+	Health Report `json:"health"`
+}
+
+// Process says which process this is, and what it works on. It holds no secrets.
+type Process struct {
+	Host    string    `json:"host"`
+	PID     int       `json:"pid"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	// Name is the connector's name.
+	Name     string         `json:"name"`
+	Slot     string         `json:"slot"`
+	Database DatabaseTarget `json:"database"`
+}
+
+// DatabaseTarget says which database a connector works on.
+type DatabaseTarget struct {
+	// Address is host:port, or the path of a socket. If several are tried in their order, there are commas between them.
+	Address string `json:"address"`
+	Name    string `json:"name"`
+}
+
+// LastError is an error of the past.
+type LastError struct {
+	Text string    `json:"text"`
+	At   time.Time `json:"at"`
+}
+
+// StreamReport says how far the stream is behind.
+type StreamReport struct {
+	// LagSeconds and LagBytes are Status.Lag and Status.LagBytes.
+	LagSeconds float64 `json:"lag_seconds"`
+	LagBytes   int64   `json:"lag_bytes"`
+	// Confirmed, Prefix and Written are LSNs as PostgreSQL writes them: what may be confirmed, the last event of the prefix, and how far the
+	// server is known to have written.
+	Confirmed string `json:"confirmed"`
+	Prefix    string `json:"prefix"`
+	Written   string `json:"written"`
+	InFlight  int    `json:"in_flight"`
+	// WALRate is how much WAL the server has written over the last minute, in bytes per second. It is nil before it is known.
+	WALRate *float64 `json:"wal_bytes_per_second,omitempty"`
+	// Forecast is about the WAL that is not confirmed.
+	Forecast Forecast `json:"forecast"`
+	// Invalid counts rows of the outbox that are no events, and Unrouted events that no route matches.
+	Invalid  int64 `json:"invalid"`
+	Unrouted int64 `json:"unrouted"`
+}
+
+// SinkReport says how a sink does.
+type SinkReport struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+	// InSession is true while a session uses the sink. Otherwise nobody knows its condition: Condition, Status and Detail are empty.
+	InSession bool `json:"in_session"`
+	// Status and Detail are those of the sink's component in /readyz.
+	Status Level  `json:"status,omitempty"`
+	Detail string `json:"detail,omitempty"`
+	// Condition says in one word what the sink is, and Since is since when it is so. Since is absent if it is ok.
+	Condition Condition `json:"condition,omitempty"`
+	Since     time.Time `json:"since,omitzero"`
+	// Cause is why the condition is not ok, as far as there is a failure behind it.
+	Cause string `json:"cause,omitempty"`
+	// AsksAt is when a destination that is away is asked next.
+	AsksAt time.Time `json:"asks_at,omitzero"`
+	// Rows is nil while nobody knows the numbers: before the first count, and in a process that stands by.
+	Rows *RowReport `json:"rows,omitempty"`
+	// Lanes, CatchingUp and Held are those of SinkStatus.
+	Lanes      int `json:"lanes"`
+	CatchingUp int `json:"catching_up"`
+	Held       int `json:"held_aggregates"`
+	// Counts are the outcomes since the process began.
+	Counts CountReport `json:"counts"`
+	// Rate is nil before the second sample.
+	Rate *DeliveryRate `json:"rate,omitempty"`
+	// Forecast is about the parked rows of the sink and the stream together.
+	Forecast Forecast       `json:"forecast"`
+	Members  []MemberReport `json:"members,omitempty"`
+}
+
+// RowReport counts the rows of a sink in outbox_parked.
+type RowReport struct {
+	// Parked counts those that wait for a further try, and DeadLetters those that wait for a person.
+	Parked      int64 `json:"parked"`
+	DeadLetters int64 `json:"dead_letters"`
+	// OldestSeconds is how long the oldest row that waits for a further try has been parked.
+	OldestSeconds float64 `json:"oldest_parked_seconds"`
+	// CountedAt is when a query has last counted the rows. Since then the numbers follow what is told.
+	CountedAt time.Time `json:"counted_at"`
+}
+
+// CountReport is Counts.
+type CountReport struct {
+	Delivered int64 `json:"delivered"`
+	Unparked  int64 `json:"unparked"` // those of Delivered that had been parked
+	Failed    int64 `json:"failed"`
+	Dead      int64 `json:"dead"`
+	Discarded int64 `json:"discarded"`
+}
+
+// DeliveryRate says how many messages a sink accepts, in messages per second. Delivered counts all of them, and Unparked those that had
+// been parked.
+type DeliveryRate struct {
+	DeliveredNow    float64 `json:"delivered_now"` // over the last five seconds
+	DeliveredMinute float64 `json:"delivered_minute"`
+	UnparkedNow     float64 `json:"unparked_now"`
+	UnparkedMinute  float64 `json:"unparked_minute"`
+}
+
+// MemberReport is MemberStatus.
+type MemberReport struct {
+	Name      string `json:"name"`
+	Delivered int64  `json:"delivered"`
+	Away      bool   `json:"away"`
+}
+
+// processStarted is about when the process began.
+var processStarted = time.Now()
+
+// newInstance makes the report of a process.
+func newInstance(st Status, health Report, trends trends) Instance {
+	host, _ := os.Hostname() // without a host name the process still has its pid
+	i := Instance{
+		At: st.At.UTC(),
+		Process: Process{
+			Host: host, PID: os.Getpid(), Version: buildinfo.Read().Version, Started: processStarted.UTC(),
+			Name: st.Source.Name, Slot: st.Source.Slot, Database: st.Source.Database,
+		},
+		Role: st.Role, Streaming: st.Streaming, Since: utc(st.Since), Sessions: st.Sessions,
+		Sinks: make([]SinkReport, 0, len(st.Sinks)), Health: health,
+	}
+	if st.LastError != "" {
+		i.LastError = &LastError{Text: st.LastError, At: utc(st.LastErrorAt)}
+	}
+	if st.Role != RoleStandby {
+		i.Stream = &StreamReport{
+			LagSeconds: st.Lag.Seconds(), LagBytes: st.LagBytes, InFlight: st.InFlight,
+			Confirmed: st.Confirmed.String(), Prefix: st.Prefix.String(), Written: (st.Confirmed + pglogrepl.LSN(st.LagBytes)).String(),
+			WALRate: trends.walRate, Forecast: trends.stream, Invalid: st.Invalid, Unrouted: st.Unrouted,
+		}
+	}
+	for n := range st.Sinks {
+		i.Sinks = append(i.Sinks, newSinkReport(&st.Sinks[n], trends.sinks[n]))
+	}
+	return i
+}
+
+func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
+	r := SinkReport{
+		Name: s.Name, Type: s.Type, InSession: s.InSession, AsksAt: utc(s.AsksAt), Lanes: s.Lanes, CatchingUp: s.CatchingUp, Held: s.Held,
+		Counts: CountReport{
+			Delivered: s.Counts.Delivered, Unparked: s.Counts.Unparked, Failed: s.Counts.Failed, Dead: s.Counts.Dead, Discarded: s.Counts.Discarded,
+		},
+		Rate: trend.rate, Forecast: trend.forecast,
+	}
+	if s.InSession {
+		c := s.Component()
+		r.Status, r.Detail = c.Status, c.Detail
+		r.Condition, r.Since = s.Condition()
+		r.Since, r.Cause = utc(r.Since), s.whyNotOK(r.Condition)
+	}
+	if !s.CountedAt.IsZero() {
+		r.Rows = &RowReport{Parked: s.Parked, DeadLetters: s.DeadLetters, OldestSeconds: s.OldestParked.Seconds(), CountedAt: utc(s.CountedAt)}
+	}
+	for _, m := range s.Members {
+		r.Members = append(r.Members, MemberReport(m))
+	}
+	return r
+}
+
+// whyNotOK returns the failure behind a condition, or nothing if there is none.
+func (s *SinkStatus) whyNotOK(c Condition) string {
+	switch c {
+	case ConditionOK:
+		return ""
+	case ConditionUnreachable:
+		return s.Check.Unreachable
+	case ConditionPaused:
+		if outage, _ := s.Outage(); outage == ConditionOK {
+			return ""
+		}
+	case ConditionAway, ConditionFailing, ConditionSuspect, ConditionRefusing:
+	}
+	return s.Cause
+}
+
+// utc returns a time in UTC, and the zero time as it is.
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.UTC()
+}

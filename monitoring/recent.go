@@ -1,0 +1,272 @@
+package monitoring
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	sampleEvery = time.Second
+	// minute is how far Recent looks back.
+	minute = time.Minute
+	// presently is the time of what is called now: long enough that single batches do not show.
+	presently = 5 * time.Second
+	// turning is how long something has to rise or fall against the trend of the minute before it counts as a new trend.
+	turning = 10 * time.Second
+	// leastHistory is how long something has to be known before there is a forecast.
+	leastHistory = 5 * time.Second
+	// behindAfter is from when on the stream counts as behind. Below it, what waits is on its way.
+	behindAfter = 3 * time.Second
+	// farthest is the longest forecast.
+	farthest = 30 * 24 * time.Hour
+)
+
+// Trend says which way it goes with what waits.
+type Trend string
+
+const (
+	// TrendNothingWaits: there is nothing to catch up with.
+	TrendNothingWaits Trend = "nothing_waits"
+	// TrendCatchingUp: what waits becomes less.
+	TrendCatchingUp Trend = "catching_up"
+	// TrendNotAtThisRate: what waits neither grows nor becomes less, or so slowly that it would take more than 30 days.
+	TrendNotAtThisRate Trend = "not_at_this_rate"
+	// TrendGrowing: what waits becomes more.
+	TrendGrowing Trend = "growing"
+	// TrendUnknown: what waits has not been watched for long enough, or nobody knows how much it is.
+	TrendUnknown Trend = "unknown"
+)
+
+// Forecast says when what waits will have been caught up with, if it goes on as over the last minute. If it has risen over the minute and
+// falls since ten seconds, or the other way round, the ten seconds count.
+type Forecast struct {
+	Trend Trend `json:"trend"`
+	// CaughtUpAt is when nothing waits any more. It is absent unless Trend is TrendCatchingUp.
+	CaughtUpAt time.Time `json:"caught_up_at,omitzero"`
+}
+
+// Recent remembers the last minute of a connector, by a sample of its Status every second. A sample asks nobody and takes microseconds.
+type Recent struct {
+	status func() Status
+	health *Health
+
+	mu      sync.Mutex
+	samples []sample // the oldest first
+}
+
+// sample is what is remembered of a Status.
+type sample struct {
+	at time.Time
+	// written and behind are bytes of WAL: how far the server has written, and what is not confirmed of that. Both are meaningless unless
+	// streams is true.
+	written, behind float64
+	streams         bool
+	sinks           []sinkSample
+}
+
+type sinkSample struct {
+	name                string
+	delivered, unparked float64
+	parked              float64
+	counted             bool // parked is known
+}
+
+// NewRecent makes a Recent that has seen nothing yet. status may not wait for anything.
+func NewRecent(status func() Status, health *Health) *Recent {
+	return &Recent{status: status, health: health}
+}
+
+// Run takes a sample every second until ctx ends.
+func (r *Recent) Run(ctx context.Context) {
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for {
+		r.keep(sampleOf(r.status()))
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Instance returns what the process says of itself now.
+func (r *Recent) Instance() Instance {
+	st := r.status()
+	if st.At.IsZero() { // there is no connector yet
+		st.At = time.Now()
+	}
+	return newInstance(st, r.health.Report(), r.trends(st))
+}
+
+func sampleOf(st Status) sample {
+	s := sample{
+		at: st.At, written: float64(st.Confirmed) + float64(st.LagBytes), behind: float64(st.LagBytes), streams: st.Streaming && st.Confirmed > 0,
+		sinks: make([]sinkSample, len(st.Sinks)),
+	}
+	for i := range st.Sinks {
+		sink := &st.Sinks[i]
+		s.sinks[i] = sinkSample{
+			name: sink.Name, delivered: float64(sink.Counts.Delivered), unparked: float64(sink.Counts.Unparked),
+			parked: float64(sink.Parked), counted: !sink.CountedAt.IsZero(),
+		}
+	}
+	return s
+}
+
+// keep adds a sample, and drops those that are older than a minute but one.
+func (r *Recent) keep(s sample) {
+	if s.at.IsZero() { // there is no connector yet
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.samples = append(r.samples, s)
+	old := 0
+	for old+1 < len(r.samples) && s.at.Sub(r.samples[old+1].at) >= minute {
+		old++
+	}
+	r.samples = slices.Delete(r.samples, 0, old)
+}
+
+// trends is what the last minute says.
+type trends struct {
+	walRate *float64
+	stream  Forecast
+	sinks   []sinkTrend // as those of the Status
+}
+
+type sinkTrend struct {
+	rate     *DeliveryRate
+	forecast Forecast
+}
+
+// trends returns what the samples and the present Status say together.
+func (r *Recent) trends(st Status) trends {
+	r.mu.Lock()
+	samples := slices.Clone(r.samples)
+	r.mu.Unlock()
+	samples = append(samples, sampleOf(st))
+
+	ofStream := func(value func(*sample) float64) series {
+		return collect(samples, func(s *sample) (float64, bool) { return value(s), s.streams })
+	}
+	var t trends
+	if rate, known := ofStream(func(s *sample) float64 { return s.written }).slope(minute); known {
+		t.walRate = &rate
+	}
+	t.stream = streamForecast(st, ofStream(func(s *sample) float64 { return s.behind }))
+	for i := range st.Sinks {
+		t.sinks = append(t.sinks, sinkTrendOf(&st.Sinks[i], samples, t.stream))
+	}
+	return t
+}
+
+func streamForecast(st Status, behind series) Forecast {
+	switch {
+	case st.Role == RoleStandby || st.Lag < behindAfter:
+		return Forecast{Trend: TrendNothingWaits}
+	case !st.Streaming:
+		return Forecast{Trend: TrendNotAtThisRate} // nobody reads
+	}
+	return behind.forecast()
+}
+
+func sinkTrendOf(sink *SinkStatus, samples []sample, stream Forecast) (t sinkTrend) {
+	of := func(value func(sinkSample) (float64, bool)) series {
+		return collect(samples, func(s *sample) (float64, bool) {
+			if i := slices.IndexFunc(s.sinks, func(other sinkSample) bool { return other.name == sink.Name }); i >= 0 {
+				return value(s.sinks[i])
+			}
+			return 0, false // it was not configured
+		})
+	}
+	delivered := of(func(s sinkSample) (float64, bool) { return s.delivered, true })
+	unparked := of(func(s sinkSample) (float64, bool) { return s.unparked, true })
+	if now, known := delivered.slope(presently); known {
+		t.rate = &DeliveryRate{DeliveredNow: now}
+		t.rate.DeliveredMinute, _ = delivered.slope(minute)
+		t.rate.UnparkedNow, _ = unparked.slope(presently)
+		t.rate.UnparkedMinute, _ = unparked.slope(minute)
+	}
+	parked := Forecast{Trend: TrendNothingWaits}
+	switch {
+	case sink.CountedAt.IsZero():
+		parked.Trend = TrendUnknown
+	case sink.Parked > 0:
+		parked = of(func(s sinkSample) (float64, bool) { return s.parked, s.counted }).forecast()
+	}
+	t.forecast = later(parked, stream)
+	return t
+}
+
+// later returns the forecast of two things that both have to be caught up with.
+func later(a, b Forecast) Forecast {
+	order := []Trend{TrendNothingWaits, TrendCatchingUp, TrendUnknown, TrendNotAtThisRate, TrendGrowing}
+	x, y := slices.Index(order, a.Trend), slices.Index(order, b.Trend)
+	if x > y || x == y && a.CaughtUpAt.After(b.CaughtUpAt) {
+		return a
+	}
+	return b
+}
+
+// series are values of the last minute, the oldest first. The last one is the present value.
+type series []point
+
+type point struct {
+	at    time.Time
+	value float64
+}
+
+// collect returns the values of the samples since the last one that has none.
+func collect(samples []sample, value func(*sample) (float64, bool)) (all series) {
+	for i := range samples {
+		v, known := value(&samples[i])
+		if !known {
+			all = nil
+			continue
+		}
+		all = append(all, point{samples[i].at, v})
+	}
+	return all
+}
+
+// slope returns by how much the value has changed per second, over a time, or over what is known of it. known is false if that is less
+// than half a second.
+func (s series) slope(over time.Duration) (perSecond float64, known bool) {
+	if len(s) == 0 {
+		return 0, false
+	}
+	last := s[len(s)-1]
+	from := 0
+	for from+1 < len(s) && last.at.Sub(s[from+1].at) >= over {
+		from++
+	}
+	took := last.at.Sub(s[from].at)
+	if took < sampleEvery/2 {
+		return 0, false
+	}
+	return (last.value - s[from].value) / took.Seconds(), true
+}
+
+// forecast says when a value that is more than 0 will be 0.
+func (s series) forecast() Forecast {
+	if len(s) == 0 || s[len(s)-1].at.Sub(s[0].at) < leastHistory {
+		return Forecast{Trend: TrendUnknown}
+	}
+	last := s[len(s)-1]
+	slope, _ := s.slope(minute)
+	if turn, _ := s.slope(turning); turn < 0 && slope >= 0 || turn > 0 && slope <= 0 {
+		slope = turn
+	}
+	left := last.value / -slope // seconds
+	switch {
+	case slope > 0:
+		return Forecast{Trend: TrendGrowing}
+	case slope == 0 || left > farthest.Seconds():
+		return Forecast{Trend: TrendNotAtThisRate}
+	}
+	return Forecast{Trend: TrendCatchingUp, CaughtUpAt: last.at.Add(time.Duration(left * float64(time.Second))).UTC()}
+}
