@@ -23,6 +23,11 @@ func AdminConfig(cfg config.Config) admin.Config {
 	return c
 }
 
+// StatusConfig returns what admin.ReadStatus needs to say how the connector does that cfg describes.
+func StatusConfig(cfg config.Config) admin.StatusConfig {
+	return admin.StatusConfig{Config: AdminConfig(cfg), DSNPlace: cfg.Source.DSNPlace, MaxInFlight: cfg.Delivery.MaxInFlight}
+}
+
 // Routing returns the sinks and routes of cfg, by which package admin says where an event would go. It connects to nothing.
 func Routing(cfg config.Config) (admin.Routing, error) {
 	sinks, members, err := buildSinksAndMembers(cfg, BuildOptions{})

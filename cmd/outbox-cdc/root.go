@@ -47,6 +47,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newPauseCommand(environ),
 		newResumeCommand(environ),
 		newRetryCommand(environ),
+		newStatusCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 	)

@@ -1,0 +1,179 @@
+package admin
+
+import (
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+)
+
+// Status is how a connector does, as the database and the connector's instances say it. A number that nobody knows is absent, and Unknown
+// says why. Ages and times are by PostgreSQL's clock, unless the database could not be read.
+type Status struct {
+	At time.Time `json:"at"`
+	// Level is ok if there is nothing to do; failed if nothing is delivered before a person acts; and degraded otherwise.
+	Level     monitoring.Level `json:"status"`
+	Connector string           `json:"connector"`
+	Database  StatusDatabase   `json:"database"`
+	Slot      *StatusSlot      `json:"slot,omitempty"` // absent if the database could not be read
+	Instances []StatusInstance `json:"instances"`
+	// Sinks are the connector's sinks in the order in which it came to know them. Those that are no longer configured are among them if
+	// they have rows.
+	Sinks []StatusSink `json:"sinks"`
+	// NoSink is what belongs to no sink: rows of the outbox that were no valid events.
+	NoSink  StatusRows     `json:"no_sink"`
+	Cleanup *StatusCleanup `json:"cleanup,omitempty"`
+	Sizes   *StatusSizes   `json:"sizes,omitempty"`
+	Holders []StatusHolder `json:"holders"` // what keeps PostgreSQL from forgetting WAL or from vacuuming
+	// ToDo is what a person should do, the worst first.
+	ToDo []StatusToDo `json:"to_do"`
+	// Unknown is what could not be read or asked, and why.
+	Unknown []string `json:"unknown"`
+}
+
+// StatusDatabase is the database that the status is about.
+type StatusDatabase struct {
+	Address    string `json:"address"` // host:port or the path of a socket; several with commas between them
+	Name       string `json:"name"`
+	User       string `json:"user"`
+	Configured string `json:"configured"` // where that was configured
+	// Version is that of the server. If it is empty, the database could not be read, and Error says why.
+	Version string `json:"version,omitempty"`
+	Standby bool   `json:"standby,omitempty"` // it is a standby of PostgreSQL, so that the slot cannot be seen
+	Error   string `json:"error,omitempty"`
+	// Pending are the files of this program that were not applied to the ledger.
+	Pending []string `json:"pending_migrations,omitempty"`
+}
+
+// SlotState says in one word what the slot is.
+type SlotState string
+
+// The states of a slot.
+const (
+	SlotStreams  SlotState = "streams"  // a connector streams from it
+	SlotIdle     SlotState = "idle"     // it is ready, and no connector streams
+	SlotAbsent   SlotState = "absent"   // it was never made: init makes it
+	SlotBuilding SlotState = "building" // an init that did not end, or that is at work, has left it
+	SlotMissing  SlotState = "missing"  // it is gone, although the ledger has its checkpoint
+	SlotLost     SlotState = "lost"     // PostgreSQL has invalidated it
+	SlotForeign  SlotState = "foreign"  // it was not made by init, or not for this database
+	SlotUnseen   SlotState = "unseen"   // it cannot be seen from a standby of PostgreSQL
+)
+
+// StatusSlot is the replication slot and its checkpoint.
+type StatusSlot struct {
+	Name  string    `json:"name"`
+	State SlotState `json:"state"`
+	// ActivePID is the server's process that streams to the connector, and ActiveFrom is the connector's address.
+	ActivePID  int    `json:"active_pid,omitempty"`
+	ActiveFrom string `json:"active_from,omitempty"`
+	// LagBytes is the WAL that was written and is not confirmed. LagSeconds is how old the last settled transaction is, which only the
+	// instance that streams knows.
+	LagBytes   *int64   `json:"lag_bytes,omitempty"`
+	LagSeconds *float64 `json:"lag_seconds,omitempty"`
+	// KeptBytes is the WAL that the server keeps for the slot. KeptLimit is how much it keeps at most; absent if that is not limited.
+	KeptBytes *int64 `json:"wal_kept_bytes,omitempty"`
+	KeptLimit *int64 `json:"wal_kept_limit_bytes,omitempty"`
+	WALStatus string `json:"wal_status,omitempty"`
+	// LostAfterBytes is how much WAL may still be written before the slot can be lost; absent if that is not limited. LostAfterSeconds is
+	// how long that takes if nothing is confirmed, at the present rate of WAL; absent if nobody knows that.
+	LostAfterBytes   *int64   `json:"lost_after_bytes,omitempty"`
+	LostAfterSeconds *float64 `json:"lost_after_seconds,omitempty"`
+	WALRate          *float64 `json:"wal_bytes_per_second,omitempty"`
+	// Invalidated is why PostgreSQL has invalidated the slot.
+	Invalidated   string     `json:"invalidated,omitempty"`
+	InactiveSince *time.Time `json:"inactive_since,omitempty"` // PostgreSQL 17 and later
+	Confirmed     string     `json:"confirmed_lsn,omitempty"`
+	// Epoch and RecordedAt are those of the checkpoint: the number of its session, and when it was last written.
+	Epoch      int32      `json:"epoch,omitempty"`
+	RecordedAt *time.Time `json:"recorded_at,omitempty"`
+	Forecast   string     `json:"forecast,omitempty"` // monitoring.Trend, of what the stream is behind
+	CaughtUpAt *time.Time `json:"caught_up_at,omitempty"`
+}
+
+// StatusInstance is a process of the connector, or an address at which one was expected.
+type StatusInstance struct {
+	Role    monitoring.Role  `json:"role,omitempty"`
+	Host    string           `json:"host,omitempty"`
+	PID     int              `json:"pid,omitempty"`
+	Version string           `json:"version,omitempty"`
+	Started *time.Time       `json:"started,omitempty"`
+	Since   *time.Time       `json:"since,omitempty"` // when it began to stream, or to wait
+	Address string           `json:"address,omitempty"`
+	Health  monitoring.Level `json:"health,omitempty"`
+	// Error is why the instance could not be asked.
+	Error     string `json:"error,omitempty"`
+	LastError string `json:"last_error,omitempty"`
+}
+
+// StatusSink is a sink of the connector.
+type StatusSink struct {
+	Name       string `json:"name"`
+	Type       string `json:"type,omitempty"`
+	Configured bool   `json:"configured"`
+	// Condition is that of monitoring, or unknown: no connector streams, or the one that does has not said it.
+	Condition monitoring.Condition `json:"condition"`
+	Since     *time.Time           `json:"since,omitempty"`
+	Cause     string               `json:"cause,omitempty"`
+	AsksAt    *time.Time           `json:"asks_at,omitempty"` // when a destination that is away is asked next
+	TriedRate int                  `json:"tried_per_second,omitempty"`
+	Detail    string               `json:"detail,omitempty"` // the health component of the sink, as its instance has it
+	Rows      StatusRows           `json:"rows"`
+	// RateNow and RateMinute are the deliveries a second, over the last seconds and the last minute.
+	RateNow    *float64   `json:"delivered_per_second_now,omitempty"`
+	RateMinute *float64   `json:"delivered_per_second_minute,omitempty"`
+	Forecast   string     `json:"forecast,omitempty"` // monitoring.Trend
+	CaughtUpAt *time.Time `json:"caught_up_at,omitempty"`
+}
+
+// conditionUnknown is the condition of a sink that nobody knows.
+const conditionUnknown monitoring.Condition = "unknown"
+
+// StatusRows counts rows of outbox_parked. A count is absent if nobody knows it.
+type StatusRows struct {
+	Parked *int64 `json:"parked,omitempty"`
+	Dead   *int64 `json:"dead_letters,omitempty"`
+	// AtLeast says that there are more rows than were counted.
+	AtLeast bool `json:"at_least,omitempty"`
+	// OldestSeconds is for how long the oldest row that waits has been parked. OldestAtLeast says that there may be an older one.
+	OldestSeconds *float64 `json:"oldest_parked_seconds,omitempty"`
+	OldestAtLeast bool     `json:"oldest_at_least,omitempty"`
+}
+
+// StatusSizes are sizes on disk, in bytes, with indexes and TOAST.
+type StatusSizes struct {
+	Outbox        int64      `json:"outbox_bytes"`
+	OutboxFrom    *time.Time `json:"outbox_from,omitempty"` // the oldest event
+	Log           int64      `json:"log_bytes"`
+	LogFrom       *time.Time `json:"log_from,omitempty"` // where the oldest partition begins
+	LogPartitions int        `json:"log_partitions"`
+	Parked        int64      `json:"parked_bytes"`
+	// ParkedDeadRows are the deleted versions of rows that were not vacuumed away yet.
+	ParkedDeadRows int64      `json:"parked_dead_rows"`
+	ParkedVacuumed *time.Time `json:"parked_vacuumed_at,omitempty"`
+}
+
+// StatusHolder is a transaction that is open for long, or something else that keeps the server from vacuuming.
+type StatusHolder struct {
+	Kind  string     `json:"kind"` // transaction, prepared_transaction or slot
+	Name  string     `json:"name,omitempty"`
+	User  string     `json:"user,omitempty"`
+	PID   int        `json:"pid,omitempty"`
+	State string     `json:"state,omitempty"`
+	Since *time.Time `json:"since,omitempty"`
+}
+
+// StatusToDo is one thing that a person should do.
+type StatusToDo struct {
+	Level monitoring.Level `json:"level"`
+	// What says what is the matter, and what helps.
+	What string `json:"what"`
+	// Command is a command line that helps, or shows more; empty if there is none.
+	Command string `json:"command,omitempty"`
+}
+
+// StatusCleanup is what the ledger says of the last pass of the cleanup.
+type StatusCleanup struct {
+	LastPassAt *time.Time `json:"last_pass_at,omitempty"`
+	// LogDroppedUntil is the end of the newest partition of the log that was dropped.
+	LogDroppedUntil *time.Time `json:"log_dropped_until,omitempty"`
+}

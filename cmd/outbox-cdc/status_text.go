@@ -1,0 +1,459 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/pyairtable-compose/outbox-cdc/admin"
+	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+)
+
+// screenWidth is how many columns the screen has at most.
+const screenWidth = 80
+
+// screen collects the lines of the text.
+type screen struct {
+	b   strings.Builder
+	now time.Time
+	style
+}
+
+// style says whether a text has colours.
+type style bool
+
+const (
+	plain   style = false
+	colored style = true
+)
+
+// statusText returns the screen for a person. Colours do not change where things stand.
+func statusText(st admin.Status, style style) string {
+	s := &screen{now: st.At, style: style}
+	s.head(st)
+	s.slot(st.Slot)
+	s.instances(st.Instances)
+	s.sinks(st)
+	s.storage(st)
+	s.toDo(st)
+	for _, text := range st.Unknown {
+		s.item("NOT KNOWN", text)
+	}
+	return s.b.String()
+}
+
+func (s *screen) head(st admin.Status) {
+	title := "outbox-cdc " + shorten(clean(st.Connector), 40) + ": "
+	at := st.At.UTC().Format("2006-01-02 15:04:05Z")
+	gap := max(1, screenWidth-utf8.RuneCountInString(title)-len(st.Level)-len(at))
+	fmt.Fprintf(&s.b, "%s%s%s%s\n", title, s.paint(st.Level, string(st.Level)), strings.Repeat(" ", gap), at)
+	d := st.Database
+	text := dsn.Target{Address: d.Address, Database: d.Name, User: d.User, Configured: d.Configured}.String()
+	if d.Version != "" {
+		text += "; PostgreSQL " + d.Version
+	}
+	if d.Standby {
+		text += ", a standby"
+	}
+	s.item("", text)
+	if d.Error != "" {
+		s.item("", "cannot be read")
+	}
+}
+
+func (s *screen) slot(slot *admin.StatusSlot) {
+	if slot == nil {
+		return
+	}
+	s.gap()
+	text := slot.Name + " "
+	switch slot.State {
+	case admin.SlotStreams:
+		text += fmt.Sprintf("is streamed by pid %d", slot.ActivePID)
+		if slot.ActiveFrom != "" {
+			text += " for " + slot.ActiveFrom
+		}
+	case admin.SlotIdle:
+		text += "is not streamed from"
+		if slot.InactiveSince != nil {
+			text += " for " + ago(s.now, slot.InactiveSince)
+		}
+	case admin.SlotAbsent:
+		text += "does not exist yet"
+	case admin.SlotBuilding:
+		text += "is half made"
+	case admin.SlotMissing:
+		text += "is gone"
+	case admin.SlotLost:
+		text += "is lost: " + slot.Invalidated
+	case admin.SlotForeign:
+		text += "is not ours"
+	case admin.SlotUnseen:
+		text += "cannot be seen from a standby of PostgreSQL"
+	default:
+		text += string(slot.State)
+	}
+	if slot.RecordedAt != nil {
+		text += ", last recorded " + ago(s.now, slot.RecordedAt) + " ago"
+	}
+	s.item("SLOT", text)
+	if slot.LagBytes != nil {
+		text := "behind " + bytesText(*slot.LagBytes)
+		if slot.LagSeconds != nil {
+			text += ", " + secondsText(*slot.LagSeconds)
+		}
+		if slot.WALRate != nil {
+			text += ", at " + bytesText(int64(*slot.WALRate)) + "/s of WAL"
+		}
+		text += forecastText(s.now, slot.Forecast, slot.CaughtUpAt)
+		s.item("", text)
+	}
+	if text := keptText(slot); text != "" {
+		s.item("", text)
+	}
+}
+
+// keptText says how much WAL the server keeps, and for how long it goes on.
+func keptText(slot *admin.StatusSlot) string {
+	if slot.KeptBytes == nil {
+		return ""
+	}
+	text := "WAL kept " + bytesText(*slot.KeptBytes)
+	switch {
+	case slot.KeptLimit == nil:
+		return text + ", unlimited: the slot is never lost, but the disk may fill"
+	case slot.LostAfterBytes == nil:
+		return text + " of " + bytesText(*slot.KeptLimit)
+	}
+	text += " of " + bytesText(*slot.KeptLimit) + "; lost after " + bytesText(*slot.LostAfterBytes) + " more"
+	if slot.LostAfterSeconds != nil {
+		text += ", " + secondsText(*slot.LostAfterSeconds) + " at this rate"
+	}
+	if slot.WALStatus != "reserved" {
+		text += " (" + slot.WALStatus + ")"
+	}
+	return text
+}
+
+func (s *screen) instances(all []admin.StatusInstance) {
+	if len(all) > 0 {
+		s.gap()
+	}
+	for i, in := range all {
+		label := ""
+		if i == 0 {
+			label = "INSTANCES"
+		}
+		role := string(in.Role)
+		if role == "" {
+			role = "instance"
+		}
+		text := role
+		if in.Host != "" {
+			text += " on " + in.Host
+		}
+		if in.PID != 0 {
+			text += fmt.Sprintf(", pid %d", in.PID)
+		}
+		if in.Version != "" {
+			text += ", version " + in.Version
+		}
+		if in.Started != nil {
+			text += ", up " + ago(s.now, in.Started)
+		}
+		if in.Health != "" && in.Health != monitoring.LevelOK {
+			text += ", " + string(in.Health)
+		}
+		if in.Error != "" {
+			text += ": not asked: " + in.Error
+		}
+		s.item(label, text)
+		if in.LastError != "" && in.Health == monitoring.LevelFailed {
+			s.item("", shorten("last error: "+in.LastError, 3*screenWidth))
+		}
+	}
+}
+
+const sinkFormat = "%-14s %-11s %6s %7s %6s %6s %6s %7s %8s\n"
+
+func (s *screen) sinks(st admin.Status) {
+	s.gap()
+	s.b.WriteString(s.bold(strings.TrimSuffix(fmt.Sprintf(sinkFormat, "SINK", "CONDITION", "SINCE", "WAITING", "OLDEST", "DEAD", "NOW/S", "1 MIN/S", "DONE IN"), "\n")) + "\n")
+	for i := range st.Sinks {
+		s.sink(&st.Sinks[i])
+	}
+	if len(st.Sinks) == 0 {
+		s.b.WriteString("(none is known)\n")
+	}
+	if r := st.NoSink; r.Dead != nil && *r.Dead+*r.Parked > 0 {
+		fmt.Fprintf(&s.b, sinkFormat, "(no sink)", "", "", countText(r.Parked, r), "", countText(r.Dead, r), "", "", "")
+	}
+}
+
+func (s *screen) sink(k *admin.StatusSink) {
+	name := clean(k.Name)
+	if utf8.RuneCountInString(name) > 14 {
+		s.b.WriteString(shorten(name, screenWidth) + "\n")
+		name = ""
+	}
+	condition := string(k.Condition)
+	if !k.Configured {
+		condition = "removed"
+	}
+	done := ""
+	switch {
+	case k.CaughtUpAt != nil:
+		done = until(s.now, k.CaughtUpAt)
+	case k.Forecast == "growing":
+		done = "growing"
+	case k.Forecast == "not_at_this_rate":
+		done = "never"
+	}
+	line := fmt.Sprintf(sinkFormat, name, "\x00", ago(s.now, k.Since), countText(k.Rows.Parked, k.Rows), oldestText(k.Rows),
+		countText(k.Rows.Dead, k.Rows), perSecondText(k.RateNow), perSecondText(k.RateMinute), done)
+	padded := fmt.Sprintf("%-11s", shorten(condition, 11))
+	line = strings.Replace(line, fmt.Sprintf("%-11s", "\x00"), s.paint(conditionLevel(k.Condition), padded), 1)
+	s.b.WriteString(strings.TrimRight(line, " \n") + "\n")
+	var why []string
+	if k.Condition != monitoring.ConditionOK && k.Cause != "" {
+		why = append(why, shorten(clean(k.Cause), 150))
+	}
+	if k.AsksAt != nil {
+		why = append(why, "asked next in "+until(s.now, k.AsksAt))
+	}
+	if k.TriedRate > 0 {
+		why = append(why, fmt.Sprintf("at most %d a second are tried again", k.TriedRate))
+	}
+	if len(why) > 0 {
+		s.wrapped("  ", strings.Join(why, "; "))
+	}
+}
+
+func (s *screen) storage(st admin.Status) {
+	if z := st.Sizes; z != nil {
+		s.gap()
+		text := "outbox " + bytesText(z.Outbox)
+		if z.OutboxFrom != nil {
+			text += " back to " + ago(s.now, z.OutboxFrom) + " ago"
+		}
+		text += ", log " + bytesText(z.Log)
+		if z.LogFrom != nil {
+			text += " back to " + z.LogFrom.UTC().Format(time.DateOnly)
+		}
+		text += ", parked " + bytesText(z.Parked)
+		if z.ParkedDeadRows > 0 {
+			text += fmt.Sprintf(" with %s deleted rows not vacuumed", compact(float64(z.ParkedDeadRows)))
+		}
+		s.item("SIZES", text)
+	}
+	for _, h := range st.Holders {
+		text := strings.ReplaceAll(h.Kind, "_", " ") + " " + h.Name
+		if h.User != "" {
+			text += " of " + h.User
+		}
+		if h.PID != 0 {
+			text += fmt.Sprintf(" (pid %d, %s)", h.PID, h.State)
+		}
+		if h.Since != nil {
+			text += " open for " + ago(s.now, h.Since)
+		}
+		s.item("HOLDS WAL", text)
+	}
+}
+
+func (s *screen) toDo(st admin.Status) {
+	s.gap()
+	if len(st.ToDo) == 0 {
+		s.item("TO DO", "nothing")
+	}
+	for i, t := range st.ToDo {
+		label := ""
+		if i == 0 {
+			label = "TO DO"
+		}
+		s.item(label, t.What)
+		if t.Command != "" {
+			fmt.Fprintf(&s.b, "%s  %s\n", strings.Repeat(" ", labelWidth), s.bold(clean(t.Command)))
+		}
+	}
+}
+
+// labelWidth is the width of the labels in front of the lines.
+const labelWidth = 10
+
+// item writes a text behind a label, on as many lines as it takes.
+func (s *screen) item(label, text string) {
+	before := s.b.Len()
+	s.wrapped(strings.Repeat(" ", labelWidth), text)
+	line := s.b.String()[before:]
+	rest := strings.TrimPrefix(line, strings.Repeat(" ", labelWidth))
+	kept := s.b.String()[:before]
+	s.b.Reset()
+	s.b.WriteString(kept + s.bold(fmt.Sprintf("%-*s", labelWidth, label)) + rest)
+}
+
+// wrapped writes a text on lines that begin with indent.
+func (s *screen) wrapped(indent, text string) {
+	room := screenWidth - len(indent)
+	line := ""
+	flush := func() {
+		if line != "" {
+			s.b.WriteString(indent + line + "\n")
+			line = ""
+		}
+	}
+	for _, word := range strings.Fields(clean(text)) {
+		for utf8.RuneCountInString(word) > room { // a URL, for example
+			flush()
+			r := []rune(word)
+			s.b.WriteString(indent + string(r[:room]) + "\n")
+			word = string(r[room:])
+		}
+		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > room {
+			flush()
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	flush()
+}
+
+func (s *screen) gap() { s.b.WriteByte('\n') }
+
+// paint colours a text by a level.
+func (s style) paint(level monitoring.Level, text string) string {
+	if s == plain {
+		return text
+	}
+	code := map[monitoring.Level]string{monitoring.LevelOK: "32", monitoring.LevelDegraded: "33", monitoring.LevelFailed: "31"}[level]
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+func (s style) bold(text string) string {
+	if s == plain || strings.TrimSpace(text) == "" {
+		return text
+	}
+	return "\x1b[1m" + text + "\x1b[0m"
+}
+
+func conditionLevel(c monitoring.Condition) monitoring.Level {
+	switch c {
+	case monitoring.ConditionOK:
+		return monitoring.LevelOK
+	case monitoring.ConditionAway, monitoring.ConditionFailing, monitoring.ConditionUnreachable, monitoring.ConditionSuspect, monitoring.ConditionRefusing:
+		return monitoring.LevelFailed
+	case monitoring.ConditionPaused:
+	}
+	return monitoring.LevelDegraded
+}
+
+func forecastText(now time.Time, trend string, at *time.Time) string {
+	switch {
+	case at != nil:
+		return ", caught up in " + until(now, at)
+	case trend == "growing":
+		return ", growing"
+	}
+	return ""
+}
+
+func oldestText(r admin.StatusRows) string {
+	if r.OldestSeconds == nil {
+		return ""
+	}
+	text := secondsText(*r.OldestSeconds)
+	if r.OldestAtLeast {
+		text += "+"
+	}
+	return text
+}
+
+// countText returns one of the numbers of rows, in seven characters at most.
+func countText(n *int64, of admin.StatusRows) string {
+	if n == nil {
+		return "?"
+	}
+	text := compact(float64(*n))
+	if of.AtLeast {
+		text += "+"
+	}
+	return text
+}
+
+func perSecondText(r *float64) string {
+	switch {
+	case r == nil:
+		return ""
+	case *r > 0 && *r < 10:
+		return fmt.Sprintf("%.1f", *r)
+	}
+	return compact(*r)
+}
+
+// compact returns a number as a person reads it: 9,999, 12.3k, 4.5M.
+func compact(n float64) string {
+	switch {
+	case n < 1000:
+		return fmt.Sprintf("%.0f", n)
+	case n < 10_000:
+		return fmt.Sprintf("%d,%03d", int(n)/1000, int(n)%1000)
+	case n < 100_000:
+		return fmt.Sprintf("%.1fk", n/1000)
+	case n < 1_000_000:
+		return fmt.Sprintf("%.0fk", n/1000)
+	case n < 100_000_000:
+		return fmt.Sprintf("%.1fM", n/1e6)
+	}
+	return fmt.Sprintf("%.0fM", n/1e6)
+}
+
+// bytesText returns a size as pg_size_pretty does, with one digit behind the point where it helps.
+func bytesText(n int64) string {
+	value, units := float64(n), []string{"B", "kB", "MB", "GB", "TB"}
+	i := 0
+	for ; value >= 1024 && i < len(units)-1; i++ {
+		value /= 1024
+	}
+	if i == 0 || value >= 100 {
+		return fmt.Sprintf("%.0f %s", value, units[i])
+	}
+	return fmt.Sprintf("%.1f %s", value, units[i])
+}
+
+// ago returns how long ago a time is, and until how long it takes until a time; "" if there is none.
+func ago(now time.Time, t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return secondsText(max(0, now.Sub(*t).Seconds()))
+}
+
+func until(now time.Time, t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return secondsText(max(0, t.Sub(now).Seconds()))
+}
+
+// secondsText returns a duration in six characters at most, in its two largest units.
+func secondsText(seconds float64) string {
+	switch d := time.Duration(seconds * float64(time.Second)); {
+	case seconds >= 1000*86400:
+		return fmt.Sprintf("%.0fd", seconds/86400)
+	case d < 10*time.Second && seconds != float64(int(seconds)):
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	case d < 100*24*time.Hour:
+		return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
+	}
+	return fmt.Sprintf("%.0fd", seconds/86400)
+}
