@@ -57,7 +57,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 			Retry:       connector.Retry{Initial: d.Retry.Initial, Max: d.Retry.Max},
 			MaxInFlight: d.MaxInFlight, MaxInFlightBytes: int(d.MaxInFlightBytes), MaxEventBytes: int(d.MaxEventBytes),
 		},
-		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: retention(cfg),
+		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: Retention(cfg),
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
 		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused,
 	}

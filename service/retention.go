@@ -8,8 +8,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/config"
 )
 
-// retention is the configured one as package cleanup takes it.
-func retention(cfg config.Config) cleanup.Retention {
+// Retention is the configured one as package cleanup takes it.
+func Retention(cfg config.Config) cleanup.Retention {
 	return cleanup.Retention{Outbox: kept(cfg.Retention.Outbox), Ledger: kept(cfg.Retention.Ledger)}
 }
 

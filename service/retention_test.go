@@ -42,7 +42,7 @@ func TestDeletes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want.retention, retention(cfg)); diff != "" {
+		if diff := cmp.Diff(want.retention, Retention(cfg)); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", text, diff)
 		}
 		if diff := cmp.Diff(want.texts, Deletes(cfg)); diff != "" {

@@ -44,6 +44,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newRouteCommand(environ),
 		newEventsCommand(environ),
 		newDLQCommand(environ),
+		newCleanupCommand(environ),
 		newPauseCommand(environ),
 		newResumeCommand(environ),
 		newRetryCommand(environ),
