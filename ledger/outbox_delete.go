@@ -181,7 +181,7 @@ const chunkResult = `select l.blocked, (select count(*) from gone),
 		count(j) filter (where not j.known and not coalesce(j.unaccounted, false)), count(j) filter (where j.unaccounted),
 		count(j) filter (where j.settled and j.held),
 		(array_agg(array[concat(j.at), concat(j.id)] order by j.n desc) filter (where j.n is not null))[1:1],
-		(array_agg(array[concat(j.at), concat(j.id)] order by j.n) filter (where case when j.settled then j.held else not coalesce(j.unaccounted, false) end))[1:1],
+		(array_agg(array[concat(j.at), concat(j.id)] order by j.n) filter (where j.n is not null and case when j.settled then j.held else not coalesce(j.unaccounted, false) end))[1:1],
 		min(j.logged_at) filter (where not (j.settled and not j.held)), min(j.logged_at),
 		coalesce((array_agg(concat(j.event_id) order by j.n) filter (where j.unaccounted))[1], ''),
 		pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, coalesce(l.confirmed >= $5::text::pg_lsn, false)

@@ -101,6 +101,18 @@ func (d *deleting) left() []string {
 	return strings.Fields(d.query("select string_agg(id::text, ' ' order by id) from event_outbox"))
 }
 
+// A chunk behind the last row says nothing of any row.
+func TestDeleteChunkWithoutRows(t *testing.T) {
+	t.Parallel()
+	d := newDeleting(t, ownOutbox)
+	d.event(2 * time.Hour)
+	first := d.mustChunk(ledger.ChunkQuery{From: &ledger.OutboxKey{At: "2020-01-01 00:00:00+00"}})
+	c := d.mustChunk(ledger.ChunkQuery{From: first.Last, After: true, Witness: first.Witness})
+	if first.Last == nil || c.Last != nil || c.Waiting != nil || c.Unaccounted != "" || c.Kept.Total() != 0 {
+		t.Errorf("after %+v: %+v", first.Last, c)
+	}
+}
+
 // What may be deleted is old enough, and the ledger has a row of it at or before the least prefix (0/64, −1; epoch 3).
 func TestDeleteChunkFollowsTheRule(t *testing.T) {
 	t.Parallel()
