@@ -101,6 +101,7 @@ begin
       ('outbox_migrations', null, 'id version_id is_applied tstamp'),
       ('outbox_parked', null, 'processor_id commit_lsn tx_index event_id agg_hash status attempts tries tried_at '
         || 'next_attempt_at parked_at error_message event payload replay'),
+      ('outbox_retention', null, 'id log_dropped_until last_pass_at report'),
       ('outbox_processors', null, 'id connector processor_name processor_type configuration is_active since heartbeat_at '
         || 'last_processed_at metrics state')
     ) as expected (name, parent, columns)
@@ -303,6 +304,15 @@ begin
       metadata     jsonb     not null default '{}'
     )$$),
 
+    -- One row: how far the log was dropped, and what the last pass of the cleanup has done. File 007 fills it.
+    ('outbox_retention', $$
+    create table %1$I.outbox_retention (
+      id                int         primary key default 1 check (id = 1),
+      log_dropped_until timestamptz,                       -- the end of the newest partition of the log that was dropped with rows in it
+      last_pass_at      timestamptz,
+      report            jsonb       not null default '{}' -- what the last pass has deleted, and what stays for which reason
+    )$$),
+
     -- Which of these files have been applied.
     ('outbox_migrations', $$
     create table %1$I.outbox_migrations (
@@ -374,7 +384,8 @@ $body$);
   execute format('revoke execute on function %I.outbox_make_partitions(timestamptz, int) from public', ledger);
   functions := functions || to_regprocedure(format('%I.outbox_make_partitions(timestamptz, int)', ledger))::oid;
 
-  -- What became of each event; the worst sink wins: dead, parked, pending, discarded, delivered. An event counts as discarded if a
+  -- What became of each event; the worst sink wins: dead, parked, pending, discarded, delivered. An event is expired if the ledger
+  -- has no row of it, and may have dropped the partition of the log that had one: its time is before log_dropped_until. An event counts as discarded if a
   -- person has discarded a dead letter of it, or if nobody has accepted it. Which sinks an event is owed to is the
   -- connector's knowledge (its routes), so one that some sinks have settled counts as pending until all known sinks have,
   -- or until the prefix has passed it. Made for looking at single events and at the newest ones: counting all of them reads
@@ -405,13 +416,14 @@ $body$);
            case when s.status not in ('delivered', 'discarded') then coalesce(p.error_message, l.error_message) end as error_message
     from %1$I.event_outbox e
     cross join lateral %1$I.outbox_status_id(e) as o (event_id)
+    cross join lateral %1$I.outbox_status_created_at(e) as t (created_at)
     cross join lateral (
       select coalesce(bool_or(status = 'dead'), false) as dead, count(*) > 0 as owed, max(tries) as tries,
              min(next_attempt_at) filter (where status = 'parked') as next_retry_at,
              (array_agg(error_message order by status, parked_at desc) filter (where error_message is not null))[1] as error_message
       from %1$I.outbox_parked where event_id = o.event_id) p
     cross join lateral (
-      select count(distinct processor_id) filter (where status <> 'failed') as processors, max(attempt_number) as tries,
+      select count(*) > 0 as known, count(distinct processor_id) filter (where status <> 'failed') as processors, max(attempt_number) as tries,
              coalesce(bool_or(status = 'delivered'), false) as delivered,
              coalesce(bool_or(status = 'discarded'
                and exists (select from %1$I.outbox_delivery_log d where d.event_id = r.event_id and d.processor_id = r.processor_id and d.status = 'dead')
@@ -425,6 +437,7 @@ $body$);
     cross join lateral (
       select case when p.dead then 'dead'
                   when p.owed then 'parked'
+                  when not l.known and t.created_at < (select log_dropped_until from %1$I.outbox_retention) then 'expired'
                   when l.processors = 0 then 'pending'
                   when l.beyond_prefix and l.processors < (select count(*) from %1$I.outbox_processors) then 'pending'
                   when l.delivered and not l.given_up then 'delivered'

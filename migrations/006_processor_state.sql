@@ -1,7 +1,6 @@
--- The column "state" of outbox_processors: how the sink does, as the connector that streams has last seen it. And the view
--- event_outbox_status shows an event as discarded if a person has discarded a dead letter of it, even if other sinks have accepted it.
+-- The column "state" of outbox_processors: how the sink does, as the connector that streams has last seen it.
 --
--- The first file makes both in a new ledger; this one brings a ledger up to date that an older version has made. The files may be
+-- The first file makes it in a new ledger; this one brings a ledger up to date that an older version has made. The files may be
 -- applied in any order, any number of times. If there is no ledger yet, this one does nothing. The settings, and the rules against what
 -- other roles may have made in the schema, are those of the first file.
 --
@@ -19,7 +18,6 @@ declare
   namespace pg_catalog.oid;
   trusted   pg_catalog.oid[];    -- the roles whose tables are used
   sinks     pg_catalog.oid;
-  has_view  boolean;             -- a view of ours
   strangers pg_catalog.text;
   has       pg_catalog.text;
 begin
@@ -41,19 +39,9 @@ begin
         where not (select rolsuper from pg_roles where rolname = current_user) and pg_has_role(current_user, m.roleid, 'usage')
           and (g.oid in (select oid from masters) or g.rolcreaterole and current_setting('server_version_num')::int < 160000))
       select oid from masters union select oid from mine);
-    -- A mapped outbox has no view of ours. Nor has one whose table was replaced: the first file makes the view anew.
-    has_view := coalesce(current_setting('outbox.mapped', true), '') <> 'on'
-      and exists (select from pg_class where relnamespace = namespace and relname = 'event_outbox_status' and relkind = 'v')
-      and exists (select from pg_proc p join pg_class c on c.reltype = proargtypes[0]
-                  where pronamespace = namespace and proname = 'outbox_status_id' and pronargs = 1 and relnamespace = namespace and relname = 'event_outbox');
-    select string_agg(format('%s belongs to role %I', thing, rolname), '; ' order by thing) into strangers from (
-        select format('%I.%I', ledger, relname) as thing, relowner as owner from pg_class
-          where relnamespace = namespace and (relname in ('outbox_processors', 'outbox_migrations') or has_view and relname in ('event_outbox_status', 'event_outbox'))
-        union all
-        select format('function %s', p.oid::regprocedure), proowner from pg_proc p
-          where has_view and pronamespace = namespace and starts_with(proname, 'outbox_status_')) used
-      join pg_roles r on r.oid = owner
-      where owner <> all (trusted);
+    select string_agg(format('%I.%I belongs to role %I', ledger, relname, rolname), '; ' order by relname) into strangers
+      from pg_class c join pg_roles r on r.oid = relowner
+      where relnamespace = namespace and relname in ('outbox_processors', 'outbox_migrations') and relowner <> all (trusted);
     if strangers is not null then
       raise exception using errcode = 'duplicate_table', message = strangers || ', who could run code with your rights through it', hint =
         'drop it, or make it yours (alter ... owner to ...) after looking at its triggers, rules and defaults; '
@@ -74,42 +62,6 @@ begin
     elsif has <> 'jsonb' then
       raise exception using errcode = 'duplicate_column', message = format('outbox_processors.state is of type %s, and ours is jsonb', has), hint =
         'rename that column, or put the ledger into another schema by source.ledger_schema';
-    end if;
-    if has_view then -- its functions are those of the first file, which have not changed
-      execute format($$ create or replace view %1$I.event_outbox_status as
-      select %1$I.outbox_status_id(e) as id, %1$I.outbox_status_aggregate_type(e) as aggregate_type, %1$I.outbox_status_aggregate_id(e) as aggregate_id,
-             %1$I.outbox_status_event_type(e) as event_type, %1$I.outbox_status_tenant_id(e) as tenant_id, %1$I.outbox_status_created_at(e) as created_at,
-             s.status,
-             case when s.status in ('delivered', 'discarded') then l.settled_at end as processed_at,
-             greatest(p.tries, l.tries, 1) - 1 as retry_count,
-             p.next_retry_at,
-             case when s.status not in ('delivered', 'discarded') then coalesce(p.error_message, l.error_message) end as error_message
-      from %1$I.event_outbox e
-      cross join lateral %1$I.outbox_status_id(e) as o (event_id)
-      cross join lateral (
-        select coalesce(bool_or(status = 'dead'), false) as dead, count(*) > 0 as owed, max(tries) as tries,
-               min(next_attempt_at) filter (where status = 'parked') as next_retry_at,
-               (array_agg(error_message order by status, parked_at desc) filter (where error_message is not null))[1] as error_message
-        from %1$I.outbox_parked where event_id = o.event_id) p
-      cross join lateral (
-        select count(distinct processor_id) filter (where status <> 'failed') as processors, max(attempt_number) as tries,
-               coalesce(bool_or(status = 'delivered'), false) as delivered,
-               coalesce(bool_or(status = 'discarded'
-                 and exists (select from %1$I.outbox_delivery_log d where d.event_id = r.event_id and d.processor_id = r.processor_id and d.status = 'dead')
-                 and not exists (select from %1$I.outbox_delivery_log n where n.event_id = r.event_id and n.processor_id = r.processor_id
-                                   and n.status = 'delivered' and n.completed_at >= r.completed_at)), false) as given_up,
-               max(completed_at) filter (where status <> 'failed') as settled_at,
-               (array_agg(error_message order by completed_at desc) filter (where error_message is not null))[1] as error_message,
-               bool_or(exists (select from %1$I.outbox_checkpoints c where r.tx_index >= 0 and r.epoch >= c.slot_epoch
-                                 and (r.commit_lsn, r.tx_index) > (c.prefix_lsn, c.prefix_index))) as beyond_prefix
-        from %1$I.outbox_delivery_log r where event_id = o.event_id) l
-      cross join lateral (
-        select case when p.dead then 'dead'
-                    when p.owed then 'parked'
-                    when l.processors = 0 then 'pending'
-                    when l.beyond_prefix and l.processors < (select count(*) from %1$I.outbox_processors) then 'pending'
-                    when l.delivered and not l.given_up then 'delivered'
-                    else 'discarded' end as status) s$$, ledger);
     end if;
     execute format('insert into %1$I.outbox_migrations (version_id, is_applied) select 6, true where not exists (select from %1$I.outbox_migrations where version_id = 6)', ledger);
   end if;

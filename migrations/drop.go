@@ -9,7 +9,8 @@ import (
 
 // ledgerTables are the tables of the ledger, in the order in which they are dropped. The outbox is not among them.
 var ledgerTables = []string{
-	"outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "outbox_backlog", "outbox_metrics", "outbox_processors", "outbox_migrations",
+	"outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "outbox_backlog", "outbox_metrics", "outbox_processors", "outbox_retention",
+	"outbox_migrations",
 }
 
 // Drop removes the ledger, and never the outbox. It reports whether there was a ledger. It refuses to remove a ledger that has
@@ -51,7 +52,8 @@ func dropLedger(ctx context.Context, tx pgx.Tx, o Options) (bool, error) {
 	for _, name := range ledgerTables {
 		statements = append(statements, "drop table if exists "+quoted+"."+name)
 	}
-	statements = append(statements, "drop function if exists "+quoted+".outbox_make_partitions(timestamptz, int)")
+	statements = append(statements, "drop function if exists "+quoted+".outbox_make_partitions(timestamptz, int)",
+		"drop function if exists "+quoted+".outbox_drop_log_partitions(timestamptz, boolean)")
 	if outbox {
 		for _, column := range []string{"id", "aggregate_type", "aggregate_id", "event_type", "tenant_id", "created_at"} {
 			statements = append(statements, fmt.Sprintf("drop function if exists %[1]s.outbox_status_%s(%[1]s.event_outbox)", quoted, column))

@@ -26,6 +26,9 @@ import (
 //go:embed *.sql
 var migrationFiles embed.FS
 
+// firstFile makes the tables. The later ones bring older tables up to date, and add to them.
+const firstFile = "004_create_outbox_tables.sql"
+
 // lockID is the key of the advisory lock under which the schema is changed: "outbox".
 const lockID = 0x6f7574626f78
 
@@ -67,8 +70,13 @@ func Apply(ctx context.Context, dsn string, o Options) error {
 		if err != nil {
 			return err
 		}
+		if !slices.Contains(names, firstFile) { // which checks this
+			if err := checkIDType(ctx, conn, o, schema); err != nil {
+				return err
+			}
+		}
 		if len(names) == 0 {
-			return checkIDType(ctx, conn, o, schema)
+			return nil
 		}
 		o.Schema = schema
 		// "if not exists" needs the right to create schemas even if there is nothing to create.

@@ -95,9 +95,11 @@ func TestApplyEqualsPsql(t *testing.T) {
 			}
 			if o.Schema != "" {
 				name := pgx.Identifier{o.Schema}.Sanitize()
-				settings = []string{"create schema " + name, "set search_path = " + name}
+				exec1(t, b, "create schema "+name)
+				settings = []string{"set search_path = " + name}
 			}
 			psql(t, b.DSN, file, settings...)
+			psql(t, b.DSN, retainFile, settings...)
 			if diff := cmp.Diff(want, dump(t, b.DSN)); diff != "" {
 				t.Errorf("psql -f makes something else (-apply +psql):\n%s", diff)
 			}
@@ -139,7 +141,7 @@ func TestApplyTwiceAndAtOnce(t *testing.T) {
 	ctx := context.Background()
 	d := pgtest.Unmigrated(t)
 	pending, err := migrations.Pending(ctx, d.DSN, migrations.Options{Schema: "ledger"})
-	if diff := cmp.Diff([]string{file, memberFile, stateFile}, pending); diff != "" || err != nil {
+	if diff := cmp.Diff([]string{file, memberFile, stateFile, retainFile}, pending); diff != "" || err != nil {
 		t.Fatalf("pending in a new database: %v %s", err, diff)
 	}
 	var g errgroup.Group

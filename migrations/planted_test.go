@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,9 +82,15 @@ func TestPlanted(t *testing.T) {
 	for name, makeIt := range map[string]func(t *testing.T){
 		"init":         func(t *testing.T) { apply(t, d.DSN, migrations.Options{Schema: "public"}) },
 		"init, unsaid": func(t *testing.T) { apply(t, d.DSN, migrations.Options{}) },
-		"psql":         func(t *testing.T) { psql(t, d.DSN, file) },
-		"psql, path":   func(t *testing.T) { psql(t, d.DSN, file, "set search_path = public, pg_catalog") },
-		"printed":      func(t *testing.T) { psql(t, d.DSN, script) },
+		"psql": func(t *testing.T) {
+			psql(t, d.DSN, file)
+			psql(t, d.DSN, retainFile)
+		},
+		"psql, path": func(t *testing.T) {
+			psql(t, d.DSN, file, "set search_path = public, pg_catalog")
+			psql(t, d.DSN, retainFile, "set search_path = public, pg_catalog")
+		},
+		"printed": func(t *testing.T) { psql(t, d.DSN, script) },
 		"ids of text": func(t *testing.T) {
 			apply(t, d.DSN, migrations.Options{Schema: "public", Mapped: true, EventIDType: "text"})
 		},
@@ -98,9 +105,17 @@ func TestPlanted(t *testing.T) {
 			if err != nil || made != 4 {
 				t.Errorf("%d partitions, %v", made, err)
 			}
+			if _, err := conn.Exec(ctx, "set search_path = public, pg_catalog"); err != nil { // neither the functions nor the view must depend on it
+				t.Fatal(err)
+			}
+			var outcomes []string
+			err = conn.QueryRow(ctx, `with made as materialized (select public.outbox_make_partitions('2020-05-06 12:00Z'::pg_catalog.timestamptz, 0::pg_catalog.int4))
+				select pg_catalog.array_agg(outcome) from made, lateral (select * from public.outbox_drop_log_partitions('infinity'::pg_catalog.timestamptz, false)) d`).Scan(&outcomes)
+			if diff := cmp.Diff([]string{"dropped"}, outcomes); err != nil || diff != "" {
+				t.Errorf("%v %s", err, diff)
+			}
 			if name != "ids of text" {
 				for _, sql := range []string{
-					"set search_path = public, pg_catalog", // the view must not depend on it
 					"insert into public.event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')",
 				} {
 					if _, err := conn.Exec(ctx, sql); err != nil {
@@ -139,15 +154,18 @@ func TestStrangers(t *testing.T) {
 			"create table public.outbox_metrics (id bigint, processor_id int, metric_type text, time_window tstzrange, value float8, unit text, metadata jsonb)",
 			"public.outbox_metrics belongs to role %s" + rights,
 		},
-		"view":             {"create view public.outbox_checkpoints as select 1 as slot_name", "public.outbox_checkpoints belongs to role %s" + rights},
-		"status view":      {"create view public.event_outbox_status as select 1 as id", "public.event_outbox_status belongs to role %s" + rights},
-		"versions":         {"create view public.outbox_migrations as select 1000 as version_id, loot.note('x')", "public.outbox_migrations belongs to role %s" + rights},
-		"name of index":    {"create table public.idx_outbox_aggregate ()", "public.idx_outbox_aggregate belongs to role %s" + rights},
-		"sequence":         {"create sequence public.outbox_parked", "public.outbox_parked belongs to role %s" + rights},
-		"type":             {"create type public.outbox_backlog as enum ()", "public.outbox_backlog belongs to role %s" + rights},
-		"function":         {"create function public.outbox_uuid_v7() returns uuid language sql as 'select gen_random_uuid()'", "function public.outbox_uuid_v7() belongs to role %s" + rights},
-		"partitions":       {"create function public.outbox_make_partitions(first timestamptz default now(), days_ahead int default 7) returns int language sql as 'select 1'", "function public.outbox_make_partitions(timestamp with time zone,integer) belongs to role %s" + rights},
-		"another overload": {"create function public.outbox_make_partitions() returns int language plpgsql as 'begin return loot.note(''overload''); end'", ""},
+		"view":              {"create view public.outbox_checkpoints as select 1 as slot_name", "public.outbox_checkpoints belongs to role %s" + rights},
+		"status view":       {"create view public.event_outbox_status as select 1 as id", "public.event_outbox_status belongs to role %s" + rights},
+		"versions":          {"create view public.outbox_migrations as select 1000 as version_id, loot.note('x')", "public.outbox_migrations belongs to role %s" + rights},
+		"name of index":     {"create table public.idx_outbox_aggregate ()", "public.idx_outbox_aggregate belongs to role %s" + rights},
+		"sequence":          {"create sequence public.outbox_parked", "public.outbox_parked belongs to role %s" + rights},
+		"type":              {"create type public.outbox_backlog as enum ()", "public.outbox_backlog belongs to role %s" + rights},
+		"function":          {"create function public.outbox_uuid_v7() returns uuid language sql as 'select gen_random_uuid()'", "function public.outbox_uuid_v7() belongs to role %s" + rights},
+		"partitions":        {"create function public.outbox_make_partitions(first timestamptz default now(), days_ahead int default 7) returns int language sql as 'select 1'", "function public.outbox_make_partitions(timestamp with time zone,integer) belongs to role %s" + rights},
+		"retention":         {"create table public.outbox_retention (id int, log_dropped_until timestamptz, last_pass_at timestamptz, report jsonb)", "public.outbox_retention belongs to role %s" + rights},
+		"type of retention": {"create type public.outbox_retention as enum ()", "public.outbox_retention belongs to role %s" + rights},
+		"drops":             {"create function public.outbox_drop_log_partitions(before timestamptz, dry_run boolean) returns int language sql as 'select 1'", "function public.outbox_drop_log_partitions(timestamp with time zone,boolean) belongs to role %s" + rights},
+		"another overload":  {"create function public.outbox_make_partitions() returns int language plpgsql as 'begin return loot.note(''overload''); end'", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -168,7 +186,7 @@ func TestStrangers(t *testing.T) {
 				migrations.Apply(ctx, d.DSN, migrations.Options{}),
 				migrations.Check(ctx, d.Conn(t), migrations.Options{Schema: "public"}),
 			} {
-				byName := name != "function" && name != "partitions" && name != "name of index" && name != "type"
+				byName := !slices.Contains([]string{"function", "partitions", "drops", "name of index", "type", "type of retention"}, name)
 				switch {
 				case want == "" && got != nil:
 					t.Errorf("%d: %v", i, got)
@@ -212,6 +230,7 @@ func TestTrustedOwners(t *testing.T) {
 	}
 	// By a superuser first, and then by a login that may only use the schema: there is nothing left to do.
 	psql(t, d.DSN, file)
+	psql(t, d.DSN, retainFile)
 	exec1(t, d, "grant select on public.outbox_migrations to "+role)
 	if err := migrations.Apply(ctx, u.String(), migrations.Options{Schema: "public"}); err != nil {
 		t.Error(err)

@@ -18,6 +18,7 @@ import (
 const (
 	memberFile = "005_log_member.sql"
 	stateFile  = "006_processor_state.sql"
+	retainFile = "007_retention.sql"
 )
 
 // firstVersion writes the first file as it was before the log had a member and a sink a state, and returns where.
@@ -36,6 +37,10 @@ func firstVersion(t *testing.T) string {
 		{"l.delivered and not l.given_up", "l.delivered"},
 		{"else array[5] end", "else '{}'::int[] end"},
 		{"else array[6] end", "else '{}'::int[] end"},
+		{"      ('outbox_retention', null, 'id log_dropped_until last_pass_at report'),\n", ""},
+		{"    cross join lateral %1$I.outbox_status_created_at(e) as t (created_at)\n", ""},
+		{"count(*) > 0 as known, ", ""},
+		{"                  when not l.known and t.created_at < (select log_dropped_until from %1$I.outbox_retention) then 'expired'\n", ""},
 	} {
 		if strings.Count(old, cut[0]) != 1 {
 			t.Fatalf("%s has not one %q", file, cut[0])
@@ -43,6 +48,8 @@ func firstVersion(t *testing.T) string {
 		old = strings.ReplaceAll(old, cut[0], cut[1])
 	}
 	from, to := strings.Index(old, "             coalesce(bool_or(status = 'discarded'"), strings.Index(old, "             max(completed_at) filter (where status <> 'failed') as settled_at")
+	old = old[:from] + old[to:]
+	from, to = strings.Index(old, "    -- One row: how far the log was dropped"), strings.Index(old, "    -- Which of these files have been applied.")
 	old = old[:from] + old[to:]
 	lines := slices.DeleteFunc(strings.Split(old, "\n"), func(line string) bool {
 		line = strings.TrimSpace(line)
@@ -68,7 +75,7 @@ func TestUpgrade(t *testing.T) {
 	for name, upgrade := range map[string]func(t *testing.T, dsn string){
 		"init": func(t *testing.T, dsn string) {
 			pending, err := migrations.Pending(ctx, dsn, o)
-			if diff := cmp.Diff([]string{memberFile, stateFile}, pending); diff != "" || err != nil {
+			if diff := cmp.Diff([]string{memberFile, stateFile, retainFile}, pending); diff != "" || err != nil {
 				t.Errorf("pending: %v %s", err, diff)
 			}
 			apply(t, dsn, o)
@@ -76,11 +83,12 @@ func TestUpgrade(t *testing.T) {
 		"psql": func(t *testing.T, dsn string) {
 			psql(t, dsn, memberFile, "set outbox.schema = 'the \"ledger'")
 			psql(t, dsn, stateFile, "set outbox.schema = 'the \"ledger'")
+			psql(t, dsn, retainFile, "set outbox.schema = 'the \"ledger'")
 		},
-		"psql, all":       func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, file, memberFile, stateFile) },
-		"psql, backwards": func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, stateFile, memberFile, file) },
+		"psql, all":       func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, file, memberFile, stateFile, retainFile) },
+		"psql, backwards": func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, retainFile, stateFile, memberFile, file) },
 		"the last, then init": func(t *testing.T, dsn string) {
-			psqlAll(t, dsn, schema, stateFile)
+			psqlAll(t, dsn, schema, retainFile)
 			apply(t, dsn, o)
 		},
 		"psql, then init": func(t *testing.T, dsn string) { psqlAll(t, dsn, schema, file); apply(t, dsn, o) },
@@ -92,7 +100,7 @@ func TestUpgrade(t *testing.T) {
 			psql(t, d.DSN, first, "set search_path = "+schema)
 			insert := "insert into " + schema + ".outbox_delivery_log (processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch"
 			exec1(t, d, insert+") values (1, 1, 'delivered', now(), '0/1', 0, 1)")
-			if have := dump(t, d.DSN); strings.Contains(have, "member ") || strings.Contains(have, "state jsonb") || strings.Contains(have, "given_up") {
+			if have := dump(t, d.DSN); strings.Contains(have, "member ") || strings.Contains(have, "state jsonb") || strings.Contains(have, "given_up") || strings.Contains(have, "retention") {
 				t.Fatal("the first version has what only later ones have")
 			}
 			for range 2 {
@@ -132,12 +140,13 @@ func TestMemberBeforeTables(t *testing.T) {
 	a, b := pgtest.Unmigrated(t), pgtest.Unmigrated(t)
 	psql(t, a.DSN, memberFile)
 	psql(t, a.DSN, stateFile)
+	psql(t, a.DSN, retainFile)
 	psql(t, a.DSN, file)
 	psql(t, b.DSN, file)
 	if diff := cmp.Diff(dump(t, b.DSN), dump(t, a.DSN)); diff != "" {
 		t.Errorf("the order matters (-right order +other order):\n%s", diff)
 	}
-	if pending, err := migrations.Pending(context.Background(), a.DSN, migrations.Options{}); err != nil || len(pending) > 0 {
+	if pending, err := migrations.Pending(context.Background(), a.DSN, migrations.Options{}); err != nil || cmp.Diff([]string{retainFile}, pending) != "" {
 		t.Errorf("pending: %q, %v", pending, err)
 	}
 }
@@ -150,10 +159,16 @@ func TestUpgradeAmongStrangers(t *testing.T) {
 		before []string
 		want   string
 	}{
-		"sinks":            {[]string{"alter table outbox_processors owner to %s"}, "public.outbox_processors belongs to role %s, who could run code"},
-		"status view":      {[]string{"alter view event_outbox_status owner to %s"}, "public.event_outbox_status belongs to role %s, who could run code"},
-		"outbox":           {[]string{"alter table event_outbox owner to %s"}, "public.event_outbox belongs to role %s, who could run code"},
-		"status function":  {[]string{"alter function outbox_status_tenant_id owner to %s"}, "function public.outbox_status_tenant_id(public.event_outbox) belongs to role %s, who could run code"},
+		"sinks":           {[]string{"alter table outbox_processors owner to %s"}, "public.outbox_processors belongs to role %s, who could run code"},
+		"status view":     {[]string{"alter view event_outbox_status owner to %s"}, "public.event_outbox_status belongs to role %s, who could run code"},
+		"outbox":          {[]string{"alter table event_outbox owner to %s"}, "public.event_outbox belongs to role %s, who could run code"},
+		"status function": {[]string{"alter function outbox_status_tenant_id owner to %s"}, "function public.outbox_status_tenant_id(public.event_outbox) belongs to role %s, who could run code"},
+		"retention":       {[]string{"create table outbox_retention (id int)", "alter table outbox_retention owner to %s"}, "public.outbox_retention belongs to role %s, who could run code"},
+		"other retention": {[]string{"create table outbox_retention (id int)"}, "schema public has an outbox_retention that is not ours"},
+		"drops": {
+			[]string{"create function outbox_drop_log_partitions(timestamptz, boolean) returns int language sql as 'select 1'", "alter function outbox_drop_log_partitions owner to %s"},
+			"function public.outbox_drop_log_partitions(timestamp with time zone,boolean) belongs to role %s, who could run code",
+		},
 		"sinks are a view": {[]string{"alter table outbox_processors rename to others", "create view outbox_processors as select 1 as id"}, "schema public has an outbox_processors that is not ours"},
 		"other state":      {[]string{"alter table outbox_processors add column state text"}, "outbox_processors.state is of type text, and ours is jsonb"},
 		"log":              {[]string{"alter table outbox_delivery_log owner to %s"}, "public.outbox_delivery_log belongs to role %s, who could run code"},
@@ -171,8 +186,11 @@ func TestUpgradeAmongStrangers(t *testing.T) {
 			}
 			before := dump(t, d.DSN)
 			path := memberFile
-			if !strings.Contains(test.want, "log") && name != "versions" {
+			switch {
+			case strings.Contains(test.want, "processors"):
 				path = stateFile
+			case slices.Contains([]string{"status view", "outbox", "status function", "retention", "other retention", "drops"}, name):
+				path = retainFile
 			}
 			text, err := os.ReadFile(path)
 			if err != nil {
@@ -231,5 +249,6 @@ func TestUpgradeLeavesOtherViews(t *testing.T) {
 	apply(t, d.DSN, migrations.Options{Mapped: true})
 	exec1(t, d, "create view event_outbox_status as select 1 as mine")
 	psql(t, d.DSN, stateFile)
+	psql(t, d.DSN, retainFile)
 	exec1(t, d, "select mine from event_outbox_status")
 }

@@ -79,6 +79,10 @@ begin
         format('begin perform trap.spring(%L); return null; end', format('function outbox_uuid_v7(%s)', args)));
     end if;
   end loop;
+  foreach args in array array['', 'timestamptz', 'timestamp, boolean', 'date, boolean', 'text, boolean', 'text, text', 'timestamptz, text', 'timestamptz, int'] loop
+    execute format('create function %I.outbox_drop_log_partitions (%s) returns int language plpgsql as %L', target, args,
+      format('begin perform trap.spring(%L); return 0; end', format('function outbox_drop_log_partitions(%s)', args)));
+  end loop;
 end
 $$;
 
