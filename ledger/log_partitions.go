@@ -38,13 +38,21 @@ const (
 	LogBehind    LogOutcome = "behind"    // an older one has to stay
 )
 
-// DropLogPartition drops the oldest partition of the log if all of its rows are older than age by PostgreSQL's clock, and if no session
-// needs them any more: see file 007 of package migrations. It returns the partitions that it has looked at, the oldest first. If the last
+// LogCutoff says which partitions of the log may be dropped.
+type LogCutoff struct {
+	// Age is how old all rows of a partition have to be, by PostgreSQL's clock.
+	Age time.Duration
+	// Needed is the time of the oldest row that something else needs, the zero time if there is none. Its partition stays, with all that
+	// are newer.
+	Needed time.Time
+}
+
+// DropLogPartition drops the oldest partition of the log if all of its rows are old enough, and if no session needs them any more: see file 007 of package migrations. It returns the partitions that it has looked at, the oldest first. If the last
 // one was dropped, call it again for the next one. It never waits for a lock longer than a few tenths of a second.
 //
 // It must be a transaction of its own: the COMMIT then ends the lock on the log.
-func (s Schema) DropLogPartition(ctx context.Context, db Querier, age time.Duration) ([]LogPartition, error) {
-	all, err := s.callLogDrop(ctx, db, age, false)
+func (s Schema) DropLogPartition(ctx context.Context, db Querier, cutoff LogCutoff) ([]LogPartition, error) {
+	all, err := s.callLogDrop(ctx, db, cutoff, "false")
 	if err != nil {
 		return nil, fmt.Errorf("drop a partition of the delivery log: %w", err)
 	}
@@ -53,18 +61,19 @@ func (s Schema) DropLogPartition(ctx context.Context, db Querier, age time.Durat
 
 // PlanLogDrop returns all partitions of the log, the oldest first, with what would become of them if DropLogPartition was called now until
 // nothing more can be dropped. It changes nothing and locks nothing.
-func (s Schema) PlanLogDrop(ctx context.Context, db Querier, age time.Duration) ([]LogPartition, error) {
-	all, err := s.callLogDrop(ctx, db, age, true)
+func (s Schema) PlanLogDrop(ctx context.Context, db Querier, cutoff LogCutoff) ([]LogPartition, error) {
+	all, err := s.callLogDrop(ctx, db, cutoff, "true")
 	if err != nil {
 		return nil, fmt.Errorf("look which partitions of the delivery log may be dropped: %w", err)
 	}
 	return all, nil
 }
 
-// callLogDrop gives both arguments their exact types, as MakePartitions does.
-func (s Schema) callLogDrop(ctx context.Context, db Querier, age time.Duration, dryRun bool) ([]LogPartition, error) { //nolint:revive // the flag is the function's own
+// callLogDrop gives both arguments their exact types, as MakePartitions does. dryRun is a boolean of SQL.
+func (s Schema) callLogDrop(ctx context.Context, db Querier, cutoff LogCutoff, dryRun string) ([]LogPartition, error) {
 	rows, err := db.Query(ctx, s.statement(`select partition, lower_bound, upper_bound, coalesce(bytes, 0), outcome, coalesce(reason, '')
-		from ledger.outbox_drop_log_partitions(now() - $1::interval, $2::boolean)`), pgtype.Interval{Microseconds: age.Microseconds(), Valid: true}, dryRun)
+		from ledger.outbox_drop_log_partitions(least(now() - $1::interval, $2::timestamptz), `+dryRun+`)`),
+		pgtype.Interval{Microseconds: cutoff.Age.Microseconds(), Valid: true}, timeOrNil(cutoff.Needed))
 	if err != nil {
 		return nil, err
 	}
@@ -132,24 +141,4 @@ func (s Schema) WriteRetentionReport(ctx context.Context, db Execer, report json
 		return fmt.Errorf("write outbox_retention: %w", err)
 	}
 	return nil
-}
-
-// metricWindows selects windows of outbox_metrics that are old enough to be deleted.
-const metricWindows = "ledger.outbox_metrics where upper(time_window) < now() - interval '30 days'"
-
-// DeleteMetricWindows deletes windows of outbox_metrics that ended more than 30 days ago, at most 1,000 of them, and returns how many.
-func (s Schema) DeleteMetricWindows(ctx context.Context, db Execer) (int64, error) {
-	tag, err := db.Exec(ctx, s.statement("delete from ledger.outbox_metrics where id in (select id from "+metricWindows+" order by id limit 1000)"))
-	if err != nil {
-		return 0, fmt.Errorf("delete old windows of metrics: %w", err)
-	}
-	return tag.RowsAffected(), nil
-}
-
-// CountMetricWindows returns how many windows DeleteMetricWindows would delete if it was called again and again.
-func (s Schema) CountMetricWindows(ctx context.Context, db Querier) (n int64, err error) {
-	if err := db.QueryRow(ctx, s.statement("select count(*) from "+metricWindows)).Scan(&n); err != nil {
-		return 0, fmt.Errorf("count old windows of metrics: %w", err)
-	}
-	return n, nil
 }

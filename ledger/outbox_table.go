@@ -42,6 +42,8 @@ type outboxShape struct {
 	timeType string
 	// grants are the statements that the owner has to run before the login can read the table; "" if it can.
 	grants string
+	// seesDropped says that the login may read how far the log was dropped. Without that no event counts as expired.
+	seesDropped bool
 }
 
 // mappedID says how SQL deals with the id column, so that an index on it is used where its type is one of PostgreSQL's own.
@@ -88,6 +90,11 @@ func readShape(ctx context.Context, db Querier, t OutboxTable, idType string) (*
 		default:
 			return nil, fmt.Errorf("%w: column %q of %s.%s is no timestamp, so it cannot be created_at; correct source.columns", ErrOutboxTable, t.CreatedAt, t.Schema, t.Name)
 		}
+	}
+	err = c.conn.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
+		where nspname = $1 and relname = 'outbox_retention' and has_table_privilege(c.oid, 'select'))`, string(c.schema)).Scan(&m.seesDropped)
+	if err != nil {
+		return nil, fmt.Errorf("look at the ledger: %w", err)
 	}
 	column := m.column(t.ID)
 	m.id = mappedID{raw: "concat(" + column + ")", parameter: "text", event: "concat(" + column + ")"}
@@ -169,7 +176,7 @@ const mappedStatus = ` cross join lateral (
 			(array_agg(error_message order by status, parked_at desc) filter (where error_message is not null))[1] as error_message
 		from ledger.outbox_parked where event_id = o.event_id) p
 	cross join lateral (
-		select count(distinct processor_id) filter (where status <> 'failed') as processors, max(attempt_number) as tries,
+		select count(*) > 0 as known, count(distinct processor_id) filter (where status <> 'failed') as processors, max(attempt_number) as tries,
 			coalesce(bool_or(status = 'delivered'), false) as delivered,
 			coalesce(bool_or(status = 'discarded'
 				and exists (select from ledger.outbox_delivery_log d where d.event_id = r.event_id and d.processor_id = r.processor_id and d.status = 'dead')
@@ -183,10 +190,13 @@ const mappedStatus = ` cross join lateral (
 	cross join lateral (
 		select case when p.dead then 'dead'
 			when p.owed then 'parked'
+			when not l.known and o.created_at < ` + logDroppedUntil + ` then 'expired'
 			when l.processors = 0 then 'pending'
 			when l.beyond_prefix and l.processors < (select count(*) from ledger.outbox_processors) then 'pending'
 			when l.delivered and not l.given_up then 'delivered'
 			else 'discarded' end as status) s`
+
+const logDroppedUntil = "(select log_dropped_until from ledger.outbox_retention)"
 
 // mappedColumns are the columns of eventColumns, in the same order.
 const mappedColumns = `o.event_id::text, aggregate_type, aggregate_id, event_type, tenant_id, created_at, s.status,
@@ -240,8 +250,12 @@ func (m *MappedOutbox) ReadEvents(ctx context.Context, q EventQuery) ([]EventSta
 		m.text(m.table.EventType) + " as event_type", m.text(m.table.TenantID) + " as tenant_id", created + " as created_at",
 		at + " as sort_at", m.id.raw + " as sort_id",
 	}, ", ") + " from " + pgx.Identifier{m.table.Schema, m.table.Name}.Sanitize() + " t where " + strings.Join(where, " and ") + " order by " + order + " desc offset 0) o"
+	status := mappedStatus
+	if !m.seesDropped {
+		status = strings.ReplaceAll(status, logDroppedUntil, "null")
+	}
 	rest := fmt.Sprintf(" where %[1]s = '' or s.status = %[1]s order by %s desc limit %s", arg(q.Status), key, arg(q.Limit))
-	return m.query(ctx, "select "+mappedColumns+from+m.client.schema.statement(mappedStatus)+rest, args...)
+	return m.query(ctx, "select "+mappedColumns+from+m.client.schema.statement(status)+rest, args...)
 }
 
 // ReadEvent returns an event of the table, or nil if the table has none with this id.

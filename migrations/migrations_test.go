@@ -362,7 +362,10 @@ func TestStatusView(t *testing.T) {
 		insert into outbox_checkpoints (slot_name, state, prefix_lsn, prefix_index, slot_epoch) values ('s', 'ready', '0/100', 0, 1);
 		create function event(text) returns uuid language sql as $$ select id from event_outbox where aggregate_id = $1 $$;
 		insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'Order', name, 'created', '{}'
-			from unnest('{unseen,delivered,half,half passed,refused,discarded,parked,dead,given up,mended,one try}'::text[]) name;
+			from unnest('{unseen,delivered,half,half passed,refused,discarded,parked,dead,given up,mended,one try,expired,late}'::text[]) name;
+		update event_outbox set created_at = '2020-01-01Z' where aggregate_id in ('expired', 'late', 'refused', 'delivered');
+		insert into outbox_retention (id, log_dropped_until) values (1, '2020-01-02Z') on conflict (id) do update set log_dropped_until = excluded.log_dropped_until;
+		update event_outbox set created_at = '2020-01-02Z' where aggregate_id = 'late';
 		insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, error_message, completed_at, commit_lsn, tx_index, epoch)
 			select event(name), processor, attempt, status, error, now(), lsn::pg_lsn, 0, 1 from (values
 				('delivered', 1, 1, 'delivered', null, '0/200'), ('delivered', 2, 1, 'failed', 'busy', '0/200'), ('delivered', 2, 2, 'delivered', null, '0/200'),
@@ -404,6 +407,8 @@ func TestStatusView(t *testing.T) {
 		"given up: discarded at, retries 0",
 		"mended: delivered at, retries 0",
 		"one try: delivered at, retries 0",
+		"expired: expired, retries 0",
+		"late: pending, retries 0",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -136,7 +136,10 @@ func checkLedger(ctx context.Context, db ledger.Querier, s Source, table *Table,
 	rows, err = db.Query(ctx, `select format('table %s in schema %s lacks the column %s', tab, quote_ident($1), col)
 		from (values ('outbox_delivery_log', 'member'), ('outbox_processors', 'state')) as later (tab, col)
 		where not exists (select from pg_attribute a join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = relnamespace
-			where nspname = $1 and relname = tab and attname = col and not attisdropped)`, s.LedgerSchema)
+			where nspname = $1 and relname = tab and attname = col and not attisdropped)
+		union all
+		select format('schema %s lacks the function %s', quote_ident($1), $2::text)
+		where not exists (select from pg_proc p join pg_namespace n on n.oid = pronamespace where nspname = $1 and proname = split_part($2, '(', 1))`, s.LedgerSchema, dropFunction)
 	if err != nil {
 		return false, err
 	}

@@ -28,6 +28,14 @@ func Reach(ctx context.Context, s Source, dsn, replicationDSN string) (warnings 
 	if err != nil {
 		return nil, err
 	}
+	lacking, err := LackingCleanup(ctx, conn, s)
+	if err != nil {
+		return nil, err
+	}
+	if len(lacking) > 0 {
+		facts.Warnings = append(facts.Warnings, "nothing is deleted, or not all that retention says, because the login lacks privileges; as the owner of the tables: "+
+			strings.Join(lacking, "; ")+"; or keep everything, by retention.outbox: off and retention.ledger: off")
+	}
 	stream, err := connectReplication(ctx, replicationDSN)
 	switch {
 	case err == nil:

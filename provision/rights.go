@@ -29,7 +29,11 @@ var ledgerRights = []tableRights{
 	{"outbox_metrics", []string{"select", "insert", "update", "delete"}},
 }
 
-const partitionFunction = "outbox_make_partitions(timestamptz, int)"
+const (
+	partitionFunction = "outbox_make_partitions(timestamptz, int)"
+	dropFunction      = "outbox_drop_log_partitions(timestamptz, boolean)"
+	retentionTable    = "outbox_retention"
+)
 
 // ledgerTables returns the names of the ledger's tables.
 func ledgerTables() []string {
@@ -37,7 +41,7 @@ func ledgerTables() []string {
 	for _, g := range ledgerRights {
 		names = append(names, g.table)
 	}
-	return names
+	return append(names, retentionTable)
 }
 
 // checkPrivileges adds one problem that lists all grants that the login lacks.
@@ -147,6 +151,7 @@ func grantStatements(s Source, role string) []string {
 	if !s.Mapped() {
 		add("grant select on table %s.event_outbox_status", ledger)
 	}
+	add("grant select on table %s.%s", ledger, retentionTable)
 	add("grant execute on function %s.%s", ledger, partitionFunction)
-	return statements
+	return append(statements, cleanupStatements(s, role)...)
 }

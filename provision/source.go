@@ -18,6 +18,7 @@ type Source struct {
 	Slot         string
 	Publication  string
 	Columns      decoder.Columns
+	Cleanup      Cleanup
 }
 
 // table is the quoted name of the outbox.
