@@ -31,6 +31,8 @@ type OutboxTable struct {
 type MappedOutbox struct {
 	client *Client
 	outboxShape
+	// seesDropped says that the login may read how far the log was dropped. Without that no event counts as expired.
+	seesDropped bool
 }
 
 // outboxShape is how SQL deals with an OutboxTable.
@@ -42,8 +44,6 @@ type outboxShape struct {
 	timeType string
 	// grants are the statements that the owner has to run before the login can read the table; "" if it can.
 	grants string
-	// seesDropped says that the login may read how far the log was dropped. Without that no event counts as expired.
-	seesDropped bool
 }
 
 // mappedID says how SQL deals with the id column, so that an index on it is used where its type is one of PostgreSQL's own.
@@ -63,10 +63,16 @@ func (c *Client) OpenOutbox(ctx context.Context, t OutboxTable) (*MappedOutbox, 
 	if err != nil {
 		return nil, err
 	}
+	m := &MappedOutbox{client: c, outboxShape: *shape}
+	err = c.conn.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
+		where nspname = $1 and relname = 'outbox_retention' and has_table_privilege(c.oid, 'select'))`, string(c.schema)).Scan(&m.seesDropped)
+	if err != nil {
+		return nil, fmt.Errorf("look at the ledger: %w", err)
+	}
 	if _, err := c.conn.Exec(ctx, fmt.Sprintf("set statement_timeout = %d", max(t.Patience.Milliseconds(), 1))); err != nil {
 		return nil, fmt.Errorf("set up the connection: %w", err)
 	}
-	return &MappedOutbox{c, *shape}, nil
+	return m, nil
 }
 
 // readShape looks at the table's columns in the catalogs. idType is the type of the ledger's event ids.
@@ -90,11 +96,6 @@ func readShape(ctx context.Context, db Querier, t OutboxTable, idType string) (*
 		default:
 			return nil, fmt.Errorf("%w: column %q of %s.%s is no timestamp, so it cannot be created_at; correct source.columns", ErrOutboxTable, t.CreatedAt, t.Schema, t.Name)
 		}
-	}
-	err = c.conn.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
-		where nspname = $1 and relname = 'outbox_retention' and has_table_privilege(c.oid, 'select'))`, string(c.schema)).Scan(&m.seesDropped)
-	if err != nil {
-		return nil, fmt.Errorf("look at the ledger: %w", err)
 	}
 	column := m.column(t.ID)
 	m.id = mappedID{raw: "concat(" + column + ")", parameter: "text", event: "concat(" + column + ")"}
