@@ -1,6 +1,6 @@
 // Package admin does what people do with a connector: it lists events and shows what became of them, lists dead letters and
-// retries, discards or makes them, pauses and resumes sinks, has them asked at once, and says where an event would go. The
-// commands of outbox-cdc call it; so can a service that embeds the connector.
+// retries, discards, purges or makes them, pauses and resumes sinks, has them asked at once, deletes what the retention allows, and says
+// where an event would go. The commands of outbox-cdc call it; so can a service that embeds the connector.
 //
 // Except for Routing.Targets, everything here works on the ledger in PostgreSQL, over a connection of its own. It needs no
 // running connector. A connector that runs is told of each change by NOTIFY.

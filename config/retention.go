@@ -65,7 +65,7 @@ func ageDuration(text string) (time.Duration, error) {
 	if parts[1] != "" {
 		n, err := strconv.Atoi(parts[1])
 		if err != nil || n > int(maxAge/day) {
-			return 0, tooLong
+			return 0, errTooLong
 		}
 		days = time.Duration(n) * day
 	}
@@ -76,12 +76,12 @@ func ageDuration(text string) (time.Duration, error) {
 		}
 	}
 	if rest < 0 || days+rest > maxAge {
-		return 0, tooLong
+		return 0, errTooLong
 	}
 	return days + rest, nil
 }
 
-var tooLong = fmt.Errorf("is longer than %dd; write off to keep rows for ever", maxAge/day)
+var errTooLong = fmt.Errorf("is longer than %dd; write off to keep rows for ever", maxAge/day)
 
 // ParseAge parses text, and returns it in the form in which it is kept. If text is wrong, it returns AgeOff, so that no other mistake
 // follows from it.

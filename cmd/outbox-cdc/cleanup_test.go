@@ -129,9 +129,9 @@ the login of source.dsn lacks a right; the owner gives it by
 until then rows of public.event_outbox stay, and so does the delivery log, which says what may be deleted; to keep the rows, write retention.outbox: off
 1 row of public.event_outbox is old enough and stays: not settled yet: slot shop has settled everything up to 0/1A:3, 7 MB behind the server, and nobody streams from it
 2 rows of public.event_outbox are old enough and stay: the ledger has nothing of these: the stream has not come that far, or they were written before the slot was made
-3 rows of public.event_outbox are old enough and stay: unaccounted: the ledger has nothing of these, and the stream is past them, such as one�; nobody has delivered them since the slot was made, so they are never deleted by this
+3 rows of public.event_outbox are old enough and stay: unaccounted: the ledger has nothing of these, and the stream is past them, such as one�; they are never deleted by this: see docs/retention.md#unaccounted
 4 rows of public.event_outbox are old enough and stay: locked by another transaction: they go next time
-5 rows of public.event_outbox are old enough and stay: the database refuses to delete them: a foreign key
+5 rows of public.event_outbox are old enough and stay: the database refuses to delete them: a foreign key; see docs/retention.md#refused
 rows of public.event_outbox that are younger than 7d stay
 `
 	if diff := cmp.Diff(want, cleanupText(cfg, r)); diff != "" {

@@ -98,9 +98,9 @@ func (t *cleanupLines) kept(r admin.CleanupResult) {
 		{k.Beyond, "not settled yet: " + slotText(r)},
 		{k.Unread, "the ledger has nothing of these: the stream has not come that far, or they were written before the slot was made"},
 		{k.Unaccounted, "unaccounted: the ledger has nothing of these, and the stream is past them, such as " + clean(r.Outbox.Unaccounted) +
-			"; nobody has delivered them since the slot was made, so they are never deleted by this"},
+			"; they are never deleted by this: see docs/retention.md#unaccounted"},
 		{k.Locked, "locked by another transaction: they go next time"},
-		{k.Refused, "the database refuses to delete them: " + clean(r.Outbox.Refused)},
+		{k.Refused, "the database refuses to delete them: " + clean(r.Outbox.Refused) + "; see docs/retention.md#refused"},
 	}
 	for _, reason := range reasons {
 		if reason.rows > 0 {
