@@ -78,10 +78,12 @@ func cleanupError(err error) error {
 func (l *ledgerConn) cleanUp(ctx context.Context, o CleanupOptions, result *CleanupResult) error {
 	schema, name, _ := strings.Cut(l.cfg.Source.Table, ".")
 	columns := l.cfg.Source.Columns
+	source := l.cfg.Source
+	source.Cleanup = provision.Cleanup{Outbox: o.Retention.Outbox != cleanup.Forever, Ledger: o.Retention.Ledger != cleanup.Forever}
 	var deleted int64
 	cleaner := cleanup.New(cleanup.Config{
 		Retention: o.Retention,
-		Database: &cleanup.Postgres{Conn: l.conn, Ledger: l.schema(), Table: ledger.OutboxTable{
+		Database: &cleanup.Postgres{Conn: l.conn, Ledger: l.schema(), Source: source, Table: ledger.OutboxTable{
 			Schema: schema, Name: name, ID: columns.ID, AggregateType: columns.AggregateType, AggregateID: columns.AggregateID, EventType: columns.EventType,
 			TenantID: columns.TenantID, CreatedAt: columns.CreatedAt,
 		}},

@@ -2,6 +2,7 @@ package cleanup
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -11,12 +12,20 @@ import (
 // metricsAge is how long windows of outbox_metrics are kept.
 const metricsAge = 30 * 24 * time.Hour
 
-// Database is what a pass needs of PostgreSQL: a ledger.Cleaner, or a test's.
+// Database is what a pass needs of PostgreSQL: Postgres, or a test's.
 type Database interface {
-	// OpenOutbox looks at the outbox's columns and at our rights. grant is what the login lacks, "" if it lacks nothing.
-	OpenOutbox(ctx context.Context) (outbox Outbox, grant string, err error)
+	// Lacking returns the statements by which the owner of the tables gives the rights that the login lacks for the cleanup.
+	Lacking(ctx context.Context) ([]string, error)
+	// OpenOutbox looks at the outbox's columns. It reports whether the login may delete from it.
+	OpenOutbox(ctx context.Context) (outbox Outbox, may bool, err error)
+	// DropLogPartition drops the oldest partition of the log if it may go, and returns the partitions that it has looked at.
+	DropLogPartition(ctx context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error)
+	// PlanLogDrop returns all partitions of the log with what would become of them.
+	PlanLogDrop(ctx context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error)
 	// DeleteMetrics deletes some windows of outbox_metrics that ended this long ago, and returns how many.
 	DeleteMetrics(ctx context.Context, age time.Duration, limit int) (int64, error)
+	// WriteReport writes a report into outbox_retention, as JSON.
+	WriteReport(ctx context.Context, report []byte) error
 }
 
 // Config describes a Cleaner. All fields are required unless their comment says otherwise.
@@ -32,11 +41,12 @@ type Config struct {
 // Cleaner makes passes. It remembers between them how far it has looked, so that a pass does not look again at what stays for long. For
 // one goroutine at a time.
 type Cleaner struct {
-	cfg Config
-	at  place
-	// fullAt is when the next pass from the beginning is due.
-	fullAt  time.Time
+	cfg     Config
+	opened  Outbox // nil if the outbox has to be looked at first
+	at      place
 	witness ledger.Witness
+	fullAt  time.Time // when the next pass from the beginning is due
+	shown   shownReport
 }
 
 // New makes a Cleaner.
@@ -63,95 +73,145 @@ func (c *Cleaner) fullEvery() time.Duration {
 	return min(max(c.cfg.Retention.Outbox/10, fullEveryLeast), fullEveryMost)
 }
 
-// Pass deletes what is old enough and may go. Its report is complete also if there is an error, which says why the pass has ended early:
-// it stands in the report as well.
+// Pass deletes what is old enough and may go. Its report says what it has done also if there is an error, which says why the pass has
+// ended early: it stands in the report as well.
 func (c *Cleaner) Pass(ctx context.Context) (Report, error) {
-	began := time.Now()
-	r := Report{BeganAt: began, FromStart: !began.Before(c.fullAt)}
-	r.Outbox.Retention, r.Log.Retention = seconds(c.cfg.Retention.Outbox), seconds(c.cfg.Retention.Ledger)
-	complete, err := c.deleteAll(ctx, &r)
-	r.Complete = complete && err == nil
-	if r.FromStart && (r.Complete || err != nil) {
-		c.fullAt = time.Now().Add(max(c.fullEvery(), fullRest*time.Since(began)))
-	}
+	r := c.report()
+	r.FromStart = !r.BeganAt.Before(c.fullAt)
+	var err error
+	r.Complete, err = c.deleteAll(ctx, &r)
 	if err != nil {
+		c.opened = nil // the table may have changed
+	}
+	if took := time.Since(r.BeganAt); r.FromStart && (r.Complete || err != nil) {
+		c.fullAt = time.Now().Add(max(c.fullEvery(), fullRest*took))
+	}
+	r.end(err)
+	if failed := c.show(ctx, &r); err == nil && failed != nil {
+		err = failed
 		r.Error = err.Error()
 	}
-	r.Seconds = time.Since(began).Seconds()
 	return r, err
 }
 
-// DryRun looks at what a pass would do. It looks at no more than most rows of the outbox.
+// DryRun looks at what a pass would do. It looks at no more than most rows of the outbox; 0 sets no limit.
 func (c *Cleaner) DryRun(ctx context.Context, most int64) (Report, error) {
-	began := time.Now()
-	r := Report{BeganAt: began, DryRun: true, FromStart: true}
-	r.Outbox.Retention, r.Log.Retention = seconds(c.cfg.Retention.Outbox), seconds(c.cfg.Retention.Ledger)
-	complete, err := c.outbox(ctx, &r, most)
-	r.Complete = complete && err == nil
-	if err != nil {
-		r.Error = err.Error()
-	}
-	r.Seconds = time.Since(began).Seconds()
+	r := c.report()
+	r.FromStart, r.DryRun = true, true
+	var err error
+	r.Complete, err = c.plan(ctx, &r, most)
+	r.end(err)
 	return r, err
 }
 
-func (c *Cleaner) deleteAll(ctx context.Context, r *Report) (complete bool, err error) {
-	complete, err = c.outbox(ctx, r, 0)
+func (c *Cleaner) plan(ctx context.Context, r *Report, most int64) (complete bool, err error) {
+	if r.Grants, err = c.cfg.Database.Lacking(ctx); err != nil {
+		return false, err
+	}
+	w, complete, err := c.outbox(ctx, r, most)
 	if err != nil || r.Blocked != "" {
 		return false, err
 	}
-	if !r.FromStart {
-		return complete, nil
+	return complete, c.log(ctx, r, w)
+}
+
+func (c *Cleaner) deleteAll(ctx context.Context, r *Report) (complete bool, err error) {
+	if r.FromStart || len(c.shown.report.Grants) > 0 {
+		c.opened = nil
+		if r.Grants, err = c.cfg.Database.Lacking(ctx); err != nil {
+			return false, err
+		}
+	}
+	w, complete, err := c.outbox(ctx, r, 0)
+	if err != nil || r.Blocked != "" || !r.FromStart {
+		return complete && r.Blocked == "", err
+	}
+	if !complete {
+		r.Log.Stays = "not all old rows of the outbox were looked at: the log says which of them may be deleted"
+	} else if err := c.log(ctx, r, w); err != nil {
+		return false, err
 	}
 	return complete, c.metrics(ctx, r)
 }
 
-// outbox deletes rows of the outbox.
-func (c *Cleaner) outbox(ctx context.Context, r *Report, most int64) (complete bool, err error) {
+// outbox deletes rows of the outbox. It returns the walk over them, nil if there was none.
+func (c *Cleaner) outbox(ctx context.Context, r *Report, most int64) (w *walk, complete bool, err error) {
 	if c.cfg.Retention.Outbox == Forever {
-		return true, nil
+		return nil, true, nil
 	}
-	outbox, grant, err := c.cfg.Database.OpenOutbox(ctx)
-	if err != nil {
-		return false, err
-	}
-	if grant != "" {
-		r.Grants = append(r.Grants, grant)
-		if !r.DryRun {
-			return false, nil
+	if c.opened == nil {
+		opened, may, err := c.cfg.Database.OpenOutbox(ctx)
+		if err != nil {
+			return nil, false, err
 		}
+		if !may && !r.DryRun {
+			return nil, false, nil // Report.Grants says it
+		}
+		c.opened = opened
 	}
-	w := &walk{
-		outbox: outbox, all: r.FromStart, most: most, rest: c.cfg.Rest, report: &r.Outbox, at: c.at,
+	w = &walk{
+		outbox: c.opened, all: r.FromStart, most: most, rest: c.cfg.Rest, report: &r.Outbox, at: c.at,
 		deleted: func(rows int64) { c.cfg.Deleted("event_outbox", rows) },
 		query: ledger.ChunkQuery{
 			Age: c.cfg.Retention.Outbox, Witness: c.witness, Patience: chunkPatience, LockPatience: lockPatience, Explain: r.DryRun,
 		},
 	}
-	if w.all {
-		q := w.query
-		q.Patience = searchPatience
-		oldest, found, err := outbox.OldestRow(ctx, q)
-		if err != nil {
-			return false, err
-		}
-		w.at = place{from: &oldest}
-		if !found {
-			c.at = w.at
-			return true, nil
-		}
-	}
 	complete, err = w.run(ctx)
 	r.Blocked = w.blocked
 	if r.DryRun {
-		return complete, err
+		c.opened = nil
+		return w, complete, err
 	}
 	c.at, c.witness = w.next(), w.witness
-	if errors.Is(err, ledger.ErrMayNotDelete) {
-		r.Grants = append(r.Grants, err.Error())
-		return false, nil
+	if errors.Is(err, ledger.ErrMayNotDelete) { // the right was taken away just now
+		c.opened, err = nil, nil
+		r.Grants, err = c.cfg.Database.Lacking(ctx)
+		return w, false, err
 	}
-	return complete, err
+	return w, complete, err
+}
+
+// clockShare says for which part of its retention a row of the outbox may have a time that is ahead of the server's clock, up to clockMost,
+// because the service that wrote it has another clock. The log is kept for so much longer: its row is written before the outbox's row is
+// old enough by its time.
+const (
+	clockShare = 7
+	clockMost  = time.Hour
+)
+
+// log drops partitions of the log. w is a walk over all old rows of the outbox, nil if the outbox keeps its rows.
+func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
+	if c.cfg.Retention.Ledger == Forever {
+		return nil
+	}
+	cutoff := ledger.LogCutoff{Age: c.cfg.Retention.Ledger}
+	if w != nil {
+		outbox := c.cfg.Retention.Outbox
+		cutoff.Age = max(cutoff.Age, outbox+min(outbox/clockShare, clockMost))
+		cutoff.Needed = w.logNeeded
+	}
+	if r.DryRun {
+		all, err := c.cfg.Database.PlanLogDrop(ctx, cutoff)
+		r.Log.note(all)
+		return err
+	}
+	for {
+		began := time.Now()
+		looked, err := c.cfg.Database.DropLogPartition(ctx, cutoff)
+		if err != nil {
+			if len(r.Grants) > 0 {
+				r.Log.Stays = "the login lacks a right"
+				return nil
+			}
+			return err
+		}
+		if !r.Log.note(looked) {
+			return nil
+		}
+		if err := c.cfg.Rest(ctx, time.Since(began)); err != nil {
+			return err
+		}
+	}
 }
 
 // metrics deletes old windows of outbox_metrics.
@@ -173,4 +233,53 @@ func (c *Cleaner) metrics(ctx context.Context, r *Report) error {
 			return err
 		}
 	}
+}
+
+const (
+	// showEvery is the least time between two reports that are written because rows were deleted, and showAnyway the most time between
+	// two reports.
+	showEvery  = 10 * time.Second
+	showAnyway = time.Hour
+)
+
+// shownReport is the report in outbox_retention: that of the last pass over all rows, with what was deleted since.
+type shownReport struct {
+	report  Report
+	text    string // of the report, without what changes from pass to pass
+	changed bool   // something was deleted since it was written
+	at      time.Time
+}
+
+// show writes the report if it says something new, and now and then anyway.
+func (c *Cleaner) show(ctx context.Context, r *Report) error {
+	s := &c.shown
+	s.changed = s.changed || r.Changed()
+	if r.FromStart {
+		s.report = *r
+	} else {
+		s.report.follow(r)
+	}
+	same := s.report
+	same.BeganAt, same.Seconds, same.Outbox.Deleted, same.Outbox.Unaccounted, same.Outbox.Kept = time.Time{}, 0, 0, "", ledger.KeptRows{}
+	same.FromStart, same.Complete = true, true
+	text, err := json.Marshal(&same)
+	if err != nil {
+		return err
+	}
+	since := time.Since(s.at)
+	if ctx.Err() != nil || string(text) == s.text && since < showAnyway && !(s.changed && since >= showEvery) {
+		return nil
+	}
+	full, err := json.Marshal(&s.report)
+	if err != nil {
+		return err
+	}
+	if err := c.cfg.Database.WriteReport(ctx, full); err != nil {
+		if len(s.report.Grants) > 0 { // which says it
+			return nil
+		}
+		return err
+	}
+	s.text, s.changed, s.at = string(text), false, time.Now()
+	return nil
 }

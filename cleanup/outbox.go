@@ -17,6 +17,10 @@ const (
 	lockPatience = 100 * time.Millisecond
 	// searchPatience bounds the search for the oldest row, which steps over what was deleted and is not vacuumed away. It reads only.
 	searchPatience = time.Minute
+	// busyMost and busyPause say how often, and after how long, a step is tried again because another session cleans up at that moment: a
+	// command beside a connector, for example. Each of the two does a chunk at a time.
+	busyMost  = 50
+	busyPause = 100 * time.Millisecond
 	// fruitlessChunks is after how many chunks without any row that may go a pass ends that does not look at all rows: what follows is
 	// younger, and most probably not settled either.
 	fruitlessChunks = 3
@@ -61,12 +65,26 @@ type walk struct {
 // run walks until no row is old enough any more. It reports whether it has come that far.
 func (w *walk) run(ctx context.Context) (complete bool, err error) {
 	w.limit = chunkRows
+	if w.all {
+		found, err := w.begin(ctx)
+		if err != nil || !found {
+			return err == nil, err
+		}
+	}
+	busy := 0
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return false, err
 		}
 		began := time.Now()
 		end, err := w.step(ctx)
+		if busy++; errors.Is(err, ledger.ErrCleanupRuns) && busy <= busyMost {
+			if err := sleep(ctx, busyPause); err != nil {
+				return false, err
+			}
+			continue
+		}
+		busy = 0
 		switch {
 		case err != nil:
 			return false, err
@@ -83,6 +101,37 @@ func (w *walk) run(ctx context.Context) (complete bool, err error) {
 		if err := w.rest(ctx, time.Since(began)); err != nil {
 			return false, err
 		}
+	}
+}
+
+// begin looks for the first row, and reports whether there is one.
+func (w *walk) begin(ctx context.Context) (found bool, err error) {
+	q := w.query
+	q.Patience = searchPatience
+	for busy := 1; ; busy++ {
+		at, found, err := w.outbox.OldestRow(ctx, q)
+		if errors.Is(err, ledger.ErrCleanupRuns) && busy <= busyMost {
+			if err := sleep(ctx, busyPause); err != nil {
+				return false, err
+			}
+			continue
+		}
+		if err == nil {
+			w.at = place{from: &at}
+		}
+		return found, err
+	}
+}
+
+// sleep waits for d. Its error is the cause of the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // Conn is a connection or a pool that ledger.Pin has set up.
@@ -25,15 +26,37 @@ type Postgres struct {
 	Conn   Conn
 	Ledger ledger.Schema
 	Table  ledger.OutboxTable
+	// Source says which rights the login needs.
+	Source provision.Source
 }
 
-// OpenOutbox looks at the outbox's columns and at our rights.
-func (p *Postgres) OpenOutbox(ctx context.Context) (Outbox, string, error) {
+// Lacking returns the statements by which the owner of the tables gives the rights that the login lacks for the cleanup.
+func (p *Postgres) Lacking(ctx context.Context) ([]string, error) {
+	return provision.LackingCleanup(ctx, p.Conn, p.Source)
+}
+
+// OpenOutbox looks at the outbox's columns. It reports whether the login may delete from it.
+func (p *Postgres) OpenOutbox(ctx context.Context) (outbox Outbox, may bool, err error) {
 	rows, err := p.Ledger.OpenOutboxRows(ctx, p.Conn, p.Table)
 	if err != nil {
-		return nil, "", err
+		return nil, false, err
 	}
-	return outboxOver{rows, p.Conn}, rows.Grant(), nil
+	return outboxOver{rows, p.Conn}, rows.Grant() == "", nil
+}
+
+// DropLogPartition drops the oldest partition of the log if it may go, and returns the partitions that it has looked at.
+func (p *Postgres) DropLogPartition(ctx context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error) {
+	return p.Ledger.DropLogPartition(ctx, p.Conn, cutoff)
+}
+
+// PlanLogDrop returns all partitions of the log with what would become of them.
+func (p *Postgres) PlanLogDrop(ctx context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error) {
+	return p.Ledger.PlanLogDrop(ctx, p.Conn, cutoff)
+}
+
+// WriteReport writes a report into outbox_retention, as JSON.
+func (p *Postgres) WriteReport(ctx context.Context, report []byte) error {
+	return p.Ledger.WriteRetentionReport(ctx, p.Conn, report)
 }
 
 // DeleteMetrics deletes some windows of outbox_metrics that ended this long ago, and returns how many.

@@ -54,6 +54,50 @@ type PartitionReport struct {
 	Stays string `json:"stays,omitempty"`
 }
 
+// report begins a report.
+func (c *Cleaner) report() Report {
+	r := Report{BeganAt: time.Now()}
+	r.Outbox.Retention, r.Log.Retention = seconds(c.cfg.Retention.Outbox), seconds(c.cfg.Retention.Ledger)
+	r.Outbox.Partitions.Retention = r.Outbox.Retention
+	return r
+}
+
+// end notes why the pass has ended early, if it has.
+func (r *Report) end(err error) {
+	if err != nil {
+		r.Complete, r.Error = false, err.Error()
+	}
+	r.Seconds = time.Since(r.BeganAt).Seconds()
+}
+
+// follow adds a later pass that has not looked at all rows.
+func (r *Report) follow(later *Report) {
+	r.Complete, r.Blocked, r.Grants, r.Error = later.Complete, later.Blocked, later.Grants, later.Error
+	r.Outbox.Deleted += later.Outbox.Deleted
+}
+
+// note adds partitions of the log that were looked at. It reports whether one was dropped and there may be more to drop.
+func (p *PartitionReport) note(looked []ledger.LogPartition) (more bool) {
+	for _, l := range looked {
+		switch l.Outcome {
+		case ledger.LogDropped:
+			p.Dropped, p.Bytes = append(p.Dropped, l.Name), p.Bytes+l.Bytes
+			more = true
+		case ledger.LogYoung, ledger.LogBehind:
+			more = false
+		case ledger.LogUnsettled, ledger.LogHeld, ledger.LogBusy, ledger.LogRefused, ledger.LogForeign:
+			more = more && l.Outcome == ledger.LogForeign
+			if p.Stays == "" {
+				p.Stays = l.Name + ": " + string(l.Outcome)
+				if l.Reason != "" {
+					p.Stays += ": " + l.Reason
+				}
+			}
+		}
+	}
+	return more
+}
+
 // Changed reports whether the pass has changed anything in the database.
 func (r *Report) Changed() bool {
 	return !r.DryRun && (r.Outbox.Deleted > 0 || r.Metrics > 0 || len(r.Log.Dropped) > 0 || len(r.Outbox.Partitions.Dropped) > 0)

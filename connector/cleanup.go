@@ -9,6 +9,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 const (
@@ -38,11 +39,18 @@ type cleanupDatabase interface {
 	cleanup() cleanup.Database
 }
 
+// cleanupSource is the source with what is deleted.
+func (p *postgres) cleanupSource() provision.Source {
+	s := p.source.provision()
+	s.Cleanup = provision.Cleanup{Outbox: p.retention.Outbox != cleanup.Forever, Ledger: p.retention.Ledger != cleanup.Forever}
+	return s
+}
+
 func (p *postgres) cleanup() cleanup.Database {
 	schema, name, _ := strings.Cut(p.source.Table, ".")
 	c := p.source.Columns
 	return &cleanup.Postgres{
-		Conn: p.pool, Ledger: p.Schema,
+		Conn: p.pool, Ledger: p.Schema, Source: p.cleanupSource(),
 		Table: ledger.OutboxTable{
 			Schema: schema, Name: name, ID: c.ID, AggregateType: c.AggregateType, AggregateID: c.AggregateID, EventType: c.EventType,
 			TenantID: c.TenantID, CreatedAt: c.CreatedAt,

@@ -182,7 +182,7 @@ func New(cfg Config) *Connector {
 	c.openDB = func() (database, error) {
 		p, err := openPostgres(cfg.Name, cfg.Source)
 		if err == nil {
-			p.logins = c.logins
+			p.logins, p.retention = c.logins, cfg.Retention
 		}
 		return p, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
@@ -37,6 +38,7 @@ type database interface {
 type postgres struct {
 	ledger.Schema
 	source    Source
+	retention cleanup.Retention
 	logins    *logins
 	connector string // the connector's name
 	pool      *pgxpool.Pool
@@ -108,7 +110,7 @@ func (e *refusedConnection) Error() string { return e.err.Error() }
 func (e *refusedConnection) Unwrap() error { return e.err }
 
 func (p *postgres) preflight(ctx context.Context) (provision.Facts, error) {
-	cfg := provision.PreflightConfig{Source: p.source.provision()}
+	cfg := provision.PreflightConfig{Source: p.cleanupSource()}
 	rc, err := replication.ParseDSN(replication.ReplicationDSNKey, p.logins.replication())
 	if err != nil {
 		return provision.Facts{}, err

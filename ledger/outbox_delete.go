@@ -256,7 +256,7 @@ func (r *OutboxRows) inTurn(ctx context.Context, db Beginner, q ChunkQuery, do f
 			return err
 		}
 		var free bool
-		err := tx.QueryRow(ctx, "select pg_try_advisory_xact_lock('pg_class'::regclass::oid::int, $1::bigint::int)", int64(int32(r.oid))).Scan(&free)
+		err := tx.QueryRow(ctx, "select pg_try_advisory_xact_lock('pg_attribute'::regclass::oid::int, $1::bigint::int)", int64(int32(r.oid))).Scan(&free)
 		if err != nil {
 			return err
 		}

@@ -331,7 +331,7 @@ func TestDeleteChunkIsAloneAndBounded(t *testing.T) {
 	d.logged(d.event(2*time.Hour), "delivered", "0/60", 0, 3)
 	ctx := pgtest.Context(t)
 	other := d.db.Conn(t)
-	if _, err := other.Exec(ctx, "begin; select pg_advisory_xact_lock('pg_class'::regclass::oid::int, 'event_outbox'::regclass::oid::int)"); err != nil {
+	if _, err := other.Exec(ctx, "begin; select pg_advisory_xact_lock('pg_attribute'::regclass::oid::int, 'event_outbox'::regclass::oid::int)"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.chunk(ledger.ChunkQuery{}); !errors.Is(err, ledger.ErrCleanupRuns) {

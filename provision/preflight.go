@@ -74,6 +74,11 @@ func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *pr
 		if err := checkPublication(ctx, db, cfg.Source, table, p); err != nil {
 			return f, err
 		}
+		warnings, err := checkCleanup(ctx, db, cfg.Source, table, p)
+		if err != nil {
+			return f, err
+		}
+		f.Warnings = append(f.Warnings, warnings...)
 	}
 	hasLedger, err := checkLedger(ctx, db, cfg.Source, table, p)
 	if err != nil {
