@@ -179,6 +179,9 @@ const (
 	clockMost  = time.Hour
 )
 
+// lacksRight is why the log stays if Report.Grants says more.
+const lacksRight = "the login lacks a right"
+
 // log drops partitions of the log. w is a walk over all old rows of the outbox, nil if the outbox keeps its rows.
 func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 	if c.cfg.Retention.Ledger == Forever {
@@ -192,6 +195,9 @@ func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 	}
 	if r.DryRun {
 		all, err := c.cfg.Database.PlanLogDrop(ctx, cutoff)
+		if err != nil && len(r.Grants) > 0 {
+			r.Log.Stays, err = lacksRight, nil
+		}
 		r.Log.note(all)
 		return err
 	}
@@ -200,7 +206,7 @@ func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 		looked, err := c.cfg.Database.DropLogPartition(ctx, cutoff)
 		if err != nil {
 			if len(r.Grants) > 0 {
-				r.Log.Stays = "the login lacks a right"
+				r.Log.Stays = lacksRight
 				return nil
 			}
 			return err
