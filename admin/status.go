@@ -3,6 +3,7 @@ package admin
 import (
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -86,8 +87,9 @@ type StatusSlot struct {
 	// Epoch and RecordedAt are those of the checkpoint: the number of its session, and when it was last written.
 	Epoch      int32      `json:"epoch,omitempty"`
 	RecordedAt *time.Time `json:"recorded_at,omitempty"`
-	Forecast   string     `json:"forecast,omitempty"` // monitoring.Trend, of what the stream is behind
-	CaughtUpAt *time.Time `json:"caught_up_at,omitempty"`
+	// Forecast is about what the stream is behind.
+	Forecast   monitoring.Trend `json:"forecast,omitempty"`
+	CaughtUpAt *time.Time       `json:"caught_up_at,omitempty"`
 }
 
 // StatusInstance is a process of the connector, or an address at which one was expected.
@@ -119,10 +121,10 @@ type StatusSink struct {
 	Detail    string               `json:"detail,omitempty"` // the health component of the sink, as its instance has it
 	Rows      StatusRows           `json:"rows"`
 	// RateNow and RateMinute are the deliveries a second, over the last seconds and the last minute.
-	RateNow    *float64   `json:"delivered_per_second_now,omitempty"`
-	RateMinute *float64   `json:"delivered_per_second_minute,omitempty"`
-	Forecast   string     `json:"forecast,omitempty"` // monitoring.Trend
-	CaughtUpAt *time.Time `json:"caught_up_at,omitempty"`
+	RateNow    *float64         `json:"delivered_per_second_now,omitempty"`
+	RateMinute *float64         `json:"delivered_per_second_minute,omitempty"`
+	Forecast   monitoring.Trend `json:"forecast,omitempty"`
+	CaughtUpAt *time.Time       `json:"caught_up_at,omitempty"`
 }
 
 // conditionUnknown is the condition of a sink that nobody knows.
@@ -171,9 +173,14 @@ type StatusToDo struct {
 	Command string `json:"command,omitempty"`
 }
 
-// StatusCleanup is what the ledger says of the last pass of the cleanup.
+// StatusCleanup says what is deleted when, and what the last pass has done.
 type StatusCleanup struct {
-	LastPassAt *time.Time `json:"last_pass_at,omitempty"`
+	// OutboxSeconds and LedgerSeconds are the retentions that are configured; absent for ever.
+	OutboxSeconds *float64   `json:"outbox_retention_seconds,omitempty"`
+	LedgerSeconds *float64   `json:"ledger_retention_seconds,omitempty"`
+	LastPassAt    *time.Time `json:"last_pass_at,omitempty"`
 	// LogDroppedUntil is the end of the newest partition of the log that was dropped.
 	LogDroppedUntil *time.Time `json:"log_dropped_until,omitempty"`
+	// LastPass is what the last pass has done; absent if there was none yet.
+	LastPass *cleanup.Report `json:"last_pass,omitempty"`
 }

@@ -3,6 +3,7 @@ package admin
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/shell"
@@ -36,6 +37,7 @@ func (r *statusReader) judge() {
 	if n := s.NoSink.Dead; n != nil && *n > 0 {
 		r.toDo(monitoring.LevelDegraded, "outbox-cdc dlq list --sink "+noSink, "%s of no sink: rows of the outbox that were no valid events", letters(*n))
 	}
+	r.judgeCleanup()
 	for _, h := range s.Holders {
 		r.judgeHolder(h)
 	}
@@ -92,6 +94,24 @@ func (r *statusReader) judgeSink(s *StatusSink) {
 	}
 	if some(s.Rows.Dead) {
 		r.toDo(monitoring.LevelDegraded, "outbox-cdc dlq list --sink "+name, "%s of %s: look at them, then retry or discard them", letters(*s.Rows.Dead), s.Name)
+	}
+}
+
+// judgeCleanup says what keeps the cleanup from its work. What stays for a good reason is no problem.
+func (r *statusReader) judgeCleanup() {
+	c := r.status.Cleanup
+	if c == nil || c.LastPass == nil || c.OutboxSeconds == nil && c.LedgerSeconds == nil {
+		return
+	}
+	switch p := c.LastPass; {
+	case len(p.Grants) > 0:
+		r.toDo(monitoring.LevelDegraded, "", "the cleanup lacks rights, so old rows stay: as the owner of the tables: %s; or set retention.outbox to off", strings.Join(p.Grants, "; "))
+	case p.Error != "":
+		r.toDo(monitoring.LevelDegraded, "", "the last pass of the cleanup has failed: %s", p.Error)
+	}
+	if n := c.LastPass.Outbox.Kept.Unaccounted; n > 0 {
+		r.toDo(monitoring.LevelDegraded, "", "%d old rows of the outbox never came on the stream, such as %s: docs/operations.md#retention says what to do with them",
+			n, c.LastPass.Outbox.Unaccounted)
 	}
 }
 

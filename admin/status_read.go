@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -24,6 +26,10 @@ type StatusConfig struct {
 	DSNPlace string
 	// MaxInFlight is delivery.max_in_flight.
 	MaxInFlight int
+	// Listen is http.listen, or empty if that is off.
+	Listen string
+	// Retention is what is configured.
+	Retention cleanup.Retention
 }
 
 const (
@@ -61,6 +67,7 @@ func ReadStatus(ctx context.Context, c StatusConfig) (Status, error) {
 	if err != nil {
 		s.Database.Error = err.Error()
 	}
+	r.askInstances(ctx)
 	r.judge()
 	return s, err
 }
@@ -102,6 +109,7 @@ func (r *statusReader) read(ctx context.Context, conn *pgx.Conn) error {
 	}
 	r.showSlot()
 	r.showSinks()
+	r.showCleanup()
 	r.showSizes(ctx, conn)
 	r.showHolders()
 	r.findFaults(ctx, conn)
@@ -207,6 +215,27 @@ func (r *statusReader) showSinks() {
 		r.status.Sinks = append(r.status.Sinks, sink)
 	}
 	r.status.NoSink = rows(r.ledger.NoSink)
+}
+
+// showCleanup says what is deleted when, and what the last pass has done.
+func (r *statusReader) showCleanup() {
+	age := func(d time.Duration) *float64 {
+		if d == cleanup.Forever {
+			return nil
+		}
+		return new(d.Seconds())
+	}
+	c := &StatusCleanup{OutboxSeconds: age(r.cfg.Retention.Outbox), LedgerSeconds: age(r.cfg.Retention.Ledger)}
+	r.status.Cleanup = c
+	row := r.ledger.Retention
+	if row == nil || row.LastPassAt == nil {
+		return
+	}
+	c.LastPassAt, c.LogDroppedUntil = row.LastPassAt, row.LogDroppedUntil
+	var report cleanup.Report
+	if json.Unmarshal(row.Report, &report) == nil { // a person, or another version, may have written anything
+		c.LastPass = &report
+	}
 }
 
 func (r *statusReader) showSizes(ctx context.Context, conn *pgx.Conn) {

@@ -13,7 +13,8 @@ import (
 type OverviewQuery struct {
 	Slot      string
 	Connector string
-	// Window is the most events that may be in flight. The oldest parked row of a sink is among its first Window ones: see OldestQuery.
+	// Window is the most events that may be in flight. The oldest parked row of a sink is among its first Window ones (see OldestQuery), of
+	// which only some are looked at.
 	Window int
 	// Readable has the tables of the ledger that exist and that the login may read. What stands in others is not read.
 	Readable map[string]bool
@@ -21,13 +22,8 @@ type OverviewQuery struct {
 	HasState bool
 }
 
-// How many rows of outbox_parked are looked at for each sink. A read of the most takes some 50 ms.
-const (
-	fewestRows = 10_000
-	mostRows   = 50_000
-)
-
-func (q *OverviewQuery) rows() int { return min(max(q.Window, fewestRows), mostRows) }
+// overviewRows is how many rows of outbox_parked are looked at for each sink. To read them takes some 10 ms.
+const overviewRows = 10_000
 
 // Overview is what the ledger says of a connector at one moment. Times are by PostgreSQL's clock.
 type Overview struct {
@@ -170,7 +166,7 @@ func (s Schema) queueSinks(b *pgx.Batch, q OverviewQuery, o *Overview) {
 }
 
 func (s Schema) queueParked(b *pgx.Batch, q OverviewQuery, parked map[int32]ParkedOverview) {
-	b.Queue(s.statement(countFirst), q.Connector, q.rows(), q.Readable["outbox_delivery_log"]).Query(func(rows pgx.Rows) error {
+	b.Queue(s.statement(countFirst), q.Connector, overviewRows, q.Readable["outbox_delivery_log"]).Query(func(rows pgx.Rows) error {
 		var id int32
 		var p ParkedOverview
 		var oldest *time.Time

@@ -25,7 +25,10 @@ func AdminConfig(cfg config.Config) admin.Config {
 
 // StatusConfig returns what admin.ReadStatus needs to say how the connector does that cfg describes.
 func StatusConfig(cfg config.Config) admin.StatusConfig {
-	return admin.StatusConfig{Config: AdminConfig(cfg), DSNPlace: cfg.Source.DSNPlace, MaxInFlight: cfg.Delivery.MaxInFlight}
+	return admin.StatusConfig{
+		Config: AdminConfig(cfg), DSNPlace: cfg.Source.DSNPlace, MaxInFlight: cfg.Delivery.MaxInFlight, Listen: cfg.HTTP.Listen,
+		Retention: retention(cfg),
+	}
 }
 
 // Routing returns the sinks and routes of cfg, by which package admin says where an event would go. It connects to nothing.

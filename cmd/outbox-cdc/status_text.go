@@ -36,6 +36,7 @@ func statusText(st admin.Status, style style) string {
 	s.slot(st.Slot)
 	s.instances(st.Instances)
 	s.sinks(st)
+	s.cleanup(st.Cleanup)
 	s.storage(st)
 	s.toDo(st)
 	for _, text := range st.Unknown {
@@ -206,9 +207,9 @@ func (s *screen) sink(k *admin.StatusSink) {
 	switch {
 	case k.CaughtUpAt != nil:
 		done = until(s.now, k.CaughtUpAt)
-	case k.Forecast == "growing":
+	case k.Forecast == monitoring.TrendGrowing:
 		done = "growing"
-	case k.Forecast == "not_at_this_rate":
+	case k.Forecast == monitoring.TrendNotAtThisRate:
 		done = "never"
 	}
 	line := fmt.Sprintf(sinkFormat, name, "\x00", ago(s.now, k.Since), countText(k.Rows.Parked, k.Rows), oldestText(k.Rows),
@@ -228,6 +229,53 @@ func (s *screen) sink(k *admin.StatusSink) {
 	}
 	if len(why) > 0 {
 		s.wrapped("  ", strings.Join(why, "; "))
+	}
+}
+
+func (s *screen) cleanup(c *admin.StatusCleanup) {
+	if c == nil {
+		return
+	}
+	s.gap()
+	age := func(seconds *float64) string {
+		switch {
+		case seconds == nil:
+			return "for ever"
+		case *seconds == 0:
+			return "until it is settled"
+		}
+		return secondsText(*seconds)
+	}
+	s.item("CLEANUP", "outbox kept "+age(c.OutboxSeconds)+", log "+age(c.LedgerSeconds))
+	if c.OutboxSeconds == nil && c.LedgerSeconds == nil {
+		return
+	}
+	p := c.LastPass
+	if p == nil {
+		s.item("", "no pass yet")
+		return
+	}
+	text := fmt.Sprintf("last pass %s ago: deleted %s events", ago(s.now, c.LastPassAt), compact(float64(p.Outbox.Deleted)))
+	if n := len(p.Log.Dropped) + len(p.Outbox.Partitions.Dropped); n > 0 {
+		text += fmt.Sprintf(", dropped %d partitions", n)
+	}
+	s.item("", text)
+	k := p.Outbox.Kept
+	for _, stays := range []struct {
+		n   int64
+		why string
+	}{
+		{k.Beyond, "not settled yet"}, {k.Unread, "not read yet"}, {k.Unaccounted, "never came on the stream"},
+		{k.Locked, "locked by other transactions"}, {k.Refused, "refused: " + p.Outbox.Refused},
+	} {
+		if stays.n > 0 {
+			s.item("", fmt.Sprintf("%s old events stay: %s", compact(float64(stays.n)), stays.why))
+		}
+	}
+	for _, why := range []string{p.Blocked, p.Outbox.Partitions.Stays, p.Log.Stays} {
+		if why != "" {
+			s.item("", "stays: "+shorten(why, 200))
+		}
 	}
 }
 
@@ -351,11 +399,11 @@ func conditionLevel(c monitoring.Condition) monitoring.Level {
 	return monitoring.LevelDegraded
 }
 
-func forecastText(now time.Time, trend string, at *time.Time) string {
+func forecastText(now time.Time, trend monitoring.Trend, at *time.Time) string {
 	switch {
 	case at != nil:
 		return ", caught up in " + until(now, at)
-	case trend == "growing":
+	case trend == monitoring.TrendGrowing:
 		return ", growing"
 	}
 	return ""
