@@ -27,6 +27,9 @@ func (r *statusReader) judge() {
 	if s.Database.Error != "" {
 		r.toDo(monitoring.LevelFailed, "", "the database could not be read: %s", s.Database.Error)
 	}
+	if missing := s.Database.Pending; len(missing) > 0 && len(r.faults) == 0 {
+		r.toDo(monitoring.LevelDegraded, "outbox-cdc init", "an older version has made the ledger: bring it up to date, which applies %s", strings.Join(missing, ", "))
+	}
 	for _, err := range r.faults {
 		r.toDo(monitoring.LevelFailed, "", "%v", err)
 	}
@@ -110,7 +113,7 @@ func (r *statusReader) judgeCleanup() {
 		r.toDo(monitoring.LevelDegraded, "", "the last pass of the cleanup has failed: %s", p.Error)
 	}
 	if n := c.LastPass.Outbox.Kept.Unaccounted; n > 0 {
-		r.toDo(monitoring.LevelDegraded, "", "%d old rows of the outbox never came on the stream, such as %s: docs/operations.md#retention says what to do with them",
+		r.toDo(monitoring.LevelDegraded, "", "%d old rows of the outbox never came on the stream, such as %s: docs/retention.md#unaccounted says what to do with them",
 			n, c.LastPass.Outbox.Unaccounted)
 	}
 }

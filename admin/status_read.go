@@ -14,6 +14,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
@@ -107,6 +108,7 @@ func (r *statusReader) read(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		r.unknown("the ledger", err)
 	}
+	r.showPending()
 	r.showSlot()
 	r.showSinks()
 	r.showCleanup()
@@ -215,6 +217,18 @@ func (r *statusReader) showSinks() {
 		r.status.Sinks = append(r.status.Sinks, sink)
 	}
 	r.status.NoSink = rows(r.ledger.NoSink)
+}
+
+// showPending says which files of this program were not applied.
+func (r *statusReader) showPending() {
+	if !r.readable["outbox_migrations"] {
+		return
+	}
+	missing, err := migrations.Missing(r.ledger.Migrations)
+	if err != nil {
+		r.unknown("the version of the ledger", err)
+	}
+	r.status.Database.Pending = missing
 }
 
 // showCleanup says what is deleted when, and what the last pass has done.

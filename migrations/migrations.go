@@ -133,6 +133,15 @@ func pendingFiles(ctx context.Context, conn *pgx.Conn, schema string) ([]string,
 	if err != nil {
 		return nil, err
 	}
+	return Missing(applied)
+}
+
+// Missing returns the names of the files whose numbers are not among those that were applied.
+func Missing(applied []int64) ([]string, error) {
+	names, err := fs.Glob(migrationFiles, "*.sql")
+	if err != nil {
+		return nil, err
+	}
 	missing := []string{}
 	for _, name := range names {
 		number, _, _ := strings.Cut(name, "_")

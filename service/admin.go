@@ -27,7 +27,7 @@ func AdminConfig(cfg config.Config) admin.Config {
 func StatusConfig(cfg config.Config) admin.StatusConfig {
 	return admin.StatusConfig{
 		Config: AdminConfig(cfg), DSNPlace: cfg.Source.DSNPlace, MaxInFlight: cfg.Delivery.MaxInFlight, Listen: cfg.HTTP.Listen,
-		Retention: retention(cfg),
+		Retention: Retention(cfg),
 	}
 }
 

@@ -72,7 +72,10 @@ func (s *screen) slot(slot *admin.StatusSlot) {
 	text := slot.Name + " "
 	switch slot.State {
 	case admin.SlotStreams:
-		text += fmt.Sprintf("is streamed by pid %d", slot.ActivePID)
+		text += "is streamed"
+		if slot.ActivePID != 0 {
+			text += fmt.Sprintf(" by pid %d", slot.ActivePID)
+		}
 		if slot.ActiveFrom != "" {
 			text += " for " + slot.ActiveFrom
 		}
@@ -96,9 +99,6 @@ func (s *screen) slot(slot *admin.StatusSlot) {
 	default:
 		text += string(slot.State)
 	}
-	if slot.RecordedAt != nil {
-		text += ", last recorded " + ago(s.now, slot.RecordedAt) + " ago"
-	}
 	s.item("SLOT", text)
 	if slot.LagBytes != nil {
 		text := "behind " + bytesText(*slot.LagBytes)
@@ -106,9 +106,12 @@ func (s *screen) slot(slot *admin.StatusSlot) {
 			text += ", " + secondsText(*slot.LagSeconds)
 		}
 		if slot.WALRate != nil {
-			text += ", at " + bytesText(int64(*slot.WALRate)) + "/s of WAL"
+			text += ", " + bytesText(int64(*slot.WALRate)) + "/s of WAL"
 		}
 		text += forecastText(s.now, slot.Forecast, slot.CaughtUpAt)
+		if slot.RecordedAt != nil {
+			text += "; recorded " + ago(s.now, slot.RecordedAt) + " ago"
+		}
 		s.item("", text)
 	}
 	if text := keptText(slot); text != "" {
@@ -189,7 +192,8 @@ func (s *screen) sinks(st admin.Status) {
 		s.b.WriteString("(none is known)\n")
 	}
 	if r := st.NoSink; r.Dead != nil && *r.Dead+*r.Parked > 0 {
-		fmt.Fprintf(&s.b, sinkFormat, "(no sink)", "", "", countText(r.Parked, r), "", countText(r.Dead, r), "", "", "")
+		line := fmt.Sprintf(sinkFormat, "(no sink)", "", "", countText(r.Parked, r), "", countText(r.Dead, r), "", "", "")
+		s.b.WriteString(strings.TrimRight(line, " \n") + "\n")
 	}
 }
 
@@ -255,9 +259,9 @@ func (s *screen) cleanup(c *admin.StatusCleanup) {
 		s.item("", "no pass yet")
 		return
 	}
-	text := fmt.Sprintf("last pass %s ago: deleted %s events", ago(s.now, c.LastPassAt), compact(float64(p.Outbox.Deleted)))
+	text := fmt.Sprintf("last pass %s ago: events deleted: %s", ago(s.now, c.LastPassAt), compact(float64(p.Outbox.Deleted)))
 	if n := len(p.Log.Dropped) + len(p.Outbox.Partitions.Dropped); n > 0 {
-		text += fmt.Sprintf(", dropped %d partitions", n)
+		text += fmt.Sprintf("; partitions dropped: %d", n)
 	}
 	s.item("", text)
 	k := p.Outbox.Kept
@@ -269,7 +273,7 @@ func (s *screen) cleanup(c *admin.StatusCleanup) {
 		{k.Locked, "locked by other transactions"}, {k.Refused, "refused: " + p.Outbox.Refused},
 	} {
 		if stays.n > 0 {
-			s.item("", fmt.Sprintf("%s old events stay: %s", compact(float64(stays.n)), stays.why))
+			s.item("", fmt.Sprintf("old events that stay, %s: %s", stays.why, compact(float64(stays.n))))
 		}
 	}
 	for _, why := range []string{p.Blocked, p.Outbox.Partitions.Stays, p.Log.Stays} {
@@ -296,7 +300,7 @@ func (s *screen) storage(st admin.Status) {
 		}
 		s.item("SIZES", text)
 	}
-	for _, h := range st.Holders {
+	for i, h := range st.Holders {
 		text := strings.ReplaceAll(h.Kind, "_", " ") + " " + h.Name
 		if h.User != "" {
 			text += " of " + h.User
@@ -307,7 +311,11 @@ func (s *screen) storage(st admin.Status) {
 		if h.Since != nil {
 			text += " open for " + ago(s.now, h.Since)
 		}
-		s.item("HOLDS WAL", text)
+		label := ""
+		if i == 0 {
+			label = "OPEN"
+		}
+		s.item(label, text)
 	}
 }
 
@@ -407,101 +415,4 @@ func forecastText(now time.Time, trend monitoring.Trend, at *time.Time) string {
 		return ", growing"
 	}
 	return ""
-}
-
-func oldestText(r admin.StatusRows) string {
-	if r.OldestSeconds == nil {
-		return ""
-	}
-	text := secondsText(*r.OldestSeconds)
-	if r.OldestAtLeast {
-		text += "+"
-	}
-	return text
-}
-
-// countText returns one of the numbers of rows, in seven characters at most.
-func countText(n *int64, of admin.StatusRows) string {
-	if n == nil {
-		return "?"
-	}
-	text := compact(float64(*n))
-	if of.AtLeast {
-		text += "+"
-	}
-	return text
-}
-
-func perSecondText(r *float64) string {
-	switch {
-	case r == nil:
-		return ""
-	case *r > 0 && *r < 10:
-		return fmt.Sprintf("%.1f", *r)
-	}
-	return compact(*r)
-}
-
-// compact returns a number as a person reads it: 9,999, 12.3k, 4.5M.
-func compact(n float64) string {
-	switch {
-	case n < 1000:
-		return fmt.Sprintf("%.0f", n)
-	case n < 10_000:
-		return fmt.Sprintf("%d,%03d", int(n)/1000, int(n)%1000)
-	case n < 100_000:
-		return fmt.Sprintf("%.1fk", n/1000)
-	case n < 1_000_000:
-		return fmt.Sprintf("%.0fk", n/1000)
-	case n < 100_000_000:
-		return fmt.Sprintf("%.1fM", n/1e6)
-	}
-	return fmt.Sprintf("%.0fM", n/1e6)
-}
-
-// bytesText returns a size as pg_size_pretty does, with one digit behind the point where it helps.
-func bytesText(n int64) string {
-	value, units := float64(n), []string{"B", "kB", "MB", "GB", "TB"}
-	i := 0
-	for ; value >= 1024 && i < len(units)-1; i++ {
-		value /= 1024
-	}
-	if i == 0 || value >= 100 {
-		return fmt.Sprintf("%.0f %s", value, units[i])
-	}
-	return fmt.Sprintf("%.1f %s", value, units[i])
-}
-
-// ago returns how long ago a time is, and until how long it takes until a time; "" if there is none.
-func ago(now time.Time, t *time.Time) string {
-	if t == nil {
-		return ""
-	}
-	return secondsText(max(0, now.Sub(*t).Seconds()))
-}
-
-func until(now time.Time, t *time.Time) string {
-	if t == nil {
-		return ""
-	}
-	return secondsText(max(0, t.Sub(now).Seconds()))
-}
-
-// secondsText returns a duration in six characters at most, in its two largest units.
-func secondsText(seconds float64) string {
-	switch d := time.Duration(seconds * float64(time.Second)); {
-	case seconds >= 1000*86400:
-		return fmt.Sprintf("%.0fd", seconds/86400)
-	case d < 10*time.Second && seconds != float64(int(seconds)):
-		return fmt.Sprintf("%.1fs", d.Seconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
-	case d < 24*time.Hour:
-		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
-	case d < 100*24*time.Hour:
-		return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
-	}
-	return fmt.Sprintf("%.0fd", seconds/86400)
 }
