@@ -133,7 +133,7 @@ func (c *Client) ReadStatus(ctx context.Context, id string, processors []int32) 
 type EventStatus struct {
 	ID, AggregateType, AggregateID, EventType, TenantID string
 	CreatedAt                                           time.Time // zero if the outbox does not have it
-	Status                                              string    // dead, parked, pending, delivered, discarded or expired
+	Status                                              string    // dead, parked, pending, delivered or discarded
 	ProcessedAt                                         *time.Time
 	Retries                                             int
 	NextRetryAt                                         *time.Time

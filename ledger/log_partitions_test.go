@@ -80,18 +80,18 @@ func TestDropLogPartitions(t *testing.T) {
 		"all settled": {want: []string{gone, "20200102 dropped", "20200103 dropped"}},
 		"at the prefix": {
 			[]string{"update outbox_checkpoints set prefix_lsn = '0/20', prefix_index = 5"},
-			[]string{gone, "20200102 dropped", "20200103 unsettled: slot s has not settled all of it, and it does not exist any more: remove its checkpoint by \"outbox-cdc destroy --slot s\""},
+			[]string{gone, "20200102 dropped", "20200103 unsettled: slot s has not settled all of it, and it does not exist any more: delete from public.outbox_checkpoints where slot_name = 's'"},
 			nil,
 		},
 		"index beyond the prefix": {
 			[]string{"update outbox_checkpoints set prefix_lsn = '0/20', prefix_index = 4"},
-			[]string{gone, "20200102 unsettled: slot s has not settled all of it, and it does not exist any more: remove its checkpoint by \"outbox-cdc destroy --slot s\""},
-			[]string{gone, "20200102 unsettled: slot s has not settled all of it, and it does not exist any more: remove its checkpoint by \"outbox-cdc destroy --slot s\"", "20200103 behind: an older partition has to stay"},
+			[]string{gone, "20200102 unsettled: slot s has not settled all of it, and it does not exist any more: delete from public.outbox_checkpoints where slot_name = 's'"},
+			[]string{gone, "20200102 unsettled: slot s has not settled all of it, and it does not exist any more: delete from public.outbox_checkpoints where slot_name = 's'", "20200103 behind: an older partition has to stay"},
 		},
 		"another slot": {
 			[]string{"insert into outbox_checkpoints (slot_name, state, prefix_lsn, prefix_index, confirmed_lsn, slot_epoch) values ('other', 'ready', '0/11', 0, '0/11', 1)"},
-			[]string{gone, "20200102 unsettled: slot other has not settled all of it, and it does not exist any more: remove its checkpoint by \"outbox-cdc destroy --slot other\""},
-			[]string{gone, "20200102 unsettled: slot other has not settled all of it, and it does not exist any more: remove its checkpoint by \"outbox-cdc destroy --slot other\"", "20200103 behind: an older partition has to stay"},
+			[]string{gone, "20200102 unsettled: slot other has not settled all of it, and it does not exist any more: delete from public.outbox_checkpoints where slot_name = 'other'"},
+			[]string{gone, "20200102 unsettled: slot other has not settled all of it, and it does not exist any more: delete from public.outbox_checkpoints where slot_name = 'other'", "20200103 behind: an older partition has to stay"},
 		},
 		"of an older slot": {
 			[]string{"update outbox_checkpoints set prefix_lsn = '0/1', slot_epoch = 4"},
@@ -105,9 +105,9 @@ func TestDropLogPartitions(t *testing.T) {
 		},
 		"failed, of no sink": {
 			[]string{"update outbox_checkpoints set prefix_lsn = '0/1'", "update outbox_delivery_log set status = 'failed', processor_id = 0"},
-			[]string{"20200101 unsettled: slot s has not settled all of it, and it does not exist any more: remove its checkpoint by \"outbox-cdc destroy --slot s\""},
+			[]string{"20200101 unsettled: slot s has not settled all of it, and it does not exist any more: delete from public.outbox_checkpoints where slot_name = 's'"},
 			[]string{
-				"20200101 unsettled: slot s has not settled all of it, and it does not exist any more: remove its checkpoint by \"outbox-cdc destroy --slot s\"",
+				"20200101 unsettled: slot s has not settled all of it, and it does not exist any more: delete from public.outbox_checkpoints where slot_name = 's'",
 				"20200102 behind: an older partition has to stay", "20200103 behind: an older partition has to stay",
 			},
 		},

@@ -223,10 +223,11 @@ begin
             outcome := 'unsettled';
             reason := format('slot %I has not settled all of it', slot.slot_name) || coalesce(
               (select case when not active then ', and nobody streams from it since ' || to_char(slot.updated_at, 'YYYY-MM-DD HH24:MI TZ') ||
-                        format(': start its connector, or remove it by "outbox-cdc destroy --slot %s"', slot.slot_name) end
+                        format(': start its connector, or remove it: select pg_drop_replication_slot(%1$L); delete from %2$I.outbox_checkpoints where slot_name = %1$L',
+                          slot.slot_name, ledger) end
                  from (select active from pg_replication_slots s where s.slot_name = slot.slot_name) as existing),
               case when not exists (select from pg_replication_slots s where s.slot_name = slot.slot_name)
-                then format(', and it does not exist any more: remove its checkpoint by "outbox-cdc destroy --slot %s"', slot.slot_name) else '' end);
+                then format(', and it does not exist any more: delete from %I.outbox_checkpoints where slot_name = %L', ledger, slot.slot_name) else '' end);
             exit;
           end if;
         end loop;
