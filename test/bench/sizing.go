@@ -34,17 +34,21 @@ type sizes struct {
 type storage struct {
 	Payload int `json:"payload_bytes"`
 	// The outbox's row, with what lies in its TOAST table, and all its indexes.
-	Outbox        relation `json:"outbox"`
-	WALOneRow     float64  `json:"wal_one_row_a_transaction"`
-	WALHundred    float64  `json:"wal_hundred_rows_a_transaction"`
-	Log           relation `json:"log"`
-	LogWAL        float64  `json:"log_wal"` // of the whole recorder, in large batches
-	Parked        relation `json:"parked"`
-	ParkWAL       float64  `json:"park_wal"`   // to park one
-	UnparkWAL     float64  `json:"unpark_wal"` // to deliver it from the table, its log row included
-	CPU           cpu      `json:"cpu"`        // while it catches up
-	EventsASecond float64  `json:"events_a_second"`
-	PeakMemory    int64    `json:"peak_memory_bytes"`
+	Outbox     relation `json:"outbox"`
+	WALOneRow  float64  `json:"wal_one_row_a_transaction"`
+	WALHundred float64  `json:"wal_hundred_rows_a_transaction"`
+	Log        relation `json:"log"`
+	LogWAL     float64  `json:"log_wal"` // of the whole recorder, in large batches
+	Parked     relation `json:"parked"`
+	ParkWAL    float64  `json:"park_wal"`   // to park one
+	UnparkWAL  float64  `json:"unpark_wal"` // to deliver it from the table, its log row included
+	// "cleanup --once" without a connector, after a checkpoint: old rows are in pages that were written to the disk long ago.
+	DeleteWAL     float64 `json:"delete_wal"`
+	VacuumWAL     float64 `json:"vacuum_wal"` // of the vacuum after it
+	DeletesPerSec float64 `json:"deletes_a_second"`
+	CPU           cpu     `json:"cpu"` // while it catches up
+	EventsASecond float64 `json:"events_a_second"`
+	PeakMemory    int64   `json:"peak_memory_bytes"`
 }
 
 type relation struct {
@@ -195,8 +199,48 @@ func (b *bench) storage(ctx context.Context, payload int) (s storage, err error)
 	if err := d.parked(ctx, &s, to); err != nil {
 		return s, fmt.Errorf("park: %w", err)
 	}
-	c, err := d.check(ctx, to)
-	return s, errors.Join(err, c.check())
+	c, err := to.check(ctx)
+	if err := errors.Join(err, c.check()); err != nil {
+		return s, err
+	}
+	return s, d.cleaned(ctx, &s)
+}
+
+// cleaned measures the deletion of all rows of the outbox, and a vacuum.
+func (d *database) cleaned(ctx context.Context, s *storage) error {
+	if err := d.addConfiguration("ours", "retention: {outbox: 0s, ledger: 7d}\n"); err != nil {
+		return err
+	}
+	if _, err := d.conn.Exec(ctx, "checkpoint"); err != nil {
+		return err
+	}
+	before, err := d.walPosition(ctx)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := d.command(ctx, "ours", "cleanup", "--once"); err != nil {
+		return err
+	}
+	s.DeletesPerSec = 3 * sizingRows / time.Since(began).Seconds()
+	between, err := d.walPosition(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := d.conn.Exec(ctx, "vacuum event_outbox"); err != nil {
+		return err
+	}
+	after, err := d.walPosition(ctx)
+	if err != nil {
+		return err
+	}
+	s.DeleteWAL, s.VacuumWAL = float64(between-before)/(3*sizingRows), float64(after-between)/(3*sizingRows)
+	var left int
+	err = d.conn.QueryRow(ctx, "select count(*) from event_outbox").Scan(&left)
+	if err == nil && left > 0 {
+		err = fmt.Errorf("%d rows of the outbox were not deleted", left)
+	}
+	return err
 }
 
 // logged measures a run that delivers the backlog.

@@ -113,6 +113,8 @@ func (s sizes) bytesTable() string {
 		{"its three indexes", func(o storage) float64 { return o.Parked.Indexes }},
 		{"WAL of parking it", func(o storage) float64 { return o.ParkWAL }},
 		{"WAL of delivering it from there, with its log row", func(o storage) float64 { return o.UnparkWAL }},
+		{"WAL of deleting a row of `event_outbox`, after a checkpoint", func(o storage) float64 { return o.DeleteWAL }},
+		{"WAL of vacuum after that", func(o storage) float64 { return o.VacuumWAL }},
 	} {
 		cells := []string{line.name}
 		for _, one := range s.Storage {
@@ -120,6 +122,11 @@ func (s sizes) bytesTable() string {
 		}
 		b.WriteString(row(cells...))
 	}
+	cells := []string{"rows a second that `cleanup --once` deletes"}
+	for _, one := range s.Storage {
+		cells = append(cells, thousands(round2(one.DeletesPerSec)))
+	}
+	b.WriteString(row(cells...))
 	return b.String()
 }
 
@@ -147,9 +154,14 @@ func (s sizes) daysTable() string {
 	}{
 		{"events a day", 0, day},
 		{"`event_outbox`, a day", one.Outbox.total(), day},
+		{"`event_outbox` with `retention.outbox: 7d`", one.Outbox.total(), 7 * day},
+		{"partitioned by day, with `1d`: up to 2 days", one.Outbox.total(), 2 * day},
 		{"the log, a day and sink", one.Log.total(), day},
+		{"the log with `retention.ledger: 7d`: up to 8 days, for each sink", one.Log.total(), 8 * day},
+		{"the log with `1d`: up to 2 days, for each sink", one.Log.total(), 2 * day},
 		{"WAL a day: the inserts", one.WALOneRow, day},
 		{"WAL a day: the ledger, for each sink", one.LogWAL, day},
+		{"WAL an hour, both: what the slot keeps without a connector", one.WALOneRow + one.LogWAL, 60 * 60},
 		{"`outbox_parked`, an hour with the sink away", one.Parked.total(), 60 * 60},
 	} {
 		cells := []string{line.name}

@@ -36,10 +36,12 @@ type options struct {
 	only         []string
 	reset        time.Duration
 	rows         int
-	duration     time.Duration // of the retention part
-	version      string
-	dir          string
-	results      string
+	// Of the retention part.
+	duration      time.Duration
+	retentionRate int
+	version       string
+	dir           string
+	results       string
 }
 
 var parts = []string{"kafka", "redis", "snapshot", "memory", "idle", "refused", "retention", "cleanup"}
@@ -53,6 +55,7 @@ func parseOptions(args []string) (options, error) {
 	flags.DurationVar(&o.reset, "reset", 10*time.Second, "breaker.reset_timeout")
 	flags.IntVar(&o.rows, "rows", 1_000_000, "parked rows of the memory part, old rows of the cleanup part")
 	flags.DurationVar(&o.duration, "duration", 20*time.Minute, "how long the retention part writes events")
+	flags.IntVar(&o.retentionRate, "retention-rate", retentionRate, "events a second of the retention part, one a transaction")
 	flags.StringVar(&o.version, "pg", "15", "major version of PostgreSQL")
 	flags.StringVar(&o.dir, "dir", "", "where PostgreSQL's data go: a real disk (default the system's directory for temporary files)")
 	flags.StringVar(&o.results, "results", "bin/soak.json", "the `file` into which the figures go as JSON")
@@ -74,8 +77,8 @@ func parseOptions(args []string) (options, error) {
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unknown argument %q", flags.Arg(0))
 	}
-	if o.duration < sampleEvery {
-		return o, fmt.Errorf("-duration is at least %s", sampleEvery)
+	if o.duration < sampleEvery || o.retentionRate < 1 {
+		return o, fmt.Errorf("-duration is at least %s, -retention-rate at least 1", sampleEvery)
 	}
 	if o.away < 5*time.Second || o.before < 5*time.Second || o.rate < 1 || o.rows < 10_000 {
 		return o, errors.New("-away and -before are at least 5s, -rate is at least 1, -rows at least 10000")

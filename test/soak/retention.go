@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// retentionRate is how many events a second the retention part writes, one a transaction.
+	// retentionRate is how many events a second the retention part writes by default, one a transaction.
 	retentionRate = 2000
 	// retentionAge is retention.outbox and retention.ledger. The latter cannot be less.
 	retentionAge = time.Minute
@@ -91,7 +91,7 @@ func (s *soak) retention(ctx context.Context) (err error) {
 		return err
 	}
 	defer c.Kill()
-	l, err := d.load(ctx, retentionRate)
+	l, err := d.load(ctx, s.retentionRate)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (s *soak) retention(ctx context.Context) (err error) {
 	if err := run.watch(ctx, s.duration); err != nil {
 		return fmt.Errorf("%w\n%s", err, c.Log())
 	}
-	s.report.least("retention", "delivered a second", arrived.rate(s.duration), "1/s", 0.95*retentionRate)
+	s.report.least("retention", "delivered a second", arrived.rate(s.duration), "1/s", 0.95*float64(s.retentionRate))
 	if err := errors.Join(l.stop(), arrived.await(ctx, l.count)); err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (r *retentionRun) tell(ctx context.Context) error {
 	p.tell(name, "most dead rows of the outbox", float64(slices.MaxFunc(r.samples, func(a, b retentionSample) int { return cmp.Compare(a.dead, b.dead) }).dead), "")
 	p.tell(name, "autovacuums of the outbox", float64(last.vacuums), "")
 	p.tell(name, "outbox_parked, at the end", mebibytes(last.parked), "MiB")
-	p.tell(name, "WAL, full-page images with it", float64(last.wal-first.wal)/(last.at-first.at).Seconds()/retentionRate, "B/event")
+	p.tell(name, "WAL, full-page images with it", float64(last.wal-first.wal)/(last.at-first.at).Seconds()/float64(r.retentionRate), "B/event")
 	p.tell(name, "p50 of delivery", quantile(r.latencies, 0.5), "ms")
 	p.tell(name, "p99 of delivery", quantile(r.latencies, 0.99), "ms")
 	return r.tellStatements(ctx, name)
