@@ -13,7 +13,7 @@ import (
 )
 
 // EventStatuses are the values of EventsQuery.Status, which may also be empty.
-var EventStatuses = []string{"parked", "dead", "failed", "discarded", "delivered", "pending", "expired"}
+var EventStatuses = []string{"parked", "dead", "failed", "discarded", "delivered", "pending"}
 
 // recentEvents is how far back Events reads the outbox by default. What became of each event is looked up one by one, so reading all
 // of the outbox would take long.
@@ -46,7 +46,7 @@ type Event struct {
 	EventType     string     `json:"event_type"`
 	TenantID      string     `json:"tenant_id,omitempty"`
 	CreatedAt     time.Time  `json:"created_at,omitzero"` // zero if the outbox does not have it
-	Status        string     `json:"status"`              // dead, parked, pending, delivered, discarded, expired
+	Status        string     `json:"status"`              // dead, parked, pending, delivered, discarded
 	ProcessedAt   *time.Time `json:"processed_at,omitempty"`
 	Retries       int        `json:"retries"`
 	NextRetryAt   *time.Time `json:"next_retry_at,omitempty"`
@@ -77,8 +77,7 @@ type EventsPage struct {
 //   - failed and discarded: tries of the delivery log, the newest first;
 //   - delivered, pending and "": events of the outbox, the newest first. Without Since and IDs, only those of the last hour. If the
 //     outbox is a mapped table without created_at, and if IDs are named for a mapped table, they are in the order of their ids, the
-//     highest first;
-//   - expired: events of the outbox whose part of the log was dropped, of all times, the newest first.
+//     highest first.
 func Events(ctx context.Context, c Config, q EventsQuery) (page EventsPage, err error) {
 	err = withLedger(ctx, c, func(l *ledgerConn) error {
 		if err := l.checkIDs(q.Filter.IDs); err != nil {
@@ -259,16 +258,7 @@ func (l *ledgerConn) listEvents(ctx context.Context, q EventsQuery, page *Events
 	if err != nil {
 		return err
 	}
-	if q.Status == "expired" {
-		// No newer event is expired, so that the walk begins there.
-		r, err := l.schema().ReadRetention(ctx, l.conn)
-		if err != nil {
-			return err
-		}
-		if list.byTime && !r.LogDroppedUntil.IsZero() && (f.Until.IsZero() || r.LogDroppedUntil.Before(f.Until)) {
-			f.Until = r.LogDroppedUntil
-		}
-	} else if list.byTime && f.Since.IsZero() && len(f.IDs) == 0 {
+	if list.byTime && f.Since.IsZero() && len(f.IDs) == 0 {
 		if f.Since, err = l.timeBefore(ctx, recentEvents); err != nil {
 			return fmt.Errorf("ask for the time: %w", err)
 		}

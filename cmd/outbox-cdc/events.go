@@ -36,8 +36,7 @@ failed, discarded: tries from the log, the newest first.
 delivered, pending, or no status: events of the outbox over all sinks, the newest first; of the last hour, unless --since
 or --id says otherwise. If source.table is a table of your own, events named by --id are in the order of their ids, the
 highest first. If it has no created_at, all its events are, and --since and --until cannot be used. A read of it that takes
-longer than 30 s ends with an error.
-expired: events of the outbox that are older than what is left of the log, and that it has no row of.`,
+longer than 30 s ends with an error.`,
 		Example: `  outbox-cdc events list --status parked --sink partner
   outbox-cdc events list --status failed --since 15m -o json
   outbox-cdc events list --status pending`,
