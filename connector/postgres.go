@@ -229,7 +229,13 @@ func (p *postgres) oldestParked(ctx context.Context, q ledger.OldestQuery) (ledg
 	return p.ReadOldest(ctx, p.pool, q)
 }
 
-func (p *postgres) makePartitions(ctx context.Context) error { return p.MakePartitions(ctx, p.pool) }
+func (p *postgres) makePartitions(ctx context.Context) error {
+	err := p.MakePartitions(ctx, p.pool)
+	if p.source.provision().Mapped() {
+		return err // the table is its owner's, and so are its partitions
+	}
+	return errors.Join(err, p.MakeOutboxPartitions(ctx, p.pool))
+}
 
 func (p *postgres) heartbeat(ctx context.Context) error {
 	return p.Heartbeat(ctx, p.pool, p.connector)

@@ -1,12 +1,13 @@
 -- The outbox, and the ledger that outbox-cdc keeps beside it.
 --
 -- Apply it with "outbox-cdc init" or with "psql -f": both make the same tables, in either order, any number of times. It is
--- one statement, so it does everything or nothing. Everything is made in the first schema of the search_path. Three
+-- one statement, so it does everything or nothing. Everything is made in the first schema of the search_path. Four
 -- settings, which init sets where they are needed, change what is made:
 --
 --   outbox.schema = cdc           everything is made in this schema, whatever the search_path is
 --   outbox.mapped = on            the events are in a table of your own: event_outbox and its view are left out
 --   outbox.event_id_type = text   the ids of that table are not of type uuid
+--   outbox.partitioned = on       event_outbox is partitioned by day; apply 008_partitioned_outbox.sql as well, which makes the days
 --
 -- Other roles may be allowed to create things in that schema: up to PostgreSQL 14 everybody may do so in "public". A
 -- function, operator or type of theirs that fits an expression better than PostgreSQL's own would run with the rights of
@@ -26,6 +27,7 @@ declare
   ledger    pg_catalog.text := pg_catalog.current_schema();
   namespace pg_catalog.oid;
   mapped    boolean;
+  by_day    boolean;             -- event_outbox is partitioned
   id_type   pg_catalog.text;     -- of event ids in the ledger
   trusted   pg_catalog.oid[];    -- the roles whose tables, views and functions are used
   have      pg_catalog.text[] := '{}'; -- those of our relations that exist already
@@ -37,6 +39,7 @@ begin
   set local search_path = pg_catalog, pg_temp;
   ledger := coalesce(nullif(current_setting('outbox.schema', true), ''), ledger);
   mapped := coalesce(current_setting('outbox.mapped', true), '') = 'on';
+  by_day := coalesce(current_setting('outbox.partitioned', true), '') = 'on';
   id_type := coalesce(nullif(current_setting('outbox.event_id_type', true), ''), 'uuid');
   namespace := (select oid from pg_namespace where nspname = ledger);
   if namespace is null then
@@ -131,6 +134,10 @@ begin
       'drop it, or make it yours (alter ... owner to ...) after looking at its triggers, rules and defaults; '
       'or put the ledger into a schema where others cannot create anything, by source.ledger_schema';
   end if;
+  if clash is null and by_day and not mapped and exists (select from pg_class where relnamespace = namespace and relname = 'event_outbox' and relkind = 'r') then
+    raise exception using errcode = 'duplicate_table', message = format('%I.event_outbox exists and is not partitioned, and outbox.partitioned asks for a partitioned one', ledger),
+      hint = 'docs/partitions.md#existing says how to make it partitioned, with its rows; without --partitioned it stays as it is';
+  end if;
   if clash is null then
     select string_agg(format('%s.event_id is of type %s, the outbox''s id needs %s', c.relname, format_type(a.atttypid, null), id_type), '; ' order by c.relname)
       into clash
@@ -159,6 +166,7 @@ begin
 
   -- The tables and their indexes, in this order. %2$s is the type of event ids, %3$s the index method that suits it. A btree
   -- takes no value above 2.7 kB, and whoever inserts one would get the error: values that may be longer have a hash index.
+  -- %4$s and %5$s are what differs in an event_outbox that is partitioned.
   for item in
     select name, statement from (values
 
@@ -166,7 +174,7 @@ begin
     -- jsonb, so that the bytes that were committed are the bytes delivered; jsonb, text or bytea work as well.
     ('event_outbox', $$
     create table %1$I.event_outbox (
-      id             uuid        primary key default %1$I.outbox_uuid_v7(),
+      id             uuid        %4$s default %1$I.outbox_uuid_v7(),
       aggregate_type text        not null check (aggregate_type <> ''),
       aggregate_id   text        not null,
       event_type     text        not null,
@@ -178,7 +186,10 @@ begin
       tenant_id      text,
       correlation_id text,
       causation_id   text
-    )$$),
+    )%5$s$$),
+    -- Takes the rows of every day that has no partition, so that no insert fails. A unique key of the whole table would need
+    -- created_at in it, and two rows of one id would differ in that. So each partition has a key of its own: an id is unique in its day.
+    ('event_outbox_default', 'create table %1$I.event_outbox_default partition of %1$I.event_outbox (primary key (id)) default'),
     ('idx_outbox_aggregate', 'create index idx_outbox_aggregate on %1$I.event_outbox using hash (aggregate_id)'),
     -- Tenants are few, and a hash index gets slow with a value that a million rows share. This one says of each block range
     -- which tenants may be in it.
@@ -324,9 +335,11 @@ begin
 
     ) as ours (name, statement)
     where name <> all (have)
-      and not (mapped and name in ('event_outbox', 'idx_outbox_aggregate', 'idx_outbox_tenant_id', 'idx_outbox_created_at'))
+      and not (mapped and name in ('event_outbox', 'event_outbox_default', 'idx_outbox_aggregate', 'idx_outbox_tenant_id', 'idx_outbox_created_at'))
+      and (name <> 'event_outbox_default' or by_day and 'event_outbox' <> all (have))
   loop
-    execute format(item.statement, ledger, id_type, case id_type when 'text' then 'hash' else 'btree' end);
+    execute format(item.statement, ledger, id_type, case id_type when 'text' then 'hash' else 'btree' end,
+      case when by_day then 'not null' else 'primary key' end, case when by_day then ' partition by range (created_at)' else '' end);
   end loop;
 
   -- Makes the log's partitions of the UTC day of first and of the days after it, and returns how many were missing. The

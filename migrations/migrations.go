@@ -41,6 +41,8 @@ type Options struct {
 	Mapped bool
 	// EventIDType is "uuid" (also if empty) or "text", as the ids of a mapped table need it.
 	EventIDType string
+	// Partitioned means that event_outbox is partitioned by day. Apply refuses it where a plain event_outbox exists.
+	Partitioned bool
 	// Timeout bounds how long Apply and Drop wait for another process that changes the schema, and for the lock of a table; 0
 	// means a minute.
 	Timeout time.Duration
@@ -70,7 +72,10 @@ func Apply(ctx context.Context, dsn string, o Options) error {
 		if err != nil {
 			return err
 		}
-		if !slices.Contains(names, firstFile) { // which checks this
+		if err := CheckPartitioned(ctx, conn, Options{Schema: schema, Mapped: o.Mapped, Partitioned: o.Partitioned}); err != nil {
+			return err
+		}
+		if !slices.Contains(names, firstFile) { // which looks itself
 			if err := checkIDType(ctx, conn, o, schema); err != nil {
 				return err
 			}
@@ -169,6 +174,21 @@ func checkIDType(ctx context.Context, conn *pgx.Conn, o Options, schema string) 
 	return err
 }
 
+// CheckPartitioned refuses a plain event_outbox where a partitioned one is asked for.
+func CheckPartitioned(ctx context.Context, conn *pgx.Conn, o Options) error {
+	if !o.Partitioned || o.Mapped {
+		return nil
+	}
+	var plain bool
+	err := conn.QueryRow(ctx, `select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
+		where nspname = $1 and relname = 'event_outbox' and relkind = 'r')`, o.Schema).Scan(&plain)
+	if err == nil && plain {
+		err = &refusal{fmt.Sprintf("%s exists and is not partitioned; docs/partitions.md#existing says how to make it partitioned, with its rows; "+
+			"without --partitioned it stays as it is", pgx.Identifier{o.Schema, "event_outbox"}.Sanitize())}
+	}
+	return err
+}
+
 // SQL returns what Apply runs, for a person to read or to run with psql. After that, a login without the right to create
 // anything can call Apply.
 func SQL(o Options) (string, error) {
@@ -202,6 +222,9 @@ func script(o Options, names []string, first string) (string, error) {
 	}
 	if o.EventIDType == "text" {
 		b.WriteString("set local outbox.event_id_type = text;\n")
+	}
+	if o.Partitioned {
+		b.WriteString("set local outbox.partitioned = on;\n")
 	}
 	for _, name := range names {
 		text, err := migrationFiles.ReadFile(name)

@@ -32,6 +32,16 @@ func apply(t *testing.T, dsn string, o migrations.Options) {
 	}
 }
 
+// all are the files in their order.
+func all(t *testing.T) []string {
+	t.Helper()
+	names, err := filepath.Glob("*.sql")
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	return names
+}
+
 // psql runs a file as a person would, after some settings.
 func psql(t *testing.T, dsn, path string, settings ...string) {
 	t.Helper()
@@ -79,6 +89,7 @@ func TestApplyEqualsPsql(t *testing.T) {
 		"default": {},
 		"mapped":  {Mapped: true, EventIDType: "text"},
 		"schema":  {Schema: "the \"ledger"},
+		"by day":  {Partitioned: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -93,13 +104,17 @@ func TestApplyEqualsPsql(t *testing.T) {
 			if o.Mapped {
 				settings = []string{"set outbox.mapped = on", "set outbox.event_id_type = text"}
 			}
+			if o.Partitioned {
+				settings = []string{"set outbox.partitioned = on"}
+			}
 			if o.Schema != "" {
 				name := pgx.Identifier{o.Schema}.Sanitize()
 				exec1(t, b, "create schema "+name)
 				settings = []string{"set search_path = " + name}
 			}
-			psql(t, b.DSN, file, settings...)
-			psql(t, b.DSN, retainFile, settings...)
+			for _, name := range all(t) {
+				psql(t, b.DSN, name, settings...)
+			}
 			if diff := cmp.Diff(want, dump(t, b.DSN)); diff != "" {
 				t.Errorf("psql -f makes something else (-apply +psql):\n%s", diff)
 			}
@@ -141,7 +156,7 @@ func TestApplyTwiceAndAtOnce(t *testing.T) {
 	ctx := context.Background()
 	d := pgtest.Unmigrated(t)
 	pending, err := migrations.Pending(ctx, d.DSN, migrations.Options{Schema: "ledger"})
-	if diff := cmp.Diff([]string{file, memberFile, stateFile, retainFile}, pending); diff != "" || err != nil {
+	if diff := cmp.Diff(all(t), pending); diff != "" || err != nil {
 		t.Fatalf("pending in a new database: %v %s", err, diff)
 	}
 	var g errgroup.Group

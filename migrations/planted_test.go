@@ -82,15 +82,9 @@ func TestPlanted(t *testing.T) {
 	for name, makeIt := range map[string]func(t *testing.T){
 		"init":         func(t *testing.T) { apply(t, d.DSN, migrations.Options{Schema: "public"}) },
 		"init, unsaid": func(t *testing.T) { apply(t, d.DSN, migrations.Options{}) },
-		"psql": func(t *testing.T) {
-			psql(t, d.DSN, file)
-			psql(t, d.DSN, retainFile)
-		},
-		"psql, path": func(t *testing.T) {
-			psql(t, d.DSN, file, "set search_path = public, pg_catalog")
-			psql(t, d.DSN, retainFile, "set search_path = public, pg_catalog")
-		},
-		"printed": func(t *testing.T) { psql(t, d.DSN, script) },
+		"psql":         func(t *testing.T) { psqlAll(t, d.DSN, "public", all(t)...) },
+		"psql, path":   func(t *testing.T) { psqlAll(t, d.DSN, "public, pg_catalog", all(t)...) },
+		"printed":      func(t *testing.T) { psql(t, d.DSN, script) },
 		"ids of text": func(t *testing.T) {
 			apply(t, d.DSN, migrations.Options{Schema: "public", Mapped: true, EventIDType: "text"})
 		},
@@ -229,8 +223,7 @@ func TestTrustedOwners(t *testing.T) {
 		}
 	}
 	// By a superuser first, and then by a login that may only use the schema: there is nothing left to do.
-	psql(t, d.DSN, file)
-	psql(t, d.DSN, retainFile)
+	psqlAll(t, d.DSN, "public", all(t)...)
 	exec1(t, d, "grant select on public.outbox_migrations to "+role)
 	if err := migrations.Apply(ctx, u.String(), migrations.Options{Schema: "public"}); err != nil {
 		t.Error(err)

@@ -35,6 +35,9 @@ const (
 	retentionTable    = "outbox_retention"
 )
 
+// outboxPartitionFunction makes the partitions of an event_outbox that is partitioned.
+const outboxPartitionFunction = "outbox_make_event_partitions(timestamptz, int)"
+
 // ledgerTables returns the names of the ledger's tables.
 func ledgerTables() []string {
 	var names []string
@@ -85,10 +88,12 @@ func lackingPrivileges(ctx context.Context, db ledger.Querier, s Source) ([]stri
 			join pg_namespace n on nspname = schema join pg_class c on relnamespace = n.oid and relname = name
 			where not has_table_privilege(c.oid, privilege) group by schema, name
 		union all
-		select format('grant execute on function %I.%s to ', nspname, $6::text)
-			from pg_proc p join pg_namespace n on n.oid = pronamespace
-			where nspname = $2 and proname = 'outbox_make_partitions' and not has_function_privilege(p.oid, 'execute')`,
-		schema, s.LedgerSchema, schemas, names, wanted, partitionFunction)
+		select format('grant execute on function %I.%s to ', nspname, signature)
+			from (values ('outbox_make_partitions', $6::text, false), ('outbox_make_event_partitions', $7, true)) as f (name, signature, by_day)
+			join pg_proc p on proname = name join pg_namespace n on n.oid = pronamespace
+			where nspname = $2 and not has_function_privilege(p.oid, 'execute')
+				and (not by_day or exists (select from pg_class where relnamespace = n.oid and relname = 'event_outbox' and relkind = 'p' and not $8))`,
+		schema, s.LedgerSchema, schemas, names, wanted, partitionFunction, outboxPartitionFunction, s.Mapped())
 	if err != nil {
 		return nil, err
 	}
@@ -153,5 +158,8 @@ func grantStatements(s Source, role string) []string {
 	}
 	add("grant select on table %s.%s", ledger, retentionTable)
 	add("grant execute on function %s.%s", ledger, partitionFunction)
+	if !s.Mapped() {
+		add("grant execute on function %s.%s", ledger, outboxPartitionFunction)
+	}
 	return append(statements, cleanupStatements(s, role)...)
 }

@@ -30,6 +30,8 @@ type InitOptions struct {
 	// SkipBacklog leaves the rows that are in the outbox when the slot is made undelivered. Without it, Init refuses to
 	// make a slot if there are such rows.
 	SkipBacklog bool
+	// Partitioned makes an event_outbox that is partitioned by UTC day. Init refuses it where a plain one exists, and for a mapped table.
+	Partitioned bool
 	// Timeout bounds each of two waits: for another process that makes or drops the same things, and for open transactions when
 	// the slot is created. 0 means a minute.
 	Timeout time.Duration
@@ -73,13 +75,14 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	result := InitResult{Deletes: Deletes(cfg)}
 	setup := setupConfig(cfg, o)
-	if _, err := plan(ctx, cfg, setup); err != nil {
+	if _, err := plan(ctx, cfg, setup, o); err != nil {
 		return result, err
 	}
 	m, err := migrationOptions(ctx, cfg, setup)
 	if err != nil {
 		return result, err
 	}
+	m.Partitioned = o.Partitioned
 	m.Timeout, m.WaitingForLock = o.Timeout, o.WaitingForLock
 	if result.Migrations, err = migrations.Pending(ctx, setup.DSN, m); err != nil {
 		return result, err
@@ -92,7 +95,10 @@ func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (Init
 		if warning != "" {
 			result.Warnings = append(result.Warnings, warning)
 		}
-		return err
+		if err != nil || m.Mapped {
+			return err
+		}
+		return ledger.Schema(m.Schema).MakeOutboxPartitions(ctx, conn)
 	})
 	if err != nil {
 		return result, err
@@ -115,7 +121,7 @@ func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (Init
 // InitPlan returns in words, a step each, what Init would do. It changes nothing.
 func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, error) {
 	setup := setupConfig(cfg, o)
-	steps, err := plan(ctx, cfg, setup)
+	steps, err := plan(ctx, cfg, setup, o)
 	if err != nil {
 		return nil, replication.ExplainUnreachable(err)
 	}
@@ -139,11 +145,14 @@ func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, 
 
 // plan returns the steps that provision.Plan finds. It reads the ledger, if there is one, only after checkOwners has
 // accepted its owners.
-func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig) ([]string, error) {
+func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig, o InitOptions) ([]string, error) {
+	if err := checkPartitioned(setup.Source, o); err != nil {
+		return nil, err
+	}
 	if err := sameDatabase(cfg, setup.DSN); err != nil {
 		return nil, err
 	}
-	if err := checkOwners(ctx, cfg, setup.DSN); err != nil {
+	if err := checkOwners(ctx, cfg, setup.DSN, o); err != nil {
 		return nil, err
 	}
 	pending, err := migrations.Pending(ctx, setup.DSN, migrations.Options{Schema: cfg.Source.LedgerSchema})
@@ -157,10 +166,14 @@ func plan(ctx context.Context, cfg config.Config, setup provision.SetupConfig) (
 	return provision.Plan(ctx, setup)
 }
 
-// checkOwners refuses a ledger whose tables belong to roles that are not trusted.
-func checkOwners(ctx context.Context, cfg config.Config, dsn string) error {
+// checkOwners refuses a ledger whose tables belong to roles that are not trusted, and a plain outbox where a partitioned one is asked for.
+func checkOwners(ctx context.Context, cfg config.Config, dsn string, o InitOptions) error {
 	return provision.WithConn(ctx, dsn, source(cfg), func(conn *pgx.Conn) error {
-		return migrations.Check(ctx, conn, migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped()})
+		m := migrations.Options{Schema: cfg.Source.LedgerSchema, Mapped: source(cfg).Mapped(), Partitioned: o.Partitioned}
+		if err := migrations.Check(ctx, conn, m); err != nil {
+			return err
+		}
+		return migrations.CheckPartitioned(ctx, conn, m)
 	})
 }
 
@@ -169,7 +182,10 @@ func checkOwners(ctx context.Context, cfg config.Config, dsn string) error {
 // database only if the outbox is a mapped table, because the ledger needs the type of that table's ids.
 func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, error) {
 	setup := setupConfig(cfg, o)
-	m := migrations.Options{Schema: cfg.Source.LedgerSchema}
+	m := migrations.Options{Schema: cfg.Source.LedgerSchema, Partitioned: o.Partitioned}
+	if err := checkPartitioned(setup.Source, o); err != nil {
+		return "", err
+	}
 	if setup.Source.Mapped() {
 		var err error
 		if m, err = migrationOptions(ctx, cfg, setup); err != nil {
@@ -188,6 +204,15 @@ func InitSQL(ctx context.Context, cfg config.Config, o InitOptions) (string, err
 		roles.Replication = stream
 	}
 	return text + provision.SQLText(setup.Source, roles), nil
+}
+
+// checkPartitioned refuses InitOptions.Partitioned for a table that Init does not make.
+func checkPartitioned(s provision.Source, o InitOptions) error {
+	if o.Partitioned && s.Mapped() {
+		return exitcode.Errorf(exitcode.Config, "--partitioned is for event_outbox, which init makes; source.table is %s, a table of your own: partition it yourself "+
+			"(docs/partitions.md#mapped)", s.Table)
+	}
+	return nil
 }
 
 func setupConfig(cfg config.Config, o InitOptions) provision.SetupConfig {

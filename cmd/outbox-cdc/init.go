@@ -17,6 +17,7 @@ func newInitCommand(environ []string) *cobra.Command {
 	var (
 		path, dsn, backlog string
 		dryRun, printSQL   bool
+		partitioned        bool
 		output             outputFormat
 		timeout            time.Duration
 	)
@@ -63,7 +64,7 @@ leaves those rows undelivered.`,
 				}
 			}
 			o := service.InitOptions{
-				AdminDSN: owner, SkipBacklog: backlog == "none", Timeout: timeout,
+				AdminDSN: owner, SkipBacklog: backlog == "none", Partitioned: partitioned, Timeout: timeout,
 				WaitingForLock: reportLock(cmd),
 				Waiting: func(blockers []provision.Blocker) {
 					for _, b := range blockers {
@@ -101,6 +102,7 @@ leaves those rows undelivered.`,
 	output.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already; none: they stay undelivered")
+	flags.BoolVar(&partitioned, "partitioned", false, "make event_outbox partitioned by UTC day, for high rates; see docs/partitions.md")
 	flags.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	flags.BoolVar(&printSQL, "print-sql", false, "print the SQL of tables, publication and logins, and do nothing")
 	flags.DurationVar(&timeout, "timeout", time.Minute, "how long to wait for transactions that hold up the slot, for another init, and for the lock of a table")
