@@ -39,6 +39,8 @@ type Config struct {
 	Metrics   *monitoring.Metrics
 	Health    *monitoring.Health
 	Logger    *slog.Logger
+	// HTTP is where the process serves /status: host:port, or :port for all addresses. Other processes ask there. It may be empty.
+	HTTP string
 	// Prepare is called before the first session. If it fails, it is called again before the next try, until it has succeeded.
 	// It may be nil.
 	Prepare func(context.Context) error
@@ -183,6 +185,7 @@ func New(cfg Config) *Connector {
 		p, err := openPostgres(cfg.Name, cfg.Source)
 		if err == nil {
 			p.logins, p.retention = c.logins, cfg.Retention
+			p.logins, p.process.HTTP = c.logins, cfg.HTTP
 		}
 		return p, err
 	}
@@ -295,10 +298,20 @@ func (c *Connector) Run(ctx context.Context) error {
 		c.cfg.Health.SetOnly("session", monitoring.Failed(err.Error()))
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
 		c.db.reset() // the pool's connections may be as dead as the session's
-		if c.logins.sleep(ctx, wait) != nil {
+		if c.waitSeen(ctx, wait) != nil {
 			return nil
 		}
 	}
+}
+
+// waitSeen waits for d, or until other logins are there. It makes a connection meanwhile, so that others see that this process is there although
+// it has no session. If ctx ends before, it returns an error that says why.
+func (c *Connector) waitSeen(ctx context.Context, d time.Duration) error {
+	until := time.Now().Add(d)
+	connecting, cancel := context.WithDeadline(ctx, until)
+	_ = c.db.appear(connecting) // if PostgreSQL is away, the next session says so
+	cancel()
+	return c.logins.sleep(ctx, time.Until(until))
 }
 
 // confirmed returns the LSN that the running session, or the last one, has confirmed. It is 0 before the first session.

@@ -29,6 +29,8 @@ type database interface {
 	preflight(ctx context.Context) (provision.Facts, error)
 	// publicationExists reports whether there is a publication with the configured name.
 	publicationExists(ctx context.Context) (bool, error)
+	// appear makes sure that this process has a connection, by which others can see that it is there.
+	appear(ctx context.Context) error
 	// reset closes the connections that are open. Others are made when they are needed.
 	reset()
 	close()
@@ -41,12 +43,15 @@ type postgres struct {
 	retention cleanup.Retention
 	logins    *logins
 	connector string // the connector's name
+	process   ledger.Process
 	pool      *pgxpool.Pool
 }
 
 // openPostgres makes the pool. It connects to nothing yet.
 func openPostgres(connector string, source Source) (*postgres, error) {
-	p := &postgres{Schema: ledger.Schema(source.LedgerSchema), source: source, logins: newLogins(source), connector: connector}
+	p := &postgres{
+		Schema: ledger.Schema(source.LedgerSchema), source: source, logins: newLogins(source), connector: connector, process: ledger.ThisProcess(source.Slot),
+	}
 	conn, err := p.sqlConfig()
 	if err != nil {
 		return nil, err
@@ -66,6 +71,9 @@ func openPostgres(connector string, source Source) (*postgres, error) {
 		}
 		return err
 	}
+	// As long as the pool has a connection, others see that this process is there. It always has one: a process that streams asks for the lag
+	// every 2 s, and one that stands by looks every second whether it may begin.
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error { return p.Appear(ctx, conn, source.Slot) }
 	// The recorder and the listener have a connection each outside of the pool.
 	cfg.MaxConns = int32(max(1, source.MaxConnections-2))
 	// The pool is not bound to the context of Run: that one ends before the drain, which still needs connections.
@@ -75,6 +83,8 @@ func openPostgres(connector string, source Source) (*postgres, error) {
 	}
 	return p, nil
 }
+
+func (p *postgres) appear(ctx context.Context) error { return p.pool.Ping(ctx) }
 
 func (p *postgres) reset() { p.pool.Reset() }
 
@@ -95,7 +105,7 @@ func (p *postgres) sqlConfig() (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	ledger.PinRun(&cfg.Config, p.source.Slot)
+	ledger.PinRun(&cfg.Config, p.process.ApplicationName())
 	return cfg, nil
 }
 
@@ -129,7 +139,7 @@ func (p *postgres) preflight(ctx context.Context) (provision.Facts, error) {
 
 func (p *postgres) openStream(ctx context.Context) (sessionStream, replication.Identity, error) {
 	s, id, err := replication.Open(ctx, replication.StreamConfig{
-		DSN: p.logins.replication(), Slot: p.source.Slot, Publication: p.source.Publication,
+		DSN: p.logins.replication(), Slot: p.source.Slot, Publication: p.source.Publication, ApplicationName: p.process.ApplicationName(),
 	})
 	if err != nil {
 		return nil, id, &refusedConnection{replication.ReplicationDSNKey, err}
@@ -276,9 +286,9 @@ func (p *postgres) whyServerWaits(ctx context.Context) string {
 			left(a.query, 60), case when a.wait_event_type = 'Lock' then array_to_string(pg_blocking_pids(a.pid), ', ') else '' end,
 			current_setting('synchronous_standby_names')
 		from pg_stat_activity a
-		where a.application_name in (left($1::text, 63), 'outbox-cdc') and a.backend_type = 'client backend' and a.pid <> pg_backend_pid()
+		where a.application_name in ($1, 'outbox-cdc') and a.backend_type = 'client backend' and a.pid <> pg_backend_pid()
 			and a.state <> 'idle' and a.query_start < clock_timestamp() - interval '3 s'
-		order by a.query_start limit 1`, ledger.ApplicationName(p.source.Slot))
+		order by a.query_start limit 1`, p.process.ApplicationName())
 	if err != nil {
 		return "it does not answer another connection either: " + err.Error()
 	}

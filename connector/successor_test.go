@@ -65,8 +65,9 @@ func (d *refusingDatabase) openStream(context.Context) (sessionStream, replicati
 func (d *refusingDatabase) publicationVersion(context.Context, uint32) (string, error) {
 	return "", nil
 }
-func (d *refusingDatabase) reset() {}
-func (d *refusingDatabase) close() {}
+func (d *refusingDatabase) appear(context.Context) error { return nil }
+func (d *refusingDatabase) reset()                       {}
+func (d *refusingDatabase) close()                       {}
 
 // run starts a connector over d. The channel gets the error of Run.
 func (d *refusingDatabase) run(ctx context.Context, before Predecessor) (*Connector, chan error) {

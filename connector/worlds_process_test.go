@@ -290,8 +290,9 @@ func (p *worldProcess) live(s *session, sink int) bool {
 
 // The following methods make the process a database.
 
-func (p *worldProcess) reset() {}
-func (p *worldProcess) close() {}
+func (p *worldProcess) appear(context.Context) error { return nil }
+func (p *worldProcess) reset()                       {}
+func (p *worldProcess) close()                       {}
 
 func (p *worldProcess) preflight(ctx context.Context) (provision.Facts, error) {
 	facts := provision.Facts{Table: provision.Table{OID: worldOID}}

@@ -51,9 +51,9 @@ func TestPinRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ledger.PinRun(&c.Config, "slot")
+	ledger.PinRun(&c.Config, "this one")
 	for name, want := range map[string]string{
-		"lock_timeout": "2s", "idle_in_transaction_session_timeout": "2s", "application_name": ledger.ApplicationName("slot"),
+		"lock_timeout": "2s", "idle_in_transaction_session_timeout": "2s", "application_name": "this one",
 	} {
 		if got := c.RuntimeParams[name]; got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)

@@ -65,21 +65,19 @@ func Pin(c *pgconn.Config) {
 	})
 	maps.Copy(c.RuntimeParams, pinnedSettings)
 	if c.RuntimeParams["application_name"] == "" {
-		c.RuntimeParams["application_name"] = "outbox-cdc"
+		c.RuntimeParams["application_name"] = applicationPrefix
 	}
 }
 
-// PinRun adds to Pin what the connections of a running connector have. People see the slot in pg_stat_activity.
-func PinRun(c *pgconn.Config, slot string) {
+// PinRun adds to Pin what the connections of a running connector have. applicationName is what people see in pg_stat_activity:
+// Process.ApplicationName.
+func PinRun(c *pgconn.Config, applicationName string) {
 	Pin(c)
-	c.RuntimeParams["application_name"] = ApplicationName(slot)
+	c.RuntimeParams["application_name"] = applicationName
 	// A connection of ours that hangs must not hold a lock for ever, nor wait for one for ever.
 	c.RuntimeParams["idle_in_transaction_session_timeout"] = "2s"
 	c.RuntimeParams["lock_timeout"] = "2s"
 }
-
-// ApplicationName is the application_name of the connections of the connector that streams from this slot.
-func ApplicationName(slot string) string { return "outbox-cdc " + slot }
 
 // SetUpCommand sets up the connection of an operator's command: it must neither wait for a lock for ever nor hold one, and its reads
 // of outbox_parked are planned as a lane's are.

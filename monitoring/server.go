@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -81,6 +82,23 @@ func (s Server) serveOn(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve http: %w", err)
 	}
 	return <-stopped
+}
+
+// Advertised returns what other processes are told of an address to listen on: host:port, or :port for all addresses of this host. It is
+// empty if nothing listens, or on a port that is not known before.
+func Advertised(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return ""
+	}
+	number, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", port) // a name, or a number
+	if err != nil || number == 0 {
+		return ""
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = ""
+	}
+	return net.JoinHostPort(host, strconv.Itoa(number))
 }
 
 func isLoopback(a net.Addr) bool {

@@ -271,3 +271,16 @@ func TestServerErrorsAreLogged(t *testing.T) {
 		t.Errorf("logged: %s", text)
 	}
 }
+
+// Others are told of an address that does not depend on who asks, and of no port that nobody knows.
+func TestAdvertised(t *testing.T) {
+	t.Parallel()
+	for listen, want := range map[string]string{
+		"": "", ":9640": ":9640", "0.0.0.0:9640": ":9640", "[::]:9640": ":9640", "127.0.0.1:9640": "127.0.0.1:9640", "localhost:9640": "localhost:9640",
+		"[::1]:9640": "[::1]:9640", "10.0.0.1:http": "10.0.0.1:80", "127.0.0.1:0": "", "nonsense": "",
+	} {
+		if got := Advertised(listen); got != want {
+			t.Errorf("%q: %q, want %q", listen, got, want)
+		}
+	}
+}

@@ -26,6 +26,8 @@ type StreamConfig struct {
 	DSN         string
 	Slot        string
 	Publication string
+	// ApplicationName is what PostgreSQL shows of the connection, unless the DSN says it. It may be empty.
+	ApplicationName string
 }
 
 // Identity is what the server says about itself (IDENTIFY_SYSTEM).
@@ -39,7 +41,7 @@ type Identity struct {
 // after a failover, a stored LSN may lie ahead of the server's history, and the server does not check this. From then on the slot
 // is ours until Close.
 func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
-	pc, err := connConfig(cfg.DSN)
+	pc, err := connConfig(cfg)
 	if err != nil {
 		return nil, Identity{}, err
 	}
@@ -81,10 +83,13 @@ func Open(ctx context.Context, cfg StreamConfig) (*Stream, Identity, error) {
 }
 
 // connConfig sets what the text form of the rows' values depends on, because the role's own settings could change it.
-func connConfig(dsn string) (*pgconn.Config, error) {
-	pc, err := ParseDSN(ReplicationDSNKey, dsn)
+func connConfig(cfg StreamConfig) (*pgconn.Config, error) {
+	pc, err := ParseDSN(ReplicationDSNKey, cfg.DSN)
 	if err != nil {
 		return nil, err
+	}
+	if name := pc.RuntimeParams["application_name"]; name == "" && cfg.ApplicationName != "" {
+		pc.RuntimeParams["application_name"] = cfg.ApplicationName
 	}
 	ledger.Pin(pc)
 	pc.RuntimeParams["replication"] = "database"

@@ -154,7 +154,7 @@ func TestSessionSettingsArePinned(t *testing.T) {
 	}
 	s.Close()
 	// The test asks the server for the settings that have no influence on these rows.
-	pc, err := connConfig(src.db.DSN)
+	pc, err := connConfig(StreamConfig{DSN: src.db.DSN})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,8 @@ type BuildOptions struct {
 	// Predecessor and LoginRefused are those of connector.Config.
 	Predecessor  connector.Predecessor
 	LoginRefused func()
+	// HTTP is that of connector.Config.
+	HTTP string
 }
 
 // Build makes the connector that cfg describes. It connects to nothing. The caller has loaded cfg with package config, which
@@ -59,7 +61,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 		},
 		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: Retention(cfg),
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
-		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused,
+		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused, HTTP: o.HTTP,
 	}
 	var err error
 	if c.Sinks, err = buildSinks(cfg, o); err != nil {

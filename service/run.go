@@ -28,6 +28,7 @@ type RunOptions struct {
 func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	reg := monitoring.NewRegistry()
 	build := BuildOptions{Logger: o.Logger, Health: &monitoring.Health{}, Stdout: os.Stdout, Metrics: monitoring.NewMetrics(cfg.Metrics.Prefix, reg)}
+	build.HTTP = monitoring.Advertised(cfg.HTTP.Listen)
 	build.Health.SetOnly("session", monitoring.Failed("starting")) // the HTTP server may be asked before Run says so
 	if !cfg.Metrics.Enabled {
 		reg = nil
