@@ -103,12 +103,13 @@ func (l *ledgerConn) cleanUp(ctx context.Context, o CleanupOptions, result *Clea
 	} else {
 		result.Report, err = cleaner.Pass(work)
 	}
+	slot, slotErr := l.schema().LeastPrefix(work, l.conn) // also if the pass has ended early: something may stay because of it
+	result.Slot = slot
 	switch {
 	case err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
 		return fmt.Errorf("ended early: %w; run it again to go on", err)
 	case err != nil:
 		return err
 	}
-	result.Slot, err = l.schema().LeastPrefix(work, l.conn)
-	return err
+	return slotErr
 }

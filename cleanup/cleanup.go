@@ -199,6 +199,7 @@ func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 			r.Log.Stays, err = lacksRight, nil
 		}
 		r.Log.note(all)
+		r.Log.noteNeeded(all, cutoff)
 		return err
 	}
 	for {
@@ -212,6 +213,7 @@ func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 			return err
 		}
 		if !r.Log.note(looked) {
+			r.Log.noteNeeded(looked, cutoff)
 			return nil
 		}
 		if err := c.cfg.Rest(ctx, time.Since(began)); err != nil {

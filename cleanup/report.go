@@ -98,6 +98,17 @@ func (p *PartitionReport) note(looked []ledger.LogPartition) (more bool) {
 	return more
 }
 
+// noteNeeded says of a partition of the log that is old enough by itself that something needs it. That it is old enough is judged by this
+// process's clock: it is only said.
+func (p *PartitionReport) noteNeeded(looked []ledger.LogPartition, cutoff ledger.LogCutoff) {
+	for _, l := range looked {
+		old := l.Until.Before(time.Now().Add(-cutoff.Age))
+		if p.Stays == "" && l.Outcome == ledger.LogYoung && old && !cutoff.Needed.IsZero() && l.Until.After(cutoff.Needed) {
+			p.Stays = l.Name + ": it says what became of rows of the outbox that stay"
+		}
+	}
+}
+
 // Changed reports whether the pass has changed anything in the database.
 func (r *Report) Changed() bool {
 	return !r.DryRun && (r.Outbox.Deleted > 0 || r.Metrics > 0 || len(r.Log.Dropped) > 0 || len(r.Outbox.Partitions.Dropped) > 0)

@@ -64,12 +64,13 @@ func TestCleanup(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	conn := d.Conn(t)
-	pgtest.Exec(t, conn, `insert into outbox_checkpoints (slot_name, state, epoch, prefix_lsn, prefix_index, confirmed_lsn) values ('outbox_cdc', 'ready', 1, '0/3', 0, '0/3')`,
+	pgtest.Exec(t, conn, "select outbox_make_partitions(now() - interval '10 days', 0)", `insert into outbox_checkpoints (slot_name, state, epoch, prefix_lsn, prefix_index, confirmed_lsn) values ('outbox_cdc', 'ready', 1, '0/3', 0, '0/3')`,
 		`with made as (insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, created_at)
 			select 'order', n::text, 'order.made', '{}', now() - interval '1 hour' from generate_series(1, 4) n returning id, aggregate_id)
 		insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
-			select id, 1, 1, 'delivered', now(), ('0/' || aggregate_id)::pg_lsn, 0, 1 from made`,
+			select id, 1, 1, 'delivered', now() - interval '10 days', ('0/' || aggregate_id)::pg_lsn, 0, 1 from made`,
 		`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', '5', 'order.made', '{}')`)
+	oldDay := "outbox_delivery_log_" + pgtest.Text(t, conn, "select to_char(now() at time zone 'UTC' - interval '10 days', 'YYYYMMDD')")
 	role, password := pgtest.NewLogin(t, conn)
 	pgtest.Exec(t, conn, "grant usage on schema public to "+role, "grant select on all tables in schema public to "+role, "grant delete on outbox_metrics to "+role)
 	file := filepath.Join(t.TempDir(), "outbox.yaml")
@@ -87,6 +88,7 @@ func TestCleanup(t *testing.T) {
 	}
 	got = command(t, nil, "cleanup", "--config", file, "--dry-run")
 	if got.code != 0 || !strings.HasPrefix(got.stdout, "would delete 3 rows of public.event_outbox older than 30m\n") || !strings.Contains(got.stdout, "\n"+stays) ||
+		!strings.Contains(got.stdout, "\nwould delete no day of the delivery log older than 7d\nolder days of the delivery log stay: "+oldDay+": it says what became of rows of the outbox that stay\n") ||
 		!strings.HasSuffix(got.stdout, "\nrows of public.event_outbox that are younger than 30m stay\n") {
 		t.Errorf("dry run: code %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
@@ -99,7 +101,12 @@ func TestCleanup(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.stdout), &r); err != nil || r.Outbox.Deleted != 0 || r.Outbox.Kept.Beyond != 1 || !r.Complete || r.Slot == nil || r.Slot.Slot != "outbox_cdc" {
 		t.Errorf("JSON: %v\n%s%s", err, got.stdout, got.stderr)
 	}
-	if n := pgtest.Text(t, conn, "select count(*)::text from event_outbox"); n != "2" {
+	pgtest.Exec(t, conn, "update outbox_checkpoints set prefix_lsn = '0/4', confirmed_lsn = '0/4'")
+	got = command(t, nil, "cleanup", "--config", file, "--once")
+	if got.code != 0 || !strings.HasPrefix(got.stdout, "deleted 1 row of public.event_outbox older than 30m\ndeleted 1 day of the delivery log older than 7d (0 MB): "+oldDay+"\n") {
+		t.Errorf("all of it is settled: code %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	if n := pgtest.Text(t, conn, "select count(*)::text from event_outbox"); n != "1" {
 		t.Errorf("%s rows are left", n)
 	}
 }

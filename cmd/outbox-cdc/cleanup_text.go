@@ -116,7 +116,7 @@ func (t *cleanupLines) kept(r admin.CleanupResult) {
 func slotText(r admin.CleanupResult) string {
 	s := r.Slot
 	if s == nil {
-		return "no slot has settled anything"
+		return "nobody could say how far the slots are"
 	}
 	text := fmt.Sprintf("slot %s has settled everything up to %s, %d MB behind the server", s.Slot, s.Prefix, s.LagBytes>>20)
 	switch {

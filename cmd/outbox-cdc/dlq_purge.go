@@ -113,6 +113,9 @@ func purgeQuestion(r admin.PurgeResult, place string) string {
 }
 
 func purgeText(r admin.PurgeResult, olderThan string) string {
+	if r.Matched+r.Younger == 0 {
+		return "no dead letters\n"
+	}
 	if r.Matched == 0 {
 		return fmt.Sprintf("no dead letter is older than %s; %d %s younger\n", olderThan, r.Younger, isOrAre(r.Younger))
 	}
