@@ -150,7 +150,7 @@ func (c *Cleaner) outbox(ctx context.Context, r *Report, most int64) (w *walk, c
 		c.opened = opened
 	}
 	w = &walk{
-		outbox: c.opened, all: r.FromStart, most: most, rest: c.cfg.Rest, report: &r.Outbox, at: c.at,
+		outbox: c.opened, all: r.FromStart, most: most, rest: c.cfg.Rest, report: &r.Outbox, at: c.at, witness: c.witness,
 		deleted: func(rows int64) { c.cfg.Deleted("event_outbox", rows) },
 		query: ledger.ChunkQuery{
 			Age: c.cfg.Retention.Outbox, Witness: c.witness, Patience: chunkPatience, LockPatience: lockPatience, Explain: r.DryRun,

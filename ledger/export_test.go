@@ -48,3 +48,8 @@ const MakeDueStatement = makeDue
 
 // ReadOldestStatement is the statement of ReadOldest, for the schema public.
 var ReadOldestStatement = Schema("public").statement(readOldest)
+
+// PlanOfChunks sets the planner up for a chunk of the cleanup, and ChunkStatement is its statement.
+const PlanOfChunks = planChunk
+
+func (r *OutboxRows) ChunkStatement(q *ChunkQuery) string { return r.statement(q) }

@@ -222,7 +222,7 @@ func (r *OutboxRows) oldest() string {
 
 // planChunk makes the planner walk the index on the time, and look for each row in the indexes of the ledger and by its place in the
 // table. To lose a deletion in a crash does no harm, so nobody waits for it to be durable.
-const planChunk = `set local enable_seqscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off; set local enable_material = off; ` +
+const planChunk = `set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off; set local enable_hashjoin = off; set local enable_mergejoin = off; set local enable_material = off; ` +
 	`set local jit = off; set local max_parallel_workers_per_gather = 0; set local synchronous_commit = off; set local plan_cache_mode = force_custom_plan`
 
 // DeleteChunk looks at the next rows that are old enough, and deletes those that may be.

@@ -436,3 +436,47 @@ func TestDeleteChunkOfAMappedTable(t *testing.T) {
 		}
 	}
 }
+
+// A chunk reads the outbox by its index on the time and by the places of the rows, and the ledger by the ids, whatever the statistics say.
+func TestPlanOfDeleteChunk(t *testing.T) {
+	t.Parallel()
+	d := newDeleting(t, ownOutbox)
+	for range 20 {
+		d.event(2 * time.Hour)
+	}
+	d.exec("analyze event_outbox")
+	ctx := pgtest.Context(t)
+	tx, err := d.conn.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	if _, err := tx.Exec(ctx, ledger.PlanOfChunks); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []ledger.ChunkQuery{{}, {From: &ledger.OutboxKey{At: "2020-01-01"}}, {From: &ledger.OutboxKey{At: "2020-01-01", ID: "00000000-0000-7000-8000-000000000001"}, After: true}} {
+		var at, id any
+		if q.From != nil {
+			at, id = q.From.At, q.From.ID
+		}
+		rows, err := tx.Query(ctx, "explain "+d.rows.ChunkStatement(&q), time.Hour.Microseconds(), 1000, at, id, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := strings.Join(lines, "\n")
+		for _, part := range []string{"Index Scan using idx_outbox_created_at on event_outbox", "Tid Scan on event_outbox", "Index Scan using idx_outbox_pending_events on outbox_parked"} {
+			if !strings.Contains(plan, part) {
+				t.Errorf("from %+v: no %q in\n%s", q.From, part, plan)
+			}
+		}
+		for _, part := range []string{"Seq Scan on event_outbox", "Seq Scan on outbox_delivery_log", "Seq Scan on outbox_parked"} {
+			if strings.Contains(plan, part) {
+				t.Errorf("from %+v: %q in\n%s", q.From, part, plan)
+			}
+		}
+	}
+}
