@@ -79,7 +79,7 @@ soak: ## live through what lasts long, on a machine that does nothing else; ONLY
 demo: build ## show events arriving, with nothing installed but Go
 	bin/outbox-cdc demo
 
-reach: ## run the tests of the failure rules and of the truth at their full length, 40 minutes, on a machine that does nothing else; ONLY=Poisoned for some
+reach: ## run the tests of the failure rules, of the truth and of retention at their full length, an hour, on a machine that does nothing else; ONLY=Poisoned for some
 	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach
 
 clean: ## remove what was built

@@ -32,6 +32,13 @@ type expectation struct {
 func (w *world) verify(x expectation) {
 	w.t.Helper()
 	truth := w.truth()
+	w.settled(truth)
+	w.judge(truth, w.ledger(), x)
+}
+
+// settled waits until the slot has passed everything that was committed, and nothing is parked.
+func (w *world) settled(truth []event) {
+	w.t.Helper()
 	if len(truth) == 0 {
 		w.t.Fatal("nothing was committed, so nothing was tested")
 	}
@@ -42,12 +49,17 @@ func (w *world) verify(x expectation) {
 		}
 		return nil
 	})
+}
+
+// judge collects the rest of the evidence and has it checked.
+func (w *world) judge(truth []event, ledger []outcome, x expectation) {
+	w.t.Helper()
 	samples := append(w.sampler.stop(), sample{
 		slot:       w.confirmed(),
 		checkpoint: ask[pglogrepl.LSN](w, "select confirmed_lsn from outbox_checkpoints where slot_name = $1", w.slot),
 	})
 	e := evidence{
-		truth: truth, deliveries: map[string][]delivery{}, ledger: w.ledger(), status: x.status, retried: x.retried, topics: w.topics,
+		truth: truth, deliveries: map[string][]delivery{}, ledger: ledger, status: x.status, retried: x.retried, topics: w.topics,
 		samples: samples, snapshots: w.snapshots, faults: x.faults, resets: x.resets, batch: w.batchSize, lanes: w.lanes,
 	}
 	for _, sink := range w.sinks {

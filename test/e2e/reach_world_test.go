@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-var reach = flag.Bool("reach", false, "the tests of failure rules at their full length, 40 minutes in all")
+var reach = flag.Bool("reach", false, "the tests of failure rules and of retention at their full length, an hour in all")
 
 // fullOr returns the first duration for the full length, and the second otherwise.
 func fullOr(full, short time.Duration) time.Duration {

@@ -32,6 +32,7 @@ type world struct {
 	missing     string // see worldOptions
 	// What the configuration says. A test changes them before it makes a connector.
 	source, delivery, breaker map[string]any
+	retention                 map[string]any // nil: the default
 	sinks                     []map[string]any
 	routes                    []map[string]any
 	batchSize, lanes          int
@@ -119,7 +120,8 @@ func (w *world) init() {
 func (w *world) writeConfig(c *connector) {
 	w.t.Helper()
 	text, err := yaml.Marshal(map[string]any{
-		"name": w.slot, "source": w.source, "sinks": w.sinks, "routes": w.routes, "delivery": w.delivery, "breaker": w.breaker, "http": map[string]any{"listen": c.listen},
+		"name": w.slot, "source": w.source, "sinks": w.sinks, "routes": w.routes, "delivery": w.delivery, "breaker": w.breaker, "retention": w.retention,
+		"http": map[string]any{"listen": c.listen},
 	})
 	if err != nil {
 		w.t.Fatal(err)
