@@ -45,7 +45,8 @@ type Cleaner struct {
 	opened  Outbox // nil if the outbox has to be looked at first
 	at      place
 	witness ledger.Witness
-	fullAt  time.Time // when the next pass from the beginning is due
+	fullAt  time.Time     // when the next pass from the beginning is due
+	rested  time.Duration // in this pass, by cfg.Rest
 	shown   shownReport
 }
 
@@ -57,14 +58,22 @@ func New(cfg Config) *Cleaner {
 	if cfg.Deleted == nil {
 		cfg.Deleted = func(string, int64) {}
 	}
-	return &Cleaner{cfg: cfg}
+	c := &Cleaner{cfg: cfg}
+	c.cfg.Rest = func(ctx context.Context, took time.Duration) error {
+		began := time.Now()
+		err := cfg.Rest(ctx, took)
+		c.rested += time.Since(began)
+		return err
+	}
+	return c
 }
 
 const (
 	// fullEvery and fullRest say how often a pass looks at all old rows: not more often than fullEvery, and with a rest of so many times
-	// what the last one took. Only such a pass finds rows with old times that were committed late.
+	// what the last one took, without its own rests. Only such a pass finds rows with old times that were committed late, and only behind
+	// one are partitions of the log dropped.
 	fullEveryMost  = time.Hour
-	fullEveryLeast = time.Minute
+	fullEveryLeast = 10 * time.Second
 	fullRest       = 20
 )
 
@@ -77,14 +86,15 @@ func (c *Cleaner) fullEvery() time.Duration {
 // ended early: it stands in the report as well.
 func (c *Cleaner) Pass(ctx context.Context) (Report, error) {
 	r := c.report()
+	c.rested = 0
 	r.FromStart = !r.BeganAt.Before(c.fullAt)
 	var err error
 	r.Complete, err = c.deleteAll(ctx, &r)
 	if err != nil {
 		c.opened = nil // the table may have changed
 	}
-	if took := time.Since(r.BeganAt); r.FromStart && (r.Complete || err != nil) {
-		c.fullAt = time.Now().Add(max(c.fullEvery(), fullRest*took))
+	if worked := time.Since(r.BeganAt) - c.rested; r.FromStart && (r.Complete || err != nil) {
+		c.fullAt = time.Now().Add(max(c.fullEvery(), fullRest*worked))
 	}
 	r.end(err)
 	if failed := c.show(ctx, &r); err == nil && failed != nil {

@@ -1,0 +1,83 @@
+package cleanup_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/cleanup"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+)
+
+// slowOutbox has two full chunks of rows that stay. Each takes a time.
+type slowOutbox struct {
+	took   time.Duration
+	chunks int
+}
+
+func (o *slowOutbox) DeleteChunk(context.Context, ledger.ChunkQuery) (ledger.Chunk, error) {
+	time.Sleep(o.took)
+	o.chunks++
+	return ledger.Chunk{Last: &ledger.OutboxKey{At: "2020-01-01", ID: "1"}, Full: o.chunks%2 == 1}, nil
+}
+
+func (o *slowOutbox) OldestRow(context.Context, ledger.ChunkQuery) (ledger.OutboxKey, bool, error) {
+	return ledger.OutboxKey{At: "2020-01-01"}, true, nil
+}
+
+// slowDatabase has a slowOutbox and nothing else.
+type slowDatabase struct{ *slowOutbox }
+
+func (d slowDatabase) Lacking(context.Context) ([]string, error) { return nil, nil }
+
+func (d slowDatabase) OpenOutbox(context.Context) (cleanup.Outbox, bool, error) {
+	return d.slowOutbox, true, nil
+}
+
+func (d slowDatabase) DropLogPartition(context.Context, ledger.LogCutoff) ([]ledger.LogPartition, error) {
+	return nil, nil
+}
+
+func (d slowDatabase) PlanLogDrop(context.Context, ledger.LogCutoff) ([]ledger.LogPartition, error) {
+	return nil, nil
+}
+
+func (d slowDatabase) DeleteMetrics(context.Context, time.Duration, int) (int64, error) {
+	return 0, nil
+}
+
+func (d slowDatabase) WriteReport(context.Context, []byte) error { return nil }
+
+// How long a pass has worked, without its rests, decides when all rows are looked at again. Partitions of the log are dropped only then.
+func TestWhenAllRowsAreLookedAt(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ retention, chunk, rest, want time.Duration }{
+		"a short retention":       {0, 0, 0, 10 * time.Second},
+		"rests do not count":      {time.Minute, 0, time.Minute, 10 * time.Second},
+		"work counts":             {time.Minute, time.Second, 0, 40 * time.Second},
+		"a tenth of an hour":      {time.Hour, 0, 0, 6 * time.Minute},
+		"not more than each hour": {30 * 24 * time.Hour, 0, 0, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := cleanup.New(cleanup.Config{
+					Retention: cleanup.Retention{Outbox: test.retention, Ledger: cleanup.Forever}, Database: slowDatabase{&slowOutbox{took: test.chunk}},
+					Rest: func(context.Context, time.Duration) error { time.Sleep(test.rest); return nil },
+				})
+				if r, err := c.Pass(t.Context()); err != nil || !r.FromStart || !r.Complete {
+					t.Fatalf("the first pass: %+v, %v", r, err)
+				}
+				time.Sleep(test.want - time.Nanosecond)
+				if r, err := c.Pass(t.Context()); err != nil || r.FromStart {
+					t.Errorf("before %s: looks at all rows: %v, %v", test.want, r.FromStart, err)
+				}
+				time.Sleep(time.Nanosecond)
+				if r, err := c.Pass(t.Context()); err != nil || !r.FromStart {
+					t.Errorf("after %s: looks at all rows: %v, %v", test.want, r.FromStart, err)
+				}
+			})
+		})
+	}
+}
