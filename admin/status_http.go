@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -115,49 +117,113 @@ func askable(listen string) string {
 	return net.JoinHostPort(host, port)
 }
 
-// askInstances asks the instances, and adds what they say to the status.
+// askInstances asks the instances that have been found in the database, and that of http.listen, and adds what they say.
 func (r *statusReader) askInstances(ctx context.Context) {
-	var addresses []string
+	host, _ := os.Hostname() // without it only those that listen for other hosts are asked
+	addresses := []string{}
 	if r.cfg.Listen != "" {
 		addresses = append(addresses, askable(r.cfg.Listen))
-	} else {
-		r.status.Unknown = append(r.status.Unknown, "rates, lag in seconds and when a sink will have caught up: http.listen is off here, so no instance is asked")
 	}
+	for i := range r.found {
+		addresses = append(addresses, r.found[i].StatusAddresses(host)...)
+	}
+	slices.Sort(addresses)
+	answers := r.cfg.askAll(ctx, slices.Compact(addresses))
 	var leads *monitoring.Instance
-	for _, a := range r.cfg.askAll(ctx, addresses) {
-		if a.err != nil {
-			r.status.Unknown = append(r.status.Unknown, fmt.Sprintf("what the instance at %s says (http.listen): %v", a.address, a.err))
+	for i := range r.found {
+		a := answerOf(&r.found[i], r.found[i].StatusAddresses(host), answers)
+		r.status.Instances = append(r.status.Instances, r.shownInstance(&r.found[i], a))
+	}
+	for i := range answers {
+		a := &answers[i]
+		if a.err != nil || r.ofOtherDatabase(a) {
 			continue
 		}
-		if r.ofOtherDatabase(a) {
-			continue
+		known := slices.ContainsFunc(r.status.Instances, func(o StatusInstance) bool {
+			return o.PID == a.instance.Process.PID && o.Host == a.instance.Process.Host
+		})
+		if !known {
+			r.status.Instances = append(r.status.Instances, r.shownInstance(nil, a))
 		}
-		in := a.instance
-		shift := r.status.At.Sub(in.At)
-		known := slices.ContainsFunc(r.status.Instances, func(o StatusInstance) bool { return o.Host == in.Process.Host && o.PID == in.Process.PID })
-		if known { // it has two addresses
-			continue
-		}
-		shown := StatusInstance{
-			Role: in.Role, Host: in.Process.Host, PID: in.Process.PID, Version: in.Process.Version, Address: a.address, Health: in.Health.Status,
-			Started: shifted(in.Process.Started, shift), Since: shifted(in.Since, shift),
-		}
-		if in.LastError != nil && !in.Streaming {
-			shown.LastError = in.LastError.Text
-		}
-		r.status.Instances = append(r.status.Instances, shown)
-		if in.Role == monitoring.RoleLeader && in.Streaming {
-			leads = in
+		if a.instance.Role == monitoring.RoleLeader && a.instance.Streaming {
+			leads = a.instance
 		}
 	}
 	if leads != nil {
 		r.addLeader(leads)
+		return
 	}
+	if r.status.Slot != nil && r.status.Slot.State != SlotStreams && r.status.Slot.State != SlotUnseen {
+		return // nobody could say more
+	}
+	why := "the instance that streams could not be asked"
+	if len(r.found) == 0 && r.cfg.Listen == "" {
+		why = "http.listen is off here, and no instance was found in the database"
+	} else if i := slices.IndexFunc(answers, func(a answer) bool { return a.err != nil }); len(r.found) == 0 && i >= 0 {
+		why = fmt.Sprintf("%s was asked: %v", answers[i].address, answers[i].err)
+	}
+	r.status.Unknown = append(r.status.Unknown, "rates, the lag in seconds, and when a sink will have caught up: "+why)
+}
+
+// answerOf returns the answer of an instance, which names the instance's own host and pid; or one that says why there is none.
+func answerOf(i *ledger.Instance, addresses []string, answers []answer) *answer {
+	failed := &answer{err: errors.New("it listens only on its own host, at " + i.HTTP)}
+	switch {
+	case i.PID == 0:
+		failed.err = errors.New("it does not say who it is: it is an older version, or another program")
+	case i.HTTP == "":
+		failed.err = errors.New("it has no HTTP server: http.listen is off there, or it runs within a service")
+	}
+	for _, address := range addresses {
+		for n := range answers {
+			a := &answers[n]
+			if a.address != address {
+				continue
+			}
+			if a.err == nil && a.instance.Process.PID == i.PID && i.IsOn(a.instance.Process.Host) {
+				return a
+			}
+			failed = a
+			if a.err == nil {
+				failed = &answer{address: address, err: errors.New("another instance answers at " + address)}
+			}
+		}
+	}
+	return failed
+}
+
+// shownInstance returns what the database and the instance itself say of an instance. The database may not know it.
+func (r *statusReader) shownInstance(i *ledger.Instance, a *answer) (s StatusInstance) {
+	if i != nil {
+		s = StatusInstance{Host: i.Host, PID: i.PID, Since: utcOrNil(i.LeaderSince)}
+		switch {
+		case i.Leader:
+			s.Role = monitoring.RoleLeader
+		case i.StandsBy:
+			s.Role = monitoring.RoleStandby
+		}
+	}
+	s.Address = a.address
+	if a.err != nil {
+		s.Error = a.err.Error()
+		return s
+	}
+	in := a.instance
+	shift := r.status.At.Sub(in.At)
+	s.Host, s.PID, s.Version, s.Health = in.Process.Host, in.Process.PID, in.Process.Version, in.Health.Status
+	s.Started, s.Since = shifted(in.Process.Started, shift), shifted(in.Since, shift)
+	if s.Role == "" {
+		s.Role = in.Role
+	}
+	if in.LastError != nil && !in.Streaming {
+		s.LastError = in.LastError.Text
+	}
+	return s
 }
 
 // ofOtherDatabase reports whether an instance works on a database of another name, and notes it. Addresses cannot be compared: the same
 // server may have several.
-func (r *statusReader) ofOtherDatabase(a answer) bool {
+func (r *statusReader) ofOtherDatabase(a *answer) bool {
 	if name := a.instance.Process.Database.Name; name != r.status.Database.Name {
 		r.status.Unknown = append(r.status.Unknown, fmt.Sprintf("the instance at %s works on another database: %q", a.address, name))
 		return true

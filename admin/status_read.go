@@ -48,6 +48,8 @@ type statusReader struct {
 	ledger ledger.Overview
 	// readable has the tables of the ledger that the login may read.
 	readable map[string]bool
+	// found are the instances that are connected to the database.
+	found []ledger.Instance
 	// faults are what a session of the connector would end with.
 	faults []error
 }
@@ -107,6 +109,11 @@ func (r *statusReader) read(ctx context.Context, conn *pgx.Conn) error {
 	})
 	if err != nil {
 		r.unknown("the ledger", err)
+	}
+	if r.readable["outbox_checkpoints"] {
+		if r.found, err = ledger.Schema(r.cfg.Source.LedgerSchema).Instances(ctx, conn, r.cfg.Source.Slot); err != nil {
+			r.unknown("the instances", err)
+		}
 	}
 	r.showPending()
 	r.showSlot()
