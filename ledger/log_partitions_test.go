@@ -267,3 +267,26 @@ func TestYoungLogPartitionsStay(t *testing.T) {
 		t.Errorf("%+v, %v", all, err)
 	}
 }
+
+// The slot that holds the log is named with what is so of it, and the statements that it says help.
+func TestLogHeldBySlot(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	slot := l.db.Slot(t)
+	l.exec("select pg_create_logical_replication_slot($1::name, 'pgoutput')", slot)
+	l.exec("update outbox_checkpoints set slot_name = $1, updated_at = '2020-01-01 12:34:56Z'", slot)
+	l.logged("2020-01-01", "0/99", 0, 3)
+	said := l.drop(l.conn)[0]
+	if want := "20200101 unsettled: slot " + slot + " has not settled all of it, and nobody streams from it since 2020-01-01 12:34 UTC: start its connector, or remove it: "; !strings.HasPrefix(said, want) {
+		t.Fatalf("got  %s\nwant %s", said, want)
+	}
+	_, remedy, _ := strings.Cut(said, "or remove it: ")
+	drop, forget, _ := strings.Cut(remedy, "; ")
+	l.exec(drop)
+	said = l.drop(l.conn)[0]
+	if want := "20200101 unsettled: slot " + slot + " has not settled all of it, and it does not exist any more: " + forget; said != want {
+		t.Errorf("got  %s\nwant %s", said, want)
+	}
+	l.exec(forget)
+	l.wantDrops("20200101 dropped")
+}
