@@ -244,7 +244,7 @@ func (p *postgres) makePartitions(ctx context.Context) error {
 	if p.source.provision().Mapped() {
 		return err // the table is its owner's, and so are its partitions
 	}
-	return errors.Join(err, p.MakeOutboxPartitions(ctx, p.pool))
+	return errors.Join(err, p.KeepOutboxPartitions(ctx, p.pool))
 }
 
 func (p *postgres) heartbeat(ctx context.Context) error {

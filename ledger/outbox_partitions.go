@@ -15,22 +15,25 @@ const outboxDaysAhead = 14
 // urgentDays is how many days ahead a missing partition is a failure. One that is further away may be made later.
 const urgentDays = 3
 
-// Partitioned reports whether the ledger's own event_outbox exists and is partitioned.
-func (s Schema) Partitioned(ctx context.Context, db Querier) (is bool, err error) {
+// mostDropped is how many partitions KeepOutboxPartitions drops at most. The rest is for the next time.
+const mostDropped = 10
+
+// partitioned reports whether the ledger's own event_outbox exists and is partitioned.
+func (s Schema) partitioned(ctx context.Context, db Querier) (is bool, err error) {
 	err = db.QueryRow(ctx, `select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		where n.nspname = $1 and c.relname = 'event_outbox' and c.relkind = 'p')`, string(s)).Scan(&is)
 	return is, err
 }
 
-// MakeOutboxPartitions makes the partitions of event_outbox of today and the next days, each in a transaction of its own, so that
-// nobody waits long. It does nothing if event_outbox is not partitioned. A day of which the default partition has rows is left out:
+// KeepOutboxPartitions makes the partitions of event_outbox of today and the next days, and drops those of old days that are empty, each
+// in a transaction of its own, so that nobody waits long. It does nothing if event_outbox is not partitioned. A day of which the default partition has rows is left out:
 // that is no error, because its rows have a place. The error is about a day that comes soon and could not be made.
-func (s Schema) MakeOutboxPartitions(ctx context.Context, db interface {
+func (s Schema) KeepOutboxPartitions(ctx context.Context, db interface {
 	Querier
 	Execer
 },
 ) error {
-	if is, err := s.Partitioned(ctx, db); err != nil || !is {
+	if is, err := s.partitioned(ctx, db); err != nil || !is {
 		return err
 	}
 	// Both arguments are given, of the exact types: see MakePartitions.
@@ -50,6 +53,16 @@ func (s Schema) MakeOutboxPartitions(ctx context.Context, db interface {
 			if text := missingDay(state); text != "" {
 				problems = append(problems, fmt.Errorf("event_outbox has no partition for %s: %s", day.Format(time.DateOnly), text))
 			}
+		}
+	}
+	drop := s.statement("select ledger.outbox_drop_event_partition()")
+	for range mostDropped {
+		var name *string
+		if err := db.QueryRow(ctx, drop).Scan(&name); err != nil {
+			return errors.Join(append(problems, fmt.Errorf("drop empty partitions of event_outbox: %w", err))...)
+		}
+		if name == nil {
+			break
 		}
 	}
 	return errors.Join(problems...)

@@ -11,7 +11,7 @@ import (
 )
 
 // What the keeper does once an hour: days that are missing are made. It fails only about days that come soon, and says what to do.
-func TestMakeOutboxPartitions(t *testing.T) {
+func TestKeepOutboxPartitions(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	d := pgtest.Unmigrated(t)
@@ -29,7 +29,7 @@ func TestMakeOutboxPartitions(t *testing.T) {
 	const s = ledger.Schema("public")
 	check := func(what, want string, partitions string) {
 		t.Helper()
-		err := s.MakeOutboxPartitions(ctx, conn)
+		err := s.KeepOutboxPartitions(ctx, conn)
 		if (err != nil) != (want != "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -37,6 +37,12 @@ func TestMakeOutboxPartitions(t *testing.T) {
 			t.Errorf("%s: %s partitions, want %s", what, got, partitions)
 		}
 	}
+	exec("select from outbox_make_event_partitions(now() - interval '2 days', 1)")
+	exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, created_at) values ('a', '1', 'e', '{}', now() - interval '2 days')")
+	check("two old days, of which one has a row, the other ended less than a day ago", "", "18")
+	exec("delete from event_outbox")
+	check("no row is left", "", "17")
+	exec("do $$ begin execute to_char((now() at time zone 'UTC')::date - 1, '\"drop table event_outbox_\"YYYYMMDD'); end $$")
 	drop("1")
 	drop("14")
 	check("two missing", "", "16")
@@ -61,7 +67,7 @@ func TestMakeOutboxPartitions(t *testing.T) {
 	exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, created_at) select 'a', '1', 'e', to_json(repeat('x', 1800)), '2000-01-01' from generate_series(1, 20000)")
 	check("a large default partition", "docs/partitions.md#large", "15")
 	exec("drop table event_outbox cascade")
-	if err := s.MakeOutboxPartitions(ctx, conn); err != nil {
+	if err := s.KeepOutboxPartitions(ctx, conn); err != nil {
 		t.Errorf("no outbox: %v", err)
 	}
 }

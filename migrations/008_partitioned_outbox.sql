@@ -1,4 +1,4 @@
--- An event_outbox that is partitioned by UTC day: the functions that make its days ahead of time. Whether it is partitioned decides the
+-- An event_outbox that is partitioned by UTC day: the functions that make its days ahead of time, and drop empty ones. Whether it is partitioned decides the
 -- setting outbox.partitioned of the first file, which makes the table. Beside a plain event_outbox the functions do nothing.
 --
 -- The files may be applied in any order, any number of times. If there is no ledger yet, this one does nothing: apply it once more after
@@ -138,6 +138,56 @@ end
 $body$);
       execute format('revoke execute on function %I.outbox_make_event_partitions(timestamptz, int) from public', ledger);
       functions := functions || to_regprocedure(format('%I.outbox_make_event_partitions(timestamptz, int)', ledger))::oid;
+
+      -- Drops the oldest partition of a day that ended a day ago or longer and has no row any more. It returns the partition's name, and
+      -- null if there is none that can be dropped now: call it until then. Rows are never lost by it: the cleanup deletes them before,
+      -- one by one, by its rule. A transaction that has inserted a row and is still open holds a lock, and so keeps its partition.
+      --
+      -- Rows are looked for under a lock that keeps nobody out but those who write into this old day. All others wait only while the
+      -- partition is dropped, and for 200 ms at most while a lock on event_outbox is waited for.
+      execute format($$
+        create or replace function %1$I.outbox_drop_event_partition() returns text
+          language plpgsql security definer
+          set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO' set lock_timeout = '200ms'
+          as %2$L
+      $$, ledger, format($$
+declare
+  ledger    constant text := %L;$$, ledger) || $body$
+  partition regclass;
+  name      text;
+  filled    boolean;
+begin
+  for partition in
+    select p.oid::regclass from pg_class o join pg_namespace n on n.oid = o.relnamespace join pg_inherits on inhparent = o.oid join pg_class p on p.oid = inhrelid
+      cross join lateral substring(pg_get_expr(p.relpartbound, p.oid), '^FOR VALUES FROM \(.*\) TO \(''([^'']*)''\)$') as upper
+    where nspname = ledger and o.relname = 'event_outbox' and o.relkind = 'p' and p.relkind = 'r' and upper is not null
+      and exists (select from pg_partitioned_table join pg_attribute on attrelid = partrelid and attnum = partattrs[0]
+                  where partrelid = o.oid and partstrat = 'r' and partnatts = 1 and attname = 'created_at')
+      and upper::timestamptz <= now() - interval '1 day'
+    order by upper::timestamptz
+  loop
+    -- The newest row first: it is the last one that is deleted.
+    execute format('select exists (select from only %s order by created_at desc, id desc limit 1)', partition) into filled;
+    continue when filled;
+    begin
+      execute format('lock table only %s in share mode', partition);
+      execute format('select exists (select from only %s order by created_at desc, id desc limit 1)', partition) into filled;
+      if not filled then
+        execute format('lock table only %I.event_outbox in access exclusive mode', ledger);
+        name := partition::text; -- while it has one
+        execute format('drop table %s', partition);
+        return name;
+      end if;
+    exception
+      when lock_not_available or dependent_objects_still_exist then
+        null; -- come again
+    end;
+  end loop;
+  return null;
+end
+$body$);
+      execute format('revoke execute on function %I.outbox_drop_event_partition() from public', ledger);
+      functions := functions || to_regprocedure(format('%I.outbox_drop_event_partition()', ledger))::oid;
 
       -- "create or replace" leaves a function to the role that had made it, who could then change it again.
       select string_agg(format('function %s belongs to role %I', p.oid::regprocedure, r.rolname), '; ' order by p.oid) into strangers

@@ -277,3 +277,71 @@ func TestDaysAmongStrangers(t *testing.T) {
 		t.Errorf("a function of a stranger: %v", err)
 	}
 }
+
+// An old day goes when it is empty, and not before: neither while a transaction with an old created_at is open, nor with its row. Nobody
+// waits long for it. Whoever has yet to decode its rows still gets them, as rows of event_outbox.
+func TestEmptyDaysAreDropped(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	d, conn := byDay(t)
+	slot := d.Slot(t)
+	run := func(c *pgx.Conn, sql string, args ...any) {
+		t.Helper()
+		if _, err := c.Exec(ctx, sql, args...); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	drop := func() (name string) {
+		t.Helper()
+		if err := conn.QueryRow(ctx, "select coalesce(outbox_drop_event_partition(), 'none')").Scan(&name); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	run(conn, "create publication p for table event_outbox with (publish = 'insert', publish_via_partition_root = true)")
+	run(conn, "select pg_create_logical_replication_slot($1, 'pgoutput')", slot)
+	if got := days(t, conn, "2020-01-01Z", 1); got != "2020-01-01 made, 2020-01-02 made" {
+		t.Fatal(got)
+	}
+	partitionOf(t, conn, "2020-01-01 12:00Z")
+	partitionOf(t, conn, "2020-01-02 12:00Z")
+	if got := drop(); got != "none" {
+		t.Errorf("with rows: %s", got)
+	}
+	run(conn, "delete from event_outbox where created_at = '2020-01-01 12:00Z'")
+	late := d.Conn(t)
+	run(late, "begin")
+	partitionOf(t, late, "2020-01-01 13:00Z")
+	if got := drop(); got != "none" {
+		t.Errorf("with a late row that is not committed: %s", got)
+	}
+	run(late, "commit")
+	if got := drop(); got != "none" {
+		t.Errorf("with a late row: %s", got)
+	}
+	run(conn, "delete from event_outbox where created_at = '2020-01-01 13:00Z'")
+	run(late, "begin")
+	run(late, "select count(*) from event_outbox")
+	if got := drop(); got != "none" {
+		t.Errorf("with a reader: %s", got)
+	}
+	run(late, "rollback")
+	if got := drop(); got != "public.event_outbox_20200101" {
+		t.Errorf("dropped %s", got)
+	}
+	if got := drop(); got != "none" {
+		t.Errorf("then %s", got)
+	}
+	if got := partitionOf(t, conn, "2020-01-01 14:00Z"); got != "event_outbox_default" {
+		t.Errorf("a row that comes later is in %s", got)
+	}
+	// Four inserts were committed: two into the partition that is gone. All come as rows of one relation, the root.
+	var inserts int
+	var relations []string
+	err := conn.QueryRow(ctx, `with m as (select data from pg_logical_slot_get_binary_changes($1, null, null, 'proto_version', '1', 'publication_names', 'p'))
+		select count(*) filter (where get_byte(data, 0) = ascii('I')), array_agg(distinct encode(substring(data from 2 for 4), 'hex')) filter (where get_byte(data, 0) = ascii('I')) from m`, slot).
+		Scan(&inserts, &relations)
+	if err != nil || inserts != 4 || len(relations) != 1 {
+		t.Errorf("%d inserts of the relations %v, %v", inserts, relations, err)
+	}
+}

@@ -35,8 +35,11 @@ const (
 	retentionTable    = "outbox_retention"
 )
 
-// outboxPartitionFunction makes the partitions of an event_outbox that is partitioned.
-const outboxPartitionFunction = "outbox_make_event_partitions(timestamptz, int)"
+// These make the partitions of an event_outbox that is partitioned, and drop the empty ones.
+const (
+	outboxPartitionFunction = "outbox_make_event_partitions(timestamptz, int)"
+	outboxDropFunction      = "outbox_drop_event_partition()"
+)
 
 // ledgerTables returns the names of the ledger's tables.
 func ledgerTables() []string {
@@ -89,11 +92,11 @@ func lackingPrivileges(ctx context.Context, db ledger.Querier, s Source) ([]stri
 			where not has_table_privilege(c.oid, privilege) group by schema, name
 		union all
 		select format('grant execute on function %I.%s to ', nspname, signature)
-			from (values ('outbox_make_partitions', $6::text, false), ('outbox_make_event_partitions', $7, true)) as f (name, signature, by_day)
+			from (values ('outbox_make_partitions', $6::text, false), ('outbox_make_event_partitions', $7, true), ('outbox_drop_event_partition', $9, true)) as f (name, signature, by_day)
 			join pg_proc p on proname = name join pg_namespace n on n.oid = pronamespace
 			where nspname = $2 and not has_function_privilege(p.oid, 'execute')
 				and (not by_day or exists (select from pg_class where relnamespace = n.oid and relname = 'event_outbox' and relkind = 'p' and not $8))`,
-		schema, s.LedgerSchema, schemas, names, wanted, partitionFunction, outboxPartitionFunction, s.Mapped())
+		schema, s.LedgerSchema, schemas, names, wanted, partitionFunction, outboxPartitionFunction, s.Mapped(), outboxDropFunction)
 	if err != nil {
 		return nil, err
 	}
@@ -160,6 +163,7 @@ func grantStatements(s Source, role string) []string {
 	add("grant execute on function %s.%s", ledger, partitionFunction)
 	if !s.Mapped() {
 		add("grant execute on function %s.%s", ledger, outboxPartitionFunction)
+		add("grant execute on function %s.%s", ledger, outboxDropFunction)
 	}
 	return append(statements, cleanupStatements(s, role)...)
 }

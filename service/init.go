@@ -98,7 +98,7 @@ func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (Init
 		if err != nil || m.Mapped {
 			return err
 		}
-		return ledger.Schema(m.Schema).MakeOutboxPartitions(ctx, conn)
+		return ledger.Schema(m.Schema).KeepOutboxPartitions(ctx, conn)
 	})
 	if err != nil {
 		return result, err
