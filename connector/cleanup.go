@@ -9,6 +9,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
@@ -151,6 +152,10 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	log := t.c.cfg.Logger
 	t.c.noteLogin(err)
 	problem, detail := judgeCleanup(r, err)
+	t.c.cleaned.Store(&monitoring.CleanupStatus{
+		EndedAt: time.Now(), Took: time.Duration(r.Seconds * float64(time.Second)), Rows: r.Outbox.Deleted,
+		Partitions: len(r.Log.Dropped) + len(r.Outbox.Partitions.Dropped), Complete: r.Complete && err == nil, Detail: detail,
+	})
 	if problem == cleanupWorks && r.Complete {
 		t.c.cfg.Metrics.CleanupLastSuccess.SetToCurrentTime()
 	}

@@ -152,6 +152,7 @@ type Connector struct {
 	noSink    noSinkCounts
 	outages   *outageLog
 	published chan struct{} // wakes the session's publisher
+	cleaned   atomic.Pointer[monitoring.CleanupStatus]
 	calls     *pgCalls
 
 	walsender       walsenderState // only the keeper uses it

@@ -27,6 +27,8 @@ type Instance struct {
 	Stream *StreamReport `json:"stream,omitempty"`
 	// Sinks are in the order of the configuration.
 	Sinks []SinkReport `json:"sinks"`
+	// Cleanup is the last pass of the cleanup. It is nil if this process has made none.
+	Cleanup *PassReport `json:"cleanup,omitempty"`
 	// Health is the body of /readyz.
 	Health Report `json:"health"`
 }
@@ -143,6 +145,16 @@ type MemberReport struct {
 	Away      bool   `json:"away"`
 }
 
+// PassReport is CleanupStatus.
+type PassReport struct {
+	EndedAt    time.Time `json:"ended_at"`
+	Seconds    float64   `json:"duration_seconds"`
+	Rows       int64     `json:"outbox_rows_deleted"`
+	Partitions int       `json:"partitions_dropped"`
+	Complete   bool      `json:"complete"`
+	Detail     string    `json:"detail,omitempty"`
+}
+
 // processStarted is about when the process began.
 var processStarted = time.Now()
 
@@ -166,6 +178,11 @@ func newInstance(st Status, health Report, trends trends) Instance {
 			LagSeconds: st.Lag.Seconds(), LagBytes: st.LagBytes, InFlight: st.InFlight,
 			Confirmed: st.Confirmed.String(), Prefix: st.Prefix.String(), Written: (st.Confirmed + pglogrepl.LSN(st.LagBytes)).String(),
 			WALRate: trends.walRate, Forecast: trends.stream, Invalid: st.Invalid, Unrouted: st.Unrouted,
+		}
+	}
+	if c := st.Cleanup; c != nil {
+		i.Cleanup = &PassReport{
+			EndedAt: utc(c.EndedAt), Seconds: c.Took.Seconds(), Rows: c.Rows, Partitions: c.Partitions, Complete: c.Complete, Detail: c.Detail,
 		}
 	}
 	for n := range st.Sinks {

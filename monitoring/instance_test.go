@@ -76,6 +76,7 @@ func TestInstance(t *testing.T) {
 				{Name: "paused", Type: "webhook", InSession: true, Cause: "an older failure", Paused: true, PausedSince: ago(3)},
 				{Name: "well", Type: "stdout", InSession: true, Breaker: "closed", Cause: "an older failure"},
 			},
+			Cleanup: &CleanupStatus{EndedAt: ago(4), Took: 1500 * time.Millisecond, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
 		}
 		i := g.ask(t)
 		host, _ := os.Hostname()
@@ -105,7 +106,8 @@ func TestInstance(t *testing.T) {
 				},
 				{Name: "well", Type: "stdout", InSession: true, Status: LevelOK, Condition: ConditionOK, Forecast: Forecast{Trend: TrendUnknown}},
 			},
-			Health: g.health.Report(),
+			Cleanup: &PassReport{EndedAt: ago(4), Seconds: 1.5, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
+			Health:  g.health.Report(),
 		}
 		if diff := cmp.Diff(want, i); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)

@@ -42,6 +42,21 @@ type Status struct {
 	Invalid, Unrouted int64
 	// Sinks are in the order of the configuration.
 	Sinks []SinkStatus
+	// Cleanup is the last pass of the cleanup. It is nil if this connector has made none.
+	Cleanup *CleanupStatus
+}
+
+// CleanupStatus is what a pass of the cleanup has done.
+type CleanupStatus struct {
+	EndedAt time.Time
+	Took    time.Duration
+	// Rows counts the rows of the outbox that were deleted, and Partitions the partitions of outbox and log that were dropped.
+	Rows       int64
+	Partitions int
+	// Complete is true if nothing has ended the pass early.
+	Complete bool
+	// Detail says what is wrong, or why rows stay. It is empty if nothing is to be said.
+	Detail string
 }
 
 // SourceStatus says what a connector works on. It holds no secrets.
