@@ -55,13 +55,14 @@ func TestCommandsIn(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		`run "outbox-cdc resync", then "outbox-cdc init --backlog none"`: "resync|init --backlog",
-		"outbox-cdc reads rows":                                      "",
-		"bin/outbox-cdc dlq list --sink partner  # --type":           "dlq list --sink",
-		"`destroy` and `init --backlog none`":                        "destroy|init --backlog",
-		"outbox-cdc init makes the ledger; outbox-cdc run --init":    "init|run --init",
-		"outbox-cdc init --config a --print-sql | psql --no-psqlrc":  "init --config --print-sql",
-		"run outbox-cdc heal (--now)":                                "heal",
-		"`dlq kill --all`, and `outbox-cdc dlq discard --reason=x`.": "dlq kill --all|dlq discard --reason",
+		"    outbox-cdc shop: degraded":                                  "",
+		"outbox-cdc reads rows":                                          "",
+		"bin/outbox-cdc dlq list --sink partner  # --type":               "dlq list --sink",
+		"`destroy` and `init --backlog none`":                            "destroy|init --backlog",
+		"outbox-cdc init makes the ledger; outbox-cdc run --init":        "init|run --init",
+		"outbox-cdc init --config a --print-sql | psql --no-psqlrc":      "init --config --print-sql",
+		"run outbox-cdc heal (--now)":                                    "heal",
+		"`dlq kill --all`, and `outbox-cdc dlq discard --reason=x`.":     "dlq kill --all|dlq discard --reason",
 	} {
 		var got []string
 		for _, c := range commandsIn(text) {
@@ -90,6 +91,7 @@ func commandsIn(text string) (found []named) {
 		ours, line := at[2] >= 0, text[max(at[2], at[4]):max(at[3], at[5])]
 		meant := ours && asked.MatchString(text[:at[0]])
 		tokens := strings.Fields(line)
+		title := len(tokens) > 0 && strings.HasSuffix(tokens[0], ":") // as the first line of a screen: "outbox-cdc orders: ok"
 		for i, token := range tokens {
 			tokens[i] = strings.TrimRight(token, ".,:'")
 		}
@@ -97,7 +99,7 @@ func commandsIn(text string) (found []named) {
 		tree := newRootCommand(nil)
 		for len(tokens) > 0 && commandName.MatchString(tokens[0]) {
 			next := subcommand(tree, tokens[0])
-			if next == nil && (tree.HasParent() || !meant) {
+			if next == nil && (tree.HasParent() || !meant || title) {
 				break // an argument, other code, or a sentence about us
 			}
 			c.words, tokens = append(c.words, tokens[0]), tokens[1:]
