@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -63,7 +64,14 @@ func TestStatusOfTheDatabase(t *testing.T) {
 	w.park(2, 3, "dead", "")
 	w.park(0, 4, "dead", "")
 	cfg.Sinks = []string{"a"}
+	if s := w.status(cfg); s.Sizes.OutboxFrom != nil {
+		t.Errorf("an empty outbox goes back to %s", s.Sizes.OutboxFrom)
+	}
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, created_at) values ('order', '1', 'made', '{}', '2026-01-02 03:04:05Z'), ('order', '1', 'made', '{}', now())")
 	s := w.status(cfg)
+	if from := s.Sizes.OutboxFrom; from == nil || !from.Equal(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) {
+		t.Errorf("the outbox goes back to %v", from)
+	}
 	a, b := s.Sinks[0], s.Sinks[1]
 	if *a.Rows.Parked != 2 || *a.Rows.Dead != 0 || *a.Rows.OldestSeconds < 89 || a.Rows.AtLeast || a.Condition != conditionUnknown {
 		t.Errorf("a: %+v", a)

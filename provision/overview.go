@@ -24,6 +24,8 @@ type ServerOverview struct {
 	Slot      *SlotOverview // nil if the server has no slot of this name
 	// Relations are the outbox and the tables of the ledger that exist, by schema.name.
 	Relations map[string]RelationOverview
+	// TimeIndexed says that the outbox has an index that begins with its created_at, which is of type timestamptz.
+	TimeIndexed bool
 	// HasState says that outbox_processors has the column state.
 	HasState bool
 	// Holders are transactions that are open for longer than a moment, and what else keeps the server from forgetting WAL or from vacuuming
@@ -140,6 +142,10 @@ func ReadOverview(ctx context.Context, conn *pgx.Conn, s Source) (ServerOverview
 		where nspname = $1 and relname = 'outbox_processors' and attname = 'state' and not attisdropped)`, s.LedgerSchema).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&o.HasState)
 	})
+	b.Queue(`select exists (select from pg_index i join pg_class x on x.oid = indexrelid join pg_am m on m.oid = x.relam
+			join pg_attribute a on a.attrelid = indrelid and a.attnum = indkey[0] join pg_class c on c.oid = indrelid join pg_namespace n on n.oid = c.relnamespace
+		where nspname = $1 and c.relname = $2 and attname = $3 and atttypid = 'timestamptz'::regtype and amname = 'btree' and indisvalid and indpred is null)`,
+		schema, name, s.Columns.CreatedAt).QueryRow(func(row pgx.Row) error { return row.Scan(&o.TimeIndexed) })
 	b.Queue(selectHolders, s.Slot, holderAge, holderTransactions).Query(func(rows pgx.Rows) error {
 		var h Holder
 		_, err := pgx.ForEachRow(rows, []any{&h.Kind, &h.Name, &h.User, &h.PID, &h.State, &h.Since, &h.Transactions}, func() error {
@@ -220,6 +226,13 @@ func ReadSizes(ctx context.Context, conn *pgx.Conn, s Source, o *ServerOverview)
 				_, err := pgx.ForEachRow(rows, []any{&z.ParkedLive, &z.ParkedDeadRows, &z.ParkedVacuumed}, func() error { return nil })
 				return err
 			})
+		if o.TimeIndexed && outbox.Readable {
+			at := pgx.Identifier{s.Columns.CreatedAt}.Sanitize()
+			b.Queue(fmt.Sprintf("select %[1]s from %[2]s where %[1]s > '-infinity' and %[1]s < 'infinity' order by %[1]s limit 1", at, s.table())).Query(func(rows pgx.Rows) error {
+				_, err := pgx.ForEachRow(rows, []any{&z.OutboxFrom}, func() error { return nil })
+				return err
+			})
+		}
 		return tx.SendBatch(ctx, &b).Close()
 	})
 	if err != nil {
