@@ -81,7 +81,7 @@ func (w *world) judge(truth []event, ledger []outcome, x expectation) {
 }
 
 // decoded is a row as test_decoding prints it. Columns go by their place: a scenario may rename them.
-var decoded = regexp.MustCompile(`^table public\.event_outbox: INSERT: [^ ]+\[uuid\]:'([^']*)' [^ ]+\[text\]:'((?:[^']|'')*)' [^ ]+\[text\]:'((?:[^']|'')*)' `)
+var decoded = regexp.MustCompile(`^table public\.event_outbox(?:_[0-9]+|_default)?: INSERT: [^ ]+\[uuid\]:'([^']*)' [^ ]+\[text\]:'((?:[^']|'')*)' [^ ]+\[text\]:'((?:[^']|'')*)' `)
 
 // decodedPayload is looked for where the row is no longer in the table.
 var decodedPayload = regexp.MustCompile(` payload\[json\]:'((?:[^']|'')*)' `)
@@ -102,7 +102,7 @@ func (w *world) truth() []event {
 	}
 	// A transaction's rows come between its BEGIN and its COMMIT, whose LSN is the end of the commit record.
 	rows, err = conn.Query(w.t.Context(), `select lsn, left(data, 4000) from pg_logical_slot_peek_changes($1, null, null, 'skip-empty-xacts', '1')
-		where data like 'BEGIN%' or data like 'COMMIT%' or data like 'table public.event_outbox: INSERT:%'`, w.oracle)
+		where data like 'BEGIN%' or data like 'COMMIT%' or data ~ '^table public.event_outbox(_[0-9]+|_default)?: INSERT:'`, w.oracle)
 	if err != nil {
 		w.t.Fatal(err)
 	}

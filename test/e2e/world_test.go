@@ -45,6 +45,7 @@ type world struct {
 	proxied    bool
 	proxies    map[string]*servers.Proxy // by type of sink
 	sampler    *sampler
+	initFlags  []string
 	snapshots  []snapshot
 }
 
@@ -61,6 +62,8 @@ type worldOptions struct {
 	// missing is an aggregate type whose topic no destination has: there is none, or something else has its name. A webhook's
 	// receiver has all paths. bringBack makes the topic.
 	missing string
+	// partitioned makes the outbox partitioned by day.
+	partitioned bool
 	// bare leaves out init and the oracle: the test wants to see something fail.
 	bare bool
 }
@@ -99,6 +102,9 @@ func newWorld(t testing.TB, o worldOptions) *world {
 		w.destination(typ, sink)
 		w.sinks = append(w.sinks, sink)
 	}
+	if o.partitioned {
+		w.initFlags = []string{"--partitioned"}
+	}
 	if !o.bare {
 		w.init()
 	}
@@ -109,7 +115,7 @@ func newWorld(t testing.TB, o worldOptions) *world {
 func (w *world) init() {
 	w.t.Helper()
 	c := w.connector()
-	if out, code := c.command(nil, "init", "--config", c.config, "--backlog", "none"); code != 0 {
+	if out, code := c.command(nil, append([]string{"init", "--config", c.config, "--backlog", "none"}, w.initFlags...)...); code != 0 {
 		w.t.Fatalf("init: exit code %d\n%s", code, out)
 	}
 	w.exec("select pg_create_logical_replication_slot($1, 'test_decoding')", w.oracle)
