@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/testrand"
 )
 
 // Rows of the outbox and partitions of the log are deleted after seconds, while connectors are killed, PostgreSQL crashes, sinks are away
@@ -17,7 +18,12 @@ import (
 // connector is stopped. Nothing is lost, misordered or repeated, nothing is deleted that somebody needs, and in the end all is gone.
 func TestReachRetention(t *testing.T) {
 	t.Parallel()
-	variants := map[string][]string{"plain": nil}
+	variants := map[string][]string{"plain": nil, "partitioned": {"--partitioned"}}
+	if random := testrand.New(t); !*reach && random.IntN(2) == 0 { // one of them
+		delete(variants, "plain")
+	} else if !*reach {
+		delete(variants, "partitioned")
+	}
 	for name, initFlags := range variants {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -44,7 +50,10 @@ func TestReachRetention(t *testing.T) {
 // keeps makes rows go after so long, "off" for never, and gives the configuration to the connector.
 func (w *world) keeps(c *connector, outbox string) {
 	w.t.Helper()
-	w.retention = map[string]any{"outbox": outbox}
+	if w.retention == nil {
+		w.retention = map[string]any{}
+	}
+	w.retention["outbox"] = outbox
 	w.writeConfig(c)
 	c.hup()
 	c.ready("leader")
@@ -126,6 +135,7 @@ func TestRetentionWithoutTheRight(t *testing.T) {
 		t.Fatalf("init: exit code %d\n%s", code, out)
 	}
 	w.sliceLog(time.Second)
+	w.exec("grant execute on function outbox_drop_log_partitions(timestamptz, boolean) to " + role) // it may drop the log, and should not
 	w.retention = map[string]any{"outbox": "0s", "ledger": "1s"}
 	w.writeConfig(c)
 	c.start()
@@ -163,7 +173,8 @@ func TestRetentionWithoutTheRight(t *testing.T) {
 func TestRetentionKeepsWhatIsNeeded(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{sinks: []string{"webhook"}})
-	w.retention = map[string]any{"outbox": "0s"}
+	w.retention = map[string]any{"outbox": "0s", "ledger": "1s"}
+	w.sliceLog(time.Second)
 	c := w.connector()
 	c.does("destroy", "--yes")
 	w.insert(3)
@@ -180,6 +191,11 @@ func TestRetentionKeepsWhatIsNeeded(t *testing.T) {
 	out, code := c.command(nil, "cleanup", "--dry-run", "--config", c.config)
 	if code != 0 || !strings.Contains(out, "3 rows of public.event_outbox are old enough and stay") {
 		t.Errorf("exit code %d\n%s", code, out)
+	}
+	passes(t, 3*time.Second)
+	c.does("cleanup", "--once")
+	if n := ask[int](w, "select count(*) from outbox_delivery_log join invoices using (event_id)"); n != 1 {
+		t.Errorf("the log has %d rows of the event that stays, and its deletion needs one", n)
 	}
 	w.exec("truncate invoices")
 	w.keeps(c, "1ms") // rows that were refused are tried again once a minute, and when the configuration changes

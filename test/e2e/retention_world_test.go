@@ -55,6 +55,9 @@ func newRetentionWorld(t testing.TB, pg *servers.Postgres, initFlags ...string) 
 	}
 	w.sliceLog(logSlice)
 	w.notesDrops()
+	if len(initFlags) > 0 {
+		w.exec("select outbox_make_event_partitions(now() - interval '2 days', 0)")
+	}
 	w.exec("select pg_create_logical_replication_slot($1, 'test_decoding')", w.oracle)
 	w.sampler = startSampler(t, w.dsn, w.slot)
 	w.hook.meet(func(id, aggregate string) answer {
@@ -276,8 +279,8 @@ func (w *retentionWorld) change() {
 
 // clocks writes events of services whose clocks are wrong.
 func (w *retentionWorld) clocks() {
-	w.phase("clocks are an hour off")
-	for _, off := range []string{"1 hour", "-1 hour"} {
+	w.phase("clocks are an hour and days off")
+	for _, off := range []string{"1 hour", "-1 hour", "-2 days", "-9 days"} {
 		w.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, created_at)
 			select 'invoice', 'clock-' || i, 'made', '{}', now() + $1::interval from generate_series(1, 3) i`, off)
 	}
