@@ -212,8 +212,12 @@ func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 		r.Log.noteNeeded(all, cutoff)
 		return err
 	}
+	age := cutoff.Age
 	for {
 		began := time.Now()
+		if w != nil { // rows that have become old enough since were not looked at
+			cutoff.Age = age + began.Sub(w.lookedAt)
+		}
 		looked, err := c.cfg.Database.DropLogPartition(ctx, cutoff)
 		if err != nil {
 			if len(r.Grants) > 0 {

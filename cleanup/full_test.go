@@ -2,6 +2,7 @@ package cleanup_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,4 +81,36 @@ func TestWhenAllRowsAreLookedAt(t *testing.T) {
 			})
 		})
 	}
+}
+
+// dropping is a slowDatabase with some partitions of the log, each of which takes a time to drop.
+type dropping struct {
+	slowDatabase
+	left int
+	ages []time.Duration
+}
+
+func (d *dropping) DropLogPartition(_ context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error) {
+	d.ages = append(d.ages, cutoff.Age)
+	time.Sleep(time.Second)
+	if d.left--; d.left < 0 {
+		return nil, nil
+	}
+	return []ledger.LogPartition{{Name: "p", Outcome: ledger.LogDropped}}, nil
+}
+
+// A row that becomes old enough while partitions of the log are dropped was not looked at, so its part of the log stays.
+func TestLogIsDroppedByTheTimeOfTheLastLook(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &dropping{slowDatabase: slowDatabase{&slowOutbox{took: 2 * time.Second}}, left: 2}
+		c := cleanup.New(cleanup.Config{Retention: cleanup.Retention{Outbox: 0, Ledger: time.Minute}, Database: d})
+		if r, err := c.Pass(t.Context()); err != nil || !r.Complete {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		want := []time.Duration{62 * time.Second, 63 * time.Second, 64 * time.Second} // the last chunk has taken two
+		if !slices.Equal(d.ages, want) {
+			t.Errorf("what is dropped is older than %s, want %s", d.ages, want)
+		}
+	})
 }

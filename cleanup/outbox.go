@@ -51,6 +51,7 @@ type walk struct {
 	report  *OutboxReport
 
 	at        place
+	lookedAt  time.Time // when the last chunk began: a row that was not old enough by then was not looked at
 	limit     int
 	fruitless int
 	// waiting is the first row that stays and that the next walk should look at again.
@@ -64,7 +65,7 @@ type walk struct {
 
 // run walks until no row is old enough any more. It reports whether it has come that far.
 func (w *walk) run(ctx context.Context) (complete bool, err error) {
-	w.limit = chunkRows
+	w.limit, w.lookedAt = chunkRows, time.Now()
 	if w.all {
 		found, err := w.begin(ctx)
 		if err != nil || !found {
@@ -77,6 +78,7 @@ func (w *walk) run(ctx context.Context) (complete bool, err error) {
 			return false, err
 		}
 		began := time.Now()
+		w.lookedAt = began
 		end, err := w.step(ctx)
 		if busy++; errors.Is(err, ledger.ErrCleanupRuns) && busy <= busyMost {
 			if err := sleep(ctx, busyPause); err != nil {
