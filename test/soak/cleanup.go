@@ -23,6 +23,8 @@ const (
 	cleanupAge = time.Hour
 	// shortestPhase is enough for a p99.
 	shortestPhase = 10 * time.Second
+	// shortestDeletion, in seconds, is how long the deletion of a share of the rows takes at least.
+	shortestDeletion = 5
 	// mostDisturbance is how many times the p99 without deletion the one with deletion may be.
 	mostDisturbance = 1.5
 )
@@ -118,13 +120,12 @@ func (s *soak) cleanup(ctx context.Context) (err error) {
 
 // phase is a stretch of time in which old rows were deleted, or were not.
 type phase struct {
-	seconds    float64
-	deleted    int64
-	p50, p99   float64
-	cpu        time.Duration // of the connector and of its backends
-	wal        int64
-	vacuums    int64
-	beginsLate float64 // seconds until the first row was deleted
+	seconds  float64
+	deleted  int64
+	p50, p99 float64
+	cpu      time.Duration // of the connector and of its backends
+	wal      int64
+	vacuums  int64
 }
 
 type cleanupRun struct {
@@ -145,11 +146,32 @@ func (r *cleanupRun) goOn(ctx context.Context) error {
 	return err
 }
 
+// begin lets deletion go on, and waits until it has: the connector looks once a minute.
+func (r *cleanupRun) begin(ctx context.Context, c *process.Child) error {
+	then, err := r.reading(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := r.goOn(ctx); err != nil {
+		return err
+	}
+	for began := time.Now(); time.Since(began) < 3*time.Minute; {
+		if err := process.Pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+		now, err := r.reading(ctx, c)
+		if err != nil || now.deleted > then.deleted {
+			return err
+		}
+	}
+	return errors.New("nothing is deleted")
+}
+
 // pairs has a share of the rows deleted, and then lets as much time pass without deletion.
 func (r *cleanupRun) pairs(ctx context.Context, c *process.Child) error {
 	total := int64(r.rows)
 	for i := range int64(cleanupPairs) {
-		if err := r.goOn(ctx); err != nil {
+		if err := r.begin(ctx, c); err != nil {
 			return err
 		}
 		until := total * (i + 1) / cleanupPairs
@@ -159,6 +181,9 @@ func (r *cleanupRun) pairs(ctx context.Context, c *process.Child) error {
 		}
 		if err := r.pause(ctx); err != nil {
 			return err
+		}
+		if with.seconds < shortestDeletion {
+			return fmt.Errorf("%d rows were deleted within %.1f s, too short for a p99: take more -rows", with.deleted, with.seconds)
 		}
 		length := max(time.Duration(with.seconds*float64(time.Second)), shortestPhase)
 		without, err := r.measure(ctx, c, func(began time.Time, _ int64) bool { return time.Since(began) >= length })
@@ -186,9 +211,6 @@ func (r *cleanupRun) measure(ctx context.Context, c *process.Child, done func(be
 		}
 		if end, err = r.reading(ctx, c); err != nil {
 			return p, err
-		}
-		if p.beginsLate == 0 && end.deleted > start.deleted {
-			p.beginsLate = time.Since(began).Seconds()
 		}
 		if done(began, end.deleted) {
 			break
