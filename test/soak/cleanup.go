@@ -134,7 +134,7 @@ type cleanupRun struct {
 }
 
 // cleanupLock is the lock under which each chunk is deleted. Whoever holds it keeps everybody from deleting.
-const cleanupLock = "('pg_class'::regclass::oid::int, 'event_outbox'::regclass::oid::bigint::int)"
+const cleanupLock = "('pg_attribute'::regclass::oid::int, 'event_outbox'::regclass::oid::bigint::int)"
 
 func (r *cleanupRun) pause(ctx context.Context) error {
 	_, err := r.conn.Exec(ctx, "select pg_advisory_lock"+cleanupLock)
