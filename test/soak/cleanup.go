@@ -133,7 +133,7 @@ type cleanupRun struct {
 	with, without []phase
 }
 
-// cleanupLock is the lock under which each chunk is deleted. Whoever holds it keeps everybody from deleting.
+// cleanupLock is the lock under which each chunk is deleted (ledger/outbox_delete.go). Whoever holds it keeps everybody from deleting.
 const cleanupLock = "('pg_attribute'::regclass::oid::int, 'event_outbox'::regclass::oid::bigint::int)"
 
 func (r *cleanupRun) pause(ctx context.Context) error {
@@ -189,6 +189,9 @@ func (r *cleanupRun) pairs(ctx context.Context, c *process.Child) error {
 		without, err := r.measure(ctx, c, func(began time.Time, _ int64) bool { return time.Since(began) >= length })
 		if err != nil {
 			return err
+		}
+		if without.deleted > with.deleted/4 { // some are in the statistics late
+			return fmt.Errorf("%d rows were deleted while that was to pause: is the lock of ledger/outbox_delete.go another one now?", without.deleted)
 		}
 		process.Note("  %d of %d deleted, %.0f/s; p99 with %.1f ms (p50 %.1f), without %.1f ms (p50 %.1f); %.0f s; vacuumed %d and %d times", until, total,
 			float64(with.deleted)/with.seconds, with.p99, with.p50, without.p99, without.p50, with.seconds, with.vacuums, without.vacuums)
