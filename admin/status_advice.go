@@ -108,12 +108,18 @@ func (r *statusReader) judgeCleanup() {
 	}
 	switch p := c.LastPass; {
 	case len(p.Grants) > 0:
-		r.toDo(monitoring.LevelDegraded, "", "the cleanup lacks rights, so old rows stay: as the owner of the tables: %s; or set retention.outbox to off", strings.Join(p.Grants, "; "))
+		stays, instead := p.Lacks()
+		r.toDo(monitoring.LevelDegraded, "", "%s: as the owner of the tables: %s; or %s", stays, strings.Join(p.Grants, "; "), instead)
 	case p.Error != "":
 		r.toDo(monitoring.LevelDegraded, "", "the last pass of the cleanup has failed: %s", p.Error)
+	case p.Outbox.Kept.Refused > 0:
+		r.toDo(monitoring.LevelDegraded, "", "%d old rows of the outbox stay, because the database refuses to delete them: %s; see docs/retention.md#refused",
+			p.Outbox.Kept.Refused, p.Outbox.Refused)
+	case p.Log.Refused:
+		r.toDo(monitoring.LevelDegraded, "", "old days of the log stay: %s", p.Log.Stays)
 	}
 	if n := c.LastPass.Outbox.Kept.Unaccounted; n > 0 {
-		r.toDo(monitoring.LevelDegraded, "", "%d old rows of the outbox never came on the stream, such as %s: docs/retention.md#unaccounted says what to do with them",
+		r.toDo(monitoring.LevelDegraded, "", "the ledger does not know %d old rows of the outbox, such as %s: docs/retention.md#unaccounted says what to do with them",
 			n, c.LastPass.Outbox.Unaccounted)
 	}
 }

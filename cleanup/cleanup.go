@@ -32,7 +32,8 @@ type Database interface {
 type Config struct {
 	Retention Retention
 	Database  Database
-	// Rest is called between two steps with the time that the last one took. Its error ends the pass. It may be nil.
+	// Rest is called between two steps with the time that the last one took, and with 0 while the pass waits for another session that
+	// cleans up. Its error ends the pass. It may be nil.
 	Rest func(ctx context.Context, took time.Duration) error
 	// Deleted hears of each step that has deleted rows of a table. It may be nil.
 	Deleted func(table string, rows int64)
@@ -187,6 +188,8 @@ func (c *Cleaner) outbox(ctx context.Context, r *Report, most int64) (w *walk, c
 const (
 	clockShare = 7
 	clockMost  = time.Hour
+	// zoneMost is how far a time without a time zone may be ahead: it counts as UTC, and a service in the east may write its local time.
+	zoneMost = 15 * time.Hour
 )
 
 // lacksRight is why the log stays if Report.Grants says more.
@@ -200,7 +203,11 @@ func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 	cutoff := ledger.LogCutoff{Age: c.cfg.Retention.Ledger}
 	if w != nil {
 		outbox := c.cfg.Retention.Outbox
-		cutoff.Age = max(cutoff.Age, outbox+min(outbox/clockShare, clockMost))
+		ahead := min(outbox/clockShare, clockMost)
+		if w.outbox.Zoneless() {
+			ahead = zoneMost
+		}
+		cutoff.Age = max(cutoff.Age, outbox+ahead)
 		cutoff.Needed = w.logNeeded
 	}
 	if r.DryRun {

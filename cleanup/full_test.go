@@ -2,6 +2,7 @@ package cleanup_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -13,11 +14,17 @@ import (
 
 // slowOutbox has two full chunks of rows that stay. Each takes a time.
 type slowOutbox struct {
-	took   time.Duration
-	chunks int
+	took     time.Duration
+	chunks   int
+	zoneless bool
+	// Until then another session cleans up.
+	busyUntil time.Time
 }
 
 func (o *slowOutbox) DeleteChunk(context.Context, ledger.ChunkQuery) (ledger.Chunk, error) {
+	if time.Now().Before(o.busyUntil) {
+		return ledger.Chunk{}, ledger.ErrCleanupRuns
+	}
 	time.Sleep(o.took)
 	o.chunks++
 	return ledger.Chunk{Last: &ledger.OutboxKey{At: "2020-01-01", ID: "1"}, Full: o.chunks%2 == 1}, nil
@@ -26,6 +33,8 @@ func (o *slowOutbox) DeleteChunk(context.Context, ledger.ChunkQuery) (ledger.Chu
 func (o *slowOutbox) OldestRow(context.Context, ledger.ChunkQuery) (ledger.OutboxKey, bool, error) {
 	return ledger.OutboxKey{At: "2020-01-01"}, true, nil
 }
+
+func (o *slowOutbox) Zoneless() bool { return o.zoneless }
 
 // slowDatabase has a slowOutbox and nothing else.
 type slowDatabase struct{ *slowOutbox }
@@ -113,4 +122,54 @@ func TestLogIsDroppedByTheTimeOfTheLastLook(t *testing.T) {
 			t.Errorf("what is dropped is older than %s, want %s", d.ages, want)
 		}
 	})
+}
+
+// A time without a time zone counts as UTC. In the east it is hours ahead, and the row becomes old that much later than its log row.
+func TestLogOfTimesWithoutZone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &dropping{slowDatabase: slowDatabase{&slowOutbox{zoneless: true}}}
+		c := cleanup.New(cleanup.Config{Retention: cleanup.Retention{Outbox: time.Hour, Ledger: 2 * time.Hour}, Database: d})
+		if r, err := c.Pass(t.Context()); err != nil || !r.Complete {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		if want := []time.Duration{16 * time.Hour}; !slices.Equal(d.ages, want) {
+			t.Errorf("what is dropped is older than %s, want %s", d.ages, want)
+		}
+	})
+}
+
+// A pass waits while another session cleans up: for longer than any step of that takes, but not for ever, and not after it was told to end.
+func TestPassBesideAnother(t *testing.T) {
+	t.Parallel()
+	stopped := errors.New("stopped")
+	for name, test := range map[string]struct {
+		busy, stop time.Duration // stop: when Rest ends the pass
+		want       error
+	}{
+		"for a minute": {time.Minute, time.Hour, nil},
+		"for ever":     {time.Hour, time.Hour, ledger.ErrCleanupRuns},
+		"told to end":  {time.Minute, 10 * time.Second, stopped},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				d := slowDatabase{&slowOutbox{busyUntil: began.Add(test.busy)}}
+				c := cleanup.New(cleanup.Config{
+					Retention: cleanup.Retention{Outbox: time.Hour, Ledger: cleanup.Forever}, Database: d,
+					Rest: func(context.Context, time.Duration) error {
+						if time.Since(began) >= test.stop {
+							return stopped
+						}
+						return nil
+					},
+				})
+				r, err := c.Pass(t.Context())
+				if !errors.Is(err, test.want) || r.Complete != (test.want == nil) || time.Since(began) > 90*time.Second {
+					t.Errorf("after %s: %v, %+v", time.Since(began), err, r)
+				}
+			})
+		})
+	}
 }

@@ -17,9 +17,10 @@ const (
 	lockPatience = 100 * time.Millisecond
 	// searchPatience bounds the search for the oldest row, which steps over what was deleted and is not vacuumed away. It reads only.
 	searchPatience = time.Minute
-	// busyMost and busyPause say how often, and after how long, a step is tried again because another session cleans up at that moment: a
-	// command beside a connector, for example. Each of the two does a chunk at a time.
-	busyMost  = 50
+	// busyMost and busyPause say for how long, and how often, a step is tried again because another session cleans up at that moment: a
+	// command beside a connector, for example. Each of the two does a step at a time, and a connector rests in between. The longest step
+	// takes searchPatience.
+	busyMost  = searchPatience + 15*time.Second
 	busyPause = 100 * time.Millisecond
 	// fruitlessChunks is after how many chunks without any row that may go a pass ends that does not look at all rows: what follows is
 	// younger, and most probably not settled either.
@@ -32,6 +33,8 @@ type Outbox interface {
 	DeleteChunk(ctx context.Context, q ledger.ChunkQuery) (ledger.Chunk, error)
 	// OldestRow looks for the first row that is old enough. If there is none, it returns the place before which there is none.
 	OldestRow(ctx context.Context, q ledger.ChunkQuery) (at ledger.OutboxKey, found bool, err error)
+	// Zoneless reports whether the rows' times have no time zone.
+	Zoneless() bool
 }
 
 // place is where a walk over the rows of the outbox is.
@@ -72,21 +75,18 @@ func (w *walk) run(ctx context.Context) (complete bool, err error) {
 			return err == nil, err
 		}
 	}
-	busy := 0
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return false, err
 		}
-		began := time.Now()
-		w.lookedAt = began
-		end, err := w.step(ctx)
-		if busy++; errors.Is(err, ledger.ErrCleanupRuns) && busy <= busyMost {
-			if err := sleep(ctx, busyPause); err != nil {
-				return false, err
-			}
-			continue
-		}
-		busy = 0
+		var began time.Time
+		var end bool
+		err := w.inTurn(ctx, func() (err error) {
+			began = time.Now()
+			w.lookedAt = began
+			end, err = w.step(ctx)
+			return err
+		})
 		switch {
 		case err != nil:
 			return false, err
@@ -110,18 +110,31 @@ func (w *walk) run(ctx context.Context) (complete bool, err error) {
 func (w *walk) begin(ctx context.Context) (found bool, err error) {
 	q := w.query
 	q.Patience = searchPatience
-	for busy := 1; ; busy++ {
-		at, found, err := w.outbox.OldestRow(ctx, q)
-		if errors.Is(err, ledger.ErrCleanupRuns) && busy <= busyMost {
-			if err := sleep(ctx, busyPause); err != nil {
-				return false, err
-			}
-			continue
+	var at ledger.OutboxKey
+	err = w.inTurn(ctx, func() (err error) {
+		at, found, err = w.outbox.OldestRow(ctx, q)
+		return err
+	})
+	if err == nil {
+		w.at = place{from: &at}
+	}
+	return found, err
+}
+
+// inTurn calls do, and again until no other session cleans up at the same moment, for busyMost.
+func (w *walk) inTurn(ctx context.Context, do func() error) error {
+	last := time.Now().Add(busyMost)
+	for {
+		err := do()
+		if !errors.Is(err, ledger.ErrCleanupRuns) || !time.Now().Before(last) {
+			return err
 		}
-		if err == nil {
-			w.at = place{from: &at}
+		if err := sleep(ctx, busyPause); err != nil {
+			return err
 		}
-		return found, err
+		if err := w.rest(ctx, 0); err != nil { // a command ends by it
+			return err
+		}
 	}
 }
 

@@ -78,6 +78,8 @@ func (o outboxOver) DeleteChunk(ctx context.Context, q ledger.ChunkQuery) (ledge
 	return o.rows.DeleteChunk(ctx, o.conn, q)
 }
 
+func (o outboxOver) Zoneless() bool { return o.rows.Zoneless() }
+
 func (o outboxOver) OldestRow(ctx context.Context, q ledger.ChunkQuery) (ledger.OutboxKey, bool, error) {
 	return o.rows.OldestRow(ctx, o.conn, q)
 }

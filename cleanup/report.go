@@ -1,6 +1,8 @@
 package cleanup
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
@@ -52,6 +54,8 @@ type PartitionReport struct {
 	Bytes     int64    `json:"dropped_bytes"`
 	// Stays says why the oldest partition that is old enough stays; "" if there is none.
 	Stays string `json:"stays,omitempty"`
+	// Refused says that it stays because PostgreSQL has refused to drop it: somebody has to do something.
+	Refused bool `json:"refused,omitempty"`
 }
 
 // report begins a report.
@@ -76,6 +80,22 @@ func (r *Report) follow(later *Report) {
 	r.Outbox.Deleted += later.Outbox.Deleted
 }
 
+// Lacks says what stays because of the rights that the login lacks, and what to do instead of granting them; "" if it lacks none.
+func (r *Report) Lacks() (stays, instead string) {
+	grants := func(privilege string) bool {
+		return slices.ContainsFunc(r.Grants, func(g string) bool { return strings.HasPrefix(g, "grant "+privilege+" on ") })
+	}
+	switch {
+	case grants("delete"):
+		return "the login may not delete from the outbox, so its rows stay, and so does the log, which says what may be deleted", "retention.outbox: off keeps the rows"
+	case grants("execute"):
+		return "the login may not drop days of the log, so they stay", "retention.ledger: off keeps the log"
+	case len(r.Grants) > 0:
+		return "the login may not write what the cleanup has done, so status does not say it", "retention.outbox and retention.ledger: off keep all"
+	}
+	return "", ""
+}
+
 // note adds partitions of the log that were looked at. It reports whether one was dropped and there may be more to drop.
 func (p *PartitionReport) note(looked []ledger.LogPartition) (more bool) {
 	for _, l := range looked {
@@ -88,6 +108,7 @@ func (p *PartitionReport) note(looked []ledger.LogPartition) (more bool) {
 		case ledger.LogUnsettled, ledger.LogHeld, ledger.LogBusy, ledger.LogRefused, ledger.LogForeign:
 			more = more && l.Outcome == ledger.LogForeign
 			if p.Stays == "" {
+				p.Refused = l.Outcome == ledger.LogRefused
 				p.Stays = l.Name + ": " + string(l.Outcome)
 				if l.Reason != "" {
 					p.Stays += ": " + l.Reason

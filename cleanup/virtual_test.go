@@ -49,6 +49,8 @@ func (f *fake) Lacking(context.Context) ([]string, error)                       
 func (f *fake) OpenOutbox(context.Context) (cleanup.Outbox, bool, error)         { return f, true, nil }
 func (f *fake) DeleteMetrics(context.Context, time.Duration, int) (int64, error) { return 0, nil }
 
+func (f *fake) Zoneless() bool { return false }
+
 func (f *fake) WriteReport(_ context.Context, report []byte) error {
 	f.reports++
 	return json.Unmarshal(report, &cleanup.Report{})

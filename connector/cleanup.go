@@ -123,6 +123,7 @@ const (
 	cleanupFails    cleanupProblem = "old rows are not deleted"
 	cleanupNoRight  cleanupProblem = "old rows are not deleted: the login lacks a right"
 	cleanupRefusals cleanupProblem = "the database refuses to delete old rows of the outbox"
+	cleanupNoDrop   cleanupProblem = "the database refuses to drop an old day of the log"
 )
 
 // judgeCleanup returns what a pass says of the cleanup: why it does not do its work, and a sentence for a person.
@@ -134,17 +135,24 @@ func judgeCleanup(r *cleanup.Report, err error) (cleanupProblem, string) {
 	case err != nil:
 		return cleanupFails, err.Error()
 	case len(r.Grants) > 0:
-		return cleanupNoRight, "the login may not delete from the outbox, so the log, which says what may be deleted, stays as well; as the owner of the tables: " +
-			strings.Join(r.Grants, "; ") + "; or keep the rows: retention.outbox: off"
+		stays, instead := r.Lacks()
+		return cleanupNoRight, stays + "; as the owner of the tables: " + strings.Join(r.Grants, "; ") + "; or " + instead
 	case kept.Refused > 0:
 		return cleanupRefusals, fmt.Sprintf("%d rows of the outbox are settled and old enough, and the database refuses to delete them: %s; "+
 			"see docs/retention.md#refused", kept.Refused, r.Outbox.Refused)
+	case r.Log.Refused:
+		return cleanupNoDrop, "old days of the log stay: " + r.Log.Stays
 	case r.Blocked != "":
 		return cleanupWorks, "nothing is deleted now: " + r.Blocked
-	case kept.Unaccounted > 0:
-		return cleanupWorks, fmt.Sprintf("%d rows of the outbox never came on the stream, and stay; see docs/retention.md#unaccounted", kept.Unaccounted)
 	}
-	return cleanupWorks, ""
+	var notes []string
+	if kept.Unaccounted > 0 {
+		notes = append(notes, fmt.Sprintf("the ledger does not know %d rows of the outbox that the stream is past, so they stay; see docs/retention.md#unaccounted", kept.Unaccounted))
+	}
+	if r.Log.Stays != "" {
+		notes = append(notes, "old days of the log stay: "+r.Log.Stays)
+	}
+	return cleanupWorks, strings.Join(notes, "; ")
 }
 
 // report notes what a pass has done.
@@ -159,7 +167,7 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	if problem == cleanupWorks && r.Complete {
 		t.c.cfg.Metrics.CleanupLastSuccess.SetToCurrentTime()
 	}
-	if !r.FromStart && problem == cleanupWorks && (t.problem == cleanupRefusals || detail == "") && t.said {
+	if !r.FromStart && problem == cleanupWorks && (t.problem == cleanupRefusals || t.problem == cleanupNoDrop || detail == "") && t.said {
 		problem, detail = t.problem, t.detail // only a pass over all rows knows better
 	}
 	if !t.said || detail != t.detail {
@@ -178,7 +186,7 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	}
 	if n := r.Outbox.Kept.Unaccounted; n > 0 && !t.lost {
 		t.lost = true
-		log.Warn("rows of the outbox never came on the stream, and stay; see docs/retention.md#unaccounted", "rows", n, "event_id", r.Outbox.Unaccounted)
+		log.Warn("the ledger does not know rows of the outbox that the stream is past, so they stay; see docs/retention.md#unaccounted", "rows", n, "event_id", r.Outbox.Unaccounted)
 	}
 	t.problem, t.detail, t.said = problem, detail, true
 	t.tellDeleted(r)

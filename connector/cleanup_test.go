@@ -41,6 +41,8 @@ func (d *cleaned) OpenOutbox(context.Context) (cleanup.Outbox, bool, error) {
 	return d, !time.Now().Before(d.granted), nil
 }
 
+func (d *cleaned) Zoneless() bool { return false }
+
 func (d *cleaned) OldestRow(context.Context, ledger.ChunkQuery) (ledger.OutboxKey, bool, error) {
 	return ledger.OutboxKey{}, true, nil
 }

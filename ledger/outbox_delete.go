@@ -143,6 +143,9 @@ func (s Schema) OpenOutboxRows(ctx context.Context, db Querier, t OutboxTable) (
 // Grant returns the statement that the owner of the table has to run before rows can be deleted, "" if the login may.
 func (r *OutboxRows) Grant() string { return r.grant }
 
+// Zoneless reports whether the column of the rows' times is a timestamp without time zone. Its times count as UTC.
+func (r *OutboxRows) Zoneless() bool { return r.timeType == "timestamp" }
+
 // name is the table in SQL.
 func (r *OutboxRows) name() string {
 	return pgx.Identifier{r.table.Schema, r.table.Name}.Sanitize()

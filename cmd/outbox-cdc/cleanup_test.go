@@ -133,7 +133,7 @@ would delete 1 window of outbox_metrics that ended more than 30d ago
 nothing may be deleted now: a job of outbox_backlog is unfinished
 the login of source.dsn lacks a right; the owner gives it by
   grant delete on table a to b;
-until then rows of public.event_outbox stay, and so does the delivery log, which says what may be deleted; to keep the rows, write retention.outbox: off
+until then: the login may not delete from the outbox, so its rows stay, and so does the log, which says what may be deleted; or do without: retention.outbox: off keeps the rows
 1 row of public.event_outbox is old enough and stays: not settled yet: slot shop has settled everything up to 0/1A:3, 7 MB behind the server, and nobody streams from it
 2 rows of public.event_outbox are old enough and stay: the ledger has nothing of these: the stream has not come that far, or they were written before the slot was made
 3 rows of public.event_outbox are old enough and stay: unaccounted: the ledger has nothing of these, and the stream is past them, such as one�; they are never deleted by this: see docs/retention.md#unaccounted

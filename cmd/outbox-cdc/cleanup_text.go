@@ -32,7 +32,7 @@ func cleanupText(cfg config.Config, r admin.CleanupResult) string {
 	if r.Blocked != "" {
 		t.add("nothing may be deleted now: %s", r.Blocked)
 	}
-	t.grants(r.Grants)
+	t.grants(&r.Report)
 	if !outbox.Off() {
 		t.kept(r)
 		if outbox.Duration() > 0 {
@@ -77,15 +77,16 @@ func (t *cleanupLines) partitions(of string, p cleanup.PartitionReport, age conf
 }
 
 // grants says which rights the login lacks.
-func (t *cleanupLines) grants(grants []string) {
-	if len(grants) == 0 {
+func (t *cleanupLines) grants(r *cleanup.Report) {
+	if len(r.Grants) == 0 {
 		return
 	}
 	t.add("the login of source.dsn lacks a right; the owner gives it by")
-	for _, g := range grants {
+	for _, g := range r.Grants {
 		t.add("  %s;", g)
 	}
-	t.add("until then rows of %s stay, and so does the delivery log, which says what may be deleted; to keep the rows, write retention.outbox: off", t.outbox)
+	stays, instead := r.Lacks()
+	t.add("until then: %s; or do without: %s", stays, instead)
 }
 
 // kept says why rows of the outbox stay that are old enough.

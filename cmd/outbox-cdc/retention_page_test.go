@@ -60,7 +60,7 @@ func TestRetentionPage(t *testing.T) {
 		}
 	}
 	if !looked || !deleted {
-		t.Error("the statements about rows that never came on the stream are no longer where they are looked for")
+		t.Error("the statements about rows that the ledger does not know are no longer where they are looked for")
 	}
 	if left := pgtest.Text(t, conn, "select string_agg(aggregate_id, ', ' order by aggregate_id) from event_outbox"); left != "logged, parked, young" {
 		t.Errorf("left are %s", left)
@@ -71,6 +71,34 @@ func TestRetentionPage(t *testing.T) {
 	} {
 		if has := pgtest.Text(t, conn, "select ("+privilege+")::text", role); has != "true" {
 			t.Errorf("%s is %s after the grants", privilege, has)
+		}
+	}
+}
+
+var missedBlock = regexp.MustCompile(`(?s)\n( +create table outbox_missed .*?);`)
+
+// When a slot was lost, what is sent once more are events that some sink was not given: not those whose part of the log was dropped.
+func TestMissedEventsAndADroppedLog(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	statement := missedBlock.FindStringSubmatch(string(page))
+	if statement == nil {
+		t.Fatal("the statement is no longer where it is looked for")
+	}
+	conn := pgtest.New(t).Conn(t)
+	pgtest.Exec(t, conn, "insert into outbox_processors (name, is_active) values ('a', true), ('b', true)",
+		`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, created_at)
+			select 'order', name, 'order.made', '{}', now() - age from (values ('dropped', interval '9 days'), ('half, late', interval '9 days'),
+				('half', interval '1 day'), ('both', interval '1 day'), ('none', interval '1 day')) as rows (name, age)`,
+		`insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
+			select o.id, p.id, 1, 'delivered', now(), '0/1', 0, 1 from event_outbox o join outbox_processors p on aggregate_id = 'both' or aggregate_id like 'half%' and p.name = 'a'`)
+	for dropped, want := range map[string]string{"null": "dropped, half, half, late, none", "now() - interval '8 days'": "half, half, late, none"} {
+		pgtest.Exec(t, conn, "update outbox_retention set log_dropped_until = "+dropped, "drop table if exists outbox_missed", statement[1])
+		if got := pgtest.Text(t, conn, "select string_agg(aggregate_id, ', ' order by aggregate_id) from outbox_missed"); got != want {
+			t.Errorf("log_dropped_until is %s: %s are missed, want %s", dropped, got, want)
 		}
 	}
 }

@@ -269,7 +269,7 @@ func (s *screen) cleanup(c *admin.StatusCleanup) {
 		n   int64
 		why string
 	}{
-		{k.Beyond, "not settled yet"}, {k.Unread, "not read yet"}, {k.Unaccounted, "never came on the stream"},
+		{k.Beyond, "not settled yet"}, {k.Unread, "not read yet"}, {k.Unaccounted, "unknown to the ledger"},
 		{k.Locked, "locked by other transactions"}, {k.Refused, "refused: " + p.Outbox.Refused},
 	} {
 		if stays.n > 0 {

@@ -202,7 +202,7 @@ func TestRetentionKeepsWhatIsNeeded(t *testing.T) {
 	w.emptied(20*time.Second, 3)
 	passes(t, 2*time.Second)
 	w.insert(7) // the stream is past the rows when it is past what was written after them
-	c.saysTimes(1, "never came on the stream")
+	c.saysTimes(1, "the ledger does not know rows of the outbox")
 	w.emptied(20*time.Second, 3)
 	if n := ask[int](w, "select count(*) from event_outbox o where exists (select from outbox_delivery_log l where l.event_id = o.id)"); n != 0 {
 		t.Errorf("%d of the rows that are left were streamed", n)
