@@ -89,12 +89,12 @@ func TestMissedEventsAndADroppedLog(t *testing.T) {
 		t.Fatal("the statement is no longer where it is looked for")
 	}
 	conn := pgtest.New(t).Conn(t)
-	pgtest.Exec(t, conn, "insert into outbox_processors (name, is_active) values ('a', true), ('b', true)",
+	pgtest.Exec(t, conn, "insert into outbox_processors (connector, processor_name, processor_type) values ('c', 'a', 'kafka'), ('c', 'b', 'kafka')",
 		`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, created_at)
 			select 'order', name, 'order.made', '{}', now() - age from (values ('dropped', interval '9 days'), ('half, late', interval '9 days'),
 				('half', interval '1 day'), ('both', interval '1 day'), ('none', interval '1 day')) as rows (name, age)`,
 		`insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
-			select o.id, p.id, 1, 'delivered', now(), '0/1', 0, 1 from event_outbox o join outbox_processors p on aggregate_id = 'both' or aggregate_id like 'half%' and p.name = 'a'`)
+			select o.id, p.id, 1, 'delivered', now(), '0/1', 0, 1 from event_outbox o join outbox_processors p on aggregate_id = 'both' or aggregate_id like 'half%' and p.processor_name = 'a'`)
 	for dropped, want := range map[string]string{"null": "dropped, half, half, late, none", "now() - interval '8 days'": "half, half, late, none"} {
 		pgtest.Exec(t, conn, "update outbox_retention set log_dropped_until = "+dropped, "drop table if exists outbox_missed", statement[1])
 		if got := pgtest.Text(t, conn, "select string_agg(aggregate_id, ', ' order by aggregate_id) from outbox_missed"); got != want {
