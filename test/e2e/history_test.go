@@ -23,7 +23,7 @@ type transaction struct {
 // change is one changed row. A value that is null is missing.
 type change struct {
 	table, op string
-	old, row  map[string]string // old is the key of an updated row, where it has changed; the row of a DELETE is its key
+	row       map[string]string // of a DELETE the key
 }
 
 // in reports whether the change is of a table or of a partition of it, by the partition's name.
@@ -57,15 +57,26 @@ func (c *change) time(column string) time.Time {
 
 func pgTime(text string) (time.Time, error) { return time.Parse("2006-01-02 15:04:05.999999Z07", text) }
 
-// history reads everything that was committed since init, in the order of the commits. Nothing is consumed.
-func (w *world) history() []transaction {
+// historic are the columns that a history keeps, by their names: a name of the line would keep the whole line in memory.
+var historic = func() map[string]string {
+	names := map[string]string{}
+	for _, name := range strings.Fields(`id aggregate_type aggregate_id payload created_at event_id processor_id status error_message commit_lsn tx_index
+		slot_name state prefix_lsn prefix_index name`) {
+		names[name] = name
+	}
+	return names
+}()
+
+// history reads what was committed since init in tables whose names begin so, in the order of the commits. Nothing is consumed.
+func (w *world) history(tables ...string) []transaction {
 	w.t.Helper()
 	conn := connect(w.t, w.dsn)
 	defer conn.Close(context.Background())
 	if _, err := conn.Exec(w.t.Context(), "set timezone = 'UTC'; set datestyle = 'ISO'"); err != nil {
 		w.t.Fatal(err)
 	}
-	rows, err := conn.Query(w.t.Context(), `select lsn, data from pg_logical_slot_peek_changes($1, null, null, 'skip-empty-xacts', '1', 'include-timestamp', '1')`, w.oracle)
+	rows, err := conn.Query(w.t.Context(), `select lsn, data from pg_logical_slot_peek_changes($1, null, null, 'skip-empty-xacts', '1', 'include-timestamp', '1')
+		where data ~ '^(BEGIN|COMMIT)' or split_part(data, ' ', 2) ~ $2`, w.oracle, `^public\.(`+strings.Join(tables, "|")+")")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -83,7 +94,9 @@ func (w *world) history() []transaction {
 			if open.at, err = pgTime(strings.TrimSuffix(at, ")")); err != nil {
 				return err
 			}
-			all = append(all, open)
+			if len(open.changes) > 0 {
+				all = append(all, open)
+			}
 		default:
 			c, err := parseChange(text)
 			if err != nil {
@@ -109,16 +122,17 @@ func parseChange(text string) (c change, err error) {
 	}
 	c.table, rest, _ = strings.Cut(rest, ": ")
 	if _, name, ok := strings.Cut(c.table, "."); ok {
-		c.table = name
+		c.table = strings.Clone(name)
 	}
 	c.op, rest, _ = strings.Cut(rest, ":")
+	c.op = strings.Clone(c.op)
 	c.row = map[string]string{}
 	for rest = strings.TrimPrefix(rest, " "); rest != ""; rest = strings.TrimPrefix(rest, " ") {
 		if after, ok := strings.CutPrefix(rest, "old-key: "); ok {
 			rest = after
 		}
 		if after, ok := strings.CutPrefix(rest, "new-tuple: "); ok {
-			c.old, c.row, rest = c.row, map[string]string{}, after
+			c.row, rest = map[string]string{}, after
 		}
 		if strings.HasPrefix(rest, "(no-") { // (no-tuple-data), (no-flags)
 			break
@@ -137,8 +151,8 @@ func parseChange(text string) (c change, err error) {
 		} else {
 			value = after[:end]
 		}
-		if !null {
-			c.row[strings.Trim(name, `"`)] = value
+		if kept := historic[name]; !null && kept != "" {
+			c.row[kept] = strings.Clone(value)
 		}
 		rest = after[min(end, len(after)):]
 	}

@@ -319,8 +319,8 @@ func (w *retentionWorld) ends() {
 	w.c.hup()
 	w.c.ready("leader")
 	w.other.ready("leader")
-	w.settled(committed(w.history()))
-	w.otherGotAll(committed(w.history()))
+	w.settled(committed(w.history("event_outbox")))
+	w.otherGotAll(committed(w.history("event_outbox")))
 	w.phase("everything is settled")
 	passes(w.t, 2*logSlice+4*time.Second)
 	w.byHand() // looks at all rows, and the connector does so once a minute only
@@ -344,9 +344,8 @@ func (w *retentionWorld) ends() {
 	if n := ask[int](w.world, "select count(*) from outbox_parked where status = 'dead'"); n > 0 {
 		w.t.Errorf("%d dead letters cannot be retried yet", n)
 	}
-	all := w.history()
-	w.settled(committed(all))
-	all = w.history()
+	w.settled(committed(w.history("event_outbox")))
+	all := w.history("event_outbox", "outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "dropped")
 	logged := slices.DeleteFunc(w.logged(all), func(o outcome) bool { return o.sink == "other" })
 	w.judge(committed(all), logged, expectation{faults: w.faults, retried: w.retried})
 	d := checkDeletions(all, deletionRules{
