@@ -1,10 +1,10 @@
 package connector
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,8 +24,8 @@ type cleaned struct {
 	database
 	cleanup.Database
 	granted time.Time // from then on the login may delete
-	passes  int
-	reports int
+	passes  atomic.Int64
+	reports atomic.Int64
 }
 
 func (d *cleaned) cleanup() cleanup.Database { return d }
@@ -48,7 +48,7 @@ func (d *cleaned) OldestRow(context.Context, ledger.ChunkQuery) (ledger.OutboxKe
 }
 
 func (d *cleaned) DeleteChunk(context.Context, ledger.ChunkQuery) (ledger.Chunk, error) {
-	d.passes++
+	d.passes.Add(1)
 	return ledger.Chunk{Deleted: 10}, nil
 }
 
@@ -59,7 +59,7 @@ func (d *cleaned) DropLogPartition(context.Context, ledger.LogCutoff) ([]ledger.
 func (d *cleaned) DeleteMetrics(context.Context, time.Duration, int) (int64, error) { return 0, nil }
 
 func (d *cleaned) WriteReport(context.Context, []byte) error {
-	d.reports++
+	d.reports.Add(1)
 	return nil
 }
 
@@ -68,7 +68,7 @@ func (d *cleaned) WriteReport(context.Context, []byte) error {
 func TestCleanupWithoutTheRight(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedLog
 		health := &monitoring.Health{}
 		db := &cleaned{granted: time.Now().Add(30 * time.Minute)}
 		c := newConnector(Config{
@@ -91,20 +91,20 @@ func TestCleanupWithoutTheRight(t *testing.T) {
 		if now := component(); now.Status != monitoring.LevelDegraded || !strings.Contains(now.Detail, "grant delete") || !strings.Contains(now.Detail, "the log") {
 			t.Errorf("without the right: %+v", now)
 		}
-		if db.passes != 0 || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess) != 0 {
-			t.Errorf("%d chunks without the right", db.passes)
+		if db.passes.Load() != 0 || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess) != 0 {
+			t.Errorf("%d chunks without the right", db.passes.Load())
 		}
-		if db.reports != 1 {
-			t.Errorf("%d reports were written while nothing changed", db.reports)
+		if db.reports.Load() != 1 {
+			t.Errorf("%d reports were written while nothing changed", db.reports.Load())
 		}
 		time.Sleep(2*time.Minute + time.Second)
 		synctest.Wait()
-		if strings.Count(log.String(), "old rows are deleted again") != 1 || component().Status != monitoring.LevelOK || db.passes == 0 {
-			t.Errorf("with the right: %+v, %d chunks, %s", component(), db.passes, log.String())
+		if strings.Count(log.String(), "old rows are deleted again") != 1 || component().Status != monitoring.LevelOK || db.passes.Load() == 0 {
+			t.Errorf("with the right: %+v, %d chunks, %s", component(), db.passes.Load(), log.String())
 		}
 		deleted := testutil.ToFloat64(c.cfg.Metrics.CleanupDeleted.WithLabelValues("event_outbox"))
-		if deleted != float64(10*db.passes) || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess) != float64(time.Now().Truncate(time.Minute).Unix()) {
-			t.Errorf("metrics: %v rows of %d chunks, last success %v", deleted, db.passes, testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess))
+		if deleted != float64(10*db.passes.Load()) || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess) != float64(time.Now().Truncate(time.Minute).Unix()) {
+			t.Errorf("metrics: %v rows of %d chunks, last success %v", deleted, db.passes.Load(), testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess))
 		}
 		lines := strings.Count(log.String(), "\n")
 		time.Sleep(25 * time.Hour)

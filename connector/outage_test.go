@@ -38,6 +38,13 @@ func (l *lockedLog) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+// String returns what was written since the last call of take.
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // take returns the lines since the last call.
 func (l *lockedLog) take() []string {
 	l.mu.Lock()
