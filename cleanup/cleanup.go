@@ -289,7 +289,9 @@ func (c *Cleaner) show(ctx context.Context, r *Report) error {
 		s.report.follow(r)
 	}
 	same := s.report
-	same.BeganAt, same.Seconds, same.Outbox.Deleted, same.Outbox.Unaccounted, same.Outbox.Kept = time.Time{}, 0, 0, "", ledger.KeptRows{}
+	same.BeganAt, same.Seconds, same.Outbox.Deleted, same.Outbox.Unaccounted = time.Time{}, 0, 0, ""
+	// The other rows that stay come and go all the time. With these somebody has something to do.
+	same.Outbox.Kept = ledger.KeptRows{Unaccounted: same.Outbox.Kept.Unaccounted, Refused: same.Outbox.Kept.Refused}
 	same.FromStart, same.Complete = true, true
 	text, err := json.Marshal(&same)
 	if err != nil {

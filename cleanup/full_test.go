@@ -2,6 +2,7 @@ package cleanup_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"testing"
@@ -168,6 +169,55 @@ func TestPassBesideAnother(t *testing.T) {
 				r, err := c.Pass(t.Context())
 				if !errors.Is(err, test.want) || r.Complete != (test.want == nil) || time.Since(began) > 90*time.Second {
 					t.Errorf("after %s: %v, %+v", time.Since(began), err, r)
+				}
+			})
+		})
+	}
+}
+
+// unknownRows is an outbox with rows that the ledger does not know. The second look decides that they never come.
+type unknownRows struct {
+	slowDatabase
+	reports []cleanup.Report
+}
+
+func (d *unknownRows) OpenOutbox(context.Context) (cleanup.Outbox, bool, error) { return d, true, nil }
+
+func (d *unknownRows) DeleteChunk(context.Context, ledger.ChunkQuery) (ledger.Chunk, error) {
+	d.chunks++
+	key := &ledger.OutboxKey{At: "2020-01-01", ID: "1"}
+	if d.chunks == 1 {
+		return ledger.Chunk{Last: key, Waiting: key, Kept: ledger.KeptRows{Unread: 7}}, nil
+	}
+	return ledger.Chunk{Last: key, Kept: ledger.KeptRows{Unaccounted: 7}, Unaccounted: "1"}, nil
+}
+
+func (d *unknownRows) WriteReport(_ context.Context, report []byte) error {
+	var r cleanup.Report
+	d.reports = append(d.reports, r)
+	return json.Unmarshal(report, &d.reports[len(d.reports)-1])
+}
+
+// The report in the database says at once that rows will never come, whatever pass has found that out, and says it once.
+func TestReportOfRowsThatNeverCome(t *testing.T) {
+	t.Parallel()
+	for name, between := range map[string]time.Duration{"a short pass": time.Second, "a pass over all rows": time.Hour / 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				d := &unknownRows{slowDatabase: slowDatabase{&slowOutbox{}}}
+				c := cleanup.New(cleanup.Config{Retention: cleanup.Retention{Outbox: time.Hour, Ledger: time.Hour}, Database: d})
+				for range 3 {
+					if _, err := c.Pass(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(between)
+				}
+				if len(d.reports) != 2 {
+					t.Fatalf("%d reports, want 2: %+v", len(d.reports), d.reports)
+				}
+				if last := d.reports[1].Outbox; last.Kept != (ledger.KeptRows{Unaccounted: 7}) || last.Unaccounted != "1" {
+					t.Errorf("the last one says %+v", last)
 				}
 			})
 		})

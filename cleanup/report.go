@@ -78,6 +78,11 @@ func (r *Report) end(err error) {
 func (r *Report) follow(later *Report) {
 	r.Complete, r.Blocked, r.Grants, r.Error = later.Complete, later.Blocked, later.Grants, later.Error
 	r.Outbox.Deleted += later.Outbox.Deleted
+	// Rows that waited for the stream, which is past them now.
+	if more := later.Outbox.Kept.Unaccounted - r.Outbox.Kept.Unaccounted; more > 0 {
+		r.Outbox.Kept.Unaccounted, r.Outbox.Kept.Unread = later.Outbox.Kept.Unaccounted, max(r.Outbox.Kept.Unread-more, 0)
+		r.Outbox.Unaccounted = later.Outbox.Unaccounted
+	}
 }
 
 // Lacks says what stays because of the rights that the login lacks, and what to do instead of granting them; "" if it lacks none.
