@@ -22,6 +22,7 @@ type OutboxRows struct {
 	outboxShape
 	schema Schema
 	grant  string // see Grant
+	byDay  bool   // see ByDay
 }
 
 // OutboxKey is the place of a row in the order in which the rows are walked.
@@ -45,7 +46,11 @@ type ChunkQuery struct {
 	From *OutboxKey
 	// After leaves out the row From.
 	After bool
-	Limit int
+	// Until leaves out rows of this time, as OutboxKey.At has it, and later; "" for no bound.
+	Until string
+	// WholeDays leaves out rows of the UTC day that has only in part reached Age.
+	WholeDays bool
+	Limit     int
 	// Witness decides about the rows that the ledger does not know.
 	Witness Witness
 	// Patience bounds the statement, and LockPatience how long it waits for the lock of one row.
@@ -102,6 +107,8 @@ type Chunk struct {
 	Decides bool
 	// Unaccounted is the id of one row that will never come on the stream, "" if there is none.
 	Unaccounted string
+	// Hash is made of the ids of the rows that Explain counts as Deleted: see DayRows.
+	Hash int64
 }
 
 // The errors of DeleteChunk.
@@ -137,6 +144,9 @@ func (s Schema) OpenOutboxRows(ctx context.Context, db Querier, t OutboxTable) (
 	if err != nil {
 		return nil, fmt.Errorf("look at the rights on %s.%s: %w", t.Schema, t.Name, err)
 	}
+	if r.byDay, err = r.dropsDays(ctx, db); err != nil {
+		return nil, fmt.Errorf("look at the partitions of %s.%s: %w", t.Schema, t.Name, err)
+	}
 	return r, nil
 }
 
@@ -154,7 +164,7 @@ func (r *OutboxRows) name() string {
 // chunkRule is the part of a chunk's statement that says what may be deleted. "least" has one row. A log row with an epoch before every
 // slot_epoch is of a history that no slot streams any more.
 const chunkRule = `with least as materialized (
-		select (now() - $1::bigint * interval '1 us') as cutoff, min(confirmed_lsn) as confirmed, min(slot_epoch) as slot_epoch,
+		select case when $8::boolean then date_trunc('day', now() - $1::bigint * interval '1 us', 'UTC') else now() - $1::bigint * interval '1 us' end as cutoff, min(confirmed_lsn) as confirmed, min(slot_epoch) as slot_epoch,
 			(array_agg(prefix_lsn order by prefix_lsn, prefix_index))[1] as prefix_lsn,
 			(array_agg(prefix_index order by prefix_lsn, prefix_index))[1] as prefix_index,
 			case when count(*) = 0 then 'no slot has a checkpoint'
@@ -187,13 +197,15 @@ const chunkResult = `select l.blocked, (select count(*) from gone),
 		(array_agg(array[concat(j.at), concat(j.id)] order by j.n) filter (where j.n is not null and case when j.settled then j.held else not coalesce(j.unaccounted, false) end))[1:1],
 		min(j.logged_at) filter (where not (j.settled and not j.held)), min(j.logged_at),
 		coalesce((array_agg(concat(j.event_id) order by j.n) filter (where j.unaccounted))[1], ''),
-		pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, coalesce(l.confirmed >= $5::text::pg_lsn, false)
+		pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, coalesce(l.confirmed >= $5::text::pg_lsn, false),
+		coalesce(bit_xor(hashtextextended(concat(j.id), 0)) filter (where j.settled and not j.held), 0)
 	from least l left join judged j on true group by l.blocked, l.confirmed`
 
 // statement is that of a chunk.
 func (r *OutboxRows) statement(q *ChunkQuery) string {
 	at, id := r.column(r.table.CreatedAt), r.id.raw
-	where := fmt.Sprintf("%s < (select cutoff from least where blocked = '')::%s and %s is not null", at, r.timeType, r.column(r.table.ID))
+	where := fmt.Sprintf("%s < (select cutoff from least where blocked = '')::%s and %s is not null and ($7::text is null or %s < $7::text::%s)",
+		at, r.timeType, r.column(r.table.ID), at, r.timeType)
 	switch {
 	case q.From == nil:
 		where += " and $3::text is null and $4::text is null"
@@ -217,7 +229,8 @@ func (r *OutboxRows) statement(q *ChunkQuery) string {
 
 // oldest is the statement of OldestRow.
 func (r *OutboxRows) oldest() string {
-	return fmt.Sprintf("with least as (select (now() - $1::bigint * interval '1 us')::%[4]s as cutoff) "+
+	return fmt.Sprintf("with least as (select (case when $2::boolean then date_trunc('day', now() - $1::bigint * interval '1 us', 'UTC') "+
+		"else now() - $1::bigint * interval '1 us' end)::%[4]s as cutoff) "+
 		"select coalesce(at, concat(cutoff)), coalesce(id, ''), at is not null from least left join (select concat(%[1]s) as at, concat(%[2]s) as id from %[3]s t "+
 		"where %[1]s < (select cutoff from least) and %[5]s is not null order by %[1]s, %[2]s limit 1) t on true",
 		r.column(r.table.CreatedAt), r.id.raw, r.name(), r.timeType, r.column(r.table.ID))
@@ -242,7 +255,7 @@ func (r *OutboxRows) DeleteChunk(ctx context.Context, db Beginner, q ChunkQuery)
 // step over what was deleted and is not vacuumed away yet.
 func (r *OutboxRows) OldestRow(ctx context.Context, db Beginner, q ChunkQuery) (place OutboxKey, found bool, err error) {
 	err = r.inTurn(ctx, db, q, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, r.oldest(), q.Age.Microseconds()).Scan(&place.At, &place.ID, &found)
+		return tx.QueryRow(ctx, r.oldest(), q.Age.Microseconds(), q.WholeDays).Scan(&place.At, &place.ID, &found)
 	})
 	return place, found, err
 }
@@ -293,7 +306,10 @@ func (r *OutboxRows) chunk(ctx context.Context, tx pgx.Tx, q ChunkQuery) (Chunk,
 	if q.From != nil {
 		at, id = q.From.At, q.From.ID
 	}
-	var lsn, snapshot any
+	var lsn, snapshot, until any
+	if q.Until != "" {
+		until = q.Until
+	}
 	if q.Witness.Snapshot != "" {
 		lsn, snapshot = q.Witness.LSN, q.Witness.Snapshot
 	}
@@ -301,8 +317,8 @@ func (r *OutboxRows) chunk(ctx context.Context, tx pgx.Tx, q ChunkQuery) (Chunk,
 	var may int64
 	var last, waiting [][]string
 	var needed, logged *time.Time
-	err := tx.QueryRow(ctx, r.statement(&q), q.Age.Microseconds(), q.Limit, at, id, lsn, snapshot).Scan(&c.Blocked, &c.Deleted, &may, &c.Kept.Beyond, &c.Kept.Unread,
-		&c.Kept.Unaccounted, &c.Kept.Locked, &last, &waiting, &needed, &logged, &c.Unaccounted, &c.Witness.Snapshot, &c.Witness.LSN, &c.Decides)
+	err := tx.QueryRow(ctx, r.statement(&q), q.Age.Microseconds(), q.Limit, at, id, lsn, snapshot, until, q.WholeDays).Scan(&c.Blocked, &c.Deleted, &may, &c.Kept.Beyond, &c.Kept.Unread,
+		&c.Kept.Unaccounted, &c.Kept.Locked, &last, &waiting, &needed, &logged, &c.Unaccounted, &c.Witness.Snapshot, &c.Witness.LSN, &c.Decides, &c.Hash)
 	if err != nil {
 		return Chunk{}, err
 	}

@@ -459,7 +459,7 @@ func TestPlanOfDeleteChunk(t *testing.T) {
 		if q.From != nil {
 			at, id = q.From.At, q.From.ID
 		}
-		rows, err := tx.Query(ctx, "explain "+d.rows.ChunkStatement(&q), time.Hour.Microseconds(), 1000, at, id, nil, nil)
+		rows, err := tx.Query(ctx, "explain "+d.rows.ChunkStatement(&q), time.Hour.Microseconds(), 1000, at, id, nil, nil, nil, false)
 		if err != nil {
 			t.Fatal(err)
 		}

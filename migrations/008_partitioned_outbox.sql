@@ -1,4 +1,4 @@
--- An event_outbox that is partitioned by UTC day: the functions that make its days ahead of time, and drop empty ones. Whether it is partitioned decides the
+-- An event_outbox that is partitioned by UTC day: the functions that make its days ahead of time, and drop old ones. Whether it is partitioned decides the
 -- setting outbox.partitioned of the first file, which makes the table. Beside a plain event_outbox the functions do nothing.
 --
 -- The files may be applied in any order, any number of times. If there is no ledger yet, this one does nothing: apply it once more after
@@ -188,6 +188,129 @@ end
 $body$);
       execute format('revoke execute on function %I.outbox_drop_event_partition() from public', ledger);
       functions := functions || to_regprocedure(format('%I.outbox_drop_event_partition()', ledger))::oid;
+
+      -- Drops the partition of a day with all of its rows. Whoever calls it has looked at each row of it before, and found that it may be
+      -- deleted by the rule of the cleanup: so it gives how many they were, and bit_xor of hashtextextended(id::text, 0). What stands at
+      -- or before the prefix of all slots stays so, and a row that came later changes the count. The function believes the caller: who may
+      -- call it has the right to delete rows of event_outbox anyway. It returns an outcome, and a reason for people:
+      --
+      --   dropped   it is gone
+      --   changed   it has other rows than the expected ones
+      --   held      none may go: a slot is being made, or a job of outbox_backlog is unfinished
+      --   busy      somebody uses it or event_outbox, or vacuums it; call again later
+      --   refused   it is not to be dropped: the day ended less than a day ago, it is no partition of event_outbox or no plain table,
+      --             another role owns it, a trigger, rule or policy has a say in a deletion, or PostgreSQL has refused it
+      --
+      -- It counts under a lock that keeps nobody out but those who write into this old day, and VACUUM of it. The drop needs ACCESS
+      -- EXCLUSIVE on event_outbox, and whoever waits for that lets everybody else queue behind. So it looks first whether somebody holds
+      -- event_outbox for longer than a moment, and waits for a tenth of a second at most for a lock.
+      execute format($$
+        create or replace function %1$I.outbox_drop_event_day(partition oid, expected_rows bigint, expected_hash bigint)
+          returns table (outcome text, reason text)
+          language plpgsql security definer
+          set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO' set lock_timeout = '100ms' set row_security = off set jit = off
+          as %2$L
+      $$, ledger, format($$
+declare
+  ledger    constant text := %L;$$, ledger) || $body$
+  outbox    oid;
+  rest      oid; -- the default partition
+  relation  text;
+  seen      text[]; -- the transactions that hold event_outbox or the partition
+  has_rows  bigint;
+  has_hash  bigint;
+  detail    text;
+begin
+  -- Rows are counted by what is committed now, not by what was committed when an older snapshot was taken.
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception using errcode = 'invalid_transaction_state', message = 'outbox_drop_event_day needs a transaction that is read committed';
+  end if;
+  outcome := 'refused';
+  select o.oid, partdefid, p.oid::regclass::text into outbox, rest, relation
+    from pg_class o join pg_namespace n on n.oid = o.relnamespace join pg_partitioned_table on partrelid = o.oid
+      join pg_attribute on attrelid = o.oid and attnum = partattrs[0]
+      join pg_inherits on inhparent = o.oid and not inhdetachpending join pg_class p on p.oid = inhrelid
+      cross join lateral substring(pg_get_expr(p.relpartbound, p.oid), '^FOR VALUES FROM \(.*\) TO \(''([^'']*)''\)$') as upper
+    where nspname = ledger and o.relname = 'event_outbox' and partstrat = 'r' and partnatts = 1 and attname = 'created_at'
+      and p.oid = partition and p.relkind = 'r' and p.relowner = o.relowner and upper::timestamptz <= now() - interval '1 day';
+  if relation is null then
+    reason := 'it is no partition of event_outbox that ended a day ago or longer, or another role owns it';
+    return next;
+    return;
+  end if;
+  -- What would see a deletion, or keep rows from it, does not see that a table is dropped.
+  select string_agg(what, ', ' order by what) into detail from (
+    select distinct format('trigger %I', tgname) as what from pg_trigger
+      where tgrelid in (outbox, partition) and tgparentid = 0 and tgtype & 8 <> 0 and not tgisinternal and tgenabled <> 'D'
+    union all
+    select format('rule %I', rulename) from pg_rewrite where ev_class in (outbox, partition) and ev_type = '4' and ev_enabled <> 'D'
+    union all
+    select format('row security of %s', oid::regclass) from pg_class where oid in (outbox, partition) and relrowsecurity) has_a_say;
+  if detail is not null then
+    reason := 'its rows have to be deleted one by one, because of ' || detail;
+    return next;
+    return;
+  end if;
+  begin
+    -- Nobody else drops, and nobody writes this partition, until this ends. Reading goes on.
+    if not pg_try_advisory_xact_lock('pg_inherits'::regclass::oid::int, outbox::int) then
+      raise lock_not_available;
+    end if;
+    execute format('lock table only %s in share mode', relation);
+    -- Somebody may have detached or renamed it before we had the lock.
+    if to_regclass(relation) is distinct from partition::regclass or not exists (select from pg_inherits where inhrelid = partition and inhparent = outbox) then
+      raise lock_not_available;
+    end if;
+    execute format('select count(*), coalesce(bit_xor(hashtextextended(id::text, 0)), 0) from only %s', relation) into has_rows, has_hash;
+    if has_rows is distinct from expected_rows or has_hash is distinct from expected_hash then
+      outcome := 'changed';
+      reason := format('%s rows were found, %s were looked at before', has_rows, expected_rows);
+      return next;
+      return;
+    end if;
+    execute format('lock table %I.outbox_backlog in share mode', ledger); -- no job begins
+    execute format($$select string_agg(format('slot %%I is being made; run "outbox-cdc init" if no init is running', slot_name), '; ' order by slot_name)
+      from %I.outbox_checkpoints where state <> 'ready' or num_nulls(prefix_lsn, prefix_index) > 0$$, ledger) into detail;
+    if detail is null then
+      execute format($$select 'job ' || min(id) || ' of outbox_backlog is unfinished' from %I.outbox_backlog where status <> 'done'$$, ledger) into detail;
+    end if;
+    if detail is not null then
+      outcome := 'held';
+      reason := detail;
+      return next;
+      return;
+    end if;
+    seen := array(select virtualtransaction from pg_locks l where locktype = 'relation' and granted and l.relation in (outbox, partition, rest)
+      and database = (select oid from pg_database where datname = current_database()) and pid is distinct from pg_backend_pid());
+    if seen <> '{}' then
+      perform pg_sleep(0.05);
+      if exists (select from pg_locks l where locktype = 'relation' and granted and l.relation in (outbox, partition, rest) and virtualtransaction = any (seen)
+          and database = (select oid from pg_database where datname = current_database())) then
+        raise lock_not_available;
+      end if;
+    end if;
+    execute format('lock table only %I.event_outbox in access exclusive mode', ledger);
+    execute format('drop table %s', relation);
+    -- The COMMIT does not wait for a synchronous standby while it holds event_outbox. If a failover loses it, the partition is back.
+    perform set_config('synchronous_commit', 'local', true);
+    outcome := 'dropped';
+  exception
+    when lock_not_available or deadlock_detected then
+      outcome := 'busy';
+      reason := coalesce((select 'somebody uses it: ' || string_agg(distinct coalesce('pid ' || pid, 'a prepared transaction'), ', ') from pg_locks l
+        where locktype = 'relation' and granted and l.relation in (outbox, partition, rest, format('%I.outbox_backlog', ledger)::regclass)
+          and database = (select oid from pg_database where datname = current_database()) and pid is distinct from pg_backend_pid()),
+        'somebody used it a moment ago');
+    when others then
+      get stacked diagnostics detail = pg_exception_detail;
+      outcome := 'refused';
+      reason := concat_ws('; ', sqlerrm, nullif(detail, ''));
+  end;
+  return next;
+end
+$body$);
+      execute format('revoke execute on function %I.outbox_drop_event_day(oid, bigint, bigint) from public', ledger);
+      functions := functions || to_regprocedure(format('%I.outbox_drop_event_day(oid, bigint, bigint)', ledger))::oid;
 
       -- "create or replace" leaves a function to the role that had made it, who could then change it again.
       select string_agg(format('function %s belongs to role %I', p.oid::regprocedure, r.rolname), '; ' order by p.oid) into strangers

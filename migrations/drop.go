@@ -55,7 +55,8 @@ func dropLedger(ctx context.Context, tx pgx.Tx, o Options) (bool, error) {
 	statements = append(statements, "drop function if exists "+quoted+".outbox_make_partitions(timestamptz, int)",
 		"drop function if exists "+quoted+".outbox_drop_log_partitions(timestamptz, boolean)",
 		"drop function if exists "+quoted+".outbox_make_event_partitions(timestamptz, int)",
-		"drop function if exists "+quoted+".outbox_drop_event_partition()")
+		"drop function if exists "+quoted+".outbox_drop_event_partition()",
+		"drop function if exists "+quoted+".outbox_drop_event_day(oid, bigint, bigint)")
 	if outbox {
 		for _, column := range []string{"id", "aggregate_type", "aggregate_id", "event_type", "tenant_id", "created_at"} {
 			statements = append(statements, fmt.Sprintf("drop function if exists %[1]s.outbox_status_%s(%[1]s.event_outbox)", quoted, column))

@@ -30,6 +30,9 @@ func cleanupRights(s Source) []cleanupRight {
 	if s.Cleanup.Outbox {
 		schema, name := s.tableName()
 		rights = append(rights, cleanupRight{"table", schema, name, []string{"delete"}})
+		if !s.Mapped() {
+			rights = append(rights, cleanupRight{"function", s.LedgerSchema, dayFunction, []string{"execute"}})
+		}
 	}
 	if s.Cleanup.Ledger {
 		rights = append(rights, cleanupRight{"function", s.LedgerSchema, dropFunction, []string{"execute"}})
@@ -74,10 +77,11 @@ func LackingCleanup(ctx context.Context, db ledger.Querier, s Source) ([]string,
 				from wanted join pg_class c on kind = 'table' and relnamespace = namespace and relname = name
 			union all
 			select n, kind, schema, name, privilege, has_function_privilege(p.oid, privilege)
-				from wanted join pg_proc p on kind = 'function' and pronamespace = namespace
+				from wanted join pg_proc p on kind = 'function' and pronamespace = namespace and (name <> $5
+						or exists (select from pg_class where relnamespace = namespace and relname = 'event_outbox' and relkind = 'p'))
 					and proname || '(' || replace(replace(oidvectortypes(proargtypes), 'timestamp with time zone', 'timestamptz'), 'integer', 'int') || ')' = name)
 		select format('grant %s on %s %I.%s to %I', string_agg(privilege, ', ' order by n), kind, schema, name, current_user)
-			from found where not has group by kind, schema, name order by min(n)`, kinds, schemas, names, privileges)
+			from found where not has group by kind, schema, name order by min(n)`, kinds, schemas, names, privileges, dayFunction)
 	if err != nil {
 		return nil, fmt.Errorf("look at the rights of the cleanup: %w", err)
 	}

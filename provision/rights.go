@@ -33,6 +33,8 @@ const (
 	partitionFunction = "outbox_make_partitions(timestamptz, int)"
 	dropFunction      = "outbox_drop_log_partitions(timestamptz, boolean)"
 	retentionTable    = "outbox_retention"
+	// dayFunction is needed only if event_outbox is partitioned. It drops a day with its rows.
+	dayFunction = "outbox_drop_event_day(oid, bigint, bigint)"
 )
 
 // These make the partitions of an event_outbox that is partitioned, and drop the empty ones.

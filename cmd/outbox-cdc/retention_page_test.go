@@ -68,6 +68,7 @@ func TestRetentionPage(t *testing.T) {
 	for _, privilege := range []string{
 		"has_table_privilege($1, 'event_outbox', 'delete')", "has_table_privilege($1, 'outbox_retention', 'insert, select, update')",
 		"has_function_privilege($1, 'outbox_drop_log_partitions(timestamptz, boolean)', 'execute')",
+		"has_function_privilege($1, 'outbox_drop_event_day(oid, bigint, bigint)', 'execute')",
 	} {
 		if has := pgtest.Text(t, conn, "select ("+privilege+")::text", role); has != "true" {
 			t.Errorf("%s is %s after the grants", privilege, has)
