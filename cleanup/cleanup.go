@@ -49,6 +49,7 @@ type Cleaner struct {
 	fullAt  time.Time     // when the next pass from the beginning is due
 	rested  time.Duration // in this pass, by cfg.Rest
 	shown   shownReport
+	days    map[uint32]*oldDay // by the oid of the partition
 }
 
 // New makes a Cleaner.
@@ -167,7 +168,10 @@ func (c *Cleaner) outbox(ctx context.Context, r *Report, most int64) (w *walk, c
 			Age: c.cfg.Retention.Outbox, Witness: c.witness, Patience: chunkPatience, LockPatience: lockPatience, Explain: r.DryRun,
 		},
 	}
-	complete, err = w.run(ctx)
+	w.query.WholeDays = w.outbox.ByDay() && c.cfg.Retention.Outbox >= wholeDay
+	if err = c.dropDays(ctx, w, r); err == nil {
+		complete, err = w.run(ctx)
+	}
 	r.Blocked = w.blocked
 	if r.DryRun {
 		c.opened = nil
@@ -206,6 +210,9 @@ func (c *Cleaner) log(ctx context.Context, r *Report, w *walk) error {
 		ahead := min(outbox/clockShare, clockMost)
 		if w.outbox.Zoneless() {
 			ahead = zoneMost
+		}
+		if w.query.WholeDays { // the youngest day that was looked at ended up to a day before
+			ahead += wholeDay
 		}
 		cutoff.Age = max(cutoff.Age, outbox+ahead)
 		cutoff.Needed = w.logNeeded

@@ -36,6 +36,15 @@ func (o *slowOutbox) OldestRow(context.Context, ledger.ChunkQuery) (ledger.Outbo
 }
 
 func (o *slowOutbox) Zoneless() bool { return o.zoneless }
+func (o *slowOutbox) ByDay() bool    { return false }
+
+func (o *slowOutbox) Days(context.Context, time.Duration) ([]ledger.OutboxDay, error) {
+	return nil, nil
+}
+
+func (o *slowOutbox) DropDay(context.Context, ledger.OutboxDay, ledger.DayRows, time.Duration) (ledger.DayOutcome, string, error) {
+	return ledger.DayRefused, "", nil
+}
 
 // slowDatabase has a slowOutbox and nothing else.
 type slowDatabase struct{ *slowOutbox }

@@ -35,6 +35,12 @@ type Outbox interface {
 	OldestRow(ctx context.Context, q ledger.ChunkQuery) (at ledger.OutboxKey, found bool, err error)
 	// Zoneless reports whether the rows' times have no time zone.
 	Zoneless() bool
+	// ByDay reports whether days of the outbox can be dropped.
+	ByDay() bool
+	// Days returns the days of which all rows are older than age, the oldest first.
+	Days(ctx context.Context, age time.Duration) ([]ledger.OutboxDay, error)
+	// DropDay drops a day with all of its rows, if they are these.
+	DropDay(ctx context.Context, day ledger.OutboxDay, rows ledger.DayRows, patience time.Duration) (ledger.DayOutcome, string, error)
 }
 
 // place is where a walk over the rows of the outbox is.
@@ -52,6 +58,7 @@ type walk struct {
 	rest    func(ctx context.Context, took time.Duration) error // after each chunk
 	deleted func(rows int64)                                    // hears of each chunk
 	report  *OutboxReport
+	skipped []ledger.OutboxDay // days ahead that it does not look at
 
 	at        place
 	lookedAt  time.Time // when the last chunk began: a row that was not old enough by then was not looked at
@@ -92,7 +99,7 @@ func (w *walk) run(ctx context.Context) (complete bool, err error) {
 			return false, err
 		case w.blocked != "":
 			return false, nil
-		case end:
+		case end && !w.hop():
 			return true, nil
 		case !w.all && w.fruitless >= fruitlessChunks:
 			return false, nil
@@ -154,6 +161,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 func (w *walk) step(ctx context.Context) (end bool, err error) {
 	q := w.query
 	q.From, q.After, q.Limit = w.at.from, w.at.after, w.limit
+	for len(w.skipped) > 0 && w.at.from != nil && w.at.from.At >= w.skipped[0].Until {
+		w.hop()
+	}
+	if len(w.skipped) > 0 {
+		q.Until = w.skipped[0].From
+	}
 	c, err := w.outbox.DeleteChunk(ctx, q)
 	if err == nil && c.Kept.Refused > 0 {
 		// A trigger has left out rows, or somebody else has deleted them at the same moment. The next look says which.

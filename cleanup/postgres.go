@@ -83,3 +83,13 @@ func (o outboxOver) Zoneless() bool { return o.rows.Zoneless() }
 func (o outboxOver) OldestRow(ctx context.Context, q ledger.ChunkQuery) (ledger.OutboxKey, bool, error) {
 	return o.rows.OldestRow(ctx, o.conn, q)
 }
+
+func (o outboxOver) ByDay() bool { return o.rows.ByDay() }
+
+func (o outboxOver) Days(ctx context.Context, age time.Duration) ([]ledger.OutboxDay, error) {
+	return o.rows.Days(ctx, o.conn, age)
+}
+
+func (o outboxOver) DropDay(ctx context.Context, day ledger.OutboxDay, rows ledger.DayRows, patience time.Duration) (ledger.DayOutcome, string, error) {
+	return o.rows.DropDay(ctx, o.conn, day, rows, patience)
+}

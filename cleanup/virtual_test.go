@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 const (
 	fakeRetention = time.Hour
 	fakePartition = 10 * time.Minute // of the log
+	fakeDay       = 20 * time.Minute // of the outbox
 	keyFormat     = "2006-01-02 15:04:05.000000000"
 )
 
@@ -42,6 +44,8 @@ type fake struct {
 	logFrom              time.Time     // of the oldest partition of the log
 	faults               []string
 	reports, looks, most int
+	byDay                bool
+	dropped              int
 	old                  bool // an old snapshot is open: what was deleted has to be stepped over
 }
 
@@ -90,6 +94,9 @@ func (f *fake) DeleteChunk(_ context.Context, q ledger.ChunkQuery) (ledger.Chunk
 		if r.seen.After(now) || !r.at.Before(now.Add(-q.Age)) {
 			continue
 		}
+		if q.Until != "" && r.key >= q.Until {
+			break
+		}
 		if n++; n > q.Limit {
 			break
 		}
@@ -115,6 +122,7 @@ func (f *fake) DeleteChunk(_ context.Context, q ledger.ChunkQuery) (ledger.Chunk
 			return ledger.Chunk{}, ledger.ErrRowRefused
 		case settled:
 			goes = append(goes, r)
+			c.Hash ^= r.hash()
 			waits = false
 		case known:
 			c.Kept.Beyond++
@@ -162,6 +170,58 @@ func (f *fake) DropLogPartition(_ context.Context, cutoff ledger.LogCutoff) ([]l
 		f.logFrom = until
 	}
 	return []ledger.LogPartition{p}, nil
+}
+
+func (f *fake) ByDay() bool { return f.byDay }
+
+// Days are of twenty minutes.
+func (f *fake) Days(_ context.Context, age time.Duration) (days []ledger.OutboxDay, err error) {
+	if len(f.rows) == 0 {
+		return nil, nil
+	}
+	for from := f.rows[0].at.Truncate(fakeDay); !from.Add(fakeDay).After(time.Now().Add(-age)); from = from.Add(fakeDay) {
+		days = append(days, ledger.OutboxDay{
+			OID: uint32(from.Unix()), Name: from.Format(time.TimeOnly), From: from.Format(keyFormat), Until: from.Add(fakeDay).Format(keyFormat),
+		})
+	}
+	return days, nil
+}
+
+// DropDay is busy in the first minutes of each ten.
+func (f *fake) DropDay(_ context.Context, day ledger.OutboxDay, rows ledger.DayRows, _ time.Duration) (ledger.DayOutcome, string, error) {
+	now := time.Now()
+	if now.Minute()%10 < 5 {
+		return ledger.DayBusy, "", nil
+	}
+	if !now.Before(f.jobFrom) && now.Before(f.jobUntil) {
+		return ledger.DayHeld, "", nil
+	}
+	var has ledger.DayRows
+	var goes []*fakeRow
+	for _, r := range f.rows {
+		if r.gone || r.seen.After(now) || r.key < day.From || r.key >= day.Until {
+			continue
+		}
+		has.Rows, has.Hash = has.Rows+1, has.Hash^r.hash()
+		goes = append(goes, r)
+	}
+	if has != rows {
+		return ledger.DayChanged, "", nil
+	}
+	for _, r := range goes {
+		if r.logged.IsZero() || r.logged.After(now) || r.settled.After(now) {
+			f.faults = append(f.faults, r.id+" is dropped, and is not settled")
+		}
+		r.gone = true
+	}
+	f.dropped++
+	return ledger.DayDropped, "", nil
+}
+
+func (r *fakeRow) hash() int64 {
+	h := fnv.New64()
+	_, _ = h.Write([]byte(r.id))
+	return int64(h.Sum64())
 }
 
 func (f *fake) PlanLogDrop(context.Context, ledger.LogCutoff) ([]ledger.LogPartition, error) {
@@ -221,6 +281,7 @@ func TestPassesInVirtualTime(t *testing.T) {
 	if testing.Short() {
 		seeds = 50
 	}
+	dropped := 0
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFake(rand.New(rand.NewPCG(uint64(seed), 7)))
@@ -228,6 +289,7 @@ func TestPassesInVirtualTime(t *testing.T) {
 				Retention: cleanup.Retention{Outbox: fakeRetention, Ledger: fakeRetention}, Database: f,
 				Rest: func(ctx context.Context, _ time.Duration) error { time.Sleep(time.Millisecond); return nil },
 			})
+			f.byDay = seed%2 == 1
 			begin := time.Now()
 			var r cleanup.Report
 			for time.Since(begin) < 14*time.Hour {
@@ -247,6 +309,7 @@ func TestPassesInVirtualTime(t *testing.T) {
 			if f.faults != nil {
 				t.Fatalf("seed %d: %s", seed, strings.Join(f.faults, "\n"))
 			}
+			dropped += f.dropped
 			lost := int64(0)
 			for _, row := range f.rows {
 				if row.logged.IsZero() {
@@ -269,6 +332,9 @@ func TestPassesInVirtualTime(t *testing.T) {
 		if t.Failed() {
 			return
 		}
+	}
+	if dropped < seeds/10 {
+		t.Errorf("%d days were dropped in %d histories", dropped, seeds)
 	}
 }
 
