@@ -23,6 +23,7 @@ var keepsAll = cleanup.Retention{Outbox: cleanup.Forever, Ledger: cleanup.Foreve
 type cleaned struct {
 	database
 	cleanup.Database
+	cleanup.Outbox
 	granted time.Time // from then on the login may delete
 	passes  atomic.Int64
 	reports atomic.Int64
@@ -42,6 +43,7 @@ func (d *cleaned) OpenOutbox(context.Context) (cleanup.Outbox, bool, error) {
 }
 
 func (d *cleaned) Zoneless() bool { return false }
+func (d *cleaned) ByDay() bool    { return false }
 
 func (d *cleaned) OldestRow(context.Context, ledger.ChunkQuery) (ledger.OutboxKey, bool, error) {
 	return ledger.OutboxKey{}, true, nil
