@@ -66,6 +66,8 @@ func (r *statusReader) judgeSlot() {
 	switch {
 	case s == nil:
 		return
+	case s.State == SlotIdle && len(r.faults) == 0 && len(r.status.Instances) > 0:
+		r.toDo(monitoring.LevelFailed, "", "nobody streams from slot %q, although an instance is connected to the database: if that lasts, its log says why", s.Name)
 	case s.State == SlotIdle && len(r.faults) == 0:
 		r.toDo(monitoring.LevelFailed, "outbox-cdc run", "no connector streams from slot %q, so nothing is delivered and WAL piles up: start one", s.Name)
 	case s.State == SlotLost || s.State == SlotMissing || s.State == SlotForeign:

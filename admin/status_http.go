@@ -36,6 +36,11 @@ type answer struct {
 	err      error
 }
 
+// strangerError says that whoever answers is no instance of the connector.
+type strangerError string
+
+func (e strangerError) Error() string { return string(e) }
+
 // askAll asks all addresses at once. They may be those of other programs, so nothing in an answer is taken for granted.
 func (c *StatusConfig) askAll(ctx context.Context, addresses []string) []answer {
 	ctx, stop := context.WithTimeoutCause(ctx, askPatience, fmt.Errorf("no answer for %s", askPatience))
@@ -81,7 +86,7 @@ func (c *StatusConfig) ask(ctx context.Context, client *http.Client, address str
 	case response.StatusCode == http.StatusNotFound:
 		return nil, errors.New("it has no /status: it is an older version, or another program")
 	case response.StatusCode != http.StatusOK || kind != "application/json":
-		return nil, fmt.Errorf("another program answers there (HTTP %d)", response.StatusCode)
+		return nil, strangerError(fmt.Sprintf("another program answers there (HTTP %d)", response.StatusCode))
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, mostAnswer+1))
 	switch {
@@ -90,14 +95,14 @@ func (c *StatusConfig) ask(ctx context.Context, client *http.Client, address str
 	case err != nil:
 		return nil, fmt.Errorf("its answer ends early: %w", err)
 	case len(body) > mostAnswer:
-		return nil, errors.New("another program answers there: the answer is too long")
+		return nil, strangerError("another program answers there: the answer is too long")
 	}
 	var in monitoring.Instance
 	if json.Unmarshal(body, &in) != nil || in.At.IsZero() || in.Process.PID == 0 || in.Process.Slot == "" {
-		return nil, errors.New("another program answers there: the answer is not that of an instance")
+		return nil, strangerError("another program answers there: the answer is not that of an instance")
 	}
 	if in.Process.Slot != c.Source.Slot || in.Process.Name != c.Name {
-		return nil, fmt.Errorf("another connector answers there: %q on slot %q", in.Process.Name, in.Process.Slot)
+		return nil, strangerError(fmt.Sprintf("another connector answers there: %q on slot %q", in.Process.Name, in.Process.Slot))
 	}
 	return &in, nil
 }
@@ -129,7 +134,9 @@ func (r *statusReader) askInstances(ctx context.Context) {
 	}
 	slices.Sort(addresses)
 	answers := r.cfg.askAll(ctx, slices.Compact(addresses))
+	taken := r.listenIsTaken(answers)
 	var leads *monitoring.Instance
+	idle := false // a leader does not stream
 	for i := range r.found {
 		a := answerOf(&r.found[i], r.found[i].StatusAddresses(host), answers)
 		r.status.Instances = append(r.status.Instances, r.shownInstance(&r.found[i], a))
@@ -139,6 +146,7 @@ func (r *statusReader) askInstances(ctx context.Context) {
 		if a.err != nil || r.ofOtherDatabase(a) {
 			continue
 		}
+		idle = idle || a.instance.Role == monitoring.RoleLeader && !a.instance.Streaming
 		known := slices.ContainsFunc(r.status.Instances, func(o StatusInstance) bool {
 			return o.PID == a.instance.Process.PID && o.Host == a.instance.Process.Host
 		})
@@ -157,12 +165,26 @@ func (r *statusReader) askInstances(ctx context.Context) {
 		return // nobody could say more
 	}
 	why := "the instance that streams could not be asked"
-	if len(r.found) == 0 && r.cfg.Listen == "" {
+	if idle {
+		why = "the leader does not stream"
+	} else if len(r.found) == 0 && r.cfg.Listen == "" {
 		why = "http.listen is off here, and no instance was found in the database"
-	} else if i := slices.IndexFunc(answers, func(a answer) bool { return a.err != nil }); len(r.found) == 0 && i >= 0 {
+	} else if i := slices.IndexFunc(answers, func(a answer) bool { return a.err != nil }); len(r.found) == 0 && i >= 0 && !taken {
 		why = fmt.Sprintf("%s was asked: %v", answers[i].address, answers[i].err)
 	}
 	r.status.Unknown = append(r.status.Unknown, "rates, the lag in seconds, and when a sink will have caught up: "+why)
+}
+
+// listenIsTaken reports whether another program answers at http.listen, where an instance with this configuration could not start, and notes
+// it.
+func (r *statusReader) listenIsTaken(answers []answer) bool {
+	for i := range answers {
+		if _, ok := errors.AsType[strangerError](answers[i].err); ok && r.cfg.Listen != "" && answers[i].address == askable(r.cfg.Listen) {
+			r.status.Unknown = append(r.status.Unknown, fmt.Sprintf("an instance at http.listen, %s: %v", r.cfg.Listen, answers[i].err))
+			return true
+		}
+	}
+	return false
 }
 
 // answerOf returns the answer of an instance, which names the instance's own host and pid; or one that says why there is none.
@@ -263,6 +285,9 @@ func (r *statusReader) addSink(in *monitoring.SinkReport, shift time.Duration) {
 	s := &r.status.Sinks[i]
 	if in.InSession && in.Condition != "" {
 		s.Condition, s.Since, s.Cause, s.AsksAt, s.Detail = in.Condition, shifted(in.Since, shift), in.Cause, shifted(in.AsksAt, shift), in.Detail
+		if s.Condition != monitoring.ConditionSuspect { // the instance knows it earlier than the ledger
+			s.TriedRate = 0
+		}
 	}
 	if rows := in.Rows; rows != nil {
 		s.Rows = StatusRows{Parked: &rows.Parked, Dead: &rows.DeadLetters}

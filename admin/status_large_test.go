@@ -34,8 +34,8 @@ func TestStatusIsFast(t *testing.T) {
 			select 1 + i %% 2, '0/0'::pg_lsn + i, 0, gen_random_uuid(), i %% 1000, case when i > %[1]d - 2000 and i %% 100 = 0 and i %% 2 = 0 then 'dead' else 'parked' end,
 				case when i %% 10 = 0 then now() end, now() - interval '1 hour' + i * interval '1 microsecond', '{"aggregate_type":"order","aggregate_id":"1"}', convert_to(repeat('x', 300), 'UTF8')
 			from generate_series(1, %[1]d) i`, parked),
-		fmt.Sprintf(`insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
-			select event_id, processor_id, 1, 'dead', now(), commit_lsn, tx_index, 7 from outbox_parked where status = 'dead' and processor_id = 1`),
+		`insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at, commit_lsn, tx_index, epoch)
+			select event_id, processor_id, 1, 'dead', now(), commit_lsn, tx_index, 7 from outbox_parked where status = 'dead' and processor_id = 1`,
 		"analyze outbox_delivery_log", "vacuum analyze outbox_parked")
 	cfg := StatusConfig{Config: w.admin, DSNPlace: "test", MaxInFlight: 32_768}
 	before := w.scans()

@@ -38,6 +38,8 @@ const (
 	connectPatience = 3 * time.Second
 	// readPatience is how long it reads.
 	readPatience = 10 * time.Second
+	// lockPatience is how long it waits for the lock of a table. Somebody looks at the screen, and the next one comes in 2 s.
+	lockPatience = 500 * time.Millisecond
 )
 
 // statusReader collects what is known. Each step that fails adds why to status.Unknown, and the others go on.
@@ -91,7 +93,10 @@ func (r *statusReader) read(ctx context.Context, conn *pgx.Conn) error {
 	if err := ledger.SetUpCommand(ctx, conn); err != nil {
 		return err
 	}
-	var err error
+	_, err := conn.Exec(ctx, fmt.Sprintf("set lock_timeout = %d", lockPatience.Milliseconds()))
+	if err != nil {
+		return err
+	}
 	if r.server, err = provision.ReadOverview(ctx, conn, r.cfg.Source); err != nil {
 		return err
 	}
@@ -104,19 +109,28 @@ func (r *statusReader) read(ctx context.Context, conn *pgx.Conn) error {
 		return nil
 	}
 	r.readable = r.server.Readable(r.cfg.Source)
+	hasLedger := r.readable["outbox_checkpoints"]
 	r.ledger, err = ledger.Schema(r.cfg.Source.LedgerSchema).ReadOverview(ctx, conn, ledger.OverviewQuery{
 		Slot: r.cfg.Source.Slot, Connector: r.cfg.Name, Window: r.cfg.MaxInFlight, Readable: r.readable, HasState: r.server.HasState,
 	})
 	if err != nil {
 		r.unknown("the ledger", err)
+		clear(r.readable) // nothing is concluded from what was not read
 	}
-	if r.readable["outbox_checkpoints"] {
+	if r.ledger.Unread != nil {
+		r.unknown("what waits, and dead letters", r.ledger.Unread)
+		delete(r.readable, "outbox_parked")
+	}
+	if hasLedger {
 		if r.found, err = ledger.Schema(r.cfg.Source.LedgerSchema).Instances(ctx, conn, r.cfg.Source.Slot); err != nil {
 			r.unknown("the instances", err)
 		}
 	}
 	r.showPending()
 	r.showSlot()
+	if r.status.Slot.State == SlotBuilding { // who has the slot is an init
+		r.found = slices.DeleteFunc(r.found, func(i ledger.Instance) bool { return i.PID == 0 })
+	}
 	r.showSinks()
 	r.showCleanup()
 	r.showSizes(ctx, conn)
@@ -127,7 +141,7 @@ func (r *statusReader) read(ctx context.Context, conn *pgx.Conn) error {
 
 // unknown notes that something could not be read.
 func (r *statusReader) unknown(what string, err error) {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" {
+	if isLocked(err) {
 		err = errors.New("another session holds a lock on it")
 	}
 	r.status.Unknown = append(r.status.Unknown, fmt.Sprintf("%s: %v", what, err))
@@ -141,9 +155,17 @@ func (r *statusReader) findFaults(ctx context.Context, conn *pgx.Conn) {
 	_, err := provision.Preflight(ctx, conn, provision.PreflightConfig{Source: r.cfg.Source})
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		r.faults = append(r.faults, joined.Unwrap()...)
+	} else if isLocked(err) {
+		r.unknown("whether a connector could stream", err)
 	} else if err != nil {
 		r.faults = append(r.faults, err)
 	}
+}
+
+// isLocked reports whether a statement has waited too long for the lock of a table.
+func isLocked(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "55P03"
 }
 
 // showSlot says what the slot is.
@@ -156,7 +178,9 @@ func (r *statusReader) showSlot() {
 	}
 	if slot != nil {
 		s.ActivePID, s.ActiveFrom, s.WALStatus, s.Invalidated, s.InactiveSince = slot.ActivePID, slot.ClientAddress, slot.WALStatus, slot.Invalidated, slot.InactiveSince
-		s.LostAfterBytes = slot.SafeWALSize
+		if slot.SafeWALSize != nil {
+			s.LostAfterBytes = new(max(0, *slot.SafeWALSize))
+		}
 		if slot.ConfirmedFlush > 0 {
 			s.Confirmed = slot.ConfirmedFlush.String()
 			s.LagBytes = new(max(0, int64(r.server.Written)-int64(slot.ConfirmedFlush)))

@@ -21,6 +21,7 @@ func newStatusWorld(t *testing.T) (*world, StatusConfig) {
 			select '%s', 'ready', 7, system_identifier, 1, '0/1', 0, '0/1' from pg_control_system()`, slot),
 		fmt.Sprintf("create publication %s for table event_outbox with (publish = 'insert', publish_via_partition_root)", slot))
 	pgtest.Exec(t, w.conn, fmt.Sprintf("select pg_create_logical_replication_slot('%s', 'pgoutput')", slot))
+	w.exec("update outbox_checkpoints c set confirmed_lsn = confirmed_flush_lsn from pg_replication_slots s where s.slot_name = c.slot_name")
 	return w, StatusConfig{Config: w.admin, DSNPlace: "test"}
 }
 
@@ -100,7 +101,10 @@ func TestStatusOfSlots(t *testing.T) {
 		state SlotState
 		want  string
 	}{
-		"dropped":  {"select pg_drop_replication_slot('SLOT')", SlotMissing, "is gone; find out who dropped it"},
+		"dropped": {"select pg_drop_replication_slot('SLOT')", SlotMissing, "is gone; find out who dropped it"},
+		"made anew": {
+			"select pg_drop_replication_slot('SLOT'); select pg_create_logical_replication_slot('SLOT', 'pgoutput')", SlotIdle, "somebody else has moved or made it",
+		},
 		"building": {"update outbox_checkpoints set state = 'building', prefix_lsn = null where slot_name = 'SLOT'", SlotBuilding, `run "outbox-cdc init" again`},
 		"unknown":  {"delete from outbox_checkpoints where slot_name = 'SLOT'", SlotForeign, "no checkpoint knows it"},
 		"absent": {
@@ -165,4 +169,33 @@ func TestStatusTellsOldTransactions(t *testing.T) {
 		t.Errorf("a transaction of a moment: %+v", s.Holders)
 	}
 	w.exec("rollback")
+}
+
+// A table of the ledger that somebody has locked is not read, and nothing else is concluded from that.
+func TestStatusOfLockedLedgers(t *testing.T) {
+	t.Parallel()
+	w, cfg := newStatusWorld(t)
+	w.park(1, 1, "dead", "")
+	for _, table := range []string{"outbox_parked", "outbox_checkpoints"} {
+		w.exec("begin; lock table " + table)
+		s := w.status(cfg)
+		w.exec("rollback")
+		if len(s.Unknown) == 0 || !strings.Contains(s.Unknown[0], "another session holds a lock on it") || s.Slot.State != SlotIdle || s.NoSink.Parked != nil {
+			t.Errorf("%s: slot %+v, rows %+v, not known: %q", table, s.Slot, s.NoSink, s.Unknown)
+		}
+		if text := s.toDoText(); !strings.Contains(text, "no connector streams") || len(s.ToDo) != 1 {
+			t.Errorf("%s: to do:\n%s", table, text)
+		}
+		if named := len(s.Sinks) > 0; named != (table == "outbox_parked") {
+			t.Errorf("%s: sinks %+v", table, s.Sinks)
+		}
+	}
+}
+
+// A slot that nobody streams from, while an instance is connected, needs no further instance.
+func TestStatusOfAnInstanceThatDoesNotStream(t *testing.T) {
+	t.Parallel()
+	r := &statusReader{status: &Status{Slot: &StatusSlot{Name: "s", State: SlotIdle}, Instances: []StatusInstance{{PID: 7}}}}
+	r.judgeSlot()
+	wantToDo(t, *r.status, "although an instance is connected")
 }

@@ -162,7 +162,7 @@ func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, s
 		return 0, err
 	}
 	if confirmed > start.Confirmed {
-		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it"+remedy, slot, confirmed, start.Confirmed)
+		return 0, exitcode.Errorf(exitcode.SlotLost, provision.SlotIsAhead, slot, confirmed, start.Confirmed)
 	}
 	// The server does not check what is reported to it: the slot would jump to this LSN, past all events to come.
 	if start.Confirmed > written {

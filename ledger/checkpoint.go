@@ -82,12 +82,14 @@ func (s Schema) HoldsRowsBeyond(ctx context.Context, db Querier, point pglogrepl
 
 // SetReady begins a checkpoint that was building, at the consistent point of its new slot. Index −1 is before the first event of
 // a commit record that starts exactly there. The epoch never goes back, and not below the epoch of log rows beyond the point
-// either, which another slot has left (in a restored copy, for example): rows of epochs before slot_epoch settle nothing.
+// either, which another slot has left (in a restored copy, for example): rows of epochs before slot_epoch settle nothing. Nor does it go
+// below the epoch of a sink's state: what a session of a slot that was destroyed has written of a sink would be taken for the present.
 func (s Schema) SetReady(ctx context.Context, tx pgx.Tx, slot string, system pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
 	tag, err := tx.Exec(ctx, s.statement(`update ledger.outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
 			prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
 		from (select greatest((select epoch from ledger.outbox_checkpoints where slot_name = $1),
-			(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5)) as epoch) as e
+			(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5),
+			(select max((state ->> 'epoch')::int) from ledger.outbox_processors where state ->> 'epoch' ~ '^[0-9]{1,8}$')) as epoch) as e
 		where slot_name = $1 and state = $6`), slot, ready, system.SystemID, system.Timeline, point, Building)
 	if err != nil {
 		return fmt.Errorf("write the checkpoint of slot %q: %w", slot, err)

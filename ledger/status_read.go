@@ -35,6 +35,8 @@ type Overview struct {
 	Migrations []int64        // those that were applied
 	Unfinished int            // jobs of outbox_backlog
 	Retention  *RetentionRow  // nil if there is none
+	// Unread is why outbox_parked could not be read. The counts are zero then.
+	Unread error
 }
 
 // SinkOverview is a sink of the connector.
@@ -81,7 +83,8 @@ const countFirst = `select p.id, c.parked,
 			min(parked_at) filter (where status = 'parked') as oldest
 		from (select status, parked_at from ledger.outbox_parked where processor_id = p.id order by commit_lsn, tx_index limit $2 + 1) f) c`
 
-// ReadOverview reads what the ledger says of a connector, in one round trip. It looks at a bounded number of rows.
+// ReadOverview reads what the ledger says of a connector. It looks at a bounded number of rows. outbox_parked is read by itself: a person may
+// have locked it, to vacuum it in full for example, and the rest is known all the same.
 func (s Schema) ReadOverview(ctx context.Context, conn *pgx.Conn, q OverviewQuery) (Overview, error) {
 	var o Overview
 	var b pgx.Batch
@@ -90,10 +93,6 @@ func (s Schema) ReadOverview(ctx context.Context, conn *pgx.Conn, q OverviewQuer
 	}
 	if q.Readable["outbox_processors"] {
 		s.queueSinks(&b, q, &o)
-	}
-	parked := map[int32]ParkedOverview{}
-	if q.Readable["outbox_processors"] && q.Readable["outbox_parked"] {
-		s.queueParked(&b, q, parked)
 	}
 	if q.Readable["outbox_migrations"] {
 		b.Queue(s.statement("select coalesce(array_agg(version_id order by version_id), '{}') from ledger.outbox_migrations where is_applied")).
@@ -115,6 +114,15 @@ func (s Schema) ReadOverview(ctx context.Context, conn *pgx.Conn, q OverviewQuer
 	}
 	if err := conn.SendBatch(ctx, &b).Close(); err != nil {
 		return Overview{}, fmt.Errorf("read the ledger: %w", err)
+	}
+	parked := map[int32]ParkedOverview{}
+	if q.Readable["outbox_processors"] && q.Readable["outbox_parked"] {
+		var b pgx.Batch
+		s.queueParked(&b, q, parked)
+		if err := conn.SendBatch(ctx, &b).Close(); err != nil {
+			clear(parked)
+			o.Unread = fmt.Errorf("read the parked rows: %w", err)
+		}
 	}
 	for i := range o.Sinks {
 		sink := &o.Sinks[i]

@@ -193,7 +193,7 @@ func newInstance(st Status, health Report, trends trends) Instance {
 
 func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 	r := SinkReport{
-		Name: s.Name, Type: s.Type, InSession: s.InSession, AsksAt: utc(s.AsksAt), Lanes: s.Lanes, CatchingUp: s.CatchingUp, Held: s.Held,
+		Name: s.Name, Type: s.Type, InSession: s.InSession, Lanes: s.Lanes, CatchingUp: s.CatchingUp, Held: s.Held,
 		Counts: CountReport{
 			Delivered: s.Counts.Delivered, Unparked: s.Counts.Unparked, Failed: s.Counts.Failed, Dead: s.Counts.Dead, Discarded: s.Counts.Discarded,
 		},
@@ -204,6 +204,9 @@ func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 		r.Status, r.Detail = c.Status, c.Detail
 		r.Condition, r.Since = s.Condition()
 		r.Since, r.Cause = utc(r.Since), s.whyNotOK(r.Condition)
+		if r.Condition == ConditionAway { // nobody asks for a sink that is paused
+			r.AsksAt = utc(s.AsksAt)
+		}
 	}
 	if !s.CountedAt.IsZero() {
 		r.Rows = &RowReport{Parked: s.Parked, DeadLetters: s.DeadLetters, OldestSeconds: s.OldestParked.Seconds(), CountedAt: utc(s.CountedAt)}

@@ -179,10 +179,12 @@ func checkSlot(ctx context.Context, db ledger.Querier, s Source, srv server, f *
 	if slot != nil {
 		f.slot = *slot
 	}
-	switch judge(s, srv, slot, c, p) {
-	case slotAbsent:
+	said := len(*p)
+	switch state := judge(s, srv, slot, c, p); {
+	case len(*p) > said:
+	case state == slotAbsent:
 		p.add(exitcode.Config, `replication slot %q was not made yet; run "outbox-cdc init"`, s.Slot)
-	case slotHalf:
+	case state == slotHalf:
 		p.add(exitcode.Config, `replication slot %q is half made: an init did not end; run "outbox-cdc init" again`, s.Slot)
 	}
 	return nil

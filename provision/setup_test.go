@@ -330,6 +330,20 @@ func TestSetupEpoch(t *testing.T) {
 	}
 }
 
+// What a session of a slot that was destroyed has written of a sink is not taken for what a session of the new slot says.
+func TestEpochIsBeyondTheStatesOfSinks(t *testing.T) {
+	t.Parallel()
+	o := newOutbox(t)
+	o.exec("insert into outbox_processors (id, processor_name, processor_type, connector, state) values (1, 'a', 't', 'c', '{\"condition\": \"suspect\", \"epoch\": 5}')",
+		"insert into outbox_processors (id, processor_name, processor_type, connector, state) values (2, 'b', 't', 'c', '[{\"epoch\": \"x\"}]')")
+	if _, err := Setup(pgtest.Context(t), o.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got := o.text("select format('epoch %s slot_epoch %s', epoch, slot_epoch) from outbox_checkpoints"); got != "epoch 5 slot_epoch 6" {
+		t.Error(got)
+	}
+}
+
 func TestSetupRefuses(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

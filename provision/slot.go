@@ -27,6 +27,10 @@ type slotRow struct {
 const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; ` +
 	"docs/operations.md#lost-slot has the steps"
 
+// SlotIsAhead is the format of what is wrong with a slot that somebody has dropped and made again, or moved. It takes the slot's name and
+// position, and the position of the checkpoint.
+const SlotIsAhead = "slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it; " + StartAnew
+
 // readSlot returns nil if there is no such slot. It reads columns that only newer servers have from the row as JSON. wal_status
 // comes before conflicting, because PostgreSQL 16 also shows a slot whose WAL was removed as conflicting.
 func readSlot(ctx context.Context, db ledger.Querier, name string) (*slotRow, error) {
@@ -86,7 +90,8 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 		if slot.plugin != outputPlugin || slot.database != srv.database {
 			p.add(exitcode.SlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
 		} else if slot.activePID != 0 {
-			p.add(exitcode.SlotLost, `replication slot %q is half made and in use by pid %d; end that, then run "outbox-cdc init"`, s.Slot, slot.activePID)
+			p.add(exitcode.SlotLost, `replication slot %q is half made and in use by pid %d: if an init is at work, wait for it, else end that, then run "outbox-cdc init"`,
+				s.Slot, slot.activePID)
 		}
 		return slotHalf
 	case c.SystemIdentifier != srv.systemIdentifier:
@@ -106,6 +111,8 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 			StartAnew, s.Slot, slot.activePID)
 	case slot.lost != "":
 		p.add(exitcode.SlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.lost)
+	case slot.activePID == 0 && slot.confirmedFlush > c.Confirmed: // a connector confirms nothing that it has not written down
+		p.add(exitcode.SlotLost, SlotIsAhead, s.Slot, slot.confirmedFlush, c.Confirmed)
 	}
 	return slotReady
 }

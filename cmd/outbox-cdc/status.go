@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -158,7 +161,8 @@ func (s *statusScreen) write(st admin.Status) error {
 	text := statusText(st, s.style)
 	switch {
 	case isTTY(s.out):
-		text = inPlace(text, terminalHeight(s.out))
+		width, height := terminalSize(s.out)
+		text = inPlace(text, width, height)
 	case s.shown:
 		text = "\n" + text
 	}
@@ -167,23 +171,51 @@ func (s *statusScreen) write(st admin.Status) error {
 	return err
 }
 
-// inPlace returns what draws a text over what the terminal shows, cut to its height.
-func inPlace(text string, height int) string {
+// escapes are what colours a text.
+var escapes = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// inPlace returns what draws a text over what the terminal shows, cut to its height. A line that is longer than the terminal's takes several
+// of those. The empty lines go first, because what is to be done stands at the end.
+func inPlace(text string, width, height int) string {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	if height > 1 && len(lines) >= height {
-		left := len(lines) - (height - 2)
-		lines = append(lines[:height-2:height-2], fmt.Sprintf("… %d more lines: make the window higher", left))
+	takes := func(line string) int {
+		if n := utf8.RuneCountInString(escapes.ReplaceAllString(line, "")); width > 0 && n > width {
+			return (n + width - 1) / width
+		}
+		return 1
+	}
+	all := 0
+	for _, line := range lines {
+		all += takes(line)
+	}
+	if height > 1 && all >= height {
+		lines = slices.DeleteFunc(lines, func(line string) bool {
+			if line == "" && all >= height {
+				all--
+				return true
+			}
+			return false
+		})
+	}
+	if height > 1 && all >= height {
+		fit, used := 0, 0
+		for used+takes(lines[fit]) <= height-2 {
+			used += takes(lines[fit])
+			fit++
+		}
+		left := len(lines) - fit
+		lines = append(lines[:fit:fit], fmt.Sprintf("… %d more lines: make the window higher", left))
 	}
 	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K", "\x1b[J"
 	return home + strings.Join(lines, clearLine+"\n") + clearLine + "\n" + clearBelow
 }
 
-// terminalHeight returns the number of lines of the terminal, or 0 if nobody knows.
-func terminalHeight(out io.Writer) int {
+// terminalSize returns the columns and lines of the terminal, or 0 if nobody knows.
+func terminalSize(out io.Writer) (width, height int) {
 	if f, ok := out.(*os.File); ok {
-		if _, height, err := term.GetSize(int(f.Fd())); err == nil {
-			return height
+		if width, height, err := term.GetSize(int(f.Fd())); err == nil {
+			return width, height
 		}
 	}
-	return 0
+	return 0, 0
 }

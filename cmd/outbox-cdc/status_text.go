@@ -39,8 +39,12 @@ func statusText(st admin.Status, style style) string {
 	s.cleanup(st.Cleanup)
 	s.storage(st)
 	s.toDo(st)
-	for _, text := range st.Unknown {
-		s.item("NOT KNOWN", text)
+	for i, text := range st.Unknown {
+		label := ""
+		if i == 0 {
+			label = "NOT KNOWN"
+		}
+		s.listed(label, text)
 	}
 	return s.b.String()
 }
@@ -131,7 +135,11 @@ func keptText(slot *admin.StatusSlot) string {
 	case slot.LostAfterBytes == nil:
 		return text + " of " + bytesText(*slot.KeptLimit)
 	}
-	text += " of " + bytesText(*slot.KeptLimit) + "; lost after " + bytesText(*slot.LostAfterBytes) + " more"
+	text += " of " + bytesText(*slot.KeptLimit)
+	if *slot.LostAfterBytes == 0 {
+		return text + "; lost at PostgreSQL's next checkpoint (" + slot.WALStatus + ")"
+	}
+	text += "; lost after " + bytesText(*slot.LostAfterBytes) + " more"
 	if slot.LostAfterSeconds != nil {
 		text += ", " + secondsText(*slot.LostAfterSeconds) + " at this rate"
 	}
@@ -269,8 +277,11 @@ func (s *screen) cleanup(c *admin.StatusCleanup) {
 		n   int64
 		why string
 	}{
-		{k.Beyond, "not settled yet"}, {k.Unread, "not read yet"}, {k.Unaccounted, "unknown to the ledger"},
-		{k.Locked, "locked by other transactions"}, {k.Refused, "refused: " + p.Outbox.Refused},
+		{k.Beyond, "not settled yet"},
+		{k.Unread, "not read yet"},
+		{k.Unaccounted, "unknown to the ledger"},
+		{k.Locked, "locked by other transactions"},
+		{k.Refused, "refused: " + p.Outbox.Refused},
 	} {
 		if stays.n > 0 {
 			s.item("", fmt.Sprintf("old events that stay, %s: %s", stays.why, compact(float64(stays.n))))
@@ -329,9 +340,9 @@ func (s *screen) toDo(st admin.Status) {
 		if i == 0 {
 			label = "TO DO"
 		}
-		s.item(label, t.What)
+		s.listed(label, t.What)
 		if t.Command != "" {
-			fmt.Fprintf(&s.b, "%s  %s\n", strings.Repeat(" ", labelWidth), s.bold(clean(t.Command)))
+			fmt.Fprintf(&s.b, "%s    %s\n", strings.Repeat(" ", labelWidth), s.bold(clean(t.Command)))
 		}
 	}
 }
@@ -340,14 +351,20 @@ func (s *screen) toDo(st admin.Status) {
 const labelWidth = 10
 
 // item writes a text behind a label, on as many lines as it takes.
-func (s *screen) item(label, text string) {
+func (s *screen) item(label, text string) { s.behind(label, "", text) }
+
+// listed is item for one text of a list: its further lines are indented, so that one sees where the next text begins.
+func (s *screen) listed(label, text string) { s.behind(label, "- ", text) }
+
+func (s *screen) behind(label, mark, text string) {
+	indent := strings.Repeat(" ", labelWidth+len(mark))
 	before := s.b.Len()
-	s.wrapped(strings.Repeat(" ", labelWidth), text)
+	s.wrapped(indent, text)
 	line := s.b.String()[before:]
-	rest := strings.TrimPrefix(line, strings.Repeat(" ", labelWidth))
+	rest := strings.TrimPrefix(line, indent)
 	kept := s.b.String()[:before]
 	s.b.Reset()
-	s.b.WriteString(kept + s.bold(fmt.Sprintf("%-*s", labelWidth, label)) + rest)
+	s.b.WriteString(kept + s.bold(fmt.Sprintf("%-*s", labelWidth, label)) + mark + rest)
 }
 
 // wrapped writes a text on lines that begin with indent.
@@ -360,7 +377,7 @@ func (s *screen) wrapped(indent, text string) {
 			line = ""
 		}
 	}
-	for _, word := range strings.Fields(clean(text)) {
+	for word := range strings.FieldsSeq(clean(text)) {
 		for utf8.RuneCountInString(word) > room { // a URL, for example
 			flush()
 			r := []rune(word)

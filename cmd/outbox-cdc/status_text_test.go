@@ -224,10 +224,16 @@ func TestNumbersOfTheScreen(t *testing.T) {
 // On a terminal a screen is drawn over the one before, and cut to its height.
 func TestStatusInPlace(t *testing.T) {
 	t.Parallel()
-	if got, want := inPlace("a\nb\n", 0), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J"; got != want {
+	if got, want := inPlace("a\nb\n", 0, 0), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if got, want := inPlace("a\nb\nc\nd\n", 4), "\x1b[Ha\x1b[K\nb\x1b[K\n… 2 more lines: make the window higher\x1b[K\n\x1b[J"; got != want {
+	if got, want := inPlace("a\nb\nc\nd\n", 80, 4), "\x1b[Ha\x1b[K\nb\x1b[K\n… 2 more lines: make the window higher\x1b[K\n\x1b[J"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	if got, want := inPlace("a\n\nb\n\nc\n", 80, 5), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[K\nc\x1b[K\n\x1b[J"; got != want {
+		t.Errorf("empty lines: %q, want %q", got, want)
+	}
+	if got, want := inPlace("\x1b[1mabcdef\x1b[0m\nb\nc\n", 4, 4), "\x1b[H\x1b[1mabcdef\x1b[0m\x1b[K\n… 2 more lines: make the window higher\x1b[K\n\x1b[J"; got != want {
+		t.Errorf("a narrow terminal: %q, want %q", got, want)
 	}
 }
