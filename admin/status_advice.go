@@ -120,6 +120,9 @@ func (r *statusReader) judgeCleanup() {
 	case p.Log.Refused:
 		r.toDo(monitoring.LevelDegraded, "", "old days of the log stay: %s", p.Log.Stays)
 	}
+	for i := range c.LastPass.Bloat {
+		r.toDo(monitoring.LevelDegraded, "", "%s", c.LastPass.Bloat[i].String())
+	}
 	if n := c.LastPass.Outbox.Kept.Unaccounted; n > 0 {
 		r.toDo(monitoring.LevelDegraded, "", "the ledger does not know %d old rows of the outbox, such as %s: docs/retention.md#unaccounted says what to do with them",
 			n, c.LastPass.Outbox.Unaccounted)

@@ -24,6 +24,8 @@ type Database interface {
 	PlanLogDrop(ctx context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error)
 	// DeleteMetrics deletes some windows of outbox_metrics that ended this long ago, and returns how many.
 	DeleteMetrics(ctx context.Context, age time.Duration, limit int) (int64, error)
+	// DeadRows returns how many deleted rows the outbox and outbox_parked have, and what keeps vacuum from them.
+	DeadRows(ctx context.Context) ([]ledger.DeadRows, error)
 	// WriteReport writes a report into outbox_retention, as JSON.
 	WriteReport(ctx context.Context, report []byte) error
 }
@@ -50,6 +52,7 @@ type Cleaner struct {
 	rested  time.Duration // in this pass, by cfg.Rest
 	shown   shownReport
 	days    map[uint32]*oldDay // by the oid of the partition
+	bloat   bloatWatch
 }
 
 // New makes a Cleaner.
@@ -98,6 +101,10 @@ func (c *Cleaner) Pass(ctx context.Context) (Report, error) {
 	if worked := time.Since(r.BeganAt) - c.rested; r.FromStart && (r.Complete || err != nil) {
 		c.fullAt = time.Now().Add(max(c.fullEvery(), fullRest*worked))
 	}
+	if err == nil && c.bloat.due(&r) {
+		err = c.bloat.look(ctx, c.cfg.Database)
+	}
+	r.Bloat = c.bloat.now
 	r.end(err)
 	if failed := c.show(ctx, &r); err == nil && failed != nil {
 		err = failed
@@ -300,6 +307,7 @@ func (c *Cleaner) show(ctx context.Context, r *Report) error {
 	// The other rows that stay come and go all the time. With these somebody has something to do.
 	same.Outbox.Kept = ledger.KeptRows{Unaccounted: same.Outbox.Kept.Unaccounted, Refused: same.Outbox.Kept.Refused}
 	same.FromStart, same.Complete = true, true
+	same.Bloat = withoutNumbers(same.Bloat)
 	text, err := json.Marshal(&same)
 	if err != nil {
 		return err

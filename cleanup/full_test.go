@@ -67,6 +67,8 @@ func (d slowDatabase) DeleteMetrics(context.Context, time.Duration, int) (int64,
 	return 0, nil
 }
 
+func (d slowDatabase) DeadRows(context.Context) ([]ledger.DeadRows, error) { return nil, nil }
+
 func (d slowDatabase) WriteReport(context.Context, []byte) error { return nil }
 
 // How long a pass has worked, without its rests, decides when all rows are looked at again. Partitions of the log are dropped only then.

@@ -68,6 +68,11 @@ func (p *Postgres) DeleteMetrics(ctx context.Context, age time.Duration, limit i
 	return n, nil
 }
 
+// DeadRows returns how many deleted rows the outbox and outbox_parked have, and what keeps vacuum from them.
+func (p *Postgres) DeadRows(ctx context.Context) ([]ledger.DeadRows, error) {
+	return p.Ledger.ReadDeadRows(ctx, p.Conn, p.Table)
+}
+
 // outboxOver is an Outbox over a connection.
 type outboxOver struct {
 	rows *ledger.OutboxRows

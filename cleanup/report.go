@@ -29,6 +29,8 @@ type Report struct {
 	Outbox  OutboxReport    `json:"outbox"`
 	Log     PartitionReport `json:"log"`
 	Metrics int64           `json:"metrics_deleted"` // windows of outbox_metrics
+	// Bloat are the tables whose deleted rows are not vacuumed away.
+	Bloat []Bloat `json:"bloat,omitempty"`
 }
 
 // OutboxReport is what became of old rows of the outbox.
@@ -76,7 +78,7 @@ func (r *Report) end(err error) {
 
 // follow adds a later pass that has not looked at all rows.
 func (r *Report) follow(later *Report) {
-	r.Complete, r.Blocked, r.Grants, r.Error = later.Complete, later.Blocked, later.Grants, later.Error
+	r.Complete, r.Blocked, r.Grants, r.Error, r.Bloat = later.Complete, later.Blocked, later.Grants, later.Error, later.Bloat
 	r.Outbox.Deleted += later.Outbox.Deleted
 	// Rows that waited for the stream, which is past them now.
 	if more := later.Outbox.Kept.Unaccounted - r.Outbox.Kept.Unaccounted; more > 0 {

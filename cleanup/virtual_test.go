@@ -55,6 +55,8 @@ func (f *fake) DeleteMetrics(context.Context, time.Duration, int) (int64, error)
 
 func (f *fake) Zoneless() bool { return false }
 
+func (f *fake) DeadRows(context.Context) ([]ledger.DeadRows, error) { return nil, nil }
+
 func (f *fake) WriteReport(_ context.Context, report []byte) error {
 	f.reports++
 	return json.Unmarshal(report, &cleanup.Report{})

@@ -107,9 +107,11 @@ func cleanupRest(took time.Duration, times int) time.Duration {
 // cleanupReport says in health, log and metrics what the cleanup does, at each change.
 type cleanupReport struct {
 	c       *Connector
-	problem cleanupProblem
+	problem cleanupProblem // of the rows
 	detail  string
-	said    bool // health knows of the cleanup
+	shown   monitoring.Component // what health says
+	told    cleanupProblem       // what the log has said
+	said    bool                 // health knows of the cleanup
 	sum     int64
 	sumAt   time.Time
 	lost    bool // the log says that rows are unaccounted
@@ -122,9 +124,18 @@ const (
 	cleanupWorks    cleanupProblem = ""
 	cleanupFails    cleanupProblem = "old rows are not deleted"
 	cleanupNoRight  cleanupProblem = "old rows are not deleted: the login lacks a right"
+	cleanupBloat    cleanupProblem = "deleted rows are not vacuumed away"
 	cleanupRefusals cleanupProblem = "the database refuses to delete old rows of the outbox"
 	cleanupNoDrop   cleanupProblem = "the database refuses to drop an old day of the log"
 )
+
+// over is what the log says when the problem is over.
+func (p cleanupProblem) over() string {
+	if p == cleanupBloat {
+		return "deleted rows are vacuumed away again"
+	}
+	return "old rows are deleted again"
+}
 
 // judgeCleanup returns what a pass says of the cleanup: why it does not do its work, and a sentence for a person.
 func judgeCleanup(r *cleanup.Report, err error) (cleanupProblem, string) {
@@ -155,14 +166,30 @@ func judgeCleanup(r *cleanup.Report, err error) (cleanupProblem, string) {
 	return cleanupWorks, strings.Join(notes, "; ")
 }
 
+// judgeBloat adds to what judgeCleanup says the tables whose deleted rows are not vacuumed away. That is a problem if it lasts.
+func judgeBloat(all []cleanup.Bloat, problem cleanupProblem, detail string) (cleanupProblem, string) {
+	var texts []string
+	if detail != "" {
+		texts = append(texts, detail)
+	}
+	for i := range all {
+		texts = append(texts, all[i].String())
+		if problem == cleanupWorks && all[i].Long() {
+			problem = cleanupBloat
+		}
+	}
+	return problem, strings.Join(texts, "; ")
+}
+
 // report notes what a pass has done.
 func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	log := t.c.cfg.Logger
 	t.c.noteLogin(err)
 	problem, detail := judgeCleanup(r, err)
+	_, all := judgeBloat(r.Bloat, problem, detail)
 	t.c.cleaned.Store(&monitoring.CleanupStatus{
 		EndedAt: time.Now(), Took: time.Duration(r.Seconds * float64(time.Second)), Rows: r.Outbox.Deleted,
-		Partitions: len(r.Log.Dropped) + len(r.Outbox.Partitions.Dropped), Complete: r.Complete && err == nil, Detail: detail,
+		Partitions: len(r.Log.Dropped) + len(r.Outbox.Partitions.Dropped), Complete: r.Complete && err == nil, Detail: all,
 	})
 	if problem == cleanupWorks && r.Complete {
 		t.c.cfg.Metrics.CleanupLastSuccess.SetToCurrentTime()
@@ -170,25 +197,27 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	if !r.FromStart && problem == cleanupWorks && (t.problem == cleanupRefusals || t.problem == cleanupNoDrop || detail == "") && t.said {
 		problem, detail = t.problem, t.detail // only a pass over all rows knows better
 	}
-	if !t.said || detail != t.detail {
-		now := degradedBy(nil)
-		now.Detail = detail
-		if problem != cleanupWorks {
-			now = degradedBy(errors.New(detail))
-		}
+	t.problem, t.detail = problem, detail
+	problem, detail = judgeBloat(r.Bloat, problem, detail)
+	now := degradedBy(nil)
+	now.Detail = detail
+	if problem != cleanupWorks {
+		now = degradedBy(errors.New(detail))
+	}
+	if !t.said || now.Status != t.shown.Status || now.Detail != t.shown.Detail {
 		t.c.cfg.Health.Set("keeper:cleanup", now)
 	}
 	switch {
-	case problem != cleanupWorks && problem != t.problem:
+	case problem != cleanupWorks && problem != t.told:
 		log.Warn(string(problem), "err", detail)
-	case problem == cleanupWorks && t.problem != cleanupWorks:
-		log.Info("old rows are deleted again")
+	case problem == cleanupWorks && t.told != cleanupWorks:
+		log.Info(t.told.over())
 	}
+	t.shown, t.told, t.said = now, problem, true
 	if n := r.Outbox.Kept.Unaccounted; n > 0 && !t.lost {
 		t.lost = true
 		log.Warn("the ledger does not know rows of the outbox that the stream is past, so they stay; see docs/retention.md#unaccounted", "rows", n, "event_id", r.Outbox.Unaccounted)
 	}
-	t.problem, t.detail, t.said = problem, detail, true
 	t.tellDeleted(r)
 }
 

@@ -1,8 +1,10 @@
 package connector
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,4 +88,43 @@ func silentConfig() Config {
 		Source: Source{DSN: "postgres://u:p@h/d", ReplicationDSN: "postgres://u:p@h/d"}, Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil),
 		Logger: slog.New(slog.DiscardHandler),
 	}
+}
+
+// Deleted rows that are not vacuumed away stand in the detail of a cleanup that works; after an hour it is degraded, with one WARN.
+func TestHealthTellsOfBloat(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		cfg := silentConfig()
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		c := newConnector(cfg, nil)
+		tells := cleanupReport{c: c, sumAt: time.Now().Add(24 * time.Hour)}
+		tell := func(bloat ...cleanup.Bloat) monitoring.Component {
+			tells.report(&cleanup.Report{Complete: true, Bloat: bloat}, nil)
+			return c.cfg.Health.Report().Components["keeper:cleanup"]
+		}
+		since := time.Now()
+		bloat := func() cleanup.Bloat {
+			return cleanup.Bloat{Since: since, DeadRows: ledger.DeadRows{Table: "public.event_outbox", Dead: 1_200_000, At: time.Now(), Holder: &ledger.VacuumHolder{
+				Kind: ledger.HoldsTransaction, PID: 4711, Since: &since,
+			}}}
+		}
+		tell()
+		const want = "1,200,000 deleted rows of public.event_outbox cannot be vacuumed away: pid 4711 has had a transaction open since 2000-01-01 00:00:00Z; see docs/retention.md#space"
+		if now := tell(bloat()); now.Status != monitoring.LevelOK || now.Detail != want || c.Status().Cleanup.Detail != want || log.Len() > 0 {
+			t.Errorf("at first: %+v, %s", now, log.String())
+		}
+		time.Sleep(time.Hour)
+		for range 2 {
+			if now := tell(bloat()); now.Status != monitoring.LevelDegraded || now.Detail != want {
+				t.Errorf("after an hour: %+v", now)
+			}
+		}
+		if now := tell(); now.Status != monitoring.LevelOK || now.Detail != "" {
+			t.Errorf("when it is over: %+v", now)
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "deleted rows are vacuumed away again") {
+			t.Errorf("%d warnings: %s", n, log.String())
+		}
+	})
 }

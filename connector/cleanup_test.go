@@ -60,6 +60,8 @@ func (d *cleaned) DropLogPartition(context.Context, ledger.LogCutoff) ([]ledger.
 
 func (d *cleaned) DeleteMetrics(context.Context, time.Duration, int) (int64, error) { return 0, nil }
 
+func (d *cleaned) DeadRows(context.Context) ([]ledger.DeadRows, error) { return nil, nil }
+
 func (d *cleaned) WriteReport(context.Context, []byte) error {
 	d.reports.Add(1)
 	return nil
