@@ -23,7 +23,7 @@ const (
 
 // Bloat is a table whose deleted rows are not vacuumed away.
 type Bloat struct {
-	ledger.DeadRows
+	ledger.DeadRows `json:"vacuum"`
 	// Since is when this process first saw so many deleted rows there, by the server's clock.
 	Since time.Time `json:"since"`
 }

@@ -128,7 +128,7 @@ func TestBloatOnARealServer(t *testing.T) {
 	if err != nil || len(r.Bloat) != 1 || r.Bloat[0].Table != "public.event_outbox" || !r.Bloat[0].AutovacuumOff || r.Bloat[0].Dead < 50_010 || r.Bloat[0].Long() {
 		t.Fatalf("%+v, %v", r.Bloat, err)
 	}
-	if n := s.count(fmt.Sprintf("select count(*) from outbox_retention where report -> 'bloat' -> 0 ->> 'dead_rows' = '%d'", r.Bloat[0].Dead)); n != 1 {
+	if n := s.count(fmt.Sprintf("select count(*) from outbox_retention where report -> 'bloat' -> 0 -> 'vacuum' ->> 'dead_rows' = '%d'", r.Bloat[0].Dead)); n != 1 {
 		t.Error("it is not in outbox_retention")
 	}
 }
