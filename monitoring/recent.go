@@ -58,7 +58,8 @@ type Recent struct {
 
 // sample is what is remembered of a Status.
 type sample struct {
-	at time.Time
+	at     time.Time
+	before bool // there was no connector yet, so nothing was delivered
 	// written and behind are bytes of WAL: how far the server has written, and what is not confirmed of that. Both are meaningless unless
 	// streams is true.
 	written, behind float64
@@ -102,6 +103,9 @@ func (r *Recent) Instance() Instance {
 }
 
 func sampleOf(st Status) sample {
+	if st.At.IsZero() {
+		return sample{at: time.Now(), before: true}
+	}
 	s := sample{
 		at: st.At, written: float64(st.Confirmed) + float64(st.LagBytes), behind: float64(st.LagBytes), streams: st.Streaming && st.Confirmed > 0,
 		sinks: make([]sinkSample, len(st.Sinks)),
@@ -118,9 +122,6 @@ func sampleOf(st Status) sample {
 
 // keep adds a sample, and drops those that are older than a minute but one.
 func (r *Recent) keep(s sample) {
-	if s.at.IsZero() { // there is no connector yet
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.samples = append(r.samples, s)
@@ -177,6 +178,9 @@ func streamForecast(st Status, behind series) Forecast {
 func sinkTrendOf(sink *SinkStatus, samples []sample, stream Forecast) (t sinkTrend) {
 	of := func(value func(sinkSample) (float64, bool)) series {
 		return collect(samples, func(s *sample) (float64, bool) {
+			if s.before {
+				return value(sinkSample{})
+			}
 			if i := slices.IndexFunc(s.sinks, func(other sinkSample) bool { return other.name == sink.Name }); i >= 0 {
 				return value(s.sinks[i])
 			}

@@ -223,6 +223,27 @@ func TestRatesOfANewSink(t *testing.T) {
 	})
 }
 
+// What a process delivers in its first second counts: before there was a connector, nothing was delivered.
+func TestRatesSinceTheStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRecent(func() Status { return Status{} }, &Health{})
+		r.keep(sampleOf(r.status()))
+		time.Sleep(time.Second)
+		st := Status{At: time.Now(), Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now(), Parked: 1, Counts: Counts{Delivered: 100}}}}
+		r.keep(sampleOf(st))
+		time.Sleep(9 * time.Second)
+		st.At = time.Now()
+		got := r.trends(st).sinks[0]
+		if got.rate == nil || got.rate.DeliveredNow != 0 || got.rate.DeliveredMinute != 10 {
+			t.Errorf("got %+v, want 10 a second over the minute", got.rate)
+		}
+		if got.forecast.Trend != TrendNotAtThisRate { // the row was not parked since the start
+			t.Errorf("the parked row: %+v", got.forecast)
+		}
+	})
+}
+
 // What a sample costs; there is one each second.
 func BenchmarkSample(b *testing.B) {
 	g := newRigged()
