@@ -178,9 +178,12 @@ type StatusCleanup struct {
 	// OutboxSeconds and LedgerSeconds are the retentions that are configured; absent for ever.
 	OutboxSeconds *float64   `json:"outbox_retention_seconds,omitempty"`
 	LedgerSeconds *float64   `json:"ledger_retention_seconds,omitempty"`
-	LastPassAt    *time.Time `json:"last_pass_at,omitempty"`
+	// LastPassAt is when the last pass has ended, which only the instance that streams knows.
+	LastPassAt *time.Time `json:"last_pass_at,omitempty"`
+	// ReportedAt is when LastPass was written: a pass writes it when it has something new to say, and once an hour.
+	ReportedAt *time.Time `json:"reported_at,omitempty"`
 	// LogDroppedUntil is the end of the newest partition of the log that was dropped.
 	LogDroppedUntil *time.Time `json:"log_dropped_until,omitempty"`
-	// LastPass is what the last pass has done; absent if there was none yet.
+	// LastPass is the newest report of a pass; absent if there is none yet.
 	LastPass *cleanup.Report `json:"last_pass,omitempty"`
 }

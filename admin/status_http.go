@@ -271,6 +271,9 @@ func (r *statusReader) addLeader(in *monitoring.Instance) {
 			slot.LostAfterSeconds = new(max(0, float64(*slot.LostAfterBytes)) / *s.WALRate)
 		}
 	}
+	if c := r.status.Cleanup; c != nil && in.Cleanup != nil {
+		c.LastPassAt = shifted(in.Cleanup.EndedAt, shift)
+	}
 	for i := range in.Sinks {
 		r.addSink(&in.Sinks[i], shift)
 	}

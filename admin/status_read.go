@@ -276,7 +276,7 @@ func (r *statusReader) showCleanup() {
 	if row == nil || row.LastPassAt == nil {
 		return
 	}
-	c.LastPassAt, c.LogDroppedUntil = row.LastPassAt, row.LogDroppedUntil
+	c.ReportedAt, c.LogDroppedUntil = row.LastPassAt, row.LogDroppedUntil
 	var report cleanup.Report
 	if json.Unmarshal(row.Report, &report) == nil { // a person, or another version, may have written anything
 		c.LastPass = &report

@@ -267,7 +267,10 @@ func (s *screen) cleanup(c *admin.StatusCleanup) {
 		s.item("", "no pass yet")
 		return
 	}
-	text := fmt.Sprintf("last pass %s ago: events deleted: %s", ago(s.now, c.LastPassAt), compact(float64(p.Outbox.Deleted)))
+	text := fmt.Sprintf("reported %s ago: events deleted: %s", ago(s.now, c.ReportedAt), compact(float64(p.Outbox.Deleted)))
+	if c.LastPassAt != nil {
+		text = fmt.Sprintf("last pass %s ago; ", ago(s.now, c.LastPassAt)) + text
+	}
 	if n := len(p.Log.Dropped) + len(p.Outbox.Partitions.Dropped); n > 0 {
 		text += fmt.Sprintf("; partitions dropped: %d", n)
 	}

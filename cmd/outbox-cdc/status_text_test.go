@@ -45,7 +45,7 @@ func wellStatus() admin.Status {
 		},
 		NoSink: admin.StatusRows{Parked: new(int64(0)), Dead: new(int64(0))},
 		Cleanup: &admin.StatusCleanup{
-			OutboxSeconds: new(604800.0), LedgerSeconds: new(604800.0), LastPassAt: before(4 * time.Minute),
+			OutboxSeconds: new(604800.0), LedgerSeconds: new(604800.0), LastPassAt: before(20 * time.Second), ReportedAt: before(4 * time.Minute),
 			LastPass: &cleanup.Report{Complete: true, Outbox: cleanup.OutboxReport{Deleted: 12_004}, Log: cleanup.PartitionReport{Dropped: []string{"a"}}},
 		},
 		Sizes: &admin.StatusSizes{
