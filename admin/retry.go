@@ -28,7 +28,7 @@ type RetriedSink struct {
 	Sink string `json:"sink"`
 	// MadeDue counts the parked events that waited for their next attempt, and are due now.
 	MadeDue int `json:"made_due"`
-	// Parked counts all parked events of the sink.
+	// Parked counts all parked events of the sink, before they were made due.
 	Parked int `json:"parked"`
 	// Paused says that the sink is paused: nothing is tried until it is resumed.
 	Paused bool `json:"paused,omitempty"`
@@ -86,13 +86,15 @@ func RetryNow(ctx context.Context, c Config, o RetryNowOptions) (RetryNowResult,
 
 func (l *ledgerConn) retryNow(ctx context.Context, id int32, progress *dueProgress) (RetriedSink, error) {
 	s := RetriedSink{Sink: l.sinkName(id), Paused: l.isPaused(id)}
-	err := l.MakeDue(ctx, id, func(rows int) {
+	var err error
+	if s.Parked, err = l.CountStatus(ctx, []int32{id}, "parked"); err != nil { // before the connector is told, because it delivers them at once
+		return s, err
+	}
+	err = l.MakeDue(ctx, id, func(rows int) {
 		s.MadeDue += rows
 		progress.add(rows)
 	})
-	if err == nil {
-		s.Parked, err = l.CountStatus(ctx, []int32{id}, "parked")
-	}
+	s.Parked = max(s.Parked, s.MadeDue) // rows may have been parked since they were counted
 	return s, err
 }
 
