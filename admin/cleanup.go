@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -76,18 +75,13 @@ func cleanupError(err error) error {
 }
 
 func (l *ledgerConn) cleanUp(ctx context.Context, o CleanupOptions, result *CleanupResult) error {
-	schema, name, _ := strings.Cut(l.cfg.Source.Table, ".")
-	columns := l.cfg.Source.Columns
 	source := l.cfg.Source
-	source.Cleanup = provision.Cleanup{Outbox: o.Retention.Outbox != cleanup.Forever, Ledger: o.Retention.Ledger != cleanup.Forever}
+	source.Cleanup = o.Retention.Deletes()
 	var deleted int64
 	cleaner := cleanup.New(cleanup.Config{
 		Retention: o.Retention,
-		Database: &cleanup.Postgres{Conn: l.conn, Ledger: l.schema(), Source: source, Table: ledger.OutboxTable{
-			Schema: schema, Name: name, ID: columns.ID, AggregateType: columns.AggregateType, AggregateID: columns.AggregateID, EventType: columns.EventType,
-			TenantID: columns.TenantID, CreatedAt: columns.CreatedAt,
-		}},
-		Rest: func(context.Context, time.Duration) error { return context.Cause(ctx) },
+		Database:  &cleanup.Postgres{Conn: l.conn, Source: source},
+		Rest:      func(context.Context, time.Duration) error { return context.Cause(ctx) },
 		Deleted: func(_ string, rows int64) {
 			deleted += rows
 			if o.Progress != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
@@ -185,12 +184,9 @@ type eventReader interface {
 
 // openMapped looks at the table that source.table names.
 func (l *ledgerConn) openMapped(ctx context.Context) (*ledger.MappedOutbox, error) {
-	schema, name, _ := strings.Cut(l.cfg.Source.Table, ".")
-	c := l.cfg.Source.Columns
-	return l.OpenOutbox(ctx, ledger.OutboxTable{
-		Schema: schema, Name: name, ID: c.ID, AggregateType: c.AggregateType, AggregateID: c.AggregateID, EventType: c.EventType,
-		TenantID: c.TenantID, CreatedAt: c.CreatedAt, Patience: mappedPatience,
-	})
+	table := l.cfg.Source.OutboxTable()
+	table.Patience = mappedPatience
+	return l.OpenOutbox(ctx, table)
 }
 
 // eventList is how the events of an outbox are listed.

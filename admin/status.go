@@ -176,8 +176,8 @@ type StatusToDo struct {
 // StatusCleanup says what is deleted when, and what the last pass has done.
 type StatusCleanup struct {
 	// OutboxSeconds and LedgerSeconds are the retentions that are configured; absent for ever.
-	OutboxSeconds *float64   `json:"outbox_retention_seconds,omitempty"`
-	LedgerSeconds *float64   `json:"ledger_retention_seconds,omitempty"`
+	OutboxSeconds *float64 `json:"outbox_retention_seconds,omitempty"`
+	LedgerSeconds *float64 `json:"ledger_retention_seconds,omitempty"`
 	// LastPassAt is when the last pass has ended, which only the instance that streams knows.
 	LastPassAt *time.Time `json:"last_pass_at,omitempty"`
 	// ReportedAt is when LastPass was written: a pass writes it when it has something new to say, and once an hour.

@@ -51,8 +51,10 @@ func TestBloat(t *testing.T) {
 			return ledger.DeadRows{Dead: 60_000, VacuumedAt: ago(time.Minute), AutovacuumOff: true}
 		}, -1, ""},
 		"off": {func() ledger.DeadRows { return ledger.DeadRows{Dead: 60_000, AutovacuumOff: true} }, 0, "60,000 deleted rows of public.event_outbox are not vacuumed away: autovacuum is off"},
-		"no vacuum": {func() ledger.DeadRows { return ledger.DeadRows{Dead: 1_200_000, VacuumedAt: ago(time.Hour)} }, 10 * time.Minute,
-			"1,200,000 deleted rows of public.event_outbox are not vacuumed away: the last vacuum was at 1999-12-31 23:10:00Z"},
+		"no vacuum": {
+			func() ledger.DeadRows { return ledger.DeadRows{Dead: 1_200_000, VacuumedAt: ago(time.Hour)} }, 10 * time.Minute,
+			"1,200,000 deleted rows of public.event_outbox are not vacuumed away: the last vacuum was at 1999-12-31 23:10:00Z",
+		},
 		"never": {func() ledger.DeadRows { return ledger.DeadRows{Dead: 60_000} }, 10 * time.Minute, "no vacuum has ended yet"},
 		"held": {func() ledger.DeadRows {
 			return ledger.DeadRows{Dead: 60_000, VacuumedAt: ago(time.Second), Holder: holder(new(time.Date(1999, 12, 31, 23, 55, 0, 0, time.UTC)))}

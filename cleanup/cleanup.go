@@ -186,7 +186,7 @@ func (c *Cleaner) outbox(ctx context.Context, r *Report, most int64) (w *walk, c
 	}
 	c.at, c.witness = w.next(), w.witness
 	if errors.Is(err, ledger.ErrMayNotDelete) { // the right was taken away just now
-		c.opened, err = nil, nil
+		c.opened = nil
 		r.Grants, err = c.cfg.Database.Lacking(ctx)
 		return w, false, err
 	}

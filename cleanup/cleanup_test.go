@@ -9,16 +9,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
+	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// ownOutbox is the table that init makes.
-var ownOutbox = ledger.OutboxTable{
-	Schema: "public", Name: "event_outbox", ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", CreatedAt: "created_at",
-}
+// ownOutbox is the table that init makes, with its ledger.
+var ownOutbox = provision.Source{Table: "public.event_outbox", LedgerSchema: "public", Columns: decoder.DefaultColumns()}
 
 // server is a database with a slot that is settled up to 0/64.
 type server struct {
@@ -43,7 +43,7 @@ func newServer(t *testing.T) *server {
 }
 
 func (s *server) database() *cleanup.Postgres {
-	return &cleanup.Postgres{Conn: s.db.Pool(s.t, func(c *pgconn.Config) { ledger.PinRun(c, "slot") }), Ledger: "public", Table: ownOutbox}
+	return &cleanup.Postgres{Conn: s.db.Pool(s.t, func(c *pgconn.Config) { ledger.PinRun(c, "slot") }), Source: ownOutbox}
 }
 
 // events inserts rows with a second between each other, the last one of this age.

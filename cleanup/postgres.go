@@ -23,12 +23,12 @@ var _ Conn = (*pgx.Conn)(nil)
 
 // Postgres is the Database of a real server.
 type Postgres struct {
-	Conn   Conn
-	Ledger ledger.Schema
-	Table  ledger.OutboxTable
-	// Source says which rights the login needs.
+	Conn Conn
+	// Source names outbox and ledger, and says which rights the login needs.
 	Source provision.Source
 }
+
+func (p *Postgres) ledger() ledger.Schema { return ledger.Schema(p.Source.LedgerSchema) }
 
 // Lacking returns the statements by which the owner of the tables gives the rights that the login lacks for the cleanup.
 func (p *Postgres) Lacking(ctx context.Context) ([]string, error) {
@@ -37,7 +37,7 @@ func (p *Postgres) Lacking(ctx context.Context) ([]string, error) {
 
 // OpenOutbox looks at the outbox's columns. It reports whether the login may delete from it.
 func (p *Postgres) OpenOutbox(ctx context.Context) (outbox Outbox, may bool, err error) {
-	rows, err := p.Ledger.OpenOutboxRows(ctx, p.Conn, p.Table)
+	rows, err := p.ledger().OpenOutboxRows(ctx, p.Conn, p.Source.OutboxTable())
 	if err != nil {
 		return nil, false, err
 	}
@@ -46,22 +46,22 @@ func (p *Postgres) OpenOutbox(ctx context.Context) (outbox Outbox, may bool, err
 
 // DropLogPartition drops the oldest partition of the log if it may go, and returns the partitions that it has looked at.
 func (p *Postgres) DropLogPartition(ctx context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error) {
-	return p.Ledger.DropLogPartition(ctx, p.Conn, cutoff)
+	return p.ledger().DropLogPartition(ctx, p.Conn, cutoff)
 }
 
 // PlanLogDrop returns all partitions of the log with what would become of them.
 func (p *Postgres) PlanLogDrop(ctx context.Context, cutoff ledger.LogCutoff) ([]ledger.LogPartition, error) {
-	return p.Ledger.PlanLogDrop(ctx, p.Conn, cutoff)
+	return p.ledger().PlanLogDrop(ctx, p.Conn, cutoff)
 }
 
 // WriteReport writes a report into outbox_retention, as JSON.
 func (p *Postgres) WriteReport(ctx context.Context, report []byte) error {
-	return p.Ledger.WriteRetentionReport(ctx, p.Conn, report)
+	return p.ledger().WriteRetentionReport(ctx, p.Conn, report)
 }
 
 // DeleteMetrics deletes some windows of outbox_metrics that ended this long ago, and returns how many.
 func (p *Postgres) DeleteMetrics(ctx context.Context, age time.Duration, limit int) (int64, error) {
-	n, err := p.Ledger.DeleteMetrics(ctx, p.Conn, age, limit)
+	n, err := p.ledger().DeleteMetrics(ctx, p.Conn, age, limit)
 	if err != nil {
 		return 0, fmt.Errorf("old windows of outbox_metrics: %w", err)
 	}
@@ -70,7 +70,7 @@ func (p *Postgres) DeleteMetrics(ctx context.Context, age time.Duration, limit i
 
 // DeadRows returns how many deleted rows the outbox and outbox_parked have, and what keeps vacuum from them.
 func (p *Postgres) DeadRows(ctx context.Context) ([]ledger.DeadRows, error) {
-	return p.Ledger.ReadDeadRows(ctx, p.Conn, p.Table)
+	return p.ledger().ReadDeadRows(ctx, p.Conn, p.Source.OutboxTable())
 }
 
 // outboxOver is an Outbox over a connection.

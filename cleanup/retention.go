@@ -5,6 +5,8 @@ package cleanup
 import (
 	"math"
 	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // Forever is the age of what is never deleted.
@@ -16,4 +18,9 @@ type Retention struct {
 	Outbox time.Duration
 	// Ledger is for partitions of outbox_delivery_log. It is not less than Outbox, unless Outbox is Forever.
 	Ledger time.Duration
+}
+
+// Deletes says what is not kept for ever.
+func (r Retention) Deletes() provision.Cleanup {
+	return provision.Cleanup{Outbox: r.Outbox != Forever, Ledger: r.Ledger != Forever}
 }

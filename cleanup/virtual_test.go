@@ -46,7 +46,6 @@ type fake struct {
 	reports, looks, most int
 	byDay                bool
 	dropped              int
-	old                  bool // an old snapshot is open: what was deleted has to be stepped over
 }
 
 func (f *fake) Lacking(context.Context) ([]string, error)                        { return nil, nil }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,26 +44,18 @@ type cleanupDatabase interface {
 // cleanupSource is the source with what is deleted.
 func (p *postgres) cleanupSource() provision.Source {
 	s := p.source.provision()
-	s.Cleanup = provision.Cleanup{Outbox: p.retention.Outbox != cleanup.Forever, Ledger: p.retention.Ledger != cleanup.Forever}
+	s.Cleanup = p.retention.Deletes()
 	return s
 }
 
 func (p *postgres) cleanup() cleanup.Database {
-	schema, name, _ := strings.Cut(p.source.Table, ".")
-	c := p.source.Columns
-	return &cleanup.Postgres{
-		Conn: p.pool, Ledger: p.Schema, Source: p.cleanupSource(),
-		Table: ledger.OutboxTable{
-			Schema: schema, Name: name, ID: c.ID, AggregateType: c.AggregateType, AggregateID: c.AggregateID, EventType: c.EventType,
-			TenantID: c.TenantID, CreatedAt: c.CreatedAt,
-		},
-	}
+	return &cleanup.Postgres{Conn: p.pool, Source: p.cleanupSource()}
 }
 
 // keepClean deletes what is older than the retention until ctx ends, pass after pass.
 func (c *Connector) keepClean(ctx context.Context, s *session) {
 	retention := c.cfg.Retention
-	if retention.Outbox == cleanup.Forever && retention.Ledger == cleanup.Forever {
+	if retention.Deletes() == (provision.Cleanup{}) {
 		return
 	}
 	cleaner := cleanup.New(cleanup.Config{
@@ -209,9 +202,9 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	}
 	switch {
 	case problem != cleanupWorks && problem != t.told:
-		log.Warn(string(problem), "err", detail)
+		log.Warn(string(problem), "err", detail) //nolint:sloglint // it is one of the constants above
 	case problem == cleanupWorks && t.told != cleanupWorks:
-		log.Info(t.told.over())
+		log.Info(t.told.over()) //nolint:sloglint // it is one of two constants
 	}
 	t.shown, t.told, t.said = now, problem, true
 	if n := r.Outbox.Kept.Unaccounted; n > 0 && !t.lost {
@@ -224,7 +217,7 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 // tellDeleted has a line in the log for a large pass, and one a day for all others.
 func (t *cleanupReport) tellDeleted(r *cleanup.Report) {
 	if r.Outbox.Deleted >= largePass || len(r.Log.Dropped) > 0 || len(r.Outbox.Partitions.Dropped) > 0 {
-		t.c.cfg.Logger.Info("old rows were deleted", "rows", r.Outbox.Deleted, "partitions", append(r.Outbox.Partitions.Dropped, r.Log.Dropped...),
+		t.c.cfg.Logger.Info("old rows were deleted", "rows", r.Outbox.Deleted, "partitions", slices.Concat(r.Outbox.Partitions.Dropped, r.Log.Dropped),
 			"took", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond).String())
 	} else {
 		t.sum += r.Outbox.Deleted

@@ -51,27 +51,32 @@ func TestWhatTheCleanupSays(t *testing.T) {
 	}{
 		"nothing": {},
 		"no delete": {
-			cleanup.Report{Grants: []string{"grant delete on table o to app", "grant execute on function f() to app"}}, cleanupNoRight,
+			cleanup.Report{Grants: []string{"grant delete on table o to app", "grant execute on function f() to app"}},
+			cleanupNoRight,
 			"the login may not delete from the outbox, so its rows stay, and so does the log, which says what may be deleted; as the owner of the tables: " +
 				"grant delete on table o to app; grant execute on function f() to app; or retention.outbox: off keeps the rows",
 		},
 		"no drop": {
-			cleanup.Report{Grants: []string{"grant execute on function f() to app"}}, cleanupNoRight,
+			cleanup.Report{Grants: []string{"grant execute on function f() to app"}},
+			cleanupNoRight,
 			"the login may not drop days of the log, so they stay; as the owner of the tables: grant execute on function f() to app; or retention.ledger: off keeps the log",
 		},
 		"no report": {
-			cleanup.Report{Grants: []string{"grant insert, update on table r to app"}}, cleanupNoRight,
+			cleanup.Report{Grants: []string{"grant insert, update on table r to app"}},
+			cleanupNoRight,
 			"the login may not write what the cleanup has done, so status does not say it; as the owner of the tables: grant insert, update on table r to app; " +
 				"or retention.outbox and retention.ledger: off keep all",
 		},
 		"a day refused": {
-			cleanup.Report{Log: cleanup.PartitionReport{Stays: "day: refused: a view needs it", Refused: true}}, cleanupNoDrop,
+			cleanup.Report{Log: cleanup.PartitionReport{Stays: "day: refused: a view needs it", Refused: true}},
+			cleanupNoDrop,
 			"old days of the log stay: day: refused: a view needs it",
 		},
 		"a slot that nobody streams": {
 			cleanup.Report{
 				Outbox: cleanup.OutboxReport{Kept: ledger.KeptRows{Unaccounted: 2}}, Log: cleanup.PartitionReport{Stays: "day: unsettled: slot old has not settled all of it"},
-			}, cleanupWorks,
+			},
+			cleanupWorks,
 			"the ledger does not know 2 rows of the outbox that the stream is past, so they stay; see docs/retention.md#unaccounted; " +
 				"old days of the log stay: day: unsettled: slot old has not settled all of it",
 		},

@@ -185,8 +185,7 @@ func New(cfg Config) *Connector {
 	c.openDB = func() (database, error) {
 		p, err := openPostgres(cfg.Name, cfg.Source)
 		if err == nil {
-			p.logins, p.retention = c.logins, cfg.Retention
-			p.logins, p.process.HTTP = c.logins, cfg.HTTP
+			p.logins, p.retention, p.process.HTTP = c.logins, cfg.Retention, cfg.HTTP
 		}
 		return p, err
 	}

@@ -57,6 +57,7 @@
 //	sink)
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait
 //	publisher (1)     reading ends                               which states of sinks the ledger has
+//	staySeen (1)      it is connected, or work ends              nothing; begins when the keeper has ended
 //	---
 //	makeReady (1)     all is made, or ctx ends                   what it makes, until then
 //	drain (1)         lanes and recorder have ended              nothing

@@ -27,7 +27,7 @@ const (
 
 // keeperDatabase is PostgreSQL as the keeper needs it.
 type keeperDatabase interface {
-	// makePartitions makes the next partitions of the log.
+	// makePartitions makes the next partitions of the log, and of an outbox that init has partitioned.
 	makePartitions(ctx context.Context) error
 	// heartbeat writes the connector's sign of life to the ledger.
 	heartbeat(ctx context.Context) error

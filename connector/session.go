@@ -200,8 +200,11 @@ func (s *session) run(ctx context.Context) error {
 	}
 	endReading(err)
 	s.stopDelivering(err, crew)
+	var seen sync.WaitGroup
+	seen.Go(func() { s.staySeen(work, crew) })
 	s.drain(crew)
 	endWork(err)
+	seen.Wait()
 	_ = crew.keeper.Wait() // its error, if it had one, ended the reading
 	recorded := crew.recorder.Wait()
 	if crew.lanes.Wait() == nil && recorded == nil {
@@ -329,6 +332,13 @@ func (s *session) drain(crew *crew) {
 		}
 	}
 	<-done
+}
+
+// staySeen makes a connection once the keeper has ended, so that others see that this process is there while it drains. The end of reading
+// interrupts the keeper's queries, and with them their connections; the drain has none of the pool.
+func (s *session) staySeen(work context.Context, crew *crew) {
+	_ = crew.keeper.Wait()
+	_ = s.c.db.appear(work)
 }
 
 // closeSinks closes the clients; the next session opens them anew.

@@ -26,8 +26,9 @@ func (s Schema) partitioned(ctx context.Context, db Querier) (is bool, err error
 }
 
 // KeepOutboxPartitions makes the partitions of event_outbox of today and the next days, and drops those of old days that are empty, each
-// in a transaction of its own, so that nobody waits long. It does nothing if event_outbox is not partitioned. A day of which the default partition has rows is left out:
-// that is no error, because its rows have a place. The error is about a day that comes soon and could not be made.
+// in a transaction of its own, so that nobody waits long. It does nothing if event_outbox is not partitioned. A day of which the default
+// partition has rows is left out: that is no error, because its rows have a place. The error is about a day that comes soon and could not
+// be made.
 func (s Schema) KeepOutboxPartitions(ctx context.Context, db interface {
 	Querier
 	Execer

@@ -33,6 +33,16 @@ func (s Source) tableName() (schema, name string) {
 	return schema, name
 }
 
+// OutboxTable is the outbox as package ledger reads it and deletes from it.
+func (s Source) OutboxTable() ledger.OutboxTable {
+	schema, name := s.tableName()
+	c := s.Columns
+	return ledger.OutboxTable{
+		Schema: schema, Name: name, ID: c.ID, AggregateType: c.AggregateType, AggregateID: c.AggregateID, EventType: c.EventType,
+		TenantID: c.TenantID, CreatedAt: c.CreatedAt,
+	}
+}
+
 // slotName matches the names that PostgreSQL allows for a slot. Replication commands take the name without quotes, so no other
 // name may get into one.
 var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)

@@ -228,7 +228,7 @@ func source(cfg config.Config) provision.Source {
 	s := cfg.Source
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: decoder.Columns(s.Columns),
-		Cleanup: provision.Cleanup{Outbox: !cfg.Retention.Outbox.Off(), Ledger: !cfg.Retention.Ledger.Off()},
+		Cleanup: Retention(cfg).Deletes(),
 	}
 }
 

@@ -60,7 +60,7 @@ func pgTime(text string) (time.Time, error) { return time.Parse("2006-01-02 15:0
 // historic are the columns that a history keeps, by their names: a name of the line would keep the whole line in memory.
 var historic = func() map[string]string {
 	names := map[string]string{}
-	for _, name := range strings.Fields(`id aggregate_type aggregate_id payload created_at event_id processor_id status error_message commit_lsn tx_index
+	for name := range strings.FieldsSeq(`id aggregate_type aggregate_id payload created_at event_id processor_id status error_message commit_lsn tx_index
 		slot_name state prefix_lsn prefix_index name`) {
 		names[name] = name
 	}
