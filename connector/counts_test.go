@@ -80,7 +80,7 @@ func (b *countsBench) right(after string) monitoring.SinkStatus {
 	deadline := time.Now().Add(3 * time.Second)
 	for {
 		st := b.sink()
-		got := fmt.Sprintf("%d parked, %d dead, %d held, %.0f", st.Parked, st.DeadLetters, st.Held, st.OldestParked.Seconds())
+		got := fmt.Sprintf("%d parked, %d dead, %d held, %.0f", st.Parked, st.DeadLetters, st.Held(), st.OldestParked.Seconds())
 		want := b.query(table)
 		if got == want {
 			return st
@@ -182,7 +182,7 @@ func TestHeldInPlace(t *testing.T) {
 		b.event(fmt.Sprintf("a%d", i%3), "e")
 	}
 	held := func(want int) func() bool {
-		return func() bool { return r.connector.Status().Sinks[0].Held == want }
+		return func() bool { return r.connector.Status().Sinks[0].Held() == want }
 	}
 	b.waitFor("three aggregates held", held(3))
 	away.Store(false)

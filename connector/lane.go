@@ -12,6 +12,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -132,9 +133,9 @@ type unrecorded struct {
 
 // laneShown is what others see of a lane.
 type laneShown struct {
-	idle   atomic.Bool   // the lane has nothing to do
-	oldest atomic.Uint64 // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
-	view   laneView      // what state has of the lane
+	idle   atomic.Bool           // the lane has nothing to do
+	oldest atomic.Uint64         // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
+	view   monitoring.LaneStatus // what state has of the lane
 }
 
 func newLane(s *sharedSink, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {
@@ -477,7 +478,7 @@ func (l *lane) show() {
 		first(l.running.messages)
 	}
 	l.shown.oldest.Store(oldest)
-	view := laneView{catchingUp: l.mode.catchesUp(), held: l.held.known() + l.hand.aggregates()}
+	view := monitoring.LaneStatus{CatchingUp: l.mode.catchesUp(), Held: l.held.known() + l.hand.aggregates()}
 	if view != l.shown.view {
 		l.state.laneIs(l.number, view)
 		l.shown.view = view

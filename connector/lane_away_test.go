@@ -315,7 +315,8 @@ func TestLaneCountsHeldWhileAway(t *testing.T) {
 				}
 			}
 			b.ledger.mu.Unlock()
-			if held := b.state.status().Held; held != len(tried) {
+			st := b.state.status()
+			if held := st.Held(); held != len(tried) {
 				t.Errorf("after %s: %d aggregates held, and the table has tried rows of %d", time.Since(b.start), held, len(tried))
 			}
 			time.Sleep(9 * time.Second)

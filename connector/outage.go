@@ -166,7 +166,7 @@ func (s *sinkStory) tellCatchUp(now time.Time, st *monitoring.SinkStatus) {
 	}
 	took := now.Sub(c.since)
 	delivered := st.Counts.Unparked - s.atBegin.Unparked
-	if took >= catchUpAtLeast && st.CatchingUp == 0 {
+	if took >= catchUpAtLeast && st.CatchingUp() == 0 {
 		a := []any{"outage", round(s.lasted), "caught_up_in", round(took), "delivered", delivered, "parked", st.Parked}
 		if c.told {
 			s.logger().Info("sink has caught up", a...)

@@ -84,8 +84,8 @@ func (b *storyBench) counted(count ledger.ParkedCount) { b.countEnds(ledger.Coun
 // session begins a session, and its lanes have caught up.
 func (b *storyBench) session() {
 	b.begin(2)
-	b.laneIs(0, laneView{})
-	b.laneIs(1, laneView{})
+	b.laneIs(0, monitoring.LaneStatus{})
+	b.laneIs(1, monitoring.LaneStatus{})
 }
 
 var errAway = fmt.Errorf("dial tcp 127.0.0.1:9092: connection refused: %w", sinks.ErrUnavailable)
@@ -141,11 +141,11 @@ func TestOutageLog(t *testing.T) {
 			b.want(fmt.Sprintf(`level=WARN msg="sink still does not accept"|condition=away|since=%s|parked=%d|oldest=1m|asks_at=|connection refused`, stamp(began), minute+7))
 		}
 		time.Sleep(19 * time.Second)
-		b.laneIs(0, laneView{catchingUp: true})
+		b.laneIs(0, monitoring.LaneStatus{CatchingUp: true})
 		b.mends(9)
 		time.Sleep(2 * time.Second)
 		b.want() // it still catches up
-		b.laneIs(0, laneView{})
+		b.laneIs(0, monitoring.LaneStatus{})
 		b.counted(ledger.ParkedCount{})
 		time.Sleep(2 * time.Second)
 		b.want(`level=INFO msg="sink accepts again" sink=s outage=3m20s|delivered=9 parked=0`)
@@ -162,7 +162,7 @@ func TestOutageLogTellsOfALongCatchUp(t *testing.T) {
 		b.fails()
 		time.Sleep(10 * time.Second)
 		b.want("sink does not accept")
-		b.laneIs(1, laneView{catchingUp: true})
+		b.laneIs(1, monitoring.LaneStatus{CatchingUp: true})
 		b.mends(100)
 		time.Sleep(7 * time.Second)
 		b.counted(ledger.ParkedCount{RowCounts: ledger.RowCounts{Parked: 5000}})
@@ -170,7 +170,7 @@ func TestOutageLogTellsOfALongCatchUp(t *testing.T) {
 		time.Sleep(time.Minute)
 		b.want(`level=INFO msg="sink catches up"|parked=5000`)
 		b.answered(answer{counts: monitoring.Counts{Delivered: 4998, Unparked: 4998}})
-		b.laneIs(1, laneView{})
+		b.laneIs(1, monitoring.LaneStatus{})
 		b.counted(ledger.ParkedCount{RowCounts: ledger.RowCounts{Parked: 2}})
 		time.Sleep(2 * time.Second)
 		b.want(`level=INFO msg="sink has caught up"|outage=10s|caught_up_in=1m7s|delivered=5098|parked=2`)

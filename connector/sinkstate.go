@@ -3,6 +3,7 @@ package connector
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,13 +47,13 @@ type sinkState struct {
 	observedSink
 
 	mu           sync.Mutex
-	inSession    bool // a session uses the sink; else /readyz shows nothing of it
-	lanes        []laneView
-	failing      map[int]struct{} // lanes whose last batch was not accepted
-	failingSince time.Time        // when the first of them failed; zero if there is none
-	failedAt     time.Time        // when a batch was not accepted last
-	answeredAt   time.Time        // when the sink was last seen to work
-	cause        error            // the last failure
+	inSession    bool                    // a session uses the sink; else /readyz shows nothing of it
+	lanes        []monitoring.LaneStatus // as the lanes have said; Failing is set by snapshot
+	failing      map[int]struct{}        // lanes whose last batch was not accepted
+	failingSince time.Time               // when the first of them failed; zero if there is none
+	failedAt     time.Time               // when a batch was not accepted last
+	answeredAt   time.Time               // when the sink was last seen to work
+	cause        error                   // the last failure
 	breaker      breakerState
 	since        time.Time // when the breaker opened
 	asksAt       time.Time // when the open breaker asks next
@@ -69,12 +70,6 @@ type sinkState struct {
 	check    checkState
 }
 
-// laneView is what Status shows of a lane.
-type laneView struct {
-	catchingUp bool
-	held       int // aggregates that it holds, or that the table holds while the lane catches up
-}
-
 func newSinkState(of observedSink) *sinkState {
 	return &sinkState{observedSink: of, failing: map[int]struct{}{}, dead: deathLog{wake: of.wake}}
 }
@@ -85,9 +80,9 @@ func (s *sinkState) begin(lanes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inSession = true
-	s.lanes = make([]laneView, lanes)
+	s.lanes = make([]monitoring.LaneStatus, lanes)
 	for i := range s.lanes {
-		s.lanes[i].catchingUp = true
+		s.lanes[i].CatchingUp = true
 	}
 	clear(s.failing)
 	s.failingSince = time.Time{}
@@ -104,11 +99,11 @@ func (s *sinkState) end() {
 }
 
 // laneIs notes what Status shows of a lane. The lane calls it at each change.
-func (s *sinkState) laneIs(number int, view laneView) {
+func (s *sinkState) laneIs(number int, view monitoring.LaneStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.lanes) <= number {
-		s.lanes = append(s.lanes, laneView{})
+		s.lanes = append(s.lanes, monitoring.LaneStatus{})
 	}
 	s.lanes[number] = view
 }
@@ -290,7 +285,7 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 		SuspectSince: s.suspectSince,
 		Paused:       !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
 		CountedAt: s.owed.countedAt,
-		Lanes:     len(s.lanes), Counts: s.counts, Topics: s.topics.status(), Check: s.checkStatus(),
+		Lanes:     slices.Clone(s.lanes), Counts: s.counts, Topics: s.topics.status(), Check: s.checkStatus(),
 	}
 	st.Parked, st.DeadLetters, st.OldestParked = s.owed.counts(time.Now())
 	if st.Parked > 0 {
@@ -302,11 +297,8 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 	if s.members != nil {
 		st.Members = s.members()
 	}
-	for _, l := range s.lanes {
-		st.Held += l.held
-		if l.catchingUp {
-			st.CatchingUp++
-		}
+	for i := range st.Lanes {
+		_, st.Lanes[i].Failing = s.failing[i]
 	}
 	return st
 }

@@ -59,13 +59,13 @@ func TestSinkState(t *testing.T) {
 		want = well
 		step("before the first session", func() { s.breakerIs(breakerClosed, time.Time{}) }, same, "")
 		step("a session begins", func() { s.begin(2) }, func(w *monitoring.SinkStatus) {
-			w.InSession, w.Lanes, w.CatchingUp = true, 2, 2
+			w.InSession, w.Lanes = true, []monitoring.LaneStatus{{CatchingUp: true}, {CatchingUp: true}}
 		}, "")
-		step("a lane is live", func() { s.laneIs(1, laneView{held: 3}) }, func(w *monitoring.SinkStatus) {
-			w.CatchingUp, w.Held = 1, 3
+		step("a lane is live", func() { s.laneIs(1, monitoring.LaneStatus{Held: 3}) }, func(w *monitoring.SinkStatus) {
+			w.Lanes = []monitoring.LaneStatus{{CatchingUp: true}, {Held: 3}}
 		}, "")
-		step("the other too", func() { s.laneIs(0, laneView{held: 1}) }, func(w *monitoring.SinkStatus) {
-			w.CatchingUp, w.Held = 0, 4
+		step("the other too", func() { s.laneIs(0, monitoring.LaneStatus{Held: 1}) }, func(w *monitoring.SinkStatus) {
+			w.Lanes = []monitoring.LaneStatus{{Held: 1}, {Held: 3}}
 		}, "")
 		step("all are accepted", func() { s.answered(answer{lane: 1, counts: delivered(5)}) }, func(w *monitoring.SinkStatus) {
 			w.Counts.Delivered = 5
@@ -78,6 +78,7 @@ func TestSinkState(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		step("away", func() { s.answered(answer{lane: 1, counts: monitoring.Counts{Failed: 3}, cause: away}) }, func(w *monitoring.SinkStatus) {
 			w.Counts.Failed, w.Failing, w.FailingSince, w.Cause = 4, true, at(30), away.Error()
+			w.Lanes = []monitoring.LaneStatus{{Held: 1}, {Held: 3, Failing: true}}
 		}, "")
 		step("the breaker opens", func() { s.breakerIs(breakerOpen, at(40)) }, func(w *monitoring.SinkStatus) {
 			w.Breaker, w.BreakerSince, w.AsksAt = "open", at(30), at(40)
@@ -95,13 +96,13 @@ func TestSinkState(t *testing.T) {
 			w.Breaker, w.AsksAt = "open", at(50)
 		}, "")
 		step("the session ends", func() { s.end(); health.SetOnly("session", monitoring.Failed("")) }, func(w *monitoring.SinkStatus) {
-			w.InSession, w.Lanes, w.Held = false, 0, 0
+			w.InSession, w.Lanes = false, nil
 		}, "")
 		step("between sessions /readyz hears nothing", func() { s.breakerIs(breakerHalfOpen, time.Time{}) }, func(w *monitoring.SinkStatus) {
 			w.Breaker, w.AsksAt = "half-open", time.Time{}
 		}, "")
 		step("the next session", func() { s.begin(1) }, func(w *monitoring.SinkStatus) {
-			w.InSession, w.Lanes, w.CatchingUp, w.Failing, w.FailingSince = true, 1, 1, false, time.Time{}
+			w.InSession, w.Lanes, w.Failing, w.FailingSince = true, []monitoring.LaneStatus{{CatchingUp: true}}, false, time.Time{}
 		}, "")
 		step("the breaker closes", func() { s.breakerIs(breakerClosed, time.Time{}) }, func(w *monitoring.SinkStatus) {
 			w.Breaker, w.BreakerSince = "closed", time.Time{}
@@ -172,7 +173,7 @@ func TestSinkStateConcurrently(t *testing.T) {
 		running.Go(func() {
 			for i := range 500 {
 				s.answered(answer{lane: lane, counts: monitoring.Counts{Delivered: 1, Failed: 1}, cause: errors.New("500")})
-				s.laneIs(lane, laneView{held: i})
+				s.laneIs(lane, monitoring.LaneStatus{Held: i})
 				s.suspectIs(suspicion(i%2 == 0))
 				s.breakerIs(breakerState(i%3), time.Time{})
 				s.read(nil)

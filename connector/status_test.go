@@ -46,13 +46,13 @@ func TestStatus(t *testing.T) {
 	b.event("b", "bad")
 	b.waitFor("all are counted", func() bool {
 		sink := ask().Sinks[0]
-		return sink.Counts == monitoring.Counts{Delivered: 10, Dead: 1} && sink.CatchingUp == 0 && ask().InFlight == 0
+		return sink.Counts == monitoring.Counts{Delivered: 10, Dead: 1} && sink.CatchingUp() == 0 && ask().InFlight == 0
 	})
 	st := ask()
 	if st.Role != monitoring.RoleLeader || st.Sessions != 1 || st.LastError != "" || st.Since.IsZero() || st.Confirmed == 0 || st.Prefix == 0 || st.Prefix > st.Confirmed {
 		t.Errorf("while it streams: %+v", st)
 	}
-	if sink := st.Sinks[0]; !sink.InSession || sink.Lanes != 2 || sink.Cause != sinks.ErrPermanent.Error() || sink.Component().Status != monitoring.LevelOK {
+	if sink := st.Sinks[0]; !sink.InSession || len(sink.Lanes) != 2 || sink.Cause != sinks.ErrPermanent.Error() || sink.Component().Status != monitoring.LevelOK {
 		t.Errorf("the sink: %+v", sink)
 	}
 
@@ -70,7 +70,7 @@ func TestStatus(t *testing.T) {
 	}
 	r.stop()
 	st = ask()
-	if st.Streaming || st.Role != "" || st.Sessions != 2 || st.Sinks[0].InSession || st.Sinks[0].Lanes != 0 {
+	if st.Streaming || st.Role != "" || st.Sessions != 2 || st.Sinks[0].InSession || len(st.Sinks[0].Lanes) != 0 {
 		t.Errorf("after Run: %+v", st)
 	}
 	if n := st.Sinks[0].Counts; n != (monitoring.Counts{Delivered: 10, Dead: 1}) {
@@ -103,7 +103,7 @@ func askAllTheTime(t *testing.T, ask func() monitoring.Status) {
 			case st.Sessions < sessions || sink.Counts.Delivered < counts.Delivered || sink.Counts.Dead < counts.Dead:
 				stopped <- errors.New("a counter went back")
 				return
-			case sink.CatchingUp > sink.Lanes || sink.InSession != (sink.Lanes == 2):
+			case sink.CatchingUp() > len(sink.Lanes) || sink.InSession != (len(sink.Lanes) == 2):
 				stopped <- errors.New("numbers of different moments")
 				return
 			}

@@ -285,7 +285,7 @@ func (p *worldProcess) live(s *session, sink int) bool {
 			return false
 		}
 	}
-	return p.connector.sinks[sinkName(sink)].state.status().CatchingUp == 0
+	return p.connector.sinks[sinkName(sink)].state.status().CatchingUp() == 0
 }
 
 // The following methods make the process a database.

@@ -96,7 +96,7 @@ type SinkReport struct {
 	AsksAt time.Time `json:"asks_at,omitzero"`
 	// Rows is nil while nobody knows the numbers: before the first count, and in a process that stands by.
 	Rows *RowReport `json:"rows,omitempty"`
-	// Lanes, CatchingUp and Held are those of SinkStatus.
+	// Lanes counts the lanes that run. CatchingUp and Held are those of SinkStatus.
 	Lanes      int `json:"lanes"`
 	CatchingUp int `json:"catching_up"`
 	Held       int `json:"held_aggregates"`
@@ -193,7 +193,7 @@ func newInstance(st Status, health Report, trends trends) Instance {
 
 func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 	r := SinkReport{
-		Name: s.Name, Type: s.Type, InSession: s.InSession, Lanes: s.Lanes, CatchingUp: s.CatchingUp, Held: s.Held,
+		Name: s.Name, Type: s.Type, InSession: s.InSession, Lanes: len(s.Lanes), CatchingUp: s.CatchingUp(), Held: s.Held(),
 		Counts: CountReport{
 			Delivered: s.Counts.Delivered, Unparked: s.Counts.Unparked, Failed: s.Counts.Failed, Dead: s.Counts.Dead, Discarded: s.Counts.Discarded,
 		},

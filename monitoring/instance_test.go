@@ -68,7 +68,7 @@ func TestInstance(t *testing.T) {
 			Sinks: []SinkStatus{
 				{
 					Name: "away", Type: "kafka", InSession: true, Breaker: "open", BreakerSince: ago(20), AsksAt: ago(-9), Failing: true, FailingSince: ago(25),
-					Cause: "dial: refused", Parked: 5, OldestParked: time.Minute, DeadLetters: 3, CountedAt: ago(10), Lanes: 4, CatchingUp: 2, Held: 1,
+					Cause: "dial: refused", Parked: 5, OldestParked: time.Minute, DeadLetters: 3, CountedAt: ago(10), Lanes: []LaneStatus{{CatchingUp: true}, {CatchingUp: true, Held: 1}, {}, {}},
 					Counts:  Counts{Delivered: 9, Failed: 8, Dead: 7, Discarded: 6, Unparked: 4},
 					Members: []MemberStatus{{Name: "a", Delivered: 9, Away: true}},
 				},

@@ -10,44 +10,52 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// Metrics holds what a connector measures message by message. A Collector makes all other metrics from the connector's Status. Labels
-// are the names of configured sinks and a handful of outcomes: never anything that comes from an event, so the number of series
-// is bounded by the configuration.
+// Metrics holds what a connector measures event by event. A Collector makes all other metrics from the connector's Status. The table of
+// Catalogue says what each is.
 type Metrics struct {
-	// EventDuration is the time from commit (PostgreSQL's clock) to the sink's acceptance, by {sink}.
-	EventDuration *prometheus.HistogramVec
-	// CleanupDeleted counts the rows that the cleanup has deleted, by {table}.
-	CleanupDeleted *prometheus.CounterVec
-	// CleanupLastSuccess is when a pass of the cleanup has last done all that it had to do; 0 before the first one.
+	EventDuration      *prometheus.HistogramVec // by sink
+	CleanupDeleted     *prometheus.CounterVec   // by table
 	CleanupLastSuccess prometheus.Gauge
 }
 
 // NewMetrics makes the metrics, their names beginning with prefix, and registers them; a nil reg registers nothing,
 // for a connector without metrics. It panics where reg already has the names, as two connectors cannot share them.
 func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
+	m := maker{prefix: prefix, to: promauto.With(reg), families: map[string]Family{}}
+	for _, f := range families() {
+		m.families[f.Name] = f
+	}
 	return &Metrics{
-		CleanupDeleted: promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
-			Name: prefix + "cleanup_deleted_total", Help: "Rows that were deleted because of their age, by table.",
-		}, []string{"table"}),
-		CleanupLastSuccess: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
-			Name: prefix + "cleanup_last_success_timestamp_seconds", Help: "When the cleanup has last done all that it had to do; 0 if it has not yet.",
-		}),
-		EventDuration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
-			Name:    prefix + "event_processing_duration_seconds",
-			Help:    "Time from the commit of an event to its acceptance by the sink.",
-			Buckets: durationBuckets,
-			// The native histogram beside the classic one serves servers that scrape it: finer, and cheap to keep.
-			NativeHistogramBucketFactor:     1.1,
-			NativeHistogramMaxBucketNumber:  100,
-			NativeHistogramMinResetDuration: time.Hour,
-		}, []string{"sink"}),
+		EventDuration:      m.histogram("event_processing_duration_seconds"),
+		CleanupDeleted:     m.counter("cleanup_deleted_total"),
+		CleanupLastSuccess: m.gauge("cleanup_last_success_timestamp_seconds").WithLabelValues(),
 	}
 }
 
-// durationBuckets are the classic buckets in seconds: 1, 2 and 5 by decade around the two figures that are promised
-// (p50 2 ms, p99 6 ms), up to what an outage of a minute makes.
-var durationBuckets = []float64{
-	.0005, .001, .002, .003, .004, .006, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 60,
+// maker makes metrics of rows of the table.
+type maker struct {
+	prefix   string
+	to       promauto.Factory
+	families map[string]Family // by name
+}
+
+func (m maker) counter(name string) *prometheus.CounterVec {
+	f := m.families[name]
+	return m.to.NewCounterVec(prometheus.CounterOpts{Name: m.prefix + f.Name, Help: f.Help}, f.Labels)
+}
+
+func (m maker) gauge(name string) *prometheus.GaugeVec {
+	f := m.families[name]
+	return m.to.NewGaugeVec(prometheus.GaugeOpts{Name: m.prefix + f.Name, Help: f.Help}, f.Labels)
+}
+
+// histogram makes a native histogram beside the classic one: it is finer, and cheap to keep. Servers that scrape native histograms take it.
+func (m maker) histogram(name string) *prometheus.HistogramVec {
+	f := m.families[name]
+	return m.to.NewHistogramVec(prometheus.HistogramOpts{
+		Name: m.prefix + f.Name, Help: f.Help, Buckets: f.buckets,
+		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+	}, f.Labels)
 }
 
 // NewRegistry makes a registry with the collectors of the Go runtime and of the process.

@@ -105,15 +105,41 @@ type SinkStatus struct {
 	Parked, DeadLetters int64
 	OldestParked        time.Duration
 	CountedAt           time.Time
-	// Lanes counts the lanes that run. CatchingUp counts those of them that deliver from outbox_parked; the others are live.
-	Lanes, CatchingUp int
-	// Held counts the aggregates that wait behind a delivery that was not accepted, as the lanes know them: a lane that catches up knows
-	// those that its last read of outbox_parked has found.
-	Held int
+	// Lanes are the lanes that run, by their numbers. There are none without a session.
+	Lanes []LaneStatus
 	// Counts are the outcomes since the connector was made.
 	Counts Counts
 	// Members are the members of a composite, in the order in which they are asked. There are none for other sinks.
 	Members []MemberStatus
+}
+
+// LaneStatus is the state of a lane.
+type LaneStatus struct {
+	// CatchingUp is true while the lane delivers from outbox_parked; else it is live.
+	CatchingUp bool
+	// Held counts the aggregates that wait behind a delivery that was not accepted, as the lane knows them: a lane that catches up knows
+	// those that its last read of outbox_parked has found.
+	Held int
+	// Failing is true while the lane waits because the sink has not accepted its last batch.
+	Failing bool
+}
+
+// CatchingUp counts the lanes that deliver from outbox_parked.
+func (s SinkStatus) CatchingUp() (n int) {
+	for _, l := range s.Lanes {
+		if l.CatchingUp {
+			n++
+		}
+	}
+	return n
+}
+
+// Held counts the aggregates that the lanes hold.
+func (s SinkStatus) Held() (n int) {
+	for _, l := range s.Lanes {
+		n += l.Held
+	}
+	return n
 }
 
 // MemberStatus is the state of a member of a composite that gives each message to one of its members.

@@ -91,7 +91,7 @@ func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...c
 		Wrapper: outbox.NewWrapper(db), EventBus: e.bus,
 		db: db, cfg: e.config, metrics: prometheus.NewRegistry(),
 	}
-	s.metrics.MustRegister(monitoring.NewCollector(e.config.Metrics.Prefix, s.status), monitoring.NewBuildInfo(e.config.Metrics.Prefix))
+	s.metrics.MustRegister(monitoring.NewCollector(e.config.Metrics.Prefix, s.status))
 	s.Outbox, s.WorkerManager = &Outbox{s}, &WorkerManager{s}
 	if e.config.Metrics.Enabled {
 		if s.registerer = c.Registerer; s.registerer == nil {

@@ -132,7 +132,7 @@ func (w *WorkerManager) GetWorkerStats() []WorkerStats {
 	for _, sink := range w.service.status().Sinks {
 		n := sink.Counts
 		all = append(all, WorkerStats{
-			Processor: sink.Name, Workers: w.service.cfg.Delivery.Lanes, CatchingUp: sink.CatchingUp, HeldAggregates: sink.Held,
+			Processor: sink.Name, Workers: w.service.cfg.Delivery.Lanes, CatchingUp: sink.CatchingUp(), HeldAggregates: sink.Held(),
 			Delivered: int(n.Delivered), Failed: int(n.Failed), Dead: int(n.Dead), Discarded: int(n.Discarded),
 		})
 	}

@@ -1,0 +1,4 @@
+package monitoring
+
+// objectiveFamilies say whether the objectives are kept.
+var objectiveFamilies = []Family{}

@@ -1,0 +1,100 @@
+package monitoring
+
+// sinkFamilies say how each sink does.
+var sinkFamilies = []Family{
+	{
+		Name: "parked_events", Type: Gauge, Labels: []string{"sink"}, Unit: "events",
+		Help:        "Deliveries that wait in outbox_parked.",
+		Investigate: "It grows: the sink refuses messages or is away. outbox-cdc dlq list shows the causes.",
+		collect:     ofRows(func(s *SinkStatus) float64 { return float64(s.Parked) }),
+	},
+	{
+		Name: "dead_letters", Type: Gauge, Labels: []string{"sink"}, Unit: "events",
+		Help:        "Dead letters in outbox_parked, kept for a person.",
+		Investigate: "It is not 0: each of them waits for outbox-cdc dlq retry or dlq discard.",
+		collect:     ofRows(func(s *SinkStatus) float64 { return float64(s.DeadLetters) }),
+	},
+	{
+		Name: "oldest_parked_age_seconds", Type: Gauge, Labels: []string{"sink"}, Unit: "seconds",
+		Help:        "Age of the oldest delivery that waits in outbox_parked; 0 without one.",
+		Investigate: "It is more than an hour: what waits will not leave by itself.",
+		collect:     ofRows(func(s *SinkStatus) float64 { return s.OldestParked.Seconds() }),
+	},
+	{
+		Name: "held_aggregates", Type: Gauge, Labels: []string{"sink"}, Unit: "aggregates",
+		Help:        "Aggregates held behind a delivery that failed.",
+		Investigate: "It grows while the sink accepts other messages: it refuses some messages of many aggregates.",
+		collect:     ofSinks(func(s *SinkStatus) float64 { return float64(s.Held()) }),
+	},
+	{
+		Name: "lanes_catching_up", Type: Gauge, Labels: []string{"sink"}, Unit: "lanes",
+		Help:        "Lanes that deliver from outbox_parked; the others are live.",
+		Investigate: "It stays up for long after an outage: what was parked is delivered slower than new events come.",
+		collect:     ofSinks(func(s *SinkStatus) float64 { return float64(s.CatchingUp()) }),
+	},
+	{
+		Name: "circuit_breaker_state", Type: Gauge, Labels: []string{"sink"}, Unit: "0, 1 or 2",
+		Help:        "0 closed, 1 half open, 2 open.",
+		Investigate: "It is 2 for minutes, or changes all the time: the destination is away, or flaps.",
+		collect: ofSinks(func(s *SinkStatus) float64 {
+			return map[string]float64{"half-open": 1, "open": 2}[s.Breaker]
+		}),
+	},
+	{
+		Name: "sink_suspect", Type: Gauge, Labels: []string{"sink"}, Unit: "0 or 1",
+		Help:        "1 while what would become a dead letter is parked, because several have died since the sink last accepted a message.",
+		Investigate: "It is 1: the receiver refuses everything for good. Its own log, and the cause in /readyz, say why.",
+		collect:     ofSinks(func(s *SinkStatus) float64 { return asNumber[!s.SuspectSince.IsZero()] }),
+	},
+	{
+		Name: "member_delivered_total", Type: Counter, Labels: []string{"sink", "member"}, Unit: "events",
+		Help:        "Deliveries of a composite sink, by the member that has accepted them.",
+		Investigate: "A later member takes most of them: the first one is away or refuses.",
+		collect:     ofMembers(func(m *MemberStatus) float64 { return float64(m.Delivered) }),
+	},
+	{
+		Name: "member_away", Type: Gauge, Labels: []string{"sink", "member"}, Unit: "0 or 1",
+		Help:        "1 while a member of a composite sink is away: its last call has answered nothing.",
+		Investigate: "It is 1 for minutes: the sink goes on by its other members.",
+		collect:     ofMembers(func(m *MemberStatus) float64 { return asNumber[m.Away] }),
+	},
+}
+
+// ofMembers collects one value of each member of each composite sink.
+func ofMembers(value func(*MemberStatus) float64) func(*Status, emit) {
+	return func(s *Status, emit emit) {
+		for i := range s.Sinks {
+			for j := range s.Sinks[i].Members {
+				m := &s.Sinks[i].Members[j]
+				emit(value(m), s.Sinks[i].Name, m.Name)
+			}
+		}
+	}
+}
+
+// outcomeFamilies say what became of the events.
+var outcomeFamilies = []Family{
+	{
+		Name: "events_processed_total", Type: Counter, Labels: []string{"sink", "status"}, Unit: "outcomes",
+		Help: "Outcomes of deliveries: delivered, failed (one try, to be tried again), dead (given up) or discarded " +
+			"(by no route, or by a sink that is tried once).",
+		Investigate: "The share of failed grows: see delivery_errors_total for the class of the errors.",
+		collect:     outcomes,
+	},
+}
+
+// outcomes sends all counters of each sink from the beginning: a rate over a counter that appears with its first event would miss that event.
+func outcomes(s *Status, emit emit) {
+	if len(s.Sinks) == 0 { // without a connector there is nothing to count
+		return
+	}
+	emit(float64(s.Invalid), "none", "dead")
+	emit(float64(s.Unrouted), "none", "discarded")
+	for i := range s.Sinks {
+		sink := &s.Sinks[i]
+		emit(float64(sink.Counts.Delivered), sink.Name, "delivered")
+		emit(float64(sink.Counts.Failed), sink.Name, "failed")
+		emit(float64(sink.Counts.Dead), sink.Name, "dead")
+		emit(float64(sink.Counts.Discarded), sink.Name, "discarded")
+	}
+}
