@@ -34,6 +34,8 @@ type Database interface {
 type Config struct {
 	Retention Retention
 	Database  Database
+	// ChunkRows is the most rows of a chunk; 0 means 1,000. A smaller chunk delays others less.
+	ChunkRows int
 	// Rest is called between two steps with the time that the last one took, and with 0 while the pass waits for another session that
 	// cleans up. Its error ends the pass. It may be nil.
 	Rest func(ctx context.Context, took time.Duration) error
@@ -59,6 +61,9 @@ type Cleaner struct {
 func New(cfg Config) *Cleaner {
 	if cfg.Rest == nil {
 		cfg.Rest = func(context.Context, time.Duration) error { return nil }
+	}
+	if cfg.ChunkRows == 0 {
+		cfg.ChunkRows = chunkRows
 	}
 	if cfg.Deleted == nil {
 		cfg.Deleted = func(string, int64) {}
@@ -169,7 +174,7 @@ func (c *Cleaner) outbox(ctx context.Context, r *Report, most int64) (w *walk, c
 		c.opened = opened
 	}
 	w = &walk{
-		outbox: c.opened, all: r.FromStart, most: most, rest: c.cfg.Rest, report: &r.Outbox, at: c.at, witness: c.witness,
+		outbox: c.opened, chunkRows: c.cfg.ChunkRows, all: r.FromStart, most: most, rest: c.cfg.Rest, report: &r.Outbox, at: c.at, witness: c.witness,
 		deleted: func(rows int64) { c.cfg.Deleted("event_outbox", rows) },
 		query: ledger.ChunkQuery{
 			Age: c.cfg.Retention.Outbox, Witness: c.witness, Patience: chunkPatience, LockPatience: lockPatience, Explain: r.DryRun,

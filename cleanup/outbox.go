@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// chunkRows is the most rows of a chunk.
+	// chunkRows is the most rows of a chunk if the configuration does not say it.
 	chunkRows = 1000
 	// chunkPatience bounds the statement of a chunk.
 	chunkPatience = 8 * time.Second
@@ -22,9 +22,9 @@ const (
 	// takes searchPatience.
 	busyMost  = searchPatience + 15*time.Second
 	busyPause = 100 * time.Millisecond
-	// fruitlessChunks is after how many chunks without any row that may go a pass ends that does not look at all rows: what follows is
-	// younger, and most probably not settled either.
-	fruitlessChunks = 3
+	// fruitlessRows is after how many rows without any that may go a pass ends that does not look at all rows: what follows is younger, and
+	// most probably not settled either.
+	fruitlessRows = 3000
 )
 
 // Outbox is what a pass needs of the outbox: ledger.OutboxRows over a database, or a test's.
@@ -51,19 +51,20 @@ type place struct {
 
 // walk is one way over the rows of the outbox.
 type walk struct {
-	outbox  Outbox
-	query   ledger.ChunkQuery
-	all     bool                                                // from the beginning, and not only what earlier passes have left
-	most    int64                                               // after this many rows a dry run stops; 0 for no limit
-	rest    func(ctx context.Context, took time.Duration) error // after each chunk
-	deleted func(rows int64)                                    // hears of each chunk
-	report  *OutboxReport
-	skipped []ledger.OutboxDay // days ahead that it does not look at
+	outbox    Outbox
+	query     ledger.ChunkQuery
+	chunkRows int
+	all       bool                                                // from the beginning, and not only what earlier passes have left
+	most      int64                                               // after this many rows a dry run stops; 0 for no limit
+	rest      func(ctx context.Context, took time.Duration) error // after each chunk
+	deleted   func(rows int64)                                    // hears of each chunk
+	report    *OutboxReport
+	skipped   []ledger.OutboxDay // days ahead that it does not look at
 
 	at        place
 	lookedAt  time.Time // when the last chunk began: a row that was not old enough by then was not looked at
 	limit     int
-	fruitless int
+	fruitless int // rows since the last one that could go
 	// waiting is the first row that stays and that the next walk should look at again.
 	waiting *ledger.OutboxKey
 	// logNeeded is the time of the oldest log row that is needed to delete a row later; the zero time if there is none.
@@ -75,7 +76,7 @@ type walk struct {
 
 // run walks until no row is old enough any more. It reports whether it has come that far.
 func (w *walk) run(ctx context.Context) (complete bool, err error) {
-	w.limit, w.lookedAt = chunkRows, time.Now()
+	w.limit, w.lookedAt = w.chunkRows, time.Now()
 	if w.all {
 		found, err := w.begin(ctx)
 		if err != nil || !found {
@@ -101,7 +102,7 @@ func (w *walk) run(ctx context.Context) (complete bool, err error) {
 			return false, nil
 		case end && !w.hop():
 			return true, nil
-		case !w.all && w.fruitless >= fruitlessChunks:
+		case !w.all && w.fruitless >= fruitlessRows:
 			return false, nil
 		case w.most > 0 && w.report.Deleted+w.report.Kept.Total() >= w.most:
 			w.report.More = true
@@ -218,7 +219,7 @@ func (w *walk) went(c *ledger.Chunk) (end bool) {
 		return false
 	}
 	w.note(c)
-	w.limit = min(w.limit*2, chunkRows)
+	w.limit = min(w.limit*2, w.chunkRows)
 	if c.Last == nil {
 		return true
 	}
@@ -236,7 +237,7 @@ func (w *walk) note(c *ledger.Chunk) {
 	if c.Deleted > 0 && !w.query.Explain {
 		w.deleted(c.Deleted)
 	}
-	w.fruitless++
+	w.fruitless += int(c.Kept.Total())
 	if c.Deleted > 0 || c.Kept.Beyond+c.Kept.Unread == 0 {
 		w.fruitless = 0
 	}

@@ -21,13 +21,12 @@ const (
 	cleanEveryMost  = time.Minute
 	// cleanShare says which part of the retention lies between two passes.
 	cleanShare = 20
-	// cleanRest and cleanRestBusy are for how long the cleanup rests after a chunk, in times of what the chunk has taken: deletions take
-	// disk and CPU away from the recorder, and both from PostgreSQL.
-	cleanRest     = 3
-	cleanRestBusy = 10
-	// cleanRestMost bounds that rest, so that the cleanup keeps up with 2,000 events a second whatever else goes on. The cleanup never takes
-	// more than half of the time.
-	cleanRestMost = 400 * time.Millisecond
+	// cleanRows is the most rows of a chunk. A chunk takes a core of the server, and its WAL delays the next COMMIT of a service.
+	cleanRows = 250
+	// cleanLeast is how many rows a second the cleanup deletes at least, as long as a chunk takes less than half of the time. So it keeps up
+	// with 2,000 events a second whatever else goes on. Where more events come, it deletes cleanLead times as many as come.
+	cleanLeast = 2500
+	cleanLead  = 2
 	// busyShare is the part of the window that is in flight while lanes or recorder have much to do.
 	busyShare = 4
 	// largePass is from how many rows on a pass has a line of its own in the log. Smaller ones are summed up, once in cleanSumEvery.
@@ -58,11 +57,10 @@ func (c *Connector) keepClean(ctx context.Context, s *session) {
 	if retention.Deletes() == (provision.Cleanup{}) {
 		return
 	}
+	pace := cleanupPace{arrived: s.arrived, busy: s.busy, at: time.Now()}
 	cleaner := cleanup.New(cleanup.Config{
-		Retention: retention, Database: c.db.cleanup(),
-		Rest: func(ctx context.Context, took time.Duration) error {
-			return sleep(ctx, cleanupRest(took, s.cleanRest()))
-		},
+		Retention: retention, Database: c.db.cleanup(), ChunkRows: cleanRows,
+		Rest: func(ctx context.Context, took time.Duration) error { return sleep(ctx, pace.rest(took)) },
 		Deleted: func(table string, rows int64) {
 			c.cfg.Metrics.CleanupDeleted.WithLabelValues(table).Add(float64(rows))
 		},
@@ -83,18 +81,32 @@ func cleanEvery(r cleanup.Retention) time.Duration {
 	return min(max(min(r.Outbox, r.Ledger)/cleanShare, cleanEveryLeast), cleanEveryMost)
 }
 
-// cleanRest is for how long the cleanup rests after a chunk, in times of what the chunk has taken. It depends on whether lanes or recorder
-// have much to do.
-func (s *session) cleanRest() int {
-	if s.tracker.Snapshot(time.Now()).InFlight > s.c.cfg.Delivery.MaxInFlight/busyShare {
-		return cleanRestBusy
-	}
-	return cleanRest
+// arrived counts the events that the session has read.
+func (s *session) arrived() uint64 { return s.tracker.Head() }
+
+// busy reports whether lanes and recorder have much to do.
+func (s *session) busy() bool { return s.tracker.InFlight() > s.c.cfg.Delivery.MaxInFlight/busyShare }
+
+// cleanupPace says how long the cleanup rests after a chunk: deletions take disk and CPU away from the recorder, and both from the
+// services. What has become too old during an outage of the cleanup is deleted slowly, since nobody waits for it.
+type cleanupPace struct {
+	arrived func() uint64
+	busy    func() bool
+	at      time.Time // when rest was called last, and what had arrived by then
+	then    uint64
 }
 
-// cleanupRest is for how long the cleanup rests after a chunk that took so long.
-func cleanupRest(took time.Duration, times int) time.Duration {
-	return min(time.Duration(times)*took, max(cleanRestMost, took))
+// rest returns for how long to rest after a chunk that took so long. The cleanup never takes more than half of the time.
+func (p *cleanupPace) rest(took time.Duration) time.Duration {
+	now, arrived := time.Now(), p.arrived()
+	rate := float64(arrived-p.then) / max(now.Sub(p.at), time.Millisecond).Seconds()
+	p.at, p.then = now, arrived
+	rows := float64(cleanLeast)
+	if !p.busy() {
+		rows = max(rows, cleanLead*rate)
+	}
+	every := time.Duration(cleanRows / rows * float64(time.Second))
+	return max(took, every-took)
 }
 
 // cleanupReport says in health, log and metrics what the cleanup does, at each change.
