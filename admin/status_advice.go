@@ -86,7 +86,7 @@ func (r *statusReader) judgeSink(s *StatusSink) {
 	name := shell.Quote(s.Name)
 	switch {
 	case !s.Configured && some(s.Rows.Parked):
-		r.toDo(monitoring.LevelFailed, "", "sink %s is not configured any more and events wait for it, so the connector does not start: docs/operations.md#renamed has the choices", s.Name)
+		r.toDo(monitoring.LevelFailed, "", "sink %s is not configured any more and events wait for it, so the connector does not start: docs/parked.md#renamed has the choices", s.Name)
 	case !s.Configured:
 	case s.Condition == monitoring.ConditionPaused:
 		r.toDo(monitoring.LevelOK, "outbox-cdc resume "+name, "%s is paused", s.Name)

@@ -212,7 +212,7 @@ func (s *sinkStory) tellSuspicion(now time.Time, st *monitoring.SinkStatus) {
 	switch what := s.suspicion.at(now, st.SuspectSince); what {
 	case begins:
 		s.logger().Warn("sink is suspect: messages died one after the other, and nothing was accepted in between; no more die until it accepts one, and what it refuses "+
-			"is tried again at a low rate; mend the receiver, or see \"outbox-cdc dlq list\" and docs/operations.md#suspect",
+			"is tried again at a low rate; mend the receiver, or see \"outbox-cdc dlq list\" and docs/parked.md#suspect",
 			append(s.suspicion.comings(what), "err", st.Cause)...)
 	case lasts:
 		a := append([]any{"since", stamp(s.suspicion.began)}, s.suspicion.comings(what)...)

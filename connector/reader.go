@@ -270,7 +270,7 @@ func (r *reader) skipForeignRow(ctx context.Context, oid uint32) error {
 		return err
 	}
 	r.foreignTables[oid] = struct{}{}
-	r.logger.Warn("rows of a table that is not the outbox arrive and are not delivered; see docs/operations.md#foreign",
+	r.logger.Warn("rows of a table that is not the outbox arrive and are not delivered; see docs/table.md#foreign",
 		"table", r.decoder.RelationName(oid), "oid", oid, "lsn", r.tx.lsn.String())
 	return nil
 }

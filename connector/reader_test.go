@@ -209,7 +209,7 @@ func TestReaderNamesForeignTables(t *testing.T) {
 		decode(append(binary.BigEndian.AppendUint32([]byte{'I'}, 8), 'N', 0, 0))
 	}
 	log := b.log.String()
-	for _, want := range []string{"table=shop.orders", "table=shop.event_outbox_old", "level=WARN", "docs/operations.md#foreign"} {
+	for _, want := range []string{"table=shop.orders", "table=shop.event_outbox_old", "level=WARN", "docs/table.md#foreign"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log does not say %q: %s", want, log)
 		}

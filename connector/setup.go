@@ -108,7 +108,7 @@ func (c *Connector) comparePublication(ctx context.Context) error {
 		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)
 	}
 	if c.outbox.publicationVersion != "" && version != c.outbox.publicationVersion {
-		c.cfg.Logger.Warn("the publication was changed and is right now; what was written in between may be missing in the stream; see docs/operations.md#publication",
+		c.cfg.Logger.Warn("the publication was changed and is right now; what was written in between may be missing in the stream; see docs/table.md#publication",
 			"publication", c.cfg.Source.Publication)
 	}
 	c.outbox.publicationVersion = version

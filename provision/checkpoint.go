@@ -33,7 +33,7 @@ func setReady(ctx context.Context, conn *pgx.Conn, s Source, sys pglogrepl.Ident
 			return err
 		}
 		if foreign {
-			return exitcode.Errorf(exitcode.SlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; number them anew as docs/operations.md#parked-rows shows, `+
+			return exitcode.Errorf(exitcode.SlotLost, `outbox_parked holds rows beyond %s, of a slot with another history; number them anew as docs/slot.md#parked-rows shows, `+
 				`or give them up with "outbox-cdc dlq kill --all" and "outbox-cdc dlq discard --all"; then run "outbox-cdc init --backlog none" again`, point)
 		}
 		return s.ledger().SetReady(ctx, tx, s.Slot, sys, point)

@@ -44,11 +44,11 @@ func findDrift(ctx context.Context, db ledger.Querier, s Source, table uint32, p
 			was = "is " + *called + " now"
 		}
 		p.add(exitcode.Config, "%s is another relation now, with OID %d; outbox-cdc streams the one with OID %d, which %s. Rows of the new one are not delivered: "+
-			"give the outbox its name back, or make the new one the outbox: see docs/operations.md#swapped", s.Table, *named, table, was)
+			"give the outbox its name back, or make the new one the outbox: see docs/table.md#swapped", s.Table, *named, table, was)
 		return "", nil
 	case called == nil:
 		return fmt.Sprintf("table %s was dropped; what was written before is delivered, and the next start will be refused; "+
-			"see docs/operations.md#swapped", s.Table), nil
+			"see docs/table.md#swapped", s.Table), nil
 	case named == nil:
 		moved = fmt.Sprintf("table %s is called %s now; its rows are still delivered, but the next start will be refused; "+
 			"set source.table to %s, or give it its name back", s.Table, *called, *called)

@@ -98,7 +98,7 @@ func TestOutboxReplaced(t *testing.T) {
 				if test.called != "" {
 					was = "which is " + test.called + " now"
 				}
-				exitcodetest.Want(t, err, exitcode.Config, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/operations.md#swapped")
+				exitcodetest.Want(t, err, exitcode.Config, "public.event_outbox is another relation now", fmt.Sprintf("the one with OID %d", f.Table.OID), was, "docs/table.md#swapped")
 			case test.words != nil:
 				exitcodetest.Want(t, err, exitcode.Config, test.words...)
 			case err != nil:

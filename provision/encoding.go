@@ -25,5 +25,5 @@ func encodingWarnings(ctx context.Context, db ledger.Querier) ([]string, error) 
 		return nil, nil
 	}
 	return []string{fmt.Sprintf("the database has the encoding %s, in which a text may hold bytes that cannot be converted to UTF8: such a row stops "+
-		"the stream for good; restore a dump of it into a database of encoding UTF8: docs/operations.md#encodings", encoding)}, nil
+		"the stream for good; restore a dump of it into a database of encoding UTF8: docs/encodings.md", encoding)}, nil
 }

@@ -60,5 +60,5 @@ func CheckOwners(ctx context.Context, db ledger.Querier, s Source) error {
 	}
 	return exitcode.Errorf(exitcode.Config, "this is not the ledger that init makes, and could run code with the rights of this login: %s; "+
 		"drop what is not yours; or make it the property of a role that you trust (alter … owner to …), after looking at its triggers, rules and defaults; "+
-		"or set source.ledger_schema to a schema where others cannot create anything; see docs/operations.md#shared-schema", strings.Join(strange, "; "))
+		"or set source.ledger_schema to a schema where others cannot create anything; see docs/roles.md#shared-schema", strings.Join(strange, "; "))
 }

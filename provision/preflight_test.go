@@ -75,7 +75,7 @@ func TestPreflightAfterSetup(t *testing.T) {
 		},
 		"an outbox of another name": {
 			before: []string{"alter table event_outbox rename to events"},
-			code:   exitcode.Config, words: []string{"table public.event_outbox does not exist", "publishes public.events", "set source.table to its name", "docs/operations.md#swapped"},
+			code:   exitcode.Config, words: []string{"table public.event_outbox does not exist", "publishes public.events", "set source.table to its name", "docs/table.md#swapped"},
 		},
 		"a publication of a table of the same name": {
 			before: []string{"create schema other create table event_outbox ()", "alter publication outbox_cdc set table other.event_outbox"},

@@ -30,7 +30,7 @@ func generatedPublicationSQL(s Source) string {
 
 // rowsLeftOut warns about rows that no repair of the publication brings back: when PostgreSQL decodes a row, it uses the
 // publication as it was when the row was written.
-const rowsLeftOut = "; what was written meanwhile is not in the stream: see docs/operations.md#publication"
+const rowsLeftOut = "; what was written meanwhile is not in the stream: see docs/table.md#publication"
 
 // checkPublication checks whether the publication publishes every insert into the table, with every column that is needed.
 func checkPublication(ctx context.Context, db ledger.Querier, s Source, table *Table, p *problems) error {
@@ -77,7 +77,7 @@ func checkPublication(ctx context.Context, db ledger.Querier, s Source, table *T
 		}
 		if missing := without(table.generated, t.columns); len(missing) > 0 {
 			p.add(exitcode.Config, "publication %q leaves out columns of %s that are generated: %s; %s; alter publication %s set (publish_generated_columns = stored): "+
-				"see docs/operations.md#generated", s.Publication, s.Table, strings.Join(missing, ", "), remedy, name)
+				"see docs/table.md#generated", s.Publication, s.Table, strings.Join(missing, ", "), remedy, name)
 		}
 	case partitioned && !viaRoot: // reported above
 	default:
@@ -93,7 +93,7 @@ func checkPublication(ctx context.Context, db ledger.Querier, s Source, table *T
 		}
 		text := fmt.Sprintf("publication %q does not publish table %s; alter publication %s add table %s"+rowsLeftOut, s.Publication, s.Table, name, s.table())
 		if others := namesOutsideLedger(tables); others != nil { // perhaps the table that was the outbox before, with rows to deliver
-			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/operations.md#swapped first", firstFew(others), s.Table)
+			text += fmt.Sprintf("; it publishes %s: if %s has taken that one's place, see docs/table.md#swapped first", firstFew(others), s.Table)
 		}
 		p.add(exitcode.Config, "%s", text)
 	}
@@ -111,7 +111,7 @@ func checkMissing(ctx context.Context, db ledger.Querier, s Source, p *problems)
 	}
 	if others := namesOutsideLedger(tables); others != nil {
 		p.add(exitcode.Config, "table %s does not exist, and publication %q publishes %s; if that is the outbox, set source.table to its name, or give it "+
-			"its old name back: see docs/operations.md#swapped", s.Table, s.Publication, firstFew(others))
+			"its old name back: see docs/table.md#swapped", s.Table, s.Publication, firstFew(others))
 		return nil
 	}
 	p.add(exitcode.Config, `table %s does not exist; run "outbox-cdc init", or correct source.table`, s.Table)

@@ -172,7 +172,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 			}
 		} else if len(f.table.generated) > 0 {
 			p.add(exitcode.Config, "columns of %s are generated, and a publication leaves such columns out by default: %s; create it yourself, and run init again: "+
-				"%s: see docs/operations.md#generated", cfg.Table, strings.Join(f.table.generated, ", "), generatedPublicationSQL(cfg.Source))
+				"%s: see docs/table.md#generated", cfg.Table, strings.Join(f.table.generated, ", "), generatedPublicationSQL(cfg.Source))
 		}
 		if fits && f.state != slotReady && !cfg.SkipBacklog {
 			filled, err := holdsRows(ctx, conn, cfg.Source)

@@ -324,7 +324,7 @@ func TestSetupEpoch(t *testing.T) {
 	p := newOutbox(t)
 	p.exec("insert into outbox_parked (processor_id, commit_lsn, tx_index, agg_hash, status, event) values (1, '7F/0', 0, 1, 'dead', '{}')")
 	_, err := Setup(pgtest.Context(t), p.cfg)
-	exitcodetest.Want(t, err, exitcode.SlotLost, "another history", "docs/operations.md#parked-rows", `"outbox-cdc dlq kill --all"`)
+	exitcodetest.Want(t, err, exitcode.SlotLost, "another history", "docs/slot.md#parked-rows", `"outbox-cdc dlq kill --all"`)
 	if p.slot() != "none" {
 		t.Error("a slot was left behind")
 	}

@@ -25,7 +25,7 @@ type slotRow struct {
 // StartAnew ends a message about a slot that cannot go on. It says what to do once the cause is mended, and reads well after a
 // comma too.
 const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; ` +
-	"docs/operations.md#lost-slot has the steps"
+	"docs/slot.md#lost-slot has the steps"
 
 // SlotIsAhead is the format of what is wrong with a slot that somebody has dropped and made again, or moved. It takes the slot's name and
 // position, and the position of the checkpoint.

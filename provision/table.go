@@ -138,7 +138,7 @@ func checkRelatives(ctx context.Context, db ledger.Querier, s Source, t *Table, 
 			children = append(children, r.name)
 		case r.kind == "f":
 			p.add(exitcode.Config, "partition %s of %s is a foreign table: its rows are written to another server and are not in the stream; "+
-				"detach it, and make an ordinary partition in its place: see docs/operations.md#inheritance", r.name, s.Table)
+				"detach it, and make an ordinary partition in its place: see docs/table.md#inheritance", r.name, s.Table)
 		case r.unlogged && r.kind == "r": // a partitioned table may be unlogged before PostgreSQL 18, without any effect
 			p.add(exitcode.Config, "partition %s of %s is unlogged: it leaves nothing in the WAL; alter table %s set logged"+rowsLeftOut, r.name, s.Table, r.quoted)
 		}
@@ -146,7 +146,7 @@ func checkRelatives(ctx context.Context, db ledger.Querier, s Source, t *Table, 
 	if children != nil {
 		p.add(exitcode.Config, "tables inherit from %s and are no partitions of it: %s; their rows are not in the stream as rows of %s; "+
 			"end the inheritance (alter table … no inherit %s), and whatever writes into them instead of the outbox, or partition the outbox "+
-			"declaratively: see docs/operations.md#inheritance", s.Table, firstFew(children), s.Table, s.table())
+			"declaratively: see docs/table.md#inheritance", s.Table, firstFew(children), s.Table, s.table())
 	}
 	return nil
 }
@@ -203,10 +203,10 @@ func checkColumns(ctx context.Context, db ledger.Querier, s Source, t *Table, ve
 		case c.generated == "s":
 			p.add(exitcode.Config, "column %q of %s is generated, and such columns are not in the stream before PostgreSQL 18; "+
 				"alter table %s alter column %s drop expression, and let whatever writes the rows fill it, or name another column in source.columns: "+
-				"see docs/operations.md#generated", c.name, s.Table, s.table(), pgx.Identifier{c.name}.Sanitize())
+				"see docs/table.md#generated", c.name, s.Table, s.table(), pgx.Identifier{c.name}.Sanitize())
 		default:
 			p.add(exitcode.Config, "column %q of %s is generated and not stored, so that it is never in the stream; "+
-				"make it an ordinary column, or name another one in source.columns: see docs/operations.md#generated", c.name, s.Table)
+				"make it an ordinary column, or name another one in source.columns: see docs/table.md#generated", c.name, s.Table)
 		}
 	}
 	return nil

@@ -31,7 +31,7 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 	}{
 		"a child": {
 			sql:    "create table child () inherits (event_outbox)",
-			words:  []string{"inherit from public.event_outbox", "are no partitions", "public.child", `no inherit "public"."event_outbox"`, "docs/operations.md#inheritance"},
+			words:  []string{"inherit from public.event_outbox", "are no partitions", "public.child", `no inherit "public"."event_outbox"`, "docs/table.md#inheritance"},
 			remedy: `alter table child no inherit "public"."event_outbox"`,
 		},
 		"a child of a child in another schema": {
@@ -56,7 +56,7 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 		"a foreign partition": {
 			partitioned: true,
 			sql:         foreign + "create foreign table p2 partition of event_outbox for values from ('2030-01-01') to ('2031-01-01') server s",
-			words:       []string{"partition public.p2 of public.event_outbox is a foreign table", "docs/operations.md#inheritance"},
+			words:       []string{"partition public.p2 of public.event_outbox is a foreign table", "docs/table.md#inheritance"},
 			remedy:      "alter table event_outbox detach partition p2",
 		},
 		"an unlogged partition": {
@@ -79,14 +79,14 @@ func TestRowsThatTheStreamLacks(t *testing.T) {
 				alter table event_outbox add column tenant_id text generated always as (aggregate_type || '!') stored`,
 			words: []string{
 				`column "tenant_id" of public.event_outbox is generated`, `alter table "public"."event_outbox" alter column "tenant_id" drop expression`,
-				"docs/operations.md#generated",
+				"docs/table.md#generated",
 			},
 			remedy: `alter table "public"."event_outbox" alter column "tenant_id" drop expression`,
 		},
 		"a virtual column": {
 			since: 180000, sql: `alter table event_outbox drop column tenant_id cascade;
 				alter table event_outbox add column tenant_id text generated always as (aggregate_type || '!') virtual`,
-			words:  []string{`column "tenant_id" of public.event_outbox is generated and not stored`, "docs/operations.md#generated"},
+			words:  []string{`column "tenant_id" of public.event_outbox is generated and not stored`, "docs/table.md#generated"},
 			remedy: "alter table event_outbox drop column tenant_id; alter table event_outbox add column tenant_id text",
 		},
 	} {
@@ -171,7 +171,7 @@ func TestGeneratedColumnFrom18(t *testing.T) {
 	_, err := Setup(pgtest.Context(t), o.cfg)
 	create := `create publication "outbox_cdc" for table "public"."event_outbox" with ` +
 		`(publish = 'insert', publish_via_partition_root = true, publish_generated_columns = stored)`
-	exitcodetest.Want(t, err, exitcode.Config, "tenant_id", create, "docs/operations.md#generated")
+	exitcodetest.Want(t, err, exitcode.Config, "tenant_id", create, "docs/table.md#generated")
 	if o.slot() != "none" || o.text("select count(*)::text from pg_publication") != "0" {
 		t.Error("a refusal made something")
 	}

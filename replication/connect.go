@@ -50,7 +50,7 @@ func dsnProblem(what string, err error) error {
 }
 
 // connectDirectly is the remedy for a connection pooler in the way.
-const connectDirectly = "connect directly to PostgreSQL, see docs/operations.md#poolers"
+const connectDirectly = "connect directly to PostgreSQL, see docs/roles.md#poolers"
 
 // CheckDirect returns an error if something that takes part in the protocol, such as PgBouncer, stands between us and the server.
 // It may give us another session for each transaction, in which nothing is left of what we have prepared, locked, set and

@@ -45,7 +45,7 @@ func ExplainRefusal(what string, config *pgconn.Config, err error) error {
 		}
 	case "0A000": // conversion between UTF8 and MULE_INTERNAL is not supported
 		if pg.SeverityUnlocalized == "FATAL" {
-			return exitcode.Errorf(exitcode.Config, "%s: %s, and nothing else is spoken; restore a dump of the database into one of encoding UTF8, see docs/operations.md#encodings", what, pg.Message)
+			return exitcode.Errorf(exitcode.Config, "%s: %s, and nothing else is spoken; restore a dump of the database into one of encoding UTF8, see docs/encodings.md", what, pg.Message)
 		}
 	case "55P02": // cannot be changed now, or without a restart
 		return exitcode.Errorf(exitcode.Config, "%s has the parameter %s, which cannot be set for a session; remove it", what, name)

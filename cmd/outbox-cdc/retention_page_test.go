@@ -81,7 +81,7 @@ var missedBlock = regexp.MustCompile(`(?s)\n( +create table outbox_missed .*?);`
 // When a slot was lost, what is sent once more are events that some sink was not given: not those whose part of the log was dropped.
 func TestMissedEventsAndADroppedLog(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "slot.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

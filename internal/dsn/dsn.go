@@ -97,7 +97,7 @@ func foreign(name string) (hint string, ok bool) {
 const (
 	inSchema  = " (source.table and source.ledger_schema name the schemas)"
 	byItself  = " (the connector asks for replication itself)"
-	viaPooler = " (the connector needs a direct connection, see docs/operations.md#poolers)"
+	viaPooler = " (the connector needs a direct connection, see docs/roles.md#poolers)"
 )
 
 // clientParameters are parameters of clients that are often found in connection strings, and that PostgreSQL does not know. If a

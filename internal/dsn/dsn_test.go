@@ -19,7 +19,7 @@ func TestParse(t *testing.T) {
 		"canary":                            {"is no connection string", "write postgres://user:password@host:5432/database"},
 		"postgres://u:canary@h:99999/d":     {"its port is not within 1 and 65535"},
 		"host=h port=0 password=canary":     {"its port is not within 1 and 65535"},
-		"postgres://h/d?schema=canary&Pool_Max_Conns=canary&pgbouncer=true":     {"parameter schema", "parameter Pool_Max_Conns", "parameter pgbouncer", "docs/operations.md#poolers"},
+		"postgres://h/d?schema=canary&Pool_Max_Conns=canary&pgbouncer=true":     {"parameter schema", "parameter Pool_Max_Conns", "parameter pgbouncer", "docs/roles.md#poolers"},
 		"host=h default_query_exec_mode=canary statement_cache_capacity=canary": {"parameter default_query_exec_mode", "parameter statement_cache_capacity"},
 		"host=h replication=canary keepalives=1":                                {"parameter replication", "asks for replication itself", "parameter keepalives"},
 		"postgres://h/d?sslmode=canary":                                         {"is no connection string", "sslmode is invalid"},

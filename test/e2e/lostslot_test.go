@@ -16,10 +16,10 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
-// documented is the block of code in docs/operations.md that holds these words.
-func documented(t testing.TB, words string) string {
+// documented is the block of code in a page of docs that holds these words.
+func documented(t testing.TB, page, words string) string {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/operations.md")
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", page))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func documented(t testing.TB, words string) string {
 		}
 		block.Reset()
 	}
-	t.Fatalf("docs/operations.md has no block with %q", words)
+	t.Fatalf("docs/%s has no block with %q", page, words)
 	return ""
 }
 
@@ -46,7 +46,7 @@ func (c *connector) does(args ...string) {
 	}
 }
 
-// The steps of docs/operations.md#lost-slot, word for word, for each way in which a slot can be lost or not ours. Events
+// The steps of docs/slot.md#lost-slot, word for word, for each way in which a slot can be lost or not ours. Events
 // that were missed are delivered afterwards, and so is what was parked and what was dead.
 func TestStepsForALostSlot(t *testing.T) {
 	t.Parallel()
@@ -124,20 +124,20 @@ func TestStepsForALostSlot(t *testing.T) {
 			if lost.mend != nil {
 				lost.mend(w)
 			}
-			w.exec(documented(t, "create table outbox_missed"))
+			w.exec(documented(t, "slot.md", "create table outbox_missed"))
 			if n := ask[int](w, "select count(*) from outbox_missed"); n != 5 {
 				t.Errorf("%d events are missed, want 5", n)
 			}
 			c.does("destroy", "--yes")
 			if lost.beyond {
 				out, code := c.command(nil, "init", "--backlog", "none", "--config", c.config)
-				if code != exitcode.SlotLost || !containsAll(out, []string{"outbox_parked holds rows beyond", "docs/operations.md#parked-rows"}) {
+				if code != exitcode.SlotLost || !containsAll(out, []string{"outbox_parked holds rows beyond", "docs/slot.md#parked-rows"}) {
 					t.Fatalf("init: exit code %d\n%s", code, out)
 				}
-				w.exec(documented(t, "update outbox_parked"))
+				w.exec(documented(t, "slot.md", "update outbox_parked"))
 			}
 			c.does("init", "--backlog", "none")
-			w.execAll(documented(t, "drop table outbox_missed"))
+			w.execAll(documented(t, "slot.md", "drop table outbox_missed"))
 			if n := w.ofSink("webhook", "true"); n != 10 {
 				t.Errorf("%d of the 10 parked rows are left", n)
 			}

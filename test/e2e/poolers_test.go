@@ -33,7 +33,7 @@ func TestPoolerInTheWay(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { closes(t, b) })
-				pooled, tells := b.DSN(w.database), []string{"connection pooler", "connect directly", "docs/operations.md#poolers"}
+				pooled, tells := b.DSN(w.database), []string{"connection pooler", "connect directly", "docs/roles.md#poolers"}
 				stands := w.confirmed()
 				for key, other := range map[string]string{"dsn": "replication_dsn", "replication_dsn": "dsn"} {
 					w.source[key], w.source[other] = pooled, w.dsn

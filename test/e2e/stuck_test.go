@@ -14,13 +14,13 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
 
-// goOn takes the steps of docs/operations.md#lost-slot, word for word, after which nothing is owed any more.
+// goOn takes the steps of docs/slot.md#lost-slot, word for word, after which nothing is owed any more.
 func (w *world) goOn(c *connector) {
 	w.t.Helper()
-	w.exec(documented(w.t, "create table outbox_missed"))
+	w.exec(documented(w.t, "slot.md", "create table outbox_missed"))
 	c.does("destroy", "--yes")
 	c.does("init", "--backlog", "none")
-	w.execAll(documented(w.t, "drop table outbox_missed"))
+	w.execAll(documented(w.t, "slot.md", "drop table outbox_missed"))
 	c.start()
 	eventually(w.t, 30*time.Second, "all delivered", func() error {
 		n := ask[int](w, "select count(*) from event_outbox o where not exists (select from outbox_delivery_log l where l.event_id = o.id and l.status = 'delivered')")
@@ -95,7 +95,7 @@ func TestBytesThatAreNoUTF8(t *testing.T) {
 	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'order', i, 'made', '{}' from generate_series(1, 10) i")
 	c.start()
 	c.ready("leader")
-	c.says("SQL_ASCII", "docs/operations.md#encodings")
+	c.says("SQL_ASCII", "docs/encodings.md")
 	w.deliveredAtLeast(10*time.Second, 10)
 	conn := connect(t, inEncoding(t, w.dsn, "SQL_ASCII"))
 	defer conn.Close(context.Background())
@@ -166,10 +166,10 @@ func TestEncodingWithoutUTF8(t *testing.T) {
 	w := newWorld(t, worldOptions{encoding: "MULE_INTERNAL", sinks: []string{"stdout"}, bare: true})
 	c := w.connector()
 	out, code := c.command(nil, "init", "--config", c.config)
-	if code != exitcode.Config || !containsAll(out, []string{"MULE_INTERNAL", "docs/operations.md#encodings"}) {
+	if code != exitcode.Config || !containsAll(out, []string{"MULE_INTERNAL", "docs/encodings.md"}) {
 		t.Errorf("init: exit code %d, %s", code, out)
 	}
-	c.refuses(exitcode.Config, "MULE_INTERNAL", "docs/operations.md#encodings")
+	c.refuses(exitcode.Config, "MULE_INTERNAL", "docs/encodings.md")
 }
 
 // inEncoding is a DSN of sessions that talk in another encoding.

@@ -31,7 +31,7 @@ func (w *world) swap() {
 	w.execAll("begin; alter table event_outbox rename to event_outbox_old; alter table eo2 rename to event_outbox; commit")
 }
 
-// Another table takes the outbox's name while the connector runs. What docs/operations.md#swapped says, word for word,
+// Another table takes the outbox's name while the connector runs. What docs/table.md#swapped says, word for word,
 // delivers what was written into either, whichever of them stays.
 func TestOutboxReplaced(t *testing.T) {
 	t.Parallel()
@@ -50,18 +50,18 @@ func TestOutboxReplaced(t *testing.T) {
 			w.swap()
 			w.insert(10)
 			c.exits(60*time.Second, exitcode.Config)
-			c.says("public.event_outbox is another relation now", "which is public.event_outbox_old now", "docs/operations.md#swapped")
-			c.refuses(exitcode.Config, "does not publish table public.event_outbox", "it publishes public.event_outbox_old", "docs/operations.md#swapped")
+			c.says("public.event_outbox is another relation now", "which is public.event_outbox_old now", "docs/table.md#swapped")
+			c.refuses(exitcode.Config, "does not publish table public.event_outbox", "it publishes public.event_outbox_old", "docs/table.md#swapped")
 			// An event of the old table that the connector has not read.
 			w.exec("insert into event_outbox_old (aggregate_type, aggregate_id, event_type, payload) values ('order', '1', 'late', '{}')")
-			w.execAll(strings.ReplaceAll(documented(t, mend), "publication outbox_cdc ", "publication "+w.publication+" "))
+			w.execAll(strings.ReplaceAll(documented(t, "table.md", mend), "publication outbox_cdc ", "publication "+w.publication+" "))
 			w.insert(10)
 			c.start()
 			c.ready("leader")
 			if name == "for good" {
 				w.deliveredOnce("(select id from event_outbox union select id from event_outbox_old)", 31)
 				c.says("rows of a table that is not the outbox arrive", "public.event_outbox_old")
-				w.execAll(documented(t, "drop table if exists event_outbox_old cascade"))
+				w.execAll(documented(t, "table.md", "drop table if exists event_outbox_old cascade"))
 				c.does("init")
 				if seen, all := ask[int](w, "select count(*) from event_outbox_status"), ask[int](w, "select count(*) from event_outbox"); seen != all {
 					t.Errorf("the view has %d events, the outbox %d", seen, all)
@@ -120,7 +120,7 @@ func TestPublicationWithoutTheOutboxForAMoment(t *testing.T) {
 		}
 		return nil
 	})
-	if missing := ask[int](w, "select count(*) from ("+documented(t, "select e.* from event_outbox e where not exists")+") as missing"); missing != 3 {
+	if missing := ask[int](w, "select count(*) from ("+documented(t, "table.md", "select e.* from event_outbox e where not exists")+") as missing"); missing != 3 {
 		t.Errorf("the documented query finds %d rows, want 3", missing)
 	}
 	c.ready("leader")
@@ -138,7 +138,7 @@ func TestOutboxGetsAChild(t *testing.T) {
 	w.deliveredAtLeast(10*time.Second, 10)
 	w.exec("create table child () inherits (event_outbox)")
 	c.exits(60*time.Second, exitcode.Config)
-	c.says("inherit from public.event_outbox", "public.child", "docs/operations.md#inheritance")
+	c.says("inherit from public.event_outbox", "public.child", "docs/table.md#inheritance")
 	c.refuses(exitcode.Config, "inherit from public.event_outbox", "public.child")
 	c.does("destroy", "--yes")
 	if out, code := c.command(nil, "init", "--backlog", "none", "--config", c.config); code != exitcode.Config || !containsAll(out, []string{"public.child"}) {
@@ -164,7 +164,7 @@ func TestGeneratedColumn(t *testing.T) {
 	}
 	c := w.connector()
 	out, code := c.command(nil, "init", "--config", c.config)
-	if code != exitcode.Config || !containsAll(out, []string{"name", "generated", "docs/operations.md#generated"}) {
+	if code != exitcode.Config || !containsAll(out, []string{"name", "generated", "docs/table.md#generated"}) {
 		t.Fatalf("init: exit code %d\n%s", code, out)
 	}
 	insert := "insert into events (id, kind, of, body) values (gen_random_uuid(), 'order', 7, '{}')"

@@ -97,6 +97,9 @@ var elsewhere = regexp.MustCompile(`\bshared/(?:reference|model|hooks|[A-Z])|\b(
 
 var address = regexp.MustCompile(`\b[a-z]+://\S+`)
 
+// ourPages is where people find the pages of docs on the web: alerts and dashboards lead there.
+const ourPages = "https://github.com/pyairtable-compose/outbox-cdc/blob/main/"
+
 // TestReferencesLeadSomewhere looks at links of Markdown, with their anchors, and at files that comments, messages and pages
 // name.
 func TestReferencesLeadSomewhere(t *testing.T) {
@@ -126,7 +129,7 @@ func TestReferencesLeadSomewhere(t *testing.T) {
 	}
 	for _, p := range tree.all {
 		ext := path.Ext(p)
-		if strings.Contains(p, "testdata/") || ext != ".md" && ext != ".sql" && ext != ".yml" && p != "Makefile" && path.Dir(p) != "scripts" {
+		if strings.Contains(p, "testdata/") || ext != ".md" && ext != ".sql" && ext != ".yml" && ext != ".json" && p != "Makefile" && path.Dir(p) != "scripts" {
 			continue
 		}
 		for number, l := range markdown(t, p) {
@@ -183,6 +186,7 @@ func (r tree) missing(from, text string, pattern *regexp.Regexp) (all []string) 
 	if !containsAny(text, ".md", ".go", ".sql", ".patch") {
 		return all
 	}
+	text = strings.ReplaceAll(text, ourPages, "")
 	for _, m := range pattern.FindAllStringSubmatch(address.ReplaceAllString(text, ""), -1) {
 		name, anchor := m[len(m)-2], strings.TrimPrefix(m[len(m)-1], "#")
 		if r.has(path.Clean(name), anchor) || r.has(path.Join(path.Dir(from), name), anchor) {
@@ -273,5 +277,26 @@ func TestSlug(t *testing.T) {
 	page := splitMarkdown("# One\n```\n# no heading\n```\n## Two & three\n## One\n<a id=\"four\"></a>\n")
 	if got, want := anchorsOf(page), []string{"one", "two--three", "one-1", "four"}; !slices.Equal(got, want) {
 		t.Errorf("anchors %q, want %q", got, want)
+	}
+}
+
+// Where the pages of docs are on the web is where they are in the repository: alerts and dashboards name them there.
+func TestMissingReferences(t *testing.T) {
+	t.Parallel()
+	tree := tree{
+		all: []string{"docs/a.md", "b.go"}, exists: map[string]bool{"docs/a.md": true, "a.md": true, "b.go": true},
+		anchors: map[string][]string{"docs/a.md": {"one"}},
+	}
+	for text, want := range map[string][]string{
+		`see docs/a.md#one and docs/a.md`:                 nil,
+		`see docs/a.md#two`:                               {"docs/a.md#two"},
+		`"runbook_url": "` + ourPages + `docs/a.md#one"`:  nil,
+		`"runbook_url": "` + ourPages + `docs/a.md#two"`:  {"docs/a.md#two"},
+		`runbook_url: ` + ourPages + `docs/c.md`:          {"docs/c.md"},
+		`https://example.com/docs/a.md#two and mailto:me`: nil,
+	} {
+		if got := tree.missing("docs/a.md", text, fileName); !slices.Equal(got, want) {
+			t.Errorf("%q: %q are missing, want %q", text, got, want)
+		}
 	}
 }
