@@ -1,5 +1,5 @@
 // Package servers starts real servers for tests, benchmarks and the demo: PostgreSQL, PgBouncer, Apache Kafka, Redis (alone, as a
-// cluster, with a Sentinel) and NATS with JetStream; and puts a TCP proxy in front of them to inject faults. It finds,
+// cluster, with a Sentinel), NATS with JetStream and Prometheus; and puts a TCP proxy in front of them to inject faults. It finds,
 // downloads or builds what it starts, runs it as a child that cannot outlive this process, listens on 127.0.0.1 only, and
 // leaves nothing behind but the download cache.
 //
