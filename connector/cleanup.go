@@ -22,7 +22,7 @@ const (
 	// cleanShare says which part of the retention lies between two passes.
 	cleanShare = 20
 	// cleanRows is the most rows of a chunk. A chunk takes a core of the server, and its WAL delays the next COMMIT of a service.
-	cleanRows = 250
+	cleanRows = 100
 	// cleanLeast is how many rows a second the cleanup deletes at least, as long as a chunk takes less than half of the time. So it keeps up
 	// with 2,000 events a second whatever else goes on. Where more events come, it deletes cleanLead times as many as come.
 	cleanLeast = 2500

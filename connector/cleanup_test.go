@@ -154,16 +154,16 @@ func TestRestsOfTheCleanup(t *testing.T) {
 			took time.Duration
 			rate uint64 // events a second
 			busy bool
-			want float64 // chunks of 250 rows a second
+			want float64 // chunks of 100 rows a second
 		}{
-			"nothing comes":               {5 * time.Millisecond, 0, false, 10},
-			"1,000 a second":              {5 * time.Millisecond, 1000, false, 10},
-			"5,000 a second":              {5 * time.Millisecond, 5000, false, 40},
-			"5,000 a second, much to do":  {5 * time.Millisecond, 5000, true, 10},
-			"50,000 a second":             {5 * time.Millisecond, 50_000, false, 100},
+			"nothing comes":               {2 * time.Millisecond, 0, false, 25},
+			"1,000 a second":              {2 * time.Millisecond, 1000, false, 25},
+			"5,000 a second":              {2 * time.Millisecond, 5000, false, 100},
+			"5,000 a second, much to do":  {2 * time.Millisecond, 5000, true, 25},
+			"50,000 a second":             {2 * time.Millisecond, 50_000, false, 250},
 			"slow chunks":                 {80 * time.Millisecond, 0, false, 1 / 0.16},
 			"slow chunks, 5,000 a second": {80 * time.Millisecond, 5000, false, 1 / 0.16},
-			"waiting for another session": {0, 0, false, 10},
+			"waiting for another session": {0, 0, false, 25},
 		} {
 			busy = test.busy
 			p.rest(test.took) // forget the rate of the case before
