@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers clean
+.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers dashboards clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -81,6 +81,12 @@ demo: build ## show events arriving, with nothing installed but Go
 
 reach: ## run the tests of the failure rules, of the truth and of retention at their full length, an hour, on a machine that does nothing else; ONLY=Poisoned for some
 	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach
+
+# It is complete before it replaces the file.
+dashboards: ## make the dashboard for Grafana
+	mkdir -p bin
+	go run -C tools/dashboards . > bin/dashboard.json
+	mv bin/dashboard.json monitoring/grafana/dashboards/outbox/outbox-monitoring.json
 
 clean: ## remove what was built
 	rm -rf bin

@@ -38,8 +38,8 @@ func (v *validator) run() {
 	v.between("breaker.max_failures", c.Breaker.MaxFailures, 1, 1_000_000)
 	v.lasts("breaker.reset_timeout", c.Breaker.ResetTimeout, 10*time.Millisecond, 24*time.Hour)
 	v.retention(c)
-	if !metricPrefix.MatchString(c.Metrics.Prefix) {
-		v.mistake("metrics.prefix", "%q cannot begin the name of a metric; letters, digits and _ can", c.Metrics.Prefix)
+	if err := CheckMetricsPrefix(c.Metrics.Prefix); err != nil {
+		v.mistake("metrics.prefix", "%s", err)
 	}
 	if c.HTTP.Listen != "" && !isListen(c.HTTP.Listen) {
 		v.mistake("http.listen", "%q is no address to listen on; write 127.0.0.1:9640, :9640 for all interfaces, or off for no server", c.HTTP.Listen)
@@ -49,6 +49,14 @@ func (v *validator) run() {
 			v.mistake(fmt.Sprintf("http.hosts[%d]", i), "%s is no host; write a name or an address, without a port", quoted(h))
 		}
 	}
+}
+
+// CheckMetricsPrefix says why the names of metrics cannot begin with prefix; nil if they can.
+func CheckMetricsPrefix(prefix string) error {
+	if !metricPrefix.MatchString(prefix) {
+		return fmt.Errorf("%q cannot begin the name of a metric; letters, digits and _ can", prefix)
+	}
+	return nil
 }
 
 var (

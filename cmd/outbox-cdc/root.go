@@ -49,6 +49,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newResumeCommand(environ),
 		newRetryCommand(environ),
 		newStatusCommand(environ),
+		newMonitoringCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 	)

@@ -1,0 +1,3 @@
+package main
+
+func postgresRow() row { return row{} }

@@ -1,0 +1,3 @@
+package main
+
+func processRow() row { return row{} }
