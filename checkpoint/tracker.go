@@ -258,6 +258,16 @@ func (t *Tracker) Head() uint64 {
 	return t.head
 }
 
+// CommittedAt returns the commit time of an event. It is zero if the event is not in flight any more.
+func (t *Tracker) CommittedAt(entry uint64) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if entry < t.head || entry >= t.next {
+		return time.Time{}
+	}
+	return t.at(entry).committed
+}
+
 // InFlight is the number of events added and not yet in the prefix.
 func (t *Tracker) InFlight() int {
 	t.mu.Lock()

@@ -119,7 +119,8 @@ type cleanupReport struct {
 	said    bool                 // health knows of the cleanup
 	sum     int64
 	sumAt   time.Time
-	lost    bool // the log says that rows are unaccounted
+	lost    bool   // the log says that rows are unaccounted
+	missing *int64 // what unaccounted returned last
 }
 
 // cleanupProblem is why the cleanup cannot do its work.
@@ -186,6 +187,19 @@ func judgeBloat(all []cleanup.Bloat, problem cleanupProblem, detail string) (cle
 	return problem, strings.Join(texts, "; ")
 }
 
+// unaccounted returns how many old rows the ledger does not know, or nil while no pass has looked at all of them. A pass that has looked at
+// some of them may have found more.
+func (t *cleanupReport) unaccounted(r *cleanup.Report) *int64 {
+	found := r.Outbox.Kept.Unaccounted
+	switch {
+	case r.FromStart && r.Complete && r.Outbox.Retention != nil:
+		t.missing = &found
+	case t.missing != nil && found > *t.missing:
+		t.missing = &found
+	}
+	return t.missing
+}
+
 // report notes what a pass has done.
 func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	log := t.c.cfg.Logger
@@ -195,6 +209,7 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	t.c.cleaned.Store(&monitoring.CleanupStatus{
 		EndedAt: time.Now(), Took: time.Duration(r.Seconds * float64(time.Second)), Rows: r.Outbox.Deleted,
 		Partitions: len(r.Log.Dropped) + len(r.Outbox.Partitions.Dropped), Complete: r.Complete && err == nil, Detail: all,
+		Unaccounted: t.unaccounted(r),
 	})
 	if problem == cleanupWorks && r.Complete {
 		t.c.cfg.Metrics.CleanupLastSuccess.SetToCurrentTime()

@@ -133,9 +133,11 @@ type unrecorded struct {
 
 // laneShown is what others see of a lane.
 type laneShown struct {
-	idle   atomic.Bool           // the lane has nothing to do
-	oldest atomic.Uint64         // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
-	view   monitoring.LaneStatus // what state has of the lane
+	idle   atomic.Bool   // the lane has nothing to do
+	oldest atomic.Uint64 // the tracker's number of the first event that waits for this lane, plus one; 0: there is none
+	// inFlight is how many deliveries the lane was given by the reader, and are not settled.
+	inFlight atomic.Int64
+	view     monitoring.LaneStatus // what state has of the lane
 }
 
 func newLane(s *sharedSink, number int, rows rowSource, out chan<- checkpoint.Outcomes) *lane {

@@ -23,6 +23,7 @@ type recorderSide struct {
 	died       uint64               // the last outcomes in which something died in place, or was discarded
 	hurried    uint64               // the highest Seq for which the recorder was told that the lane waits
 	unrecorded []unrecorded         // outcomes of Deliver calls that are not committed
+	settling   []settling           // how many deliveries are settled by what is not committed
 }
 
 func (r *recorderSide) unrecordedRows() int {
@@ -31,6 +32,12 @@ func (r *recorderSide) unrecordedRows() int {
 		n += u.rows
 	}
 	return n
+}
+
+// settling is how many deliveries are settled when everything up to seq is committed.
+type settling struct {
+	seq        uint64
+	deliveries int64
 }
 
 // parkUntried puts a delivery into outbox_parked, untried.
@@ -73,11 +80,25 @@ func (l *lane) give(work context.Context, o checkpoint.Outcomes) error {
 	r.given++
 	l.table.floor.gave(r.given)
 	o.Seq, o.Recorded = r.given, r.recorded
+	r.settles(o)
 	select {
 	case r.out <- o:
 		return nil
 	case <-work.Done():
 		return context.Cause(work)
+	}
+}
+
+// settles notes how many deliveries are settled when these outcomes are committed.
+func (r *recorderSide) settles(o checkpoint.Outcomes) {
+	s := settling{seq: o.Seq}
+	for i := range o.Rows {
+		if o.Rows[i].Settles {
+			s.deliveries++
+		}
+	}
+	if s.deliveries > 0 {
+		r.settling = append(r.settling, s)
 	}
 }
 
@@ -88,6 +109,10 @@ func (l *lane) onRecorded(seq uint64) {
 	l.table.floor.recorded(seq)
 	for len(r.unrecorded) > 0 && r.unrecorded[0].seq <= seq {
 		r.unrecorded = r.unrecorded[1:]
+	}
+	for len(r.settling) > 0 && r.settling[0].seq <= seq {
+		l.shown.inFlight.Add(-r.settling[0].deliveries)
+		r.settling = r.settling[1:]
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 type owedRows struct {
 	rows      ledger.RowCounts
 	oldestAt  time.Time // since when the oldest parked row has been parked; zero if there is none
+	committed time.Time // commit time of the first parked row in position order; zero if nobody knows
 	countedAt time.Time // when rows were last counted; zero: nobody knows them
 
 	point    ledger.CountPoint
@@ -44,9 +45,11 @@ func (o *owedRows) end(point ledger.CountPoint, count *ledger.ParkedCount, now t
 		return
 	}
 	o.point, o.countedAt = point, now
-	o.rows, o.oldestAt, o.stale, o.first = count.RowCounts, time.Time{}, false, 0
-	if count.Parked > 0 {
+	o.rows, o.oldestAt, o.first = count.RowCounts, time.Time{}, 0
+	if o.stale = count.Parked > 0; o.stale { // a look says when the first row's event was committed
 		o.oldestAt = now.Add(-count.Oldest)
+	} else {
+		o.committed = time.Time{}
 	}
 	for _, c := range o.since {
 		o.apply(c, now)
@@ -71,9 +74,9 @@ func (o *owedRows) apply(c ledger.RowChange, now time.Time) {
 	}
 	switch {
 	case o.rows.Parked <= 0:
-		o.oldestAt, o.stale = time.Time{}, false
+		o.oldestAt, o.committed, o.stale = time.Time{}, time.Time{}, false
 	case o.oldestAt.IsZero():
-		o.oldestAt, o.stale = now, true
+		o.oldestAt, o.committed, o.stale = now, time.Time{}, true
 	default:
 		o.stale = o.stale || c.Oldest
 	}
@@ -95,8 +98,17 @@ func (o *owedRows) found(oldest ledger.OldestParked, prefix pglogrepl.LSN, now t
 		o.first = min(oldest.First, prefix)
 	}
 	if o.rows.Parked > 0 {
-		o.oldestAt = now.Add(-oldest.Age)
+		o.oldestAt, o.committed = now.Add(-oldest.Age), oldest.Committed
 	}
+}
+
+// oldestCommitted returns the commit time of the oldest event that is parked. It is zero if none is. As long as nobody has looked, it is
+// when the oldest row was parked: its event was committed shortly before.
+func (o *owedRows) oldestCommitted() time.Time {
+	if o.committed.IsZero() {
+		return o.oldestAt
+	}
+	return o.committed
 }
 
 // isShown reports whether the numbers are what they were when it was last called. The age of the oldest row goes on growing.

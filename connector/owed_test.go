@@ -140,10 +140,20 @@ func TestOldestParked(t *testing.T) {
 	o.end(ledger.CountPoint{Batch: 1}, &ledger.ParkedCount{RowCounts: ledger.RowCounts{Parked: 5}, Oldest: 10 * time.Second}, at(1))
 	age(1, "5 parked, 10s")
 	age(4, "5 parked, 13s")
+	committed := func(want time.Time) {
+		t.Helper()
+		if got := o.oldestCommitted(); !got.Equal(want) {
+			t.Errorf("the oldest event was committed at %s, want %s", got.Sub(began), want.Sub(began))
+		}
+	}
+	committed(at(-9))           // when the oldest row was parked, before a look
+	look("from 0, stale: true") // a count does not say when the first event was committed
+	o.found(ledger.OldestParked{Age: 14 * time.Second, First: 60, Committed: at(-20)}, 90, at(5))
+	committed(at(-20))
 	o.add(parked(1), at(5)) // a younger row
-	look("from 0, stale: false")
+	look("from 60, stale: false")
 	o.add(parked(-1), at(6)) // delivered, perhaps the oldest
-	look("from 0, stale: true")
+	look("from 60, stale: true")
 	o.found(ledger.OldestParked{Age: 2 * time.Second, First: 70}, 90, at(6))
 	age(7, "5 parked, 3s")
 	look("from 70, stale: false")
@@ -160,6 +170,7 @@ func TestOldestParked(t *testing.T) {
 	look("from 20, stale: false")
 	age(10, "6 parked, 1h0m1s")
 	o.add(parked(-6), at(11))
+	committed(time.Time{})
 	age(12, "0 parked, 0s")
 	look("from 20, stale: false")
 	o.add(parked(2), at(13)) // the first one again

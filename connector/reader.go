@@ -51,7 +51,8 @@ type stream interface {
 type laneInput struct {
 	lane      chan<- []*delivery // the lane's channel
 	processor int32
-	collected []*delivery // for this lane, and not handed over yet
+	inFlight  *atomic.Int64 // the lane's
+	collected []*delivery   // for this lane, and not handed over yet
 }
 
 // reader is the main loop of a session. It decodes the stream and registers each event with the tracker before it hands the
@@ -334,6 +335,7 @@ func (r *reader) flush(ctx context.Context) error {
 				continue
 			}
 			r.waits.Store(in.processor)
+			in.inFlight.Add(int64(n))
 			if err := send(ctx, r.stream, in.lane, in.collected); err != nil {
 				return err
 			}

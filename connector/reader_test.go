@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,7 +36,7 @@ func newReaderBench(t *testing.T, start ledger.Start) *readerBench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &readerBench{t: t, inlet: &laneInput{lane: make(chan []*delivery, 1)}, outcomes: make(chan checkpoint.Outcomes, 10), log: &bytes.Buffer{}}
+	b := &readerBench{t: t, inlet: &laneInput{lane: make(chan []*delivery, 1), inFlight: &atomic.Int64{}}, outcomes: make(chan checkpoint.Outcomes, 10), log: &bytes.Buffer{}}
 	b.reader = &reader{
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, outcomes: b.outcomes,
 		lanes: map[int32][]*laneInput{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),

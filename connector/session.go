@@ -224,7 +224,7 @@ func (s *session) run(ctx context.Context) error {
 // announce says in Status, health and log that the session streams.
 func (s *session) announce() {
 	c := s.c
-	c.life.streams()
+	c.life.streams(s.reader.start.Epoch)
 	c.progress.workedBefore, c.progress.streamedNow, c.progress.standingBy = true, true, false
 	c.lag.othersRead.Store(false)
 	if why, stuck := c.stuck.reason(); stuck { // the lag goes on counting as well

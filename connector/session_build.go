@@ -102,6 +102,7 @@ func (s *session) makeLanes(shared *sharedSink, rows func(parkedReader) rowSourc
 	s.lanes = append(s.lanes, lanes...)
 	shared.breaker.attach(lanes)
 	shared.budget.attach(lanes)
+	shared.state.attach(lanes, s.tracker)
 }
 
 // newReader makes the reader of an outbox with this OID.
@@ -110,7 +111,7 @@ func (s *session) newReader(start ledger.Start, seenBefore pglogrepl.LSN, outbox
 	inputs := map[int32][]*laneInput{}
 	for id, lanes := range s.bySink {
 		for _, l := range lanes {
-			inputs[id] = append(inputs[id], &laneInput{lane: l.in, processor: id})
+			inputs[id] = append(inputs[id], &laneInput{lane: l.in, processor: id, inFlight: &l.shown.inFlight})
 		}
 	}
 	return &reader{

@@ -3,11 +3,11 @@ package connector
 import (
 	"errors"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -47,13 +47,15 @@ type sinkState struct {
 	observedSink
 
 	mu           sync.Mutex
-	inSession    bool                    // a session uses the sink; else /readyz shows nothing of it
-	lanes        []monitoring.LaneStatus // as the lanes have said; Failing is set by snapshot
-	failing      map[int]struct{}        // lanes whose last batch was not accepted
-	failingSince time.Time               // when the first of them failed; zero if there is none
-	failedAt     time.Time               // when a batch was not accepted last
-	answeredAt   time.Time               // when the sink was last seen to work
-	cause        error                   // the last failure
+	inSession    bool // a session uses the sink; else /readyz shows nothing of it
+	lanes        []laneState
+	tracker      *checkpoint.Tracker // of the session
+	failing      map[int]struct{}    // lanes whose last batch was not accepted
+	failingSince time.Time           // when the first of them failed; zero if there is none
+	failedAt     time.Time           // when a batch was not accepted last
+	deliveredAt  time.Time           // when a message was accepted last
+	answeredAt   time.Time           // when the sink was last seen to work
+	cause        error               // the last failure
 	breaker      breakerState
 	since        time.Time // when the breaker opened
 	asksAt       time.Time // when the open breaker asks next
@@ -80,9 +82,9 @@ func (s *sinkState) begin(lanes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inSession = true
-	s.lanes = make([]monitoring.LaneStatus, lanes)
+	s.lanes = make([]laneState, lanes)
 	for i := range s.lanes {
-		s.lanes[i].CatchingUp = true
+		s.lanes[i].said.CatchingUp = true
 	}
 	clear(s.failing)
 	s.failingSince = time.Time{}
@@ -95,17 +97,50 @@ func (s *sinkState) begin(lanes int) {
 func (s *sinkState) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.inSession, s.lanes = false, nil
+	s.inSession, s.lanes, s.tracker = false, nil, nil
+}
+
+// laneState is what is known of a lane.
+type laneState struct {
+	said        monitoring.LaneStatus // what the lane has said: CatchingUp and Held
+	shown       *laneShown            // what it shows at each moment; nil until it is attached
+	refusedAll  bool                  // LaneStatus.RefusedAll
+	deliveredAt time.Time
+}
+
+// attach notes where the lanes of the session show how they stand.
+func (s *sinkState) attach(lanes []*lane, tracker *checkpoint.Tracker) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tracker = tracker
+	for i, l := range lanes {
+		s.lane(i).shown = &l.shown
+	}
+}
+
+// lane returns the state of a lane. The caller holds mu.
+func (s *sinkState) lane(number int) *laneState {
+	for len(s.lanes) <= number {
+		s.lanes = append(s.lanes, laneState{})
+	}
+	return &s.lanes[number]
+}
+
+// status returns what Status shows of the lane, but for LaneStatus.Failing.
+func (l *laneState) status() monitoring.LaneStatus {
+	st := l.said
+	st.RefusedAll, st.DeliveredAt = l.refusedAll, l.deliveredAt
+	if l.shown != nil {
+		st.InFlight = int(l.shown.inFlight.Load())
+	}
+	return st
 }
 
 // laneIs notes what Status shows of a lane. The lane calls it at each change.
 func (s *sinkState) laneIs(number int, view monitoring.LaneStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.lanes) <= number {
-		s.lanes = append(s.lanes, monitoring.LaneStatus{})
-	}
-	s.lanes[number] = view
+	s.lane(number).said = view
 }
 
 // failedBefore notes that the sink did not accept at that time, when another connector asked it.
@@ -141,6 +176,11 @@ func (s *sinkState) answered(a answer) {
 	}
 	if a.cause != nil {
 		s.cause = a.cause
+	}
+	lane := s.lane(a.lane)
+	if lane.refusedAll = a.counts.Delivered == 0; !lane.refusedAll {
+		s.deliveredAt = time.Now()
+		lane.deliveredAt = s.deliveredAt
 	}
 	was := len(s.failing)
 	if a.cause == nil || !s.inPlace && (a.counts.Delivered > 0 || !errors.Is(a.cause, sinks.ErrUnavailable)) {
@@ -274,7 +314,31 @@ func (s *sinkState) showAgain() {
 func (s *sinkState) status() monitoring.SinkStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.snapshot()
+	st := s.snapshot()
+	if st.KnowsWhatWaits() {
+		st.Events.OldestCommittedAt = s.oldestCommitted()
+	}
+	return st
+}
+
+// oldestCommitted returns the commit time of the oldest event that waits in a lane or is parked. The caller holds mu.
+func (s *sinkState) oldestCommitted() (at time.Time) {
+	at = s.owed.oldestCommitted()
+	var first uint64 // the tracker's number of the first event in a lane, plus one
+	for i := range s.lanes {
+		if shown := s.lanes[i].shown; shown != nil {
+			if n := shown.oldest.Load(); n != 0 && (first == 0 || n < first) {
+				first = n
+			}
+		}
+	}
+	if first == 0 {
+		return at
+	}
+	if inLane := s.tracker.CommittedAt(first - 1); at.IsZero() || !inLane.IsZero() && inLane.Before(at) {
+		at = inLane
+	}
+	return at
 }
 
 // snapshot returns a copy of the state. The caller holds mu.
@@ -285,7 +349,7 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 		SuspectSince: s.suspectSince,
 		Paused:       !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
 		CountedAt: s.owed.countedAt,
-		Lanes:     slices.Clone(s.lanes), Counts: s.counts, Topics: s.topics.status(), Check: s.checkStatus(),
+		Counts:    s.counts, Events: monitoring.EventTimes{DeliveredAt: s.deliveredAt}, Topics: s.topics.status(), Check: s.checkStatus(),
 	}
 	st.Parked, st.DeadLetters, st.OldestParked = s.owed.counts(time.Now())
 	if st.Parked > 0 {
@@ -297,8 +361,10 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 	if s.members != nil {
 		st.Members = s.members()
 	}
-	for i := range st.Lanes {
-		_, st.Lanes[i].Failing = s.failing[i]
+	for i := range s.lanes {
+		lane := s.lanes[i].status()
+		_, lane.Failing = s.failing[i]
+		st.Lanes = append(st.Lanes, lane)
 	}
 	return st
 }

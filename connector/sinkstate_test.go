@@ -43,6 +43,10 @@ func TestSinkState(t *testing.T) {
 			if want.Parked > 0 {
 				want.OldestParked = 10*time.Second + time.Since(want.CountedAt) // it goes on growing
 			}
+			want.Events.OldestCommittedAt = time.Time{}
+			if want.KnowsWhatWaits() { // nobody has looked when the event was committed
+				want.Events.OldestCommittedAt = want.CountedAt.Add(-10 * time.Second)
+			}
 			if diff := cmp.Diff(want, s.status()); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", name, diff)
 			}
@@ -69,16 +73,18 @@ func TestSinkState(t *testing.T) {
 		}, "")
 		step("all are accepted", func() { s.answered(answer{lane: 1, counts: delivered(5)}) }, func(w *monitoring.SinkStatus) {
 			w.Counts.Delivered = 5
+			w.Events.DeliveredAt, w.Lanes[1].DeliveredAt = began, began
 		}, "")
 		step("one is refused", func() {
 			s.answered(answer{counts: monitoring.Counts{Delivered: 2, Failed: 1, Dead: 1}, cause: errors.New("500")})
 		}, func(w *monitoring.SinkStatus) {
 			w.Counts, w.Cause = monitoring.Counts{Delivered: 7, Failed: 1, Dead: 1}, "500"
+			w.Lanes[0].DeliveredAt = began
 		}, "")
 		time.Sleep(30 * time.Second)
 		step("away", func() { s.answered(answer{lane: 1, counts: monitoring.Counts{Failed: 3}, cause: away}) }, func(w *monitoring.SinkStatus) {
 			w.Counts.Failed, w.Failing, w.FailingSince, w.Cause = 4, true, at(30), away.Error()
-			w.Lanes = []monitoring.LaneStatus{{Held: 1}, {Held: 3, Failing: true}}
+			w.Lanes[1].Failing, w.Lanes[1].RefusedAll = true, true
 		}, "")
 		step("the breaker opens", func() { s.breakerIs(breakerOpen, at(40)) }, func(w *monitoring.SinkStatus) {
 			w.Breaker, w.BreakerSince, w.AsksAt = "open", at(30), at(40)
@@ -126,7 +132,7 @@ func TestSinkState(t *testing.T) {
 		}, "")
 		time.Sleep(time.Second)
 		step("refused while suspect", func() { s.answered(answer{counts: monitoring.Counts{Failed: 1}, cause: errors.New("400")}) }, func(w *monitoring.SinkStatus) {
-			w.Counts.Failed, w.Cause = w.Counts.Failed+1, "400"
+			w.Counts.Failed, w.Cause, w.Lanes[0].RefusedAll = w.Counts.Failed+1, "400", true
 		}, "")
 		step("suspect no more", func() { s.suspectIs(false) }, func(w *monitoring.SinkStatus) {
 			w.SuspectSince = time.Time{}

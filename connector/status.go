@@ -25,6 +25,7 @@ func (c *Connector) Status() monitoring.Status {
 		}
 	}
 	st.Lag = c.lag.since(now, st.Lag)
+	st.LanesPerSink = c.cfg.Delivery.Lanes
 	st.Invalid, st.Unrouted = c.noSink.invalid.Load(), c.noSink.unrouted.Load()
 	for _, s := range c.cfg.Sinks {
 		st.Sinks = append(st.Sinks, c.sinks[s.Name].state.status())
@@ -39,6 +40,7 @@ type life struct {
 	streaming bool
 	since     time.Time // when streaming changed; zero before Run
 	sessions  int64     // that have streamed
+	epoch     int32     // of the last of them
 	err       string    // why the last session that failed has ended
 	errAt     time.Time
 }
@@ -47,7 +49,7 @@ func (l *life) status() monitoring.Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return monitoring.Status{
-		Role: l.role, Streaming: l.streaming, Since: l.since, Sessions: l.sessions, LastError: l.err, LastErrorAt: l.errAt,
+		Role: l.role, Streaming: l.streaming, Since: l.since, Sessions: l.sessions, Epoch: l.epoch, LastError: l.err, LastErrorAt: l.errAt,
 	}
 }
 
@@ -58,12 +60,13 @@ func (l *life) begins() {
 	l.since = time.Now()
 }
 
-// streams notes that a session reads the stream.
-func (l *life) streams() {
+// streams notes that a session with this epoch reads the stream.
+func (l *life) streams(epoch int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.streaming, l.since = true, time.Now()
 	l.sessions++
+	l.epoch = epoch
 }
 
 // sessionEnded notes the end of a session, or of the try to begin one. err says why, or is nil.

@@ -32,7 +32,7 @@ func TestStatus(t *testing.T) {
 	source := monitoring.SourceStatus{
 		Name: b.cfg.Name, Slot: b.cfg.Source.Slot, Database: monitoring.DatabaseTarget{Address: target.Address, Name: target.Database},
 	}
-	if diff := cmp.Diff(monitoring.Status{At: before.At, Source: source, Sinks: []monitoring.SinkStatus{idle}}, before); diff != "" {
+	if diff := cmp.Diff(monitoring.Status{At: before.At, Source: source, LanesPerSink: 2, Sinks: []monitoring.SinkStatus{idle}}, before); diff != "" {
 		t.Errorf("before Run (-want +got):\n%s", diff)
 	}
 

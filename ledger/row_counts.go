@@ -154,9 +154,25 @@ type OldestQuery struct {
 type OldestParked struct {
 	Age   time.Duration // for how long the oldest row has been parked
 	First pglogrepl.LSN // where the first row is, in position order
+	// Committed is the commit time of the first row. It is zero if the row does not say it.
+	Committed time.Time
 }
 
-const readOldest = `select coalesce(extract(epoch from clock_timestamp() - min(parked_at)), 0)::float8, coalesce(min(commit_lsn), '0/0') from (
+// storedTime returns a time as StoredEvent has it. It is zero if there is none: a person may have written anything.
+func storedTime(text *string) time.Time {
+	if text == nil {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339Nano, *text)
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+const readOldest = `select coalesce(extract(epoch from clock_timestamp() - min(parked_at)), 0)::float8, coalesce(min(commit_lsn), '0/0'),
+		(select event->>'committed_at' from ledger.outbox_parked where processor_id = $1 and commit_lsn >= $2 and status = 'parked'
+			order by commit_lsn, tx_index limit 1) from (
 	select parked_at, commit_lsn from ledger.outbox_parked where processor_id = $1 and commit_lsn >= $2 and status = 'parked'
 	order by commit_lsn, tx_index limit $3) f`
 
@@ -169,8 +185,9 @@ func (s Schema) ReadOldest(ctx context.Context, db Beginner, q OldestQuery) (Old
 			return err
 		}
 		var age float64
-		err := tx.QueryRow(ctx, s.statement(readOldest), q.Processor, q.From, q.Window).Scan(&age, &found.First)
-		found.Age = time.Duration(age * float64(time.Second))
+		var committed *string
+		err := tx.QueryRow(ctx, s.statement(readOldest), q.Processor, q.From, q.Window).Scan(&age, &found.First, &committed)
+		found.Age, found.Committed = time.Duration(age*float64(time.Second)), storedTime(committed)
 		return err
 	})
 	if err != nil {

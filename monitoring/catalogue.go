@@ -1,5 +1,7 @@
 package monitoring
 
+import "time"
+
 // Type is the type of a metric, as Prometheus names it.
 type Type string
 
@@ -87,6 +89,18 @@ func ofRows(value func(*SinkStatus) float64) func(*Status, emit) {
 func ofConnector(value func(*Status) float64) func(*Status, emit) {
 	return func(s *Status, emit emit) { emit(value(s)) }
 }
+
+// ofSession collects one value of the running session. There is none without a session.
+func ofSession(value func(*Status) float64) func(*Status, emit) {
+	return func(s *Status, emit emit) {
+		if s.Streaming {
+			emit(value(s))
+		}
+	}
+}
+
+// timestamp returns a time in seconds since 1970.
+func timestamp(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
 
 // asNumber is how a state is shown.
 var asNumber = map[bool]float64{true: 1}

@@ -21,9 +21,21 @@ var identityFamilies = []Family{
 	},
 	{
 		Name: "sessions_total", Type: Counter, Unit: "sessions",
-		Help:        "Replication sessions begun.",
+		Help:        "Replication sessions begun since the process began.",
 		Investigate: "More than a few an hour: a connection flaps. The log says why each session ended.",
 		collect:     ofConnector(func(s *Status) float64 { return float64(s.Sessions) }),
+	},
+	{
+		Name: "epoch", Type: Gauge, Unit: "sessions",
+		Help:        "The number that the running session has in the checkpoint: each session of any instance has a higher one. Absent without a session.",
+		Investigate: "It rises on more than one instance: they take the slot from each other.",
+		collect:     ofSession(func(s *Status) float64 { return float64(s.Epoch) }),
+	},
+	{
+		Name: "session_start_timestamp_seconds", Type: Gauge, Unit: "seconds since 1970",
+		Help:        "When the running session began to stream. Absent without a session.",
+		Investigate: "It moves although nobody has restarted anything: the log says why the session before ended.",
+		collect:     ofSession(func(s *Status) float64 { return timestamp(s.Since) }),
 	},
 }
 
@@ -37,14 +49,44 @@ var streamFamilies = []Family{
 	},
 	{
 		Name: "slot_lag_seconds", Type: Gauge, Unit: "seconds",
-		Help:        "Age of the last transaction settled; 0 when nothing is known to wait.",
+		Help:        "Time since the commit of the last transaction that is settled; 0 while nothing is known to wait.",
 		Investigate: "It grows as fast as the clock: nothing is settled. Look at /readyz, then at the busy share of the stages.",
 		collect:     ofConnector(func(s *Status) float64 { return s.Lag.Seconds() }),
 	},
 	{
-		Name: "in_flight", Type: Gauge, Unit: "events",
-		Help:        "Events read from the WAL and not yet settled.",
-		Investigate: "It stands at its highest for minutes: a stage behind the reader is the bottleneck.",
-		collect:     ofConnector(func(s *Status) float64 { return float64(s.InFlight) }),
+		Name: "settled_timestamp_seconds", Type: Gauge, Unit: "seconds since 1970",
+		Help: "Everything that is known to be committed before this time is settled: delivered, parked, dead or discarded. It is the present time " +
+			"while nothing is known to wait. Absent in a process that stands by or has not streamed.",
+		Investigate: "It stands still: nothing is settled. time() minus it is the lag, also where the scrapes are old.",
+		collect: func(s *Status, emit emit) {
+			if s.Role == RoleLeader {
+				emit(timestamp(s.At.Add(-s.Lag)))
+			}
+		},
 	},
+	{
+		Name: "events_in_queue", Type: Gauge, Labels: []string{"status"}, Unit: "events",
+		Help: "Events by status: pending (read from the WAL and not settled), parked (deliveries that wait in outbox_parked) and dead (dead letters " +
+			"of sinks). What was not read yet is in slot_lag_bytes. Absent in a process that stands by; parked and dead also before they are counted.",
+		Investigate: "pending stands at delivery.max_in_flight for minutes: a stage behind the reader is the bottleneck. parked grows: see parked_events.",
+		collect:     queue,
+	},
+}
+
+// queue sends how many events wait.
+func queue(s *Status, emit emit) {
+	if s.Role != RoleLeader {
+		return
+	}
+	emit(float64(s.InFlight), "pending")
+	var parked, dead int64
+	for i := range s.Sinks {
+		if s.Sinks[i].CountedAt.IsZero() {
+			return
+		}
+		parked += s.Sinks[i].Parked
+		dead += s.Sinks[i].DeadLetters
+	}
+	emit(float64(parked), "parked")
+	emit(float64(dead), "dead")
 }

@@ -1,7 +1,54 @@
 package monitoring
 
+import "strconv"
+
 // sinkFamilies say how each sink does.
 var sinkFamilies = []Family{
+	{
+		Name: "sink_state", Type: Gauge, Labels: []string{"sink", "state"}, Unit: "0 or 1",
+		Help: "1 for the state that the sink is in, 0 for the others: ok, catching_up (what was parked is delivered), degraded (it fails, is " +
+			"unreachable or refuses everything), away (left alone, its breaker is not closed), suspect (it refuses everything for good) or paused " +
+			"(by a person). Absent without a session.",
+		Investigate: "It is neither ok nor catching_up for minutes: outbox-cdc status says why, and since when.",
+		collect:     sinkStates,
+	},
+	{
+		Name: "worker_health", Type: Gauge, Labels: []string{"sink", "lane"}, Unit: "0 or 1",
+		Help: "1 while a lane does what it has to do; 0 while its session does not run, the destination is left alone, its parked rows cannot be read, or " +
+			"the sink has accepted nothing of the lane's last batch and something waits in the lane. Absent in a process that stands by.",
+		Investigate: "It is 0 for minutes: for all lanes of a sink, look at sink_state; for one, at dlq list.",
+		collect:     workers,
+	},
+	{
+		Name: "in_flight", Type: Gauge, Labels: []string{"sink"}, Unit: "deliveries",
+		Help: "Deliveries that the lanes of the sink were given from the stream, and that are not settled. events_in_queue{status=\"pending\"} counts " +
+			"events, each once for all sinks. Absent without a session.",
+		Investigate: "One sink has most of what is in flight for minutes: the others wait for it.",
+		collect: func(s *Status, emit emit) {
+			for i := range s.Sinks {
+				if sink := &s.Sinks[i]; sink.InSession {
+					emit(float64(sink.InFlight()), sink.Name)
+				}
+			}
+		},
+	},
+	{
+		Name: "oldest_undelivered_timestamp_seconds", Type: Gauge, Labels: []string{"sink"}, Unit: "seconds since 1970",
+		Help: "Commit time of the oldest event that was read from the WAL and waits for the sink, in a lane or parked. It is the present time while none " +
+			"waits. Dead letters do not count. Absent while nobody knows: without a session, and before the parked rows are counted.",
+		Investigate: "It stands still: time() minus it says for how long somebody has waited for that event. dlq list shows what is parked, and why.",
+		collect: func(s *Status, emit emit) {
+			for i := range s.Sinks {
+				if sink := &s.Sinks[i]; sink.KnowsWhatWaits() {
+					at := sink.Events.OldestCommittedAt
+					if at.IsZero() {
+						at = s.At
+					}
+					emit(timestamp(at), sink.Name)
+				}
+			}
+		},
+	},
 	{
 		Name: "parked_events", Type: Gauge, Labels: []string{"sink"}, Unit: "events",
 		Help:        "Deliveries that wait in outbox_parked.",
@@ -60,6 +107,31 @@ var sinkFamilies = []Family{
 	},
 }
 
+// sinkStates sends a series for each state of each sink.
+func sinkStates(s *Status, emit emit) {
+	for i := range s.Sinks {
+		sink := &s.Sinks[i]
+		if now := sink.State(); now != "" {
+			for _, state := range States() {
+				emit(asNumber[state == now], sink.Name, string(state))
+			}
+		}
+	}
+}
+
+// workers sends how each lane does. A process that stands by has no lanes, and is well. Another process without a session has none that run.
+func workers(s *Status, emit emit) {
+	if s.Role == RoleStandby {
+		return
+	}
+	for i := range s.Sinks {
+		sink := &s.Sinks[i]
+		for n := range max(s.LanesPerSink, len(sink.Lanes)) {
+			emit(asNumber[n < len(sink.Lanes) && sink.Works(&sink.Lanes[n])], sink.Name, strconv.Itoa(n))
+		}
+	}
+}
+
 // ofMembers collects one value of each member of each composite sink.
 func ofMembers(value func(*MemberStatus) float64) func(*Status, emit) {
 	return func(s *Status, emit emit) {
@@ -80,6 +152,34 @@ var outcomeFamilies = []Family{
 			"(by no route, or by a sink that is tried once).",
 		Investigate: "The share of failed grows: see delivery_errors_total for the class of the errors.",
 		collect:     outcomes,
+	},
+	{
+		Name: "discarded_total", Type: Counter, Labels: []string{"reason"}, Unit: "outcomes",
+		Help: "Deliveries that were discarded, and will not be tried again: no_route (no route wants the event) or tried_once (the sink, which is tried " +
+			"once, was away, slow, paused or did not accept it). They are in events_processed_total as well.",
+		Investigate: "no_route grows, and events were meant to arrive: outbox-cdc route says where an event would go.",
+		collect: func(s *Status, emit emit) {
+			if len(s.Sinks) == 0 {
+				return
+			}
+			var once int64
+			for i := range s.Sinks {
+				once += s.Sinks[i].Counts.Discarded
+			}
+			emit(float64(s.Unrouted), "no_route")
+			emit(float64(once), "tried_once")
+		},
+	},
+	{
+		Name: "unaccounted_events", Type: Gauge, Unit: "events",
+		Help: "Rows of the outbox that are older than their retention, that the stream is past, and that the ledger does not know: nobody knows whether " +
+			"they were delivered. Absent until a pass of the cleanup has looked at all old rows, and in a process that stands by.",
+		Investigate: "It is not 0: docs/retention.md says under Unaccounted what to do.",
+		collect: func(s *Status, emit emit) {
+			if s.Role == RoleLeader && s.Cleanup != nil && s.Cleanup.Unaccounted != nil {
+				emit(float64(*s.Cleanup.Unaccounted))
+			}
+		},
 	},
 }
 

@@ -56,3 +56,47 @@ func (s *SinkStatus) Outage() (Condition, time.Time) {
 	}
 	return ConditionOK, time.Time{}
 }
+
+// State is what a sink is at one moment, in one of six words: what the metric sink_state shows. A Condition is finer.
+type State string
+
+// The states of a sink.
+const (
+	// StateOK: the condition is ok, and the sink has nothing to catch up with.
+	StateOK State = "ok"
+	// StateCatchingUp: the condition is ok, and a lane delivers what was parked.
+	StateCatchingUp State = "catching_up"
+	// StateDegraded: the condition is failing, unreachable or refusing.
+	StateDegraded State = "degraded"
+	// StateAway, StateSuspect and StatePaused are the conditions of these names.
+	StateAway    State = "away"
+	StateSuspect State = "suspect"
+	StatePaused  State = "paused"
+)
+
+// States returns all states.
+func States() []State {
+	return []State{StateOK, StateCatchingUp, StateDegraded, StateAway, StateSuspect, StatePaused}
+}
+
+// State returns the state of the sink. It is empty while no session uses the sink, because then nobody knows.
+func (s *SinkStatus) State() State {
+	if !s.InSession {
+		return ""
+	}
+	switch condition, _ := s.Condition(); condition {
+	case ConditionOK:
+		if s.Parked > 0 && s.CatchingUp() > 0 {
+			return StateCatchingUp
+		}
+		return StateOK
+	case ConditionPaused:
+		return StatePaused
+	case ConditionAway:
+		return StateAway
+	case ConditionSuspect:
+		return StateSuspect
+	case ConditionFailing, ConditionUnreachable, ConditionRefusing:
+	}
+	return StateDegraded
+}

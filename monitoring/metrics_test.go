@@ -23,15 +23,18 @@ func TestMetricsAsScraped(t *testing.T) {
 	duration := NewMetrics(prefix, reg).EventDuration.WithLabelValues("events")
 	duration.Observe(0.0015)
 	duration.Observe(120)
+	at := time.Unix(1_700_000_000, 0)
 	reg.MustRegister(NewCollector(prefix, func() Status {
 		return Status{
+			At: at, Since: at.Add(-time.Hour), Role: RoleLeader, LanesPerSink: 2, Epoch: 21, Cleanup: &CleanupStatus{Unaccounted: new(int64(22))},
 			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7,
 			Sinks: []SinkStatus{
 				{
-					Name: "events", Breaker: "half-open", SuspectSince: time.Now(), Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second, CountedAt: time.Now(),
-					Lanes: []LaneStatus{{CatchingUp: true}, {CatchingUp: true, Held: 5}, {CatchingUp: true}, {}}, Counts: Counts{Delivered: 3, Failed: 1, Dead: 1},
+					Name: "events", InSession: true, Breaker: "half-open", SuspectSince: at, Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second, CountedAt: at,
+					Lanes:  []LaneStatus{{CatchingUp: true, InFlight: 10}, {CatchingUp: true, Held: 5, RefusedAll: true, InFlight: 1}, {CatchingUp: true}, {}},
+					Counts: Counts{Delivered: 3, Failed: 1, Dead: 1}, Events: EventTimes{OldestCommittedAt: at.Add(-90 * time.Second)},
 				},
-				{Name: "mail", Breaker: "open", CountedAt: time.Now(), Counts: Counts{Discarded: 2}},
+				{Name: "mail", InSession: true, Breaker: "open", CountedAt: at, Counts: Counts{Discarded: 2}},
 				{Name: "search", Breaker: "closed", Members: []MemberStatus{{Name: "first", Delivered: 2, Away: true}, {Name: "second", Delivered: 5}}},
 			},
 		}
@@ -67,9 +70,9 @@ func TestCollectorWithoutNumbers(t *testing.T) {
 		status Status
 		want   int
 	}{
-		"no connector":     {Status{}, 6},
-		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 6 + 2 + 4 + 4},
-		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 6 + 2 + 7 + 4},
+		"no connector":     {Status{}, 5},
+		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 5 + 2 + 2 + 4 + 4},
+		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 5 + 2 + 2 + 7 + 4},
 	} {
 		reg := prometheus.NewPedanticRegistry()
 		reg.MustRegister(NewCollector("p_", func() Status { return test.status }))

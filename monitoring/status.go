@@ -19,8 +19,11 @@ type Status struct {
 	// Streaming is true while a session reads the stream. Since is when that last changed; it is zero before Run.
 	Streaming bool
 	Since     time.Time
-	// Sessions counts the sessions that have streamed.
+	// Sessions counts the sessions that have streamed. Epoch is the number that the last of them has in the checkpoint; 0 if there was none.
 	Sessions int64
+	Epoch    int32
+	// LanesPerSink is how many lanes a session makes for each sink.
+	LanesPerSink int
 	// LastError is why the last session that has failed ended, and LastErrorAt is when. Both are empty if none has failed.
 	LastError   string
 	LastErrorAt time.Time
@@ -55,6 +58,9 @@ type CleanupStatus struct {
 	Partitions int
 	// Complete is true if nothing has ended the pass early.
 	Complete bool
+	// Unaccounted counts the old rows of the outbox that the stream is past and the ledger does not know, as the last pass over all old
+	// rows has found them, with those that passes since then have found. It is nil before there was such a pass.
+	Unaccounted *int64
 	// Detail says what is wrong, or why rows stay. It is empty if nothing is to be said.
 	Detail string
 }
@@ -109,8 +115,19 @@ type SinkStatus struct {
 	Lanes []LaneStatus
 	// Counts are the outcomes since the connector was made.
 	Counts Counts
+	// Events are times of events.
+	Events EventTimes
 	// Members are the members of a composite, in the order in which they are asked. There are none for other sinks.
 	Members []MemberStatus
+}
+
+// EventTimes are times of events of a sink.
+type EventTimes struct {
+	// DeliveredAt is when the sink has last accepted a message; zero if it has accepted none since the connector was made.
+	DeliveredAt time.Time
+	// OldestCommittedAt is the commit time of the oldest event that was read from the stream, and that the sink has neither accepted nor
+	// given up. It may be parked. It is zero if there is none, or if nobody knows: see SinkStatus.KnowsWhatWaits.
+	OldestCommittedAt time.Time
 }
 
 // LaneStatus is the state of a lane.
@@ -122,7 +139,46 @@ type LaneStatus struct {
 	Held int
 	// Failing is true while the lane waits because the sink has not accepted its last batch.
 	Failing bool
+	// RefusedAll is true if the sink has accepted nothing of the last batch of the lane that it has answered, or should have.
+	RefusedAll bool
+	// InFlight counts the deliveries that the lane was given from the stream and that are not settled.
+	InFlight int
+	// DeliveredAt is when the sink has last accepted a message of the lane; zero if it has accepted none in this session.
+	DeliveredAt time.Time
 }
+
+// Works reports whether a lane of the sink does what it has to do. It does unless the sink has not accepted its last batch and something
+// waits in it, the destination is left alone, or its parked rows cannot be read. The lanes of a paused sink have nothing to do.
+func (s *SinkStatus) Works(lane *LaneStatus) bool {
+	switch {
+	case s.Paused:
+		return true
+	case !s.BreakerSince.IsZero(), s.Unreadable != "" && lane.CatchingUp:
+		return false
+	}
+	return !(lane.Failing || lane.RefusedAll) || lane.InFlight == 0 && lane.Held == 0
+}
+
+// Working counts the lanes that work.
+func (s *SinkStatus) Working() (n int) {
+	for i := range s.Lanes {
+		if s.Works(&s.Lanes[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+// InFlight counts the deliveries that the lanes were given from the stream and that are not settled.
+func (s *SinkStatus) InFlight() (n int) {
+	for i := range s.Lanes {
+		n += s.Lanes[i].InFlight
+	}
+	return n
+}
+
+// KnowsWhatWaits reports whether it is known what waits for the sink: a session uses it, and its parked rows were counted.
+func (s *SinkStatus) KnowsWhatWaits() bool { return s.InSession && !s.CountedAt.IsZero() }
 
 // CatchingUp counts the lanes that deliver from outbox_parked.
 func (s SinkStatus) CatchingUp() (n int) {

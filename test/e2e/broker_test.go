@@ -54,7 +54,7 @@ func TestKafkaAway(t *testing.T) {
 		c.degraded("sink:kafka")
 		passes(t, 18*time.Second)
 		w.snapshot()
-		if n := c.metric("in_flight"); n < 80 {
+		if n := c.metric("events_in_queue", `status="pending"`); n < 80 {
 			t.Errorf("%v events in flight: the window was to be full", n)
 		}
 		if err := k.Resume(); err != nil {
