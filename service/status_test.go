@@ -32,7 +32,7 @@ func TestNumbersOutliveStop(t *testing.T) {
 		await(t, "it is counted", func() bool {
 			return s.Outbox.GetStats().Delivered == n && s.WorkerManager.GetWorkerStats()[0].Delivered == n
 		})
-		want := fmt.Sprintf(`# HELP pyairtable_outbox_sessions_total Replication sessions begun.
+		want := fmt.Sprintf(`# HELP pyairtable_outbox_sessions_total Replication sessions begun since the process began.
 			# TYPE pyairtable_outbox_sessions_total counter
 			pyairtable_outbox_sessions_total %d
 			`, n)
