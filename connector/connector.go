@@ -150,6 +150,7 @@ type Connector struct {
 	lag       lagClock
 	life      life
 	noSink    noSinkCounts
+	stages    stages
 	outages   *outageLog
 	published chan struct{} // wakes the session's publisher
 	cleaned   atomic.Pointer[monitoring.CleanupStatus]

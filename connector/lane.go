@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -37,8 +35,8 @@ type sharedSink struct {
 	budget   *budget
 	paused   *atomic.Bool // a person has paused the sink
 	state    *sinkState
-	duration prometheus.Observer // from the commit of an event to its acceptance
-	fast     func() bool         // whether the stream is fast
+	measures laneMeasures
+	fast     func() bool // whether the stream is fast
 	large    largeTurn
 	logger   *slog.Logger
 }
@@ -69,7 +67,7 @@ type lane struct {
 	rules  laneRules
 	source rowSource
 
-	in      chan []*delivery         // from the reader, which closes it
+	in      chan handed              // from the reader, which closes it
 	asked   chan struct{}            // wakes the lane: asks has changed
 	asks    atomic.Uint32            // what others ask of the lane: askPark, askReread, askRetry, askBack
 	calls   chan []sinks.Message     // to the goroutine that calls Deliver
@@ -79,7 +77,7 @@ type lane struct {
 
 	mode     mode
 	park     bool            // asked to park, and not done yet
-	arrivals []*delivery     // in order
+	arrivals arrivals        // in order
 	hand     handQueue       // messages that were not accepted and are tried again in place
 	rows     []*delivery     // found by the last read of the table, and not delivered yet
 	held     heldAggregates  // aggregates of which nothing is delivered until the table was read again
@@ -144,7 +142,7 @@ func newLane(s *sharedSink, number int, rows rowSource, out chan<- checkpoint.Ou
 	l := &lane{sharedSink: s, number: number, source: rows}
 	l.rules = s.rules()
 	// The reader hands over up to handOver deliveries at a time. Two slots let it go on while the lane is at work.
-	l.in = make(chan []*delivery, 2)
+	l.in = make(chan handed, 2)
 	l.asked = make(chan struct{}, 1)
 	l.calls = make(chan []sinks.Message, 1)
 	l.results = make(chan result, 1) // Deliver's goroutine never waits for the lane
@@ -194,11 +192,13 @@ func (l *lane) run(work, deliver context.Context) error {
 				in, l.closing = nil, true
 				continue
 			}
-			l.arrivals = append(l.arrivals, batch...)
+			l.arrivals.add(batch)
 		case res := <-l.results:
+			began := time.Now()
 			if err := l.finish(work, deliver, res); err != nil {
 				return err
 			}
+			l.worked(began)
 		case r := <-l.reads:
 			l.onRead(r, time.Now())
 		case seq := <-l.recorder.recorded:
@@ -225,6 +225,7 @@ func (l *lane) act(work, deliver context.Context, now time.Time) (until time.Tim
 		l.large.end(l)
 	}
 	l.show()
+	l.worked(now)
 	return until, nil
 }
 
@@ -260,16 +261,24 @@ func (l *lane) deliver(ctx context.Context) {
 	noAnswer := fmt.Errorf("no answer within delivery.timeout %s", l.delivery.Timeout)
 	for batch := range l.calls {
 		ctx, cancel := context.WithTimeoutCause(ctx, l.delivery.Timeout, noAnswer)
-		res := result{started: time.Now()}
-		if composite, ok := l.sink.(sinks.Chooser); ok {
-			res.errs, res.members = composite.DeliverBy(ctx, batch)
-		} else {
-			res.errs = l.sink.Deliver(ctx, batch)
-		}
-		res.completed = time.Now()
+		res := l.call(ctx, batch)
 		cancel()
 		l.results <- res
 	}
+}
+
+// call calls Deliver.
+func (l *lane) call(ctx context.Context, batch []sinks.Message) result {
+	res := result{started: time.Now()}
+	l.state.work.delivering.begin(res.started)
+	if composite, ok := l.sink.(sinks.Chooser); ok {
+		res.errs, res.members = composite.DeliverBy(ctx, batch)
+	} else {
+		res.errs = l.sink.Deliver(ctx, batch)
+	}
+	res.completed = time.Now()
+	l.state.work.delivering.end(res.completed)
+	return res
 }
 
 // step does what the lane can do now, and returns when it has to do the next step if nothing happens before.
@@ -322,7 +331,7 @@ func (l *lane) takeAsks(now time.Time) {
 func (l *lane) facts(now time.Time) facts {
 	f := facts{
 		paused: l.paused.Load(), park: l.park, permission: l.breaker.may(l.number, now), fast: l.fast(), one: l.hand.one,
-		arrivals: len(l.arrivals), hand: len(l.hand.list), handAt: l.hand.at, rows: len(l.rows),
+		arrivals: len(l.arrivals.list), hand: len(l.hand.list), handAt: l.hand.at, rows: len(l.rows),
 		delivering: l.running != nil, began: l.began, reading: l.table.reading,
 		given: l.recorder.given, committed: l.recorder.committed, outcomes: l.recorder.outcomes, died: l.recorder.died,
 		ungiven: len(l.recorder.parks) > 0, unrecorded: len(l.recorder.unrecorded), unrecordedRows: l.recorder.unrecordedRows(),
@@ -347,14 +356,14 @@ func (l *lane) do(a action, now time.Time) bool {
 	case actPark:
 		l.parkAll()
 	case actParkArrivals:
-		l.parkEach(l.arrivals)
-		l.arrivals = nil
+		l.parkEach(l.arrivals.list)
+		l.arrivals = arrivals{}
 	case actDiscard:
 		l.parkEach(l.hand.list)
-		l.parkEach(l.arrivals)
-		l.hand.list, l.arrivals = nil, nil
+		l.parkEach(l.arrivals.list)
+		l.hand.list, l.arrivals = nil, arrivals{}
 	case actArrivals:
-		return l.deliverSome(&l.arrivals, a.most, now)
+		return l.deliverArrivals(a.most, now)
 	case actHand:
 		return l.deliverSome(&l.hand.list, a.most, now)
 	case actRows:
@@ -474,7 +483,7 @@ func (l *lane) show() {
 			oldest = list[0].entry + 1
 		}
 	}
-	first(l.arrivals)
+	first(l.arrivals.list)
 	first(l.hand.list)
 	if l.running != nil {
 		first(l.running.messages)
@@ -485,5 +494,5 @@ func (l *lane) show() {
 		l.state.laneIs(l.number, view)
 		l.shown.view = view
 	}
-	l.shown.idle.Store(l.running == nil && len(l.arrivals) == 0 && len(l.hand.list) == 0 && len(l.rows) == 0)
+	l.shown.idle.Store(l.running == nil && len(l.arrivals.list) == 0 && len(l.hand.list) == 0 && len(l.rows) == 0)
 }

@@ -52,6 +52,21 @@ func classOf(err error) answerClass {
 	return classes[sinks.ClassOf(err)]
 }
 
+// errorClassOf returns the class under which a message is counted that was tried and not accepted.
+func errorClassOf(class answerClass, err error) monitoring.ErrorClass {
+	switch {
+	case sinks.IsThrottled(err):
+		return monitoring.ErrorThrottled
+	case class == away:
+		return monitoring.ErrorUnavailable
+	case class == topicAway:
+		return monitoring.ErrorTopicUnavailable
+	case class == permanentlyRefused:
+		return monitoring.ErrorPermanent
+	}
+	return monitoring.ErrorRefused
+}
+
 // survey counts what the answers to one Deliver say of the destination.
 func survey(messages []*delivery, errs []error) verdict {
 	if errs == nil { // by far the most frequent answer
@@ -122,6 +137,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	if res.errs != nil && len(res.errs) != len(r.messages) || res.members != nil && len(res.members) != len(r.messages) {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
 	}
+	l.measures.delivered(&res, len(r.messages))
 	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load()}
 	f.verdict = survey(r.messages, res.errs)
 	f.verdict.ended, f.verdict.probe = deliver.Err() != nil, r.probe
@@ -188,13 +204,15 @@ func (f *finishing) message(d *delivery, err error, member string) {
 		f.notAttempted(d, err)
 		return
 	}
-	d.tries++
+	if d.tries++; d.tries > 1 {
+		f.counts.Retried++
+	}
 	if d.triedAt.IsZero() {
 		d.triedAt = f.result.started
 	}
 	if class == accepted {
 		l.budget.accepted()
-		l.duration.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
+		l.measures.event.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
 		if d.row {
 			f.counts.Unparked++
 		}
@@ -203,6 +221,9 @@ func (f *finishing) message(d *delivery, err error, member string) {
 		return
 	}
 	f.cause = err
+	if !f.verdict.ended || class != away { // else the session has ended the call, which says nothing of the sink
+		f.counts.Errors[errorClassOf(class, err)]++
+	}
 	switch class {
 	case topicAway:
 		l.state.topicIsAway(d.Topic, err)
@@ -325,6 +346,9 @@ func (f *finishing) notAttempted(d *delivery, err error) {
 func (f *finishing) record(d *delivery, status checkpoint.Status, err error) *checkpoint.Outcome {
 	o := d.outcome(f.lane.id, status)
 	if o.Row == checkpoint.RowInsert {
+		if status != checkpoint.Dead {
+			f.counts.Parked++
+		}
 		f.lane.table.floor.parked(d.position())
 	}
 	return f.add(o, err)

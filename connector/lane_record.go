@@ -24,6 +24,7 @@ type recorderSide struct {
 	hurried    uint64               // the highest Seq for which the recorder was told that the lane waits
 	unrecorded []unrecorded         // outcomes of Deliver calls that are not committed
 	settling   []settling           // how many deliveries are settled by what is not committed
+	waited     time.Duration        // until the recorder took something; see lane.worked
 }
 
 func (r *recorderSide) unrecordedRows() int {
@@ -62,6 +63,7 @@ func (l *lane) giveParks(work context.Context) error {
 	if len(l.recorder.parks) == 0 {
 		return nil
 	}
+	l.state.parked(l.recorder.parks)
 	for portion := range slices.Chunk(l.recorder.parks, parkPortion) {
 		if err := l.give(work, checkpoint.Outcomes{Rows: portion}); err != nil {
 			return err
@@ -81,6 +83,18 @@ func (l *lane) give(work context.Context, o checkpoint.Outcomes) error {
 	l.table.floor.gave(r.given)
 	o.Seq, o.Recorded = r.given, r.recorded
 	r.settles(o)
+	select {
+	case r.out <- o:
+		return nil
+	default:
+		return r.wait(work, o)
+	}
+}
+
+// wait gives outcomes to a recorder that has a lot to do already.
+func (r *recorderSide) wait(work context.Context, o checkpoint.Outcomes) error {
+	began := time.Now()
+	defer func() { r.waited += time.Since(began) }()
 	select {
 	case r.out <- o:
 		return nil

@@ -69,7 +69,7 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 	logger := slog.New(slog.DiscardHandler)
 	b.ledger = &memLedger{}
 	to := &sharedSink{
-		sink: sink, name: "s", id: 1, policy: retryInPlace, logger: logger, fast: func() bool { return false }, duration: monitoring.NewMetrics("", nil).EventDuration.WithLabelValues("s"), paused: new(atomic.Bool),
+		sink: sink, name: "s", id: 1, policy: retryInPlace, logger: logger, fast: func() bool { return false }, measures: newLaneMeasures(monitoring.NewMetrics("", nil), "s"), paused: new(atomic.Bool),
 		state:   newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, logger: logger}),
 		breaker: newBreaker(breakerOwner{name: "s", never: true, logger: logger, changed: func(breakerState, time.Time) {}}, BreakerConfig{ResetTimeout: time.Minute}),
 		budget:  newBudget(func(bool) {}),
@@ -135,7 +135,7 @@ func (b *laneBench) arrive(ids ...string) {
 		b.arrived++
 		ds = append(ds, d)
 	}
-	b.in <- ds
+	b.in <- handed{ds, time.Now()}
 }
 
 func (b *laneBench) gotCalls() string {
@@ -246,7 +246,7 @@ func TestLaneRowsOwnRetries(t *testing.T) {
 		b.run()
 		none := 0
 		d := &delivery{Message: sinks.Message{Event: &outbox.Event{ID: "a1", AggregateID: "a", MaxRetries: &none}, Key: "a"}}
-		b.in <- []*delivery{d}
+		b.in <- handed{[]*delivery{d}, time.Now()}
 		time.Sleep(time.Minute)
 		b.stop()
 		check(t, "outcomes", b.gotRows(), "a1:dead#1 ")

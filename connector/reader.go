@@ -45,11 +45,12 @@ type stream interface {
 	More(ctx context.Context) ([]byte, error)
 	Wait() time.Duration
 	Report() error
+	Waited() time.Duration
 }
 
 // laneInput is the reader's side of a lane's channel.
 type laneInput struct {
-	lane      chan<- []*delivery // the lane's channel
+	lane      chan<- handed // the lane's channel
 	processor int32
 	inFlight  *atomic.Int64 // the lane's
 	collected []*delivery   // for this lane, and not handed over yet
@@ -70,6 +71,7 @@ type reader struct {
 	eventOverhead int                    // bytes that the deliveries of an event and their outcomes take, beside the event itself
 	outcomes      chan<- checkpoint.Outcomes
 	waits         atomic.Int32 // what the reader waits for: a processor, waitsForRing or waitsForNobody; slowRule reads it
+	clock         readerClock
 	logger        *slog.Logger
 
 	noSink        *noSinkCounts
@@ -301,6 +303,9 @@ func (r *reader) recordUnrouted(ctx context.Context, pos checkpoint.Position, m 
 		o.Row = checkpoint.RowInsert
 		o.Parked = &checkpoint.ParkedState{Event: storedEvent(m.Event, r.tx.committed).Encode(), Payload: m.Event.Payload}
 	}
+	if len(r.outcomes) == cap(r.outcomes) {
+		defer r.waiting(&r.clock.stages.waits.recorder)()
+	}
 	return send(ctx, r.stream, r.outcomes, checkpoint.Outcomes{Rows: []checkpoint.Outcome{o}})
 }
 
@@ -314,6 +319,7 @@ func (r *reader) waitForRoom(ctx context.Context, size int) error {
 	}
 	r.waits.Store(waitsForRing)
 	defer r.waits.Store(waitsForNobody)
+	defer r.waiting(&r.clock.stages.waits.window)()
 	for r.tracker.Full(size) {
 		if _, err := waitFor(ctx, r.stream, r.tracker.Room()); err != nil {
 			return err
@@ -324,6 +330,8 @@ func (r *reader) waitForRoom(ctx context.Context, size int) error {
 
 // flush hands the collected deliveries to the lanes. One channel operation serves hundreds of events.
 func (r *reader) flush(ctx context.Context) error {
+	now := time.Now()
+	r.clock.lap(now, r.stream.Waited(), r.collected > 0)
 	if r.collected == 0 {
 		return nil
 	}
@@ -336,7 +344,7 @@ func (r *reader) flush(ctx context.Context) error {
 			}
 			r.waits.Store(in.processor)
 			in.inFlight.Add(int64(n))
-			if err := send(ctx, r.stream, in.lane, in.collected); err != nil {
+			if err := r.hand(ctx, in, now); err != nil {
 				return err
 			}
 			in.collected = make([]*delivery, 0, n) // the lane owns the slice that was sent
@@ -344,6 +352,20 @@ func (r *reader) flush(ctx context.Context) error {
 	}
 	r.waits.Store(waitsForNobody)
 	return nil
+}
+
+// hand hands a lane what is collected for it.
+func (r *reader) hand(ctx context.Context, in *laneInput, now time.Time) error {
+	if len(in.lane) == cap(in.lane) {
+		defer r.waiting(&r.clock.stages.waits.lanes)()
+	}
+	return send(ctx, r.stream, in.lane, handed{in.collected, now})
+}
+
+// waiting measures a wait for others, which the caller ends.
+func (r *reader) waiting(m *meter) (end func()) {
+	r.clock.waits(m, time.Now(), r.stream.Waited())
+	return func() { r.clock.waitedFor(time.Now(), r.stream.Waited()) }
 }
 
 // onKeepalive tells the tracker that the server has sent everything that commits before lsn. The tracker uses that only if nothing

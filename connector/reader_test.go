@@ -22,7 +22,12 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
-// readerBench is a reader with one lane, of processor 1. It has no stream: the reader needs that only when it waits.
+// unwaitedStream is a stream that has not waited. The reader needs the rest of it only when it waits.
+type unwaitedStream struct{ stream }
+
+func (unwaitedStream) Waited() time.Duration { return 0 }
+
+// readerBench is a reader with one lane, of processor 1.
 type readerBench struct {
 	*reader
 	t        *testing.T
@@ -36,8 +41,10 @@ func newReaderBench(t *testing.T, start ledger.Start) *readerBench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &readerBench{t: t, inlet: &laneInput{lane: make(chan []*delivery, 1), inFlight: &atomic.Int64{}}, outcomes: make(chan checkpoint.Outcomes, 10), log: &bytes.Buffer{}}
+	c, _ := newWatchedConnector()
+	b := &readerBench{t: t, inlet: &laneInput{lane: make(chan handed, 1), inFlight: &atomic.Int64{}}, outcomes: make(chan checkpoint.Outcomes, 10), log: &bytes.Buffer{}}
 	b.reader = &reader{
+		stream: unwaitedStream{}, clock: c.newReaderClock(),
 		tracker: checkpoint.NewTracker(16, 1<<20, start.Prefix, start.Confirmed), start: start, outcomes: b.outcomes,
 		lanes: map[int32][]*laneInput{1: {b.inlet}}, router: router.New([]router.Route{{Match: router.Match{TenantID: []string{""}}, Sinks: []router.Sink{{Processor: 1, Topic: tpl, Key: tpl}}}}),
 		logger: slog.New(slog.NewTextHandler(b.log, nil)), foreignTables: map[uint32]struct{}{}, unroutedLog: &unroutedLog{}, oddMetadata: &oddMetadata{}, deaths: &deathLog{},

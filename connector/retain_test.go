@@ -52,6 +52,6 @@ func TestLaneKeepsNothing(t *testing.T) {
 func (b *laneBench) arriveOne(i int) weak.Pointer[outbox.Event] {
 	e := &outbox.Event{ID: "e", AggregateType: "t", AggregateID: string(rune('a' + i)), Payload: make([]byte, 1000)}
 	d := &delivery{hash: int64(i + 100), entry: uint64(i), Message: sinks.Message{Event: e, LSN: 1, Index: int64(i)}}
-	b.in <- []*delivery{d}
+	b.in <- handed{[]*delivery{d}, time.Now()}
 	return weak.Make(e)
 }

@@ -77,6 +77,7 @@ type session struct {
 	sinks    []sinks.Sink
 	checks   []*sinkCheck
 	outcomes chan checkpoint.Outcomes
+	confirm  *confirmClock
 	recount  chan struct{} // asks keepCounts to count soon; holds one value
 	written  pglogrepl.LSN // how far the server had written when the slot was ours
 }
@@ -103,7 +104,7 @@ func (c *Connector) runSession(ctx context.Context) error {
 		}
 		return err
 	}
-	stream.Track(s.tracker)
+	stream.Track(s.confirm)
 	return s.run(ctx)
 }
 
@@ -137,7 +138,8 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	if err != nil {
 		return err
 	}
-	s.recorder = checkpoint.NewRecorder(watchedLedger{tables, &s.c.calls.record}, s.c.recorderConfig(s.stream.Fast))
+	s.confirm = s.c.newConfirmClock(start.Confirmed)
+	s.recorder = checkpoint.NewRecorder(watchedLedger{tables, &s.c.calls.record, s.c.newRecordClock(s.confirm)}, s.c.recorderConfig(s.stream.Fast))
 	s.c.calls.build.begin()
 	defer s.c.calls.build.end()
 	if s.written, err = s.c.checkHistory(ctx, id, start); err != nil {

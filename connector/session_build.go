@@ -30,6 +30,7 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 	s.tracker = checkpoint.NewTracker(d.MaxInFlight, d.MaxInFlightBytes, start.Prefix, start.Confirmed)
 	s.tracker.Written(s.written)
 	c.tracker.Store(s.tracker)
+	s.confirm.Tracker = s.tracker
 	seenBefore := s.written
 	if start.Clean {
 		seenBefore = 0
@@ -82,7 +83,7 @@ func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error
 	shared := &sharedSink{
 		sink: sink, name: sc.Name, id: id, origin: origin, policy: c.cfg.Delivery.policyFor(sc), delivery: c.cfg.Delivery,
 		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
-		duration: c.cfg.Metrics.EventDuration.WithLabelValues(sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
+		measures: newLaneMeasures(c.cfg.Metrics, sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
 	}
 	if sc.MaxRetries != nil {
 		shared.delivery.MaxRetries = *sc.MaxRetries
@@ -119,6 +120,7 @@ func (s *session) newReader(start ledger.Start, seenBefore pglogrepl.LSN, outbox
 		eventOverhead: len(c.cfg.Sinks) * deliverySize,
 		decoder:       decoder.New(decoder.Table{OID: outbox, Columns: c.cfg.Source.Columns}, c.cfg.Delivery.MaxEventBytes),
 		router:        router.New(routes),
+		clock:         c.newReaderClock(),
 		logger:        c.cfg.Logger,
 		checkDrift:    c.checkDriftForReader,
 		foreignTables: map[uint32]struct{}{}, unroutedLog: &c.unroutedLog, oddMetadata: &c.oddMetadata, deaths: c.outages.noSink, noSink: &c.noSink,

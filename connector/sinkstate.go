@@ -66,6 +66,7 @@ type sinkState struct {
 	counts       monitoring.Counts
 	membersAway  string // the members that /readyz says are away
 
+	work     sinkWork
 	dead     deathLog
 	topics   topicsAway
 	refusals refusals
@@ -214,6 +215,19 @@ func (s *sinkState) discarded() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Discarded++
+}
+
+// parked counts the deliveries that a lane parks or discards without asking the sink.
+func (s *sinkState) parked(outcomes []checkpoint.Outcome) {
+	var n int64
+	for i := range outcomes {
+		if outcomes[i].Status == checkpoint.Parked {
+			n++
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Parked += n
 }
 
 // breakerIs notes the state of the breaker, which calls it at each change, and when an open one asks next.

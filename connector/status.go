@@ -27,8 +27,11 @@ func (c *Connector) Status() monitoring.Status {
 	st.Lag = c.lag.since(now, st.Lag)
 	st.LanesPerSink = c.cfg.Delivery.Lanes
 	st.Invalid, st.Unrouted = c.noSink.invalid.Load(), c.noSink.unrouted.Load()
+	st.Stages = c.stages.status(now)
 	for _, s := range c.cfg.Sinks {
-		st.Sinks = append(st.Sinks, c.sinks[s.Name].state.status())
+		state := c.sinks[s.Name].state
+		st.Sinks = append(st.Sinks, state.status())
+		st.Stages.Busy = append(st.Stages.Busy, state.work.status(now, s.Name, c.cfg.Delivery.Lanes)...)
 	}
 	return st
 }

@@ -66,16 +66,28 @@ func (p *pgCalls) longestHang(now time.Time) (*pgCall, time.Time) {
 	return longest, from
 }
 
-// watchedLedger is a ledger that notes when a Commit begins and ends, so that health and log can say that it hangs.
+// watchedLedger is a ledger that notes when a Commit begins and ends, so that health and log can say that it hangs, and metrics how long it takes.
 type watchedLedger struct {
 	checkpoint.Ledger
-	call *pgCall // of Commit
+	call  *pgCall // of Commit
+	clock *recordClock
 }
 
 func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {
 	w.call.begin()
 	defer w.call.end()
-	return w.Ledger.Commit(ctx, b)
+	try := time.Now()
+	w.clock.tries(try)
+	err := w.Ledger.Commit(ctx, b)
+	if err == nil {
+		w.clock.committed(b.Watermark.LSN, try, time.Now())
+	}
+	return err
+}
+
+func (w watchedLedger) Close() {
+	w.Ledger.Close()
+	w.clock.close(time.Now())
 }
 
 // watch says which call hangs, every second from the start of Run to its end. It waits for nothing longer than catalogTimeout, so

@@ -34,7 +34,7 @@ func TestWhatHangsIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, log := newWatchedConnector()
 		gate := make(chan error)
-		ledger := watchedLedger{stuckLedger{gate}, &c.calls.record}
+		ledger := watchedLedger{stuckLedger{gate}, &c.calls.record, c.newRecordClock(c.newConfirmClock(0))}
 		c.tracker.Store(checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0))
 		c.tracker.Load().Add(checkpoint.Position{LSN: 1}, 1, 1, time.Now())
 		var h hangReport

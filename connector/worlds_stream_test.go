@@ -33,7 +33,8 @@ type worldStream struct {
 	failed  chan struct{}         // closed by fail
 	why     atomic.Pointer[error] // why it has failed
 	closed  bool
-	silence time.Time    // the next keepalive
+	silence time.Time // the next keepalive
+	waited  time.Duration
 	done    atomic.Int64 // transactions that were read to their end
 }
 
@@ -93,6 +94,9 @@ func (s *worldStream) Buffered() bool { return len(s.frames) > 0 }
 // Wait does what replication.Stream's does.
 func (s *worldStream) Wait() time.Duration { return s.random.between(50*time.Millisecond, timeUnit) }
 
+// Waited does what replication.Stream's does.
+func (s *worldStream) Waited() time.Duration { return s.waited }
+
 // Report does what replication.Stream's does.
 func (s *worldStream) Report() error {
 	if err := s.failure(); err != nil {
@@ -109,12 +113,15 @@ func (s *worldStream) report() {
 	}
 	if lsn := s.tracked.Confirmed(); lsn > s.sent {
 		s.sent = lsn
+		s.tracked.Reported(lsn, time.Now(), time.Now())
 		s.w.after(s.random.between(0, timeUnit), func() { s.w.confirm(lsn) })
 	}
 }
 
 // Next does what replication.Stream's does.
 func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
+	began := time.Now()
+	defer func() { s.waited += time.Since(began) }()
 	for len(s.frames) == 0 {
 		s.done.Store(int64(s.at))
 		if err := s.Report(); err != nil {
@@ -148,6 +155,8 @@ func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 
 // More does what replication.Stream's does.
 func (s *worldStream) More(ctx context.Context) ([]byte, error) {
+	began := time.Now()
+	defer func() { s.waited += time.Since(began) }()
 	if s.random.chance(0.1) && !slept(ctx, s.random.between(0, timeUnit)) {
 		return nil, context.Cause(ctx)
 	}

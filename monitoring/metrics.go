@@ -14,7 +14,11 @@ import (
 // Catalogue says what each is.
 type Metrics struct {
 	EventDuration      *prometheus.HistogramVec // by sink
-	CleanupDeleted     *prometheus.CounterVec   // by table
+	StageDuration      *prometheus.HistogramVec // by stage
+	DeliverDuration    *prometheus.HistogramVec // by sink
+	BatchEvents        *prometheus.HistogramVec // by sink
+	RecorderCommit     prometheus.Observer
+	CleanupDeleted     *prometheus.CounterVec // by table
 	CleanupLastSuccess prometheus.Gauge
 }
 
@@ -27,6 +31,10 @@ func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
 	}
 	return &Metrics{
 		EventDuration:      m.histogram("event_processing_duration_seconds"),
+		StageDuration:      m.histogram("stage_duration_seconds"),
+		DeliverDuration:    m.histogram("deliver_duration_seconds"),
+		BatchEvents:        m.histogram("batch_events"),
+		RecorderCommit:     m.histogram("recorder_commit_seconds").WithLabelValues(),
 		CleanupDeleted:     m.counter("cleanup_deleted_total"),
 		CleanupLastSuccess: m.gauge("cleanup_last_success_timestamp_seconds").WithLabelValues(),
 	}

@@ -28,11 +28,16 @@ func TestMetricsAsScraped(t *testing.T) {
 		return Status{
 			At: at, Since: at.Add(-time.Hour), Role: RoleLeader, LanesPerSink: 2, Epoch: 21, Cleanup: &CleanupStatus{Unaccounted: new(int64(22))},
 			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7,
+			Stages: Stages{
+				Busy:         []StageBusy{{StageDecode, "", 1500 * time.Millisecond}, {StageDeliver, "events", time.Minute}},
+				ReaderWaited: ReaderWaited{Lanes: time.Second, Window: 2 * time.Second, Recorder: 3 * time.Second}, RecorderRetries: 4,
+			},
 			Sinks: []SinkStatus{
 				{
 					Name: "events", InSession: true, Breaker: "half-open", SuspectSince: at, Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second, CountedAt: at,
 					Lanes:  []LaneStatus{{CatchingUp: true, InFlight: 10}, {CatchingUp: true, Held: 5, RefusedAll: true, InFlight: 1}, {CatchingUp: true}, {}},
-					Counts: Counts{Delivered: 3, Failed: 1, Dead: 1}, Events: EventTimes{OldestCommittedAt: at.Add(-90 * time.Second)},
+					Counts: Counts{Delivered: 3, Failed: 1, Dead: 1, Unparked: 2, Parked: 5, Retried: 6, Errors: ErrorCounts{1, 2, 3, 4, 5}},
+					Events: EventTimes{OldestCommittedAt: at.Add(-90 * time.Second)},
 				},
 				{Name: "mail", InSession: true, Breaker: "open", CountedAt: at, Counts: Counts{Discarded: 2}},
 				{Name: "search", Breaker: "closed", Members: []MemberStatus{{Name: "first", Delivered: 2, Away: true}, {Name: "second", Delivered: 5}}},
@@ -70,9 +75,9 @@ func TestCollectorWithoutNumbers(t *testing.T) {
 		status Status
 		want   int
 	}{
-		"no connector":     {Status{}, 5},
-		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 5 + 2 + 2 + 4 + 4},
-		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 5 + 2 + 2 + 7 + 4},
+		"no connector":     {Status{}, 6},
+		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 6 + 2 + 2 + 4 + 4 + 3 + 8},
+		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 6 + 2 + 2 + 7 + 4 + 3 + 8},
 	} {
 		reg := prometheus.NewPedanticRegistry()
 		reg.MustRegister(NewCollector("p_", func() Status { return test.status }))

@@ -43,6 +43,8 @@ type Status struct {
 	// Invalid counts rows of the outbox that are no events. They are dead letters of no sink. Unrouted counts events that no route
 	// matches.
 	Invalid, Unrouted int64
+	// Stages says where the time has gone.
+	Stages Stages
 	// Sinks are in the order of the configuration.
 	Sinks []SinkStatus
 	// Cleanup is the last pass of the cleanup. It is nil if this connector has made none.
@@ -205,23 +207,6 @@ type MemberStatus struct {
 	Delivered int64
 	// Away is true if the member has answered nothing in the last Deliver that asked it.
 	Away bool
-}
-
-// Counts count outcomes of deliveries.
-type Counts struct {
-	Delivered int64
-	Failed    int64 // one try, to be tried again
-	Dead      int64 // given up
-	Discarded int64 // given up by a sink that is tried once
-	Unparked  int64 // those of Delivered that had been parked
-}
-
-// Plus returns the sum of two counts.
-func (c Counts) Plus(d Counts) Counts {
-	return Counts{
-		Delivered: c.Delivered + d.Delivered, Failed: c.Failed + d.Failed, Dead: c.Dead + d.Dead, Discarded: c.Discarded + d.Discarded,
-		Unparked: c.Unparked + d.Unparked,
-	}
 }
 
 // TopicsAway tells of topics that are away while their destination answers. It is zero while there are none.

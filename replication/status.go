@@ -58,6 +58,9 @@ func (s *Stream) send(now time.Time) error {
 		return err
 	}
 	s.lastStatus, s.lastSent, s.replyWanted = now, lsn, false
+	ended := time.Now()
+	s.waited += ended.Sub(now)
+	s.progress.Reported(lsn, now, ended)
 	return nil
 }
 

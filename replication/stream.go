@@ -40,6 +40,8 @@ type Progress interface {
 	Confirmed() pglogrepl.LSN
 	// InFlight is the number of events that are not settled yet. While it is not 0, the stream looks at Confirmed often.
 	InFlight() int
+	// Reported is called after each status message, with the LSN that it has reported, and when the sending began and ended.
+	Reported(lsn pglogrepl.LSN, began, ended time.Time)
 }
 
 // Frame is one message of the stream.
@@ -72,6 +74,7 @@ type Stream struct {
 	lastStatus  time.Time
 	lastSent    pglogrepl.LSN
 	replyWanted bool
+	waited      time.Duration // for the server, in all
 
 	broken bool // reading or writing has failed
 	closed bool
@@ -90,8 +93,9 @@ func newStream(w wire, every time.Duration) *Stream {
 // noProgress is the progress of a session that does not know its checkpoint yet. PostgreSQL ignores the position 0.
 type noProgress struct{}
 
-func (noProgress) Confirmed() pglogrepl.LSN { return 0 }
-func (noProgress) InFlight() int            { return 0 }
+func (noProgress) Confirmed() pglogrepl.LSN                     { return 0 }
+func (noProgress) InFlight() int                                { return 0 }
+func (noProgress) Reported(pglogrepl.LSN, time.Time, time.Time) {}
 
 // Track sets whose progress is reported from now on.
 func (s *Stream) Track(p Progress) { s.progress = p }
@@ -99,6 +103,10 @@ func (s *Stream) Track(p Progress) { s.progress = p }
 // Fast reports whether the stream is fast. If it is, others may take their time too, and work in larger batches. Any goroutine
 // may call it.
 func (s *Stream) Fast() bool { return s.fast.Load() }
+
+// Waited returns how long the stream has waited for the server in all: for something to arrive, and for a status message to leave. The time in
+// which it takes what has arrived does not count. Only the owner may call it.
+func (s *Stream) Waited() time.Duration { return s.waited }
 
 // Broken reports whether the connection is gone. Another process may have the slot then.
 func (s *Stream) Broken() bool { return s.broken || s.closed }
@@ -180,8 +188,7 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 	n, err := s.wire.tryRead(s.buf[s.w:])
 	if n == 0 && err == nil {
 		if s.canPause {
-			if d := s.pacer.pauseFor(time.Now()); d > 0 {
-				s.wire.pause(d)
+			if s.pause(time.Now()) {
 				n, err = s.wire.tryRead(s.buf[s.w:])
 			}
 		}
@@ -206,6 +213,17 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 	return nil
 }
 
+// pause sleeps as long as the pacer says. It reports whether that was any time.
+func (s *Stream) pause(now time.Time) bool {
+	d := s.pacer.pauseFor(now)
+	if d <= 0 {
+		return false
+	}
+	s.wire.pause(d)
+	s.waited += time.Since(now)
+	return true
+}
+
 // waitForBytes blocks until something has arrived or a status message is due. It sets the deadline before it looks at ctx.
 // Otherwise the end of ctx could be lost:
 //
@@ -213,13 +231,15 @@ func (s *Stream) fill(ctx context.Context, stop *func() bool) error {
 //  2. ctx ends, and interrupt sets a deadline that has passed;
 //  3. waitForBytes overwrites this deadline, and waits although ctx has ended.
 func (s *Stream) waitForBytes(ctx context.Context) (int, error) {
-	if err := s.wire.setDeadline(s.nextStatus(time.Now())); err != nil {
+	now := time.Now()
+	if err := s.wire.setDeadline(s.nextStatus(now)); err != nil {
 		return 0, err
 	}
 	if ctx.Err() != nil {
 		return 0, nil
 	}
 	n, err := s.wire.waitRead(s.buf[s.w:])
+	s.waited += time.Since(now)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = nil
 	}

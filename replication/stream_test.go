@@ -112,7 +112,8 @@ func (p *fakeProgress) Confirmed() pglogrepl.LSN {
 	defer p.mu.Unlock()
 	return p.confirmed
 }
-func (p *fakeProgress) InFlight() int { p.mu.Lock(); defer p.mu.Unlock(); return p.inFlight }
+func (*fakeProgress) Reported(pglogrepl.LSN, time.Time, time.Time) {}
+func (p *fakeProgress) InFlight() int                              { p.mu.Lock(); defer p.mu.Unlock(); return p.inFlight }
 
 func message(kind byte, body []byte) []byte {
 	b := []byte{kind, 0, 0, 0, 0}

@@ -32,9 +32,10 @@ func (t *tally) status() (st monitoring.Status, none bool) {
 		return st, true
 	}
 	st = t.current.Status()
-	n := len(st.Sinks)
+	sinks, stages := len(st.Sinks), len(st.Stages.Busy)
 	st = sum(st, t.earlier)
-	st.Sinks = st.Sinks[:n] // those that are no longer configured have no state
+	// Those of sinks that are no longer configured have no state.
+	st.Sinks, st.Stages.Busy = st.Sinks[:sinks], st.Stages.Busy[:stages]
 	return st, false
 }
 
@@ -44,6 +45,7 @@ func sum(st, earlier monitoring.Status) monitoring.Status {
 	st.Sessions += earlier.Sessions
 	st.Invalid += earlier.Invalid
 	st.Unrouted += earlier.Unrouted
+	st.Stages = st.Stages.Plus(earlier.Stages)
 	for _, before := range earlier.Sinks {
 		now := find(st.Sinks, func(s *monitoring.SinkStatus) bool { return s.Name == before.Name })
 		if now == nil {

@@ -3,6 +3,7 @@ package service
 import (
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
@@ -16,7 +17,7 @@ func TestTallyAddsUp(t *testing.T) {
 	t.Parallel()
 	sink := func(name string, n int64) monitoring.SinkStatus {
 		return monitoring.SinkStatus{
-			Name: name, Counts: monitoring.Counts{Delivered: n, Failed: 2 * n, Dead: 3 * n, Discarded: 4 * n, Unparked: 5 * n},
+			Name: name, Counts: monitoring.Counts{Delivered: n, Failed: 2 * n, Dead: 3 * n, Discarded: 4 * n, Unparked: 5 * n, Parked: 6 * n, Retried: 7 * n, Errors: monitoring.ErrorCounts{n, 2 * n, 3 * n, 4 * n, 5 * n}},
 			Members: []monitoring.MemberStatus{{Name: "m", Delivered: n}},
 		}
 	}
@@ -32,6 +33,24 @@ func TestTallyAddsUp(t *testing.T) {
 		ta.follow(countedBy{Sessions: 1, Sinks: step.counted})
 		if st, none := ta.status(); none || !reflect.DeepEqual(st.Sinks, step.want) {
 			t.Errorf("got %+v, want %+v", st.Sinks, step.want)
+		}
+	}
+	stages := func(n int64, sinks ...string) monitoring.Stages {
+		t := time.Duration(n)
+		s := monitoring.Stages{RecorderRetries: n, ReaderWaited: monitoring.ReaderWaited{Lanes: t, Window: 2 * t, Recorder: 3 * t}}
+		for _, sink := range append(sinks, "") {
+			s.Busy = append(s.Busy, monitoring.StageBusy{Stage: "deliver", Sink: sink, Busy: 4 * t})
+		}
+		return s
+	}
+	for _, step := range []struct{ counted, want monitoring.Stages }{
+		{stages(1, "a", "b"), stages(1, "a", "b")},
+		{stages(10, "b"), stages(11, "b")},
+		{stages(100, "b"), stages(111, "b")},
+	} {
+		ta.follow(countedBy{Stages: step.counted})
+		if st, _ := ta.status(); !reflect.DeepEqual(st.Stages, step.want) {
+			t.Errorf("got %+v, want %+v", st.Stages, step.want)
 		}
 	}
 	if st, _ := ta.status(); st.Sessions != 3 {

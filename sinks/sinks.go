@@ -146,6 +146,19 @@ type uncertainError struct{ error }
 
 func (e uncertainError) Unwrap() error { return e.error }
 
+// Throttled adds to err that the destination gets more than it wants to take. The class of err stays the same.
+func Throttled(err error) error { return throttledError{err} }
+
+// IsThrottled reports whether Throttled has added to err.
+func IsThrottled(err error) bool {
+	_, throttled := errors.AsType[throttledError](err)
+	return throttled
+}
+
+type throttledError struct{ error }
+
+func (e throttledError) Unwrap() error { return e.error }
+
 // After adds to err that the destination asks not to be tried again before d has passed. The class of err stays the same.
 func After(d time.Duration, err error) error { return afterError{err, d} }
 

@@ -69,7 +69,11 @@ func judge(status int, topics sinks.Topics) verdict {
 		return urlAway("this URL takes no POST; check url")
 	case http.StatusProxyAuthRequired:
 		return urlAway("a proxy before the receiver asks for credentials; check headers")
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	case http.StatusTooManyRequests:
+		v := away(likely)
+		v.err = sinks.Throttled(v.err)
+		return v
+	case http.StatusServiceUnavailable:
 		return away(likely)
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusBadGateway, http.StatusGatewayTimeout,
 		520, 521, 522, 523, 524, 525, 526, 527, 530: // Cloudflare's, for what is wrong between it and the receiver
