@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
@@ -174,6 +176,22 @@ func meanings(all ...meaning) []dashboard.ValueMapping {
 		options[m.value] = dashboard.ValueMappingResult{Text: &m.text, Color: &m.color, Index: cog.ToPtr(int32(i))}
 	}
 	return []dashboard.ValueMapping{{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: options}}}
+}
+
+// state is a value of a label, of which one is true at a time, and its colour.
+type state struct {
+	name, color string
+}
+
+// numbered selects a metric that has one series a state, and makes the number of the state of what is 1: a band over time needs numbers.
+func numbered(selection func(string, ...string) string, metric, label string, all []state) (expr string, texts []dashboard.ValueMapping) {
+	var parts []string
+	var named []meaning
+	for i, s := range all {
+		parts = append(parts, fmt.Sprintf("%d * (%s == 1)", i, selection(metric, fmt.Sprintf("%s=%q", label, s.name))))
+		named = append(named, meaning{strconv.Itoa(i), strings.ReplaceAll(s.name, "_", " "), s.color})
+	}
+	return "(" + strings.Join(parts, " or ") + ")", meanings(named...)
 }
 
 // step is from which value on a colour holds.

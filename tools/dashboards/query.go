@@ -16,7 +16,7 @@ const (
 	sinks     = instances + `, sink=~"$sink"`
 )
 
-// ofInstances selects a metric that has no sink.
+// ofInstances selects a metric of the chosen instances.
 func ofInstances(metric string, matchers ...string) string {
 	return prefix + metric + "{" + strings.Join(append([]string{instances}, matchers...), ", ") + "}"
 }
@@ -26,20 +26,39 @@ func ofSinks(metric string, matchers ...string) string {
 	return prefix + metric + "{" + strings.Join(append([]string{sinks}, matchers...), ", ") + "}"
 }
 
-// leading leaves of a selection of gauges what the instance shows that streams, by the labels given. A standby knows less, or knows what
-// was true when it last streamed, and summing both would count twice.
+// ofProcess selects a metric of the Go runtime or of the process. Its name has no prefix.
+func ofProcess(metric string) string { return metric + "{" + instances + "}" }
+
+// leading is what the instance shows that streams, of a selection of gauges, by the labels given. A standby knows less, or knows what was
+// true when it last streamed, and both together would count twice.
 func leading(selection string, by ...string) string {
-	return fmt.Sprintf("max by (%s) (%s and on (job, instance) %s == 1)", strings.Join(by, ", "), selection, ofInstances("leader"))
+	return fmt.Sprintf("max%s(%s and on (job, instance) %s == 1)", grouped(by), selection, ofInstances("leader"))
+}
+
+// age is how long ago the moment was that a selection of gauges shows. Of a moment to come, by a clock that goes ahead, it is 0.
+func age(selection string, by ...string) string {
+	return "clamp_min(time() - " + leading(selection, by...) + ", 0)"
 }
 
 // perSecond is how fast counters rise, over all instances: those of a standby stand still.
 func perSecond(counters string, by ...string) string {
-	return fmt.Sprintf("sum by (%s) (rate(%s[$__rate_interval]))", strings.Join(by, ", "), counters)
+	return fmt.Sprintf("sum%s(rate(%s[$__rate_interval]))", grouped(by), counters)
 }
 
-// quantile is one of a histogram, from its classic buckets, or from the native histogram where Prometheus keeps only that.
-func quantile(q float64, metric string, selection func(string, ...string) string, by ...string) string {
-	rate := func(series string, by ...string) string { return perSecond(series, by...) }
-	return fmt.Sprintf("histogram_quantile(%g, %s) or histogram_quantile(%g, %s)",
-		q, rate(selection(metric+"_bucket"), append([]string{"le"}, by...)...), q, rate(selection(metric), by...))
+// grouped is how an aggregation keeps labels.
+func grouped(by []string) string {
+	if len(by) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" by (%s) ", strings.Join(by, ", "))
 }
+
+// quantile is one of a histogram, from its classic buckets, or from the native histogram where Prometheus keeps only that. There is none
+// while nothing happens.
+func quantile(q float64, selection func(string, ...string) string, metric string, by ...string) string {
+	return fmt.Sprintf("(histogram_quantile(%g, %s) or histogram_quantile(%g, %s)) >= 0",
+		q, perSecond(selection(metric+"_bucket"), append([]string{"le"}, by...)...), q, perSecond(selection(metric), by...))
+}
+
+// share is a part of a whole, from 0 to 1, where there is a whole.
+func share(part, whole string) string { return part + " / (" + whole + " > 0)" }
