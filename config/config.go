@@ -28,6 +28,7 @@ type Config struct {
 	Retention Retention `yaml:"retention"`
 	Metrics   Metrics   `yaml:"metrics"`
 	HTTP      HTTP      `yaml:"http"`
+	Tracing   Tracing   `yaml:"tracing"`
 
 	// Abandoned lists removed sinks whose parked events may be dropped, by name.
 	Abandoned []string `yaml:"-"`
@@ -169,5 +170,6 @@ func Default() Config {
 		Breaker: Breaker{Enabled: true, MaxFailures: 5, ResetTimeout: time.Minute},
 		Metrics: Metrics{Enabled: true, Prefix: "pyairtable_outbox_"},
 		HTTP:    HTTP{Listen: "127.0.0.1:9640"},
+		Tracing: Tracing{Protocol: protocolHTTP, SampleRatio: 1},
 	}
 }

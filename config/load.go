@@ -62,6 +62,7 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 	l.decodeFile(data)
 	l.applyEnvironment()
 	l.applyDatabaseURL()
+	l.applyOpenTelemetry()
 	if l.config.Source.DSN == "" && o.DSN != "" {
 		l.config.Source.DSN = DSN(Clean(o.DSN))
 		l.origins["source.dsn"] = origin{variable: o.DSNPlace}

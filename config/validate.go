@@ -44,6 +44,7 @@ func (v *validator) run() {
 	if c.HTTP.Listen != "" && !isListen(c.HTTP.Listen) {
 		v.mistake("http.listen", "%q is no address to listen on; write 127.0.0.1:9640, :9640 for all interfaces, or off for no server", c.HTTP.Listen)
 	}
+	v.tracing(&c.Tracing)
 	for i, h := range c.HTTP.Hosts {
 		if !isHost(h) {
 			v.mistake(fmt.Sprintf("http.hosts[%d]", i), "%s is no host; write a name or an address, without a port", quoted(h))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
@@ -20,6 +21,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/tracing"
 )
 
 // Config describes a connector. The caller has validated it. All fields are required unless their comment says otherwise.
@@ -39,6 +41,8 @@ type Config struct {
 	Metrics   *monitoring.Metrics
 	Health    *monitoring.Health
 	Logger    *slog.Logger
+	// Tracer makes a span of each Deliver and of each transaction of the recorder. It is nil if nothing is traced, which then costs nothing.
+	Tracer trace.Tracer
 	// HTTP is where the process serves /status: host:port, or :port for all addresses. Other processes ask there. It may be empty.
 	HTTP string
 	// Prepare is called before the first session. If it fails, it is called again before the next try, until it has succeeded.
@@ -70,6 +74,8 @@ type Sink struct {
 	// Description is written to outbox_processors, for people. It holds no secrets.
 	Description json.RawMessage
 	Topic, Key  router.Template
+	// Traced is what the spans of its deliveries say of it. It may be empty if nothing is traced.
+	Traced tracing.Destination
 	// RenamedFrom is the sink's former name, or empty if it had none. The sink takes over what the ledger has under that name.
 	RenamedFrom string
 	// MaxRetries replaces Delivery.MaxRetries for this sink, unless it is nil.

@@ -28,6 +28,8 @@
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
 //   - keeper.go: the duties that are repeated at intervals; cleanup.go: what deletes old rows;
 //   - successor.go: what a connector takes over from the one before it in the process, refused logins, other passwords;
+//   - traced_ledger.go: the spans of the recorder's transactions; those of Deliver calls begin and end in
+//     deliver_call.go;
 //   - watch.go: which calls to PostgreSQL hang; stream_error.go: what the server's errors in the stream mean; stuck.go: where the
 //     stream has ended again and again;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,

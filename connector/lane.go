@@ -12,6 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/tracing"
 )
 
 const (
@@ -36,7 +37,8 @@ type sharedSink struct {
 	paused   *atomic.Bool // a person has paused the sink
 	state    *sinkState
 	measures laneMeasures
-	fast     func() bool // whether the stream is fast
+	spans    *tracing.Sink // nil if nothing is traced
+	fast     func() bool   // whether the stream is fast
 	large    largeTurn
 	logger   *slog.Logger
 }
@@ -110,6 +112,7 @@ type result struct {
 	errs               []error
 	members            []string // of a composite: which member has accepted each message; nil for other sinks
 	started, completed time.Time
+	span               tracing.Delivery
 }
 
 // of returns the member of a composite that has accepted message i, or why it was not accepted.
@@ -265,20 +268,6 @@ func (l *lane) deliver(ctx context.Context) {
 		cancel()
 		l.results <- res
 	}
-}
-
-// call calls Deliver.
-func (l *lane) call(ctx context.Context, batch []sinks.Message) result {
-	res := result{started: time.Now()}
-	l.state.work.delivering.begin(res.started)
-	if composite, ok := l.sink.(sinks.Chooser); ok {
-		res.errs, res.members = composite.DeliverBy(ctx, batch)
-	} else {
-		res.errs = l.sink.Deliver(ctx, batch)
-	}
-	res.completed = time.Now()
-	l.state.work.delivering.end(res.completed)
-	return res
 }
 
 // step does what the lane can do now, and returns when it has to do the next step if nothing happens before.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -143,8 +145,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 	f.verdict.ended, f.verdict.probe = deliver.Err() != nil, r.probe
 	f.isBack = f.verdict.away > 0 && l.breaker.backSince(res.started)
 	for i, d := range r.messages {
-		member, err := res.of(i)
-		f.message(d, err, member)
+		f.message(i, d)
 	}
 	l.breaker.judge(f.verdict)
 	return f.end(work)
@@ -193,9 +194,10 @@ func (f *finishing) end(work context.Context) error {
 	return err
 }
 
-// message evaluates the answer to one message. member is the member of a composite that has accepted it, or empty.
-func (f *finishing) message(d *delivery, err error, member string) {
+// message evaluates the answer to message i.
+func (f *finishing) message(i int, d *delivery) {
 	l := f.lane
+	member, err := f.result.of(i)
 	class := classOf(err)
 	switch {
 	case d.discarded:
@@ -212,7 +214,7 @@ func (f *finishing) message(d *delivery, err error, member string) {
 	}
 	if class == accepted {
 		l.budget.accepted()
-		l.measures.event.Observe(max(0, f.result.completed.Sub(d.CommitTime).Seconds()))
+		f.took(i, d)
 		if d.row {
 			f.counts.Unparked++
 		}
@@ -265,6 +267,19 @@ func (f *finishing) message(d *delivery, err error, member string) {
 			l.away.add(d.position(), o.Parked.NextAttempt)
 		}
 	}
+}
+
+// took measures how long the event of message i has taken from its commit to its acceptance. The exemplar leads from the histogram to its
+// trace.
+func (f *finishing) took(i int, d *delivery) {
+	seconds := max(0, f.result.completed.Sub(d.CommitTime).Seconds())
+	if id := f.result.span.TraceID(i); id != "" {
+		if o, ok := f.lane.measures.event.(prometheus.ExemplarObserver); ok {
+			o.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": id})
+			return
+		}
+	}
+	f.lane.measures.event.Observe(seconds)
 }
 
 // after returns the time that is so long after the answer; zero if there is nothing to wait for.

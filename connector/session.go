@@ -139,7 +139,8 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 		return err
 	}
 	s.confirm = s.c.newConfirmClock(start.Confirmed)
-	s.recorder = checkpoint.NewRecorder(watchedLedger{tables, &s.c.calls.record, s.c.newRecordClock(s.confirm)}, s.c.recorderConfig(s.stream.Fast))
+	tables = s.c.traced(watchedLedger{tables, &s.c.calls.record, s.c.newRecordClock(s.confirm)})
+	s.recorder = checkpoint.NewRecorder(tables, s.c.recorderConfig(s.stream.Fast))
 	s.c.calls.build.begin()
 	defer s.c.calls.build.end()
 	if s.written, err = s.c.checkHistory(ctx, id, start); err != nil {

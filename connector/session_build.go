@@ -14,6 +14,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/router"
+	"github.com/pyairtable-compose/outbox-cdc/tracing"
 )
 
 // build makes everything that run starts. Nothing runs yet.
@@ -83,7 +84,7 @@ func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error
 	shared := &sharedSink{
 		sink: sink, name: sc.Name, id: id, origin: origin, policy: c.cfg.Delivery.policyFor(sc), delivery: c.cfg.Delivery,
 		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
-		measures: newLaneMeasures(c.cfg.Metrics, sc.Name), fast: s.stream.Fast, logger: c.cfg.Logger,
+		measures: newLaneMeasures(c.cfg.Metrics, sc.Name), spans: tracing.ForSink(c.cfg.Tracer, sc.Traced), fast: s.stream.Fast, logger: c.cfg.Logger,
 	}
 	if sc.MaxRetries != nil {
 		shared.delivery.MaxRetries = *sc.MaxRetries

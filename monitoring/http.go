@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Handler serves /metrics from reg (not at all where reg is nil), /livez and /readyz from h, and /status from what recent knows (not at
+// Handler serves /metrics from reg (not at all where reg is nil; in the format of OpenMetrics, with exemplars, if the client asks for it), /livez and /readyz from h, and /status from what recent knows (not at
 // all where it is nil). All are read only.
 //
 // /livez answers 200 as long as the process can answer: a sink, a server or a slot that is away is no reason to be
@@ -23,7 +23,7 @@ import (
 func Handler(reg *prometheus.Registry, h *Health, recent *Recent) http.Handler {
 	mux := http.NewServeMux()
 	if reg != nil {
-		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
+		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg, EnableOpenMetrics: true}))
 	}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]Level{"status": LevelOK})

@@ -13,11 +13,14 @@ import (
 	"io"
 	"log/slog"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
+	"github.com/pyairtable-compose/outbox-cdc/tracing"
 )
 
 // BuildOptions hold what a connector shares with the process around it. A connector that is to run needs all of them, except
@@ -37,6 +40,8 @@ type BuildOptions struct {
 	LoginRefused func()
 	// HTTP is that of connector.Config.
 	HTTP string
+	// TracerProvider makes the spans. It is nil if nothing is traced.
+	TracerProvider trace.TracerProvider
 }
 
 // Build makes the connector that cfg describes. It connects to nothing. The caller has loaded cfg with package config, which
@@ -61,11 +66,17 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 		},
 		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: Retention(cfg),
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
-		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused, HTTP: o.HTTP,
+		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused, HTTP: o.HTTP, Tracer: tracing.NewTracer(o.TracerProvider),
+	}
+	if _, err := TracingTLS(cfg.Tracing); err != nil {
+		return nil, err
 	}
 	var err error
 	if c.Sinks, err = buildSinks(cfg, o); err != nil {
 		return nil, err
+	}
+	for i := range c.Sinks {
+		c.Sinks[i].Traced = traced(cfg, c.Sinks[i].Name)
 	}
 	if c.Routes, err = buildRoutes(cfg); err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
@@ -75,6 +76,9 @@ type OutboxServiceConfig struct {
 
 	// Logger is slog.Default() by default.
 	Logger *slog.Logger
+	// TracerProvider makes a span of each delivery and of each transaction of the recorder, such as otel.GetTracerProvider(). Without it
+	// there are none, whatever the variables OTEL_… say.
+	TracerProvider trace.TracerProvider
 }
 
 // maxRetentionDays is a hundred years, as in package config.

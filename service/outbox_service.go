@@ -99,7 +99,7 @@ func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...c
 		}
 	}
 	s.options = BuildOptions{
-		Logger: logger, Health: &monitoring.Health{}, Stdout: os.Stdout, InProcess: e.openers,
+		Logger: logger, Health: &monitoring.Health{}, Stdout: os.Stdout, InProcess: e.openers, TracerProvider: c.TracerProvider,
 		Metrics: monitoring.NewMetrics(e.config.Metrics.Prefix, s.metrics),
 	}
 	s.sinks, err = buildSinks(s.cfg, s.options)

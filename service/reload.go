@@ -301,7 +301,10 @@ func keepFixed(next *config.Config, now config.Config) (kept []string) {
 	if next.Metrics != now.Metrics {
 		kept = append(kept, "metrics")
 	}
-	next.HTTP, next.Metrics = now.HTTP, now.Metrics
+	if !reflect.DeepEqual(next.Tracing, now.Tracing) {
+		kept = append(kept, "tracing")
+	}
+	next.HTTP, next.Metrics, next.Tracing = now.HTTP, now.Metrics, now.Tracing
 	return kept
 }
 

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
@@ -21,6 +22,8 @@ type RunOptions struct {
 	Document config.Document
 	// Reload receives a value when Document is to be read again, from the same file. It may be nil.
 	Reload <-chan os.Signal
+	// TracerProvider makes the spans. It is nil if nothing is traced.
+	TracerProvider trace.TracerProvider
 }
 
 // Run runs the connector that cfg describes, with its HTTP server, until ctx ends and the connector has drained. When the configuration
@@ -28,6 +31,7 @@ type RunOptions struct {
 func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	reg := monitoring.NewRegistry()
 	build := BuildOptions{Logger: o.Logger, Health: &monitoring.Health{}, Stdout: os.Stdout, Metrics: monitoring.NewMetrics(cfg.Metrics.Prefix, reg)}
+	build.TracerProvider = o.TracerProvider
 	build.HTTP = monitoring.Advertised(cfg.HTTP.Listen)
 	build.Health.SetOnly("session", monitoring.Failed("starting")) // the HTTP server may be asked before Run says so
 	if !cfg.Metrics.Enabled {

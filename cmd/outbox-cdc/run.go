@@ -26,8 +26,8 @@ at most delivery.drain_timeout. A second signal ends it at once.
 
 SIGHUP reads the configuration again: the file, the same environment, and the files of ${file:…}. If it is valid,
 running deliveries end and it is in force, within a second where no delivery hangs. Otherwise everything goes on as
-before, and the log says why. The files of ${file:…} are also read again when a login is refused. http and metrics
-need a new start.
+before, and the log says why. The files of ${file:…} are also read again when a login is refused. http, metrics and
+tracing need a new start.
 
 Another instance with the same slot stands by, ready, and takes over. A sink that is away never ends the process.`,
 		Example: `  outbox-cdc run --config outbox.yaml
@@ -53,7 +53,14 @@ Another instance with the same slot stands by, ready, and takes over. A sink tha
 			for _, w := range warnings {
 				logger.Warn("configuration", "warning", w)
 			}
-			if err := service.Run(cmd.Context(), c, service.RunOptions{Init: initial, Logger: logger, Document: document, Reload: reload}); err != nil {
+			spans, err := startTracing(c.Tracing, logger)
+			if err != nil {
+				return err
+			}
+			defer spans.Stop()
+			if err := service.Run(cmd.Context(), c, service.RunOptions{
+				Init: initial, Logger: logger, Document: document, Reload: reload, TracerProvider: spans.Provider(),
+			}); err != nil {
 				logger.Error("stopped", "err", err, "exit_code", int(exitcode.Of(err)))
 				return loggedError{err}
 			}

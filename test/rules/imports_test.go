@@ -36,7 +36,7 @@ var plan = []place{
 	{packages: []string{"decoder"}, imports: []string{"outbox"}},
 	{packages: []string{"router"}, imports: []string{"outbox", "internal/glob"}},
 	{packages: []string{"sinks"}, imports: []string{"outbox"}},
-	{packages: []string{"sinks/format"}, imports: []string{"outbox", "sinks"}, importers: []string{"sinks/*", "service"}},
+	{packages: []string{"sinks/format"}, imports: []string{"outbox", "sinks"}, importers: []string{"sinks/*", "service", "tracing"}},
 	{packages: []string{"sinks/sinktest"}, imports: []string{"outbox", "sinks"}, importers: none}, // tests of sinks, also those of others
 	// The destinations know each other as little as the connector knows them.
 	{
@@ -45,6 +45,9 @@ var plan = []place{
 		},
 		imports: []string{"outbox", "sinks", "sinks/format", "internal/glob", "internal/shell"}, importers: []string{"service"},
 	},
+	// Spans say nothing that an event decides. The SDK of OpenTelemetry is linked by the command alone.
+	{packages: []string{"tracing"}, imports: []string{"sinks", "sinks/format", "internal/buildinfo"}, importers: []string{"connector", "service"}},
+	{packages: []string{"tracing/otlp"}, imports: []string{"internal/buildinfo"}, importers: []string{"cmd/outbox-cdc"}},
 	// The tracker has no SQL, and the ledger's SQL no other owner.
 	{packages: []string{"checkpoint"}, imports: []string{"outbox", "decoder", "router", "sinks"}},
 	{packages: []string{"ledger"}},
