@@ -76,7 +76,8 @@ type StatusSlot struct {
 	KeptLimit *int64 `json:"wal_kept_limit_bytes,omitempty"`
 	WALStatus string `json:"wal_status,omitempty"`
 	// LostAfterBytes is how much WAL may still be written before the slot can be lost; absent if that is not limited. LostAfterSeconds is
-	// how long that takes if nothing is confirmed, at the present rate of WAL; absent if nobody knows that.
+	// how long that takes at the rate at which KeptBytes has grown over the last minute. It is absent while that does not grow, and if nobody
+	// knows. The instance that streams knows it.
 	LostAfterBytes   *int64   `json:"lost_after_bytes,omitempty"`
 	LostAfterSeconds *float64 `json:"lost_after_seconds,omitempty"`
 	WALRate          *float64 `json:"wal_bytes_per_second,omitempty"`

@@ -267,8 +267,8 @@ func (r *statusReader) addLeader(in *monitoring.Instance) {
 		if slot.LagBytes == nil {
 			slot.LagBytes = &s.LagBytes
 		}
-		if s.WALRate != nil && *s.WALRate > 0 && slot.LostAfterBytes != nil {
-			slot.LostAfterSeconds = new(max(0, float64(*slot.LostAfterBytes)) / *s.WALRate)
+		if s.Kept != nil && !s.Kept.LostAt.IsZero() {
+			slot.LostAfterSeconds = new(max(0, s.Kept.LostAt.Sub(in.At).Seconds()))
 		}
 	}
 	if c := r.status.Cleanup; c != nil && in.Cleanup != nil {

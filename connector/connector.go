@@ -160,9 +160,9 @@ type Connector struct {
 	outages   *outageLog
 	published chan struct{} // wakes the session's publisher
 	cleaned   atomic.Pointer[monitoring.CleanupStatus]
+	measured  measuredDatabase
 	calls     *pgCalls
 
-	walsender       walsenderState // only the keeper uses it
 	unroutedLog     unroutedLog
 	oddMetadata     oddMetadata
 	warned          []string      // the warnings of preflight that are in the log already

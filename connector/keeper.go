@@ -11,6 +11,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 const (
@@ -33,8 +34,10 @@ type keeperDatabase interface {
 	heartbeat(ctx context.Context) error
 	// writeSinkState writes how a sink does.
 	writeSinkState(ctx context.Context, processor int32, st ledger.SinkState) error
-	// walsender returns how far the server has written, and what is seen of the walsender.
-	walsender(ctx context.Context) (written pglogrepl.LSN, seen walsenderState, err error)
+	// slotView looks at the slot and at the walsender.
+	slotView(ctx context.Context) (slotView, error)
+	// measure reads what costs more, for the metrics.
+	measure(ctx context.Context, q provision.MeasureQuery) (provision.Measurement, error)
 	// checkDrift looks whether the table with this OID is still the outbox, and whether all its rows come on the stream; see
 	// Connector.checkDrift.
 	checkDrift(ctx context.Context, oid uint32) (moved string, err error)
@@ -57,12 +60,15 @@ type duty struct {
 // the publication no longer publishes what we need. It reports every other failure and tries again.
 func (c *Connector) runKeeper(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	c.walsender = walsenderState{since: time.Now()}
+	c.lag.walsender = walsenderState{since: time.Now()}
 	defer c.lag.silentSince.Store(0)
+	defer c.measured.forget()
+	measuring := databaseWatch{c: c}
 	for _, d := range []duty{
 		{name: "log partitions", every: partitionEvery, do: c.db.makePartitions},
 		{name: "heartbeat", every: heartbeatEvery, do: c.db.heartbeat},
 		{name: "slot lag", every: lagEvery, do: c.measureLag},
+		{name: "database", every: measureEvery, do: measuring.measure},
 		{name: "publication", every: driftEvery, do: c.checkDrift, waitsFirst: true}, // preflight has just looked
 	} {
 		g.Go(func() error { return c.repeatDuty(ctx, d) })
@@ -165,30 +171,39 @@ type walsenderState struct {
 	since time.Time  // when the keeper first saw this reply
 }
 
+// slotView is what the server says of the slot and of who streams from it.
+type slotView struct {
+	written   pglogrepl.LSN // how far the server has written
+	walsender walsenderState
+	slot      monitoring.SlotStatus
+}
+
 // measureLag is the duty that asks how far the server has written, for the lag in bytes. Keepalives say so as well, and sooner. But the
 // LSN of a keepalive is how far the walsender has read, which stands still while it decodes a large transaction or is frozen.
 //
 // It also looks whether the walsender takes our status messages, because to the reader a walsender that is frozen looks like a stream
 // without events.
 func (c *Connector) measureLag(ctx context.Context) error {
-	written, seen, err := c.db.walsender(ctx)
+	view, err := c.db.slotView(ctx)
 	if err != nil {
+		c.measured.slot.Store(nil)
 		c.walsenderUnknown(time.Now())
 		return err
 	}
 	if t := c.tracker.Load(); t != nil {
-		t.Written(written)
+		t.Written(view.written)
 	}
-	return c.checkWalsender(seen, time.Now())
+	c.measured.slot.Store(&view.slot)
+	return c.checkWalsender(view.walsender, time.Now())
 }
 
 // checkWalsender compares what is seen of the walsender now with what was seen before. It returns an error if the walsender has
 // taken no status message of ours for silentAfter, and notes since when, for the lag.
 func (c *Connector) checkWalsender(seen walsenderState, now time.Time) error {
-	last := c.walsender
+	last := c.lag.walsender
 	if seen.reply == nil || last.reply == nil || seen.pid != last.pid || !seen.reply.Equal(*last.reply) {
 		seen.since = now
-		c.walsender = seen
+		c.lag.walsender = seen
 		c.lag.silentSince.Store(0)
 		return nil
 	}
@@ -204,7 +219,7 @@ func (c *Connector) checkWalsender(seen walsenderState, now time.Time) error {
 // walsenderUnknown is called when the server could not be asked. If the walsender was last seen to take a status message more than
 // silentAfter ago, the lag is counted from then on: a server that does not answer probably sends nothing either.
 func (c *Connector) walsenderUnknown(now time.Time) {
-	if now.Sub(c.walsender.since) >= silentAfter {
-		c.lag.silentSince.Store(c.walsender.since.UnixNano())
+	if now.Sub(c.lag.walsender.since) >= silentAfter {
+		c.lag.silentSince.Store(c.lag.walsender.since.UnixNano())
 	}
 }

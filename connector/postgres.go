@@ -255,14 +255,21 @@ func (p *postgres) writeSinkState(ctx context.Context, processor int32, st ledge
 	return p.WriteSinkState(ctx, p.pool, processor, st)
 }
 
-func (p *postgres) walsender(ctx context.Context) (written pglogrepl.LSN, seen walsenderState, err error) {
-	err = p.pool.QueryRow(ctx, `select pg_current_wal_lsn(), coalesce(active_pid, 0), reply_time
-		from pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, p.source.Slot).
-		Scan(&written, &seen.pid, &seen.reply)
+func (p *postgres) slotView(ctx context.Context) (v slotView, err error) {
+	err = p.pool.QueryRow(ctx, `select written, coalesce(active_pid, 0), reply_time,
+			greatest(pg_wal_lsn_diff(written, restart_lsn), 0)::bigint, coalesce(wal_status, ''), safe_wal_size
+		from pg_current_wal_lsn() as written, pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, p.source.Slot).
+		Scan(&v.written, &v.walsender.pid, &v.walsender.reply, &v.slot.RestartLag, &v.slot.WALStatus, &v.slot.SafeWAL)
 	if err != nil {
-		return 0, seen, fmt.Errorf("measure slot lag: %w", err)
+		return v, fmt.Errorf("measure slot lag: %w", err)
 	}
-	return written, seen, nil
+	v.slot.AskedAt = time.Now()
+	return v, nil
+}
+
+func (p *postgres) measure(ctx context.Context, q provision.MeasureQuery) (provision.Measurement, error) {
+	q.ApplicationName = p.process.ApplicationName()
+	return provision.Measure(ctx, p.pool, p.source.provision(), q)
 }
 
 func (p *postgres) checkDrift(ctx context.Context, oid uint32) (moved string, err error) {

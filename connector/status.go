@@ -16,7 +16,7 @@ import (
 func (c *Connector) Status() monitoring.Status {
 	now := time.Now()
 	st := c.life.status()
-	st.At, st.Source, st.Cleanup = now, c.source, c.cleaned.Load()
+	st.At, st.Source, st.Cleanup, st.Database = now, c.source, c.cleaned.Load(), c.measured.status()
 	if t := c.tracker.Load(); t != nil {
 		w := t.Snapshot(now)
 		st.InFlight, st.Confirmed, st.Prefix, st.Lag = w.InFlight, w.Confirmed, w.Prefix.LSN, w.Lag
@@ -116,9 +116,10 @@ type noSinkCounts struct {
 // lagClock holds the moments from which the lag in time is counted while the tracker alone cannot know it.
 // Times are Unix nanoseconds, and 0 means that the state has not come up.
 type lagClock struct {
-	unreadSince atomic.Int64 // since when no session reads the stream, or none gets past a place whose error repeats
-	othersRead  atomic.Bool  // another process was seen to read it since then
-	silentSince atomic.Int64 // since when the walsender has taken none of our status messages
+	unreadSince atomic.Int64   // since when no session reads the stream, or none gets past a place whose error repeats
+	othersRead  atomic.Bool    // another process was seen to read it since then
+	silentSince atomic.Int64   // since when the walsender has taken none of our status messages
+	walsender   walsenderState // only the keeper uses it
 }
 
 // since returns the lag in time, where known is what the tracker knows of it. While no session reads the stream, nobody knows

@@ -402,8 +402,10 @@ func (p *worldProcess) writeSinkState(context.Context, int32, ledger.SinkState) 
 	return p.ofKeeper()
 }
 
-func (p *worldProcess) walsender(context.Context) (written pglogrepl.LSN, seen walsenderState, err error) {
-	return 0, walsenderState{}, p.ofKeeper()
+func (p *worldProcess) slotView(context.Context) (slotView, error) { return slotView{}, p.ofKeeper() }
+
+func (p *worldProcess) measure(context.Context, provision.MeasureQuery) (provision.Measurement, error) {
+	return provision.Measurement{}, p.ofKeeper()
 }
 
 func (p *worldProcess) checkDrift(context.Context, uint32) (moved string, err error) {

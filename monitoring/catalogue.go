@@ -1,6 +1,9 @@
 package monitoring
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Type is the type of a metric, as Prometheus names it.
 type Type string
@@ -47,7 +50,7 @@ type FamilyGroup struct {
 func Catalogue() []FamilyGroup {
 	return []FamilyGroup{
 		{"Who is it?", identityFamilies},
-		{"How far behind is it?", streamFamilies},
+		{"How far behind is it?", slices.Concat(streamFamilies, slotFamilies)},
 		{"Which sink is it?", sinkFamilies},
 		{"Why is it slow?", stageFamilies},
 		{"Is everything there?", outcomeFamilies},

@@ -27,6 +27,8 @@ type Instance struct {
 	Stream *StreamReport `json:"stream,omitempty"`
 	// Sinks are in the order of the configuration.
 	Sinks []SinkReport `json:"sinks"`
+	// Forecast is about all that waits, in the WAL and parked for any sink. It is nil without a session.
+	Forecast *Forecast `json:"forecast,omitempty"`
 	// Cleanup is the last pass of the cleanup. It is nil if this process has made none.
 	Cleanup *PassReport `json:"cleanup,omitempty"`
 	// Health is the body of /readyz.
@@ -73,9 +75,23 @@ type StreamReport struct {
 	WALRate *float64 `json:"wal_bytes_per_second,omitempty"`
 	// Forecast is about the WAL that is not confirmed.
 	Forecast Forecast `json:"forecast"`
+	// Kept is how much WAL the server keeps for the slot. It is nil without a session.
+	Kept *KeptReport `json:"wal_kept,omitempty"`
 	// Invalid counts rows of the outbox that are no events, and Unrouted events that no route matches.
 	Invalid  int64 `json:"invalid"`
 	Unrouted int64 `json:"unrouted"`
+}
+
+// KeptReport says how much WAL the server keeps for the slot.
+type KeptReport struct {
+	// Bytes is SlotStatus.RestartLag, Status is its WALStatus, and SafeBytes its SafeWAL.
+	Bytes     *int64 `json:"bytes,omitempty"`
+	Status    string `json:"status,omitempty"`
+	SafeBytes *int64 `json:"safe_bytes,omitempty"`
+	// LostAt is when the slot has used up SafeBytes, at the rate at which Bytes has grown over the last minute. It is absent if that does not
+	// come.
+	LostAt  time.Time `json:"lost_at,omitzero"`
+	AskedAt time.Time `json:"asked_at"`
 }
 
 // SinkReport says how a sink does.
@@ -179,6 +195,15 @@ func newInstance(st Status, health Report, trends trends) Instance {
 			Confirmed: st.Confirmed.String(), Prefix: st.Prefix.String(), Written: (st.Confirmed + pglogrepl.LSN(st.LagBytes)).String(),
 			WALRate: trends.walRate, Forecast: trends.stream, Invalid: st.Invalid, Unrouted: st.Unrouted,
 		}
+		if st.Database != nil && st.Database.Slot != nil {
+			slot := st.Database.Slot
+			i.Stream.Kept = &KeptReport{
+				Bytes: slot.RestartLag, Status: slot.WALStatus, SafeBytes: slot.SafeWAL, LostAt: trends.forecast.SlotLostAt, AskedAt: utc(slot.AskedAt),
+			}
+		}
+	}
+	if st.Streaming {
+		i.Forecast = &trends.forecast.CaughtUp
 	}
 	if c := st.Cleanup; c != nil {
 		i.Cleanup = &PassReport{

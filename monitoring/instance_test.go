@@ -88,6 +88,7 @@ func TestInstance(t *testing.T) {
 				LagSeconds: 1.5, LagBytes: 256, Confirmed: "1/10", Prefix: "1/0", Written: "1/110", InFlight: 7,
 				Forecast: Forecast{Trend: TrendNothingWaits}, Invalid: 1, Unrouted: 2,
 			},
+			Forecast: &Forecast{Trend: TrendUnknown},
 			Sinks: []SinkReport{
 				{
 					Name: "away", Type: "kafka", InSession: true, Status: LevelDegraded, Detail: g.status.Sinks[0].Component().Detail,

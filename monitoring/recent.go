@@ -1,6 +1,7 @@
 package monitoring
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -21,6 +22,9 @@ const (
 	behindAfter = 3 * time.Second
 	// farthest is the longest forecast.
 	farthest = 30 * 24 * time.Hour
+	// leastRise is how long the WAL that is kept for a slot has to be known before it is said to grow. Under load it goes up and down: the
+	// server moves restart_lsn about every 15 s.
+	leastRise = 30 * time.Second
 )
 
 // Trend says which way it goes with what waits.
@@ -64,6 +68,7 @@ type sample struct {
 	// streams is true.
 	written, behind float64
 	streams         bool
+	slot            *SlotStatus // nil if it is not known
 	sinks           []sinkSample
 }
 
@@ -93,6 +98,16 @@ func (r *Recent) Run(ctx context.Context) {
 	}
 }
 
+// Status returns the present Status, with forecasts.
+func (r *Recent) Status() Status {
+	st := r.status()
+	if st.Streaming {
+		t := r.trends(st)
+		st.Forecast = &t.forecast
+	}
+	return st
+}
+
 // Instance returns what the process says of itself now.
 func (r *Recent) Instance() Instance {
 	st := r.status()
@@ -109,6 +124,9 @@ func sampleOf(st Status) sample {
 	s := sample{
 		at: st.At, written: float64(st.Confirmed) + float64(st.LagBytes), behind: float64(st.LagBytes), streams: st.Streaming && st.Confirmed > 0,
 		sinks: make([]sinkSample, len(st.Sinks)),
+	}
+	if st.Database != nil {
+		s.slot = st.Database.Slot
 	}
 	for i := range st.Sinks {
 		sink := &st.Sinks[i]
@@ -134,9 +152,10 @@ func (r *Recent) keep(s sample) {
 
 // trends is what the last minute says.
 type trends struct {
-	walRate *float64
-	stream  Forecast
-	sinks   []sinkTrend // as those of the Status
+	walRate  *float64
+	stream   Forecast
+	sinks    []sinkTrend // as those of the Status
+	forecast ForecastStatus
 }
 
 type sinkTrend struct {
@@ -162,7 +181,37 @@ func (r *Recent) trends(st Status) trends {
 	for i := range st.Sinks {
 		t.sinks = append(t.sinks, sinkTrendOf(&st.Sinks[i], samples, t.stream))
 	}
+	t.forecast = ForecastStatus{CaughtUp: t.stream, SlotLostAt: slotLostAt(samples)}
+	for i := range t.sinks {
+		t.forecast.CaughtUp = later(t.forecast.CaughtUp, t.sinks[i].forecast)
+	}
 	return t
+}
+
+// slotLostAt returns when a slot has used up the WAL that it may keep: what is left of it, by the rate at which what is kept has grown over the
+// last minute. It returns the zero time if that is not limited, does not grow, or takes too long.
+func slotLostAt(samples []sample) time.Time {
+	now := samples[len(samples)-1].slot
+	if now == nil || now.SafeWAL == nil {
+		return time.Time{}
+	}
+	if *now.SafeWAL <= 0 {
+		return now.AskedAt.UTC() // the server's next checkpoint takes it
+	}
+	var kept series
+	for i := range samples {
+		switch slot := samples[i].slot; {
+		case slot == nil || slot.RestartLag == nil:
+			kept = nil
+		case len(kept) == 0 || slot.AskedAt.After(kept[len(kept)-1].at): // it is asked less often than samples are taken
+			kept = append(kept, point{slot.AskedAt, float64(*slot.RestartLag)})
+		}
+	}
+	left := float64(*now.SafeWAL) / kept.growth() // seconds
+	if left > farthest.Seconds() {                // or it does not grow
+		return time.Time{}
+	}
+	return now.AskedAt.Add(time.Duration(left * float64(time.Second))).UTC()
 }
 
 func streamForecast(st Status, behind series) Forecast {
@@ -253,6 +302,26 @@ func (s series) slope(over time.Duration) (perSecond float64, known bool) {
 		return 0, false
 	}
 	return (last.value - s[from].value) / took.Seconds(), true
+}
+
+// growth returns by how much a value that goes up and down has grown per second over the last minute. It is 0 unless the value was always larger
+// in the newest third of the time than it ever was in the oldest third, and before leastRise. It is measured between the lowest values of both.
+func (s series) growth() (perSecond float64) {
+	for len(s) > 1 && s[len(s)-1].at.Sub(s[1].at) >= minute {
+		s = s[1:]
+	}
+	if len(s) == 0 || s[len(s)-1].at.Sub(s[0].at) < leastRise {
+		return 0
+	}
+	third := s[len(s)-1].at.Sub(s[0].at) / 3
+	oldest := s[:slices.IndexFunc(s, func(p point) bool { return p.at.Sub(s[0].at) > third })]
+	newest := s[slices.IndexFunc(s, func(p point) bool { return s[len(s)-1].at.Sub(p.at) <= third }):]
+	byValue := func(a, b point) int { return cmp.Compare(a.value, b.value) }
+	from, to := slices.MinFunc(oldest, byValue), slices.MinFunc(newest, byValue)
+	if to.value <= slices.MaxFunc(oldest, byValue).value {
+		return 0
+	}
+	return (to.value - from.value) / to.at.Sub(from.at).Seconds()
 }
 
 // forecast says when a value that is more than 0 will be 0.

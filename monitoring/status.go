@@ -49,6 +49,10 @@ type Status struct {
 	Sinks []SinkStatus
 	// Cleanup is the last pass of the cleanup. It is nil if this connector has made none.
 	Cleanup *CleanupStatus
+	// Database is what is asked of PostgreSQL for the metrics. It is nil without a session, and so in a process that stands by.
+	Database *DatabaseStatus
+	// Forecast is nil without a session, and where no Recent has watched the connector.
+	Forecast *ForecastStatus
 }
 
 // CleanupStatus is what a pass of the cleanup has done.

@@ -48,7 +48,8 @@ type OutboxService struct {
 	metrics    *prometheus.Registry
 	registerer prometheus.Registerer // nil if metrics are off
 
-	tally tally // of the connector of the last Start, and those before
+	tally  tally // of the connector of the last Start, and those before
+	recent *monitoring.Recent
 
 	mu      sync.Mutex
 	current *connectorRun // the one that runs, else the last one; nil before the first Start
@@ -91,7 +92,6 @@ func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...c
 		Wrapper: outbox.NewWrapper(db), EventBus: e.bus,
 		db: db, cfg: e.config, metrics: prometheus.NewRegistry(),
 	}
-	s.metrics.MustRegister(monitoring.NewCollector(e.config.Metrics.Prefix, s.status))
 	s.Outbox, s.WorkerManager = &Outbox{s}, &WorkerManager{s}
 	if e.config.Metrics.Enabled {
 		if s.registerer = c.Registerer; s.registerer == nil {
@@ -102,6 +102,8 @@ func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...c
 		Logger: logger, Health: &monitoring.Health{}, Stdout: os.Stdout, InProcess: e.openers, TracerProvider: c.TracerProvider,
 		Metrics: monitoring.NewMetrics(e.config.Metrics.Prefix, s.metrics),
 	}
+	s.recent = monitoring.NewRecent(s.status, s.options.Health)
+	s.metrics.MustRegister(monitoring.NewCollector(e.config.Metrics.Prefix, s.recent.Status))
 	s.sinks, err = buildSinks(s.cfg, s.options)
 	return s, err
 }
@@ -140,6 +142,8 @@ func (s *OutboxService) Start() error {
 	}
 	s.tally.follow(c)
 	go func() {
+		var watching sync.WaitGroup
+		watching.Go(func() { s.recent.Run(ctx) })
 		err := c.Run(ctx)
 		if s.registerer != nil {
 			s.registerer.Unregister(s.metrics)
@@ -147,6 +151,8 @@ func (s *OutboxService) Start() error {
 		if err != nil && ctx.Err() == nil { // it ended by itself, so no Stop returns the error
 			s.options.Logger.Error("the connector has ended", "err", err)
 		}
+		stop(nil)
+		watching.Wait()
 		s.end(r, err)
 	}()
 	return s.awaitSession(r)

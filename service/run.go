@@ -46,7 +46,7 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	status := func() monitoring.Status { st, _ := s.tally.status(); return st }
 	recent := monitoring.NewRecent(status, build.Health)
 	if reg != nil {
-		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, status))
+		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, recent.Status))
 	}
 	logDatabase(o.Logger, cfg)
 	// The HTTP server ends after the connector, so that it answers during the drain as well.

@@ -141,7 +141,7 @@ func keptText(slot *admin.StatusSlot) string {
 	}
 	text += "; lost after " + bytesText(*slot.LostAfterBytes) + " more"
 	if slot.LostAfterSeconds != nil {
-		text += ", " + secondsText(*slot.LostAfterSeconds) + " at this rate"
+		text += ", in " + secondsText(*slot.LostAfterSeconds) + " at this rate"
 	}
 	if slot.WALStatus != "reserved" {
 		text += " (" + slot.WALStatus + ")"
