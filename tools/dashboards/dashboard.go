@@ -71,8 +71,7 @@ func newDashboard() (dashboard.Dashboard, error) {
 
 // notYet are metrics that nobody measures yet. A panel with one of them is left out until then.
 var notYet = []string{
-	"stage_duration_seconds", "stage_busy_seconds_total", "reader_wait_seconds_total", "deliver_duration_seconds", "batch_events",
-	"delivery_errors_total", "slot_restart_lag_bytes", "slot_safe_wal_bytes", "forecast_", "slot_wal_status", "slot_spilled_bytes_total",
+	"slot_restart_lag_bytes", "slot_safe_wal_bytes", "forecast_", "slot_wal_status", "slot_spilled_bytes_total",
 	"xmin_age_transactions", "outbox_bytes", "outbox_oldest_row_timestamp_seconds", "pg_connections", "sla_",
 }
 

@@ -71,6 +71,6 @@ func healthRow() row {
 			good:  "less than a second, or it falls.",
 			todo:  "a line that rises as fast as the clock is one event that does not get through. outbox-cdc dlq list shows what is parked, and why.",
 			page:  "parked.md#parked", unit: units.Seconds, width: 8,
-		}, query{age(ofSinks("oldest_undelivered_timestamp_seconds"), "sink"), "{{sink}}"}),
+		}, query{waiting, "{{sink}}"}),
 	}}
 }

@@ -11,6 +11,8 @@ var walStatuses = []state{{"reserved", "green"}, {"extended", "yellow"}, {"unres
 
 func postgresRow() row {
 	status, statusMeanings := numbered(ofInstances, "slot_wal_status", "status", walStatuses)
+	oldestRow, autovacuum := ofInstances("outbox_oldest_row_timestamp_seconds"), ofInstances("parked_last_autovacuum_timestamp_seconds")
+	cleanup := ofInstances("cleanup_last_success_timestamp_seconds")
 	return row{"How is PostgreSQL?", []cog.Builder[dashboard.Panel]{
 		states(panel{
 			title: "The slot's WAL",
@@ -56,8 +58,8 @@ func postgresRow() row {
 			todo:  "a cleanup hours ago: /readyz names what keeps it. An old autovacuum matters only while many rows are parked.",
 			page:  "retention.md", unit: units.Seconds, width: 8,
 		},
-			query{age(ofInstances("outbox_oldest_row_timestamp_seconds"), "job"), "oldest row"},
-			query{age(ofInstances("cleanup_last_success_timestamp_seconds")+" > 0", "job"), "cleanup"},
-			query{age(ofInstances("parked_last_autovacuum_timestamp_seconds"), "job"), "autovacuum of outbox_parked"}),
+			query{age(oldestRow, oldestRow, "job"), "oldest row"},
+			query{age(cleanup, "("+cleanup+" > 0)", "job"), "cleanup"}, // it is 0 before the first
+			query{age(autovacuum, autovacuum, "job"), "autovacuum of outbox_parked"}),
 	}}
 }

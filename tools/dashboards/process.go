@@ -29,7 +29,7 @@ func processRow() row {
 		lines(panel{
 			title: "Goroutines",
 			shows: "Goroutines of each instance.",
-			good:  "level: it depends on the number of sinks and lanes, not on the load.",
+			good:  "level from day to day: the sinks and lanes bound it. Slow webhooks need more.",
 			todo:  "if it grows for hours, something leaks: please report it.",
 			page:  "design.md", unit: units.Short, width: 4,
 		}, query{ofProcess("go_goroutines"), "{{instance}}"}),

@@ -35,9 +35,10 @@ func leading(selection string, by ...string) string {
 	return fmt.Sprintf("max%s(%s and on (job, instance) %s == 1)", grouped(by), selection, ofInstances("leader"))
 }
 
-// age is how long ago the moment was that a selection of gauges shows. Of a moment to come, by a clock that goes ahead, it is 0.
-func age(selection string, by ...string) string {
-	return "clamp_min(time() - " + leading(selection, by...) + ", 0)"
+// age is how long ago the moments were, at the last scrape, that a metric shows; 0 of a moment to come, by a clock that goes ahead. Since
+// the scrape a metric that shows the present time would seem to get old. moments is the selection, or a condition of it.
+func age(selection, moments string, by ...string) string {
+	return "clamp_min(" + leading("timestamp("+selection+") - "+moments, by...) + ", 0)"
 }
 
 // perSecond is how fast counters rise, over all instances: those of a standby stand still.
@@ -62,3 +63,6 @@ func quantile(q float64, selection func(string, ...string) string, metric string
 
 // share is a part of a whole, from 0 to 1, where there is a whole.
 func share(part, whole string) string { return part + " / (" + whole + " > 0)" }
+
+// waiting is how long the oldest event has waited for each sink.
+var waiting = age(ofSinks("oldest_undelivered_timestamp_seconds"), ofSinks("oldest_undelivered_timestamp_seconds"), "sink")

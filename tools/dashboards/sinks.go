@@ -19,7 +19,7 @@ func sinksRow() row {
 		}, "sink",
 			column{query: query{leading(ofSinks("sink_state"), "sink", "state") + " == 1", "state"}, label: "state"},
 			column{query: query{leading(ofSinks("parked_events"), "sink"), "parked"}, unit: units.Short, colors: thresholds("text", step{1, "orange"})},
-			column{query: query{age(ofSinks("oldest_undelivered_timestamp_seconds"), "sink"), "oldest waits"}, unit: units.Seconds,
+			column{query: query{waiting, "oldest waits"}, unit: units.Seconds,
 				colors: thresholds("text", step{60, "orange"}, step{3600, "red"})},
 			column{query: query{leading(ofSinks("dead_letters"), "sink"), "dead"}, unit: units.Short, colors: thresholds("text", step{1, "red"})},
 			column{query: query{leading(ofSinks("in_flight"), "sink"), "in flight"}, unit: units.Short},
