@@ -1,10 +1,10 @@
 // Package connector is the pipeline between the replication stream and the sinks. Connector.Run makes one session after the
 // other. A session ends with its first error, and the next one starts where the slot stands. No part repairs itself.
 //
-//	reader ──chan []*delivery──▶ lanes ──chan Outcomes──▶ recorder
-//	  ▲                          Deliver, park,             │ one transaction: log, parked rows, checkpoint
-//	  └── standby status ◀──┐    catch up ◀── parked rows ──┘
-//	                        └─────── Tracker.Confirmed() ◀─┘
+//	reader ──chan handed──▶ lanes ──chan Outcomes──▶ recorder
+//	  ▲                     Deliver, park,             │ one transaction: log, parked rows, checkpoint
+//	  └── standby status ◀──┐ catch up ◀─ parked rows ─┘
+//	                        └── Tracker.Confirmed() ◀──┘
 //
 // Where to look:
 //
@@ -35,6 +35,7 @@
 //     stream has ended again and again;
 //   - status.go: Connector.Status, the one snapshot that metrics and embedding services show; sinkstate.go: how a sink does, for Status,
 //     /readyz and the log; topics_away.go: which of its topics are away; refusals.go: whether it refuses everything;
+//   - stages.go: where the time goes, and which stage is the bottleneck;
 //   - outage.go: when the log has a line about a sink's outage, suspicion or topics; death_log.go: about its dead letters;
 //     publish.go: what the ledger says of each sink.
 //

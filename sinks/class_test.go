@@ -20,6 +20,7 @@ func TestClassOf(t *testing.T) {
 		{sinks.After(time.Second, fmt.Errorf("404: %w", sinks.ErrTopicUnavailable)), sinks.ErrTopicUnavailable},
 		{sinks.RefusedLogin(fmt.Errorf("401: %w", sinks.ErrUnavailable)), sinks.ErrUnavailable},
 		{sinks.PutOff(time.Second), sinks.ErrNotAttempted},
+		{sinks.Throttled(fmt.Errorf("429: %w", sinks.ErrUnavailable)), sinks.ErrUnavailable},
 		{errors.Join(sinks.ErrUnavailable, sinks.ErrTopicUnavailable), sinks.ErrTopicUnavailable},
 		{errors.Join(sinks.ErrTopicUnavailable, sinks.ErrNotAttempted), sinks.ErrNotAttempted},
 		{errors.Join(sinks.ErrNotAttempted, sinks.ErrPermanent), sinks.ErrPermanent},

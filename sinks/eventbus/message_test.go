@@ -247,6 +247,9 @@ func TestVerdicts(t *testing.T) {
 			if !strings.Contains(err.Error(), want.text) || strings.Contains(err.Error(), "canary") {
 				t.Errorf("%s: want %q in %v", answer, want.text, err)
 			}
+			if sinks.IsThrottled(err) != strings.Contains(answer, `"code":429`) {
+				t.Errorf("%s counts as throttled: %t", answer, sinks.IsThrottled(err))
+			}
 		}
 	}
 }

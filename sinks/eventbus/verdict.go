@@ -139,7 +139,11 @@ func (e *apiError) failure(subject string, topicAway error) error {
 	if class == nil {
 		return fmt.Errorf("subject %q: %s", subject, e.words())
 	}
-	return fmt.Errorf("%w: subject %q: %s%s", class, subject, e.words(), remedy)
+	err := fmt.Errorf("%w: subject %q: %s%s", class, subject, e.words(), remedy)
+	if e.Code == http.StatusTooManyRequests {
+		return sinks.Throttled(err)
+	}
+	return err
 }
 
 // markLogin marks an error that says that the server has refused user, password, token or key.

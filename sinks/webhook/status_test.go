@@ -51,6 +51,9 @@ func TestStatuses(t *testing.T) {
 			if !isOf(v.err, want) || v.err != nil && !strings.Contains(v.err.Error(), fmt.Sprint("status ", status)) {
 				t.Errorf("status %d, topics %d: %v, want %v", status, topics, v.err, want)
 			}
+			if sinks.IsThrottled(v.err) != (status == 429) {
+				t.Errorf("status %d counts as throttled: %t", status, sinks.IsThrottled(v.err))
+			}
 		}
 	}
 }
