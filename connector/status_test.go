@@ -2,8 +2,10 @@ package connector
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -32,7 +34,10 @@ func TestStatus(t *testing.T) {
 	source := monitoring.SourceStatus{
 		Name: b.cfg.Name, Slot: b.cfg.Source.Slot, Database: monitoring.DatabaseTarget{Address: target.Address, Name: target.Database},
 	}
-	if diff := cmp.Diff(monitoring.Status{At: before.At, Source: source, LanesPerSink: 2, Sinks: []monitoring.SinkStatus{idle}}, before); diff != "" {
+	stages := monitoring.Stages{Busy: []monitoring.StageBusy{
+		{Stage: "decode"}, {Stage: "record"}, {Stage: "confirm"}, {Stage: "queue", Sink: "s"}, {Stage: "deliver", Sink: "s"},
+	}}
+	if diff := cmp.Diff(monitoring.Status{At: before.At, Source: source, LanesPerSink: 2, Stages: stages, Sinks: []monitoring.SinkStatus{idle}}, before); diff != "" {
 		t.Errorf("before Run (-want +got):\n%s", diff)
 	}
 
@@ -44,9 +49,10 @@ func TestStatus(t *testing.T) {
 		b.event("a", "good")
 	}
 	b.event("b", "bad")
+	counted := monitoring.Counts{Delivered: 10, Dead: 1, Errors: monitoring.ErrorCounts{monitoring.ErrorPermanent: 1}}
 	b.waitFor("all are counted", func() bool {
 		sink := ask().Sinks[0]
-		return sink.Counts == monitoring.Counts{Delivered: 10, Dead: 1} && sink.CatchingUp() == 0 && ask().InFlight == 0
+		return sink.Counts == counted && sink.CatchingUp() == 0 && ask().InFlight == 0
 	})
 	st := ask()
 	if st.Role != monitoring.RoleLeader || st.Sessions != 1 || st.LastError != "" || st.Since.IsZero() || st.Confirmed == 0 || st.Prefix == 0 || st.Prefix > st.Confirmed {
@@ -55,6 +61,10 @@ func TestStatus(t *testing.T) {
 	if sink := st.Sinks[0]; !sink.InSession || len(sink.Lanes) != 2 || sink.Cause != sinks.ErrPermanent.Error() || sink.Component().Status != monitoring.LevelOK {
 		t.Errorf("the sink: %+v", sink)
 	}
+
+	b.waitFor("each stage has been at work", func() bool {
+		return !slices.ContainsFunc(ask().Stages.Busy, func(s monitoring.StageBusy) bool { return s.Busy <= 0 || s.Busy > time.Since(before.At) })
+	})
 
 	second := b.run()
 	b.waitFor("standing by", func() bool { return second.connector.Status().Role == monitoring.RoleStandby })
@@ -73,7 +83,7 @@ func TestStatus(t *testing.T) {
 	if st.Streaming || st.Role != "" || st.Sessions != 2 || st.Sinks[0].InSession || len(st.Sinks[0].Lanes) != 0 {
 		t.Errorf("after Run: %+v", st)
 	}
-	if n := st.Sinks[0].Counts; n != (monitoring.Counts{Delivered: 10, Dead: 1}) {
+	if n := st.Sinks[0].Counts; n != counted {
 		t.Errorf("after Run: %+v", n)
 	}
 }
@@ -90,6 +100,7 @@ func askAllTheTime(t *testing.T, ask func() monitoring.Status) {
 	go func() {
 		var sessions int64
 		var counts monitoring.Counts
+		var busy []monitoring.StageBusy
 		for {
 			select {
 			case <-stop:
@@ -103,11 +114,18 @@ func askAllTheTime(t *testing.T, ask func() monitoring.Status) {
 			case st.Sessions < sessions || sink.Counts.Delivered < counts.Delivered || sink.Counts.Dead < counts.Dead:
 				stopped <- errors.New("a counter went back")
 				return
+			case slices.ContainsFunc(busy, func(was monitoring.StageBusy) bool {
+				return !slices.ContainsFunc(st.Stages.Busy, func(s monitoring.StageBusy) bool {
+					return s.Stage == was.Stage && s.Sink == was.Sink && s.Busy >= was.Busy
+				})
+			}):
+				stopped <- errors.New("a stage's time went back")
+				return
 			case sink.CatchingUp() > len(sink.Lanes) || sink.InSession != (len(sink.Lanes) == 2):
 				stopped <- errors.New("numbers of different moments")
 				return
 			}
-			sessions, counts = st.Sessions, sink.Counts
+			sessions, counts, busy = st.Sessions, sink.Counts, st.Stages.Busy
 		}
 	}()
 }
