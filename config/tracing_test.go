@@ -33,8 +33,10 @@ func TestTracingEndpoint(t *testing.T) {
 		{"{endpoint: '${OTEL_EXPORTER_OTLP_ENDPOINT}'}", []string{collector}, "https://variable:4318/v1/traces", ""},
 		{"{endpoint: 'http://localhost:4318'}", nil, "http://localhost:4318/v1/traces", ""},
 		{"{endpoint: 'http://collector:4318', insecure: true}", nil, "http://collector:4318/v1/traces", ""},
-		{"{endpoint: 'http://collector:4318', insecure: true, headers: {a: b}}", nil, "http://collector:4318/v1/traces",
-			"tracing.endpoint: tracing.headers cross the network in clear; write https"},
+		{
+			"{endpoint: 'http://collector:4318', insecure: true, headers: {a: b}}", nil, "http://collector:4318/v1/traces",
+			"tracing.endpoint: tracing.headers cross the network in clear; write https",
+		},
 		{"{endpoint: 'https://file:4318'}", []string{"OTEL_SDK_DISABLED=True"}, "", ""},
 		{"{endpoint: 'https://file:4318'}", []string{"OTEL_TRACES_EXPORTER=none"}, "", ""},
 		{"", []string{collector, "OTEL_SDK_DISABLED=false", "OTEL_TRACES_EXPORTER=otlp"}, "https://variable:4318/v1/traces", ""},

@@ -129,7 +129,7 @@ func TestRecorderSpans(t *testing.T) {
 		count := ""
 		for _, a := range s.Attributes() {
 			if a.Key == "messaging.batch.message_count" {
-				count = a.Value.Emit()
+				count = a.Value.String()
 			}
 		}
 		if s.Name() != "record" || s.Status().Description != tt.want || count != "5" {

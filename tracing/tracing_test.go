@@ -45,7 +45,7 @@ var orders = Destination{Sink: "events", System: "kafka", Topic: "orders"}
 
 func attributesOf(s sdktrace.ReadOnlySpan) (all []string) {
 	for _, a := range s.Attributes() {
-		all = append(all, string(a.Key)+"="+a.Value.Emit())
+		all = append(all, string(a.Key)+"="+a.Value.String())
 	}
 	slices.Sort(all)
 	return all

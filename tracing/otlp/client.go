@@ -69,7 +69,7 @@ func (c *client) UploadTraces(ctx context.Context, spans []*tracepb.ResourceSpan
 	request.Header.Set("Content-Type", "application/x-protobuf")
 	request.Header.Set("Content-Encoding", "gzip")
 	request.Header.Set("User-Agent", userAgent)
-	answer, err := c.http.Do(request) //nolint:bodyclose // it is closed two lines below
+	answer, err := c.http.Do(request)
 	if err != nil {
 		return err
 	}
