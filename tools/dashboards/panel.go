@@ -72,6 +72,21 @@ func lines(p panel, queries ...query) *timeseries.PanelBuilder {
 		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeMulti).Sort(common.SortOrderDescending))
 }
 
+// logarithmic makes a graph that shows milliseconds and minutes at once. It has no 0.
+func logarithmic(b *timeseries.PanelBuilder) cog.Builder[dashboard.Panel] {
+	return withoutMin{b.ScaleDistribution(common.NewScaleDistributionConfigBuilder().Type(common.ScaleDistributionLog).Log(10))}
+}
+
+type withoutMin struct{ cog.Builder[dashboard.Panel] }
+
+func (b withoutMin) Build() (dashboard.Panel, error) {
+	p, err := b.Builder.Build()
+	if err == nil {
+		p.FieldConfig.Defaults.Min = nil
+	}
+	return p, err
+}
+
 // number is the last values of a few series, large, over their course.
 func number(p panel, queries ...query) *stat.PanelBuilder {
 	return stat.NewPanelBuilder().Title(p.title).Description(p.description()).Links(p.links()).

@@ -27,7 +27,7 @@ func sinksRow() row {
 			column{query: query{quantile(.99, ofSinks, duration, "sink"), "p99 from commit"}, unit: units.Seconds},
 			column{query: query{share(delivered, perSecond(ofSinks("events_processed_total", `status=~"delivered|failed|dead"`), "sink")), "accepted"},
 				unit: units.PercentUnit, colors: thresholds("red", step{.95, "orange"}, step{.999, "green"})},
-		),
+		).Height(6),
 		durations(panel{
 			title: "Latency of the chosen sinks",
 			shows: "How many events took how long from their commit to their acceptance. Choose one sink above to see it alone.",
@@ -35,7 +35,7 @@ func sinksRow() row {
 			todo:  "a second band far above is what was parked. If the band rises, the row below says which stage takes the time.",
 			page:  "metrics.md", unit: units.Seconds, width: 12,
 		}, "sum by (le) (rate("+ofSinks(duration+"_bucket")+"[$__rate_interval])) or on () sum(rate("+ofSinks(duration)+"[$__rate_interval]))"),
-		lines(panel{
+		logarithmic(lines(panel{
 			title: "Latency by sink",
 			shows: "Time from the commit of an event to its acceptance by the sink: half of the events take less than p50, 99 of 100 less than p99.",
 			good:  "p99 is below the objective of the sink.",
@@ -43,7 +43,7 @@ func sinksRow() row {
 			page:  "metrics.md", unit: units.Seconds, width: 12,
 		},
 			query{quantile(.5, ofSinks, duration, "sink"), "{{sink}} p50"},
-			query{quantile(.99, ofSinks, duration, "sink"), "{{sink}} p99"}),
+			query{quantile(.99, ofSinks, duration, "sink"), "{{sink}} p99"})),
 		lines(panel{
 			title: "Errors by class",
 			shows: "Messages that were tried and not accepted, by why: unavailable, topic_unavailable, refused, permanent or throttled.",

@@ -15,13 +15,13 @@ func whyRow() row {
 	stateOf, stateMeanings := numbered(ofSinks, "sink_state", "state", sinkStates)
 	const batch = "batch_events"
 	return row{"Why?", []cog.Builder[dashboard.Panel]{
-		lines(panel{
+		logarithmic(lines(panel{
 			title: "Stages: time (p99)",
 			shows: "How long each stage takes: decode, queue (waiting for its lane), deliver (a batch), record (a transaction), confirm.",
 			good:  "queue and record take milliseconds; deliver takes what the destination takes.",
 			todo:  "the stage with the longest time is the one to look at. A long queue comes from the stages behind it.",
 			page:  "metrics.md", unit: units.Seconds, width: 8,
-		}, query{quantile(.99, ofInstances, "stage_duration_seconds", "stage"), "{{stage}}"}),
+		}, query{quantile(.99, ofInstances, "stage_duration_seconds", "stage"), "{{stage}}"})),
 		lines(panel{
 			title: "Stages: busy share",
 			shows: "Which share of the time each stage is at work, and the reader waits for what is behind it. deliver and queue are those of the busiest sink.",
@@ -32,13 +32,13 @@ func whyRow() row {
 			query{"max by (stage) (rate(" + ofInstances("stage_busy_seconds_total") + "[$__rate_interval]))", "{{stage}}"},
 			query{"max by (for) (rate(" + ofInstances("reader_wait_seconds_total") + "[$__rate_interval]))", "reader waits for {{for}}"}).
 			Max(1),
-		lines(panel{
+		logarithmic(lines(panel{
 			title: "Deliver: time of a batch (p99)",
 			shows: "How long each sink takes for a batch, from its first request to its last answer.",
 			good:  "what the destination usually takes, and the same at any load.",
 			todo:  "if it grows with the load, the destination or the network is slow. More lanes help if it is only far away.",
 			page:  "sizing.md", unit: units.Seconds, width: 8,
-		}, query{quantile(.99, ofSinks, "deliver_duration_seconds", "sink"), "{{sink}}"}),
+		}, query{quantile(.99, ofSinks, "deliver_duration_seconds", "sink"), "{{sink}}"})),
 		states(panel{
 			title: "State of each sink",
 			shows: "ok, catching up (delivers what was parked), degraded (it fails), away (left alone), suspect (it refuses everything), paused (by a person).",
