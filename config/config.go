@@ -26,9 +26,11 @@ type Config struct {
 	Breaker  Breaker  `yaml:"breaker"`
 	// Retention says what is deleted.
 	Retention Retention `yaml:"retention"`
-	Metrics   Metrics   `yaml:"metrics"`
-	HTTP      HTTP      `yaml:"http"`
-	Tracing   Tracing   `yaml:"tracing"`
+	// SLA is the objective of the sinks that have none of their own.
+	SLA     SLA     `yaml:"sla"`
+	Metrics Metrics `yaml:"metrics"`
+	HTTP    HTTP    `yaml:"http"`
+	Tracing Tracing `yaml:"tracing"`
 
 	// Abandoned lists removed sinks whose parked events may be dropped, by name.
 	Abandoned []string `yaml:"-"`
@@ -168,6 +170,7 @@ func Default() Config {
 			MaxEventBytes:    64 * MiB,
 		},
 		Breaker: Breaker{Enabled: true, MaxFailures: 5, ResetTimeout: time.Minute},
+		SLA:     SLA{Within: time.Second, Objective: 99},
 		Metrics: Metrics{Enabled: true, Prefix: "pyairtable_outbox_"},
 		HTTP:    HTTP{Listen: "127.0.0.1:9640"},
 		Tracing: Tracing{Protocol: protocolHTTP, SampleRatio: 1},

@@ -276,10 +276,10 @@ func (l *loader) decodeScalar(n *yaml.Node, path string, v reflect.Value) {
 // setScalar parses text as the type of v asks.
 func setScalar(v reflect.Value, text string) error {
 	switch v.Interface().(type) {
-	case *int:
-		n := new(int)
-		v.Set(reflect.ValueOf(n))
-		return setScalar(reflect.ValueOf(n).Elem(), text)
+	case *int, *float64, *time.Duration:
+		n := reflect.New(v.Type().Elem())
+		v.Set(n)
+		return setScalar(n.Elem(), text)
 	case time.Duration:
 		d, err := parseDuration(text)
 		v.SetInt(int64(d))

@@ -19,6 +19,8 @@ var environmentKeys = []struct{ name, path string }{
 	{"OUTBOX_MAX_RETRIES", "delivery.max_retries"},
 	{"OUTBOX_RETENTION_OUTBOX", "retention.outbox"},
 	{"OUTBOX_RETENTION_LEDGER", "retention.ledger"},
+	{"OUTBOX_SLA_WITHIN", "sla.within"},
+	{"OUTBOX_SLA_OBJECTIVE", "sla.objective"},
 	{"OUTBOX_ENABLE_METRICS", "metrics.enabled"},
 	{"OUTBOX_LISTEN", "http.listen"},
 	{"OUTBOX_HTTP_HOSTS", "http.hosts"},

@@ -61,10 +61,11 @@ func (r Route) MarshalYAML() (any, error) {
 func (s Sink) MarshalYAML() (any, error) {
 	common := struct {
 		Name, Type string
-		Topic      string `yaml:"topic,omitempty"` // a composite has none
-		Key        string `yaml:"key,omitempty"`
-		MaxRetries *int   `yaml:"max_retries,omitempty"`
-	}{s.Name, s.Type, ShownTemplate(s.Topic), ShownTemplate(s.Key), s.MaxRetries}
+		Topic      string  `yaml:"topic,omitempty"` // a composite has none
+		Key        string  `yaml:"key,omitempty"`
+		MaxRetries *int    `yaml:"max_retries,omitempty"`
+		SLA        SinkSLA `yaml:"sla,omitempty"`
+	}{s.Name, s.Type, ShownTemplate(s.Topic), ShownTemplate(s.Key), s.MaxRetries, s.SLA}
 	var out yaml.Node
 	if err := out.Encode(common); err != nil {
 		return nil, err

@@ -36,6 +36,8 @@ type Sink struct {
 	Key   string `yaml:"key"`
 	// MaxRetries replaces delivery.max_retries for this sink, unless it is nil. A webhook has webhookRetries if neither is written.
 	MaxRetries *int `yaml:"max_retries"`
+	// SLA replaces Config.SLA for this sink, field by field: see Config.SLAOf.
+	SLA SinkSLA `yaml:"sla"`
 	// RenamedFrom is the sink's former name. What is parked under it is delivered under the new name.
 	RenamedFrom string `yaml:"renamed_from"`
 	// Abandoned says that this is no sink any more, and that what is parked for it may be dropped.

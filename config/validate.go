@@ -38,6 +38,8 @@ func (v *validator) run() {
 	v.between("breaker.max_failures", c.Breaker.MaxFailures, 1, 1_000_000)
 	v.lasts("breaker.reset_timeout", c.Breaker.ResetTimeout, 10*time.Millisecond, 24*time.Hour)
 	v.retention(c)
+	v.sla("sla", SinkSLA{Within: &c.SLA.Within, Objective: &c.SLA.Objective})
+	v.slas(c.Sinks)
 	if err := CheckMetricsPrefix(c.Metrics.Prefix); err != nil {
 		v.mistake("metrics.prefix", "%s", err)
 	}

@@ -74,6 +74,11 @@ type OutboxServiceConfig struct {
 	CircuitBreakerMaxFailures  int           // the breaker opens after so many batches in a row have found the destination away
 	CircuitBreakerResetTimeout time.Duration // an open breaker lets one message ask after this time
 
+	// SLAWithin and SLAObjective are the objective of each sink: this share of its events, in per cent, is to be accepted within this time of
+	// their commit. They stand for 1 s and 99. A sink of PublisherConfig may have a map of its own under the key sla.
+	SLAWithin    time.Duration
+	SLAObjective float64
+
 	// Logger is slog.Default() by default.
 	Logger *slog.Logger
 	// TracerProvider makes a span of each delivery and of each transaction of the recorder, such as otel.GetTracerProvider(). Without it
@@ -108,6 +113,7 @@ func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake)
 			"dsn": optional(c.DatabaseURL), "slot": optional(c.Slot), "publication": optional(c.Publication), "ledger_schema": optional(c.LedgerSchema),
 		},
 		"delivery": map[string]any{"batch_size": optional(c.BatchSize), "max_retries": optional(c.MaxRetries), "lanes": optional(c.WorkerCount)},
+		"sla":      map[string]any{"within": optional(c.SLAWithin), "objective": optional(c.SLAObjective)},
 		"metrics":  map[string]any{"enabled": c.EnableMetrics},
 		"breaker": map[string]any{
 			"enabled": c.CircuitBreakerEnabled, "max_failures": optional(c.CircuitBreakerMaxFailures),

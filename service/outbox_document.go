@@ -254,6 +254,7 @@ var fieldOf = map[string]string{
 	"name": "ServiceName", "source.dsn": "DatabaseURL", "source.slot": "Slot", "source.publication": "Publication", "source.ledger_schema": "LedgerSchema",
 	"delivery.batch_size": "BatchSize", "delivery.max_retries": "MaxRetries", "delivery.lanes": "WorkerCount", "retention.outbox": "RetentionDays",
 	"breaker.max_failures": "CircuitBreakerMaxFailures", "breaker.reset_timeout": "CircuitBreakerResetTimeout",
+	"sla.within": "SLAWithin", "sla.objective": "SLAObjective",
 }
 
 // field returns what a path of the file is called in OutboxServiceConfig.
