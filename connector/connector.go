@@ -80,6 +80,8 @@ type Sink struct {
 	RenamedFrom string
 	// MaxRetries replaces Delivery.MaxRetries for this sink, unless it is nil.
 	MaxRetries *int
+	// Objective says how fast its events should be accepted, and which share of them.
+	Objective Objective
 	// OneTry means that a message is tried once, and discarded if the sink does not accept it.
 	OneTry bool
 	// Members returns the state of each member of a composite. It waits for nothing. It is nil for other sinks.
@@ -161,6 +163,7 @@ type Connector struct {
 	published chan struct{} // wakes the session's publisher
 	cleaned   atomic.Pointer[monitoring.CleanupStatus]
 	measured  measuredDatabase
+	results   resultsBatch
 	calls     *pgCalls
 
 	unroutedLog     unroutedLog
@@ -210,10 +213,11 @@ func newConnector(cfg Config, open func() (database, error)) *Connector {
 
 // lastingSink is the part of a sink's state that outlives a session.
 type lastingSink struct {
-	breaker *breaker
-	budget  *budget
-	paused  atomic.Bool // by a person
-	state   *sinkState
+	breaker   *breaker
+	budget    *budget
+	paused    atomic.Bool // by a person
+	state     *sinkState
+	objective *objective
 }
 
 // makeSinks makes the part of each sink that outlives sessions.
@@ -228,7 +232,7 @@ func (c *Connector) makeSinks() {
 			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, members: s.Members, health: c.cfg.Health, logger: c.cfg.Logger,
 			login: c.cfg.LoginRefused, wake: bells{wake, c.published},
 		})
-		lasting := &lastingSink{state: state}
+		lasting := &lastingSink{state: state, objective: newObjective(s.Objective)}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
 		lasting.budget = newBudget(func(suspect bool) { state.suspectIs(suspicion(suspect)) })
 		c.sinks[s.Name] = lasting
@@ -366,6 +370,7 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 		c.progress.standingBy = true
 		for _, sink := range c.sinks {
 			sink.state.owedUnknown()
+			sink.objective.forget()
 		}
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}

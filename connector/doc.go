@@ -28,6 +28,7 @@
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
 //   - keeper.go: the duties that are repeated at intervals; measure.go: the one that asks PostgreSQL for the metrics; cleanup.go: what
 //     deletes old rows;
+//   - sink_results.go: how many events of a sink were accepted in time; results.go: what outbox_metrics has of that;
 //   - successor.go: what a connector takes over from the one before it in the process, refused logins, other passwords;
 //   - traced_ledger.go: the spans of the recorder's transactions; those of Deliver calls begin and end in
 //     deliver_call.go;
@@ -57,6 +58,7 @@
 //	keepCounts (1)    reading ends                               when the parked rows are counted
 //	keepOldest (1)    reading ends                               when the oldest parked rows are looked for
 //	keepClean (1)     reading ends                               how far the outbox was cleaned up
+//	keepResults (1)   reading ends                               which results of minutes are not written yet
 //	check (≤ 1 a      reading ends, and Check has returned       nothing
 //	sink)
 //	slow rule (≤ 1)   reading ends                               how often each sink made the reader wait

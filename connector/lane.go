@@ -26,21 +26,22 @@ const (
 
 // sharedSink is what the lanes of a sink share.
 type sharedSink struct {
-	sink     sinks.Sink
-	name     string
-	id       int32  // of its processor
-	origin   string // sinks.Message's
-	policy   failurePolicy
-	delivery DeliveryConfig
-	breaker  *breaker
-	budget   *budget
-	paused   *atomic.Bool // a person has paused the sink
-	state    *sinkState
-	measures laneMeasures
-	spans    *tracing.Sink // nil if nothing is traced
-	fast     func() bool   // whether the stream is fast
-	large    largeTurn
-	logger   *slog.Logger
+	sink      sinks.Sink
+	name      string
+	id        int32  // of its processor
+	origin    string // sinks.Message's
+	policy    failurePolicy
+	delivery  DeliveryConfig
+	breaker   *breaker
+	budget    *budget
+	paused    *atomic.Bool // a person has paused the sink
+	state     *sinkState
+	measures  laneMeasures
+	objective *objective
+	spans     *tracing.Sink // nil if nothing is traced
+	fast      func() bool   // whether the stream is fast
+	large     largeTurn
+	logger    *slog.Logger
 }
 
 // askNow has the destination asked at once, with all that was left alone for a while: a person wants to know.
@@ -87,6 +88,7 @@ type lane struct {
 	running  *runningDeliver // nil: no Deliver runs
 	began    time.Time       // when the last Deliver began
 	buffer   []sinks.Message // the memory of a batch, used again: Deliver does not keep it
+	took     []time.Duration // the memory of finishing.took, used again
 	table    tableState      // of the lane's rows in outbox_parked
 	recorder recorderSide    // what the lane has given to the recorder, and how far that is committed
 	closing  bool            // in is closed

@@ -140,7 +140,7 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
 	}
 	l.measures.delivered(&res, len(r.messages))
-	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load()}
+	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load(), durations: l.took[:0]}
 	f.verdict = survey(r.messages, res.errs)
 	f.verdict.ended, f.verdict.probe = deliver.Err() != nil, r.probe
 	f.isBack = f.verdict.away > 0 && l.breaker.backSince(res.started)
@@ -153,19 +153,21 @@ func (l *lane) finish(work, deliver context.Context, res result) error {
 
 // finishing evaluates the results of one Deliver, message by message.
 type finishing struct {
-	lane    *lane
-	result  result
-	verdict verdict
-	closed  bool // the breaker was closed when the answers came
-	isBack  bool // the destination has answered another lane after this call began
-	rows    []checkpoint.Outcome
-	hand    []*delivery   // tried again in place
-	pause   time.Duration // how long hand waits before that
-	own     time.Duration // the same without those that found the destination away
-	putOff  time.Duration // the earliest time that a message was put off for; 0: none was
-	cause   error         // the last failure
-	died    bool          // a message died in place, or was discarded
-	counts  monitoring.Counts
+	lane      *lane
+	result    result
+	verdict   verdict
+	closed    bool // the breaker was closed when the answers came
+	isBack    bool // the destination has answered another lane after this call began
+	rows      []checkpoint.Outcome
+	hand      []*delivery   // tried again in place
+	pause     time.Duration // how long hand waits before that
+	own       time.Duration // the same without those that found the destination away
+	putOff    time.Duration // the earliest time that a message was put off for; 0: none was
+	cause     error         // the last failure
+	died      bool          // a message died in place, or was discarded
+	counts    monitoring.Counts
+	durations []time.Duration // from commit to acceptance, of those that were accepted
+	givenUp   int             // those that died or were discarded
 }
 
 // end gives the outcomes to the recorder, and what is tried again in place back to the lane.
@@ -180,6 +182,8 @@ func (f *finishing) end(work context.Context) error {
 	}
 	l.hand.at, l.hand.own = f.after(f.pause), f.after(f.own) // without a pause, what stood behind a dead letter goes on at once
 	f.counts.Delivered = int64(f.verdict.accepted)
+	l.objective.add(f.result.completed, f.durations, f.givenUp)
+	l.took = f.durations
 	l.state.answered(answer{lane: l.number, counts: f.counts, cause: f.cause, ended: f.verdict.ended})
 	if len(f.rows) == 0 {
 		return nil
@@ -272,7 +276,9 @@ func (f *finishing) message(i int, d *delivery) {
 // took measures how long the event of message i has taken from its commit to its acceptance. The exemplar leads from the histogram to its
 // trace.
 func (f *finishing) took(i int, d *delivery) {
-	seconds := max(0, f.result.completed.Sub(d.CommitTime).Seconds())
+	took := max(0, f.result.completed.Sub(d.CommitTime))
+	f.durations = append(f.durations, took)
+	seconds := took.Seconds()
 	if id := f.result.span.TraceID(i); id != "" {
 		if o, ok := f.lane.measures.event.(prometheus.ExemplarObserver); ok {
 			o.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": id})
@@ -299,6 +305,7 @@ func waitsForDestination(class answerClass, err error) bool {
 // discarded discards a message of a sink that is tried once.
 func (f *finishing) discarded(d *delivery, err error) {
 	f.died = true
+	f.givenUp++
 	f.counts.Discarded++
 	f.record(d, checkpoint.Discarded, err)
 }
@@ -312,6 +319,7 @@ func (f *finishing) tooOld(d *delivery) bool {
 // table was read again.
 func (f *finishing) dead(d *delivery, err error) {
 	l := f.lane
+	f.givenUp++
 	f.counts.Dead++
 	l.state.died(deadLetter{eventID: d.Event.ID, eventType: d.Event.EventType, aggregateType: d.Event.AggregateType, attempt: d.tries, cause: err})
 	holds := l.policy == parkFailed || d.row || l.delivery.DeadBlocks

@@ -55,6 +55,7 @@ func (l *lane) discard(d *delivery) {
 	d.discarded = true
 	l.recorder.parks = append(l.recorder.parks, o)
 	l.state.discarded()
+	l.objective.add(o.CompletedAt, nil, 1)
 }
 
 // giveParks gives the recorder what this step has parked. It does so in portions, because a whole window may be parked at once, and one

@@ -25,6 +25,7 @@ type database interface {
 	keeperDatabase
 	countsDatabase
 	cleanupDatabase
+	resultsDatabase
 	// preflight looks whether everything that a session needs is in place. It only reads.
 	preflight(ctx context.Context) (provision.Facts, error)
 	// publicationExists reports whether there is a publication with the configured name.

@@ -213,6 +213,7 @@ func (s *session) run(ctx context.Context) error {
 	if crew.lanes.Wait() == nil && recorded == nil {
 		s.leave(ctx)
 	}
+	s.leaveResults(ctx)
 	switch {
 	case ctx.Err() == nil:
 		return err
@@ -241,7 +242,7 @@ func (s *session) announce() {
 		"prefix", start.Prefix.String(), "settled_beyond", len(start.Settled))
 }
 
-// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts, the cleanup, the
+// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts, the cleanup, the results, the
 // publisher and the keeper.
 func (s *session) startKeeper(reading context.Context, crew *crew) {
 	d := &s.c.cfg.Delivery
@@ -253,6 +254,7 @@ func (s *session) startKeeper(reading context.Context, crew *crew) {
 	crew.keeper.Go(func() error { s.c.keepCounts(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepOldest(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepClean(reading, s); return nil })
+	crew.keeper.Go(func() error { s.c.keepResults(reading, s); return nil })
 	for _, k := range s.checks {
 		crew.keeper.Go(func() error { k.run(reading); return nil })
 	}

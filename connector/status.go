@@ -29,9 +29,11 @@ func (c *Connector) Status() monitoring.Status {
 	st.Invalid, st.Unrouted = c.noSink.invalid.Load(), c.noSink.unrouted.Load()
 	st.Stages = c.stages.status(now)
 	for _, s := range c.cfg.Sinks {
-		state := c.sinks[s.Name].state
-		st.Sinks = append(st.Sinks, state.status())
-		st.Stages.Busy = append(st.Stages.Busy, state.work.status(now, s.Name, c.cfg.Delivery.Lanes)...)
+		lasting := c.sinks[s.Name]
+		sink := lasting.state.status()
+		sink.Objective = lasting.objective.status(now)
+		st.Sinks = append(st.Sinks, sink)
+		st.Stages.Busy = append(st.Stages.Busy, lasting.state.work.status(now, s.Name, c.cfg.Delivery.Lanes)...)
 	}
 	return st
 }

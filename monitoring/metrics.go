@@ -3,6 +3,7 @@
 package monitoring
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,10 +24,14 @@ type Metrics struct {
 }
 
 // NewMetrics makes the metrics, their names beginning with prefix, and registers them; a nil reg registers nothing,
-// for a connector without metrics. It panics where reg already has the names, as two connectors cannot share them.
-func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
+// for a connector without metrics. It panics where reg already has the names, as two connectors cannot share them. within are the
+// objectives' times: EventDuration has a classic bucket that ends exactly at each.
+func NewMetrics(prefix string, reg prometheus.Registerer, within ...time.Duration) *Metrics {
 	m := maker{prefix: prefix, to: promauto.With(reg), families: map[string]Family{}}
 	for _, f := range families() {
+		if f.Name == "event_processing_duration_seconds" {
+			f.buckets = withBuckets(f.buckets, within)
+		}
 		m.families[f.Name] = f
 	}
 	return &Metrics{
@@ -38,6 +43,16 @@ func NewMetrics(prefix string, reg prometheus.Registerer) *Metrics {
 		CleanupDeleted:     m.counter("cleanup_deleted_total"),
 		CleanupLastSuccess: m.gauge("cleanup_last_success_timestamp_seconds").WithLabelValues(),
 	}
+}
+
+// withBuckets returns the buckets and one that ends at each of these times.
+func withBuckets(buckets []float64, within []time.Duration) []float64 {
+	all := slices.Clone(buckets)
+	for _, d := range within {
+		all = append(all, d.Seconds())
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // maker makes metrics of rows of the table.

@@ -20,7 +20,7 @@ func TestMetricsAsScraped(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewPedanticRegistry()
 	const prefix = "pyairtable_outbox_"
-	duration := NewMetrics(prefix, reg).EventDuration.WithLabelValues("events")
+	duration := NewMetrics(prefix, reg, 250*time.Millisecond, time.Second).EventDuration.WithLabelValues("events")
 	duration.Observe(0.0015)
 	duration.Observe(120)
 	at := time.Unix(1_700_000_000, 0)
@@ -39,7 +39,10 @@ func TestMetricsAsScraped(t *testing.T) {
 					Counts: Counts{Delivered: 3, Failed: 1, Dead: 1, Unparked: 2, Parked: 5, Retried: 6, Errors: ErrorCounts{1, 2, 3, 4, 5}},
 					Events: EventTimes{OldestCommittedAt: at.Add(-90 * time.Second)},
 				},
-				{Name: "mail", InSession: true, Breaker: "open", CountedAt: at, Counts: Counts{Discarded: 2}},
+				{
+					Name: "mail", InSession: true, Breaker: "open", CountedAt: at, Counts: Counts{Discarded: 2},
+					Objective: ObjectiveStatus{Within: time.Second, Ratio: .99, InTime: 7, Late: 2, Known: true, Month: EventCounts{Events: 1000, InTime: 985}},
+				},
 				{Name: "search", Breaker: "closed", Members: []MemberStatus{{Name: "first", Delivered: 2, Away: true}, {Name: "second", Delivered: 5}}},
 			},
 		}
@@ -76,8 +79,8 @@ func TestCollectorWithoutNumbers(t *testing.T) {
 		want   int
 	}{
 		"no connector":     {Status{}, 6},
-		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 6 + 2 + 2 + 4 + 4 + 3 + 8},
-		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 6 + 2 + 2 + 7 + 4 + 3 + 8},
+		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 6 + 2 + 2 + 4 + 4 + 3 + 8 + 4},
+		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 6 + 2 + 2 + 7 + 4 + 3 + 8 + 4},
 	} {
 		reg := prometheus.NewPedanticRegistry()
 		reg.MustRegister(NewCollector("p_", func() Status { return test.status }))

@@ -123,6 +123,8 @@ type SinkStatus struct {
 	Counts Counts
 	// Events are times of events.
 	Events EventTimes
+	// Objective says how fast events are accepted, against what is configured.
+	Objective ObjectiveStatus
 	// Members are the members of a composite, in the order in which they are asked. There are none for other sinks.
 	Members []MemberStatus
 }

@@ -87,7 +87,7 @@ func TestInitAndDestroy(t *testing.T) {
 		t.Error("no consistent point")
 	}
 	result.ConsistentPoint = ""
-	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql", "005_log_member.sql", "006_processor_state.sql", "007_retention.sql", "008_partitioned_outbox.sql"}, PublicationCreated: true, SlotCreated: true}
+	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql", "005_log_member.sql", "006_processor_state.sql", "007_retention.sql", "008_partitioned_outbox.sql", "009_metrics_hours.sql"}, PublicationCreated: true, SlotCreated: true}
 	want.Deletes = Deletes(w.cfg)
 	if diff := cmp.Diff(want, result); diff != "" {
 		t.Error(diff)

@@ -84,7 +84,8 @@ func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 		"all else": {OutboxServiceConfig{
 			ServiceName: "user-service", DatabaseURL: "postgres://other/db", Slot: "s", Publication: "p", PublisherType: "stdout", BatchSize: 50, PollInterval: time.Second,
 			MaxRetries: 7, WorkerCount: 2, RetentionDays: 10, CircuitBreakerEnabled: true, CircuitBreakerMaxFailures: 9, CircuitBreakerResetTimeout: 90 * time.Second, EnableMetrics: true,
-		}, "name: user-service\nsinks: [{type: stdout}]\ndelivery: {batch_size: 50, max_retries: 7, lanes: 2}\nbreaker: {enabled: true, max_failures: 9, reset_timeout: 90s}\nretention: {outbox: 10d}\nmetrics: {enabled: true}"},
+			SLAWithin: 250 * time.Millisecond, SLAObjective: 99.9,
+		}, "name: user-service\nsinks: [{type: stdout}]\ndelivery: {batch_size: 50, max_retries: 7, lanes: 2}\nbreaker: {enabled: true, max_failures: 9, reset_timeout: 90s}\nretention: {outbox: 10d}\nsla: {within: 250ms, objective: 99.9}\nmetrics: {enabled: true}"},
 	} {
 		got, err := test.c.load([]string{"DATABASE_URL=" + testDSN})
 		if name == "all else" {
@@ -131,6 +132,7 @@ DatabaseURL: missing; write it, or set DATABASE_URL`},
 		"everything": {OutboxServiceConfig{
 			ServiceName: " x", DatabaseURL: "postgres://u:hunter2@[", Slot: "A", PublisherType: "kafka", BatchSize: -1, MaxRetries: -1, WorkerCount: 1000,
 			RetentionDays: -1, CircuitBreakerMaxFailures: -1, CircuitBreakerResetTimeout: -1,
+			SLAWithin: -1, SLAObjective: 100,
 			PublisherConfig: map[string]any{"topics": "x", "brokers": []string{"h"}, "placement": "type:nowhere", "compression": make(chan int)},
 			Publishers:      []Publisher{nil, named("kafka"), named("a b")},
 			Sinks:           map[string]func() (sinks.Sink, error){"s": nil},
@@ -150,6 +152,8 @@ PublisherConfig.placement: …
 PublisherConfig.topics: unknown key; known here: …
 Publishers[1].GetName(): "kafka" is the name of PublisherConfig already; the ledger knows a sink by its name
 Publishers[2].GetName(): "a b" is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit
+SLAObjective: 100 is not more than 0 and less than 100; write a share in per cent, such as 99.9
+SLAWithin: -1ns is not between 1ms and 1h0m0s
 DatabaseURL: …
 Slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _`},
 		"redis": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "redis_stream", PublisherConfig: map[string]any{"redis_url": "http://hunter2", "url": "redis://x", "stream": "{nothing}"}}, `

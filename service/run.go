@@ -30,7 +30,7 @@ type RunOptions struct {
 // changes, another connector takes its place. The error may have a method ExitCode() int.
 func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	reg := monitoring.NewRegistry()
-	build := BuildOptions{Logger: o.Logger, Health: &monitoring.Health{}, Stdout: os.Stdout, Metrics: monitoring.NewMetrics(cfg.Metrics.Prefix, reg)}
+	build := BuildOptions{Logger: o.Logger, Health: &monitoring.Health{}, Stdout: os.Stdout, Metrics: monitoring.NewMetrics(cfg.Metrics.Prefix, reg, withins(cfg)...)}
 	build.TracerProvider = o.TracerProvider
 	build.HTTP = monitoring.Advertised(cfg.HTTP.Listen)
 	build.Health.SetOnly("session", monitoring.Failed("starting")) // the HTTP server may be asked before Run says so

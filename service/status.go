@@ -144,7 +144,10 @@ func (s *OutboxService) status() monitoring.Status {
 	st, none := s.tally.status()
 	if none {
 		for _, sink := range s.sinks {
-			st.Sinks = append(st.Sinks, monitoring.SinkStatus{Name: sink.Name, Type: sink.Type, Breaker: "closed"})
+			st.Sinks = append(st.Sinks, monitoring.SinkStatus{
+				Name: sink.Name, Type: sink.Type, Breaker: "closed",
+				Objective: monitoring.ObjectiveStatus{Within: sink.Objective.Within, Ratio: sink.Objective.Ratio},
+			})
 		}
 	}
 	return st

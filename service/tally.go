@@ -53,6 +53,8 @@ func sum(st, earlier monitoring.Status) monitoring.Status {
 			continue
 		}
 		now.Counts = now.Counts.Plus(before.Counts)
+		now.Objective.InTime += before.Objective.InTime
+		now.Objective.Late += before.Objective.Late
 		for _, m := range before.Members {
 			if member := find(now.Members, func(s *monitoring.MemberStatus) bool { return s.Name == m.Name }); member != nil {
 				member.Delivered += m.Delivered
