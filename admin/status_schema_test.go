@@ -3,6 +3,7 @@ package admin
 import (
 	"encoding/json"
 	"flag"
+	"maps"
 	"os"
 	"reflect"
 	"strings"
@@ -12,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write status.schema.json anew")
+var update = flag.Bool("update", false, "write status.schema.json and report.schema.json anew")
 
 // schemaOf returns the JSON Schema of what encoding/json makes of a type.
 func schemaOf(t *testing.T, typ reflect.Type) map[string]any {
@@ -37,6 +38,12 @@ func schemaOf(t *testing.T, typ reflect.Type) map[string]any {
 		properties, required := map[string]any{}, []string{}
 		for f := range typ.Fields() {
 			name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if f.Anonymous { // its fields stand among those of the whole
+				of := schemaOf(t, f.Type)
+				maps.Copy(properties, of["properties"].(map[string]any))
+				required = append(required, of["required"].([]string)...)
+				continue
+			}
 			if name == "" || !f.IsExported() {
 				t.Fatalf("%s.%s has no name in JSON", typ, f.Name)
 			}
@@ -55,28 +62,40 @@ func schemaOf(t *testing.T, typ reflect.Type) map[string]any {
 	}
 }
 
-// The schema says what "outbox-cdc status -o json" prints, and docs/status.md names each field of it.
-func TestStatusSchema(t *testing.T) {
-	t.Parallel()
-	schema := schemaOf(t, reflect.TypeFor[Status]())
-	schema["$schema"], schema["title"] = "https://json-schema.org/draft/2020-12/schema", "What outbox-cdc status -o json prints"
+// schemaFile is the JSON Schema of what a command prints.
+type schemaFile struct {
+	typ         reflect.Type
+	path, title string
+}
+
+// checkSchema compares a schema with the type that it describes.
+func checkSchema(t *testing.T, f schemaFile) {
+	t.Helper()
+	schema := schemaOf(t, f.typ)
+	schema["$schema"], schema["title"] = "https://json-schema.org/draft/2020-12/schema", f.title
 	text, err := json.MarshalIndent(schema, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := string(text) + "\n"
 	if *update {
-		if err := os.WriteFile("status.schema.json", []byte(want), 0o600); err != nil {
+		if err := os.WriteFile(f.path, []byte(want), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got, err := os.ReadFile("status.schema.json")
+	got, err := os.ReadFile(f.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("status.schema.json (-want +got; -update writes it anew):\n%s", diff)
+		t.Errorf("%s (-want +got; -update writes it anew):\n%s", f.path, diff)
 	}
+}
+
+// The schema says what "outbox-cdc status -o json" prints, and docs/status.md names each field of it.
+func TestStatusSchema(t *testing.T) {
+	t.Parallel()
+	checkSchema(t, schemaFile{typ: reflect.TypeFor[Status](), path: "status.schema.json", title: "What outbox-cdc status -o json prints"})
 	page, err := os.ReadFile("../docs/status.md")
 	if err != nil {
 		t.Fatal(err)

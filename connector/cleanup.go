@@ -206,7 +206,7 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	t.c.noteLogin(err)
 	problem, detail := judgeCleanup(r, err)
 	_, all := judgeBloat(r.Bloat, problem, detail)
-	t.c.cleaned.Store(&monitoring.CleanupStatus{
+	t.c.kept.cleaned.Store(&monitoring.CleanupStatus{
 		EndedAt: time.Now(), Took: time.Duration(r.Seconds * float64(time.Second)), Rows: r.Outbox.Deleted,
 		Partitions: len(r.Log.Dropped) + len(r.Outbox.Partitions.Dropped), Complete: r.Complete && err == nil, Detail: all,
 		Unaccounted: t.unaccounted(r),

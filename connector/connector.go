@@ -161,9 +161,8 @@ type Connector struct {
 	stages    stages
 	outages   *outageLog
 	published chan struct{} // wakes the session's publisher
-	cleaned   atomic.Pointer[monitoring.CleanupStatus]
 	measured  measuredDatabase
-	results   resultsBatch
+	kept      keeperState
 	calls     *pgCalls
 
 	unroutedLog     unroutedLog
@@ -171,6 +170,12 @@ type Connector struct {
 	warned          []string      // the warnings of preflight that are in the log already
 	lastStreamError repeatedError // the last error that came with a place in the WAL
 	stuck           stuckPlace
+}
+
+// keeperState is what the keeper remembers from one session to the next.
+type keeperState struct {
+	cleaned atomic.Pointer[monitoring.CleanupStatus] // the last pass
+	results resultsBatch
 }
 
 // progress is how far Run has come. Only the goroutine of Run uses it.
@@ -217,7 +222,7 @@ type lastingSink struct {
 	budget    *budget
 	paused    atomic.Bool // by a person
 	state     *sinkState
-	objective *objective
+	objective *sinkResults
 }
 
 // makeSinks makes the part of each sink that outlives sessions.
@@ -232,7 +237,7 @@ func (c *Connector) makeSinks() {
 			name: s.Name, kind: s.Type, inPlace: parksNothing || s.OneTry, members: s.Members, health: c.cfg.Health, logger: c.cfg.Logger,
 			login: c.cfg.LoginRefused, wake: bells{wake, c.published},
 		})
-		lasting := &lastingSink{state: state, objective: newObjective(s.Objective)}
+		lasting := &lastingSink{state: state, objective: newSinkResults(s.Objective)}
 		lasting.breaker = newBreaker(breakerOwner{name: s.Name, never: parksNothing, logger: c.cfg.Logger, changed: state.breakerIs}, c.cfg.Breaker)
 		lasting.budget = newBudget(func(suspect bool) { state.suspectIs(suspicion(suspect)) })
 		c.sinks[s.Name] = lasting

@@ -37,7 +37,7 @@ type sharedSink struct {
 	paused    *atomic.Bool // a person has paused the sink
 	state     *sinkState
 	measures  laneMeasures
-	objective *objective
+	objective *sinkResults
 	spans     *tracing.Sink // nil if nothing is traced
 	fast      func() bool   // whether the stream is fast
 	large     largeTurn
@@ -87,12 +87,17 @@ type lane struct {
 	away     awayRows        // rows of the table that wait because the destination was away
 	running  *runningDeliver // nil: no Deliver runs
 	began    time.Time       // when the last Deliver began
-	buffer   []sinks.Message // the memory of a batch, used again: Deliver does not keep it
-	took     []time.Duration // the memory of finishing.took, used again
+	again    batchMemory     // memory that is used again
 	table    tableState      // of the lane's rows in outbox_parked
 	recorder recorderSide    // what the lane has given to the recorder, and how far that is committed
 	closing  bool            // in is closed
 	shown    laneShown       // what others see
+}
+
+// batchMemory is the memory of a batch, which the next one uses again.
+type batchMemory struct {
+	messages []sinks.Message // Deliver does not keep them
+	took     []time.Duration // of finishing
 }
 
 // handQueue holds the messages that a lane tries again in place, because nothing that was not accepted is parked.
@@ -457,13 +462,13 @@ func (l *lane) start(now time.Time, batch []*delivery, p permission) {
 	if p.probe {
 		l.table.probed = batch[0].position()
 	}
-	l.buffer = l.buffer[:0]
+	l.again.messages = l.again.messages[:0]
 	for _, d := range batch {
 		d.Attempt, d.Origin, d.New = d.tries+1, l.origin, d.isNew()
-		l.buffer = append(l.buffer, d.Message)
+		l.again.messages = append(l.again.messages, d.Message)
 	}
 	l.began = now
-	l.calls <- l.buffer
+	l.calls <- l.again.messages
 }
 
 // show publishes what others see of the lane.

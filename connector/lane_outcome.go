@@ -134,13 +134,13 @@ func (p failurePolicy) fateOf(f failure, mayDie func() bool) (fate fate, usesAtt
 func (l *lane) finish(work, deliver context.Context, res result) error {
 	r := l.running
 	l.running = nil
-	clear(l.buffer) // both arrays live on; the events must not
+	clear(l.again.messages) // both arrays live on; the events must not
 	defer clear(r.messages)
 	if res.errs != nil && len(res.errs) != len(r.messages) || res.members != nil && len(res.members) != len(r.messages) {
 		return fmt.Errorf("sink %q gave %d results for %d messages", l.name, len(res.errs), len(r.messages))
 	}
 	l.measures.delivered(&res, len(r.messages))
-	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load(), durations: l.took[:0]}
+	f := finishing{lane: l, result: res, rows: make([]checkpoint.Outcome, 0, len(r.messages)), closed: l.breaker.closed.Load(), durations: l.again.took[:0]}
 	f.verdict = survey(r.messages, res.errs)
 	f.verdict.ended, f.verdict.probe = deliver.Err() != nil, r.probe
 	f.isBack = f.verdict.away > 0 && l.breaker.backSince(res.started)
@@ -183,7 +183,7 @@ func (f *finishing) end(work context.Context) error {
 	l.hand.at, l.hand.own = f.after(f.pause), f.after(f.own) // without a pause, what stood behind a dead letter goes on at once
 	f.counts.Delivered = int64(f.verdict.accepted)
 	l.objective.add(f.result.completed, f.durations, f.givenUp)
-	l.took = f.durations
+	l.again.took = f.durations
 	l.state.answered(answer{lane: l.number, counts: f.counts, cause: f.cause, ended: f.verdict.ended})
 	if len(f.rows) == 0 {
 		return nil

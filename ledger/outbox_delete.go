@@ -342,9 +342,15 @@ func keyOf(rows [][]string) *OutboxKey {
 	return &OutboxKey{At: rows[0][0], ID: rows[0][1]}
 }
 
-// DeleteMetrics deletes at most limit windows of outbox_metrics that ended this long ago, and returns how many.
+// oldestMetrics is at how many rows DeleteMetrics looks for each one that it may delete. Rows were written in the order of their times, but for
+// those of hours, which are written when the hour begins.
+const oldestMetrics = 10
+
+// DeleteMetrics deletes at most limit windows of outbox_metrics that ended this long ago, and returns how many. It looks at the oldest rows only: the
+// table has a row a minute, and a pass that looked at all would read them all each minute.
 func (s Schema) DeleteMetrics(ctx context.Context, db Execer, age time.Duration, limit int) (int64, error) {
-	tag, err := db.Exec(ctx, s.statement(`delete from ledger.outbox_metrics where id in (select id from ledger.outbox_metrics
-		where upper(time_window) < now() - $1::bigint * interval '1 us' order by id limit $2)`), age.Microseconds(), limit)
+	tag, err := db.Exec(ctx, s.statement(`delete from ledger.outbox_metrics where id in (
+		select id from (select id, time_window from ledger.outbox_metrics order by id limit $3) oldest
+		where upper(time_window) < now() - $1::bigint * interval '1 us' order by id limit $2)`), age.Microseconds(), limit, oldestMetrics*limit)
 	return tag.RowsAffected(), err
 }

@@ -4,8 +4,10 @@ import (
 	"math"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/connector"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 // objective returns the objective of a sink.
@@ -22,4 +24,16 @@ func withins(cfg config.Config) []time.Duration {
 		all = append(all, cfg.SLAOf(s).Within)
 	}
 	return all
+}
+
+// ReportConfig returns what admin.ReadReport needs to report on the connector that cfg describes.
+func ReportConfig(cfg config.Config) admin.ReportConfig {
+	c := admin.ReportConfig{
+		Config: AdminConfig(cfg), Objectives: map[string]monitoring.ObjectiveStatus{}, LeftAlone: max(cfg.Delivery.Retry.Max, cfg.Breaker.ResetTimeout),
+	}
+	for _, s := range cfg.Sinks {
+		o := objective(cfg, s)
+		c.Objectives[s.Name] = monitoring.ObjectiveStatus{Within: o.Within, Ratio: o.Ratio}
+	}
+	return c
 }

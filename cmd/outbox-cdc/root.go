@@ -50,6 +50,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newRetryCommand(environ),
 		newStatusCommand(environ),
 		newMonitoringCommand(environ),
+		newReportCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 	)

@@ -17,7 +17,7 @@ func counted(events, inTime int64) monitoring.EventCounts {
 // An event is in time up to the objective's time exactly. What is given up is late, and has no duration.
 func TestObjectiveCounts(t *testing.T) {
 	t.Parallel()
-	o := newObjective(Objective{Within: time.Second, Ratio: .99})
+	o := newSinkResults(Objective{Within: time.Second, Ratio: .99})
 	o.begin(noon.Add(-time.Minute))
 	o.add(noon.Add(time.Second), []time.Duration{0, time.Second, time.Second + 1}, 2)
 	o.add(noon.Add(59*time.Second), nil, 0)
@@ -49,7 +49,7 @@ func TestObjectiveCounts(t *testing.T) {
 // A minute is partial for the session that begins or ends in it. What is counted after its end, or late, is counted once.
 func TestObjectivePartialMinutes(t *testing.T) {
 	t.Parallel()
-	o := newObjective(Objective{Within: time.Second})
+	o := newSinkResults(Objective{Within: time.Second})
 	took := []time.Duration{time.Millisecond}
 	o.begin(noon.Add(10 * time.Second))
 	o.add(noon.Add(20*time.Second), took, 0)
@@ -85,7 +85,7 @@ func TestObjectivePartialMinutes(t *testing.T) {
 // What waits to be written is bounded; the counters go on.
 func TestObjectiveUnwritten(t *testing.T) {
 	t.Parallel()
-	o := newObjective(Objective{Within: time.Second})
+	o := newSinkResults(Objective{Within: time.Second})
 	for i := range 2 * maxUnwritten {
 		o.add(noon.Add(time.Duration(i)*time.Minute), []time.Duration{0}, 0)
 	}
@@ -100,7 +100,7 @@ func TestObjectiveUnwritten(t *testing.T) {
 // The periods are those of the ledger with what is not written yet, by PostgreSQL's clock. They end with the events that have become too old.
 func TestObjectivePast(t *testing.T) {
 	t.Parallel()
-	o := newObjective(Objective{Within: time.Second, Ratio: .9})
+	o := newSinkResults(Objective{Within: time.Second, Ratio: .9})
 	ours := noon.Add(-7 * time.Second) // PostgreSQL's clock is 7 s ahead
 	o.add(ours.Add(-2*time.Minute), []time.Duration{0}, 0)
 	o.over(ours, completeMinute)

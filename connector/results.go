@@ -28,7 +28,7 @@ func (p *postgres) readResults(ctx context.Context, processors []int32) (ledger.
 // the answer to a try may have been lost. It outlives sessions. Only keepResults uses it, and the end of the session after that.
 type resultsBatch struct {
 	ledger.ResultBatch
-	taken map[*objective]int // how many minutes of each are in it
+	taken map[*sinkResults]int // how many minutes of each are in it
 }
 
 // keepResults writes the results of each minute to the ledger soon after it is over, and reads the past once, until ctx ends. A minute without
@@ -64,7 +64,7 @@ func (s *session) untilNextMinute(now time.Time) time.Duration {
 	return time.Minute
 }
 
-func (o *objective) untilNextMinute(now time.Time) time.Duration {
+func (o *sinkResults) untilNextMinute(now time.Time) time.Duration {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now = now.Add(o.clock)
@@ -73,11 +73,11 @@ func (o *objective) untilNextMinute(now time.Time) time.Duration {
 
 // writeResults writes the minutes that are over, and with endedMinute the present one too.
 func (c *Connector) writeResults(ctx context.Context, s *session, upTo completeness) error {
-	b := &c.results
+	b := &c.kept.results
 	for {
 		fresh := len(b.Minutes) == 0
 		if fresh {
-			c.results = resultsBatch{ResultBatch: ledger.ResultBatch{ID: rand.Text()}, taken: map[*objective]int{}}
+			c.kept.results = resultsBatch{ResultBatch: ledger.ResultBatch{ID: rand.Text()}, taken: map[*sinkResults]int{}}
 			for id, lanes := range s.bySink {
 				o := lanes[0].objective
 				minutes := o.over(time.Now(), upTo)
@@ -100,7 +100,7 @@ func (c *Connector) writeResults(ctx context.Context, s *session, upTo completen
 		for o, n := range b.taken {
 			o.written(n)
 		}
-		c.results = resultsBatch{}
+		c.kept.results = resultsBatch{}
 		if fresh {
 			return nil
 		}

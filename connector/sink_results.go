@@ -19,11 +19,11 @@ type Objective struct {
 // the rows, while the counters go on.
 const maxUnwritten = 60
 
-// objective counts what became of a sink's events, for its objective: minute by minute, and over the last hours. It outlives sessions. The
+// sinkResults counts what became of a sink's events, for its objective: minute by minute, and over the last hours. It outlives sessions. The
 // minute of an event is that in which it was settled, by PostgreSQL's clock as the last session has measured it.
 //
 // A lane calls add once for each Deliver, so that the mutex is taken once for many events.
-type objective struct {
+type sinkResults struct {
 	goal Objective
 
 	mu           sync.Mutex
@@ -56,10 +56,10 @@ type periodCount struct {
 	monitoring.EventCounts
 }
 
-func newObjective(goal Objective) *objective { return &objective{goal: goal} }
+func newSinkResults(goal Objective) *sinkResults { return &sinkResults{goal: goal} }
 
 // add counts events that were settled at this time: those that were accepted, with the time from their commit, and others that were given up.
-func (o *objective) add(at time.Time, took []time.Duration, givenUp int) {
+func (o *sinkResults) add(at time.Time, took []time.Duration, givenUp int) {
 	if len(took)+givenUp == 0 {
 		return
 	}
@@ -94,7 +94,7 @@ const (
 )
 
 // close closes the open minute, if there is one. The caller holds mu.
-func (o *objective) close(c completeness) {
+func (o *sinkResults) close(c completeness) {
 	m := &o.open
 	if m.counts.Events > 0 && len(o.unwritten) < maxUnwritten {
 		o.unwritten = append(o.unwritten, m.results(o.goal))
@@ -121,7 +121,7 @@ func (m *openMinute) results(goal Objective) ledger.MinuteResults {
 }
 
 // over returns the minutes that are to be written. With endedMinute the one that is open is among them.
-func (o *objective) over(now time.Time, c completeness) []ledger.MinuteResults {
+func (o *sinkResults) over(now time.Time, c completeness) []ledger.MinuteResults {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if c == endedMinute || now.Add(o.clock).Truncate(time.Minute).After(o.open.start) {
@@ -131,21 +131,21 @@ func (o *objective) over(now time.Time, c completeness) []ledger.MinuteResults {
 }
 
 // written forgets the first n minutes that over has returned: they are in the ledger.
-func (o *objective) written(n int) {
+func (o *sinkResults) written(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.unwritten = slices.Delete(o.unwritten, 0, n)
 }
 
 // begin notes that a session begins.
-func (o *objective) begin(now time.Time) {
+func (o *sinkResults) begin(now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.since = now.Add(o.clock)
 }
 
 // remember takes what the ledger has of the sink. now is the time of this process at which history.Now was PostgreSQL's.
-func (o *objective) remember(processor int32, history *ledger.ResultHistory, now time.Time) {
+func (o *sinkResults) remember(processor int32, history *ledger.ResultHistory, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	clock := history.Now.Sub(now)
@@ -171,7 +171,7 @@ func (o *objective) remember(processor int32, history *ledger.ResultHistory, now
 }
 
 // forget forgets the past: another process counts now.
-func (o *objective) forget() {
+func (o *sinkResults) forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.past = pastResults{}
@@ -207,7 +207,7 @@ func sumFrom(all []periodCount, from time.Time) (sum monitoring.EventCounts, lef
 }
 
 // status returns how the objective does at this time.
-func (o *objective) status(now time.Time) monitoring.ObjectiveStatus {
+func (o *sinkResults) status(now time.Time) monitoring.ObjectiveStatus {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	st := monitoring.ObjectiveStatus{Within: o.goal.Within, Ratio: o.goal.Ratio, InTime: o.inTime, Late: o.late, Known: o.past.known}
