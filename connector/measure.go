@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
@@ -21,7 +22,24 @@ const (
 	// oldestRest is for how long nobody looks for the oldest row of the outbox after that has been given up. The server's log has a line about
 	// each time.
 	oldestRest = 10 * time.Minute
+	// transactionWAL, outcomeWAL and parkedWAL are about how many bytes of WAL a transaction of the recorder takes, each of its outcomes, and a
+	// row of outbox_parked besides its event: see docs/sizing.md.
+	transactionWAL, outcomeWAL, parkedWAL = 900, 200, 400
 )
+
+// walOf returns about how much WAL a batch of the recorder has taken.
+func walOf(b checkpoint.Batch) int64 {
+	size := transactionWAL
+	for _, outcomes := range b.Outcomes {
+		size += outcomeWAL * len(outcomes.Rows)
+		for i := range outcomes.Rows {
+			if p := outcomes.Rows[i].Parked; p != nil {
+				size += parkedWAL + len(p.Event) + len(p.Payload)
+			}
+		}
+	}
+	return int64(size)
+}
 
 // measuredDatabase is what the keeper has last asked PostgreSQL for the metrics. It is empty without a session.
 type measuredDatabase struct {

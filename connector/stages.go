@@ -19,6 +19,7 @@ type stages struct {
 	confirm atomicDuration // its sending of status messages
 	record  meter
 	retries atomic.Int64 // of the recorder
+	ownWAL  atomic.Int64 // bytes that the recorder has written, about
 	waits   struct{ lanes, window, recorder meter }
 }
 

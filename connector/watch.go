@@ -81,6 +81,7 @@ func (w watchedLedger) Commit(ctx context.Context, b checkpoint.Batch) error {
 	err := w.Ledger.Commit(ctx, b)
 	if err == nil {
 		w.clock.committed(b.Watermark.LSN, try, time.Now())
+		w.clock.stages.ownWAL.Add(walOf(b))
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
@@ -128,6 +129,43 @@ func TestCaughtUpForecast(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What the connector writes itself while it catches up does not count: the server passes it at once. The backlog is 100 kB, of which 1 kB is
+// delivered a second; 0.6 kB a second are written for that.
+func TestCaughtUpForecastWithoutOwnWAL(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g, pass := watched(func(second int, st *Status, _ *SinkStatus) {
+			st.Confirmed = 1<<30 + pglogrepl.LSN(1000*second)
+			st.OwnWAL = 5_000 + int64(600*second)
+			st.LagBytes = 100_000 - int64(1000*second) + int64(600*second)
+			st.Lag = time.Minute
+		})
+		for second := 10; second <= 90; second += 10 {
+			pass(10)
+			if left := time.Until(g.recent.Status().Forecast.CaughtUp.CaughtUpAt).Seconds(); math.Abs(left-float64(100-second)) > 1 {
+				t.Errorf("after %d s: caught up in %g s", second, left)
+			}
+		}
+	})
+}
+
+// Marks are few, however long the stream is behind.
+func TestMarksAreBounded(t *testing.T) {
+	t.Parallel()
+	r := NewRecent(nil, nil)
+	for i := range 10 * mostMarks {
+		r.keep(sample{at: time.Unix(int64(i), 0), streams: true, written: float64(1000 + i), behind: float64(1000 + i), own: float64(i)})
+	}
+	if n := len(r.marks); n > mostMarks || r.marks[0].own != 0 {
+		t.Errorf("%d marks, the first of %+v", n, r.marks[0])
+	}
+	last := sample{written: 20_000, behind: 10, own: 20_000, streams: true}
+	r.keep(last)
+	if len(r.marks) > 2 {
+		t.Errorf("%d marks once it has caught up", len(r.marks))
+	}
 }
 
 // A process without a session shows nothing of what it knew.

@@ -25,6 +25,8 @@ const (
 	// leastRise is how long the WAL that is kept for a slot has to be known before it is said to grow. Under load it goes up and down: the
 	// server moves restart_lsn about every 15 s.
 	leastRise = 30 * time.Second
+	// mostMarks bounds how many marks are remembered.
+	mostMarks = 1000
 )
 
 // Trend says which way it goes with what waits.
@@ -58,15 +60,20 @@ type Recent struct {
 
 	mu      sync.Mutex
 	samples []sample // the oldest first
+	marks   []mark   // of the time since the server wrote what is confirmed now, the oldest first
 }
+
+// mark says how much WAL the connector had itself written when the server had written up to an LSN. Both never become less.
+type mark struct{ written, own float64 }
 
 // sample is what is remembered of a Status.
 type sample struct {
 	at     time.Time
 	before bool // there was no connector yet, so nothing was delivered
-	// written and behind are bytes of WAL: how far the server has written, and what is not confirmed of that. Both are meaningless unless
-	// streams is true.
+	// written and behind are bytes of WAL: how far the server has written, and what is not confirmed of that, without what the connector has
+	// itself written there. Both are meaningless unless streams is true.
 	written, behind float64
+	own             float64 // Status.OwnWAL
 	streams         bool
 	slot            *SlotStatus // nil if it is not known
 	sinks           []sinkSample
@@ -123,6 +130,7 @@ func sampleOf(st Status) sample {
 	}
 	s := sample{
 		at: st.At, written: float64(st.Confirmed) + float64(st.LagBytes), behind: float64(st.LagBytes), streams: st.Streaming && st.Confirmed > 0,
+		own:   float64(st.OwnWAL),
 		sinks: make([]sinkSample, len(st.Sinks)),
 	}
 	if st.Database != nil {
@@ -142,12 +150,46 @@ func sampleOf(st Status) sample {
 func (r *Recent) keep(s sample) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if s.streams {
+		r.mark(&s)
+		s.behind = r.withoutOwn(&s)
+	}
 	r.samples = append(r.samples, s)
 	old := 0
 	for old+1 < len(r.samples) && s.at.Sub(r.samples[old+1].at) >= minute {
 		old++
 	}
 	r.samples = slices.Delete(r.samples, 0, old)
+}
+
+// mark remembers how much WAL was our own when the server had written so far. Where there are too many marks, every second one goes.
+func (r *Recent) mark(s *sample) {
+	if n := len(r.marks); n > 0 && (s.written < r.marks[n-1].written || s.own < r.marks[n-1].own) {
+		r.marks = nil // another server
+	}
+	r.marks = append(r.marks, mark{s.written, s.own})
+	passed := 0
+	for passed+1 < len(r.marks) && r.marks[passed+1].written <= s.written-s.behind {
+		passed++
+	}
+	r.marks = slices.Delete(r.marks, 0, passed)
+	if len(r.marks) > mostMarks {
+		n := 0
+		for i := 0; i < len(r.marks); i += 2 {
+			r.marks[n] = r.marks[i]
+			n++
+		}
+		r.marks = r.marks[:n]
+	}
+}
+
+// withoutOwn returns what is behind without the WAL that the connector has itself written there, to record outcomes. The server passes that at once,
+// but it is as much as the WAL of small events, and grows the faster they are delivered.
+func (r *Recent) withoutOwn(s *sample) float64 {
+	if len(r.marks) == 0 {
+		return s.behind
+	}
+	return max(0, s.behind-max(0, s.own-r.marks[0].own))
 }
 
 // trends is what the last minute says.
@@ -167,8 +209,10 @@ type sinkTrend struct {
 func (r *Recent) trends(st Status) trends {
 	r.mu.Lock()
 	samples := slices.Clone(r.samples)
+	now := sampleOf(st)
+	now.behind = r.withoutOwn(&now)
 	r.mu.Unlock()
-	samples = append(samples, sampleOf(st))
+	samples = append(samples, now)
 
 	ofStream := func(value func(*sample) float64) series {
 		return collect(samples, func(s *sample) (float64, bool) { return value(s), s.streams })

@@ -36,6 +36,8 @@ type Status struct {
 	// LagBytes is the WAL between what the server is known to have written and Confirmed, in bytes. Keepalives and commits in the stream say
 	// how far the server has written, and a query every 2 s. It is 0 in a process that stands by.
 	LagBytes int64
+	// OwnWAL is about how much of that WAL the connector has itself written since it was made, to record outcomes.
+	OwnWAL int64
 	// Confirmed is the LSN that may be confirmed to PostgreSQL. Prefix is the commit LSN of the last event of the prefix: that
 	// event and all events before it are settled. Both are 0 before the first session.
 	Confirmed, Prefix pglogrepl.LSN

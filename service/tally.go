@@ -44,6 +44,7 @@ func (t *tally) status() (st monitoring.Status, none bool) {
 func sum(st, earlier monitoring.Status) monitoring.Status {
 	st.Sessions += earlier.Sessions
 	st.Invalid += earlier.Invalid
+	st.OwnWAL += earlier.OwnWAL
 	st.Unrouted += earlier.Unrouted
 	st.Stages = st.Stages.Plus(earlier.Stages)
 	for _, before := range earlier.Sinks {
