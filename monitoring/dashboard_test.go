@@ -7,8 +7,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 )
 
 const generator = "../tools/dashboards"
@@ -207,6 +210,42 @@ func TestDashboardOfAnotherPrefix(t *testing.T) {
 					if strings.HasPrefix(name, defaultPrefix) || !strings.HasPrefix(name, prefix) && strings.Contains(name, "slot") {
 						t.Errorf("%q: %s: %s", prefix, p.Title, name)
 					}
+				}
+			}
+		}
+	}
+}
+
+// The rules of another prefix are about metrics of that prefix only, their recording rules have names of their own and lead to the
+// dashboard of that prefix.
+func TestRulesOfAnotherPrefix(t *testing.T) {
+	t.Parallel()
+	for _, prefix := range []string{"", "orders_"} {
+		var text bytes.Buffer
+		if err := WriteRules(&text, prefix); err != nil {
+			t.Fatal(err)
+		}
+		var file struct {
+			Groups []struct {
+				Rules []struct {
+					Record, Alert, Expr string
+					Annotations         map[string]string
+				}
+			}
+		}
+		if err := yaml.Unmarshal(text.Bytes(), &file); err != nil || len(file.Groups) == 0 {
+			t.Fatalf("%q: %d groups, %v", prefix, len(file.Groups), err)
+		}
+		for _, g := range file.Groups {
+			for _, r := range g.Rules {
+				for _, name := range append(metricNames(r.Expr), r.Record) {
+					wrong := strings.HasPrefix(name, defaultPrefix) || slices.Contains(recordingRules(t), name)
+					if wrong {
+						t.Errorf("%q: %s%s: %s", prefix, r.Record, r.Alert, name)
+					}
+				}
+				if link := r.Annotations["dashboard"]; r.Alert != "" && !strings.Contains(link, "/d/"+dashboardUID(prefix)+"?") {
+					t.Errorf("%q: %s leads to %s", prefix, r.Alert, link)
 				}
 			}
 		}

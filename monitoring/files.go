@@ -1,7 +1,8 @@
 package monitoring
 
 import (
-	_ "embed" // for the dashboard
+	"cmp"
+	_ "embed" // for the dashboard and the rules
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -16,16 +17,40 @@ const defaultPrefix = "pyairtable_outbox_"
 //go:embed grafana/dashboards/outbox/outbox-monitoring.json
 var dashboard string
 
+// rules are the alert rules for Prometheus, and the recording rules that they need.
+//
+//go:embed rules/outbox-alerts.yml
+var rules string
+
 // WriteDashboard writes the dashboard for Grafana, with metrics whose names begin with prefix. The dashboard of another prefix than the
 // default has an identity of its own, so that one Grafana can hold both.
 func WriteDashboard(w io.Writer, prefix string) error {
-	text := dashboard
+	return write(w, dashboard, prefix, strings.NewReplacer(
+		`"title": "Outbox"`, fmt.Sprintf(`"title": %q`, strings.TrimSpace("Outbox "+prefix)),
+		`"uid": "`+dashboardUID(defaultPrefix)+`"`, fmt.Sprintf(`"uid": %q`, dashboardUID(prefix)),
+		recordPrefix, recordPrefix+cmp.Or(prefix, "bare_"),
+		defaultPrefix, prefix,
+	))
+}
+
+// recordPrefix begins the names of the recording rules.
+const recordPrefix = "job:outbox_"
+
+// WriteRules writes the alert rules for Prometheus and the recording rules that they need, with metrics whose names begin with prefix. The
+// recording rules of another prefix than the default have other names, so that one Prometheus can have both files: two connectors in one
+// process have the same job, and only their prefixes differ.
+func WriteRules(w io.Writer, prefix string) error {
+	return write(w, rules, prefix, strings.NewReplacer(
+		recordPrefix, recordPrefix+cmp.Or(prefix, "bare_"),
+		"/d/"+dashboardUID(defaultPrefix)+"?", "/d/"+dashboardUID(prefix)+"?",
+		defaultPrefix, prefix,
+	))
+}
+
+// write writes a text as it is for the default prefix, and with its names replaced for another one.
+func write(w io.Writer, text, prefix string, names *strings.Replacer) error {
 	if prefix != defaultPrefix {
-		text = strings.NewReplacer(
-			`"title": "Outbox"`, fmt.Sprintf(`"title": %q`, strings.TrimSpace("Outbox "+prefix)),
-			`"uid": "`+dashboardUID(defaultPrefix)+`"`, fmt.Sprintf(`"uid": %q`, dashboardUID(prefix)),
-			defaultPrefix, prefix,
-		).Replace(text)
+		text = names.Replace(text)
 	}
 	_, err := io.WriteString(w, text)
 	return err

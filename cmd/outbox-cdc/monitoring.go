@@ -26,6 +26,13 @@ dashboards. The HTTP API of Grafana wants it wrapped, as the example does. Nothi
   outbox-cdc monitoring dashboard | jq '{dashboard: ., overwrite: true}' |
     curl -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d @- http://grafana:3000/api/dashboards/db`,
 		}, monitoring.WriteDashboard),
+		newPrintCommand(environ, "alerts", &cobra.Command{
+			Short: "Print the alert rules for Prometheus",
+			Long: `Print the alert rules for Prometheus, with the recording rules that they need, as one file. Its name belongs into rule_files of
+prometheus.yml. docs/operations.md has a runbook for each alert. Nothing is connected to.`,
+			Example: `  outbox-cdc monitoring alerts > /etc/prometheus/rules/outbox-alerts.yml
+  outbox-cdc monitoring alerts --prefix orders_outbox_ | promtool check rules`,
+		}, monitoring.WriteRules),
 		newPrintCommand(environ, "metrics", &cobra.Command{
 			Short:   "Print what each metric is, and which values are worth a look",
 			Long:    "Print what each metric is, and which values are worth a look, as a page of Markdown. Nothing is connected to.",

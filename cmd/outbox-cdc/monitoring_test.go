@@ -19,7 +19,7 @@ func TestMonitoring(t *testing.T) {
 	if err := os.WriteFile(file, []byte("metrics: {prefix: shop_}\nsinks: [{type: kafka}]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, what := range []string{"dashboard", "metrics"} {
+	for _, what := range []string{"dashboard", "alerts", "metrics"} {
 		for _, c := range []struct{ line, prefix string }{
 			{"", "pyairtable_outbox_"},
 			{"--prefix orders_", "orders_"},
@@ -28,8 +28,8 @@ func TestMonitoring(t *testing.T) {
 			{"--prefix orders_ --config " + file, "orders_"},
 		} {
 			got := command(t, nil, strings.Fields("monitoring "+what+" "+c.line)...)
-			if got.code != 0 || !strings.Contains(got.stdout, c.prefix+"slot_lag_seconds") {
-				t.Errorf("%s %s: code %d, stderr %q, or no %sslot_lag_seconds", what, c.line, got.code, got.stderr, c.prefix)
+			if got.code != 0 || !strings.Contains(got.stdout, c.prefix+"slot_lag_bytes") {
+				t.Errorf("%s %s: code %d, stderr %q, or no %sslot_lag_bytes", what, c.line, got.code, got.stderr, c.prefix)
 			}
 			if c.prefix != "pyairtable_outbox_" && strings.Contains(got.stdout, "pyairtable_") {
 				t.Errorf("%s %s: some names begin with the default prefix", what, c.line)

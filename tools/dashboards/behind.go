@@ -30,7 +30,7 @@ func behindRow() row {
 			shows: "WAL that PostgreSQL keeps for the slot, and the limit at which it gives the slot up (max_slot_wal_keep_size; no line without one).",
 			good:  "kept stays far below the limit.",
 			todo:  "a slot that is lost loses events: mend what keeps the stream, or raise the limit and call pg_reload_conf().",
-			page:  "slot.md#lost-slot", unit: units.BytesIEC, width: 12,
+			page:  "operations.md#outboxslotlostsoon", unit: units.BytesIEC, width: 12,
 		},
 			query{kept, "kept"},
 			query{kept + " + " + leading(ofInstances("slot_safe_wal_bytes"), "job"), "may be kept"}),
@@ -39,7 +39,7 @@ func behindRow() row {
 			shows: "When the WAL that may be kept is used up, if what is kept goes on growing as over the last minute.",
 			good:  "nothing is forecast.",
 			todo:  "below 4 hours an alert pages. Mend what keeps the stream, or raise max_slot_wal_keep_size.",
-			page:  "slot.md#lost-slot", unit: units.Seconds, width: 6,
+			page:  "operations.md#outboxslotlostsoon", unit: units.Seconds, width: 6,
 		}, query{leading(ofInstances("forecast_slot_lost_seconds")), "if it goes on so"}).
 			Thresholds(absolute(thresholds("red", step{4 * 3600, "orange"}, step{24 * 3600, "green"}))).NoValue("not in sight"),
 		number(panel{
@@ -47,7 +47,7 @@ func behindRow() row {
 			shows: "When nothing waits any more, neither in the WAL nor parked, if it goes on as over the last minute; 0 if nothing waits.",
 			good:  "0, or it falls.",
 			todo:  "without a value, although all sinks are up, more comes than is delivered: the rows below say which stage is busy.",
-			page:  "slot.md#lag", unit: units.Seconds, width: 6,
+			page:  "operations.md#outboxhighqueuedepth", unit: units.Seconds, width: 6,
 		}, query{leading(ofInstances("forecast_caught_up_seconds")), "if it goes on so"}).
 			Thresholds(absolute(thresholds("green", step{60, "orange"}, step{3600, "red"}))).NoValue("not at this rate"),
 	}}

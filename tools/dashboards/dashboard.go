@@ -70,10 +70,7 @@ func newDashboard() (dashboard.Dashboard, error) {
 }
 
 // notYet are metrics that nobody measures yet. A panel with one of them is left out until then.
-var notYet = []string{
-	"slot_restart_lag_bytes", "slot_safe_wal_bytes", "forecast_", "slot_wal_status", "slot_spilled_bytes_total",
-	"xmin_age_transactions", "outbox_bytes", "outbox_oldest_row_timestamp_seconds", "pg_connections", "sla_",
-}
+var notYet = []string{"sla_"}
 
 func isMeasured(b cog.Builder[dashboard.Panel]) bool {
 	p, err := b.Build()

@@ -15,14 +15,17 @@ func healthRow() row {
 			todo:  "the runbook has a section for each alert: what it means, what to look at, what to do.",
 			page:  "operations.md", unit: units.Short, width: 8,
 		}, "alertname",
-			column{query: query{`max by (alertname, severity, sink) (ALERTS{alertname=~"Outbox.*", alertstate="firing", job=~"$job|"})`, "severity"}, label: "severity"},
+			// Without rules nothing fires, and that does not mean that all is well.
+			column{query: query{`max by (alertname, severity, sink) (ALERTS{alertname=~"Outbox.*", alertstate="firing", job=~"$job|"})` +
+				` or label_replace(absent(job:outbox_instances:count{job="$job"}), "alertname", "Prometheus has no rules for this job", "", "")`,
+				"severity"}, label: "severity"},
 		).NoValue("no alert fires"),
 		states(panel{
 			title: "Who streams",
 			shows: "Which instance streams from the slot, and which stand by.",
 			good:  "exactly one leads at any time. With two instances or more a crash costs seconds, because another one takes over.",
 			todo:  "if nobody leads, nothing is delivered: /readyz of each instance says what it waits for.",
-			page:  "health.md", unit: units.Short, width: 8,
+			page:  "operations.md#outboxnoleader", unit: units.Short, width: 8,
 		}, meanings(meaning{"0", "stands by", "blue"}, meaning{"1", "leads", "green"}),
 			query{ofInstances("leader"), "{{instance}}"}),
 		number(panel{
@@ -41,7 +44,7 @@ func healthRow() row {
 			shows: "Old rows of the outbox that the stream is past, and that the ledger does not know.",
 			good:  "0.",
 			todo:  "nobody knows whether these events were delivered. Nothing deletes them. The page says how to find out, and what to do.",
-			page:  "retention.md#unaccounted", unit: units.NoUnit, width: 3,
+			page:  "operations.md#outboxunaccountedevents", unit: units.NoUnit, width: 3,
 		}, query{leading(ofInstances("unaccounted_events")), "events"}).
 			Thresholds(absolute(thresholds("green", step{1, "red"}))).NoValue("not known yet"),
 
@@ -50,7 +53,7 @@ func healthRow() row {
 			shows: "The share of the events of 28 days that each sink has accepted in time, and how much of the error budget is left.",
 			good:  "the share is above its objective, and the budget falls more slowly than the days pass.",
 			todo:  "outbox-cdc report names the worst hours and the slowest stage. A budget below 0 means that the objective is missed.",
-			page:  "operations.md", unit: units.NoUnit, width: 8,
+			page:  "operations.md#outboxslaburnfast", unit: units.NoUnit, width: 8,
 		}, "sink",
 			column{query: query{leading(ofSinks("sla_within_seconds"), "sink"), "within"}, unit: units.Seconds},
 			column{query: query{leading(ofSinks("sla_objective_ratio"), "sink"), "objective"}, unit: units.PercentUnit},
@@ -63,14 +66,14 @@ func healthRow() row {
 			shows: "What became of events: delivered, failed (one try, to be tried again), dead (given up) or discarded.",
 			good:  "nearly all are delivered, as fast as the services write.",
 			todo:  "failed tries have their cause below, under Errors by class; dead letters wait for outbox-cdc dlq.",
-			page:  "parked.md#dead-letters", unit: units.CountsPerSecond, width: 8,
+			page:  "operations.md#outboxhigherrorrate", unit: units.CountsPerSecond, width: 8,
 		}, query{perSecond(ofSinks("events_processed_total"), "sink", "status") + " > 0", "{{sink}} {{status}}"}),
 		lines(panel{
 			title: "Oldest undelivered",
 			shows: "How long ago the oldest event was committed that was read and still waits for a sink, in a lane or parked.",
 			good:  "less than a second, or it falls.",
 			todo:  "a line that rises as fast as the clock is one event that does not get through. outbox-cdc dlq list shows what is parked, and why.",
-			page:  "parked.md#parked", unit: units.Seconds, width: 8,
+			page:  "operations.md#outboxoldestparked", unit: units.Seconds, width: 8,
 		}, query{waiting, "{{sink}}"}),
 	}}
 }

@@ -44,14 +44,14 @@ func whyRow() row {
 			shows: "ok, catching up (delivers what was parked), degraded (it fails), away (left alone), suspect (it refuses everything), paused (by a person).",
 			good:  "ok, and catching up for a while after an outage.",
 			todo:  "outbox-cdc status says why, since when, and what to do.",
-			page:  "health.md", unit: units.NoUnit, width: 8,
+			page:  "operations.md#outboxsinksuspect", unit: units.NoUnit, width: 8,
 		}, stateMeanings, query{leading(stateOf, "sink"), "{{sink}}"}),
 		states(panel{
 			title: "Circuit breakers",
 			shows: "Whether each sink is left alone: open after several batches in a row found it away; half open while one event asks whether it is back.",
 			good:  "closed.",
 			todo:  "open for minutes: the destination is away. Open and closed in turn: it flaps. outbox-cdc retry asks at once.",
-			page:  "parked.md#retry", unit: units.NoUnit, width: 8,
+			page:  "operations.md#outboxbreakerflapping", unit: units.NoUnit, width: 8,
 		}, meanings(meaning{"0", "closed", "green"}, meaning{"1", "half open", "yellow"}, meaning{"2", "open", "red"}),
 			query{leading(ofSinks("circuit_breaker_state"), "sink"), "{{sink}}"}),
 		lines(panel{
@@ -59,7 +59,7 @@ func whyRow() row {
 			shows: "Aggregates whose events wait behind one that failed, so that their order is kept.",
 			good:  "0.",
 			todo:  "if it grows while the sink accepts other messages, it refuses some messages of many aggregates: outbox-cdc dlq list.",
-			page:  "parked.md#parked", unit: units.Short, width: 4,
+			page:  "operations.md#outboxheldaggregates", unit: units.Short, width: 4,
 		}, query{leading(ofSinks("held_aggregates"), "sink"), "{{sink}}"}),
 		lines(panel{
 			title: "Batch sizes",
