@@ -139,9 +139,6 @@ func foreignLabels(expr string) (foreign []string) {
 	return foreign
 }
 
-// awaited are metrics that are about to come.
-var awaited = []string{"sla_"}
-
 // Rules use metrics and labels that exist.
 func TestRulesAndTheCatalogue(t *testing.T) {
 	t.Parallel()
@@ -149,9 +146,6 @@ func TestRulesAndTheCatalogue(t *testing.T) {
 	var used strings.Builder
 	for _, r := range readRules(t) {
 		used.WriteString(r.Expr + "\n")
-		if slices.ContainsFunc(awaited, func(name string) bool { return strings.Contains(r.Expr, defaultPrefix+name) }) {
-			continue
-		}
 		if what := objection(r.Expr, records); what != "" {
 			t.Errorf("%s%s: %s", r.Alert, r.Record, what)
 		}
@@ -191,7 +185,7 @@ func TestRunbooksAndTheCatalogue(t *testing.T) {
 			i := slices.IndexFunc(families(), func(f Family) bool { return f.Name == m[1] })
 			for label := range strings.SplitSeq(m[2], ",") {
 				label, _, _ = strings.Cut(label, "=")
-				if !strings.HasPrefix(m[1], "sla_") && (i < 0 || label != "" && !slices.Contains(families()[i].Labels, label)) {
+				if i < 0 || label != "" && !slices.Contains(families()[i].Labels, label) {
 					t.Errorf("docs/%s: there is no metric %s", page, strings.Trim(m[0], "`"))
 				}
 			}
