@@ -258,6 +258,10 @@ func (c *Connector) Run(ctx context.Context) error {
 	}
 	defer db.close()
 	c.db = db
+	for _, s := range c.cfg.Sinks {
+		// The first scrape shows the series, before there is a session: a rate misses the events with which a series appears.
+		newLaneMeasures(c.cfg.Metrics, s.Name)
+	}
 	// unroutedLog reports once a minute at most. What it has counted since its last report goes into the log now.
 	defer func() { c.unroutedLog.report(time.Now().Add(unroutedEvery), c.cfg.Logger) }()
 	defer func() {

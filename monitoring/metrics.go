@@ -34,7 +34,7 @@ func NewMetrics(prefix string, reg prometheus.Registerer, within ...time.Duratio
 		}
 		m.families[f.Name] = f
 	}
-	return &Metrics{
+	metrics := &Metrics{
 		EventDuration:      m.histogram("event_processing_duration_seconds"),
 		StageDuration:      m.histogram("stage_duration_seconds"),
 		DeliverDuration:    m.histogram("deliver_duration_seconds"),
@@ -43,6 +43,14 @@ func NewMetrics(prefix string, reg prometheus.Registerer, within ...time.Duratio
 		CleanupDeleted:     m.counter("cleanup_deleted_total"),
 		CleanupLastSuccess: m.gauge("cleanup_last_success_timestamp_seconds").WithLabelValues(),
 	}
+	// The first scrape shows these series: a rate misses that with which a series appears.
+	for _, table := range []string{"event_outbox", "outbox_metrics"} {
+		metrics.CleanupDeleted.WithLabelValues(table)
+	}
+	for _, stage := range []string{StageDecode, StageQueue, StageDeliver, StageRecord, StageConfirm} {
+		metrics.StageDuration.WithLabelValues(stage)
+	}
+	return metrics
 }
 
 // withBuckets returns the buckets and one that ends at each of these times.
