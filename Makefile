@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers dashboards clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers dashboards clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -34,6 +34,10 @@ test: ## vet and test everything against real servers, as CI does
 
 e2e: ## run the end-to-end tests only
 	$(GO_TEST) -timeout 25m -count=1 $(E2E)
+
+test-observe: ## scrape a connector in trouble with Prometheus, ask all that the dashboard asks, see alerts fire and be silent, half an hour, on a machine that does nothing else
+	scripts/deps
+	go test ./test/observe -count=1 -v -parallel 1 -timeout 90m -args -full -out $(CURDIR)/bin/observe
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
 	scripts/fuzz $(FUZZTIME)

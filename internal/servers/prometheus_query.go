@@ -50,11 +50,6 @@ func (p *Prometheus) Query(ctx context.Context, expr string) ([]Series, error) {
 	return p.query(ctx, "/api/v1/query", url.Values{"query": {expr}})
 }
 
-// QueryAt evaluates an expression at a time.
-func (p *Prometheus) QueryAt(ctx context.Context, expr string, at time.Time) ([]Series, error) {
-	return p.query(ctx, "/api/v1/query", url.Values{"query": {expr}, "time": {unixSeconds(at)}})
-}
-
 // QueryRange evaluates an expression at each step of a span.
 func (p *Prometheus) QueryRange(ctx context.Context, expr string, s Span) ([]Series, error) {
 	return p.query(ctx, "/api/v1/query_range", url.Values{
@@ -100,13 +95,14 @@ func (p *Prometheus) query(ctx context.Context, path string, values url.Values) 
 
 // Rule is a recording or alerting rule, as it was last evaluated.
 type Rule struct {
-	Name      string  `json:"name"`
-	Type      string  `json:"type"` // recording or alerting
-	Query     string  `json:"query"`
-	Health    string  `json:"health"` // unknown (not evaluated yet), ok or err
-	LastError string  `json:"lastError"`
-	State     string  `json:"state"` // of an alert: inactive, pending or firing
-	Alerts    []Alert `json:"alerts"`
+	Name      string            `json:"name"`
+	Type      string            `json:"type"` // recording or alerting
+	Query     string            `json:"query"`
+	Health    string            `json:"health"` // unknown (not evaluated yet), ok or err
+	LastError string            `json:"lastError"`
+	Labels    map[string]string `json:"labels"`
+	State     string            `json:"state"` // of an alert: inactive, pending or firing
+	Alerts    []Alert           `json:"alerts"`
 }
 
 // Alert is an alert that is pending or fires.
@@ -133,17 +129,6 @@ func (p *Prometheus) Rules(ctx context.Context) ([]Rule, error) {
 		all = append(all, g.Rules...)
 	}
 	return all, nil
-}
-
-// Alerts returns the alerts that are pending or fire.
-func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
-	var answer struct {
-		Alerts []Alert `json:"alerts"`
-	}
-	if err := p.ask(ctx, "/api/v1/alerts", &answer); err != nil {
-		return nil, fmt.Errorf("list alerts: %w", err)
-	}
-	return answer.Alerts, nil
 }
 
 // ask decodes the data of an answer into data.

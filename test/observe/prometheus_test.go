@@ -3,7 +3,6 @@ package observe
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
@@ -42,16 +41,6 @@ func (p *prometheus) series(expr string) []servers.Series {
 	return got
 }
 
-// seriesAt evaluates an expression at a time.
-func (p *prometheus) seriesAt(expr string, at time.Time) []servers.Series {
-	p.t.Helper()
-	got, err := p.QueryAt(p.t.Context(), expr, at)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return got
-}
-
 // seriesOver evaluates an expression at each step of a span.
 func (p *prometheus) seriesOver(expr string, span servers.Span) []servers.Series {
 	p.t.Helper()
@@ -60,22 +49,6 @@ func (p *prometheus) seriesOver(expr string, span servers.Span) []servers.Series
 		p.t.Fatal(err)
 	}
 	return got
-}
-
-// firing returns the alerts that fire, by name.
-func (p *prometheus) firing() map[string]servers.Alert {
-	p.t.Helper()
-	all, err := p.Alerts(p.t.Context())
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	firing := map[string]servers.Alert{}
-	for _, a := range all {
-		if a.State == "firing" {
-			firing[a.Labels["alertname"]] = a
-		}
-	}
-	return firing
 }
 
 // rules returns all rules. One that cannot be evaluated fails the test.

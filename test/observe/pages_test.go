@@ -1,0 +1,96 @@
+//go:build linux
+
+package observe
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+)
+
+// Each alert that pages fires in its situation: here they come one after the other, with short times.
+func TestPages(t *testing.T) {
+	if !*full {
+		t.Skip("it takes minutes: make test-observe")
+	}
+	w := newWorld(t, map[string]string{"min_wal_size": "32MB", "max_wal_size": "64MB"})
+	leader, standby := newConnector(t, w.config), newConnector(t, w.config)
+	leader.start()
+	leader.ready("leader")
+	standby.start()
+	standby.ready("standby")
+	p := scraped(t, shortRules(t, times), leader, standby)
+	began := time.Now()
+	w.load(100)
+	passes(t, 20*time.Second)
+
+	w.receivers["orders"].slow.Store(int64(3 * time.Second))
+	p.fires("OutboxSLABurnFast", 2*time.Minute)
+	w.receivers["orders"].slow.Store(0)
+	w.settled(leader, 2*time.Minute)
+
+	leader.kill()
+	standby.kill()
+	p.fires("OutboxNoLeader", time.Minute)
+	leader.start()
+	leader.ready("leader")
+	standby.start()
+	standby.ready("standby")
+
+	release := w.hold()
+	p.fires("OutboxRecorderFailing", time.Minute)
+	// Nothing is confirmed, and others write.
+	w.exec("create table filler (t text)")
+	fill := func() {
+		w.exec("insert into filler select repeat(md5(n::text), 40) from generate_series(1, 5000) n")
+		w.exec("checkpoint")
+	}
+	p.firesWhile(fill, "OutboxDiskWillFill", 2*time.Minute)
+	var kept int64
+	if err := w.connect().QueryRow(t.Context(), `select (pg_current_wal_lsn() - restart_lsn)::bigint >> 20 from pg_replication_slots
+		where slot_name = $1`, database).Scan(&kept); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(fmt.Sprintf("alter system set max_slot_wal_keep_size = '%dMB'", kept+512))
+	w.exec("select pg_reload_conf()")
+	p.firesWhile(fill, "OutboxSlotLostSoon", 2*time.Minute)
+	p.firesWhile(fill, "OutboxSlotLost", 5*time.Minute)
+	release()
+
+	fired := firedIn(p, began, time.Now())
+	t.Logf("these have fired: %v", slices.Sorted(maps.Keys(fired)))
+	for _, r := range p.rules() {
+		if r.Labels["severity"] == "page" && fired[r.Name] == nil {
+			t.Errorf("%s pages, and has not fired: give it a situation here", r.Name)
+		}
+	}
+}
+
+// fires waits until an alert fires.
+func (p *prometheus) fires(alert string, patience time.Duration) {
+	p.t.Helper()
+	p.firesWhile(func() {}, alert, patience)
+}
+
+// firesWhile does something again and again until an alert fires. An alert that does not exist is left out: the test goes through those that do
+// in the end.
+func (p *prometheus) firesWhile(do func(), alert string, patience time.Duration) {
+	p.t.Helper()
+	if !slices.ContainsFunc(p.rules(), func(r servers.Rule) bool { return r.Name == alert }) {
+		return
+	}
+	begin := time.Now()
+	eventually(p.t, patience, alert, func() error {
+		do()
+		got, err := p.Query(p.t.Context(), fmt.Sprintf(`ALERTS{alertname=%q, alertstate="firing"}`, alert))
+		if err != nil || len(got) == 0 {
+			return fmt.Errorf("it does not fire (%w)", err)
+		}
+		return nil
+	})
+	p.t.Logf("%s fires %s after its cause", alert, time.Since(begin).Round(time.Second))
+}
