@@ -441,11 +441,13 @@ func TestReloadOfTheStandby(t *testing.T) {
 func TestReloadKeepsWhatIsFixed(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(_ *testing.T, b *supervisorBench) {
-		b.now(func(a *answers) { a.file.HTTP.Listen, a.file.Metrics.Prefix = "127.0.0.1:1", "other_" })
+		b.now(func(a *answers) {
+			a.file.HTTP.Listen, a.file.Metrics.Prefix, a.file.Tracing.Endpoint = "127.0.0.1:1", "other_", "https://collector:4318"
+		})
 		b.hup()
 		time.Sleep(time.Second)
 		b.ran("")
-		b.says("take effect only at the next start", "http metrics", "nothing has changed")
+		b.says("take effect only at the next start", "http metrics tracing", "nothing has changed")
 		b.now(func(a *answers) { a.file.Delivery.Lanes++ })
 		b.hup()
 		time.Sleep(time.Second)
