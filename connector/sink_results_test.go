@@ -1,6 +1,7 @@
 package connector
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 func counted(events, inTime int64) monitoring.EventCounts {
@@ -135,5 +137,40 @@ func TestObjectivePast(t *testing.T) {
 	o.forget()
 	if st := o.status(ours); st.Known || st.Month.Events != 0 || st.InTime != 3 {
 		t.Errorf("after another process has taken over: %+v", st)
+	}
+}
+
+// A session writes its last minute when it ends, and the next one knows it: budget and compliance are about all sessions.
+func TestResultsOutliveSessions(t *testing.T) {
+	t.Parallel()
+	b := newConnectorBench(t)
+	b.cfg.Sinks[0].Objective = Objective{Within: time.Hour, Ratio: .99}
+	b.setSink(func(_ context.Context, batch []sinks.Message) []error {
+		errs := make([]error, len(batch))
+		for i, m := range batch {
+			if m.Event.EventType == "bad" {
+				errs[i] = sinks.ErrPermanent
+			}
+		}
+		return errs
+	})
+	for session := range int64(2) {
+		r := b.run()
+		objective := func() monitoring.ObjectiveStatus { return r.connector.Status().Sinks[0].Objective }
+		b.waitFor("the past is known", func() bool { return objective().Known })
+		if st := objective(); st.Month != counted(3*session, 2*session) || st.Hour != st.Month || st.InTime != 0 {
+			t.Errorf("session %d begins with %+v", session, st)
+		}
+		b.event("a", "good")
+		b.event("a", "good")
+		b.event("b", "bad")
+		b.waitFor("all are counted", func() bool { return objective().Month == counted(3*(session+1), 2*(session+1)) })
+		r.stop()
+	}
+	var rows string
+	err := b.conn.QueryRow(context.Background(), `select string_agg(metric_type || ' ' || total, ', ' order by metric_type) from (
+		select metric_type, sum(value) as total from outbox_metrics where metric_type in ('count', 'within', 'hour') group by 1) m`).Scan(&rows)
+	if want := "count 6, hour 6, within 4"; err != nil || rows != want {
+		t.Errorf("the ledger has %q, %v, want %q", rows, err, want)
 	}
 }
