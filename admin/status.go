@@ -120,12 +120,29 @@ type StatusSink struct {
 	AsksAt    *time.Time           `json:"asks_at,omitempty"` // when a destination that is away is asked next
 	TriedRate int                  `json:"tried_per_second,omitempty"`
 	Detail    string               `json:"detail,omitempty"` // the health component of the sink, as its instance has it
-	Rows      StatusRows           `json:"rows"`
+	// State is the condition in one of the six words of the metric sink_state. Only the instance that streams knows it.
+	State monitoring.State `json:"state,omitempty"`
+	Rows  StatusRows       `json:"rows"`
+	// Lanes are how the lanes do, which only the instance that streams knows.
+	Lanes *StatusLanes `json:"lanes,omitempty"`
+	// DeliveredAt is when the sink has last accepted a message. If no instance could be asked, it may be a minute too early.
+	DeliveredAt *time.Time `json:"last_delivered_at,omitempty"`
+	// OldestUndeliveredAt is the commit time of the oldest event that was read and waits for the sink.
+	OldestUndeliveredAt *time.Time `json:"oldest_undelivered_at,omitempty"`
 	// RateNow and RateMinute are the deliveries a second, over the last seconds and the last minute.
 	RateNow    *float64         `json:"delivered_per_second_now,omitempty"`
 	RateMinute *float64         `json:"delivered_per_second_minute,omitempty"`
 	Forecast   monitoring.Trend `json:"forecast,omitempty"`
 	CaughtUpAt *time.Time       `json:"caught_up_at,omitempty"`
+}
+
+// StatusLanes says how the lanes of a sink do.
+type StatusLanes struct {
+	Running    int `json:"running"`
+	Working    int `json:"working"` // those that do what they have to do
+	CatchingUp int `json:"catching_up"`
+	Held       int `json:"held_aggregates"` // that wait behind a delivery that was not accepted
+	InFlight   int `json:"in_flight"`       // deliveries that they were given from the stream and that are not settled
 }
 
 // conditionUnknown is the condition of a sink that nobody knows.

@@ -288,9 +288,14 @@ func (r *statusReader) addSink(in *monitoring.SinkReport, shift time.Duration) {
 	s := &r.status.Sinks[i]
 	if in.InSession && in.Condition != "" {
 		s.Condition, s.Since, s.Cause, s.AsksAt, s.Detail = in.Condition, shifted(in.Since, shift), in.Cause, shifted(in.AsksAt, shift), in.Detail
+		s.State, s.OldestUndeliveredAt = in.State, shifted(in.OldestUndeliveredAt, shift)
+		s.Lanes = &StatusLanes{Running: in.Lanes, Working: in.Working, CatchingUp: in.CatchingUp, Held: in.Held, InFlight: in.InFlight}
 		if s.Condition != monitoring.ConditionSuspect { // the instance knows it earlier than the ledger
 			s.TriedRate = 0
 		}
+	}
+	if at := shifted(in.DeliveredAt, shift); at != nil {
+		s.DeliveredAt = at
 	}
 	if rows := in.Rows; rows != nil {
 		s.Rows = StatusRows{Parked: &rows.Parked, Dead: &rows.DeadLetters}

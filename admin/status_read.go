@@ -227,7 +227,7 @@ func (r *statusReader) showSinks() {
 	for _, known := range r.ledger.Sinks {
 		sink := StatusSink{
 			Name: known.Name, Type: known.Type, Configured: len(r.cfg.Sinks) == 0 || slices.Contains(r.cfg.Sinks, known.Name),
-			Condition: conditionUnknown, Rows: rows(known.Parked),
+			Condition: conditionUnknown, Rows: rows(known.Parked), DeliveredAt: utcOrNil(known.ProcessedAt),
 		}
 		if !sink.Configured && known.Parked.Parked == 0 && known.Parked.Dead == 0 {
 			continue

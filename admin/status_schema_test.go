@@ -102,7 +102,7 @@ func TestStatusSchema(t *testing.T) {
 	}
 	for typ := range map[reflect.Type]bool{
 		reflect.TypeFor[Status](): true, reflect.TypeFor[StatusDatabase](): true, reflect.TypeFor[StatusSlot](): true, reflect.TypeFor[StatusInstance](): true,
-		reflect.TypeFor[StatusSink](): true, reflect.TypeFor[StatusRows](): true, reflect.TypeFor[StatusCleanup](): true, reflect.TypeFor[StatusSizes](): true,
+		reflect.TypeFor[StatusSink](): true, reflect.TypeFor[StatusRows](): true, reflect.TypeFor[StatusLanes](): true, reflect.TypeFor[StatusCleanup](): true, reflect.TypeFor[StatusSizes](): true,
 		reflect.TypeFor[StatusHolder](): true, reflect.TypeFor[StatusToDo](): true,
 	} {
 		for f := range typ.Fields() {

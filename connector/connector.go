@@ -45,6 +45,9 @@ type Config struct {
 	Tracer trace.Tracer
 	// HTTP is where the process serves /status: host:port, or :port for all addresses. Other processes ask there. It may be empty.
 	HTTP string
+	// Status returns the state as the process shows it: that of this connector, with what those before it in the process have counted. If
+	// it is nil, there were none.
+	Status func() monitoring.Status
 	// Prepare is called before the first session. If it fails, it is called again before the next try, until it has succeeded.
 	// It may be nil.
 	Prepare func(context.Context) error

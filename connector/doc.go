@@ -26,8 +26,8 @@
 //   - slow.go: when the reader no longer waits for a slow sink;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
-//   - keeper.go: the duties that are repeated at intervals; measure.go: the one that asks PostgreSQL for the metrics; cleanup.go: what
-//     deletes old rows;
+//   - keeper.go: the duties that are repeated at intervals; heartbeat.go: the one that writes numbers of each sink; measure.go: the one
+//     that asks PostgreSQL for the metrics; cleanup.go: what deletes old rows;
 //   - sink_results.go: how many events of a sink were accepted in time; results.go: what outbox_metrics has of that;
 //   - successor.go: what a connector takes over from the one before it in the process, refused logins, other passwords;
 //   - traced_ledger.go: the spans of the recorder's transactions; those of Deliver calls begin and end in

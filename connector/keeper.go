@@ -30,8 +30,8 @@ const (
 type keeperDatabase interface {
 	// makePartitions makes the next partitions of the log, and of an outbox that init has partitioned.
 	makePartitions(ctx context.Context) error
-	// heartbeat writes the connector's sign of life to the ledger.
-	heartbeat(ctx context.Context) error
+	// heartbeat writes the connector's sign of life to the ledger, and the numbers of its sinks that have changed.
+	heartbeat(ctx context.Context, beats []ledger.Heartbeat) error
 	// writeSinkState writes how a sink does.
 	writeSinkState(ctx context.Context, processor int32, st ledger.SinkState) error
 	// slotView looks at the slot and at the walsender.
@@ -64,9 +64,10 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 	defer c.lag.silentSince.Store(0)
 	defer c.measured.forget()
 	measuring := databaseWatch{c: c}
+	beats := heartbeats{status: c.shownStatus, write: c.db.heartbeat}
 	for _, d := range []duty{
 		{name: "log partitions", every: partitionEvery, do: c.db.makePartitions},
-		{name: "heartbeat", every: heartbeatEvery, do: c.db.heartbeat},
+		{name: "heartbeat", every: heartbeatEvery, do: beats.beat},
 		{name: "slot lag", every: lagEvery, do: c.measureLag},
 		{name: "database", every: measureEvery, do: measuring.measure},
 		{name: "publication", every: driftEvery, do: c.checkDrift, waitsFirst: true}, // preflight has just looked

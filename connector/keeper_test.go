@@ -3,6 +3,7 @@ package connector
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -119,5 +120,42 @@ func TestHeartbeats(t *testing.T) {
 	}
 	if got := b.query("select count(*) from beats"); got != "10" {
 		t.Errorf("%s heartbeats in ten minutes, want 10", got)
+	}
+}
+
+// What a sink has done stands in outbox_processors a minute later. What has not changed is not written, and stays.
+func TestHeartbeatsHaveNumbers(t *testing.T) {
+	t.Parallel()
+	b := newConnectorBench(t)
+	b.exec("insert into outbox_processors (id, connector, processor_name, processor_type) values (1, 'test', 's', 'test'), (2, 'test', 'gone', 'test'), (3, 'other', 's', 'test')")
+	row := func(id int) string {
+		return b.query(fmt.Sprintf(`select concat_ws(' ', metrics->>'delivered', metrics->>'failed', metrics->>'epoch', metrics->>'by', last_processed_at is not null,
+			heartbeat_at is not null) from outbox_processors where id = %d`, id))
+	}
+	var rows []string
+	_, err := b.keepFor(5*time.Minute+time.Second, func(c *Connector) {
+		state := c.sinks["s"].state
+		c.life.streams(7)
+		state.begin(2)
+		time.AfterFunc(30*time.Second, func() {
+			state.answered(answer{counts: monitoring.Counts{Delivered: 3, Failed: 1}, cause: errors.New("500")})
+		})
+		time.AfterFunc(59*time.Second, func() { rows = append(rows, row(1)) })
+		time.AfterFunc(61*time.Second, func() {
+			rows = append(rows, row(1))
+			b.exec(`update outbox_processors set metrics = '{"by": "a person"}', last_processed_at = null where id = 1`)
+		})
+		time.AfterFunc(3*time.Minute, func() { // nothing has changed since
+			rows = append(rows, row(1))
+			state.answered(answer{counts: monitoring.Counts{Delivered: 4}})
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	rows = append(rows, row(1), row(2), row(3))
+	want := []string{"0 0 7 f t", "3 1 7 t t", "a person f t", "7 1 7 t t", "f t", "f f"}
+	if got := strings.Join(rows, "\n"); got != strings.Join(want, "\n") {
+		t.Errorf("outbox_processors had in turn\n%s\nwant\n%s", got, strings.Join(want, "\n"))
 	}
 }

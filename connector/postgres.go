@@ -248,8 +248,8 @@ func (p *postgres) makePartitions(ctx context.Context) error {
 	return errors.Join(err, p.KeepOutboxPartitions(ctx, p.pool))
 }
 
-func (p *postgres) heartbeat(ctx context.Context) error {
-	return p.Heartbeat(ctx, p.pool, p.connector)
+func (p *postgres) heartbeat(ctx context.Context, beats []ledger.Heartbeat) error {
+	return p.WriteHeartbeat(ctx, p.pool, p.connector, beats)
 }
 
 func (p *postgres) writeSinkState(ctx context.Context, processor int32, st ledger.SinkState) error {

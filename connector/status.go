@@ -39,6 +39,14 @@ func (c *Connector) Status() monitoring.Status {
 	return st
 }
 
+// shownStatus returns the state as the process shows it.
+func (c *Connector) shownStatus() monitoring.Status {
+	if c.cfg.Status != nil {
+		return c.cfg.Status()
+	}
+	return c.Status()
+}
+
 // life is what Status tells of the sessions of a connector.
 type life struct {
 	mu        sync.Mutex

@@ -395,8 +395,8 @@ func (p *worldProcess) ofKeeper() error {
 
 func (p *worldProcess) cleanup() cleanup.Database { return nil }
 
-func (p *worldProcess) makePartitions(context.Context) error { return p.ofKeeper() }
-func (p *worldProcess) heartbeat(context.Context) error      { return p.ofKeeper() }
+func (p *worldProcess) makePartitions(context.Context) error                { return p.ofKeeper() }
+func (p *worldProcess) heartbeat(context.Context, []ledger.Heartbeat) error { return p.ofKeeper() }
 
 func (p *worldProcess) writeSinkState(context.Context, int32, ledger.SinkState) error {
 	return p.ofKeeper()

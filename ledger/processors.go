@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -119,10 +120,36 @@ func (s Schema) Orphans(ctx context.Context, db Querier, connector string, known
 	return orphans, err
 }
 
-// Heartbeat notes in outbox_processors that the connector of this name runs.
-func (s Schema) Heartbeat(ctx context.Context, db Execer, connector string) error {
-	_, err := db.Exec(ctx, s.statement("update ledger.outbox_processors set heartbeat_at = now() where connector = $1"), connector)
-	return err
+// Heartbeat is what is noted of a processor beside the sign of life.
+type Heartbeat struct {
+	Name string
+	// Metrics is an object of numbers. If it is nil, what is there stays.
+	Metrics json.RawMessage
+	// ProcessedAt is when the sink has last accepted an event, by this process's clock. If it is zero, what is there stays.
+	ProcessedAt time.Time
+}
+
+// WriteHeartbeat notes in outbox_processors that the connector of this name runs, and what is known of its processors. It is one statement,
+// which changes each row once, whatever is noted.
+func (s Schema) WriteHeartbeat(ctx context.Context, db Execer, connector string, beats []Heartbeat) error {
+	names, metrics, ages := make([]string, len(beats)), make([]*string, len(beats)), make([]*float64, len(beats))
+	for i, b := range beats {
+		names[i] = b.Name
+		if b.Metrics != nil {
+			metrics[i] = new(string(b.Metrics))
+		}
+		if !b.ProcessedAt.IsZero() {
+			ages[i] = new(max(0, time.Since(b.ProcessedAt).Seconds()))
+		}
+	}
+	_, err := db.Exec(ctx, s.statement(`update ledger.outbox_processors p set heartbeat_at = now(), metrics = coalesce(b.metrics::jsonb, p.metrics),
+			last_processed_at = greatest(p.last_processed_at, now() - b.age * interval '1 s')
+		from ledger.outbox_processors q left join unnest($2::text[], $3::text[], $4::float8[]) b (name, metrics, age) on b.name = q.processor_name
+		where q.connector = $1 and p.id = q.id`), connector, names, metrics, ages)
+	if err != nil {
+		return fmt.Errorf("write the heartbeat: %w", err)
+	}
+	return nil
 }
 
 // ReadActivity says of each of these processors whether a person has paused its sink.

@@ -44,6 +44,8 @@ type SinkOverview struct {
 	KnownSink
 	Type        string
 	HeartbeatAt time.Time
+	// ProcessedAt is when the sink has last accepted an event, as the connector that streams has last written it, once a minute; zero if never.
+	ProcessedAt time.Time
 	// State is what the session of the checkpoint's epoch has written of the sink; nil if it has written nothing.
 	State  *SinkState
 	Parked ParkedOverview
@@ -152,15 +154,18 @@ func (s Schema) queueSinks(b *pgx.Batch, q OverviewQuery, o *Overview) {
 	if q.HasState {
 		state = "state::text"
 	}
-	b.Queue(s.statement("select id, processor_name, processor_type, is_active, heartbeat_at, "+state+
+	b.Queue(s.statement("select id, processor_name, processor_type, is_active, heartbeat_at, last_processed_at, "+state+
 		" from ledger.outbox_processors where connector = $1 order by id"), q.Connector).Query(func(rows pgx.Rows) error {
 		var sink SinkOverview
-		var heartbeat *time.Time
+		var heartbeat, processed *time.Time
 		var text *string
-		_, err := pgx.ForEachRow(rows, []any{&sink.Processor, &sink.Name, &sink.Type, &sink.Active, &heartbeat, &text}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&sink.Processor, &sink.Name, &sink.Type, &sink.Active, &heartbeat, &processed, &text}, func() error {
 			found := sink
 			if heartbeat != nil {
 				found.HeartbeatAt = *heartbeat
+			}
+			if processed != nil {
+				found.ProcessedAt = *processed
 			}
 			var st SinkState
 			if text != nil && json.Unmarshal([]byte(*text), &st) == nil { // a person, or another version, may have written anything

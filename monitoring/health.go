@@ -134,16 +134,42 @@ type Report struct {
 func (h *Health) Report() Report {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r := Report{Status: LevelOK, Role: h.role, Components: make(map[string]Component, len(h.components))}
-	if len(h.components) == 0 {
+	r := Report{Role: h.role, Components: make(map[string]Component, len(h.components))}
+	maps.Copy(r.Components, h.components)
+	r.judge()
+	return r
+}
+
+// judge sets Status and Ready by the components.
+func (r *Report) judge() {
+	r.Status = LevelOK
+	if len(r.Components) == 0 {
 		r.Status = LevelFailed
 	}
-	for name, c := range h.components {
-		r.Components[name] = c
+	for _, c := range r.Components {
 		if c.Status.badness() > r.Status.badness() {
 			r.Status = c.Status
 		}
 	}
 	r.Ready = r.Status != LevelFailed
+}
+
+// ReportOf returns the present state, where the components of the sinks are made of this snapshot. Health itself has their numbers a moment
+// later, because these may change with each event.
+func (h *Health) ReportOf(st *Status) Report {
+	r := h.Report()
+	for i := range st.Sinks {
+		sink := &st.Sinks[i]
+		was, shown := r.Components["sink:"+sink.Name]
+		if !shown || !sink.InSession {
+			continue
+		}
+		now := sink.Component()
+		if now.Since = was.Since; now.Status != was.Status {
+			now.Since = st.At.UTC()
+		}
+		r.Components["sink:"+sink.Name] = now
+	}
+	r.judge()
 	return r
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -20,15 +21,29 @@ import (
 // at 200; with /readyz?strict that is 503 as well. The body is the Report, which readyz.schema.json describes.
 //
 // /status answers 200 with the Instance, which status.schema.json describes, whatever the state is.
+//
+// Another path is 404, and another method than GET and HEAD is 405. Both answers name the paths.
 func Handler(reg *prometheus.Registry, h *Health, recent *Recent) http.Handler {
 	mux := http.NewServeMux()
-	if reg != nil {
-		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg, EnableOpenMetrics: true}))
+	var paths []string
+	handle := func(path string, h http.Handler) {
+		paths = append(paths, path)
+		mux.Handle("GET "+path, h) // HEAD as well
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, fmt.Sprintf("%s answers GET and HEAD only; so do all paths: %s", path, strings.Join(paths, ", ")), http.StatusMethodNotAllowed)
+		})
 	}
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, map[string]Level{"status": LevelOK})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, fmt.Sprintf("nothing is at %q; the paths are %s", r.URL.Path, strings.Join(paths, ", ")), http.StatusNotFound)
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, request *http.Request) {
+	if reg != nil {
+		handle("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg, EnableOpenMetrics: true}))
+	}
+	handle("/livez", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]Level{"status": LevelOK})
+	}))
+	handle("/readyz", http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		accepted, err := acceptedLevel(request.URL.RawQuery)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -40,9 +55,9 @@ func Handler(reg *prometheus.Registry, h *Health, recent *Recent) http.Handler {
 			status = http.StatusServiceUnavailable
 		}
 		writeJSON(w, status, r)
-	})
+	}))
 	if recent != nil {
-		mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, recent.Instance()) })
+		handle("/status", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, recent.Instance()) }))
 	}
 	return mux
 }

@@ -159,7 +159,22 @@ func TestHandler(t *testing.T) {
 	if body := string(expect(with, "GET", "/metrics", 200)); !strings.Contains(body, "p_sessions_total 1") {
 		t.Errorf("metrics lack p_sessions_total:\n%s", body)
 	}
-	expect(without, "GET", "/metrics", 404)
-	expect(with, "POST", "/readyz", 405)
-	expect(with, "GET", "/", 404)
+	for _, test := range []struct {
+		server       *httptest.Server
+		method, path string
+		status       int
+		tells        string
+	}{
+		{without, "GET", "/metrics", 404, `nothing is at "/metrics"; the paths are /livez, /readyz`},
+		{with, "GET", "/", 404, `nothing is at "/"; the paths are /metrics, /livez, /readyz`},
+		{with, "GET", "/metrics/", 404, "the paths are /metrics, /livez, /readyz"},
+		{with, "POST", "/metric", 404, "the paths are /metrics, /livez, /readyz"},
+		{with, "GET", "/%3Cscript%3E", 404, `nothing is at "/<script>"`},
+		{with, "POST", "/readyz", 405, "/readyz answers GET and HEAD only; so do all paths: /metrics, /livez, /readyz"},
+		{with, "DELETE", "/metrics", 405, "/metrics answers GET and HEAD only"},
+	} {
+		if body := string(expect(test.server, test.method, test.path, test.status)); !strings.Contains(body, test.tells) {
+			t.Errorf("%s %s says %q, want %q", test.method, test.path, body, test.tells)
+		}
+	}
 }

@@ -21,6 +21,8 @@ type Instance struct {
 	Since     time.Time `json:"since,omitzero"`
 	// Sessions counts the sessions that have streamed since the process began.
 	Sessions int64 `json:"sessions"`
+	// Epoch is the number that the running session has in the checkpoint. It is absent without a session.
+	Epoch int32 `json:"epoch,omitempty"`
 	// LastError is why the last session that has failed ended. It is nil if none has.
 	LastError *LastError `json:"last_error,omitempty"`
 	// Stream is nil in a process that stands by.
@@ -106,16 +108,24 @@ type SinkReport struct {
 	// Condition says in one word what the sink is, and Since is since when it is so. Since is absent if it is ok.
 	Condition Condition `json:"condition,omitempty"`
 	Since     time.Time `json:"since,omitzero"`
+	// State is what the metric sink_state shows: the condition in one of six words.
+	State State `json:"state,omitempty"`
 	// Cause is why the condition is not ok, as far as there is a failure behind it.
 	Cause string `json:"cause,omitempty"`
 	// AsksAt is when a destination that is away is asked next.
 	AsksAt time.Time `json:"asks_at,omitzero"`
 	// Rows is nil while nobody knows the numbers: before the first count, and in a process that stands by.
 	Rows *RowReport `json:"rows,omitempty"`
-	// Lanes counts the lanes that run. CatchingUp and Held are those of SinkStatus.
+	// Lanes counts the lanes that run. Working, InFlight, CatchingUp and Held are those of SinkStatus.
 	Lanes      int `json:"lanes"`
+	Working    int `json:"lanes_working"`
+	InFlight   int `json:"in_flight"`
 	CatchingUp int `json:"catching_up"`
 	Held       int `json:"held_aggregates"`
+	// DeliveredAt is when the sink has last accepted a message. OldestUndeliveredAt is the commit time of the oldest event that was read and
+	// waits for the sink; it is absent if there is none, or if nobody knows.
+	DeliveredAt         time.Time `json:"last_delivered_at,omitzero"`
+	OldestUndeliveredAt time.Time `json:"oldest_undelivered_at,omitzero"`
 	// Counts are the outcomes since the process began.
 	Counts CountReport `json:"counts"`
 	// Rate is nil before the second sample.
@@ -186,6 +196,9 @@ func newInstance(st Status, health Report, trends trends) Instance {
 		Role: st.Role, Streaming: st.Streaming, Since: utc(st.Since), Sessions: st.Sessions,
 		Sinks: make([]SinkReport, 0, len(st.Sinks)), Health: health,
 	}
+	if st.Streaming {
+		i.Epoch = st.Epoch
+	}
 	if st.LastError != "" {
 		i.LastError = &LastError{Text: st.LastError, At: utc(st.LastErrorAt)}
 	}
@@ -219,10 +232,9 @@ func newInstance(st Status, health Report, trends trends) Instance {
 func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 	r := SinkReport{
 		Name: s.Name, Type: s.Type, InSession: s.InSession, Lanes: len(s.Lanes), CatchingUp: s.CatchingUp(), Held: s.Held(),
-		Counts: CountReport{
-			Delivered: s.Counts.Delivered, Unparked: s.Counts.Unparked, Failed: s.Counts.Failed, Dead: s.Counts.Dead, Discarded: s.Counts.Discarded,
-		},
-		Rate: trend.rate, Forecast: trend.forecast,
+		State: s.State(), Working: s.Working(), InFlight: s.InFlight(), DeliveredAt: utc(s.Events.DeliveredAt), OldestUndeliveredAt: utc(s.Events.OldestCommittedAt),
+		Counts: newCountReport(s.Counts),
+		Rate:   trend.rate, Forecast: trend.forecast,
 	}
 	if s.InSession {
 		c := s.Component()
@@ -240,6 +252,10 @@ func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 		r.Members = append(r.Members, MemberReport(m))
 	}
 	return r
+}
+
+func newCountReport(c Counts) CountReport {
+	return CountReport{Delivered: c.Delivered, Unparked: c.Unparked, Failed: c.Failed, Dead: c.Dead, Discarded: c.Discarded}
 }
 
 // whyNotOK returns the failure behind a condition, or nothing if there is none.

@@ -63,12 +63,13 @@ func TestInstance(t *testing.T) {
 		g.health.Set("session", OK("streaming"))
 		g.status = Status{
 			Source: SourceStatus{Name: "orders", Slot: "shop", Database: DatabaseTarget{Address: "db:5432", Name: "shop"}},
-			Role:   RoleLeader, Streaming: true, Since: ago(60), Sessions: 2, LastError: "closed", LastErrorAt: ago(70),
+			Role:   RoleLeader, Streaming: true, Since: ago(60), Sessions: 2, Epoch: 5, LastError: "closed", LastErrorAt: ago(70),
 			InFlight: 7, Lag: 1500 * time.Millisecond, LagBytes: 0x100, Confirmed: 0x1_0000_0010, Prefix: 0x1_0000_0000, Invalid: 1, Unrouted: 2,
 			Sinks: []SinkStatus{
 				{
 					Name: "away", Type: "kafka", InSession: true, Breaker: "open", BreakerSince: ago(20), AsksAt: ago(-9), Failing: true, FailingSince: ago(25),
-					Cause: "dial: refused", Parked: 5, OldestParked: time.Minute, DeadLetters: 3, CountedAt: ago(10), Lanes: []LaneStatus{{CatchingUp: true}, {CatchingUp: true, Held: 1}, {}, {}},
+					Cause: "dial: refused", Parked: 5, OldestParked: time.Minute, DeadLetters: 3, CountedAt: ago(10), Lanes: []LaneStatus{{CatchingUp: true}, {CatchingUp: true, Held: 1, InFlight: 2}, {}, {InFlight: 3}},
+					Events:  EventTimes{DeliveredAt: ago(40), OldestCommittedAt: ago(61)},
 					Counts:  Counts{Delivered: 9, Failed: 8, Dead: 7, Discarded: 6, Unparked: 4},
 					Members: []MemberStatus{{Name: "a", Delivered: 9, Away: true}},
 				},
@@ -83,7 +84,7 @@ func TestInstance(t *testing.T) {
 		want := Instance{
 			At:      now,
 			Process: Process{Host: host, PID: os.Getpid(), Version: i.Process.Version, Started: i.Process.Started, Name: "orders", Slot: "shop", Database: DatabaseTarget{Address: "db:5432", Name: "shop"}},
-			Role:    RoleLeader, Streaming: true, Since: ago(60), Sessions: 2, LastError: &LastError{Text: "closed", At: ago(70)},
+			Role:    RoleLeader, Streaming: true, Since: ago(60), Sessions: 2, Epoch: 5, LastError: &LastError{Text: "closed", At: ago(70)},
 			Stream: &StreamReport{
 				LagSeconds: 1.5, LagBytes: 256, Confirmed: "1/10", Prefix: "1/0", Written: "1/110", InFlight: 7,
 				Forecast: Forecast{Trend: TrendNothingWaits}, Invalid: 1, Unrouted: 2,
@@ -92,20 +93,20 @@ func TestInstance(t *testing.T) {
 			Sinks: []SinkReport{
 				{
 					Name: "away", Type: "kafka", InSession: true, Status: LevelDegraded, Detail: g.status.Sinks[0].Component().Detail,
-					Condition: ConditionAway, Since: ago(25), Cause: "dial: refused", AsksAt: ago(-9),
+					Condition: ConditionAway, State: StateAway, Since: ago(25), Cause: "dial: refused", AsksAt: ago(-9),
 					Rows:  &RowReport{Parked: 5, DeadLetters: 3, OldestSeconds: 60, CountedAt: ago(10)},
-					Lanes: 4, CatchingUp: 2, Held: 1, Counts: CountReport{Delivered: 9, Failed: 8, Dead: 7, Discarded: 6, Unparked: 4},
+					Lanes: 4, CatchingUp: 2, Held: 1, InFlight: 5, DeliveredAt: ago(40), OldestUndeliveredAt: ago(61), Counts: CountReport{Delivered: 9, Failed: 8, Dead: 7, Discarded: 6, Unparked: 4},
 					Forecast: Forecast{Trend: TrendUnknown}, Members: []MemberReport{{Name: "a", Delivered: 9, Away: true}},
 				},
 				{
 					Name: "unreachable", Type: "webhook", InSession: true, Status: LevelDegraded, Detail: g.status.Sinks[1].Component().Detail,
-					Condition: ConditionUnreachable, Since: ago(5), Cause: "no route", Forecast: Forecast{Trend: TrendUnknown},
+					Condition: ConditionUnreachable, State: StateDegraded, Since: ago(5), Cause: "no route", Forecast: Forecast{Trend: TrendUnknown},
 				},
 				{
 					Name: "paused", Type: "webhook", InSession: true, Status: LevelOK, Detail: g.status.Sinks[2].Component().Detail,
-					Condition: ConditionPaused, Since: ago(3), Forecast: Forecast{Trend: TrendUnknown},
+					Condition: ConditionPaused, State: StatePaused, Since: ago(3), Forecast: Forecast{Trend: TrendUnknown},
 				},
-				{Name: "well", Type: "stdout", InSession: true, Status: LevelOK, Condition: ConditionOK, Forecast: Forecast{Trend: TrendUnknown}},
+				{Name: "well", Type: "stdout", InSession: true, Status: LevelOK, Condition: ConditionOK, State: StateOK, Forecast: Forecast{Trend: TrendUnknown}},
 			},
 			Cleanup: &PassReport{EndedAt: ago(4), Seconds: 1.5, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
 			Health:  g.health.Report(),

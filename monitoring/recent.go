@@ -121,7 +121,7 @@ func (r *Recent) Instance() Instance {
 	if st.At.IsZero() { // there is no connector yet
 		st.At = time.Now()
 	}
-	return newInstance(st, r.health.Report(), r.trends(st))
+	return newInstance(st, r.health.ReportOf(&st), r.trends(st))
 }
 
 func sampleOf(st Status) sample {

@@ -38,8 +38,9 @@ type BuildOptions struct {
 	// Predecessor and LoginRefused are those of connector.Config.
 	Predecessor  connector.Predecessor
 	LoginRefused func()
-	// HTTP is that of connector.Config.
-	HTTP string
+	// HTTP and Status are those of connector.Config.
+	HTTP   string
+	Status func() monitoring.Status
 	// TracerProvider makes the spans. It is nil if nothing is traced.
 	TracerProvider trace.TracerProvider
 }
@@ -66,7 +67,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 		},
 		Breaker: connector.BreakerConfig(cfg.Breaker), Retention: Retention(cfg),
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
-		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused, HTTP: o.HTTP, Tracer: tracing.NewTracer(o.TracerProvider),
+		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused, HTTP: o.HTTP, Status: o.Status, Tracer: tracing.NewTracer(o.TracerProvider),
 	}
 	if _, err := TracingTLS(cfg.Tracing); err != nil {
 		return nil, err

@@ -100,7 +100,7 @@ func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...c
 	}
 	s.options = BuildOptions{
 		Logger: logger, Health: &monitoring.Health{}, Stdout: os.Stdout, InProcess: e.openers, TracerProvider: c.TracerProvider,
-		Metrics: monitoring.NewMetrics(e.config.Metrics.Prefix, s.metrics, withins(e.config)...),
+		Metrics: monitoring.NewMetrics(e.config.Metrics.Prefix, s.metrics, withins(e.config)...), Status: s.status,
 	}
 	s.recent = monitoring.NewRecent(s.status, s.options.Health)
 	s.metrics.MustRegister(monitoring.NewCollector(e.config.Metrics.Prefix, s.recent.Status))

@@ -42,8 +42,9 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	if o.Document.Content != nil { // without a file there is no file of a secret either
 		build.LoginRefused = s.noteRefusal
 	}
-	s.steps = configurationSteps(o, build)
 	status := func() monitoring.Status { st, _ := s.tally.status(); return st }
+	build.Status = status
+	s.steps = configurationSteps(o, build)
 	recent := monitoring.NewRecent(status, build.Health)
 	if reg != nil {
 		reg.MustRegister(monitoring.NewCollector(cfg.Metrics.Prefix, recent.Status))

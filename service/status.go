@@ -22,7 +22,8 @@ type Status struct {
 func (s *OutboxService) GetStatus() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Status{ServiceName: s.cfg.Name, Running: s.isRunning(), Report: s.options.Health.Report()}
+	snapshot := s.status()
+	st := Status{ServiceName: s.cfg.Name, Running: s.isRunning(), Report: s.options.Health.ReportOf(&snapshot)}
 	if !st.Running && s.current != nil && s.current.err != nil {
 		st.Error = s.current.err.Error()
 	}
@@ -43,6 +44,8 @@ type ProcessorStatus struct {
 	Status monitoring.Level `json:"status,omitempty"`
 	// Detail says in one sentence, for a person, how the sink does.
 	Detail string `json:"detail,omitempty"`
+	// State says in one word what the sink is, as the metric sink_state does. It is empty where Status is.
+	State monitoring.State `json:"state,omitempty"`
 	// CircuitBreaker is closed, half-open or open.
 	CircuitBreaker string `json:"circuit_breaker"`
 	// Parked counts the events that wait to be tried again. OldestParked is how long the oldest of them has waited. DeadLetters
@@ -52,6 +55,13 @@ type ProcessorStatus struct {
 	OldestParked time.Duration `json:"oldest_parked"`
 	DeadLetters  int           `json:"dead_letters"`
 	CountedAt    time.Time     `json:"counted_at,omitzero"`
+	// InFlight counts the events that were read from the stream and that the sink has not settled.
+	InFlight int `json:"in_flight"`
+	// LastProcessedAt is when the sink has last accepted an event; zero if it has accepted none since the service was made.
+	LastProcessedAt time.Time `json:"last_processed_at,omitzero"`
+	// OldestUndelivered is when the oldest event was committed that was read and waits for the sink. It is zero if none waits, and
+	// without CountedAt.
+	OldestUndelivered time.Time `json:"oldest_undelivered,omitzero"`
 }
 
 // GetProcessorStatus returns the state of each sink, in the order of the configuration.
@@ -61,7 +71,8 @@ func (o *Outbox) GetProcessorStatus() []ProcessorStatus {
 		p := ProcessorStatus{
 			Name: sink.Name, Type: sink.Type, CircuitBreaker: sink.Breaker,
 			Parked: int(sink.Parked), OldestParked: sink.OldestParked, DeadLetters: int(sink.DeadLetters),
-			CountedAt: sink.CountedAt,
+			CountedAt: sink.CountedAt, State: sink.State(), InFlight: sink.InFlight(), LastProcessedAt: sink.Events.DeliveredAt,
+			OldestUndelivered: sink.Events.OldestCommittedAt,
 		}
 		if sink.InSession {
 			c := sink.Component()
@@ -115,6 +126,8 @@ type WorkerManager struct{ service *OutboxService }
 type WorkerStats struct {
 	Processor string `json:"processor"`
 	Workers   int    `json:"workers"`
+	// Healthy counts the workers that do what they have to do; Lanes says it of each. None does while this process delivers nothing.
+	Healthy int `json:"healthy"`
 	// CatchingUp counts the workers that deliver parked events. The others deliver new events.
 	CatchingUp int `json:"catching_up"`
 	// HeldAggregates counts the aggregates whose events wait behind an earlier event that has failed.
@@ -124,6 +137,20 @@ type WorkerStats struct {
 	Failed    int `json:"failed"`
 	Dead      int `json:"dead"`
 	Discarded int `json:"discarded"`
+	// Lanes are the workers that run, by their numbers.
+	Lanes []WorkerState `json:"lanes,omitempty"`
+}
+
+// WorkerState is the state of a worker.
+type WorkerState struct {
+	// Healthy is false if the sink has accepted nothing of the worker's last batch and something waits, if the destination is left alone, or if
+	// the worker cannot read its parked events. It is what the metric worker_health shows.
+	Healthy        bool `json:"healthy"`
+	CatchingUp     bool `json:"catching_up"`
+	HeldAggregates int  `json:"held_aggregates"`
+	InFlight       int  `json:"in_flight"`
+	// LastProcessedAt is when the sink has last accepted an event of the worker; zero if it has accepted none since the worker runs.
+	LastProcessedAt time.Time `json:"last_processed_at,omitzero"`
 }
 
 // GetWorkerStats returns what the workers of each sink do and have done, in the order of the configuration.
@@ -132,8 +159,18 @@ func (w *WorkerManager) GetWorkerStats() []WorkerStats {
 	for _, sink := range w.service.status().Sinks {
 		n := sink.Counts
 		all = append(all, WorkerStats{
-			Processor: sink.Name, Workers: w.service.cfg.Delivery.Lanes, CatchingUp: sink.CatchingUp(), HeldAggregates: sink.Held(),
+			Processor: sink.Name, Workers: w.service.cfg.Delivery.Lanes, Healthy: sink.Working(), Lanes: workersOf(&sink), CatchingUp: sink.CatchingUp(), HeldAggregates: sink.Held(),
 			Delivered: int(n.Delivered), Failed: int(n.Failed), Dead: int(n.Dead), Discarded: int(n.Discarded),
+		})
+	}
+	return all
+}
+
+func workersOf(sink *monitoring.SinkStatus) (all []WorkerState) {
+	for i := range sink.Lanes {
+		l := &sink.Lanes[i]
+		all = append(all, WorkerState{
+			Healthy: sink.Works(l), CatchingUp: l.CatchingUp, HeldAggregates: l.Held, InFlight: l.InFlight, LastProcessedAt: l.DeliveredAt,
 		})
 	}
 	return all

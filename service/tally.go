@@ -56,6 +56,9 @@ func sum(st, earlier monitoring.Status) monitoring.Status {
 		now.Counts = now.Counts.Plus(before.Counts)
 		now.Objective.InTime += before.Objective.InTime
 		now.Objective.Late += before.Objective.Late
+		if before.Events.DeliveredAt.After(now.Events.DeliveredAt) {
+			now.Events.DeliveredAt = before.Events.DeliveredAt
+		}
 		for _, m := range before.Members {
 			if member := find(now.Members, func(s *monitoring.MemberStatus) bool { return s.Name == m.Name }); member != nil {
 				member.Delivered += m.Delivered

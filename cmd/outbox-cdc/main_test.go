@@ -52,14 +52,19 @@ func TestUsageErrors(t *testing.T) {
 
 func TestInvalidConfiguration(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "outbox.yaml")
-	if err := os.WriteFile(file, []byte("source:\n  slots: a\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range []string{"run", "validate", "config effective"} {
-		got := command(t, []string{"DATABASE_URL=postgres://localhost/shop"}, append(strings.Fields(line), "--config", file)...)
-		if got.code != exitcode.Config || got.stdout != "" || !strings.HasPrefix(got.stderr, file+":2: source.slots: unknown key") {
-			t.Errorf("%s: code %d, stdout %q, stderr %q", line, got.code, got.stdout, got.stderr)
+	for content, tells := range map[string]string{
+		"source:\n  slots: a\n":             "source.slots: unknown key",
+		"metrics:\n  prefix: out-of-box_\n": `metrics.prefix: "out-of-box_" cannot begin the name of a metric`,
+	} {
+		file := filepath.Join(t.TempDir(), "outbox.yaml")
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range []string{"run", "validate", "config effective"} {
+			got := command(t, []string{"DATABASE_URL=postgres://localhost/shop"}, append(strings.Fields(line), "--config", file)...)
+			if got.code != exitcode.Config || got.stdout != "" || !strings.HasPrefix(got.stderr, file+":2: "+tells) {
+				t.Errorf("%s: code %d, stdout %q, stderr %q", line, got.code, got.stdout, got.stderr)
+			}
 		}
 	}
 }

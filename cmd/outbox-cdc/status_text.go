@@ -212,8 +212,11 @@ func (s *screen) sink(k *admin.StatusSink) {
 		name = ""
 	}
 	condition := string(k.Condition)
-	if !k.Configured {
+	switch {
+	case !k.Configured:
 		condition = "removed"
+	case k.State == monitoring.StateCatchingUp:
+		condition = string(k.State)
 	}
 	done := ""
 	switch {
