@@ -28,11 +28,30 @@ func tenSinks() Status {
 		At: at, Since: at.Add(-time.Hour), Role: RoleLeader, Streaming: true, Sessions: 3, Epoch: 7, LanesPerSink: 16, InFlight: 1234, Lag: time.Second,
 		LagBytes: 1 << 20, Invalid: 1, Unrouted: 2, Cleanup: &CleanupStatus{Unaccounted: new(int64(0))},
 	}
+	st.Database = &DatabaseStatus{
+		AskedAt: at, Plugin: "pgoutput", Failover: "false", Synced: "false", Spilled: new(int64(1)), XminAge: new(int64(1)), Connections: &ConnectionCounts{Idle: 1},
+		ConnectionLimit: 10, ParkedAutovacuumedAt: at, Slot: &SlotStatus{AskedAt: at, RestartLag: new(int64(1)), WALStatus: "reserved", SafeWAL: new(int64(1))},
+		Storage: &StorageStatus{AskedAt: at, Outbox: new(int64(1)), OldestRow: at},
+	}
+	for _, table := range []string{"outbox_delivery_log", "outbox_parked", "outbox_checkpoints", "outbox_processors", "outbox_metrics", "outbox_backlog", "outbox_retention"} {
+		st.Database.Storage.Ledger = append(st.Database.Storage.Ledger, TableSize{Table: table, Bytes: 1})
+	}
+	st.Forecast = &ForecastStatus{CaughtUp: Forecast{Trend: TrendCatchingUp, CaughtUpAt: at.Add(time.Minute)}, SlotLostAt: at.Add(time.Hour)}
+	for _, stage := range []string{"decode", "record", "confirm"} {
+		st.Stages.Busy = append(st.Stages.Busy, StageBusy{Stage: stage})
+	}
 	for i := range 10 {
+		for _, stage := range []string{"queue", "deliver"} {
+			st.Stages.Busy = append(st.Stages.Busy, StageBusy{Stage: stage, Sink: fmt.Sprintf("sink-number-%d", i)})
+		}
 		sink := SinkStatus{
 			Name: fmt.Sprintf("sink-number-%d", i), Type: "kafka", InSession: true, Breaker: "closed", CountedAt: at, Parked: 5, DeadLetters: 2,
 			OldestParked: time.Minute, Lanes: make([]LaneStatus, 16), Counts: Counts{Delivered: 1e9 + int64(i), Failed: 4, Dead: 2},
 			Events: EventTimes{DeliveredAt: at, OldestCommittedAt: at.Add(-time.Minute)},
+			Objective: ObjectiveStatus{
+				Within: time.Second, Ratio: .99, InTime: 9, Late: 1, Known: true,
+				Month: EventCounts{10, 9}, SixHours: EventCounts{10, 9}, Hour: EventCounts{10, 9},
+			},
 		}
 		if i < 2 {
 			sink.Members = []MemberStatus{{Name: "a"}, {Name: "b"}, {Name: "c"}}
@@ -117,6 +136,12 @@ func TestCardinality(t *testing.T) {
 	}
 	if n := series["pyairtable_outbox_worker_health"]; n != 160 {
 		t.Errorf("%d series of worker_health", n)
+	}
+	st := tenSinks()
+	for name, values := range collected(&st) { // else this would count nothing of them
+		if len(values) == 0 {
+			t.Errorf("tenSinks shows nothing of %s", name)
+		}
 	}
 }
 
