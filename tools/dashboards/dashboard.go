@@ -1,13 +1,9 @@
 package main
 
 import (
-	"slices"
-	"strings"
-
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
 	"github.com/grafana/grafana-foundation-sdk/go/common"
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
-	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
 )
 
 const (
@@ -46,9 +42,7 @@ func newDashboard() (dashboard.Dashboard, error) {
 	for _, r := range []row{healthRow(), behindRow(), sinksRow(), whyRow(), postgresRow(), processRow()} {
 		b.WithRow(dashboard.NewRowBuilder(r.question))
 		for _, p := range r.panels {
-			if isMeasured(p) {
-				b.WithPanel(p)
-			}
+			b.WithPanel(p)
 		}
 	}
 	d, err := b.Build()
@@ -67,22 +61,6 @@ func newDashboard() (dashboard.Dashboard, error) {
 		d.Annotations.List[i].Placement = nil
 	}
 	return d, err
-}
-
-// notYet are metrics that nobody measures yet. A panel with one of them is left out until then.
-var notYet = []string{"sla_"}
-
-func isMeasured(b cog.Builder[dashboard.Panel]) bool {
-	p, err := b.Build()
-	if err != nil {
-		return true // WithPanel says so
-	}
-	for _, target := range p.Targets {
-		if slices.ContainsFunc(notYet, func(name string) bool { return strings.Contains(target.(prometheus.Dataquery).Expr, prefix+name) }) {
-			return false
-		}
-	}
-	return true
 }
 
 // showLinks puts links where people see them: the SDK puts them, and what switches annotations on and off, into a menu.
