@@ -19,6 +19,7 @@ func healthRow() row {
 			column{query: query{`max by (alertname, severity, sink) (ALERTS{alertname=~"Outbox.*", alertstate="firing", job=~"$job|"})` +
 				` or label_replace(absent(job:outbox_instances:count{job="$job"}), "alertname", "Prometheus has no rules for this job", "", "")`,
 				"severity"}, label: "severity"},
+			column{query: query{legend: "sink"}, label: "sink"},
 		).NoValue("no alert fires"),
 		states(panel{
 			title: "Who streams",
@@ -37,8 +38,7 @@ func healthRow() row {
 		},
 			query{"sum(" + ofInstances("leader") + ")", "leading"},
 			query{"sum(1 - " + ofInstances("leader") + ")", "standing by"},
-			query{leading(ofInstances("epoch")), "epoch"}).
-			GraphMode("none"),
+			query{leading(ofInstances("epoch")), "epoch"}),
 		number(panel{
 			title: "Unaccounted",
 			shows: "Old rows of the outbox that the stream is past, and that the ledger does not know.",

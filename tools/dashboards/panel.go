@@ -50,10 +50,10 @@ func overTime(queries []query) (targets []cog.Builder[variants.Dataquery]) {
 	return targets
 }
 
-func now(queries []query) (targets []cog.Builder[variants.Dataquery]) {
+func now(queries []query, format prometheus.PromQueryFormat) (targets []cog.Builder[variants.Dataquery]) {
 	for i, q := range queries {
 		targets = append(targets, prometheus.NewDataqueryBuilder().RefId(refID(i)).Datasource(datasource).
-			Expr(q.expr).LegendFormat(q.legend).Instant().Format(prometheus.PromQueryFormatTable))
+			Expr(q.expr).LegendFormat(q.legend).Instant().Format(format))
 	}
 	return targets
 }
@@ -87,14 +87,14 @@ func (b withoutMin) Build() (dashboard.Panel, error) {
 	return p, err
 }
 
-// number is the last values of a few series, large, over their course.
+// number is a few values of now, large. It asks for now only: over a time Grafana would go on showing the last value of a series that is gone.
 func number(p panel, queries ...query) *stat.PanelBuilder {
 	return stat.NewPanelBuilder().Title(p.title).Description(p.description()).Links(p.links()).
 		Datasource(datasource).Unit(p.unit).Span(p.width).Height(panelHeight).
-		Targets(overTime(queries)).
+		Targets(now(queries, prometheus.PromQueryFormatTimeSeries)).
 		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"})).
 		ColorMode(common.BigValueColorModeValue).
-		GraphMode(common.BigValueGraphModeArea).
+		GraphMode(common.BigValueGraphModeNone).
 		TextMode(common.BigValueTextModeValueAndName).
 		NoValue("unknown")
 }
@@ -127,7 +127,7 @@ func durations(p panel, buckets string) *heatmap.PanelBuilder {
 		CellValues(heatmap.NewCellValuesBuilder().Unit("cps"))
 }
 
-// column is a column of a table: the value of a query, or the value of a label of it.
+// column is a column of a table: the value of a query, or the value of a label of it. Without a query it is a label of the one before.
 type column struct {
 	query
 	unit string
@@ -145,7 +145,9 @@ func rows(p panel, key string, columns ...column) *table.PanelBuilder {
 	b := table.NewPanelBuilder().Title(p.title).Description(p.description()).Links(p.links()).
 		Datasource(datasource).Unit(p.unit).Span(p.width).Height(panelHeight)
 	for i, c := range columns {
-		queries = append(queries, c.query)
+		if c.expr != "" {
+			queries = append(queries, c.query)
+		}
 		value := "Value #" + refID(i)
 		shown := value
 		keep = append(keep, value)
@@ -170,14 +172,18 @@ func rows(p panel, key string, columns ...column) *table.PanelBuilder {
 			b.OverrideByName(c.legend, properties)
 		}
 	}
-	return b.Targets(now(queries)).
+	b.Targets(now(queries, prometheus.PromQueryFormatTable)).
 		WithTransformation(dashboard.DataTransformerConfig{Id: "filterFieldsByName", Options: map[string]any{
 			"include": map[string]string{"pattern": "^(" + strings.Join(keep, "|") + ")$"},
-		}}).
-		WithTransformation(dashboard.DataTransformerConfig{Id: "joinByField", Options: map[string]string{"byField": key, "mode": "outer"}}).
-		WithTransformation(dashboard.DataTransformerConfig{Id: "organize", Options: map[string]any{
-			"excludeByName": exclude, "renameByName": rename, "indexByName": order,
 		}})
+	if len(queries) > 1 {
+		b.WithTransformation(dashboard.DataTransformerConfig{Id: "joinByField", Options: map[string]string{"byField": key, "mode": "outer"}})
+	} else { // its value is not numbered then
+		exclude["Value"] = true
+	}
+	return b.WithTransformation(dashboard.DataTransformerConfig{Id: "organize", Options: map[string]any{
+		"excludeByName": exclude, "renameByName": rename, "indexByName": order,
+	}})
 }
 
 // meaning is what a value is called, and its colour.
