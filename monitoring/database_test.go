@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -179,7 +180,7 @@ func TestMetricsOfTheDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 		mine := map[string]bool{}
-		for _, f := range append(slotFamilies[:len(slotFamilies):len(slotFamilies)], databaseFamilies...) {
+		for _, f := range slices.Concat(slotFamilies, databaseFamilies) {
 			mine[f.Name] = true
 		}
 		for _, f := range got {
