@@ -151,7 +151,7 @@ func checkLink(t *testing.T, where, url string) {
 		t.Errorf("%s: %s is no page of docs: %v", where, url, err)
 		return
 	}
-	for _, line := range strings.Split(string(text), "\n") {
+	for line := range strings.SplitSeq(string(text), "\n") {
 		if anchor == "" || strings.Contains(line, `<a id="`+anchor+`">`) || strings.HasPrefix(line, "#") && slug(line) == anchor {
 			return
 		}
