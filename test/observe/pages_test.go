@@ -3,6 +3,7 @@
 package observe
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -88,7 +89,7 @@ func (p *prometheus) firesWhile(do func(), alert string, patience time.Duration)
 		do()
 		got, err := p.Query(p.t.Context(), fmt.Sprintf(`ALERTS{alertname=%q, alertstate="firing"}`, alert))
 		if err != nil || len(got) == 0 {
-			return fmt.Errorf("it does not fire (%w)", err)
+			return errors.Join(errors.New("it does not fire"), err)
 		}
 		return nil
 	})

@@ -85,9 +85,10 @@ func TestObserve(t *testing.T) {
 	standby.ready("standby")
 
 	phase("the load ends")
-	t.Logf("%d events were written", load.stop(t))
+	written := load.stop(t)
+	t.Logf("%d events were written", written)
+	checkCounts(t, w, leader, p, written)
 	w.settled(leader, 30*time.Second)
-	checkCounts(t, w, leader, p)
 	figures.check(t)
 	last, err := leader.scrape()
 	if err != nil {

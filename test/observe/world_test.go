@@ -77,6 +77,7 @@ func newWorld(t testing.TB, settings map[string]string) *world {
 		"delivery":  map[string]any{"retry": map[string]any{"initial": "100ms", "max": "1s"}, "max_retries": 1},
 		"breaker":   map[string]any{"max_failures": 3, "reset_timeout": "2s"},
 		"retention": map[string]any{"outbox": "20s", "ledger": "7d"},
+		"sla":       map[string]any{"within": "1s", "objective": 99},
 	}
 	c := newConnector(t, w.config)
 	c.command("init --backlog none")
