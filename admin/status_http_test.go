@@ -19,8 +19,10 @@ func anInstance() monitoring.Instance {
 	return monitoring.Instance{
 		At: at, Role: monitoring.RoleLeader, Streaming: true, Since: at.Add(-time.Minute),
 		Process: monitoring.Process{Host: "one", PID: 7, Name: "shop", Slot: "shop", Version: "1.0", Started: at.Add(-2 * time.Minute)},
-		Stream: &monitoring.StreamReport{LagSeconds: 3, LagBytes: 4096, WALRate: new(100.0), Forecast: monitoring.Forecast{Trend: monitoring.TrendCatchingUp, CaughtUpAt: at.Add(time.Minute)},
-			Kept: &monitoring.KeptReport{LostAt: at.Add(3 * time.Hour), AskedAt: at}},
+		Stream: &monitoring.StreamReport{
+			LagSeconds: 3, LagBytes: 4096, WALRate: new(100.0), Forecast: monitoring.Forecast{Trend: monitoring.TrendCatchingUp, CaughtUpAt: at.Add(time.Minute)},
+			Kept: &monitoring.KeptReport{LostAt: at.Add(3 * time.Hour), AskedAt: at},
+		},
 		Sinks: []monitoring.SinkReport{{
 			Name: "a", InSession: true, Condition: monitoring.ConditionAway, Since: at.Add(-30 * time.Second), Cause: "refused", AsksAt: at.Add(10 * time.Second),
 			Rows: &monitoring.RowReport{Parked: 123_456, DeadLetters: 7, OldestSeconds: 90}, Rate: &monitoring.DeliveryRate{DeliveredNow: 5, DeliveredMinute: 6},

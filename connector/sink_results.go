@@ -213,7 +213,7 @@ func (o *sinkResults) status(now time.Time) monitoring.ObjectiveStatus {
 	st := monitoring.ObjectiveStatus{Within: o.goal.Within, Ratio: o.goal.Ratio, InTime: o.inTime, Late: o.late, Known: o.past.known}
 	now = now.Add(o.clock)
 	st.Month, o.past.hours = sumFrom(o.past.hours, now.Add(-ledger.ResultsKept).Truncate(time.Hour))
-	st.SixHours, o.past.minutes = sumFrom(o.past.minutes, now.Add(-ledger.ResultMinutes).Truncate(time.Minute))
+	st.SixHours, o.past.minutes = sumFrom(o.past.minutes, now.Add(-ledger.SingleMinutesKept).Truncate(time.Minute))
 	st.Hour, _ = sumFrom(o.past.minutes, now.Add(-time.Hour).Truncate(time.Minute))
 	return st
 }

@@ -409,6 +409,7 @@ func (p *worldProcess) measure(context.Context, provision.MeasureQuery) (provisi
 }
 
 func (p *worldProcess) writeResults(context.Context, *ledger.ResultBatch) error { return p.ofKeeper() }
+
 func (p *worldProcess) readResults(context.Context, []int32) (ledger.ResultHistory, error) {
 	return ledger.ResultHistory{Now: time.Now()}, p.ofKeeper()
 }

@@ -15,8 +15,8 @@ import (
 const (
 	// ResultsKept is how far back an objective looks. The cleanup keeps rows of outbox_metrics for two days longer.
 	ResultsKept = 28 * 24 * time.Hour
-	// ResultMinutes is how far back a session knows single minutes.
-	ResultMinutes = 6 * time.Hour
+	// SingleMinutesKept is how far back a session knows single minutes.
+	SingleMinutesKept = 6 * time.Hour
 	// newestRows is how many of the newest rows of outbox_metrics are looked at for single minutes. With four sinks, six hours are 7,200.
 	newestRows = 20_000
 	// resultsPatience bounds the statement of WriteResults on the server, so that no try of it goes on behind the next one.
@@ -186,7 +186,7 @@ func (s Schema) ReadResults(ctx context.Context, db Querier, processors []int32)
 			coalesce(sum(value) filter (where metric_type = 'within'), 0)::bigint
 		from (select processor_id, metric_type, time_window, value from ledger.outbox_metrics order by id desc limit $1) newest
 		where metric_type in ('count', 'within') and processor_id = any ($2) and lower(time_window) >= $3
-		group by 1, 2 order by 2, 1`), newestRows, processors, h.Now.Add(-ResultMinutes))
+		group by 1, 2 order by 2, 1`), newestRows, processors, h.Now.Add(-SingleMinutesKept))
 	if err != nil {
 		return h, explainResults("read", err)
 	}

@@ -38,7 +38,7 @@ Labels are names of the configuration or a handful of words. Nothing of an event
 func fold(text string) string {
 	var lines []string
 	line := ""
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		if line != "" && len(line)+1+len(word) > 118 {
 			lines, line = append(lines, line), ""
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -83,7 +84,7 @@ func wholeRegistry(tb testing.TB) *prometheus.Registry {
 			var longer [][]string
 			for _, c := range combinations {
 				for i := range n {
-					longer = append(longer, append(c[:len(c):len(c)], fmt.Sprintf("%s-%d", label, i)))
+					longer = append(longer, append(slices.Clip(c), fmt.Sprintf("%s-%d", label, i)))
 				}
 			}
 			combinations = longer
