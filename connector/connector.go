@@ -392,6 +392,9 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 
 // sleep waits for d. If ctx ends before, it returns an error that says why.
 func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,20 +133,28 @@ func TestHeartbeatsHaveNumbers(t *testing.T) {
 		return b.query(fmt.Sprintf(`select concat_ws(' ', metrics->>'delivered', metrics->>'failed', metrics->>'epoch', metrics->>'by', last_processed_at is not null,
 			heartbeat_at is not null) from outbox_processors where id = %d`, id))
 	}
+	var mu sync.Mutex // the functions below have a connection and rows in common
 	var rows []string
+	at := func(after time.Duration, do func()) {
+		time.AfterFunc(after, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			do()
+		})
+	}
 	_, err := b.keepFor(5*time.Minute+time.Second, func(c *Connector) {
 		state := c.sinks["s"].state
 		c.life.streams(7)
 		state.begin(2)
-		time.AfterFunc(30*time.Second, func() {
+		at(30*time.Second, func() {
 			state.answered(answer{counts: monitoring.Counts{Delivered: 3, Failed: 1}, cause: errors.New("500")})
 		})
-		time.AfterFunc(59*time.Second, func() { rows = append(rows, row(1)) })
-		time.AfterFunc(61*time.Second, func() {
+		at(59*time.Second, func() { rows = append(rows, row(1)) })
+		at(61*time.Second, func() {
 			rows = append(rows, row(1))
 			b.exec(`update outbox_processors set metrics = '{"by": "a person"}', last_processed_at = null where id = 1`)
 		})
-		time.AfterFunc(3*time.Minute, func() { // nothing has changed since
+		at(3*time.Minute, func() { // nothing has changed since
 			rows = append(rows, row(1))
 			state.answered(answer{counts: monitoring.Counts{Delivered: 4}})
 		})
@@ -153,6 +162,8 @@ func TestHeartbeatsHaveNumbers(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	rows = append(rows, row(1), row(2), row(3))
 	want := []string{"0 0 7 f t", "3 1 7 t t", "a person f t", "7 1 7 t t", "f t", "f f"}
 	if got := strings.Join(rows, "\n"); got != strings.Join(want, "\n") {

@@ -42,7 +42,7 @@ func TestCheck(t *testing.T) {
 	}
 	read := w.block()
 	defer read()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // enough for the Write to begin
 	defer cancel()
 	s.Deliver(ctx, []sinks.Message{{Event: &outbox.Event{ID: "1"}}})
 	if _, err := s.Check(t.Context(), nil); !errors.Is(err, sinks.ErrUnavailable) {

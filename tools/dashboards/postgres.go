@@ -48,7 +48,7 @@ func postgresRow() row {
 			title: "Cleanup: rows deleted a second",
 			shows: "Rows that are deleted because they are settled and older than the retention, by table.",
 			good:  "it follows the traffic of some days ago.",
-			todo:  "0, while rows are older than the retention: outbox-cdc status and outbox-cdc cleanup --dry-run say why they stay.",
+			todo:  "0, while rows are older than the retention: outbox-cdc cleanup --dry-run says why they stay.",
 			page:  "operations.md#outboxcleanupstuck", unit: units.CountsPerSecond, width: 8,
 		}, query{perSecond(ofInstances("cleanup_deleted_total"), "table"), "{{table}}"}),
 		lines(panel{
