@@ -272,7 +272,7 @@ func implausible(unit string, q *target) (problems []string) {
 			say("nothing in it is in bytes a second")
 		}
 	case "percentunit":
-		if low < -.001 && !has("budget_left") || high > 1.5 { // a budget may be overspent
+		if low < -.001 && !strings.Contains(q.Expr, "budget_left") || high > 1.5 { // a budget may be overspent
 			say("these are no shares of 1")
 		}
 	case "percent":
