@@ -35,7 +35,7 @@ test: ## vet and test everything against real servers, as CI does
 e2e: ## run the end-to-end tests only
 	$(GO_TEST) -timeout 25m -count=1 $(E2E)
 
-test-observe: ## scrape a connector in trouble with Prometheus, ask all that the dashboard asks, see alerts fire and be silent, half an hour, on a machine that does nothing else
+test-observe: ## scrape a connector in trouble with Prometheus, ask all that the dashboard asks, see alerts fire and be silent, 20 minutes, on a machine that does nothing else
 	scripts/deps
 	go test ./test/observe -count=1 -v -parallel 1 -timeout 90m -args -full -out $(CURDIR)/bin/observe
 

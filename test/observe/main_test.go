@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	full  = flag.Bool("full", false, "run the tests at their full length, half an hour, and those that a busy machine would fail")
+	full  = flag.Bool("full", false, "run the tests at their full length, 20 minutes, and those that a busy machine would fail")
 	built = flag.String("binary", "", "the `path` of an outbox-cdc that is built already; else one is built")
 	out   = flag.String("out", "", "a `directory` for what the panels show: answers.json, and a picture of it")
 )
