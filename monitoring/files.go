@@ -22,35 +22,29 @@ var dashboard string
 //go:embed rules/outbox-alerts.yml
 var rules string
 
-// WriteDashboard writes the dashboard for Grafana, with metrics whose names begin with prefix. The dashboard of another prefix than the
-// default has an identity of its own, so that one Grafana can hold both.
-func WriteDashboard(w io.Writer, prefix string) error {
-	return write(w, dashboard, prefix, strings.NewReplacer(
-		`"title": "Outbox"`, fmt.Sprintf(`"title": %q`, strings.TrimSpace("Outbox "+prefix)),
-		`"uid": "`+dashboardUID(defaultPrefix)+`"`, fmt.Sprintf(`"uid": %q`, dashboardUID(prefix)),
-		recordPrefix, recordPrefix+cmp.Or(prefix, "bare_"),
-		defaultPrefix, prefix,
-	))
-}
-
 // recordPrefix begins the names of the recording rules.
 const recordPrefix = "job:outbox_"
+
+// WriteDashboard writes the dashboard for Grafana, with metrics whose names begin with prefix. The dashboard of another prefix than the
+// default has an identity of its own, so that one Grafana can hold both.
+func WriteDashboard(w io.Writer, prefix string) error { return write(w, dashboard, prefix) }
 
 // WriteRules writes the alert rules for Prometheus and the recording rules that they need, with metrics whose names begin with prefix. The
 // recording rules of another prefix than the default have other names, so that one Prometheus can have both files: two connectors in one
 // process have the same job, and only their prefixes differ.
-func WriteRules(w io.Writer, prefix string) error {
-	return write(w, rules, prefix, strings.NewReplacer(
-		recordPrefix, recordPrefix+cmp.Or(prefix, "bare_"),
-		"/d/"+dashboardUID(defaultPrefix)+"?", "/d/"+dashboardUID(prefix)+"?",
-		defaultPrefix, prefix,
-	))
-}
+func WriteRules(w io.Writer, prefix string) error { return write(w, rules, prefix) }
 
-// write writes a text as it is for the default prefix, and with its names replaced for another one.
-func write(w io.Writer, text, prefix string, names *strings.Replacer) error {
+// write writes the dashboard or the rules as they are for the default prefix, and with other names for another one. Both name recording
+// rules and metrics; the dashboard has its own identity, and the rules lead to it.
+func write(w io.Writer, text, prefix string) error {
 	if prefix != defaultPrefix {
-		text = names.Replace(text)
+		text = strings.NewReplacer(
+			`"title": "Outbox"`, fmt.Sprintf(`"title": %q`, strings.TrimSpace("Outbox "+prefix)),
+			`"uid": "`+dashboardUID(defaultPrefix)+`"`, fmt.Sprintf(`"uid": %q`, dashboardUID(prefix)),
+			"/d/"+dashboardUID(defaultPrefix)+"?", "/d/"+dashboardUID(prefix)+"?",
+			recordPrefix, recordPrefix+cmp.Or(prefix, "bare_"),
+			defaultPrefix, prefix,
+		).Replace(text)
 	}
 	_, err := io.WriteString(w, text)
 	return err
