@@ -75,12 +75,22 @@ type ParkedState struct {
 // Outcomes are given to the recorder together. It records them in one transaction, and in the order in which they are given.
 type Outcomes struct {
 	Rows []Outcome
+	// Job says how far a job has come that has parked these rows; nil: the rows are not of a job.
+	Job *JobStep
 	// Urgent says that somebody waits until they are committed.
 	Urgent bool
 	// Seq is sent on Recorded once these outcomes are committed. Recorded holds one value, and a newer value replaces an older one, so
 	// that the recorder never waits for the receiver. The recorder is the only sender.
 	Seq      uint64
 	Recorded chan uint64
+}
+
+// writes returns how many rows of the ledger these outcomes write, a job's step included.
+func (o *Outcomes) writes() int {
+	if o.Job != nil {
+		return len(o.Rows) + 1
+	}
+	return len(o.Rows)
 }
 
 // Batch is what one transaction of the recorder commits: outcomes, and the watermark that they make true.

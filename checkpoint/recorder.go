@@ -148,7 +148,7 @@ func (r *Recorder) record(ctx context.Context, batch []Outcomes) error {
 	r.entries = r.entries[:0]
 	rows := 0
 	for i := range batch {
-		rows += len(batch[i].Rows)
+		rows += batch[i].writes()
 		for j := range batch[i].Rows {
 			if o := &batch[i].Rows[j]; o.Settles {
 				r.entries = append(r.entries, o.Entry)

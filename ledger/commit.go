@@ -100,6 +100,9 @@ func (w *BatchWriter) transaction(ctx context.Context, b checkpoint.Batch) error
 	if err := w.writeParked(ctx, b.Outcomes); err != nil {
 		return err
 	}
+	if err := w.writeJobSteps(ctx, b.Outcomes); err != nil {
+		return err
+	}
 	if _, err := w.conn.Exec(ctx, "commit"); err != nil {
 		// A new connection asks whether it went through.
 		closeNow(w.conn)

@@ -80,7 +80,8 @@ begin
              else c.relkind = 'v'
            end as is_kind,
            string_to_array(columns, ' ') as ours,
-           case name when 'outbox_delivery_log' then array['member'] when 'outbox_processors' then array['state'] end as later, -- what a ledger of an older version lacks; the next files add it
+           case name when 'outbox_delivery_log' then array['member'] when 'outbox_checkpoints' then array['database_oid', 'database_name', 'source_hosts']
+             when 'outbox_backlog' then array['reason', 'walked', 'finished_at'] when 'outbox_processors' then array['state'] end as later, -- what a ledger of an older version lacks; the next files add it
            array(select attname::text from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped order by attnum) as theirs
     from (values
       ('event_outbox', null, 'id aggregate_type aggregate_id event_type event_version payload metadata created_at max_retries '
@@ -95,9 +96,9 @@ begin
       ('idx_outbox_status', 'outbox_delivery_log', null),
       ('idx_outbox_tenant_id', 'event_outbox', null),
       ('outbox_backlog', null, 'id processor_id mode base_lsn base_index start_lsn snapshot_xmax filter cursor ordinal estimate '
-        || 'status created_at'),
+        || 'status created_at reason walked finished_at'),
       ('outbox_checkpoints', null, 'slot_name state system_identifier timeline prefix_lsn prefix_index confirmed_lsn '
-        || 'batch_seq epoch slot_epoch owner recorder_pid recorder_started updated_at'),
+        || 'batch_seq epoch slot_epoch owner recorder_pid recorder_started updated_at database_oid database_name source_hosts'),
       ('outbox_delivery_log', null, 'id event_id processor_id attempt_number status started_at completed_at duration_ms '
         || 'error_message commit_lsn tx_index epoch member'),
       ('outbox_metrics', null, 'id processor_id metric_type time_window value unit metadata'),
@@ -283,7 +284,10 @@ begin
       owner             text,
       recorder_pid      int,                        -- the session's writer, ended by the next session; pids are used
       recorder_started  timestamptz,                -- again, so its backend_start as well
-      updated_at        timestamptz not null default now()
+      updated_at        timestamptz not null default now(),
+      database_oid      oid,                        -- with the system identifier and the name: which database the slot is of
+      database_name     text,
+      source_hosts      text                        -- hosts and ports as configured: a copy of the server is reached by others
     ) with (fillfactor = 50)$$),
 
     -- Rows of the outbox that the stream never carried, or that a person wants again: one job a sink.
@@ -300,8 +304,11 @@ begin
       cursor        jsonb,
       ordinal       bigint not null default 0,
       estimate      bigint,
-      status        text   not null,
-      created_at    timestamptz not null default now()
+      status        text   not null,       -- running, done
+      created_at    timestamptz not null default now(),
+      reason        text,                  -- what has filed it: init, resync, reconcile, sink, replay
+      walked        bigint not null default 0, -- rows of the outbox that it has compared
+      finished_at   timestamptz
     )$$),
 
     ('outbox_metrics', $$
@@ -467,7 +474,8 @@ $body$);
   execute format('select %I.outbox_make_partitions(now(), 7)', ledger);
   -- Tables that were made just now have what the next files add to older ones. The view is always that of this file.
   execute format('insert into %1$I.outbox_migrations (version_id, is_applied) select n, true from unnest($1) as n where not exists (select from %1$I.outbox_migrations where version_id = n)', ledger)
-    using array[4] || case when 'outbox_delivery_log' = any (have) then '{}'::int[] else array[5] end || case when 'outbox_processors' = any (have) then '{}'::int[] else array[6] end;
+    using array[4] || case when 'outbox_delivery_log' = any (have) then '{}'::int[] else array[5] end || case when 'outbox_processors' = any (have) then '{}'::int[] else array[6] end
+      || case when 'outbox_checkpoints' = any (have) or 'outbox_backlog' = any (have) then '{}'::int[] else array[10] end;
   perform set_config('search_path', path, true);
 end
 $migration$;

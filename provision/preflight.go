@@ -139,7 +139,7 @@ func checkLedger(ctx context.Context, db ledger.Querier, s Source, table *Table,
 		return false, nil
 	}
 	rows, err = db.Query(ctx, `select format('table %s in schema %s lacks the column %s', tab, quote_ident($1), col)
-		from (values ('outbox_delivery_log', 'member'), ('outbox_processors', 'state')) as later (tab, col)
+		from (values ('outbox_delivery_log', 'member'), ('outbox_processors', 'state'), ('outbox_checkpoints', 'source_hosts'), ('outbox_backlog', 'finished_at')) as later (tab, col)
 		where not exists (select from pg_attribute a join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = relnamespace
 			where nspname = $1 and relname = tab and attname = col and not attisdropped)
 		union all
