@@ -11,9 +11,10 @@ import (
 func (w *simulation) unfinished() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p := w.process
+	var p *worldProcess
 	var s *session
-	if p != nil {
+	if user := w.slot.user; user != nil {
+		p = user.p
 		s = p.connector.running.Load()
 	}
 	switch {
@@ -27,6 +28,8 @@ func (w *simulation) unfinished() string {
 		return fmt.Sprintf("%d events in flight", s.tracker.InFlight())
 	case w.slot.confirmed < w.oursEnd:
 		return fmt.Sprintf("the slot is at %s, not at %s", w.slot.confirmed, w.oursEnd)
+	case len(w.ledger.unfinishedJobs()) > 0:
+		return "a job"
 	}
 	w.ledger.parked.mu.Lock()
 	defer w.ledger.parked.mu.Unlock()
@@ -65,7 +68,7 @@ func (w *simulation) check() {
 		for _, k := range w.sinks {
 			w.checkEvent(e, k)
 		}
-		if len(e.sinks) == 0 && w.ledger.last[worldDelivery{0, e}] != "discarded" {
+		if k := (worldDelivery{0, e}); len(e.sinks) == 0 && !w.ledger.byJob[k] && w.ledger.last[worldDelivery{0, e}] != "discarded" {
 			w.violation("no row", "%v, which no route wants", e)
 		}
 	}
@@ -77,10 +80,11 @@ func (w *simulation) check() {
 }
 
 func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
-	foreign := !slices.Contains(e.sinks, k.n) // no route sends it to this sink
 	a, key := k.acceptanceOf(e), worldDelivery{processor(k.n), e}
-	i, parked := w.ledger.parked.find(key.processor, e.pos)
-	dead := parked && w.ledger.parked.rows[i].dead
+	foreign := !slices.Contains(e.sinks, k.n) || w.ledger.excused[key] // no route sends it to this sink
+	row := w.ledger.parked.of(key.processor, e.id)
+	parked := row != nil
+	dead := parked && row.dead
 	switch last := w.ledger.last[key]; {
 	case foreign && (a.count > 0 || last != "" || parked):
 		w.violation("phantom", "%v at sink%d", e, k.n)
@@ -95,8 +99,9 @@ func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
 	}
 }
 
-// checkOrder checks that a sink first accepted the events of an aggregate in their order. It leaves out dead letters that let their aggregate go on,
-// and what a person declared dead or discarded: those have lost their place.
+// checkOrder checks that a sink first accepted the events of an aggregate in their order, which is that of the places from which they were
+// delivered. It leaves out dead letters that let their aggregate go on, and what a person declared dead or discarded: those have lost their
+// place. So has what was given to the sink before the slot was lost and again by a job.
 func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 	var last *worldEvent
 	for _, e := range events {
@@ -104,7 +109,10 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 		if !w.cfg.block && w.ledger.dead[key] || w.ledger.displaced[key] || w.ledger.discarded[key] {
 			continue
 		}
-		if last != nil && e.pos.Compare(last.pos) < 0 {
+		if len(k.acceptanceOf(e).places) > 1 {
+			continue
+		}
+		if last != nil && w.ledger.place(key).Compare(w.ledger.place(worldDelivery{processor(k.n), last})) < 0 {
 			w.violation("order", "sink%d accepted %v after %v", k.n, e, last)
 			continue
 		}

@@ -39,6 +39,6 @@ func (c *worldClient) Check(ctx context.Context, topics []string) ([]sinks.Topic
 	}
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
-	c.rules.allowed++ // an open breaker asks after it
+	c.mine.allowed++ // an open breaker asks after it
 	return nil, nil
 }

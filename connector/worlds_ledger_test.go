@@ -40,9 +40,15 @@ type worldLedger struct {
 	displaced  map[worldDelivery]bool // declared dead by a person, untried perhaps: when it is retried it comes before its predecessors
 	aggregates map[string]*worldAggregate
 	covered    int // transactions of the WAL of which everything is settled, as far as somebody relied on it
+
+	jobs      []*worldJob
+	byJob     map[worldDelivery]bool                // what the stream does not bring any more: only a job can
+	excused   map[worldDelivery]bool                // from before the sink: it is not owed
+	places    map[worldDelivery]checkpoint.Position // where it was settled
+	recording *worldConn                            // of the transaction that is applied
 }
 
-// worldAggregate is an aggregate's events at a sink. What is settled of them is a prefix.
+// worldAggregate is an aggregate's events at a sink, those that the stream brings. What is settled of them is a prefix.
 type worldAggregate struct {
 	events          []*worldEvent
 	prefix, settled int
@@ -53,6 +59,7 @@ func newWorldLedger(w *simulation) *worldLedger {
 		clean: true,
 		w:     w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldDelivery]string{}, settled: map[worldDelivery]bool{},
 		dead: map[worldDelivery]bool{}, displaced: map[worldDelivery]bool{}, discarded: map[worldDelivery]bool{}, aggregates: map[string]*worldAggregate{},
+		byJob: map[worldDelivery]bool{}, excused: map[worldDelivery]bool{}, places: map[worldDelivery]checkpoint.Position{},
 	}
 }
 
@@ -79,29 +86,39 @@ func (l *worldLedger) aggregate(processor int32, e *worldEvent) *worldAggregate 
 // owe notes an event that was committed: its sinks are owed it from now on.
 func (l *worldLedger) owe(e *worldEvent) {
 	for _, p := range processors(e) {
+		if k := (worldDelivery{p, e}); !l.w.slot.exists {
+			l.byJob[k] = true
+			continue
+		}
 		a := l.aggregate(p, e)
 		a.events = append(a.events, e)
 	}
 }
 
-// settle notes that a delivery is settled, which it then stays.
-func (l *worldLedger) settle(k worldDelivery) {
+// settle notes that a delivery is settled at this position, which it then stays.
+func (l *worldLedger) settle(k worldDelivery, at checkpoint.Position) {
+	if place, is := l.places[k]; is && place != at {
+		l.w.violation("twice", "%v is settled for processor %d at %s, and was at %s", k.event, k.processor, at, place)
+	}
+	l.places[k] = at
 	if l.settled[k] {
 		return
 	}
 	l.settled[k] = true
-	l.aggregate(k.processor, k.event).settled++
+	if !l.byJob[k] {
+		l.aggregate(k.processor, k.event).settled++
+	}
 }
 
-func (l *worldLedger) logRow(k worldDelivery, status string) {
+func (l *worldLedger) logRow(k worldDelivery, at checkpoint.Position, status string) {
 	if status == "delivered" && l.last[k] == status {
 		l.w.violation("log", "%v has a second delivered row of processor %d", k.event, k.processor)
 	}
 	l.last[k] = status
 	l.dead[k] = l.dead[k] || status == "dead"
 	l.discarded[k] = l.discarded[k] || status == "discarded"
-	l.log = append(l.log, checkpoint.Key{Processor: k.processor, Position: k.event.pos})
-	l.settle(k)
+	l.log = append(l.log, checkpoint.Key{Processor: k.processor, Position: at})
+	l.settle(k, at)
 }
 
 // apply does what a transaction of the recorder does, and checks it. It returns what the transaction has changed.
@@ -116,6 +133,9 @@ func (l *worldLedger) apply(b checkpoint.Batch) (changes []ledger.RowChange) {
 	w.trace("LEDGER #%d: %d rows, prefix %s, confirmed %s", l.seq, len(rows), b.Watermark.Prefix, b.Watermark.LSN)
 	for _, o := range rows {
 		l.outcome(o)
+	}
+	for _, o := range b.Outcomes {
+		l.step(o)
 	}
 	for id, n := range l.parked.apply(rows) {
 		changes = append(changes, ledger.RowChange{Processor: id, Rows: n, Batch: l.seq})
@@ -142,28 +162,29 @@ func (l *worldLedger) outcome(o checkpoint.Outcome) {
 	w, e := l.w, l.w.events[o.EventID]
 	k := worldDelivery{o.Processor, e}
 	w.trace("    processor %d: %v %s, attempt %d, row %d %+v", o.Processor, e, o.Status, o.Attempt, o.Row, due(o))
-	if o.Position != e.pos {
-		w.violation("position", "%v is recorded at %s", e, o.Position)
+	if !l.mayStandAt(k, o.Position) {
+		w.violation("position", "%v is recorded at %s for processor %d", e, o.Position, o.Processor)
 	}
 	if o.Processor != 0 {
 		w.sinks[o.Processor-1].checkOutcome(e, o)
 	}
 	if o.Row == checkpoint.RowInsert {
-		l.settle(k)
+		l.settle(k, o.Position)
 		w.stats.Parked++
 	}
 	switch o.Status {
 	case checkpoint.Delivered:
 		a := w.sinks[o.Processor-1].acceptanceOf(e)
+		delete(a.known, l.recording.session)
 		if a.committed = true; a.count == 0 {
 			w.violation("delivered", "%v is recorded as delivered, which processor %d never accepted", e, o.Processor)
 		}
-		l.logRow(k, "delivered")
+		l.logRow(k, o.Position, "delivered")
 	case checkpoint.Dead:
 		w.stats.Dead++
-		l.logRow(k, "dead")
+		l.logRow(k, o.Position, "dead")
 	case checkpoint.Discarded:
-		l.logRow(k, "discarded")
+		l.logRow(k, o.Position, "discarded")
 	case checkpoint.Failed, checkpoint.Parked:
 	}
 }
@@ -185,7 +206,7 @@ func (l *worldLedger) cover() {
 				return
 			}
 			for _, p := range processors(e) {
-				if !l.settled[worldDelivery{p, e}] {
+				if k := (worldDelivery{p, e}); !l.settled[k] && !l.byJob[k] {
 					l.w.violation("unsettled", "the checkpoint covers %v (prefix %s, confirmed %s), which is not settled for processor %d", e, l.prefix, l.confirmed, p)
 				}
 			}
@@ -197,7 +218,7 @@ func (l *worldLedger) cover() {
 func (w *simulation) confirm(lsn pglogrepl.LSN) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.pgUp || lsn <= w.slot.confirmed {
+	if !w.pgUp || !w.slot.exists || lsn <= w.slot.confirmed {
 		return
 	}
 	if lsn > w.ledger.confirmed {
@@ -205,110 +226,6 @@ func (w *simulation) confirm(lsn pglogrepl.LSN) {
 	}
 	w.slot.confirmed = lsn
 	w.trace("slot at %s", lsn)
-}
-
-// personChange is what a person does with a row of outbox_parked.
-type personChange int
-
-const (
-	retryDeadLetter personChange = iota
-	discardDeadLetter
-	declareDead // of a parked row
-)
-
-// makeChange makes this change to one of the rows of a sink to which it applies. pick says which. It returns what a notification says of it
-// behind the processor.
-func (l *worldLedger) makeChange(sink, pick int, what personChange) string {
-	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	l.parked.mu.Lock()
-	defer l.parked.mu.Unlock()
-	var rows []*memRow
-	for _, r := range l.parked.rows {
-		if r.processor == processor(sink) && r.dead == (what != declareDead) {
-			rows = append(rows, r)
-		}
-	}
-	if len(rows) == 0 {
-		return ""
-	}
-	l.w.stats.Persons++
-	l.changes++
-	switch r := rows[pick%len(rows)]; what {
-	case retryDeadLetter:
-		l.retry(r)
-		return fmt.Sprintf(":rows:%d:1:-1", l.changes)
-	case discardDeadLetter:
-		l.discard(r)
-		return fmt.Sprintf(":rows:%d:0:-1", l.changes)
-	case declareDead:
-		l.declareDead(r)
-		return fmt.Sprintf(":rows:%d:-1:1", l.changes)
-	}
-	return ""
-}
-
-func (l *worldLedger) declareDead(r *memRow) {
-	e, sink := l.w.events[r.id], r.processor-1
-	l.w.trace("PERSON kills %v of sink%d", e, sink)
-	r.dead, r.due, r.attempts = true, time.Time{}, min(r.attempts, max(r.tries-1, 0)) // a try may be under way
-	if l.w.cfg.block {
-		r.due = forever
-	}
-	l.displaced[worldDelivery{r.processor, e}] = true
-	l.logRow(worldDelivery{r.processor, e}, "dead")
-}
-
-// retry makes a dead letter due now, as package ledger's retryRows does: one try stands for all of those that the sink may have accepted.
-func (l *worldLedger) retry(r *memRow) {
-	l.w.trace("PERSON: processor %d, dead letter %v is retried", r.processor, l.w.events[r.id])
-	l.w.sinks[r.processor-1].told(l.w.events[r.id]).retried()
-	tries := 0
-	if r.tries == 0 || r.attempts < r.tries {
-		tries = 1
-	}
-	r.dead, r.attempts, r.tries, r.due = false, 0, tries, time.Now()
-}
-
-// makeDue does what ledger.Client.MakeDue does.
-func (l *worldLedger) makeDue(sink int) {
-	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	l.parked.mu.Lock()
-	defer l.parked.mu.Unlock()
-	l.w.trace("PERSON wants sink%d asked now", sink)
-	l.w.sinks[sink].askedNow()
-	now := time.Now()
-	for _, r := range l.parked.rows {
-		if r.processor == processor(sink) && !r.dead && r.due.After(now) {
-			r.due = now
-		}
-	}
-}
-
-func (l *worldLedger) discard(r *memRow) {
-	e := l.w.events[r.id]
-	l.w.trace("PERSON: processor %d, dead letter %v is discarded", r.processor, e)
-	i, _ := l.parked.find(r.processor, r.pos)
-	l.parked.rows = slices.Delete(l.parked.rows, i, i+1)
-	l.logRow(worldDelivery{r.processor, e}, "discarded")
-}
-
-// settleDead retries each dead letter that can be accepted, and discards the others.
-func (l *worldLedger) settleDead() {
-	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	l.parked.mu.Lock()
-	defer l.parked.mu.Unlock()
-	for _, r := range slices.Clone(l.parked.rows) {
-		switch {
-		case !r.dead:
-		case l.w.events[r.id].reactions[r.processor-1].kind == reactionAccepted:
-			l.retry(r)
-		default:
-			l.discard(r)
-		}
-	}
 }
 
 // worldConn is a session's connection to the ledger. As a checkpoint.Ledger it behaves like ledger.BatchWriter.
@@ -342,7 +259,7 @@ func (l *worldLedger) open(p *worldProcess) (*worldConn, ledger.Start) {
 	}
 	events := map[checkpoint.Position]struct{}{}
 	add := func(k checkpoint.Key) {
-		if k.Position.Compare(l.prefix) > 0 {
+		if k.Position.Index >= 0 && k.Position.Compare(l.prefix) > 0 {
 			start.Settled[k] = struct{}{}
 			events[k.Position] = struct{}{}
 		}
@@ -388,7 +305,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) (err error) 
 	c.tries++
 	r := w.random("commit", c.session, c.tries)
 	if c.broken {
-		if !c.p.slept(ctx, r.between(timeUnit/5, 3*timeUnit)) {
+		if !c.p.slept(ctx, r.between(timeUnit/5, 3*timeUnit)) || c.p.reachesPostgres(ctx) != nil {
 			return errWorldUnanswered
 		}
 		if done, err := c.reconnect(); done || err != nil {
@@ -405,7 +322,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) (err error) 
 	case r.chance(w.cfg.slowLedger):
 		took = r.between(timeUnit, 100*timeUnit)
 	}
-	arrives := c.p.slept(ctx, took)
+	arrives := c.p.slept(ctx, took) && c.p.reachesPostgres(ctx) == nil
 	if !arrives && r.chance(0.5) { // we have ended the call, and the COMMIT has not reached the server
 		c.broken = true
 		return errWorldUnanswered
@@ -426,6 +343,7 @@ func (c *worldConn) Commit(ctx context.Context, b checkpoint.Batch) (err error) 
 			err = checkpoint.ErrFenced
 		}
 	}()
+	c.recording = c
 	c.changes = c.apply(b)
 	if lost || !arrives {
 		w.stats.LostCOMMITs++

@@ -58,7 +58,7 @@ func (l *worldListener) WaitForNotification(ctx context.Context) (*pgconn.Notifi
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case n := <-l.notices:
-		return n, nil
+		return n, l.p.reachesPostgres(ctx)
 	}
 }
 
@@ -86,20 +86,20 @@ func (w *simulation) notify(r random, sink int, suffix string) {
 	fate, delay := r.Float64(), r.between(timeUnit/10, 5*timeUnit)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.process == nil || w.process.heard == nil || w.process.heard.isCut {
-		return
-	}
-	l := w.process.heard
-	switch {
-	case fate < 0.7:
-		w.after(delay, func() {
-			select {
-			case l.notices <- &pgconn.Notification{Payload: fmt.Sprintf("public:%d%s", processor(sink), suffix)}:
-			default:
-			}
-		})
-	case fate < 0.85:
-		l.cut()
+	for _, p := range w.living {
+		l := p.heard
+		switch {
+		case l == nil || l.isCut:
+		case fate < 0.7:
+			w.after(delay, func() {
+				select {
+				case l.notices <- &pgconn.Notification{Payload: fmt.Sprintf("public:%d%s", processor(sink), suffix)}:
+				default:
+				}
+			})
+		case fate < 0.85:
+			l.cut()
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
@@ -32,8 +34,11 @@ type worldProcess struct {
 	stop      context.CancelFunc // what SIGTERM does
 
 	session int            // the number of its session, or of the last one if none runs; 0: there was none
+	epoch   int32          // of this session
 	stream  *worldStream   // of this session
 	heard   *worldListener // the last one
+	link    worldLink
+	rules   []*processRules // by sink
 }
 
 var (
@@ -48,21 +53,11 @@ func (w *simulation) logger() *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-// processes runs one process after the other.
-func (w *simulation) processes(ctx context.Context) {
-	for n := 1; ctx.Err() == nil; n++ {
-		r := w.random("process", n)
-		if w.cfg.laneChange && r.chance(0.4) {
-			w.lanes = 1 + r.IntN(3)
-		}
-		w.newProcess(n).run()
-		slept(ctx, r.between(timeUnit, 60*timeUnit))
-	}
-}
-
 func (w *simulation) newProcess(n int) *worldProcess {
 	c := &w.cfg
+	w.mu.Lock()
 	p := &worldProcess{w: w, n: n, lanes: w.lanes, killed: make(chan struct{})}
+	w.mu.Unlock()
 	cfg := Config{
 		Name:   "world",
 		Source: Source{DSN: "postgres://u@h/world", Slot: "world", Table: "public.event_outbox", LedgerSchema: "public", Columns: worldColumns},
@@ -82,7 +77,7 @@ func (w *simulation) newProcess(n int) *worldProcess {
 		cfg.Sinks = append(cfg.Sinks, Sink{
 			Name: sinkName(i), Topic: worldTemplate("{event_type}"), Key: worldTemplate("{aggregate_id}"), OneTry: s.oneTry,
 			Open: func() (sinks.Sink, error) {
-				return &worldClient{s, p, p.session, rested{map[int]time.Time{}, map[int]int{}}}, nil
+				return &worldClient{s, p, p.rules[i], p.session, p.epoch, rested{map[int]time.Time{}, map[int]int{}}}, nil
 			},
 		})
 	}
@@ -93,9 +88,9 @@ func (w *simulation) newProcess(n int) *worldProcess {
 		changed := b.changed
 		b.changed = func(to breakerState, asksAt time.Time) {
 			changed(to, asksAt)
-			s.breakerIs(to)
+			s.breakerIs(p.rules[i], to)
 		}
-		s.newProcess()
+		p.rules = append(p.rules, &processRules{})
 	}
 	return p
 }
@@ -132,21 +127,22 @@ func (p *worldProcess) run() {
 	defer stop()
 	p.stop = stop
 	w.mu.Lock()
-	w.process = p
+	w.living = append(w.living, p)
 	w.mu.Unlock()
 	w.trace("PROCESS %d begins, with %d lanes a sink", p.n, p.lanes)
 	var watching sync.WaitGroup
 	watching.Go(func() { p.watch(ctx) })
 	err := p.connector.Run(ctx)
 	w.trace("PROCESS %d has ended: %v", p.n, err)
-	if ctx.Err() == nil {
+	if lost := w.slotRefused() != nil && exitcode.Of(err) == exitcode.SlotLost; ctx.Err() == nil && !lost {
 		w.violation("ended", "process %d: %v", p.n, err)
 	}
 	stop()
 	watching.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.process = nil
+	w.living = slices.DeleteFunc(w.living, func(other *worldProcess) bool { return other == p })
+	w.release(p.stream)
 	p.forgetSession()
 }
 
@@ -155,9 +151,8 @@ func (p *worldProcess) run() {
 func (p *worldProcess) forgetSession() {
 	for _, k := range p.w.sinks {
 		for _, a := range k.acceptances {
-			if a.known == p.session && p.session > 0 && !a.committed {
-				a.unknown++
-			}
+			a.unknown += a.known[p.session]
+			delete(a.known, p.session)
 		}
 	}
 }
@@ -192,7 +187,11 @@ func (p *worldProcess) ask(ctx context.Context, r random) error {
 		return errWorldKill
 	case !p.slept(ctx, took):
 		return context.Cause(ctx)
-	case !p.w.up():
+	}
+	if err := p.reachesPostgres(ctx); err != nil {
+		return err
+	}
+	if !p.w.up() {
 		return errWorldNoPostgres
 	}
 	return nil
@@ -212,7 +211,7 @@ func (p *worldProcess) kill(why string) {
 		lanes := map[int]int{}
 		for e, a := range k.acceptances {
 			// A message that was discarded while it was being delivered, and was accepted then, is recorded.
-			if a.known == p.session && p.session > 0 && !a.committed && w.ledger.last[worldDelivery{processor(i), e}] != "discarded" {
+			if a.known[p.session] > 0 && w.ledger.last[worldDelivery{processor(i), e}] != "discarded" {
 				lanes[router.Lane(e.hash, p.lanes)]++
 			}
 		}
@@ -225,6 +224,7 @@ func (p *worldProcess) kill(why string) {
 	close(p.killed)
 	if p.stream != nil {
 		p.stream.fail(errWorldKill)
+		w.release(p.stream)
 	}
 	p.stop()
 }
@@ -237,6 +237,9 @@ func (p *worldProcess) fail(why error) {
 	if p.stream != nil {
 		w.trace("SESSION %d fails: %v", p.session, why)
 		p.stream.fail(why)
+		if errors.Is(why, errWorldBroken) {
+			w.release(p.stream)
+		}
 	}
 	if p.heard != nil && errors.Is(why, errWorldBroken) {
 		p.heard.cut()
@@ -296,7 +299,10 @@ func (p *worldProcess) close()                       {}
 
 func (p *worldProcess) preflight(ctx context.Context) (provision.Facts, error) {
 	facts := provision.Facts{Table: provision.Table{OID: worldOID}}
-	return facts, p.ask(ctx, p.w.random("preflight", p.n, p.session))
+	if err := p.ask(ctx, p.w.random("preflight", p.n, p.session)); err != nil {
+		return facts, err
+	}
+	return facts, p.w.slotRefused()
 }
 
 // openStream begins a session.
@@ -306,19 +312,26 @@ func (p *worldProcess) openStream(ctx context.Context) (sessionStream, replicati
 	p.forgetSession()
 	w.sessions++
 	p.session = w.sessions
-	for _, s := range w.sinks {
-		s.rules.allowed++
+	for _, r := range p.rules {
+		r.allowed++
 	}
 	w.mu.Unlock()
 	if err := p.ask(ctx, w.random("open", p.session)); err != nil {
 		return nil, replication.Identity{}, err
 	}
+	if err := w.slotRefused(); err != nil {
+		return nil, replication.Identity{}, err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.slot.confirmed > w.ledger.confirmed {
+	if w.slot.user != nil {
+		return nil, replication.Identity{}, replication.ErrSlotInUse
+	}
+	if w.slot.confirmed > w.ledger.confirmed && w.cfg.life.ahead == 0 {
 		w.violation("slot", "it stands at %s, the checkpoint at %s", w.slot.confirmed, w.ledger.confirmed)
 	}
 	p.stream = newWorldStream(p, w.slot.confirmed) // START_REPLICATION 0/0: the slot knows
+	w.slot.user = p.stream
 	if p.isKilled() {
 		p.stream.fail(errWorldKill)
 	}
@@ -330,7 +343,7 @@ func (p *worldProcess) takeOver(ctx context.Context, changed func([]ledger.RowCh
 		return nil, ledger.Start{}, err
 	}
 	conn, start := p.w.ledger.open(p)
-	conn.changed = changed
+	conn.changed, p.epoch = changed, conn.epoch
 	return conn, start, nil
 }
 
@@ -377,9 +390,12 @@ func (p *worldProcess) parkedRows(processor int32, lane, lanes int) parkedReader
 	return t
 }
 
-func (p *worldProcess) leave(_ context.Context, epoch int32, _ []int32, seenBefore pglogrepl.LSN) error {
+func (p *worldProcess) leave(ctx context.Context, epoch int32, _ []int32, seenBefore pglogrepl.LSN) error {
 	if p.isKilled() {
 		return errWorldKill
+	}
+	if err := p.reachesPostgres(ctx); err != nil {
+		return err
 	}
 	p.w.ledger.leave(p.session, epoch, seenBefore)
 	return nil

@@ -100,7 +100,7 @@ func (s *worldSink) aTry() time.Duration {
 }
 
 // noteCall notes that a call ends with these results. The world's lock is held.
-func (s *worldSink) noteCall(p *worldCall) {
+func (s *worldClient) noteCall(p *worldCall) {
 	r := &s.recovery
 	r.calls--
 	tried, answers := false, false
@@ -116,7 +116,7 @@ func (s *worldSink) noteCall(p *worldCall) {
 		r.back = s.inTime.now()
 		_, r.waited = s.waiting()
 	}
-	if answers && !p.probe && s.rules.breaker != breakerClosed {
-		s.rules.allowed++ // this answer to a call from before it opened makes the breaker ask
+	if answers && !p.probe && s.mine.breaker != breakerClosed {
+		s.mine.allowed++ // this answer to a call from before it opened makes the breaker ask
 	}
 }

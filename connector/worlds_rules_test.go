@@ -25,8 +25,12 @@ type told struct {
 // was given. Acceptances are counted, so that it does not matter in which order two lanes heard of theirs.
 type sinkRules struct {
 	events      map[*worldEvent]*told
-	acceptances int   // that were answered
-	deaths      []int // failedAt of those that died in this process; the last ones
+	acceptances int // that were answered
+}
+
+// processRules are what one process knows of a sink, and its successor does not.
+type processRules struct {
+	deaths []int // failedAt of those that died; the last ones
 
 	level   float64 // due rows that were tried beyond the rate of a suspect sink
 	levelAt time.Time
@@ -47,16 +51,10 @@ func (s *worldSink) told(e *worldEvent) *told {
 	return t
 }
 
-// newProcess forgets what a process knows and its successor does not.
-func (s *worldSink) newProcess() {
-	s.rules.deaths, s.rules.breaker, s.rules.away = nil, breakerClosed, 0
-}
-
 // breakerIs notes a new state of the breaker.
-func (s *worldSink) breakerIs(to breakerState) {
+func (s *worldSink) breakerIs(r *processRules, to breakerState) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	r := &s.rules
 	if r.breaker == breakerClosed && to == breakerOpen {
 		s.w.stats.Opened++
 		r.openedAt, r.probes, r.allowed = time.Now(), 0, 0
@@ -72,14 +70,15 @@ func (s *worldSink) breakerIs(to breakerState) {
 
 // suspectForSure reports whether the connector must know that the sink is suspect: five messages have died, and no acceptance was
 // answered since the first of them failed.
-func (r *sinkRules) suspectForSure() bool {
+func (c *worldClient) suspectForSure() bool {
+	r := c.mine
 	n := len(r.deaths)
-	return n >= deathBudget && slices.Min(r.deaths[n-deathBudget:]) == r.acceptances
+	return n >= deathBudget && slices.Min(r.deaths[n-deathBudget:]) == c.rules.acceptances
 }
 
 // given checks that the connector may give the sink these messages now.
 func (c *worldClient) given(events []*worldEvent) {
-	w, r, now := c.w, &c.rules, time.Now()
+	w, r, now := c.w, c.mine, time.Now()
 	for _, e := range events {
 		if c.told(e).asked == 0 {
 			c.inTime.firsts++
@@ -93,7 +92,7 @@ func (c *worldClient) given(events []*worldEvent) {
 		w.violation("mixed", "sink%d is given %d fresh rows and %d due ones in one call", c.n, fresh, due)
 	}
 	probe := r.breaker != breakerClosed && len(events) == 1
-	if !r.suspectForSure() {
+	if !c.suspectForSure() {
 		r.level, r.levelAt = 0, now
 		return
 	}
@@ -116,10 +115,10 @@ func (c *worldClient) rowsOf(events []*worldEvent) (due, fresh int) {
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
 	for _, e := range events {
-		i, found := l.parked.find(processor(c.n), e.pos)
+		row := l.parked.of(processor(c.n), e.id)
 		switch {
-		case !found || l.parked.rows[i].dead || l.displaced[worldDelivery{processor(c.n), e}]:
-		case l.parked.rows[i].due.IsZero():
+		case row == nil || row.dead || l.displaced[worldDelivery{processor(c.n), e}]:
+		case row.due.IsZero():
 			fresh++
 		default:
 			due++
@@ -163,7 +162,7 @@ func (c *worldClient) answered(e *worldEvent, began time.Time, err error) {
 // probed checks that an open breaker lets no more messages through than one in a reset time, one for each that a person or a new
 // session may have caused, and those that were on their way when it opened. It is called when such a message was tried.
 func (c *worldClient) probed() {
-	r := &c.rules
+	r := c.mine
 	c.w.stats.Probes++
 	r.probes++
 	if most := 1 + c.p.lanes + r.allowed + int(time.Since(r.openedAt)/c.w.cfg.reset); r.probes > most {
@@ -189,11 +188,11 @@ func (s *worldSink) checkOutcome(e *worldEvent, o checkpoint.Outcome) {
 
 // checkDeath checks that nothing dies but of a refusal after all of its attempts, or of its age; and no more than the budget allows.
 func (s *worldSink) checkDeath(e *worldEvent, t *told) {
-	w, r := s.w, &s.rules
+	w, r := s.w, s.w.ledger.recording.p.rules[s.n]
 	r.deaths = append(r.deaths, t.failedAt)
 	if n := len(r.deaths); n > deathBudget {
 		r.deaths = r.deaths[n-deathBudget-1:]
-		if slices.Min(r.deaths) == r.acceptances {
+		if slices.Min(r.deaths) == s.rules.acceptances {
 			w.violation("death budget", "sink%d: %v is the sixth to die since something was accepted", s.n, e)
 		}
 	}
@@ -213,7 +212,9 @@ func (t *told) retried() { t.refusals, t.notBefore = 0, time.Time{} }
 
 // askedNow notes that a person wants the sink asked now.
 func (s *worldSink) askedNow() {
-	s.rules.allowed++
+	for _, p := range s.w.living {
+		p.rules[s.n].allowed++
+	}
 	for _, t := range s.rules.events {
 		t.notBefore = time.Time{}
 	}

@@ -29,10 +29,11 @@ var modeNames = []string{"well", "down", "a black hole", "slow", "broken", "refu
 // acceptance is what became of one event at one sink.
 type acceptance struct {
 	count     int
-	known     int  // the session that was told so; 0: none
-	committed bool // the ledger calls it delivered
-	unknown   int  // tries of which nobody knows how they ended: each may be an acceptance
+	known     map[int]int // what sessions know of acceptances and have not recorded
+	committed bool        // the ledger calls it delivered
+	unknown   int         // tries of which nobody knows how they ended: each may be an acceptance
 	refused   int
+	places    map[checkpoint.Position]bool // at which it was given to the sink
 }
 
 // worldSink is a destination.
@@ -95,7 +96,7 @@ func (s *worldSink) planModes() {
 func (s *worldSink) acceptanceOf(e *worldEvent) *acceptance {
 	a := s.acceptances[e]
 	if a == nil {
-		a = &acceptance{}
+		a = &acceptance{known: map[int]int{}, places: map[checkpoint.Position]bool{}}
 		s.acceptances[e] = a
 	}
 	return a
@@ -122,7 +123,9 @@ func (s *worldSink) accept(events []*worldEvent) {
 type worldClient struct {
 	*worldSink
 	p       *worldProcess
+	mine    *processRules // of this process
 	session int
+	epoch   int32
 	rested  rested
 }
 
@@ -167,6 +170,9 @@ func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []erro
 		return slices.Repeat([]error{sinks.ErrNotAttempted}, len(batch))
 	}
 	p := c.plan(batch)
+	if c.p.runs(ctx) != nil {
+		return c.cut(p)
+	}
 	accepting := p.r.between(0, p.took-1)
 	if !c.p.slept(ctx, accepting) {
 		if p.r.chance(0.5) { // the destination goes on with what it has received
@@ -212,7 +218,7 @@ func (c *worldClient) answer(p *worldCall) []error {
 		c.rested.learn(p.away, p.now)
 	}
 	if slices.ContainsFunc(p.errs, func(err error) bool { return classOf(err) == away }) {
-		c.rules.away++
+		c.mine.away++
 	}
 	c.noteCall(p)
 	if p.probe && slices.ContainsFunc(p.errs, func(err error) bool { return !errors.Is(err, sinks.ErrNotAttempted) }) {
@@ -223,7 +229,7 @@ func (c *worldClient) answer(p *worldCall) []error {
 		c.answered(e, p.began, p.errs[i])
 		switch err := p.errs[i]; {
 		case err == nil && !c.p.isKilled():
-			a.known = c.session
+			a.known[c.session]++
 		case err == nil || errors.Is(err, errWorldTimeout) || errors.Is(err, errWorldTopicHang) || errors.Is(err, context.Canceled):
 			a.unknown++
 		}
@@ -242,13 +248,14 @@ func (c *worldClient) plan(batch []sinks.Message) *worldCall {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stats.Delivers++
+	c.begins()
 	c.recovery.calls++
 	if len(batch) == 0 || len(batch) > w.cfg.batch {
 		w.violation("batch", "%d messages", len(batch))
 	}
 	first := batch[0].Event.ID
 	c.delivers[first]++
-	p := &worldCall{r: w.random("deliver", c.n, first, c.delivers[first]), errs: make([]error, len(batch)), began: time.Now(), probe: c.rules.breaker != breakerClosed}
+	p := &worldCall{r: w.random("deliver", c.n, first, c.delivers[first]), errs: make([]error, len(batch)), began: time.Now(), probe: c.mine.breaker != breakerClosed}
 	for i := range batch {
 		p.events = append(p.events, c.checkMessage(&batch[i]))
 	}
@@ -260,10 +267,12 @@ func (c *worldClient) plan(batch []sinks.Message) *worldCall {
 
 func (c *worldClient) checkMessage(m *sinks.Message) *worldEvent {
 	w, e := c.w, c.w.events[m.Event.ID]
-	if at := (checkpoint.Position{LSN: m.LSN, Index: m.Index}); at != e.pos || string(m.Event.Payload) != e.payload() || m.Key != e.aggregate || m.Topic != e.eventType() || m.Attempt < 1 {
+	at := checkpoint.Position{LSN: m.LSN, Index: m.Index}
+	if !c.mayStandAt(e, at) || string(m.Event.Payload) != e.payload() || m.Key != e.aggregate || m.Topic != e.eventType() || m.Attempt < 1 {
 		w.violation("changed", "sink%d: %v came as %s, payload %q, key %q, attempt %d", c.n, e, at, m.Event.Payload, m.Key, m.Attempt)
 	}
 	a := c.acceptanceOf(e)
+	a.places[at] = true
 	if m.New {
 		w.stats.New++
 	}
@@ -272,7 +281,7 @@ func (c *worldClient) checkMessage(m *sinks.Message) *worldEvent {
 		w.violation("again", "sink%d: %v, which the ledger calls delivered", c.n, e)
 	case m.New && (a.count > 0 || a.unknown > 0):
 		w.violation("new", "sink%d: %v came as new, accepted %d times before, %d tries of unknown outcome", c.n, e, a.count, a.unknown)
-	case a.known == c.session:
+	case a.known[c.session] > 0:
 		w.violation("again", "sink%d: %v, which this session knows to be accepted", c.n, e)
 	}
 	return e

@@ -86,6 +86,11 @@ func (s *worldStream) Close() {
 		s.report()
 	}
 	s.closed = true
+	if s.p.link.isWhole() { // else the server does not hear of it
+		s.w.mu.Lock()
+		defer s.w.mu.Unlock()
+		s.w.release(s)
+	}
 }
 
 // Buffered does what replication.Stream's does.
@@ -108,7 +113,7 @@ func (s *worldStream) Report() error {
 
 // report sends the confirmed LSN. The server gets it a little later.
 func (s *worldStream) report() {
-	if s.tracked == nil {
+	if s.tracked == nil || !s.p.link.isWhole() {
 		return
 	}
 	if lsn := s.tracked.Confirmed(); lsn > s.sent {
@@ -122,6 +127,9 @@ func (s *worldStream) report() {
 func (s *worldStream) Next(ctx context.Context) (replication.Frame, error) {
 	began := time.Now()
 	defer func() { s.waited += time.Since(began) }()
+	if err := s.p.runs(ctx); err != nil {
+		return replication.Frame{}, err
+	}
 	for len(s.frames) == 0 {
 		s.done.Store(int64(s.at))
 		if err := s.Report(); err != nil {
@@ -174,7 +182,7 @@ func (s *worldStream) fill() bool {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	switch now := time.Now(); {
-	case !s.w.pgUp:
+	case !s.w.pgUp || !s.p.link.isWhole() || s.w.slot.user != s:
 		return false
 	case s.at < len(s.w.wal):
 		s.transaction(s.w.wal[s.at])

@@ -23,13 +23,16 @@ import (
 //	go test ./connector -run '^TestWorlds$' -worlds 10m         as many worlds as fit
 //	go test ./connector -run '^TestWorlds$' -seed 77 -steps     one, step by step
 //	go test ./connector -run '^TestWorlds$' -seed 1000 -seeds 500   these
+//	go test ./connector -run '^TestWorlds$' -lives -worlds 10m      as many as fit of those whose slot has a life
 //
+// In every other world the slot has a life: it is lost and made anew, and two processes share it (worlds_slot_test.go).
 // What a world does is drawn from its seed and the name of who draws, never from the order in which goroutines happen to run.
 // The jitter of Retry, of messages and of sessions, and the choices of Go's scheduler remain: a seed that failed once may have to be run some times (-count).
 var (
 	worldsFor   = flag.Duration("worlds", 0, "run worlds for this long (default 70s, 5s with -short)")
 	worldsSeed  = flag.Uint64("seed", 0, "the first world")
 	worldsSeeds = flag.Uint64("seeds", 0, "how many worlds")
+	worldsLives = flag.Bool("lives", false, "the slot of these worlds has a life: it is lost, and processes share it")
 	worldsTrace = flag.Bool("steps", false, "print what happens in the worlds")
 )
 
@@ -50,39 +53,75 @@ func TestWorlds(t *testing.T) {
 	if count == 0 {
 		count = 1 << 40
 	}
-	runWorlds(t, next, count, until, 5)
+	every := *worldsSeed == 0 && !*worldsLives // by turns
+	runWorlds(t, worlds{count: count, until: until, enough: 5, name: func(n uint64) worldName {
+		return worldName{next + n, *worldsLives || every && n%2 == 1}
+	}})
 }
 
 // TestKnownWorlds runs worlds in which every broken rule of the design shows: test/mutants uses them.
 func TestKnownWorlds(t *testing.T) {
-	runWorlds(t, 1, 60, time.Now().Add(time.Hour), 1)
+	runWorlds(t, knownWorlds(60, func(n uint64) worldName { return worldName{seed: 1 + n} }))
+}
+
+// TestKnownLives is TestKnownWorlds for the rules of the slot's life.
+func TestKnownLives(t *testing.T) {
+	runWorlds(t, knownWorlds(60, func(n uint64) worldName { return worldName{seed: 1 + n, lives: true} }))
+}
+
+func knownWorlds(count uint64, name func(n uint64) worldName) worlds {
+	return worlds{count: count, until: time.Now().Add(time.Hour), enough: 1, name: name}
+}
+
+// worlds are the worlds of a test.
+type worlds struct {
+	count  uint64
+	until  time.Time
+	enough int64                    // so many failures end it
+	name   func(n uint64) worldName // from 0 on
+}
+
+// worldName tells a world from all others.
+type worldName struct {
+	seed  uint64
+	lives bool // its slot has a life: see worlds_slot_test.go
+}
+
+// alone is how to run the world alone, step by step.
+func (n worldName) alone() string {
+	more := ""
+	if n.lives {
+		more = " -lives"
+	}
+	return fmt.Sprintf("go test ./connector -run '^TestWorlds$' -seed %d%s -steps", n.seed, more)
 }
 
 // runWorlds runs worlds side by side, and stops when so many have failed.
-func runWorlds(t *testing.T, first, count uint64, until time.Time, enough int64) {
+func runWorlds(t *testing.T, all worlds) {
 	showLabels(t)
 	var ran, failed atomic.Int64
 	var total worldStats
 	var mu sync.Mutex
-	var seed atomic.Uint64
-	seed.Store(first)
-	t.Cleanup(func() { t.Logf("%d worlds from seed %d, %d failed: %+v", ran.Load(), first, failed.Load(), total) })
+	var begun atomic.Uint64
+	t.Cleanup(func() {
+		t.Logf("%d worlds from seed %d, %d failed: %+v", ran.Load(), all.name(0).seed, failed.Load(), total)
+	})
 	for worker := range 2 {
 		t.Run(fmt.Sprint("worker ", worker), func(t *testing.T) {
 			t.Parallel()
 			for {
-				n := seed.Add(1) - 1
-				if n >= first+count || time.Now().After(until) || failed.Load() >= enough {
+				n := begun.Add(1) - 1
+				if n >= all.count || time.Now().After(all.until) || failed.Load() >= all.enough {
 					return
 				}
-				stats, violations := runWorld(t, n)
+				stats, violations := runWorld(t, all.name(n))
 				ran.Add(1)
 				mu.Lock()
 				total.add(stats)
 				mu.Unlock()
 				if len(violations) > 0 {
 					failed.Add(1)
-					t.Errorf("%s:\n\t%s", alone(n), strings.Join(violations, "\n\t"))
+					t.Errorf("%s:\n\t%s", all.name(n).alone(), strings.Join(violations, "\n\t"))
 				}
 			}
 		})
@@ -102,25 +141,20 @@ func showLabels(t *testing.T) {
 }
 
 // runWorld runs one world, and returns the checks that failed in it.
-func runWorld(t *testing.T, seed uint64) (stats worldStats, violations []string) {
+func runWorld(t *testing.T, name worldName) (stats worldStats, violations []string) {
 	// A goroutine that turns without end cannot be stopped from outside.
-	watchdog := time.AfterFunc(3*time.Minute, func() { panic(alone(seed) + ": no end of it") })
+	watchdog := time.AfterFunc(3*time.Minute, func() { panic(name.alone() + ": no end of it") })
 	defer watchdog.Stop()
 	// If a goroutine of the world panics, its stack trace shows these labels. test/mutants looks for the first one.
 	test, _, _ := strings.Cut(t.Name(), "/")
-	pprof.Do(t.Context(), pprof.Labels("test", test, "world", alone(seed)), func(context.Context) {
+	pprof.Do(t.Context(), pprof.Labels("test", test, "world", name.alone()), func(context.Context) {
 		synctest.Test(t, func(*testing.T) {
-			w := newSimulation(seed)
+			w := newSimulation(name)
 			w.run()
 			stats, violations = w.stats, w.violations
 		})
 	})
 	return stats, violations
-}
-
-// alone is how to run one world alone, step by step.
-func alone(seed uint64) string {
-	return fmt.Sprintf("go test ./connector -run '^TestWorlds$' -seed %d -steps", seed)
 }
 
 // worldConfig is one random world. Sizes are tiny, so that every bound is met often.
@@ -146,6 +180,8 @@ type worldConfig struct {
 	retryNow              bool    // persons want sinks asked now
 	quick                 bool    // sinks that are well answer within 10 ms
 	calm                  bool    // nothing fails but topics, messages, and each sink once at most, and there is room to spare
+
+	life lifeConfig
 }
 
 func newWorldConfig(r random) worldConfig {
@@ -223,7 +259,7 @@ func (d random) between(from, to time.Duration) time.Duration {
 
 // worldStats counts what happened, so that one can see that each thing did happen.
 type worldStats struct {
-	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean, PutOff, Probes, Paced, InTime int
+	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean, PutOff, Probes, Paced, InTime, Lost, Jobs, JobRows, Cuts int
 }
 
 func (s *worldStats) add(o worldStats) {
@@ -247,6 +283,10 @@ func (s *worldStats) add(o worldStats) {
 	s.Probes += o.Probes
 	s.Paced += o.Paced
 	s.InTime += o.InTime
+	s.Lost += o.Lost
+	s.Jobs += o.Jobs
+	s.JobRows += o.JobRows
+	s.Cuts += o.Cuts
 }
 
 // trace prints what happens, at which time.

@@ -56,6 +56,8 @@ type worldEvent struct {
 	hash      int64
 	pos       checkpoint.Position
 	sinks     []int // that it is routed to
+	created   time.Time
+	tx        *worldTx
 	reactions []reaction
 	topic     int
 	retries   string  // its own max_retries; empty: null
@@ -78,12 +80,14 @@ type worldTx struct {
 
 	commit, end pglogrepl.LSN // of the commit record; 0 until it is committed
 	at          time.Time
+	xid         uint64 // 0 until it has begun
+	visible     bool   // others can see its rows
 }
 
 // simulation is one world. It is everything outside of the connector: PostgreSQL with its WAL, slot and ledger, the sinks, people, and faults.
 // mu guards it. Nobody sleeps while holding mu.
 type simulation struct {
-	seed         uint64
+	worldName
 	cfg          worldConfig
 	began        time.Time
 	stats        worldStats
@@ -99,28 +103,42 @@ type simulation struct {
 	uncommitted int           // transactions that are not committed yet
 	walGrew     chan struct{}
 	pgUp        bool
-	slot        struct{ confirmed, durable pglogrepl.LSN }
+	slot        worldSlot
 	ledger      *worldLedger
 	sinks       []*worldSink
-	paused      map[int32]bool // by processor
-	lanes       int            // of each sink
-	process     *worldProcess  // nil if none runs
-	sessions    int            // that have begun
-	seen        pglogrepl.LSN  // how far the WAL was written when the last session began
-	listeners   int            // connections with LISTEN that have begun
-	counts      int            // counts of the parked rows that have begun
-	faults      bool           // there still are any
+	paused      map[int32]bool  // by processor
+	lanes       int             // of each sink
+	living      []*worldProcess // that run
+	sessions    int             // that have begun
+	delivering  int32           // the epoch of the newest session that has begun a Deliver
+	nextXid     uint64
+	invisible   map[*worldTx]bool // transactions that have begun and cannot be seen yet
+	seen        pglogrepl.LSN     // how far the WAL was written when the last session began
+	listeners   int               // connections with LISTEN that have begun
+	counts      int               // counts of the parked rows that have begun
+	faults      bool              // there still are any
 	over        bool
 }
 
-func newSimulation(seed uint64) *simulation {
-	w := &simulation{seed: seed, began: time.Now(), events: map[string]*worldEvent{}, walGrew: make(chan struct{}, 1), pgUp: true, faults: true, paused: map[int32]bool{}}
+func newSimulation(of worldName) *simulation {
+	w := &simulation{
+		worldName: of, began: time.Now(), events: map[string]*worldEvent{}, walGrew: make(chan struct{}, 1), pgUp: true, faults: true, paused: map[int32]bool{},
+		nextXid: 1, invisible: map[*worldTx]bool{},
+	}
 	r := w.random("world")
 	w.cfg = newWorldConfig(r)
+	for w.lives && w.cfg.calm {
+		w.cfg = newWorldConfig(r)
+	}
+	if w.lives {
+		w.cfg.giveLife(w.random("life"))
+	}
 	w.trace("%+v", w.cfg)
 	w.end = 1 << 20
-	w.slot.confirmed, w.slot.durable = w.end, w.end
 	w.ledger = newWorldLedger(w)
+	if !w.cfg.life.filled {
+		w.slot = worldSlot{exists: true, start: w.end, confirmed: w.end, durable: w.end}
+	}
 	for i := range w.cfg.sinks {
 		w.sinks = append(w.sinks, newWorldSink(w, i))
 		w.sinks[i].oneTry = i > 0 && r.chance(0.05)
@@ -177,7 +195,9 @@ func (w *simulation) run() {
 	w.over = true
 	w.mu.Unlock()
 	stop()
-	w.die("the world ends")
+	for _, p := range w.alive() {
+		p.kill("the world ends")
+	}
 	<-processes
 	synctest.Wait() // wait for calls that no session waits for
 	if why == "" {
@@ -209,6 +229,7 @@ func (w *simulation) plan() time.Duration {
 			tx.events = append(tx.events, w.newEvent(r, r.IntN(c.aggregates)))
 		}
 		tx.adjacent, tx.gap = r.chance(0.3), pglogrepl.LSN(r.between(0, 20))
+		w.beginAt(at, took, tx)
 		w.commitAt(at+took, tx) // transactions that take long commit in another order
 	}
 	end := at + 300*timeUnit
@@ -285,6 +306,7 @@ func (w *simulation) commit(tx *worldTx) bool {
 	tx.commit, tx.at = w.end, time.Now()
 	tx.end = tx.commit + 2 + tx.gap
 	w.end = tx.end
+	w.becomesVisible(tx)
 	for i, e := range tx.events {
 		e.pos = checkpoint.Position{LSN: tx.commit, Index: int64(i)}
 		w.ledger.owe(e)
@@ -348,6 +370,7 @@ func (w *simulation) planFaults(end time.Duration) {
 		why := []error{errors.New("any error"), errWorldBroken, replication.ErrServerStopping}[i%3]
 		w.after(r.between(0, end), func() { w.fail(why) })
 	}
+	w.planLife(end)
 	for range c.pgCrashes {
 		connector := func() { w.fail(errWorldBroken) }
 		if r.chance(0.3) {
@@ -377,6 +400,7 @@ func (w *simulation) crashPostgres(down time.Duration, connector func()) {
 	w.stats.PgCrashes++
 	w.pgUp = false
 	w.slot.confirmed = w.slot.durable
+	w.slot.user = nil
 	w.mu.Unlock()
 	connector()
 	w.after(down, func() {
@@ -401,28 +425,21 @@ func (w *simulation) failing() bool {
 	return w.faults
 }
 
-// running returns the process that runs, or nil.
-func (w *simulation) running() *worldProcess {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.process
-}
-
 func (w *simulation) die(why string) {
-	if p := w.running(); p != nil {
+	if p := w.foremost(); p != nil {
 		p.kill(why)
 	}
 }
 
 func (w *simulation) terminate() {
-	if p := w.running(); p != nil {
+	if p := w.foremost(); p != nil {
 		w.trace("PROCESS %d is told to stop", p.n)
 		p.stop()
 	}
 }
 
 func (w *simulation) fail(why error) {
-	if p := w.running(); p != nil {
+	if p := w.foremost(); p != nil {
 		p.fail(why)
 	}
 }
@@ -444,6 +461,9 @@ func (w *simulation) heal() {
 			s.topicComes(n)
 		}
 		w.pause(r, i, ledger.Active)
+	}
+	for _, p := range w.alive() {
+		p.link.mend()
 	}
 	// Healthy events of other aggregates go on arriving, so that poison can be told from an outage.
 	var next func()
