@@ -131,6 +131,11 @@ func (d *Decoder) event(row []byte) (Message, error) {
 			v[f] = row[s.start:s.end]
 		}
 	}
+	return d.fromValues(&v, 0)
+}
+
+// fromValues makes an event of these texts. leftOut is how many bytes of the payload are not among them.
+func (d *Decoder) fromValues(v *values, leftOut int) (Message, error) {
 	if d.outbox.payloadHex && v[payload] != nil {
 		digits, err := cutHexPrefix(v[payload])
 		if err != nil {
@@ -138,14 +143,15 @@ func (d *Decoder) event(row []byte) (Message, error) {
 		}
 		v[payload] = digits
 	}
-	n := d.sizes(&v)
-	size, invalid := d.validate(&v, &n)
+	n := d.sizes(v)
+	n[payload] += leftOut
+	size, invalid := d.validate(v, &n)
 	var e *outbox.Event
 	var err error
 	if size <= OwnSize {
-		e, err = d.copySmall(&v, size)
+		e, err = d.copySmall(v, size)
 	} else {
-		e, err = d.copyLarge(&v)
+		e, err = d.copyLarge(v)
 	}
 	if err != nil {
 		return Message{}, err

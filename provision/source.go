@@ -18,7 +18,9 @@ type Source struct {
 	Slot         string
 	Publication  string
 	Columns      decoder.Columns
-	Cleanup      Cleanup
+	// OrderBy are the columns that give the order in which a backlog is walked; the id always comes last.
+	OrderBy []string
+	Cleanup Cleanup
 }
 
 // table is the quoted name of the outbox.
