@@ -159,14 +159,14 @@ type StatusRows struct {
 	OldestAtLeast bool     `json:"oldest_at_least,omitempty"`
 }
 
-// StatusSizes are sizes on disk, in bytes, with indexes and TOAST.
+// StatusSizes are sizes on disk, in bytes, with indexes and TOAST. The size of a table that could not be read is absent.
 type StatusSizes struct {
-	Outbox        int64      `json:"outbox_bytes"`
+	Outbox        *int64     `json:"outbox_bytes,omitempty"`
 	OutboxFrom    *time.Time `json:"outbox_from,omitempty"` // the oldest event
-	Log           int64      `json:"log_bytes"`
+	Log           *int64     `json:"log_bytes,omitempty"`
 	LogFrom       *time.Time `json:"log_from,omitempty"` // where the oldest partition begins
 	LogPartitions int        `json:"log_partitions"`
-	Parked        int64      `json:"parked_bytes"`
+	Parked        *int64     `json:"parked_bytes,omitempty"`
 	// ParkedDeadRows are the deleted versions of rows that were not vacuumed away yet.
 	ParkedDeadRows int64      `json:"parked_dead_rows"`
 	ParkedVacuumed *time.Time `json:"parked_vacuumed_at,omitempty"`

@@ -284,10 +284,9 @@ func (r *statusReader) showCleanup() {
 }
 
 func (r *statusReader) showSizes(ctx context.Context, conn *pgx.Conn) {
-	z, err := provision.ReadSizes(ctx, conn, r.cfg.Source, &r.server)
-	if err != nil {
-		r.unknown("sizes", err)
-		return
+	z := provision.ReadSizes(ctx, conn, r.cfg.Source, &r.server)
+	for _, unread := range z.Unread {
+		r.unknown(unread.What, unread.Err)
 	}
 	r.status.Sizes = &StatusSizes{
 		Outbox: z.Outbox, OutboxFrom: z.OutboxFrom, Log: z.Log, LogFrom: z.LogFrom, LogPartitions: z.LogPartitions,

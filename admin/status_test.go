@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,7 +81,7 @@ func TestStatusOfTheDatabase(t *testing.T) {
 	if b.Configured || *b.Rows.Dead != 1 || *s.NoSink.Dead != 1 {
 		t.Errorf("b: %+v, no sink %+v", b, s.NoSink)
 	}
-	if s.Slot.State != SlotIdle || s.Slot.LagBytes == nil || s.Slot.KeptLimit != nil || s.Slot.Epoch != 7 || s.Level != monitoring.LevelFailed || s.Sizes.Outbox == 0 ||
+	if s.Slot.State != SlotIdle || s.Slot.LagBytes == nil || s.Slot.KeptLimit != nil || s.Slot.Epoch != 7 || s.Level != monitoring.LevelFailed || *s.Sizes.Outbox == 0 ||
 		s.Sizes.LogFrom == nil {
 		t.Errorf("%+v, %+v", s.Slot, s)
 	}
@@ -188,6 +189,36 @@ func TestStatusOfLockedLedgers(t *testing.T) {
 		}
 		if named := len(s.Sinks) > 0; named != (table == "outbox_parked") {
 			t.Errorf("%s: sinks %+v", table, s.Sinks)
+		}
+	}
+}
+
+// The size of a table that somebody has locked is not known; those of the others are.
+func TestStatusOfLockedTables(t *testing.T) {
+	t.Parallel()
+	w, cfg := newStatusWorld(t)
+	for table, want := range map[string]struct{ unknown, known string }{
+		"event_outbox":        {"the size of the outbox", "log parked"},
+		"outbox_delivery_log": {"the size of the log", "outbox parked"},
+		"outbox_parked":       {"the size of outbox_parked", "outbox log"},
+	} {
+		w.exec("begin; lock table " + table)
+		s := w.status(cfg)
+		w.exec("rollback")
+		if !slices.Contains(s.Unknown, want.unknown+": another session holds a lock on it") {
+			t.Errorf("%s: not known: %q", table, s.Unknown)
+		}
+		var known []string
+		if z := s.Sizes; z != nil {
+			for name, size := range map[string]*int64{"outbox": z.Outbox, "log": z.Log, "parked": z.Parked} {
+				if size != nil && *size > 0 {
+					known = append(known, name)
+				}
+			}
+		}
+		slices.Sort(known)
+		if got, all := strings.Join(known, " "), strings.Fields(want.known); len(known) != 2 || !slices.Contains(known, all[0]) || !slices.Contains(known, all[1]) {
+			t.Errorf("%s: the sizes of %q are known, want %q", table, got, want.known)
 		}
 	}
 }

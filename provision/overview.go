@@ -166,79 +166,87 @@ func (o *ServerOverview) ledgerTable(s Source, name string) (r RelationOverview,
 	return r, ok
 }
 
-// Sizes are the sizes on disk, in bytes, with indexes and TOAST. What does not exist is 0.
+// Sizes are the sizes on disk, in bytes, with indexes and TOAST. A table that does not exist has 0, and one that could not be read has none.
 type Sizes struct {
-	Outbox, Log, Parked int64
+	Outbox, Log, Parked *int64
 	// LogFrom is where the oldest partition of the log begins, and LogPartitions how many partitions there are.
 	LogFrom       *time.Time
 	LogPartitions int
 	// OutboxFrom is when the oldest event of the outbox was created; nil if the outbox is empty or has no index by which that is found at once.
 	OutboxFrom *time.Time
-	// ParkedDeadRows counts the row versions of outbox_parked that were deleted and not vacuumed away yet, and ParkedLive the others; both
-	// are the server's estimates.
-	ParkedDeadRows, ParkedLive int64
-	ParkedVacuumed             *time.Time
+	// ParkedDeadRows counts the row versions of outbox_parked that were deleted and not vacuumed away yet; it is the server's estimate.
+	ParkedDeadRows int64
+	ParkedVacuumed *time.Time
+	// Unread says what could not be read. A person may have locked a table, to rewrite it for example; the others are known all the same.
+	Unread []UnreadSize
 }
 
-// sizesPatience bounds how long ReadSizes waits for the lock of a table, and sizesTimeout how long each of its statements may take.
+// UnreadSize is something of Sizes that could not be read, and why.
+type UnreadSize struct {
+	What string
+	Err  error
+}
+
+// sizesPatience bounds how long ReadSizes waits for the lock of each table, and sizesTimeout how long each of its statements may take.
 const (
 	sizesPatience = 200 * time.Millisecond
 	sizesTimeout  = time.Second
 )
 
-const selectSizes = `with recursive tree (root, oid) as (
-		select oid, oid from pg_class where oid = any ($1)
-		union all select t.root, i.inhrelid from pg_inherits i join tree t on i.inhparent = t.oid)
-	select root, sum(coalesce(pg_total_relation_size(oid), 0))::bigint from tree group by root`
+const selectSize = `with recursive tree (oid) as (
+		select oid from pg_class where oid = $1
+		union all select i.inhrelid from pg_inherits i join tree t on i.inhparent = t.oid)
+	select coalesce(sum(pg_total_relation_size(oid)), 0)::bigint from tree`
 
 const selectLogRange = `select count(*), min(substring(pg_get_expr(c.relpartbound, c.oid) from 'FROM \(''([^'']+)''\)')::timestamptz)
 	from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = $1`
 
-// ReadSizes reads how much the outbox and the ledger occupy, and how far back they go.
-func ReadSizes(ctx context.Context, conn *pgx.Conn, s Source, o *ServerOverview) (Sizes, error) {
-	var z Sizes
+// ReadSizes reads how much the outbox and the ledger occupy, and how far back they go. Each table is read by itself.
+func ReadSizes(ctx context.Context, conn *pgx.Conn, s Source, o *ServerOverview) (z Sizes) {
 	outbox := o.Relations[s.Table]
 	log, _ := o.ledgerTable(s, "outbox_delivery_log")
 	parked, _ := o.ledgerTable(s, "outbox_parked")
-	err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		var b pgx.Batch
-		b.Queue(fmt.Sprintf("set local lock_timeout = %d", sizesPatience.Milliseconds()))
-		b.Queue(fmt.Sprintf("set local statement_timeout = %d", sizesTimeout.Milliseconds()))
-		b.Queue(selectSizes, []uint32{outbox.OID, log.OID, parked.OID}).Query(func(rows pgx.Rows) error {
-			var root uint32
-			var size int64
-			_, err := pgx.ForEachRow(rows, []any{&root, &size}, func() error {
-				switch root {
-				case outbox.OID:
-					z.Outbox = size
-				case log.OID:
-					z.Log = size
-				case parked.OID:
-					z.Parked = size
-				}
-				return nil
-			})
-			return err
-		})
-		b.Queue(selectLogRange, log.OID).QueryRow(func(row pgx.Row) error { return row.Scan(&z.LogPartitions, &z.LogFrom) })
-		b.Queue("select n_live_tup, n_dead_tup, greatest(last_vacuum, last_autovacuum) from pg_stat_all_tables where relid = $1", parked.OID).
-			Query(func(rows pgx.Rows) error {
-				_, err := pgx.ForEachRow(rows, []any{&z.ParkedLive, &z.ParkedDeadRows, &z.ParkedVacuumed}, func() error { return nil })
+	read := func(what string, statements func(*pgx.Batch)) {
+		err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			// The limits are set before the batch is sent: to prepare its statements, the server waits for the lock of the tables that they name.
+			_, err := tx.Exec(ctx, fmt.Sprintf("set local lock_timeout = %d; set local statement_timeout = %d", sizesPatience.Milliseconds(), sizesTimeout.Milliseconds()))
+			if err != nil {
 				return err
-			})
-		if o.TimeIndexed && outbox.Readable {
+			}
+			var b pgx.Batch
+			statements(&b)
+			return tx.SendBatch(ctx, &b).Close()
+		})
+		if err != nil {
+			z.Unread = append(z.Unread, UnreadSize{what, err})
+		}
+	}
+	size := func(b *pgx.Batch, oid uint32, into **int64) {
+		b.Queue(selectSize, oid).QueryRow(func(row pgx.Row) error { return row.Scan(into) })
+	}
+	read("the size of the outbox", func(b *pgx.Batch) { size(b, outbox.OID, &z.Outbox) })
+	if o.TimeIndexed && outbox.Readable && z.Outbox != nil {
+		read("how far back the outbox goes", func(b *pgx.Batch) {
 			at := pgx.Identifier{s.Columns.CreatedAt}.Sanitize()
 			b.Queue(fmt.Sprintf("select %[1]s from %[2]s where %[1]s > '-infinity' and %[1]s < 'infinity' order by %[1]s limit 1", at, s.table())).Query(func(rows pgx.Rows) error {
 				_, err := pgx.ForEachRow(rows, []any{&z.OutboxFrom}, func() error { return nil })
 				return err
 			})
-		}
-		return tx.SendBatch(ctx, &b).Close()
-	})
-	if err != nil {
-		return Sizes{}, fmt.Errorf("read the sizes: %w", err)
+		})
 	}
-	return z, nil
+	read("the size of the log", func(b *pgx.Batch) {
+		b.Queue(selectLogRange, log.OID).QueryRow(func(row pgx.Row) error { return row.Scan(&z.LogPartitions, &z.LogFrom) })
+		size(b, log.OID, &z.Log)
+	})
+	read("the size of outbox_parked", func(b *pgx.Batch) {
+		b.Queue("select n_dead_tup, greatest(last_vacuum, last_autovacuum) from pg_stat_all_tables where relid = $1", parked.OID).
+			Query(func(rows pgx.Rows) error {
+				_, err := pgx.ForEachRow(rows, []any{&z.ParkedDeadRows, &z.ParkedVacuumed}, func() error { return nil })
+				return err
+			})
+		size(b, parked.OID, &z.Parked)
+	})
+	return z
 }
 
 // Readable returns the tables of the ledger that the login may read.

@@ -71,6 +71,14 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.1f %s", value, units[i])
 }
 
+// sizeText is bytesText of a size that nobody may know.
+func sizeText(n *int64) string {
+	if n == nil {
+		return "?"
+	}
+	return bytesText(*n)
+}
+
 // ago returns how long ago a time is, and until how long it takes until a time; "" if there is none.
 func ago(now time.Time, t *time.Time) string {
 	if t == nil {

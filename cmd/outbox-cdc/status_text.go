@@ -303,15 +303,15 @@ func (s *screen) cleanup(c *admin.StatusCleanup) {
 func (s *screen) storage(st admin.Status) {
 	if z := st.Sizes; z != nil {
 		s.gap()
-		text := "outbox " + bytesText(z.Outbox)
+		text := "outbox " + sizeText(z.Outbox)
 		if z.OutboxFrom != nil {
 			text += " back to " + ago(s.now, z.OutboxFrom) + " ago"
 		}
-		text += ", log " + bytesText(z.Log)
+		text += ", log " + sizeText(z.Log)
 		if z.LogFrom != nil {
 			text += " back to " + z.LogFrom.UTC().Format(time.DateOnly)
 		}
-		text += ", parked " + bytesText(z.Parked)
+		text += ", parked " + sizeText(z.Parked)
 		if z.ParkedDeadRows > 0 {
 			text += fmt.Sprintf(" with %s deleted rows not vacuumed", compact(float64(z.ParkedDeadRows)))
 		}

@@ -49,7 +49,7 @@ func wellStatus() admin.Status {
 			LastPass: &cleanup.Report{Complete: true, Outbox: cleanup.OutboxReport{Deleted: 12_004}, Log: cleanup.PartitionReport{Dropped: []string{"a"}}},
 		},
 		Sizes: &admin.StatusSizes{
-			Outbox: 5_800 << 20, OutboxFrom: before(7 * 24 * time.Hour), Log: 1_200 << 20, LogFrom: before(8*24*time.Hour + 3*time.Hour), LogPartitions: 16, Parked: 12 << 20,
+			Outbox: new(int64(5_800 << 20)), OutboxFrom: before(7 * 24 * time.Hour), Log: new(int64(1_200 << 20)), LogFrom: before(8*24*time.Hour + 3*time.Hour), LogPartitions: 16, Parked: new(int64(12 << 20)),
 		},
 	}
 }
@@ -132,7 +132,7 @@ var screens = map[string]func(*admin.Status){
 		kept.Beyond, kept.Unaccounted, kept.Locked = 1, 17, 3
 		s.Cleanup.LastPass.Log.Stays = "another session reads it"
 		s.Cleanup.LedgerSeconds = nil
-		s.Sizes.ParkedDeadRows = 600_000
+		s.Sizes.ParkedDeadRows, s.Sizes.Outbox, s.Sizes.OutboxFrom = 600_000, nil, nil // it is locked
 		s.Holders = []admin.StatusHolder{
 			{Kind: "transaction", Name: "psql", User: "ann", PID: 99, State: "idle in transaction", Since: before(2 * time.Hour)},
 			{Kind: "prepared_transaction", Name: "tx7", User: "bob", Since: before(30 * time.Minute)},
