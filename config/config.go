@@ -46,7 +46,8 @@ type Source struct {
 	ReplicationDSNPlace string `yaml:"-"`
 	// ReplicationDSN is the connection string for the stream. Its role needs REPLICATION. By default it is DSN.
 	ReplicationDSN DSN `yaml:"replication_dsn"`
-	// MaxConnections bounds the SQL connections; the replication connection is one more.
+	// MaxConnections bounds the SQL connections: recorder, lease and listener have one each, and the rest is a pool. The replication
+	// connection is one more.
 	MaxConnections int    `yaml:"max_connections"`
 	Slot           string `yaml:"slot"`
 	Publication    string `yaml:"publication"`

@@ -80,7 +80,7 @@ func (v *validator) source(s *Source) {
 	if s.ReplicationDSN != s.DSN {
 		v.dsn("source.replication_dsn", s.ReplicationDSN)
 	}
-	v.between("source.max_connections", s.MaxConnections, 4, 1000)
+	v.between("source.max_connections", s.MaxConnections, 5, 1000)
 	if !slotName.MatchString(s.Slot) {
 		v.mistake("source.slot", "%q is no name for a slot: 1 to 63 of a-z, 0-9 and _", s.Slot)
 	}

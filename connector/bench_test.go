@@ -118,7 +118,7 @@ func BenchmarkLane(b *testing.B) {
 			outcomes := make(chan checkpoint.Outcomes, 10)
 			shared := &sharedSink{
 				sink: fakeSink(func(context.Context, []sinks.Message) []error { return nil }), name: "s", id: 1, policy: retryInPlace, delivery: c.cfg.Delivery,
-				breaker: lasting.breaker, budget: lasting.budget, paused: new(atomic.Bool), state: lasting.state, objective: lasting.objective,
+				breaker: lasting.breaker, budget: lasting.budget, lease: lastingLease(), paused: new(atomic.Bool), state: lasting.state, objective: lasting.objective,
 				measures: newLaneMeasures(c.cfg.Metrics, "s"), fast: func() bool { return false }, logger: c.cfg.Logger,
 			}
 			table := &memLedger{}

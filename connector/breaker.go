@@ -107,6 +107,7 @@ type permission struct {
 	probe bool          // with one message only
 	wait  time.Duration // if not ok: ask again after this time; 0: the breaker wakes the lane
 	open  bool          // not ok, because the sink is left alone
+	lease time.Duration // there is no lease: look again after this time. Nothing is parked for that
 }
 
 // may reports whether this lane may start a Deliver now. claim does that.

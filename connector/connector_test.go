@@ -47,7 +47,7 @@ func newConnectorBenchIn(t *testing.T, db *pgtest.Database) *connectorBench {
 	b.cfg = Config{
 		Name: "test",
 		Source: Source{
-			DSN: db.DSN, ReplicationDSN: db.DSN, MaxConnections: 3, Slot: slot, Publication: slot,
+			DSN: db.DSN, ReplicationDSN: db.DSN, MaxConnections: 4, Slot: slot, Publication: slot,
 			Table: "public.event_outbox", LedgerSchema: "public", Columns: decoder.DefaultColumns(),
 		},
 		Sinks: []Sink{{Name: "s", Type: "test", Topic: template("{aggregate_type}"), Key: template("{aggregate_id}")}},

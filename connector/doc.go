@@ -24,6 +24,7 @@
 //   - breaker.go: when a sink is left alone; budget.go: how many of its messages may die;
 //   - check.go: how a sink is looked at without a message; checkstate.go: what that has found;
 //   - slow.go: when the reader no longer waits for a slow sink;
+//   - lease.go: what keeps a process that was frozen, or is cut off from PostgreSQL, from sending beside its successor;
 //   - unsent.go: which messages no session can have sent before;
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
 //   - keeper.go: the duties that are repeated at intervals; heartbeat.go: the one that writes numbers of each sink; measure.go: the one
@@ -54,6 +55,7 @@
 //	                  ends
 //	keeper (1, and 1  reading ends                               partitions, drift check, heartbeat, lag in bytes
 //	a duty)
+//	lease (1)         reading ends                               its connection; until when a Deliver may begin
 //	listen (1)        reading ends                               its connection; who is paused
 //	keepCounts (1)    reading ends                               when the parked rows are counted
 //	keepOldest (1)    reading ends                               when the oldest parked rows are looked for

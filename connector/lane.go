@@ -34,6 +34,7 @@ type sharedSink struct {
 	delivery  DeliveryConfig
 	breaker   *breaker
 	budget    *budget
+	lease     *lease
 	paused    *atomic.Bool // a person has paused the sink
 	state     *sinkState
 	measures  laneMeasures
@@ -120,6 +121,7 @@ type result struct {
 	members            []string // of a composite: which member has accepted each message; nil for other sinks
 	started, completed time.Time
 	span               tracing.Delivery
+	unbegun            bool // the lease had ended: the sink was not called
 }
 
 // of returns the member of a composite that has accepted message i, or why it was not accepted.
@@ -205,7 +207,7 @@ func (l *lane) run(work, deliver context.Context) error {
 			l.arrivals.add(batch)
 		case res := <-l.results:
 			began := time.Now()
-			if err := l.finish(work, deliver, res); err != nil {
+			if err := l.ended(work, deliver, res); err != nil {
 				return err
 			}
 			l.worked(began)
@@ -326,7 +328,7 @@ func (l *lane) takeAsks(now time.Time) {
 // facts are what the lane knows now.
 func (l *lane) facts(now time.Time) facts {
 	f := facts{
-		paused: l.paused.Load(), park: l.park, permission: l.breaker.may(l.number, now), fast: l.fast(), one: l.hand.one,
+		paused: l.paused.Load(), park: l.park, permission: l.may(now), fast: l.fast(), one: l.hand.one,
 		arrivals: len(l.arrivals.list), hand: len(l.hand.list), handAt: l.hand.at, rows: len(l.rows),
 		delivering: l.running != nil, began: l.began, reading: l.table.reading,
 		given: l.recorder.given, committed: l.recorder.committed, outcomes: l.recorder.outcomes, died: l.recorder.died,

@@ -46,7 +46,7 @@ type laneRules struct {
 type facts struct {
 	paused     bool       // a person has paused the sink
 	park       bool       // the slow rule or the breaker asks the lane to park arrivals
-	permission permission // the breaker's
+	permission permission // of breaker and lease
 	fast       bool       // the stream is fast
 	one        bool       // in place: the last Deliver found the destination away, so only one message is tried, to see whether it is back
 
@@ -174,7 +174,7 @@ func (r *laneRules) wantsTable(f *facts, now time.Time, a *action) bool {
 func (r *laneRules) deliverLive(m mode, f *facts, now time.Time, a action) action {
 	do := action{kind: actArrivals}
 	switch {
-	case !r.mayDeliver(m, f, &a):
+	case !r.mayDeliver(m, f, now, &a):
 		return a
 	case f.hand > 0:
 		if now.Before(f.handAt) {
@@ -195,18 +195,22 @@ func (r *laneRules) deliverLive(m mode, f *facts, now time.Time, a action) actio
 
 // deliverRows delivers rows that were read.
 func (r *laneRules) deliverRows(m mode, f *facts, now time.Time, a action) action {
-	if !r.mayDeliver(m, f, &a) {
+	if !r.mayDeliver(m, f, now, &a) {
 		return a
 	}
 	return r.permitted(f, now, a, action{kind: actRows})
 }
 
 // mayDeliver reports whether a Deliver may start, as far as the lane itself knows.
-func (r *laneRules) mayDeliver(m mode, f *facts, a *action) bool {
+func (r *laneRules) mayDeliver(m mode, f *facts, now time.Time, a *action) bool {
 	if f.committed < f.died {
 		// What has died in place, or was discarded, must be recorded first. Otherwise a crash would forget that, and the next session
 		// would deliver it behind messages that followed it.
 		a.hurry = f.died
+		return false
+	}
+	if f.permission.lease > 0 {
+		a.wake(now.Add(f.permission.lease))
 		return false
 	}
 	return !f.delivering && f.unrecorded < maxUnrecorded && !f.paused && (m == modeLive || f.unrecordedRows < maxCatchingRows)

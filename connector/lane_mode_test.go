@@ -60,6 +60,12 @@ func TestDecide(t *testing.T) {
 		},
 		"tried once, and the breaker is open": {rules: once, facts: facts{permission: permission{open: true}, arrivals: 3}, want: action{kind: actDiscard}},
 
+		"live: no lease":                        {mode: modeLive, facts: facts{permission: permission{ok: true, lease: time.Second}, arrivals: 3}, want: until(1)},
+		"live: no lease, and a Deliver hangs":   {mode: modeLive, facts: facts{permission: permission{ok: true, lease: time.Second}, arrivals: 3, delivering: true, began: at(-10)}, want: action{kind: actPark}},
+		"in place: no lease":                    {rules: never, facts: facts{permission: permission{ok: true, lease: time.Second}, hand: 2}, want: until(1)},
+		"tried once, no lease, it is open":      {rules: once, facts: facts{permission: permission{open: true, lease: time.Second}, arrivals: 3}, want: until(1)},
+		"waiting: no lease, but a read":         {mode: modeWaiting, facts: facts{permission: permission{ok: true, lease: time.Second}, arrivals: 3}, want: action{kind: actRead, most: 10}},
+		"parking: no lease":                     {mode: modeParking, facts: facts{permission: permission{ok: true, lease: time.Second}, rows: 20}, want: until(1)},
 		"waiting: read":                         {mode: modeWaiting, facts: facts{permission: permit, arrivals: 3}, want: action{kind: actRead, most: 10}},
 		"waiting: all must be committed":        {mode: modeWaiting, facts: facts{permission: permit, given: 7, outcomes: 5, committed: 6}, want: action{kind: actSleep, until: sleep.until, hurry: 7}},
 		"parking: all outcomes must be":         {mode: modeParking, facts: facts{permission: permit, given: 7, outcomes: 5, committed: 4}, want: action{kind: actSleep, until: sleep.until, hurry: 5}},

@@ -72,7 +72,7 @@ func newLaneBench(t *testing.T, answer func(ctx context.Context, n int, batch []
 		sink: sink, name: "s", id: 1, policy: retryInPlace, logger: logger, fast: func() bool { return false }, measures: newLaneMeasures(monitoring.NewMetrics("", nil), "s"), objective: newSinkResults(Objective{}), paused: new(atomic.Bool),
 		state:   newSinkState(observedSink{name: "s", inPlace: true, health: &monitoring.Health{}, logger: logger}),
 		breaker: newBreaker(breakerOwner{name: "s", never: true, logger: logger, changed: func(breakerState, time.Time) {}}, BreakerConfig{ResetTimeout: time.Minute}),
-		budget:  newBudget(func(bool) {}),
+		budget:  newBudget(func(bool) {}), lease: lastingLease(),
 		delivery: DeliveryConfig{
 			BatchSize: 3, Timeout: 30 * time.Second, MaxRetries: 2, Retry: Retry{Initial: time.Second, Max: time.Minute},
 		},

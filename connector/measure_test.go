@@ -172,8 +172,8 @@ func TestDatabaseStatus(t *testing.T) {
 	if d.Slot.WALStatus != "reserved" || d.Slot.RestartLag == nil || *d.Slot.RestartLag > 1<<30 || d.Slot.SafeWAL != nil {
 		t.Errorf("the slot: %+v", d.Slot)
 	}
-	// The pool of one connection asks; recorder and listener have a connection each, which may not be open yet.
-	if c := d.Connections; c == nil || c.Active < 1 || c.Active+c.Idle+c.InTransaction > 3 || c.Other != 0 || d.ConnectionLimit != 3 {
+	// The pool of one connection asks; recorder, lease and listener have a connection each, which may not be open yet.
+	if c := d.Connections; c == nil || c.Active < 1 || c.Active+c.Idle+c.InTransaction > 4 || c.Other != 0 || d.ConnectionLimit != 4 {
 		t.Errorf("connections: %+v of %d", c, d.ConnectionLimit)
 	}
 	if d.Plugin != "pgoutput" || d.XminAge == nil || d.Spilled == nil || d.Storage == nil || *d.Storage.Outbox == 0 || len(d.Storage.Ledger) == 0 {

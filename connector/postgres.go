@@ -37,7 +37,7 @@ type database interface {
 	close()
 }
 
-// postgres is the real database. Everything but recorder, listener and stream goes over its pool.
+// postgres is the real database. Everything but recorder, lease, listener and stream goes over its pool.
 type postgres struct {
 	ledger.Schema
 	source    Source
@@ -75,8 +75,8 @@ func openPostgres(connector string, source Source) (*postgres, error) {
 	// As long as the pool has a connection, others see that this process is there. It always has one: a process that streams asks for the lag
 	// every 2 s, and one that stands by looks every second whether it may begin.
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error { return p.Appear(ctx, conn, source.Slot) }
-	// The recorder and the listener have a connection each outside of the pool.
-	cfg.MaxConns = int32(max(1, source.MaxConnections-2))
+	// The recorder, the lease and the listener have a connection each outside of the pool.
+	cfg.MaxConns = int32(max(1, source.MaxConnections-3))
 	// The pool is not bound to the context of Run: that one ends before the drain, which still needs connections.
 	p.pool, err = pgxpool.NewWithConfig(context.Background(), cfg)
 	if err != nil {
@@ -216,17 +216,40 @@ func (p *postgres) listen(ctx context.Context) (listener, error) {
 	return l, nil
 }
 
+func (p *postgres) openLease(ctx context.Context) (leaseConnection, error) {
+	conn, err := p.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return pgLease{conn, p}, nil
+}
+
+// pgLease is the connection of the lease.
+type pgLease struct {
+	*pgx.Conn
+	p *postgres
+}
+
+func (l pgLease) epoch(ctx context.Context) (int32, error) {
+	return l.p.ReadEpoch(ctx, l.Conn, l.p.source.Slot)
+}
+
+func (l pgLease) close() { closeReader(l.Conn) }
+
+// closeReader closes a connection that has only read, so that nothing depends on how it is closed.
+func closeReader(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
 // pgListener is a connection with LISTEN.
 type pgListener struct {
 	*pgx.Conn
 	schema ledger.Schema
 }
 
-func (l pgListener) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = l.Close(ctx) // this connection has only read, so nothing depends on how it is closed
-}
+func (l pgListener) close() { closeReader(l.Conn) }
 
 func (l pgListener) activity(ctx context.Context, processors []int32) (map[int32]ledger.Activity, error) {
 	return l.schema.ReadActivity(ctx, l.Conn, processors)

@@ -44,6 +44,7 @@ type sessionDatabase interface {
 	// reviseParked makes the times of parked rows fit the configuration.
 	reviseParked(ctx context.Context, processors []int32, policy ledger.ParkedPolicy) error
 	activityReader
+	leaseDatabase
 	// parkedRows returns what reads one lane's share of a sink's parked rows.
 	parkedRows(processor int32, lane, lanes int) parkedReader
 	// listen makes a connection that hears what people change.
@@ -78,6 +79,7 @@ type session struct {
 	checks   []*sinkCheck
 	outcomes chan checkpoint.Outcomes
 	confirm  *confirmClock
+	lease    *lease
 	recount  chan struct{} // asks keepCounts to count soon; holds one value
 	written  pglogrepl.LSN // how far the server had written when the slot was ours
 }
@@ -96,7 +98,7 @@ func (c *Connector) runSession(ctx context.Context) error {
 	// The slot is ours until the stream is closed, which sends the last status. Then another process may have it.
 	defer stream.Close()
 	c.roleIs(monitoring.RoleLeader)
-	s := &session{c: c, stream: stream, recount: make(chan struct{}, 1)}
+	s := &session{c: c, stream: stream, lease: newLease(), recount: make(chan struct{}, 1)}
 	defer s.closeSinks()
 	if err := s.begin(ctx, id, facts); err != nil {
 		if s.recorder != nil {
@@ -138,6 +140,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	if err != nil {
 		return err
 	}
+	s.awaitPredecessor(start)
 	s.confirm = s.c.newConfirmClock(start.Confirmed)
 	tables = s.c.traced(watchedLedger{tables, &s.c.calls.record, s.c.newRecordClock(s.confirm)})
 	s.recorder = checkpoint.NewRecorder(tables, s.c.recorderConfig(s.stream.Fast))
@@ -147,6 +150,15 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 		return err
 	}
 	return s.build(ctx, start, facts)
+}
+
+// awaitPredecessor lets no Deliver begin before the session before this one has no lease any more, unless it has signed off, or was a
+// session of this connector: that one has ended with all of its lanes.
+func (s *session) awaitPredecessor(start ledger.Start) {
+	if !start.Clean && start.Epoch != s.c.progress.epoch+1 {
+		s.lease.notBefore = time.Now().Add(leaseFor)
+	}
+	s.c.progress.epoch = start.Epoch
 }
 
 // checkHistory refuses a slot whose history is not the checkpoint's: what lies between the two may never have been delivered, or may be on
@@ -242,14 +254,22 @@ func (s *session) announce() {
 		"prefix", start.Prefix.String(), "settled_beyond", len(start.Settled))
 }
 
-// startKeeper starts what runs as long as the session reads: the slow rule, the listener, the counts, the cleanup, the results, the
+// startKeeper starts what runs as long as the session reads: the slow rule, the lease, the listener, the counts, the cleanup, the results, the
 // publisher and the keeper.
 func (s *session) startKeeper(reading context.Context, crew *crew) {
 	d := &s.c.cfg.Delivery
 	if !d.parksNothing() && len(s.bySink) > 1 {
 		slow := newSlowRule(s.tracker, &s.reader.waits, s.bySink, d.ParkAfter)
+		slow.lease = s.lease
 		crew.keeper.Go(func() error { slow.run(reading); return nil })
 	}
+	crew.keeper.Go(func() error {
+		err := s.keepLease(reading)
+		if err != nil {
+			crew.endReading(err)
+		}
+		return err
+	})
 	crew.keeper.Go(func() error { s.c.listen(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepCounts(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepOldest(reading, s); return nil })
@@ -302,7 +322,7 @@ func (s *session) stopDelivering(err error, crew *crew) {
 	for _, l := range s.lanes {
 		close(l.in)
 	}
-	if s.stream.Broken() { // another process may have the slot now
+	if s.stream.Broken() || errors.Is(err, checkpoint.ErrFenced) { // another process may have the slot now
 		crew.endDeliver(err)
 	}
 	if errors.Is(err, replication.ErrServerStopping) || errors.Is(err, errRecorderStopped) {

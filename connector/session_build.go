@@ -85,7 +85,7 @@ func (s *session) openSink(sc Sink, id int32, origin string) (*sharedSink, error
 	lasting.objective.begin(time.Now())
 	shared := &sharedSink{
 		sink: sink, name: sc.Name, id: id, origin: origin, policy: c.cfg.Delivery.policyFor(sc), delivery: c.cfg.Delivery,
-		breaker: lasting.breaker, budget: lasting.budget, paused: &lasting.paused, state: lasting.state,
+		breaker: lasting.breaker, budget: lasting.budget, lease: s.lease, paused: &lasting.paused, state: lasting.state,
 		measures: newLaneMeasures(c.cfg.Metrics, sc.Name), spans: tracing.ForSink(c.cfg.Tracer, sc.Traced), objective: lasting.objective, fast: s.stream.Fast, logger: c.cfg.Logger,
 	}
 	if sc.MaxRetries != nil {

@@ -23,6 +23,7 @@ type slowRule struct {
 	tracker  *checkpoint.Tracker
 	waits    *atomic.Int32 // what the reader waits for
 	lanes    map[int32][]*lane
+	lease    *lease                     // nil: lanes need none
 	ticks    map[int32]*[slowTicks]bool // for each processor and each of the last ticks: it made the reader wait while another was idle
 	n        int
 	interval time.Duration
@@ -53,6 +54,9 @@ func (s *slowRule) run(ctx context.Context) {
 // tick notes which sink blocks the reader at this moment, and asks the lanes of slow sinks to park.
 func (s *slowRule) tick() {
 	blocks := s.blocks()
+	if s.lease != nil && s.lease.wait(time.Now()) > 0 {
+		blocks = waitsForNobody // no lane may deliver, which is no fault of its sink
+	}
 	s.n++
 	for id, ticks := range s.ticks {
 		ticks[s.n%slowTicks] = id == blocks && s.anotherIdle(id)

@@ -157,7 +157,7 @@ func newStageBench(t *testing.T, slow slowness) *stageBench {
 	lasting.state.begin(2)
 	shared := &sharedSink{
 		sink: sink, name: "s", id: 1, policy: retryInPlace, delivery: c.cfg.Delivery, breaker: lasting.breaker, budget: lasting.budget,
-		paused: &lasting.paused, state: lasting.state, objective: lasting.objective, measures: newLaneMeasures(metrics, "s"), fast: s.stream.Fast, logger: c.cfg.Logger,
+		lease: lastingLease(), paused: &lasting.paused, state: lasting.state, objective: lasting.objective, measures: newLaneMeasures(metrics, "s"), fast: s.stream.Fast, logger: c.cfg.Logger,
 	}
 	for i := range 2 {
 		s.lanes = append(s.lanes, newLane(shared, i, rowSource{parked: table.table(1, i, 2), address: ofTestEvent}, s.outcomes))

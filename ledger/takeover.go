@@ -78,6 +78,16 @@ func (w *BatchWriter) readStart(ctx context.Context, s *Start) error {
 	return nil
 }
 
+// ReadEpoch returns the epoch of a slot's checkpoint as it is committed. It waits for no transaction that changes the row. If there is no
+// checkpoint, the error is checkpoint.ErrFenced: somebody has taken it away from under the session.
+func (s Schema) ReadEpoch(ctx context.Context, db Querier, slot string) (epoch int32, err error) {
+	err = db.QueryRow(ctx, s.statement("select epoch from ledger.outbox_checkpoints where slot_name = $1"), slot).Scan(&epoch)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("slot %q has no checkpoint any more: %w", slot, checkpoint.ErrFenced)
+	}
+	return epoch, err
+}
+
 const backendStart = "(select backend_start from pg_stat_activity where pid = pg_backend_pid())"
 
 // endPredecessor ends the backend that recorded before us. It may hang in a COPY whose client is frozen, and hold the

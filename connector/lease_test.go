@@ -1,0 +1,332 @@
+package connector
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
+)
+
+// lastingLease returns a lease that does not end.
+func lastingLease() *lease {
+	l := newLease()
+	l.wall = func(time.Time) time.Time { return time.Time{} }
+	l.renew(time.Now().AddDate(100, 0, 0))
+	return l
+}
+
+// A lease lasts for two seconds after the question was sent, by both clocks.
+func TestLease(t *testing.T) {
+	t.Parallel()
+	sent := time.Now()
+	for name, tt := range map[string]struct {
+		after     time.Duration // by the monotonic clock
+		suspended time.Duration // by which the wall clock has gone on beside it
+		notBefore time.Duration
+		want      time.Duration
+	}{
+		"at once":                        {},
+		"just in time":                   {after: leaseFor - 1},
+		"too late":                       {after: leaseFor, want: leaseEvery},
+		"the machine was suspended":      {after: time.Second, suspended: time.Second, want: leaseEvery},
+		"it was suspended for a moment":  {after: time.Second, suspended: time.Second - 1},
+		"the wall clock was put back":    {after: time.Second, suspended: -time.Second - 1, want: leaseEvery},
+		"the session before may be here": {after: time.Second, notBefore: 1500 * time.Millisecond, want: 500 * time.Millisecond},
+		"it cannot send any more":        {after: time.Second, notBefore: time.Second},
+	} {
+		l := newLease()
+		wall := l.wall
+		l.wall = func(now time.Time) time.Time {
+			if now != sent {
+				return wall(now).Add(tt.suspended)
+			}
+			return wall(now)
+		}
+		l.notBefore = sent.Add(tt.notBefore)
+		if got := l.wait(sent.Add(max(tt.after, 1))); l.sent.Load() == nil && got == 0 {
+			t.Errorf("%s: there is a lease before the first answer", name)
+		}
+		l.renew(sent)
+		if got := l.wait(sent.Add(tt.after)); got != tt.want {
+			t.Errorf("%s: wait %s, want %s", name, got, tt.want)
+		}
+	}
+}
+
+// A lane without a lease keeps what it has: it begins no Deliver and parks nothing, however long that takes. It reads its rows. When it
+// has a lease again it delivers everything in order, at once.
+func TestLaneWithoutALease(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(context.Context, int, []sinks.Message) []error { return nil })
+		b.delivery.ParkAfter, b.lane.lease = 10*time.Second, newLease()
+		b.sharedSink.lease = b.lane.lease
+		b.run()
+		b.arrive("a1", "b1", "a2")
+		time.Sleep(time.Minute)
+		if calls, rows := b.gotCalls(), b.ledger.rows; calls != "" || len(rows) != 0 {
+			t.Errorf("without a lease: calls %s, %d rows are parked", calls, len(rows))
+		}
+		renew := func() {
+			b.lease.renew(time.Now())
+			b.ask(0)
+			time.Sleep(time.Millisecond)
+		}
+		renew()
+		check(t, "with a lease", b.gotCalls(), "[a1 b1 a2]@1m0s ")
+		time.Sleep(leaseFor)
+		b.arrive("a3")
+		time.Sleep(time.Second)
+		renew()
+		check(t, "with the next lease", b.gotCalls(), "[a1 b1 a2]@1m0s [a3]@1m3s ")
+		b.stop()
+	})
+}
+
+// The process is frozen after the lane has decided to deliver, and before the sink is called. The call does not begin when the process
+// thaws. What it was to deliver goes first when there is a lease again, and is not parked.
+func TestFrozenBeforeDeliver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLaneBench(t, func(context.Context, int, []sinks.Message) []error { return nil })
+		l := newLease()
+		b.delivery.ParkAfter, b.sharedSink.lease = 10*time.Second, l
+		l.renew(time.Now())
+		var frozen, thawed atomic.Int64
+		wall := l.wall
+		l.wall = func(now time.Time) time.Time {
+			if at := l.sent.Load(); at != nil && *at == now {
+				return wall(now)
+			}
+			return wall(now).Add(time.Duration(frozen.Load()))
+		}
+		b.fast = func() bool { // the lane looks at the stream after it has looked at the lease
+			if len(b.arrivals.list) > 0 && b.lease.wait(time.Now()) == 0 && thawed.Load() == 0 {
+				frozen.Store(int64(time.Hour))
+			}
+			return false
+		}
+		b.run()
+		time.Sleep(time.Second)
+		b.arrive("a1", "b1")
+		time.Sleep(time.Millisecond)
+		b.arrive("a2", "c1")
+		time.Sleep(time.Minute)
+		if calls, rows := b.gotCalls(), b.ledger.rows; calls != "" || len(rows) != 0 {
+			t.Errorf("after the thaw: calls %s, %d rows are parked", calls, len(rows))
+		}
+		thawed.Store(1)
+		frozen.Store(0)
+		l.renew(time.Now())
+		b.ask(0)
+		time.Sleep(time.Millisecond)
+		check(t, "with a lease", b.gotCalls(), "[a1 b1]@1m1s [a2 c1]@1m1s ")
+		b.stop()
+	})
+}
+
+// leaseDatabaseFake is a PostgreSQL that is asked for nothing but the lease.
+type leaseDatabaseFake struct {
+	database
+	open func(ctx context.Context) (leaseConnection, error)
+}
+
+func (d leaseDatabaseFake) openLease(ctx context.Context) (leaseConnection, error) {
+	return d.open(ctx)
+}
+
+// leaseAnswers answers the lease's question.
+type leaseAnswers func(ctx context.Context) (int32, error)
+
+func (f leaseAnswers) epoch(ctx context.Context) (int32, error) { return f(ctx) }
+func (f leaseAnswers) close()                                   {}
+
+// leaseBench is a session that does nothing but to keep its lease. The test says what PostgreSQL answers.
+type leaseBench struct {
+	*session
+	log    bytes.Buffer
+	epoch  atomic.Int32          // of the checkpoint
+	away   atomic.Pointer[error] // why no question is answered, and no connection made
+	takes  atomic.Int64          // how long an answer takes
+	hangs  atomic.Int32          // so many connections hang
+	asked  atomic.Int32
+	opened atomic.Int32
+	ended  chan error
+	stop   context.CancelFunc
+}
+
+func newLeaseBench(t *testing.T) *leaseBench {
+	b := &leaseBench{ended: make(chan error, 1)}
+	b.away.Store(new(error))
+	b.epoch.Store(7)
+	c := New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.NewTextHandler(&b.log, nil))})
+	c.db = leaseDatabaseFake{open: func(ctx context.Context) (leaseConnection, error) {
+		return leaseAnswers(b.answer), b.openedOne()
+	}}
+	b.session = &session{c: c, lease: newLease(), reader: &reader{start: ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: 7}}}}
+	ctx, stop := context.WithCancel(t.Context())
+	b.stop = stop
+	go func() { b.ended <- b.keepLease(ctx) }()
+	return b
+}
+
+func (b *leaseBench) openedOne() error {
+	b.opened.Add(1)
+	return *b.away.Load()
+}
+
+func (b *leaseBench) answer(ctx context.Context) (int32, error) {
+	b.asked.Add(1)
+	if b.opened.Load() <= b.hangs.Load() {
+		<-ctx.Done()
+		return 0, fmt.Errorf("read: %w", ctx.Err())
+	}
+	time.Sleep(time.Duration(b.takes.Load()))
+	return b.epoch.Load(), *b.away.Load()
+}
+
+func (b *leaseBench) held() bool { return b.lease.wait(time.Now()) == 0 }
+
+func (b *leaseBench) health() string {
+	c := b.c.cfg.Health.Report().Components["lease"]
+	return strings.TrimSpace(string(c.Status) + " " + c.Detail)
+}
+
+// The lease is asked for twice a second over one connection, and lasts as long as PostgreSQL answers.
+func TestLeaseIsKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaseBench(t)
+		b.takes.Store(int64(300 * time.Millisecond))
+		time.Sleep(300*time.Millisecond + 1)
+		for range 1000 {
+			if !b.held() {
+				t.Fatal("no lease")
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		b.stop()
+		if err := <-b.ended; err != nil || b.asked.Load() != 201 || b.opened.Load() != 1 || b.health() != "" || b.log.Len() > 0 {
+			t.Errorf("ended with %v after %d questions over %d connections; health %q, log %s", err, b.asked.Load(), b.opened.Load(), b.health(), &b.log)
+		}
+	})
+}
+
+// A question that is not answered is asked again over another connection, so that one connection that hangs costs no lease for long. A
+// late answer is worth nothing.
+func TestLeaseQuestionHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaseBench(t)
+		time.Sleep(10*time.Second - 1)
+		b.hangs.Store(1) // from the question of the 10th second on
+		time.Sleep(1)
+		time.Sleep(leaseFor - leaseEvery - 1)
+		if !b.held() {
+			t.Error("the lease ends too early")
+		}
+		time.Sleep(1)
+		if b.held() {
+			t.Error("the lease does not end")
+		}
+		time.Sleep(leaseAnswer + leaseEvery - leaseFor)
+		synctest.Wait()
+		if !b.held() || b.opened.Load() != 2 {
+			t.Errorf("after %d connections there is no lease again", b.opened.Load())
+		}
+		b.stop()
+		if err := <-b.ended; err != nil || b.health() != "" || b.log.Len() > 0 {
+			t.Errorf("ended with %v; health %q, log %s", err, b.health(), &b.log)
+		}
+	})
+}
+
+// If there is no lease for long, /readyz and the log say why: degraded at first, and then failed.
+func TestLeaseLostForLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaseBench(t)
+		time.Sleep(10*time.Second + 1)
+		away := errors.New("too many clients already")
+		b.away.Store(&away)
+		for second, want := range map[int]string{
+			4:  "",
+			6:  "degraded no message is sent: for 6s PostgreSQL has not said whether another process has taken over: too many clients already",
+			11: "failed no message is sent: for 11s PostgreSQL has not said whether another process has taken over: too many clients already",
+		} {
+			time.AfterFunc(time.Duration(second)*time.Second, func() {
+				if got := b.health(); got != want {
+					t.Errorf("after %d s: %q, want %q", second, got, want)
+				}
+			})
+		}
+		time.Sleep(20 * time.Second)
+		b.away.Store(new(error))
+		time.Sleep(time.Second)
+		if !b.held() || b.health() != "ok" {
+			t.Errorf("health %s", b.health())
+		}
+		b.stop()
+		if err := <-b.ended; err != nil || strings.Count(b.log.String(), "\n") != 2 || !strings.Contains(b.log.String(), "level=WARN") || !strings.Contains(b.log.String(), "messages are sent again") {
+			t.Errorf("ended with %v; the log says\n%s", err, &b.log)
+		}
+	})
+}
+
+// Another epoch ends the session.
+func TestLeaseOfAnotherEpoch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaseBench(t)
+		time.Sleep(10*time.Second + 1)
+		b.epoch.Store(8)
+		time.Sleep(leaseEvery)
+		select {
+		case err := <-b.ended:
+			if !errors.Is(err, checkpoint.ErrFenced) {
+				t.Errorf("ended with %v", err)
+			}
+		default:
+			t.Error("the session goes on")
+		}
+		b.stop()
+	})
+}
+
+// A session that follows one that has not signed off begins no Deliver for two seconds, unless that one was its own.
+func TestUncleanEndOfTheSessionBefore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, tt := range []struct {
+			name  string
+			own   int32 // epoch of the last session of this connector
+			clean bool
+			waits time.Duration
+		}{
+			{"another process, clean", 0, true, 0},
+			{"another process, unclean", 0, false, leaseFor},
+			{"the session before", 6, false, 0},
+			{"the session before the last one", 5, false, leaseFor},
+		} {
+			c := New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.DiscardHandler)})
+			c.progress.epoch = tt.own
+			s := &session{c: c, lease: newLease()}
+			s.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: 7}, Clean: tt.clean})
+			s.lease.renew(time.Now())
+			if got := s.lease.wait(time.Now()); got != tt.waits || c.progress.epoch != 7 {
+				t.Errorf("%s: waits %s, want %s; own epoch %d", tt.name, got, tt.waits, c.progress.epoch)
+			}
+		}
+	})
+}
