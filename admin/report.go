@@ -19,6 +19,9 @@ type Report struct {
 	Sinks []ReportSink `json:"sinks"`
 	// WorstHours are the hours of UTC with the most late events, the worst first.
 	WorstHours []ReportHour `json:"worst_hours"`
+	// Stages say where the time has gone, the slowest first: the instance that streams knows it, and only since its process began. It is
+	// absent if none could be asked.
+	Stages *ReportStages `json:"stages,omitempty"`
 	// Failures are the runs of failed tries, in order of time. Those in which the sink has accepted nothing are outages.
 	Failures []ReportFailures `json:"failures"`
 	// NoSinkDead counts the rows of the outbox that were no valid events, in this time.
@@ -91,6 +94,15 @@ type ReportHour struct {
 	Sink  string    `json:"sink,omitempty"`
 	Start time.Time `json:"start"`
 	ReportPeriod
+}
+
+// ReportStages are the stages of the instance that streams.
+type ReportStages struct {
+	Host string `json:"host"`
+	PID  int    `json:"pid"`
+	// Since is when the process began.
+	Since time.Time                `json:"since"`
+	All   []monitoring.StageReport `json:"all"`
 }
 
 // ReportFailures is a run of failed tries of a sink. No two of them that follow each other are further apart than a sink is left alone.

@@ -17,6 +17,8 @@ type ReportConfig struct {
 	Config
 	// Objectives are those of the configured sinks, by name.
 	Objectives map[string]monitoring.ObjectiveStatus
+	// Listen is http.listen, or empty if that is off.
+	Listen string
 	// LeftAlone is the longest time that passes between two tries of a sink that is away.
 	LeftAlone time.Duration
 }
@@ -78,7 +80,42 @@ func (r *reporter) read(ctx context.Context, since time.Duration) (err error) {
 		r.addSink(&s)
 	}
 	r.addWorstHours()
+	r.addStages(ctx)
 	return nil
+}
+
+// addStages asks the instance that streams where the time goes.
+func (r *reporter) addStages(ctx context.Context) {
+	in, err := r.askLeader(ctx)
+	if err != nil {
+		r.unknown("the slowest stage: %v", err)
+		return
+	}
+	s := &ReportStages{
+		Host: in.Process.Host, PID: in.Process.PID, Since: in.Process.Started.Add(r.history.Now.Sub(in.At)).UTC(), All: slices.Clone(in.Stages),
+	}
+	slices.SortStableFunc(s.All, func(a, b monitoring.StageReport) int { return cmp.Compare(b.BusySeconds, a.BusySeconds) })
+	r.report.Stages = s
+}
+
+// askLeader asks the instances that have been found in the database, and that of http.listen, for the one that streams.
+func (r *reporter) askLeader(ctx context.Context) (*monitoring.Instance, error) {
+	found, err := r.schema().Instances(ctx, r.conn, r.cfg.Source.Slot)
+	if err != nil {
+		return nil, err
+	}
+	ask := StatusConfig{Config: r.cfg.Config, Listen: r.cfg.Listen}
+	answers := ask.askAll(ctx, ask.addresses(found))
+	for i := range answers {
+		a := &answers[i]
+		if a.err == nil && a.instance.Process.Database.Name == r.conn.Config().Database && a.instance.Role == monitoring.RoleLeader && a.instance.Streaming {
+			return a.instance, nil
+		}
+	}
+	if !slices.ContainsFunc(found, func(i ledger.Instance) bool { return i.Leader }) {
+		return nil, errors.New("no instance streams")
+	}
+	return nil, errors.New("the instance that streams could not be asked (outbox-cdc status says why)")
 }
 
 // readFailures reads the failed tries. A log that cannot be read leaves them out.
@@ -150,7 +187,7 @@ func (r *reporter) addSink(known *ledger.SinkOverview) {
 		s.Condition, s.Since = monitoring.Condition(st.Condition), utcOrNil(st.Since)
 	}
 	if goal, has := r.cfg.Objectives[known.Name]; has {
-		s.Objective = &ReportObjective{WithinSeconds: goal.Within.Seconds(), Percent: percent(goal.Ratio)}
+		s.Objective = &ReportObjective{WithinSeconds: goal.Within.Seconds(), Percent: monitoring.Percent(goal.Ratio)}
 		s.Budget = r.budget(id, goal.Ratio)
 		if s.Period.Events > 0 {
 			s.Met = new(float64(s.Period.InTime) >= goal.Ratio*float64(s.Period.Events))
@@ -179,7 +216,7 @@ func (r *reporter) hour(id int32, start time.Time) ReportHour {
 func period(sum ledger.Results) ReportPeriod {
 	p := ReportPeriod{Events: sum.Events, InTime: sum.InTime}
 	if sum.Events > 0 {
-		p.Percent = new(percent(float64(sum.InTime) / float64(sum.Events)))
+		p.Percent = new(monitoring.Percent(float64(sum.InTime) / float64(sum.Events)))
 	}
 	if len(sum.Took) > 0 {
 		p.P50, p.P99, p.Worst = new(sum.Percentile(.5).Seconds()), new(sum.Percentile(.99).Seconds()), new(sum.Worst.Seconds())
@@ -227,6 +264,3 @@ func (r *reporter) addWorstHours() {
 		r.report.WorstHours = r.report.WorstHours[:mostWorstHours]
 	}
 }
-
-// percent returns a share in per cent, without the digits that binary fractions add.
-func percent(share float64) float64 { return float64(int64(share*1e8+.5)) / 1e6 }

@@ -1,8 +1,11 @@
 package admin
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,12 +48,41 @@ func reportOf(w *world) ReportConfig {
 	return c
 }
 
+// nobodyStreams is what a report does not know if it can ask nobody.
+var nobodyStreams = []string{"the slowest stage: no instance streams"}
+
+// The slowest stage is what the instance that streams says, by PostgreSQL's clock; one that works on another database is not asked.
+func TestReportOfStages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	database := w.text("select current_database()")
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		in := anInstance()
+		in.Process.Database.Name = database
+		answerJSON(rw, in)
+	}))
+	t.Cleanup(server.Close)
+	c := reportOf(w)
+	c.Listen = strings.TrimPrefix(server.URL, "http://")
+	r := w.report(c, time.Hour)
+	if s := r.Stages; s == nil || len(r.Unknown) != 0 || s.PID != 7 || s.Host != "one" || len(s.All) != 2 || s.All[0].Sink != "a" || s.All[0].BusySeconds != 60 {
+		t.Fatalf("%+v, not known: %q", s, r.Unknown)
+	}
+	if up := r.At.Sub(r.Stages.Since); up < 119*time.Second || up > 121*time.Second {
+		t.Errorf("up for %s, want two minutes", up)
+	}
+	database = "another"
+	if r := w.report(c, time.Hour); r.Stages != nil || !slices.Equal(r.Unknown, nobodyStreams) {
+		t.Errorf("of another database: %+v, not known: %q", r.Stages, r.Unknown)
+	}
+}
+
 // The report adds up the hours of its time, compares the last one, and finds outages in the log.
 func TestReport(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	c := reportOf(w)
-	if r := w.report(c, 24*time.Hour); len(r.Sinks) != 1 || r.Sinks[0].Period.Events != 0 || r.Sinks[0].Met != nil || r.Sinks[0].Budget.Left != 1 || len(r.Unknown) != 0 {
+	if r := w.report(c, 24*time.Hour); len(r.Sinks) != 1 || r.Sinks[0].Period.Events != 0 || r.Sinks[0].Met != nil || r.Sinks[0].Budget.Left != 1 || !slices.Equal(r.Unknown, nobodyStreams) {
 		t.Errorf("of an empty ledger: %+v", r)
 	}
 	var now time.Time
@@ -85,7 +117,7 @@ func TestReport(t *testing.T) {
 	w.park(2, 2, "dead", "")
 
 	r := w.report(c, 40*time.Hour)
-	if !r.From.Equal(now.UTC().Add(-40*time.Hour).Truncate(time.Hour)) || r.Connector != "shop" || len(r.Unknown) != 0 || *r.NoSinkDead != 1 {
+	if !r.From.Equal(now.UTC().Add(-40*time.Hour).Truncate(time.Hour)) || r.Connector != "shop" || !slices.Equal(r.Unknown, nobodyStreams) || *r.NoSinkDead != 1 {
 		t.Errorf("%+v", r)
 	}
 	if len(r.Sinks) != 2 || r.Sinks[1].Name != "b" || r.Sinks[1].Configured || r.Sinks[1].Objective != nil || *r.Sinks[1].Dead != 1 || *r.Sinks[1].Died != 1 {
@@ -156,6 +188,7 @@ func TestReportSchema(t *testing.T) {
 	for _, typ := range []reflect.Type{
 		reflect.TypeFor[Report](), reflect.TypeFor[ReportSink](), reflect.TypeFor[ReportObjective](), reflect.TypeFor[ReportPeriod](), reflect.TypeFor[ReportBudget](),
 		reflect.TypeFor[ReportTrend](), reflect.TypeFor[ReportHour](), reflect.TypeFor[ReportFailures](),
+		reflect.TypeFor[ReportStages](), reflect.TypeFor[monitoring.StageReport](),
 	} {
 		for f := range typ.Fields() {
 			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && !strings.Contains(string(page), "`"+name+"`") {

@@ -134,6 +134,8 @@ type StatusSink struct {
 	RateMinute *float64         `json:"delivered_per_second_minute,omitempty"`
 	Forecast   monitoring.Trend `json:"forecast,omitempty"`
 	CaughtUpAt *time.Time       `json:"caught_up_at,omitempty"`
+	// Objective is how fast events are accepted, against what is configured. Only the instance that streams knows it.
+	Objective *monitoring.ObjectiveReport `json:"objective,omitempty"`
 }
 
 // StatusLanes says how the lanes of a sink do.

@@ -122,18 +122,24 @@ func askable(listen string) string {
 	return net.JoinHostPort(host, port)
 }
 
+// addresses returns where the instances that have been found in the database can be asked, and that of http.listen.
+func (c *StatusConfig) addresses(found []ledger.Instance) []string {
+	host, _ := os.Hostname() // without it only those that listen for other hosts are asked
+	all := []string{}
+	if c.Listen != "" {
+		all = append(all, askable(c.Listen))
+	}
+	for i := range found {
+		all = append(all, found[i].StatusAddresses(host)...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // askInstances asks the instances that have been found in the database, and that of http.listen, and adds what they say.
 func (r *statusReader) askInstances(ctx context.Context) {
-	host, _ := os.Hostname() // without it only those that listen for other hosts are asked
-	addresses := []string{}
-	if r.cfg.Listen != "" {
-		addresses = append(addresses, askable(r.cfg.Listen))
-	}
-	for i := range r.found {
-		addresses = append(addresses, r.found[i].StatusAddresses(host)...)
-	}
-	slices.Sort(addresses)
-	answers := r.cfg.askAll(ctx, slices.Compact(addresses))
+	host, _ := os.Hostname()
+	answers := r.cfg.askAll(ctx, r.cfg.addresses(r.found))
 	taken := r.listenIsTaken(answers)
 	var leads *monitoring.Instance
 	idle := false // a leader does not stream
@@ -172,7 +178,7 @@ func (r *statusReader) askInstances(ctx context.Context) {
 	} else if i := slices.IndexFunc(answers, func(a answer) bool { return a.err != nil }); len(r.found) == 0 && i >= 0 && !taken {
 		why = fmt.Sprintf("%s was asked: %v", answers[i].address, answers[i].err)
 	}
-	r.status.Unknown = append(r.status.Unknown, "rates, the lag in seconds, and when a sink will have caught up: "+why)
+	r.status.Unknown = append(r.status.Unknown, "rates, the lag in seconds, objectives, and when a sink will have caught up: "+why)
 }
 
 // listenIsTaken reports whether another program answers at http.listen, where an instance with this configuration could not start, and notes
@@ -307,6 +313,7 @@ func (r *statusReader) addSink(in *monitoring.SinkReport, shift time.Duration) {
 		s.RateNow, s.RateMinute = &in.Rate.DeliveredNow, &in.Rate.DeliveredMinute
 	}
 	s.Forecast, s.CaughtUpAt = in.Forecast.Trend, shifted(in.Forecast.CaughtUpAt, shift)
+	s.Objective = in.Objective
 }
 
 // shifted returns a time of an instance by the clock of the status, or nil if it is zero.

@@ -26,8 +26,10 @@ func anInstance() monitoring.Instance {
 		Sinks: []monitoring.SinkReport{{
 			Name: "a", InSession: true, Condition: monitoring.ConditionAway, Since: at.Add(-30 * time.Second), Cause: "refused", AsksAt: at.Add(10 * time.Second),
 			Rows: &monitoring.RowReport{Parked: 123_456, DeadLetters: 7, OldestSeconds: 90}, Rate: &monitoring.DeliveryRate{DeliveredNow: 5, DeliveredMinute: 6},
-			Forecast: monitoring.Forecast{Trend: monitoring.TrendGrowing},
+			Forecast:  monitoring.Forecast{Trend: monitoring.TrendGrowing},
+			Objective: &monitoring.ObjectiveReport{WithinSeconds: 1, Percent: 90, BurnHour: 14.4},
 		}},
+		Stages: []monitoring.StageReport{{Stage: monitoring.StageDecode, BusySeconds: 1}, {Stage: monitoring.StageDeliver, Sink: "a", BusySeconds: 60}},
 	}
 }
 
@@ -52,7 +54,8 @@ func TestStatusAsksTheInstance(t *testing.T) {
 		t.Fatal(err, s.Instances, s.Unknown)
 	}
 	a := s.Sinks[0]
-	if *a.Rows.Parked != 123_456 || *a.Rows.Dead != 7 || a.Condition != monitoring.ConditionAway || *a.RateNow != 5 || a.Forecast != monitoring.TrendGrowing {
+	if *a.Rows.Parked != 123_456 || *a.Rows.Dead != 7 || a.Condition != monitoring.ConditionAway || *a.RateNow != 5 || a.Forecast != monitoring.TrendGrowing ||
+		a.Objective == nil || a.Objective.BurnHour != 14.4 {
 		t.Errorf("sink %+v", a)
 	}
 	if since := s.At.Sub(*a.Since); since < 29*time.Second || since > 31*time.Second {

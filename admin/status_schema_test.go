@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 var update = flag.Bool("update", false, "write status.schema.json and report.schema.json anew")
@@ -104,6 +106,7 @@ func TestStatusSchema(t *testing.T) {
 		reflect.TypeFor[Status](): true, reflect.TypeFor[StatusDatabase](): true, reflect.TypeFor[StatusSlot](): true, reflect.TypeFor[StatusInstance](): true,
 		reflect.TypeFor[StatusSink](): true, reflect.TypeFor[StatusRows](): true, reflect.TypeFor[StatusLanes](): true, reflect.TypeFor[StatusCleanup](): true, reflect.TypeFor[StatusSizes](): true,
 		reflect.TypeFor[StatusHolder](): true, reflect.TypeFor[StatusToDo](): true,
+		reflect.TypeFor[monitoring.ObjectiveReport](): true, reflect.TypeFor[monitoring.TrendReport](): true, reflect.TypeFor[monitoring.CountInTime](): true,
 	} {
 		for f := range typ.Fields() {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")

@@ -206,6 +206,24 @@ func sumFrom(all []periodCount, from time.Time) (sum monitoring.EventCounts, lef
 	return sum, all[i:]
 }
 
+// countsAt returns the counts of the period that begins at this time.
+func countsAt(all []periodCount, start time.Time) monitoring.EventCounts {
+	for i := len(all) - 1; i >= 0 && !all[i].start.Before(start); i-- {
+		if all[i].start.Equal(start) {
+			return all[i].EventCounts
+		}
+	}
+	return monitoring.EventCounts{}
+}
+
+// trend compares the last hour that is over at this time of PostgreSQL with the one before, and with the same one of the day before.
+func (p *pastResults) trend(now time.Time) monitoring.HourTrend {
+	last := now.UTC().Truncate(time.Hour).Add(-time.Hour)
+	return monitoring.HourTrend{
+		Start: last, Hour: countsAt(p.hours, last), HourBefore: countsAt(p.hours, last.Add(-time.Hour)), DayBefore: countsAt(p.hours, last.Add(-24*time.Hour)),
+	}
+}
+
 // status returns how the objective does at this time.
 func (o *sinkResults) status(now time.Time) monitoring.ObjectiveStatus {
 	o.mu.Lock()
@@ -215,5 +233,6 @@ func (o *sinkResults) status(now time.Time) monitoring.ObjectiveStatus {
 	st.Month, o.past.hours = sumFrom(o.past.hours, now.Add(-ledger.ResultsKept).Truncate(time.Hour))
 	st.SixHours, o.past.minutes = sumFrom(o.past.minutes, now.Add(-ledger.SingleMinutesKept).Truncate(time.Minute))
 	st.Hour, _ = sumFrom(o.past.minutes, now.Add(-time.Hour).Truncate(time.Minute))
+	st.Trend = o.past.trend(now)
 	return st
 }

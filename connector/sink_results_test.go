@@ -111,6 +111,7 @@ func TestObjectivePast(t *testing.T) {
 		Now: noon,
 		Hours: []ledger.HourResults{
 			{Processor: 1, Start: noon.Add(-28 * 24 * time.Hour), Results: ledger.Results{Events: 100, InTime: 80}},
+			{Processor: 1, Start: noon.Add(-25 * time.Hour), Results: ledger.Results{Events: 7, InTime: 6}},
 			{Processor: 1, Start: noon.Add(-3 * time.Hour), Results: ledger.Results{Events: 10, InTime: 10}},
 			{Processor: 2, Start: noon.Add(-time.Hour), Results: ledger.Results{Events: 1000}},
 		},
@@ -121,13 +122,15 @@ func TestObjectivePast(t *testing.T) {
 	}
 	o.remember(1, &history, ours)
 	want := monitoring.ObjectiveStatus{
-		Within: time.Second, Ratio: .9, InTime: 2, Late: 1, Known: true, Month: counted(113, 92), SixHours: counted(13, 12), Hour: counted(3, 2),
+		Within: time.Second, Ratio: .9, InTime: 2, Late: 1, Known: true, Month: counted(120, 98), SixHours: counted(13, 12), Hour: counted(3, 2),
+		Trend: monitoring.HourTrend{Start: noon.Add(-time.Hour), Hour: counted(3, 2), DayBefore: counted(7, 6)},
 	}
 	if diff := cmp.Diff(want, o.status(ours)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	o.add(ours.Add(time.Hour), []time.Duration{0}, 0) // by its own clock it is a minute before one
-	want.InTime, want.Month, want.SixHours, want.Hour = 3, counted(14, 13), counted(14, 13), counted(1, 1)
+	want.InTime, want.Month, want.SixHours, want.Hour = 3, counted(21, 19), counted(14, 13), counted(1, 1)
+	want.Trend = monitoring.HourTrend{Start: noon, HourBefore: counted(3, 2)}
 	if diff := cmp.Diff(want, o.status(ours.Add(time.Hour+59*time.Second))); diff != "" {
 		t.Errorf("an hour later: -want +got:\n%s", diff)
 	}

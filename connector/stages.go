@@ -46,7 +46,7 @@ type sinkWork struct {
 
 // status returns what Status shows of a sink with this many lanes.
 func (w *sinkWork) status(now time.Time, sink string, lanes int) []monitoring.StageBusy {
-	n := time.Duration(lanes)
+	n := time.Duration(max(1, lanes))
 	return []monitoring.StageBusy{
 		{Stage: monitoring.StageQueue, Sink: sink, Busy: w.lanes.total() / n},
 		{Stage: monitoring.StageDeliver, Sink: sink, Busy: w.delivering.total(now) / n},

@@ -436,3 +436,14 @@ func TestConfirmClock(t *testing.T) {
 	told(80, 10, 2)
 	told(90, 11, 2)
 }
+
+// A sink without lanes has no work, and Status can be asked for it.
+func TestWorkWithoutLanes(t *testing.T) {
+	t.Parallel()
+	var w sinkWork
+	for _, b := range w.status(time.Now(), "a", 0) {
+		if b.Busy != 0 {
+			t.Errorf("%+v", b)
+		}
+	}
+}

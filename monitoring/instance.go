@@ -31,6 +31,8 @@ type Instance struct {
 	Sinks []SinkReport `json:"sinks"`
 	// Forecast is about all that waits, in the WAL and parked for any sink. It is nil without a session.
 	Forecast *Forecast `json:"forecast,omitempty"`
+	// Stages say where the time goes, in the order of Status. There are none in a process that stands by.
+	Stages []StageReport `json:"stages,omitempty"`
 	// Cleanup is the last pass of the cleanup. It is nil if this process has made none.
 	Cleanup *PassReport `json:"cleanup,omitempty"`
 	// Health is the body of /readyz.
@@ -130,6 +132,8 @@ type SinkReport struct {
 	Counts CountReport `json:"counts"`
 	// Rate is nil before the second sample.
 	Rate *DeliveryRate `json:"rate,omitempty"`
+	// Objective is nil while nobody knows it: before the ledger was read, and in a process that stands by.
+	Objective *ObjectiveReport `json:"objective,omitempty"`
 	// Forecast is about the parked rows of the sink and the stream together.
 	Forecast Forecast       `json:"forecast"`
 	Members  []MemberReport `json:"members,omitempty"`
@@ -162,6 +166,45 @@ type DeliveryRate struct {
 	DeliveredMinute float64 `json:"delivered_minute"`
 	UnparkedNow     float64 `json:"unparked_now"`
 	UnparkedMinute  float64 `json:"unparked_minute"`
+}
+
+// ObjectiveReport is ObjectiveStatus, with the figures that follow from it.
+type ObjectiveReport struct {
+	// WithinSeconds and Percent are what is configured.
+	WithinSeconds float64 `json:"within_seconds"`
+	Percent       float64 `json:"percent"`
+	// InTimePercent is how many of the events of 28 days were in time. It is nil without events.
+	InTimePercent *float64 `json:"in_time_percent,omitempty"`
+	// BudgetLeft is the share of the error budget of 28 days that is left: negative if the objective is missed.
+	BudgetLeft float64 `json:"budget_left"`
+	// The burn rates say how fast the budget is used up: with 1 it lasts exactly as long as the 28 days.
+	BurnHour     float64     `json:"burn_rate_1h"`
+	BurnSixHours float64     `json:"burn_rate_6h"`
+	Trend        TrendReport `json:"trend"`
+}
+
+// TrendReport is HourTrend.
+type TrendReport struct {
+	Start      time.Time   `json:"start"`
+	Hour       CountInTime `json:"hour"`
+	HourBefore CountInTime `json:"hour_before"`
+	DayBefore  CountInTime `json:"day_before"`
+}
+
+// CountInTime is EventCounts.
+type CountInTime struct {
+	Events int64 `json:"events"`
+	InTime int64 `json:"in_time"`
+}
+
+// StageReport is StageBusy.
+type StageReport struct {
+	Stage string `json:"stage"`
+	Sink  string `json:"sink,omitempty"`
+	// BusySeconds is for how long the stage was at work since the process began, and BusyMinute for which share of the last minute. The
+	// latter is nil before the second sample.
+	BusySeconds float64  `json:"busy_seconds"`
+	BusyMinute  *float64 `json:"busy_share_minute,omitempty"`
 }
 
 // MemberReport is MemberStatus.
@@ -215,6 +258,9 @@ func newInstance(st Status, health Report, trends trends) Instance {
 			}
 		}
 	}
+	if st.Role != RoleStandby {
+		i.Stages = trends.stages
+	}
 	if st.Streaming {
 		i.Forecast = &trends.forecast.CaughtUp
 	}
@@ -234,7 +280,7 @@ func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 		Name: s.Name, Type: s.Type, InSession: s.InSession, Lanes: len(s.Lanes), CatchingUp: s.CatchingUp(), Held: s.Held(),
 		State: s.State(), Working: s.Working(), InFlight: s.InFlight(), DeliveredAt: utc(s.Events.DeliveredAt), OldestUndeliveredAt: utc(s.Events.OldestCommittedAt),
 		Counts: newCountReport(s.Counts),
-		Rate:   trend.rate, Forecast: trend.forecast,
+		Rate:   trend.rate, Objective: newObjectiveReport(&s.Objective), Forecast: trend.forecast,
 	}
 	if s.InSession {
 		c := s.Component()
@@ -250,6 +296,23 @@ func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 	}
 	for _, m := range s.Members {
 		r.Members = append(r.Members, MemberReport(m))
+	}
+	return r
+}
+
+func newObjectiveReport(o *ObjectiveStatus) *ObjectiveReport {
+	if !o.Known {
+		return nil
+	}
+	r := &ObjectiveReport{
+		WithinSeconds: o.Within.Seconds(), Percent: Percent(o.Ratio), BudgetLeft: o.Month.BudgetLeft(o.Ratio),
+		BurnHour: o.Hour.BurnRate(o.Ratio), BurnSixHours: o.SixHours.BurnRate(o.Ratio),
+		Trend: TrendReport{
+			Start: o.Trend.Start.UTC(), Hour: CountInTime(o.Trend.Hour), HourBefore: CountInTime(o.Trend.HourBefore), DayBefore: CountInTime(o.Trend.DayBefore),
+		},
+	}
+	if o.Month.Events > 0 {
+		r.InTimePercent = new(Percent(1 - o.Month.LateShare()))
 	}
 	return r
 }

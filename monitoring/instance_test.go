@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"encoding/json"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -72,11 +73,16 @@ func TestInstance(t *testing.T) {
 					Events:  EventTimes{DeliveredAt: ago(40), OldestCommittedAt: ago(61)},
 					Counts:  Counts{Delivered: 9, Failed: 8, Dead: 7, Discarded: 6, Unparked: 4},
 					Members: []MemberStatus{{Name: "a", Delivered: 9, Away: true}},
+					Objective: ObjectiveStatus{
+						Within: time.Second, Ratio: .9, Known: true, Month: EventCounts{Events: 100, InTime: 95}, SixHours: EventCounts{Events: 10, InTime: 8},
+						Trend: HourTrend{Start: ago(3600), Hour: EventCounts{Events: 3, InTime: 2}, DayBefore: EventCounts{Events: 5, InTime: 5}},
+					},
 				},
 				{Name: "unreachable", Type: "webhook", InSession: true, Cause: "an older failure", Check: CheckStatus{Unreachable: "no route", Since: ago(5)}},
 				{Name: "paused", Type: "webhook", InSession: true, Cause: "an older failure", Paused: true, PausedSince: ago(3)},
 				{Name: "well", Type: "stdout", InSession: true, Breaker: "closed", Cause: "an older failure"},
 			},
+			Stages:  Stages{Busy: []StageBusy{{Stage: StageDecode, Busy: 1500 * time.Millisecond}, {Stage: StageDeliver, Sink: "away", Busy: time.Minute}}},
 			Cleanup: &CleanupStatus{EndedAt: ago(4), Took: 1500 * time.Millisecond, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
 		}
 		i := g.ask(t)
@@ -96,6 +102,10 @@ func TestInstance(t *testing.T) {
 					Condition: ConditionAway, State: StateAway, Since: ago(25), Cause: "dial: refused", AsksAt: ago(-9),
 					Rows:  &RowReport{Parked: 5, DeadLetters: 3, OldestSeconds: 60, CountedAt: ago(10)},
 					Lanes: 4, CatchingUp: 2, Held: 1, InFlight: 5, DeliveredAt: ago(40), OldestUndeliveredAt: ago(61), Counts: CountReport{Delivered: 9, Failed: 8, Dead: 7, Discarded: 6, Unparked: 4},
+					Objective: &ObjectiveReport{
+						WithinSeconds: 1, Percent: 90, InTimePercent: new(95.0), BudgetLeft: i.Sinks[0].Objective.BudgetLeft, BurnSixHours: i.Sinks[0].Objective.BurnSixHours,
+						Trend: TrendReport{Start: ago(3600), Hour: CountInTime{Events: 3, InTime: 2}, DayBefore: CountInTime{Events: 5, InTime: 5}},
+					},
 					Forecast: Forecast{Trend: TrendUnknown}, Members: []MemberReport{{Name: "a", Delivered: 9, Away: true}},
 				},
 				{
@@ -108,11 +118,15 @@ func TestInstance(t *testing.T) {
 				},
 				{Name: "well", Type: "stdout", InSession: true, Status: LevelOK, Condition: ConditionOK, State: StateOK, Forecast: Forecast{Trend: TrendUnknown}},
 			},
+			Stages:  []StageReport{{Stage: StageDecode, BusySeconds: 1.5}, {Stage: StageDeliver, Sink: "away", BusySeconds: 60}},
 			Cleanup: &PassReport{EndedAt: ago(4), Seconds: 1.5, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
 			Health:  g.health.Report(),
 		}
 		if diff := cmp.Diff(want, i); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
+		}
+		if o := i.Sinks[0].Objective; math.Abs(o.BudgetLeft-.5) > 1e-9 || math.Abs(o.BurnSixHours-2) > 1e-9 {
+			t.Errorf("5 of 100 events late, where 10 may be, and 2 of 10 in six hours: %+v", o)
 		}
 	})
 }
@@ -122,8 +136,9 @@ func TestInstanceOfAStandby(t *testing.T) {
 	t.Parallel()
 	g := newRigged()
 	g.status = Status{Role: RoleStandby, Since: time.Now(), Lag: time.Hour, Sinks: []SinkStatus{{Name: "events", Breaker: "open", BreakerSince: time.Now(), Cause: "of before"}}}
+	g.status.Stages.Busy = []StageBusy{{Stage: StageDecode}}
 	i := g.ask(t)
-	if i.Stream != nil || i.Streaming || i.Role != RoleStandby {
+	if i.Stages != nil || i.Sinks[0].Objective != nil || i.Stream != nil || i.Streaming || i.Role != RoleStandby {
 		t.Errorf("%+v", i)
 	}
 	if s := i.Sinks[0]; s.Condition != "" || s.Status != "" || s.Detail != "" || s.Cause != "" || s.Rows != nil || s.Forecast.Trend != TrendUnknown {

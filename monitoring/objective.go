@@ -17,6 +17,14 @@ type ObjectiveStatus struct {
 	Known bool
 	// Month has the counts of 28 days, in steps of whole hours. Hour and SixHours are in steps of whole minutes.
 	Month, SixHours, Hour EventCounts
+	// Trend has whole hours of UTC.
+	Trend HourTrend
+}
+
+// HourTrend has the counts of the last hour of UTC that is over, of the one before, and of the same one of the day before.
+type HourTrend struct {
+	Start                       time.Time // of the last hour
+	Hour, HourBefore, DayBefore EventCounts
 }
 
 // EventCounts count events of a sink in a period.
@@ -37,6 +45,9 @@ func (c EventCounts) LateShare() float64 {
 	}
 	return float64(c.Events-c.InTime) / float64(c.Events)
 }
+
+// Percent returns a share in per cent, without the digits that binary fractions add.
+func Percent(share float64) float64 { return float64(int64(share*1e8+.5)) / 1e6 }
 
 // BurnRate says how fast these events use up the error budget of an objective: with 1 the budget lasts exactly as long as its period.
 func (c EventCounts) BurnRate(ratio float64) float64 { return c.LateShare() / (1 - ratio) }

@@ -77,6 +77,7 @@ type sample struct {
 	streams         bool
 	slot            *SlotStatus // nil if it is not known
 	sinks           []sinkSample
+	busy            []StageBusy
 }
 
 type sinkSample struct {
@@ -130,7 +131,7 @@ func sampleOf(st Status) sample {
 	}
 	s := sample{
 		at: st.At, written: float64(st.Confirmed) + float64(st.LagBytes), behind: float64(st.LagBytes), streams: st.Streaming && st.Confirmed > 0,
-		own:   float64(st.OwnWAL),
+		own: float64(st.OwnWAL), busy: st.Stages.Busy,
 		sinks: make([]sinkSample, len(st.Sinks)),
 	}
 	if st.Database != nil {
@@ -197,6 +198,7 @@ type trends struct {
 	walRate  *float64
 	stream   Forecast
 	sinks    []sinkTrend // as those of the Status
+	stages   []StageReport
 	forecast ForecastStatus
 }
 
@@ -225,11 +227,30 @@ func (r *Recent) trends(st Status) trends {
 	for i := range st.Sinks {
 		t.sinks = append(t.sinks, sinkTrendOf(&st.Sinks[i], samples, t.stream))
 	}
+	for _, b := range st.Stages.Busy {
+		t.stages = append(t.stages, newStageReport(b, samples))
+	}
 	t.forecast = ForecastStatus{CaughtUp: t.stream, SlotLostAt: slotLostAt(samples)}
 	for i := range t.sinks {
 		t.forecast.CaughtUp = later(t.forecast.CaughtUp, t.sinks[i].forecast)
 	}
 	return t
+}
+
+// newStageReport says for which share of the last minute a stage was at work.
+func newStageReport(b StageBusy, samples []sample) StageReport {
+	r := StageReport{Stage: b.Stage, Sink: b.Sink, BusySeconds: b.Busy.Seconds()}
+	share, known := collect(samples, func(s *sample) (float64, bool) {
+		i := slices.IndexFunc(s.busy, func(other StageBusy) bool { return other.Stage == b.Stage && other.Sink == b.Sink })
+		if i < 0 {
+			return 0, s.before
+		}
+		return s.busy[i].Busy.Seconds(), true
+	}).slope(minute)
+	if known {
+		r.BusyMinute = &share
+	}
+	return r
 }
 
 // slotLostAt returns when a slot has used up the WAL that it may keep: what is left of it, by the rate at which what is kept has grown over the

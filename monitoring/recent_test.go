@@ -54,6 +54,7 @@ func TestRates(t *testing.T) {
 		g, pass := watched(func(second int, st *Status, sink *SinkStatus) {
 			st.Confirmed += 1000
 			st.LagBytes += 24
+			st.Stages.Busy = []StageBusy{{Stage: StageDecode, Busy: time.Duration(min(second, 60)) * time.Second / 2}}
 			if second <= 60 {
 				sink.Counts.Delivered += 100
 				sink.Counts.Unparked += 10
@@ -65,6 +66,9 @@ func TestRates(t *testing.T) {
 		expect := func(when string, want DeliveryRate) {
 			t.Helper()
 			i := g.ask(t)
+			if share := i.Stages[0].BusyMinute; share == nil || *share != want.DeliveredMinute/200 { // it is busy for half of the time, while 100 are delivered
+				t.Errorf("%s: busy for %v of the minute", when, share)
+			}
 			if i.Sinks[0].Rate == nil || *i.Sinks[0].Rate != want {
 				t.Errorf("%s: %+v, want %+v", when, i.Sinks[0].Rate, want)
 			}

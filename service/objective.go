@@ -30,6 +30,7 @@ func withins(cfg config.Config) []time.Duration {
 func ReportConfig(cfg config.Config) admin.ReportConfig {
 	c := admin.ReportConfig{
 		Config: AdminConfig(cfg), Objectives: map[string]monitoring.ObjectiveStatus{}, LeftAlone: max(cfg.Delivery.Retry.Max, cfg.Breaker.ResetTimeout),
+		Listen: cfg.HTTP.Listen,
 	}
 	for _, s := range cfg.Sinks {
 		o := objective(cfg, s)

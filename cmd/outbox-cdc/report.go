@@ -21,13 +21,13 @@ func newReportCommand(environ []string) *cobra.Command {
 	var path, since, output string
 	cmd := &cobra.Command{
 		Use:   "report",
-		Short: "Report on objectives, worst hours, outages and dead letters of the last days",
+		Short: "Report on objectives, worst hours, outages, dead letters and the slowest stage",
 		Long: `Report how the connector has done: which share of the events each sink has accepted in time (sla in the configuration), the
 error budget of 28 days and how fast it is used up, the last hour against the one before and against the day before, the hours with the most
-late events, outages of sinks, and dead letters. docs/objectives.md has the formulas.
+late events, outages of sinks, dead letters, and the slowest stages. docs/objectives.md has the formulas.
 
-It reads the database with the connector's own login. It changes nothing, and needs no running connector. It goes back 30 days at
-most, and begins at a full hour of UTC. What cannot be known stands at the end, with the reason.`,
+It reads the database with the connector's own login. It changes nothing, and needs no running connector: only the slowest stages are
+what the instance that streams says of itself. It goes back 30 days at most, and begins at a full hour of UTC. What cannot be known stands at the end, with the reason.`,
 		Example: `  outbox-cdc report --config outbox.yaml
   outbox-cdc report --since 24h -o markdown > report.md
   outbox-cdc report -o json | jq '.sinks[] | {name, met, left: .budget.left}'`,

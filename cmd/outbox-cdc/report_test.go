@@ -11,6 +11,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 // A report of an empty outbox is clear text, and a wrong flag is a usage error that says what to write.
@@ -55,6 +56,9 @@ func TestReportText(t *testing.T) {
 	hour := admin.ReportPeriod{Events: 100, InTime: 90, Percent: new(90.0), P50: new(.0021), P99: new(2.95), Worst: new(123.4)}
 	r := admin.Report{
 		At: at, From: at.Truncate(time.Hour).Add(-24 * time.Hour), Connector: "shop\x1b", NoSinkDead: new(int64(2)), Unknown: []string{"something, for a reason"},
+		Stages: &admin.ReportStages{Host: "one", PID: 7, Since: at.Add(-time.Hour), All: []monitoring.StageReport{
+			{Stage: "deliver", Sink: "kafka", BusySeconds: 123.4, BusyMinute: new(.954)}, {Stage: "decode", BusySeconds: .0021},
+		}},
 		Sinks: []admin.ReportSink{
 			{
 				Name: "kafka", Configured: true, Objective: &admin.ReportObjective{WithinSeconds: 1, Percent: 99.9}, Period: hour, Met: new(false),
@@ -106,6 +110,12 @@ DEAD LETTERS
 SINK   DIED  WAIT-FOR-A-PERSON
 kafka  3     at least 10
 none   2     -
+
+SLOWEST STAGES
+Of the instance that streams, pid 7 on one, since it began at 2026-11-28 13:23:00.
+STAGE    SINK   BUSY   OF-THE-LAST-MINUTE
+deliver  kafka  2m3s   95.4%
+decode   -      2.1ms  -
 
 NOT KNOWN
 WHAT

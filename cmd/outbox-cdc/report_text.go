@@ -73,7 +73,7 @@ func minuteText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") 
 
 func reportSections(r *admin.Report) []reportSection {
 	all := []reportSection{objectiveSection(r)}
-	for _, s := range []reportSection{budgetSection(r), trendSection(r), hoursSection(r), failuresSection(r), deadSection(r)} {
+	for _, s := range []reportSection{budgetSection(r), trendSection(r), hoursSection(r), failuresSection(r), deadSection(r), stagesSection(r)} {
 		if len(s.rows) > 0 || s.text != "" {
 			all = append(all, s)
 		}
@@ -207,6 +207,25 @@ func deadSection(r *admin.Report) reportSection {
 			waiting = "at least " + waiting
 		}
 		s.rows = append(s.rows, []string{sink.Name, knownCount(sink.Died), waiting})
+	}
+	return s
+}
+
+// mostStagesShown is how many stages the text has.
+const mostStagesShown = 5
+
+func stagesSection(r *admin.Report) reportSection {
+	s := reportSection{title: "slowest stages", head: []string{"stage", "sink", "busy", "of-the-last-minute"}}
+	if r.Stages == nil {
+		return s
+	}
+	s.text = fmt.Sprintf("Of the instance that streams, pid %d on %s, since it began at %s.", r.Stages.PID, clean(r.Stages.Host), timeText(&r.Stages.Since))
+	for _, stage := range r.Stages.All[:min(mostStagesShown, len(r.Stages.All))] {
+		share := ""
+		if stage.BusyMinute != nil {
+			share = fmt.Sprintf("%.1f%%", 100**stage.BusyMinute)
+		}
+		s.rows = append(s.rows, []string{stage.Stage, stage.Sink, tookText(&stage.BusySeconds), share})
 	}
 	return s
 }

@@ -104,7 +104,8 @@ func TestStatusOfTwoConnectors(t *testing.T) {
 	conn := db.Conn(t)
 	pgtest.Exec(t, conn, "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'order', i::text, 'made', '{}' from generate_series(1, 100) i")
 	s := until("a standby, and a rate", func(s admin.Status) bool {
-		return len(s.Instances) == 2 && s.Sinks[0].RateMinute != nil && *s.Sinks[0].RateMinute > 0 && s.Instances[1].Health != ""
+		return len(s.Instances) == 2 && s.Sinks[0].RateMinute != nil && *s.Sinks[0].RateMinute > 0 && s.Instances[1].Health != "" &&
+			s.Sinks[0].Objective != nil && s.Sinks[0].Objective.InTimePercent != nil
 	})
 	leader, standby := s.Instances[0], s.Instances[1]
 	if leader.Role != monitoring.RoleLeader || leader.Address != first || standby.Role != monitoring.RoleStandby || standby.Address != second ||
@@ -112,13 +113,20 @@ func TestStatusOfTwoConnectors(t *testing.T) {
 		t.Errorf("%+v\n%+v", s.Instances, s)
 	}
 	text := command(t, environ("off"), "status").stdout
-	for _, want := range []string{": ok", slot + " is streamed", "INSTANCES leader on ", "standby on ", "TO DO     nothing"} {
+	for _, want := range []string{": ok", slot + " is streamed", "INSTANCES leader on ", "standby on ", "TO DO     nothing", "99% in 1s"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the screen lacks %q:\n%s", want, text)
 		}
 	}
 	if strings.Contains(text, "\x1b") {
 		t.Errorf("colours without a terminal:\n%q", text)
+	}
+
+	// The report has the results when the minute is over, and the stages of the leader at once.
+	var r admin.Report
+	if got := command(t, environ("off"), "report", "-o", "json"); got.code != exitcode.OK || json.Unmarshal([]byte(got.stdout), &r) != nil ||
+		r.Stages == nil || r.Stages.PID != leader.PID || r.Stages.All[0].BusySeconds == 0 || len(r.Unknown) != 0 {
+		t.Errorf("the report: %+v", got)
 	}
 
 	endWatch := beside(t, environ("off"), &watched, "status", "--watch", "--interval", "200ms", "-o", "json")

@@ -36,6 +36,7 @@ func statusText(st admin.Status, style style) string {
 	s.slot(st.Slot)
 	s.instances(st.Instances)
 	s.sinks(st)
+	s.objectives(st.Sinks)
 	s.cleanup(st.Cleanup)
 	s.storage(st)
 	s.toDo(st)

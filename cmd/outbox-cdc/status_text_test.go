@@ -69,6 +69,21 @@ var screens = map[string]func(*admin.Status){
 			{Level: monitoring.LevelDegraded, What: "4 dead letters of partner: look at them, then retry or discard them", Command: "outbox-cdc dlq list --sink partner"},
 		}
 	},
+	"objectives": func(s *admin.Status) {
+		count := func(events, inTime int64) monitoring.CountInTime {
+			return monitoring.CountInTime{Events: events, InTime: inTime}
+		}
+		s.Sinks[0].Objective = &monitoring.ObjectiveReport{
+			WithinSeconds: 1, Percent: 99, InTimePercent: new(99.999_999), BudgetLeft: .9999, BurnSixHours: .004,
+			Trend: monitoring.TrendReport{Start: screenTime.Truncate(time.Hour).Add(-time.Hour), Hour: count(432_000, 432_000), HourBefore: count(430_123, 430_122)},
+		}
+		s.Sinks = append(s.Sinks, admin.StatusSink{
+			Name: "a-sink-with-a-very-long-name-indeed", Configured: true, Condition: monitoring.ConditionOK, Rows: s.Sinks[0].Rows,
+			Objective: &monitoring.ObjectiveReport{WithinSeconds: .25, Percent: 99.95, InTimePercent: new(12.0), BudgetLeft: -175.04, BurnHour: 1999.6, BurnSixHours: 14.4},
+		}, admin.StatusSink{
+			Name: "new", Configured: true, Condition: monitoring.ConditionOK, Rows: s.Sinks[0].Rows, Objective: &monitoring.ObjectiveReport{WithinSeconds: 90, Percent: 99.9, BudgetLeft: 1},
+		})
+	},
 	"catches_up": func(s *admin.Status) {
 		s.Sinks[0].CaughtUpAt, s.Sinks[0].Forecast = before(-42*time.Minute), monitoring.TrendCatchingUp
 		s.Sinks[0].Rows = admin.StatusRows{Parked: new(int64(1_234_567)), Dead: new(int64(0)), OldestSeconds: new(3_600.0 * 30)}
