@@ -51,6 +51,8 @@ type Source struct {
 	MaxConnections int    `yaml:"max_connections"`
 	Slot           string `yaml:"slot"`
 	Publication    string `yaml:"publication"`
+	// Failover asks for a slot that standbys have a copy of (PostgreSQL 17 and later).
+	Failover bool `yaml:"failover"`
 	// Table is the outbox as schema.table.
 	Table string `yaml:"table"`
 	// LedgerSchema holds the connector's own tables; the schema of Table by default.

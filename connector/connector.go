@@ -68,6 +68,7 @@ type Source struct {
 	Table          string // schema.table
 	LedgerSchema   string
 	Columns        decoder.Columns
+	Failover       bool // standbys are to have a copy of the slot
 }
 
 // Sink describes one destination.

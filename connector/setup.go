@@ -24,7 +24,7 @@ const answerTimeout = 30 * time.Second
 // provision returns the source in the form that package provision takes.
 func (s *Source) provision() provision.Source {
 	return provision.Source{
-		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns,
+		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns, Failover: s.Failover,
 	}
 }
 

@@ -15,8 +15,10 @@ const (
 	blockerAfter = 2 * time.Second        // between two reports of them, and before the first
 )
 
-// Blocker is an open transaction that the creation of a slot has to wait for.
+// Blocker is an open transaction that the creation of a slot has to wait for, or the server's own work before it.
 type Blocker struct {
+	raising  bool   // no transaction: the server begins to write WAL for logical decoding
+	waitsFor string // what it waits for meanwhile; empty if the login may not see it
 	pid      int    // 0 for a prepared transaction
 	prepared string // the name of a prepared transaction
 	xid      string
@@ -26,6 +28,13 @@ type Blocker struct {
 }
 
 func (b Blocker) String() string {
+	if b.raising {
+		text := "the server's change to WAL for logical decoding, which the first slot brings about where wal_level is replica, and which may take a checkpoint"
+		if b.waitsFor != "" {
+			text += " (it waits for " + b.waitsFor + ")"
+		}
+		return text
+	}
 	text := fmt.Sprintf("pid %d", b.pid)
 	if b.pid == 0 {
 		text = fmt.Sprintf("prepared transaction %q", b.prepared)
@@ -42,6 +51,9 @@ func (b Blocker) String() string {
 
 // remedy is the statement that ends the transaction.
 func (b Blocker) remedy() string {
+	if b.raising {
+		return "checkpoint"
+	}
 	if b.pid == 0 {
 		return "rollback prepared '" + b.prepared + "'"
 	}
@@ -70,10 +82,10 @@ func blockers(ctx context.Context, db ledger.Querier, pid uint32) ([]Blocker, er
 	})
 }
 
-// watchBlockers asks again and again, until ctx ends, which transactions the creation of the slot waits for, tells them to
-// tell, and returns those that it saw last. Nobody else uses conn meanwhile. The end of ctx does not end a query: pgx would
+// watchBlockers looks again and again, until ctx ends, what the creation of the slot waits for, tells tell, and returns what it saw last.
+// Nobody else uses the connection of look meanwhile. The end of ctx does not end a query: pgx would
 // close the connection, and the lock of the slot's name would end with it.
-func watchBlockers(ctx context.Context, conn *pgx.Conn, pid uint32, tell func([]Blocker)) []Blocker {
+func watchBlockers(ctx context.Context, look func(context.Context) ([]Blocker, error), tell func([]Blocker)) []Blocker {
 	var last []Blocker
 	tick := time.NewTicker(blockerEvery)
 	defer tick.Stop()
@@ -84,7 +96,7 @@ func watchBlockers(ctx context.Context, conn *pgx.Conn, pid uint32, tell func([]
 			return last
 		case <-tick.C:
 		}
-		b, err := blockers(context.WithoutCancel(ctx), conn, pid)
+		b, err := look(context.WithoutCancel(ctx))
 		if err != nil {
 			return last // the creation of the slot will fail too, and say why
 		}

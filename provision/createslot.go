@@ -22,12 +22,22 @@ func createSlot(ctx context.Context, repl *pgconn.PgConn, conn *pgx.Conn, cfg Se
 	timeout := cmp.Or(cfg.Timeout, time.Minute)
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done within %s", timeout))
 	defer cancel()
+	levels, err := readWALLevels(ctx, conn)
+	if err != nil {
+		return 0, "", err
+	}
+	look := func(ctx context.Context) ([]Blocker, error) {
+		found, err := blockers(ctx, conn, repl.PID())
+		if err == nil && len(found) == 0 && levels.raises() {
+			return raising(ctx, conn, repl.PID())
+		}
+		return found, err
+	}
 	watching, stop := context.WithCancel(ctx)
 	var last []Blocker
 	var wg sync.WaitGroup
-	wg.Go(func() { last = watchBlockers(watching, conn, repl.PID(), cfg.Waiting) })
-	slot, err := pglogrepl.CreateReplicationSlot(ctx, repl, cfg.Slot, outputPlugin,
-		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
+	wg.Go(func() { last = watchBlockers(watching, look, cfg.Waiting) })
+	slot, err := createSlotCommand(ctx, repl, cfg.Source)
 	stop()
 	wg.Wait()
 	if err != nil {

@@ -102,10 +102,9 @@ func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *pr
 func checkServer(ctx context.Context, db ledger.Querier, p *problems) (server, error) {
 	var srv server
 	var id int64
-	var walLevel string
 	var standby bool
-	err := db.QueryRow(ctx, `select current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery(),
-		current_database(), system_identifier from pg_control_system()`).Scan(&srv.version, &walLevel, &standby, &srv.database, &id)
+	err := db.QueryRow(ctx, `select current_setting('server_version_num')::int, pg_is_in_recovery(),
+		current_database(), system_identifier from pg_control_system()`).Scan(&srv.version, &standby, &srv.database, &id)
 	if err != nil {
 		return srv, err
 	}
@@ -113,10 +112,11 @@ func checkServer(ctx context.Context, db ledger.Querier, p *problems) (server, e
 	if srv.version < minVersion {
 		p.add(exitcode.Config, "PostgreSQL %d is too old; upgrade to %d or newer", srv.version/10000, minVersion/10000)
 	}
-	if walLevel != "logical" {
-		p.add(exitcode.Config, "wal_level is %s, which leaves out what is needed; set wal_level = logical in postgresql.conf "+
-			"(where it is managed: rds.logical_replication = 1, cloudsql.logical_decoding = on) and restart the server", walLevel)
+	levels, err := readWALLevels(ctx, db)
+	if err != nil {
+		return srv, err
 	}
+	levels.check(p)
 	if standby {
 		p.add(exitcode.Config, "the server is a standby, where nothing can be recorded; let source.dsn lead to the primary")
 	}
@@ -187,5 +187,7 @@ func checkSlot(ctx context.Context, db ledger.Querier, s Source, srv server, f *
 	case state == slotHalf:
 		p.add(exitcode.Config, `replication slot %q is half made: an init did not end; run "outbox-cdc init" again`, s.Slot)
 	}
-	return nil
+	warnings, err := failoverWarnings(ctx, db, s, slot)
+	f.Warnings = append(f.Warnings, warnings...)
+	return err
 }

@@ -44,6 +44,7 @@ type SetupConfig struct {
 type SetupResult struct {
 	PublicationCreated bool
 	SlotCreated        bool
+	FailoverSet        bool          // a slot that was there is a failover slot now
 	ConsistentPoint    pglogrepl.LSN // of a new slot: every transaction that commits from here on is delivered
 	Warnings           []string      // about what is no reason to refuse
 }
@@ -88,11 +89,23 @@ func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupRes
 			return result, err
 		}
 	}
-	if f.state == slotReady {
-		return result, nil
+	switch {
+	case f.state != slotReady:
+		result.ConsistentPoint, err = makeSlot(ctx, conn, cfg, f)
+		result.SlotCreated = err == nil
+	case f.needsFailover(cfg.Source):
+		err = setFailover(ctx, cfg, f.slot)
+		result.FailoverSet = err == nil
 	}
-	result.ConsistentPoint, err = makeSlot(ctx, conn, cfg, f)
-	result.SlotCreated = err == nil
+	if err != nil {
+		return result, err
+	}
+	slot, err := readSlot(ctx, conn, cfg.Slot)
+	if err != nil {
+		return result, err
+	}
+	warnings, err := failoverWarnings(ctx, conn, cfg.Source, slot)
+	result.Warnings = append(result.Warnings, warnings...)
 	return result, err
 }
 
@@ -113,11 +126,23 @@ func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
 	switch f.state {
 	case slotHalf:
 		steps = append(steps, fmt.Sprintf("drop replication slot %s, which an earlier init left half made", cfg.Slot),
-			fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, outputPlugin))
+			createStep(cfg.Source))
 	case slotAbsent:
-		steps = append(steps, fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", cfg.Slot, outputPlugin))
+		steps = append(steps, createStep(cfg.Source))
+	}
+	if f.state == slotReady && f.needsFailover(cfg.Source) {
+		steps = append(steps, fmt.Sprintf("make replication slot %s a failover slot", cfg.Slot))
 	}
 	return steps, nil
+}
+
+// createStep says in a plan that the slot is created.
+func createStep(s Source) string {
+	kind := outputPlugin
+	if s.Failover {
+		kind += ", failover"
+	}
+	return fmt.Sprintf("create logical replication slot %s (%s) and its checkpoint", s.Slot, kind)
 }
 
 // existing is what inspect has found: what is there before Setup makes anything.
@@ -126,6 +151,12 @@ type existing struct {
 	table       *Table // nil if it does not exist
 	publication bool
 	state       slotState
+	slot        *slotRow // nil if there is none
+}
+
+// needsFailover reports whether the slot that exists has to be made a failover slot.
+func (e existing) needsFailover(s Source) bool {
+	return s.Failover && e.slot != nil && !e.slot.failover
 }
 
 // inspect looks at everything before Setup makes anything. Its error names everything that is wrong.
@@ -136,6 +167,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 	if f.server, err = checkServer(ctx, conn, &p); err != nil {
 		return f, err
 	}
+	checkFailover(cfg.Source, f.server, &p)
 	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&f.publication)
 	if err != nil {
 		return f, err
@@ -158,6 +190,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 	if err != nil {
 		return f, err
 	}
+	f.slot = slot
 	f.state = judge(cfg.Source, f.server, slot, c, &p)
 	before = len(p)
 	// A table that does not exist is no mistake here: Plan may be asked before the migrations have run.

@@ -20,6 +20,7 @@ type slotRow struct {
 	activePID      int    // of the walsender that streams from it; 0 if there is none
 	lost           string // why it was invalidated; empty if it was not
 	confirmedFlush pglogrepl.LSN
+	failover       bool // standbys have a copy of it
 }
 
 // StartAnew ends a message about a slot that cannot go on. It says what to do once the cause is mended, and reads well after a
@@ -38,9 +39,9 @@ func readSlot(ctx context.Context, db ledger.Querier, name string) (*slotRow, er
 	err := db.QueryRow(ctx, `select coalesce(plugin, ''), coalesce(database, ''), temporary, coalesce(active_pid, 0),
 			coalesce(j ->> 'invalidation_reason',
 				case when wal_status = 'lost' then 'wal_status=lost' when j ->> 'conflicting' = 'true' then 'conflicting' end, ''),
-			coalesce(confirmed_flush_lsn, '0/0')
+			coalesce(confirmed_flush_lsn, '0/0'), coalesce((j ->> 'failover')::boolean, false)
 		from pg_replication_slots s, to_jsonb(s) as j where slot_name = $1`, name).
-		Scan(&s.plugin, &s.database, &s.temporary, &s.activePID, &s.lost, &s.confirmedFlush)
+		Scan(&s.plugin, &s.database, &s.temporary, &s.activePID, &s.lost, &s.confirmedFlush, &s.failover)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}

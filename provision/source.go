@@ -20,7 +20,9 @@ type Source struct {
 	Columns      decoder.Columns
 	// OrderBy are the columns that give the order in which a backlog is walked; the id always comes last.
 	OrderBy []string
-	Cleanup Cleanup
+	// Failover asks for a slot that standbys have a copy of. Only PostgreSQL 17 and later have that.
+	Failover bool
+	Cleanup  Cleanup
 }
 
 // table is the quoted name of the outbox.

@@ -47,6 +47,7 @@ type InitResult struct {
 	Migrations         []string `json:"migrations"`
 	PublicationCreated bool     `json:"publication_created"`
 	SlotCreated        bool     `json:"slot_created"`
+	FailoverSet        bool     `json:"failover_set"` // of a slot that was there
 	// ConsistentPoint is the LSN from which on a new slot delivers what commits.
 	ConsistentPoint string `json:"consistent_point,omitempty"`
 	// Deletes says what a connector with this configuration deletes, as Deletes does.
@@ -111,7 +112,7 @@ func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (Init
 	if err != nil {
 		return result, err
 	}
-	result.PublicationCreated, result.SlotCreated = made.PublicationCreated, made.SlotCreated
+	result.PublicationCreated, result.SlotCreated, result.FailoverSet = made.PublicationCreated, made.SlotCreated, made.FailoverSet
 	if made.SlotCreated {
 		result.ConsistentPoint = made.ConsistentPoint.String()
 	}
@@ -228,7 +229,7 @@ func source(cfg config.Config) provision.Source {
 	s := cfg.Source
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: decoder.Columns(s.Columns),
-		Cleanup: Retention(cfg).Deletes(),
+		Failover: s.Failover, Cleanup: Retention(cfg).Deletes(),
 	}
 }
 

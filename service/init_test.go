@@ -73,7 +73,7 @@ func TestInitAndDestroy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	plan, err := InitPlan(pgtest.Context(t), w.cfg, InitOptions{})
-	if err != nil || len(plan) != 8 || plan[0] != "apply 004_create_outbox_tables.sql in schema public" {
+	if err != nil || len(plan) != 9 || plan[0] != "apply 004_create_outbox_tables.sql in schema public" {
 		t.Errorf("plan %q, %v", plan, err)
 	}
 	if n := w.text("select count(*)::text from pg_class where relname ~ 'outbox'"); n != "0" {
@@ -87,7 +87,7 @@ func TestInitAndDestroy(t *testing.T) {
 		t.Error("no consistent point")
 	}
 	result.ConsistentPoint = ""
-	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql", "005_log_member.sql", "006_processor_state.sql", "007_retention.sql", "008_partitioned_outbox.sql", "009_metrics_hours.sql"}, PublicationCreated: true, SlotCreated: true}
+	want := InitResult{Migrations: []string{"004_create_outbox_tables.sql", "005_log_member.sql", "006_processor_state.sql", "007_retention.sql", "008_partitioned_outbox.sql", "009_metrics_hours.sql", "010_slot_life.sql"}, PublicationCreated: true, SlotCreated: true}
 	want.Deletes = Deletes(w.cfg)
 	if diff := cmp.Diff(want, result); diff != "" {
 		t.Error(diff)
@@ -329,7 +329,7 @@ func TestInitByAdministrator(t *testing.T) {
 	w.cfg.Source.DSN, w.cfg.Source.ReplicationDSN = config.DSN(appDSN), config.DSN(streamDSN)
 	o := InitOptions{AdminDSN: w.admin}
 	plan, err := InitPlan(pgtest.Context(t), w.cfg, o)
-	if err != nil || len(plan) != 9 || plan[6] != "grant role "+app+" what it needs" {
+	if err != nil || len(plan) != 10 || plan[7] != "grant role "+app+" what it needs" {
 		t.Errorf("plan %q, %v", plan, err)
 	}
 	if _, err := Init(pgtest.Context(t), w.cfg, o); err != nil {

@@ -18,6 +18,7 @@ func newInitCommand(environ []string) *cobra.Command {
 		path, dsn, backlog string
 		dryRun, printSQL   bool
 		partitioned        bool
+		failover           bool
 		output             outputFormat
 		timeout            time.Duration
 	)
@@ -58,6 +59,8 @@ leaves those rows undelivered.`,
 			if err != nil {
 				return err
 			}
+			inFile := cfg.Source.Failover
+			cfg.Source.Failover = cfg.Source.Failover || failover
 			if !printSQL {
 				if _, err := tellDatabase(cmd, cfg, owner, place); err != nil {
 					return err
@@ -94,6 +97,9 @@ leaves those rows undelivered.`,
 			if err != nil {
 				return err
 			}
+			if failover && !inFile {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning: the configuration does not say source.failover: true, so a slot that is made anew would not survive a failover; add it")
+			}
 			return output.write(cmd.OutOrStdout(), result, initText(result)+deletesText(cfg))
 		},
 	}
@@ -102,6 +108,7 @@ leaves those rows undelivered.`,
 	output.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already; none: they stay undelivered")
+	flags.BoolVar(&failover, "failover", false, "make the slot one that standbys have a copy of (PostgreSQL 17 and later), as source.failover; see docs/failover.md")
 	flags.BoolVar(&partitioned, "partitioned", false, "make event_outbox partitioned by UTC day, for high rates; see docs/partitions.md")
 	flags.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	flags.BoolVar(&printSQL, "print-sql", false, "print the SQL of tables, publication and logins, and do nothing")
@@ -131,6 +138,9 @@ func initText(r service.InitResult) string {
 	}
 	if r.SlotCreated {
 		fmt.Fprintf(&b, "created the replication slot; what commits from %s on is delivered\n", r.ConsistentPoint)
+	}
+	if r.FailoverSet {
+		b.WriteString("made the replication slot a failover slot\n")
 	}
 	if b.Len() == 0 {
 		return "everything was there already\n"

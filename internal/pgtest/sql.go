@@ -36,6 +36,32 @@ func Text(t testing.TB, conn *pgx.Conn, sql string, args ...any) string {
 	return s
 }
 
+// WaitTrue asks until the answer to sql is yes.
+func WaitTrue(t testing.TB, dsn, sql string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for tick := time.Tick(50 * time.Millisecond); ; {
+		var yes bool
+		if err := conn.QueryRow(ctx, sql).Scan(&yes); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+		if yes {
+			return
+		}
+		select {
+		case <-tick:
+		case <-ctx.Done():
+			t.Fatalf("never true: %s", sql)
+		}
+	}
+}
+
 // NewLogin makes a role with login. When the test ends, the role is dropped with everything that it owns in the connection's
 // database.
 func NewLogin(t testing.TB, conn *pgx.Conn) (name, password string) {

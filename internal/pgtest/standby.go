@@ -8,9 +8,6 @@ import (
 	"maps"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
@@ -59,30 +56,4 @@ func WaitCaughtUp(t testing.TB, primary, standby *servers.Postgres) {
 		t.Fatal(err)
 	}
 	WaitTrue(t, standby.DSN("postgres"), fmt.Sprintf("select coalesce(pg_last_wal_replay_lsn() >= '%s', false)", written))
-}
-
-// WaitTrue asks until the answer to sql is yes.
-func WaitTrue(t testing.TB, dsn, sql string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	for tick := time.Tick(50 * time.Millisecond); ; {
-		var yes bool
-		if err := conn.QueryRow(ctx, sql).Scan(&yes); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
-		if yes {
-			return
-		}
-		select {
-		case <-tick:
-		case <-ctx.Done():
-			t.Fatalf("never true: %s", sql)
-		}
-	}
 }
