@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // sameOften is how many times in a row the same error must come at the same place before we say that it will come for ever.
@@ -32,10 +30,6 @@ type streamError struct {
 	record    pglogrepl.LSN // the WAL record that the server was reading; 0 if it does not say
 }
 
-// associatedLSN matches the LSN at the end of the context that the server adds to an error of its output plugin. The words before
-// it depend on the server's language.
-var associatedLSN = regexp.MustCompile(`[0-9A-F]{1,8}/[0-9A-F]{1,8}$`)
-
 // locate adds the place to an error that the server has put into the stream. It returns any other error as it is.
 func (r *reader) locate(err error) error {
 	cause, ok := errors.AsType[*pgconn.PgError](err)
@@ -46,9 +40,7 @@ func (r *reader) locate(err error) error {
 	if e.xid == 0 {
 		e.lsn = r.start.Confirmed
 	}
-	if record, err := pglogrepl.ParseLSN(associatedLSN.FindString(cause.Where)); err == nil {
-		e.record = record
-	}
+	e.record = provision.RecordOf(cause)
 	return e
 }
 
@@ -93,9 +85,17 @@ func (e *streamError) howToFindRows(table string) string {
 	return fmt.Sprintf("find the row (select ctid from %s where xmin = '%d', or of another table that the publication has)", table, e.xid)
 }
 
-// publicationMissing reports whether the error says that the server did not find the publication.
-func (e *streamError) publicationMissing() bool {
-	return errors.Is(e.err, replication.ErrPublicationMissing) || e.cause.Code == "42704" && e.cause.Routine == "get_publication_oid"
+// wayOn is the remedy where the stream can never pass the place.
+func (e *streamError) wayOn() string {
+	if !e.inside {
+		return provision.StartAnew
+	}
+	return skipOf(e.lsn)
+}
+
+// skipOf is the remedy for a transaction that the stream can never pass.
+func skipOf(lsn pglogrepl.LSN) string {
+	return fmt.Sprintf(provision.SkipRemedy, lsn) + ", which passes the transaction and does not deliver the rest of its rows; see docs/slot.md#skip"
 }
 
 // unsendable returns why the server can never send a row. It returns nothing if the error is of another kind.
@@ -114,6 +114,7 @@ func (e *streamError) unsendable() string {
 type repeatedError struct {
 	code  string        // SQLSTATE, or "decode" if we could not decode what the server sent
 	at    pglogrepl.LSN // the place
+	wayOn string        // the remedy if nothing can mend the cause
 	times int
 
 	first, last time.Time // when it came for the first and for the last time
@@ -123,17 +124,17 @@ type repeatedError struct {
 // help, it also adds the exit code that ends the process. It returns any other error as it is.
 func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*decoder.Error](err); ok && e.LSN != 0 {
-		return c.countRepeats(err, repeatedError{code: "decode", at: e.LSN})
+		return c.countRepeats(err, repeatedError{code: "decode", at: e.LSN, wayOn: skipOf(e.LSN)})
 	}
 	e, ok := errors.AsType[*streamError](err)
 	if !ok {
 		return err
 	}
-	if e.publicationMissing() {
+	if provision.PublicationMissing(e.err) {
 		return c.historyMissing(ctx, e, err)
 	}
 	if why := e.unsendable(); why != "" {
-		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.howToFindRows(c.cfg.Source.Table), provision.StartAnew)
+		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.howToFindRows(c.cfg.Source.Table), e.wayOn())
 	}
 	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
 		return err // the server or the connection has ended: that has nothing to do with the place
@@ -143,7 +144,7 @@ func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 	if !e.inside && time.Since(c.lastStreamError.last) > time.Minute {
 		c.lastStreamError = repeatedError{}
 	}
-	return c.countRepeats(err, repeatedError{code: e.cause.Code, at: e.placeLSN()})
+	return c.countRepeats(err, repeatedError{code: e.cause.Code, at: e.placeLSN(), wayOn: e.wayOn()})
 }
 
 // countRepeats counts an error at a place. Once it has come sameOften times in a row, it adds to the error that it will come for
@@ -162,7 +163,7 @@ func (c *Connector) countRepeats(err error, here repeatedError) error {
 		return err
 	}
 	err = fmt.Errorf("%w; it was the same error at the same place %d times in a row, and comes for ever unless its cause is mended; "+
-		"where nothing can mend it, %s", err, c.lastStreamError.times, provision.StartAnew)
+		"where nothing can mend it, %s", err, c.lastStreamError.times, here.wayOn)
 	c.stuck.set(here.at, err.Error(), c.lastStreamError.first)
 	return err
 }

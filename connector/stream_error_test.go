@@ -67,7 +67,7 @@ func TestErrorThatComesForEver(t *testing.T) {
 		{Code: "54000", Message: "out of memory"},
 	} {
 		if err := in(pg, 1); exitcode.Of(err) != exitcode.SlotLost || !strings.Contains(err.Error(), "where xmin = '7'") ||
-			!strings.Contains(err.Error(), "outbox-cdc destroy") {
+			!strings.Contains(err.Error(), `run "outbox-cdc skip --lsn 0/1"`) {
 			t.Errorf("%s: %v", pg.Code, err)
 		}
 	}
@@ -107,7 +107,7 @@ func TestDriftThatComesForEver(t *testing.T) {
 		forever bool
 	}{{1, false}, {1, false}, {1, true}, {2, false}, {2, false}, {2, true}} {
 		err := c.explainStreamError(t.Context(), (&reader{}).wrapDecodeError(&decoder.Error{LSN: step.lsn, Kind: 'R', Err: errors.New("the schema drifted")}))
-		if got := strings.Contains(err.Error(), "comes for ever") && strings.Contains(err.Error(), "outbox-cdc destroy"); got != step.forever {
+		if got := strings.Contains(err.Error(), "comes for ever") && strings.Contains(err.Error(), `run "outbox-cdc skip --lsn `+step.lsn.String()+`"`); got != step.forever {
 			t.Errorf("step %d: %v", i, err)
 		}
 	}

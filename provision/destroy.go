@@ -12,7 +12,6 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
-	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // DestroyConfig says what Destroy removes.
@@ -128,17 +127,7 @@ func checkDroppable(ctx context.Context, db ledger.Querier, s Source, slot *slot
 	if slot.activePID == 0 {
 		return nil
 	}
-	who := fmt.Sprintf("pid %d", slot.activePID)
-	var user, application, address string
-	err := db.QueryRow(ctx, `select coalesce(usename, ''), coalesce(application_name, ''), coalesce(host(client_addr), 'local')
-		from pg_stat_activity where pid = $1`, slot.activePID).Scan(&user, &application, &address)
-	switch {
-	case err == nil:
-		who += fmt.Sprintf(" (user %q, application %q, address %s)", user, application, address)
-	case !errors.Is(err, pgx.ErrNoRows): // without a row the session has just ended, and the pid is all that we know
-		return err
-	}
-	return fmt.Errorf("%w: %s streams from slot %q; stop it first", replication.ErrSlotInUse, who, s.Slot)
+	return streamsNow(ctx, db, s, slot)
 }
 
 // NeedsOwner adds the remedy and the exit code to the error of a login that lacks a right. It returns every other error as it is.
