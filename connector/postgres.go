@@ -30,6 +30,8 @@ type database interface {
 	preflight(ctx context.Context) (provision.Facts, error)
 	// publicationExists reports whether there is a publication with the configured name.
 	publicationExists(ctx context.Context) (bool, error)
+	// advanceSlot moves the slot forward to an LSN that the checkpoint covers.
+	advanceSlot(ctx context.Context, to pglogrepl.LSN) error
 	// appear makes sure that this process has a connection, by which others can see that it is there.
 	appear(ctx context.Context) error
 	// reset closes the connections that are open. Others are made when they are needed.
@@ -302,6 +304,10 @@ func (p *postgres) checkDrift(ctx context.Context, oid uint32) (moved string, er
 
 func (p *postgres) publicationVersion(ctx context.Context, oid uint32) (string, error) {
 	return provision.PublicationVersion(ctx, p.pool, p.source.provision(), oid)
+}
+
+func (p *postgres) advanceSlot(ctx context.Context, to pglogrepl.LSN) error {
+	return provision.AdvanceSlot(ctx, p.logins.replication(), p.source.Slot, to)
 }
 
 func (p *postgres) publicationExists(ctx context.Context) (exists bool, err error) {

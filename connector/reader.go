@@ -110,7 +110,7 @@ func (r *reader) read(ctx context.Context) error {
 		}
 		f, err := r.stream.Next(ctx)
 		if err != nil {
-			return r.locate(err)
+			return r.notePassed(r.locate(err))
 		}
 		if f.Keepalive {
 			r.onKeepalive(f.LSN)
@@ -123,7 +123,7 @@ func (r *reader) read(ctx context.Context) error {
 			m, err = r.readLarge(ctx, f)
 		}
 		if err != nil {
-			return r.wrapDecodeError(err)
+			return r.notePassed(r.wrapDecodeError(err))
 		}
 		if err := r.handleMessage(ctx, m); err != nil {
 			return err

@@ -44,6 +44,41 @@ func (r *reader) locate(err error) error {
 	return e
 }
 
+// passedError is an error that comes from a transaction which the checkpoint has passed already. Either "outbox-cdc skip" was ended before
+// it had moved the slot too, or a crash of PostgreSQL has moved the slot back.
+type passedError struct {
+	error
+	confirmed pglogrepl.LSN // the checkpoint's, which lies behind the transaction
+}
+
+// notePassed makes a passedError of an error that comes from a place in the WAL, if the checkpoint has passed the place. It returns any other
+// error as it is.
+func (r *reader) notePassed(err error) error {
+	if !r.tx.open || r.tx.lsn >= r.start.Confirmed {
+		return err
+	}
+	_, fromServer := errors.AsType[*streamError](err)
+	_, undecodable := errors.AsType[*decoder.Error](err)
+	if !fromServer && !undecodable {
+		return err
+	}
+	return &passedError{err, r.start.Confirmed}
+}
+
+func (e *passedError) Unwrap() error { return e.error }
+
+// moveSlot moves the slot past a transaction that the checkpoint has passed. To report the checkpoint's LSN to the stream, as every session
+// does, may not be enough: the server may end the stream before it reads the report.
+func (c *Connector) moveSlot(ctx context.Context, e *passedError) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	if err := c.db.advanceSlot(ctx, e.confirmed); err != nil {
+		return fmt.Errorf("%w; the checkpoint is past this transaction, and the slot could not be moved there: %w", e.error, err)
+	}
+	c.cfg.Logger.Warn("the stream has ended in a transaction that outbox-cdc skip has passed; the slot was moved past it", "slot", c.cfg.Source.Slot, "lsn", e.confirmed.String(), "err", e.error)
+	return e.error
+}
+
 func (e *streamError) Error() string { return fmt.Sprintf("the stream ended %s: %v", e.place(), e.err) }
 
 func (e *streamError) Unwrap() error { return e.err }
@@ -123,6 +158,9 @@ type repeatedError struct {
 // explainStreamError adds to an error that comes from a place in the WAL what it means for the slot. If no further try can
 // help, it also adds the exit code that ends the process. It returns any other error as it is.
 func (c *Connector) explainStreamError(ctx context.Context, err error) error {
+	if e, ok := errors.AsType[*passedError](err); ok {
+		return c.moveSlot(ctx, e)
+	}
 	if e, ok := errors.AsType[*decoder.Error](err); ok && e.LSN != 0 {
 		return c.countRepeats(err, repeatedError{code: "decode", at: e.LSN, wayOn: skipOf(e.LSN)})
 	}

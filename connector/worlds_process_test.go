@@ -460,5 +460,7 @@ func (p *worldProcess) publicationVersion(context.Context, uint32) (string, erro
 	return "1", p.ofKeeper()
 }
 
+func (p *worldProcess) advanceSlot(context.Context, pglogrepl.LSN) error { return p.ofKeeper() }
+
 func (p *worldProcess) publicationExists(context.Context) (bool, error) { return true, p.ofKeeper() }
 func (p *worldProcess) whyServerWaits(context.Context) string           { return "" }

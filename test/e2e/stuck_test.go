@@ -132,6 +132,15 @@ func TestBytesThatAreNoUTF8(t *testing.T) {
 	w.exec("with gone as (delete from event_outbox where xmin = '" + xid + "' returning id) insert into event_outbox (id, aggregate_type, aggregate_id, event_type, payload) select id, 'order', 'Mueller', 'made', '{}' from gone")
 	w.deliveredAtLeast(10*time.Second, 12)
 	c.ready("leader")
+
+	// A skip that was killed has moved the checkpoint and not the slot. A connector moves the slot.
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) select 'order', convert_from('\\x4dfc', 'SQL_ASCII'), 'made', '{}'")
+	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', 'fine too', 'made', '{}')")
+	c.exits(20*time.Second, exitcode.SlotLost)
+	at := regexp.MustCompile(`outbox-cdc skip --lsn ([0-9A-F/]+)`).FindStringSubmatch(tail(c.last().stderr, 1000))
+	w.exec("update outbox_checkpoints set prefix_lsn = $1::text::pg_lsn + 1, prefix_index = -1, confirmed_lsn = $1::text::pg_lsn + 1", at[1])
+	c.start()
+	w.deliveredAtLeast(20*time.Second, 13)
 	c.term()
 }
 
