@@ -55,8 +55,10 @@ func (p *postgres) cleanup() cleanup.Database {
 func (c *Connector) keepClean(ctx context.Context, s *session) {
 	retention := c.cfg.Retention
 	if retention.Deletes() == (provision.Cleanup{}) {
+		c.cfg.Metrics.CleanupLastSuccess.DeleteLabelValues() // 0 would say that the cleanup does not succeed
 		return
 	}
+	c.cfg.Metrics.CleanupLastSuccess.WithLabelValues() // it may have been off before a reload
 	pace := cleanupPace{arrived: s.arrived, busy: s.busy, at: time.Now()}
 	cleaner := cleanup.New(cleanup.Config{
 		Retention: retention, Database: c.db.cleanup(), ChunkRows: cleanRows,
@@ -212,7 +214,7 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 		Unaccounted: t.unaccounted(r),
 	})
 	if problem == cleanupWorks && r.Complete {
-		t.c.cfg.Metrics.CleanupLastSuccess.SetToCurrentTime()
+		t.c.cfg.Metrics.CleanupLastSuccess.WithLabelValues().SetToCurrentTime()
 	}
 	if !r.FromStart && problem == cleanupWorks && (t.problem == cleanupRefusals || t.problem == cleanupNoDrop || detail == "") && t.said {
 		problem, detail = t.problem, t.detail // only a pass over all rows knows better

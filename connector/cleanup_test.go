@@ -95,7 +95,7 @@ func TestCleanupWithoutTheRight(t *testing.T) {
 		if now := component(); now.Status != monitoring.LevelDegraded || !strings.Contains(now.Detail, "grant delete") || !strings.Contains(now.Detail, "the log") {
 			t.Errorf("without the right: %+v", now)
 		}
-		if db.passes.Load() != 0 || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess) != 0 {
+		if db.passes.Load() != 0 || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess.WithLabelValues()) != 0 {
 			t.Errorf("%d chunks without the right", db.passes.Load())
 		}
 		if db.reports.Load() != 1 {
@@ -107,8 +107,8 @@ func TestCleanupWithoutTheRight(t *testing.T) {
 			t.Errorf("with the right: %+v, %d chunks, %s", component(), db.passes.Load(), log.String())
 		}
 		deleted := testutil.ToFloat64(c.cfg.Metrics.CleanupDeleted.WithLabelValues("event_outbox"))
-		if deleted != float64(10*db.passes.Load()) || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess) != float64(time.Now().Truncate(time.Minute).Unix()) {
-			t.Errorf("metrics: %v rows of %d chunks, last success %v", deleted, db.passes.Load(), testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess))
+		if deleted != float64(10*db.passes.Load()) || testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess.WithLabelValues()) != float64(time.Now().Truncate(time.Minute).Unix()) {
+			t.Errorf("metrics: %v rows of %d chunks, last success %v", deleted, db.passes.Load(), testutil.ToFloat64(c.cfg.Metrics.CleanupLastSuccess.WithLabelValues()))
 		}
 		lines := strings.Count(log.String(), "\n")
 		time.Sleep(25 * time.Hour)

@@ -194,9 +194,10 @@ type progress struct {
 // outboxState is what the connector saw when it last looked at the outbox in PostgreSQL's catalog. Preflight writes it before
 // a session, the keeper during one; the reader reads only oid.
 type outboxState struct {
-	oid                uint32 // of the outbox, as preflight found it
-	publicationVersion string // empty before the first look
-	lostName           string // why the table that is streamed no longer has the outbox's name; empty if it has
+	oid                uint32       // of the outbox, as preflight found it
+	publicationVersion string       // empty before the first look
+	publicationChanges atomic.Int64 // since then; Status reads it
+	lostName           string       // why the table that is streamed no longer has the outbox's name; empty if it has
 }
 
 // New makes a connector. It connects to nothing.

@@ -193,6 +193,7 @@ func (r *reader) insert(ctx context.Context, m decoder.Message) error {
 		return r.skipForeignRow(ctx, m.Relation)
 	}
 	r.tx.hasEvents = true
+	r.clock.read++
 	if pos.Compare(r.start.Prefix) <= 0 {
 		return nil
 	}

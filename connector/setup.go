@@ -108,6 +108,7 @@ func (c *Connector) comparePublication(ctx context.Context) error {
 		return fmt.Errorf("look whether publication %q was changed: %w", c.cfg.Source.Publication, err)
 	}
 	if c.outbox.publicationVersion != "" && version != c.outbox.publicationVersion {
+		c.outbox.publicationChanges.Add(1)
 		c.cfg.Logger.Warn("the publication was changed and is right now; what was written in between may be missing in the stream; see docs/table.md#publication",
 			"publication", c.cfg.Source.Publication)
 	}

@@ -18,6 +18,7 @@ type stages struct {
 	decode  atomicDuration // the reader's own work
 	confirm atomicDuration // its sending of status messages
 	record  meter
+	read    atomic.Int64 // rows of the outbox that came on the stream
 	retries atomic.Int64 // of the recorder
 	ownWAL  atomic.Int64 // bytes that the recorder has written, about
 	waits   struct{ lanes, window, recorder meter }
@@ -26,7 +27,7 @@ type stages struct {
 // status returns what Status shows, without the stages of sinks.
 func (s *stages) status(now time.Time) monitoring.Stages {
 	return monitoring.Stages{
-		RecorderRetries: s.retries.Load(),
+		Read: s.read.Load(), RecorderRetries: s.retries.Load(),
 		ReaderWaited: monitoring.ReaderWaited{
 			Lanes: s.waits.lanes.total(now), Window: s.waits.window.total(now), Recorder: s.waits.recorder.total(now),
 		},
@@ -128,6 +129,7 @@ type readerClock struct {
 	waited   time.Duration       // for others, since then
 	stream   time.Duration       // how long the stream had waited then, for the network
 	ungiven  time.Duration       // work since deliveries were last handed over
+	read     int64               // rows of the outbox since the last lap
 	wait     struct {            // the wait that is under way
 		meter  *meter
 		began  time.Time
@@ -142,7 +144,8 @@ func (c *readerClock) lap(now time.Time, stream time.Duration, handsOver handsOv
 		c.stages.decode.add(work)
 		c.ungiven += work
 	}
-	c.began, c.waited, c.stream = now, 0, stream
+	c.stages.read.Add(c.read)
+	c.began, c.waited, c.stream, c.read = now, 0, stream, 0
 	if handsOver {
 		c.duration.Observe(c.ungiven.Seconds())
 		c.ungiven = 0

@@ -254,6 +254,9 @@ func TestStagesShowTheBottleneck(t *testing.T) {
 						t.Errorf("%s has a share of %.3f", stage, share)
 					}
 				}
+				if b.c.Status().Stages.Read <= before.Read {
+					t.Errorf("%d rows were read in all, %d a minute before", b.c.Status().Stages.Read, before.Read)
+				}
 				w, was := b.c.Status().Stages.ReaderWaited, before.ReaderWaited
 				waited := (w.Lanes + w.Window + w.Recorder - was.Lanes - was.Window - was.Recorder).Seconds() / 60
 				if (waited > 0.9) != (test.waits != "") || waited > 1 {

@@ -27,6 +27,7 @@ func (c *Connector) Status() monitoring.Status {
 	st.Lag = c.lag.since(now, st.Lag)
 	st.LanesPerSink = c.cfg.Delivery.Lanes
 	st.OwnWAL = c.stages.ownWAL.Load()
+	st.PublicationChanges = c.outbox.publicationChanges.Load()
 	st.Invalid, st.Unrouted = c.noSink.invalid.Load(), c.noSink.unrouted.Load()
 	st.Stages = c.stages.status(now)
 	for _, s := range c.cfg.Sinks {

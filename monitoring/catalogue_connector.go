@@ -65,6 +65,19 @@ var streamFamilies = []Family{
 		},
 	},
 	{
+		Name: "events_read_total", Type: Counter, Unit: "events",
+		Help:        "Rows of the outbox that came on the stream, each once whatever number of sinks it goes to. What PostgreSQL sends again after a restart counts again.",
+		Investigate: "Its rate is 0 although services write: look at slot_lag_bytes. It is higher than what is delivered to each sink: see parked_total.",
+		collect:     ofConnector(func(s *Status) float64 { return float64(s.Stages.Read) }),
+	},
+	{
+		Name: "publication_changes_total", Type: Counter, Unit: "changes",
+		Help: "How often the publication was found changed, and right again. Rows that were written in between may be missing in the stream. " +
+			"One that is found wrong ends the process.",
+		Investigate: "It has risen: look for rows of the outbox that the ledger does not know.",
+		collect:     ofConnector(func(s *Status) float64 { return float64(s.PublicationChanges) }),
+	},
+	{
 		Name: "events_in_queue", Type: Gauge, Labels: []string{"status"}, Unit: "events",
 		Help: "Events by status: pending (read from the WAL and not settled), parked (deliveries that wait in outbox_parked) and dead (dead letters " +
 			"of sinks). What was not read yet is in slot_lag_bytes. Absent in a process that stands by; parked and dead also before they are counted.",

@@ -143,7 +143,7 @@ var databaseFamilies = []Family{
 	},
 	{
 		Name: "cleanup_last_success_timestamp_seconds", Type: Gauge, Unit: "seconds since 1970",
-		Help:        "When the cleanup has last done all that it had to do; 0 if it has not yet.",
+		Help:        "When the cleanup has last done all that it had to do; 0 if it has not yet. Absent if nothing is to be deleted (retention).",
 		Investigate: "It is hours ago in the instance that streams: /readyz names what keeps the cleanup.",
 	},
 }

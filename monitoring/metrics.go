@@ -14,13 +14,14 @@ import (
 // Metrics holds what a connector measures event by event. A Collector makes all other metrics from the connector's Status. The table of
 // Catalogue says what each is.
 type Metrics struct {
-	EventDuration      *prometheus.HistogramVec // by sink
-	StageDuration      *prometheus.HistogramVec // by stage
-	DeliverDuration    *prometheus.HistogramVec // by sink
-	BatchEvents        *prometheus.HistogramVec // by sink
-	RecorderCommit     prometheus.Observer
-	CleanupDeleted     *prometheus.CounterVec // by table
-	CleanupLastSuccess prometheus.Gauge
+	EventDuration   *prometheus.HistogramVec // by sink
+	StageDuration   *prometheus.HistogramVec // by stage
+	DeliverDuration *prometheus.HistogramVec // by sink
+	BatchEvents     *prometheus.HistogramVec // by sink
+	RecorderCommit  prometheus.Observer
+	CleanupDeleted  *prometheus.CounterVec // by table
+	// CleanupLastSuccess has no labels, and no series where nothing is to be deleted.
+	CleanupLastSuccess *prometheus.GaugeVec
 }
 
 // NewMetrics makes the metrics, their names beginning with prefix, and registers them; a nil reg registers nothing,
@@ -41,8 +42,9 @@ func NewMetrics(prefix string, reg prometheus.Registerer, within ...time.Duratio
 		BatchEvents:        m.histogram("batch_events"),
 		RecorderCommit:     m.histogram("recorder_commit_seconds").WithLabelValues(),
 		CleanupDeleted:     m.counter("cleanup_deleted_total"),
-		CleanupLastSuccess: m.gauge("cleanup_last_success_timestamp_seconds").WithLabelValues(),
+		CleanupLastSuccess: m.gauge("cleanup_last_success_timestamp_seconds"),
 	}
+	metrics.CleanupLastSuccess.WithLabelValues()
 	// The first scrape shows these series: a rate misses that with which a series appears.
 	for _, table := range []string{"event_outbox", "outbox_metrics"} {
 		metrics.CleanupDeleted.WithLabelValues(table)

@@ -27,8 +27,9 @@ func TestMetricsAsScraped(t *testing.T) {
 	reg.MustRegister(NewCollector(prefix, func() Status {
 		return Status{
 			At: at, Since: at.Add(-time.Hour), Role: RoleLeader, LanesPerSink: 2, Epoch: 21, Cleanup: &CleanupStatus{Unaccounted: new(int64(22))},
-			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7,
+			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7, PublicationChanges: 24,
 			Stages: Stages{
+				Read:         23,
 				Busy:         []StageBusy{{StageDecode, "", 1500 * time.Millisecond}, {StageDeliver, "events", time.Minute}},
 				ReaderWaited: ReaderWaited{Lanes: time.Second, Window: 2 * time.Second, Recorder: 3 * time.Second}, RecorderRetries: 4,
 			},
@@ -78,9 +79,9 @@ func TestCollectorWithoutNumbers(t *testing.T) {
 		status Status
 		want   int
 	}{
-		"no connector":     {Status{}, 6},
-		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 6 + 2 + 2 + 4 + 4 + 3 + 8 + 4},
-		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 6 + 2 + 2 + 7 + 4 + 3 + 8 + 4},
+		"no connector":     {Status{}, 8},
+		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 8 + 2 + 2 + 4 + 4 + 3 + 8 + 4},
+		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 8 + 2 + 2 + 7 + 4 + 3 + 8 + 4},
 	} {
 		reg := prometheus.NewPedanticRegistry()
 		reg.MustRegister(NewCollector("p_", func() Status { return test.status }))

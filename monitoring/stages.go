@@ -19,6 +19,8 @@ type Stages struct {
 	Busy []StageBusy
 	// ReaderWaited is how long the reader has waited for others of the process.
 	ReaderWaited ReaderWaited
+	// Read counts rows of the outbox that came on the stream. What PostgreSQL sends again after a restart counts again.
+	Read int64
 	// RecorderRetries counts tries to record outcomes again after one has failed.
 	RecorderRetries int64
 }
@@ -40,7 +42,7 @@ type ReaderWaited struct {
 // Plus returns the sum of two, where the stages of sinks that only t has come last.
 func (s Stages) Plus(t Stages) Stages {
 	sum := Stages{
-		Busy: slices.Clone(s.Busy), RecorderRetries: s.RecorderRetries + t.RecorderRetries,
+		Busy: slices.Clone(s.Busy), Read: s.Read + t.Read, RecorderRetries: s.RecorderRetries + t.RecorderRetries,
 		ReaderWaited: ReaderWaited{
 			Lanes: s.ReaderWaited.Lanes + t.ReaderWaited.Lanes, Window: s.ReaderWaited.Window + t.ReaderWaited.Window,
 			Recorder: s.ReaderWaited.Recorder + t.ReaderWaited.Recorder,

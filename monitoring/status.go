@@ -45,6 +45,8 @@ type Status struct {
 	// Invalid counts rows of the outbox that are no events. They are dead letters of no sink. Unrouted counts events that no route
 	// matches.
 	Invalid, Unrouted int64
+	// PublicationChanges counts how often the publication was found changed, and right again.
+	PublicationChanges int64
 	// Stages says where the time has gone.
 	Stages Stages
 	// Sinks are in the order of the configuration.

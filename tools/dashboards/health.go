@@ -62,12 +62,13 @@ func healthRow() row {
 				colors: thresholds("red", step{0, "orange"}, step{.25, "green"})},
 		),
 		lines(panel{
-			title: "Events out a second",
-			shows: "What became of events: delivered, failed (one try, to be tried again), dead (given up) or discarded.",
+			title: "Events in and out a second",
+			shows: "In: what is read from the stream. The others are what became of it, for each sink: delivered, failed (one try, to be tried again), dead (given up) or discarded.",
 			good:  "nearly all are delivered, as fast as the services write.",
 			todo:  "failed tries have their cause below, under Errors by class; dead letters wait for outbox-cdc dlq.",
 			page:  "operations.md#outboxhigherrorrate", unit: units.CountsPerSecond, width: 8,
-		}, query{perSecond(ofSinks("events_processed_total"), "sink", "status") + " > 0", "{{sink}} {{status}}"}),
+		}, query{perSecond(ofInstances("events_read_total"), "job"), "in"},
+			query{perSecond(ofSinks("events_processed_total"), "sink", "status") + " > 0", "{{sink}} {{status}}"}),
 		lines(panel{
 			title: "Oldest undelivered",
 			shows: "How long ago the oldest event was committed that was read and still waits for a sink, in a lane or parked.",

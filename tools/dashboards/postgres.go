@@ -61,5 +61,12 @@ func postgresRow() row {
 			query{age(oldestRow, oldestRow, "job"), "oldest row"},
 			query{age(cleanup, "("+cleanup+" > 0)", "job"), "cleanup"}, // it is 0 before the first
 			query{age(autovacuum, autovacuum, "job"), "autovacuum of outbox_parked"}),
+		lines(panel{
+			title: "The publication was changed",
+			shows: "How often the publication was found changed, and right again, since the processes began.",
+			good:  "0, or no step up within the time that is shown.",
+			todo:  "rows that were written in between may be missing in the stream: the page has the query that finds them.",
+			page:  "operations.md#outboxpublicationdrift", unit: units.Short, width: 8,
+		}, query{"sum by (job) (" + ofInstances("publication_changes_total") + ")", "changes"}),
 	}}
 }
