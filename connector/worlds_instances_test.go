@@ -108,6 +108,7 @@ func (w *simulation) cutOff(r random, f linkFault) {
 	w.trace("PROCESS %d is cut off for %s, frozen: %t", p.n, lasts, f == linkFrozen)
 	w.mu.Lock()
 	w.stats.Cuts++
+	p.wasCut = true
 	s := p.stream
 	w.mu.Unlock()
 	w.after(r.between(worldSenderTimeout/3, worldSenderTimeout), func() {
@@ -134,6 +135,14 @@ func (w *simulation) cutOff(r random, f linkFault) {
 		w.trace("PROCESS %d is there again", p.n)
 		p.link.mend()
 	})
+}
+
+// breakStream breaks a replication connection, and the server gives its slot to others at once.
+func (w *simulation) breakStream(s *worldStream) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.release(s)
+	s.fail(errWorldBroken)
 }
 
 // alive returns the processes that run.

@@ -38,6 +38,7 @@ type worldProcess struct {
 	stream  *worldStream   // of this session
 	heard   *worldListener // the last one
 	link    worldLink
+	wasCut  bool
 	rules   []*processRules // by sink
 }
 
@@ -134,7 +135,7 @@ func (p *worldProcess) run() {
 	watching.Go(func() { p.watch(ctx) })
 	err := p.connector.Run(ctx)
 	w.trace("PROCESS %d has ended: %v", p.n, err)
-	if lost := w.slotRefused() != nil && exitcode.Of(err) == exitcode.SlotLost; ctx.Err() == nil && !lost {
+	if ctx.Err() == nil && !p.mayEnd(err) {
 		w.violation("ended", "process %d: %v", p.n, err)
 	}
 	stop()
@@ -144,6 +145,18 @@ func (p *worldProcess) run() {
 	w.living = slices.DeleteFunc(w.living, func(other *worldProcess) bool { return other == p })
 	w.release(p.stream)
 	p.forgetSession()
+}
+
+// mayEnd reports whether the process may end of this error: the slot is lost, or PostgreSQL could not be reached from the start.
+func (p *worldProcess) mayEnd(err error) bool {
+	switch exitcode.Of(err) {
+	case exitcode.SlotLost:
+		return p.w.slotRefused() != nil
+	case exitcode.Unavailable:
+		return p.wasCut
+	default:
+		return false
+	}
 }
 
 // forgetSession is called when a session has ended, in whatever way. What the session knew of a delivery and did not record, nobody
@@ -257,7 +270,8 @@ func (p *worldProcess) watch(ctx context.Context) {
 	var held map[int32][]bool
 	for p.slept(ctx, 10*time.Second/slowTicks) {
 		s := p.connector.running.Load()
-		if s == nil {
+		if s == nil || !p.link.isWhole() {
+			watched = nil
 			continue
 		}
 		if s != watched {
@@ -332,6 +346,10 @@ func (p *worldProcess) openStream(ctx context.Context) (sessionStream, replicati
 	}
 	p.stream = newWorldStream(p, w.slot.confirmed) // START_REPLICATION 0/0: the slot knows
 	w.slot.user = p.stream
+	if r := w.random("shaky", p.session); w.faults && r.chance(w.cfg.life.shaky) {
+		stream := p.stream
+		w.after(r.between(timeUnit, 5*time.Second), func() { w.breakStream(stream) })
+	}
 	if p.isKilled() {
 		p.stream.fail(errWorldKill)
 	}

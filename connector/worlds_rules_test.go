@@ -141,7 +141,7 @@ func (c *worldClient) answered(e *worldEvent, began time.Time, err error) {
 	if t.first.IsZero() {
 		t.first = began
 	}
-	if c.p.isKilled() {
+	if c.p.isKilled() || c.epoch < c.w.delivering { // whoever delivers now hears nothing of it
 		return
 	}
 	t.last = err

@@ -20,6 +20,7 @@ type lifeConfig struct {
 	instances int     // processes that live at the same time
 	cuts      int     // how often a process cannot reach PostgreSQL for a while
 	freezes   int     // how often a process stands still for a while
+	shaky     float64 // how many sessions lose their connection within seconds
 }
 
 // What is built so far. The worlds leave out the rest.
@@ -39,6 +40,9 @@ func (c *worldConfig) giveLife(r random) {
 	l.coarse = r.chance(0.5)
 	two := r.chance(0.5)
 	l.cuts, l.freezes = r.IntN(4), r.IntN(4)
+	if r.chance(0.3) {
+		l.shaky = 0.4
+	}
 	if !jobsAreBuilt {
 		l.filled, l.lost, l.ahead = false, 0, 0
 	}
@@ -49,7 +53,7 @@ func (c *worldConfig) giveLife(r random) {
 	if two && fencingIsBuilt {
 		l.instances = 2
 	} else {
-		l.cuts, l.freezes = 0, 0
+		l.cuts, l.freezes, l.shaky = 0, 0, 0
 	}
 }
 
