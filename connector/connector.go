@@ -184,11 +184,12 @@ type keeperState struct {
 
 // progress is how far Run has come. Only the goroutine of Run uses it.
 type progress struct {
-	prepared     bool  // Config.Prepare has succeeded
-	workedBefore bool  // some session has streamed, or this process has stood by: logins, database and rights were right
-	streamedNow  bool  // the running session, or the last one if none runs, has streamed
-	epoch        int32 // of the last session of this connector
-	standingBy   bool  // the log says that another process has the slot
+	prepared     bool      // Config.Prepare has succeeded
+	workedBefore bool      // some session has streamed, or this process has stood by: logins, database and rights were right
+	streamedNow  bool      // the running session, or the last one if none runs, has streamed
+	epoch        int32     // of the last session of this connector
+	aloneFrom    time.Time // no other process has a lease from then on
+	standingBy   bool      // the log says that another process has the slot
 }
 
 // outboxState is what the connector saw when it last looked at the outbox in PostgreSQL's catalog. Preflight writes it before

@@ -330,3 +330,23 @@ func TestUncleanEndOfTheSessionBefore(t *testing.T) {
 		}
 	})
 }
+
+// The two seconds are counted from when the epoch was raised, also if the first session after that ends sooner: the process before that one
+// may still have its lease.
+func TestUncleanEndBeforeTheSessionBefore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.DiscardHandler)})
+		first := &session{c: c, lease: newLease()}
+		first.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: 7}})
+		time.Sleep(leaseFor / 4)
+		for _, clean := range []bool{false, true} {
+			next := &session{c: c, lease: newLease()}
+			next.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: c.progress.epoch + 1}, Clean: clean})
+			next.lease.renew(time.Now())
+			if got := next.lease.wait(time.Now()); got != leaseFor*3/4 {
+				t.Errorf("the session before ended clean %t: waits %s, want %s", clean, got, leaseFor*3/4)
+			}
+		}
+	})
+}

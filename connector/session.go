@@ -155,10 +155,11 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 // awaitPredecessor lets no Deliver begin before the session before this one has no lease any more, unless it has signed off, or was a
 // session of this connector: that one has ended with all of its lanes.
 func (s *session) awaitPredecessor(start ledger.Start) {
-	if !start.Clean && start.Epoch != s.c.progress.epoch+1 {
-		s.lease.notBefore = time.Now().Add(leaseFor)
+	p := &s.c.progress
+	if !start.Clean && start.Epoch != p.epoch+1 {
+		p.aloneFrom = time.Now().Add(leaseFor)
 	}
-	s.c.progress.epoch = start.Epoch
+	p.epoch, s.lease.notBefore = start.Epoch, p.aloneFrom // that session may have ended before this time
 }
 
 // checkHistory refuses a slot whose history is not the checkpoint's: what lies between the two may never have been delivered, or may be on

@@ -17,6 +17,7 @@ const (
 	linkWhole  linkFault = iota
 	linkCut              // PostgreSQL cannot be reached, and the sinks can
 	linkFrozen           // the process stands still
+	linkDeaf             // nothing comes on the replication connection any more, and its server does not hear the process either
 )
 
 // worldLink is what connects a process with PostgreSQL and with its sinks.
@@ -24,6 +25,7 @@ type worldLink struct {
 	mu    sync.Mutex
 	fault linkFault
 	over  chan struct{} // closed when the fault is over; nil if there is none
+	lost  *worldStream  // that the process finds broken then
 }
 
 // now returns what is wrong with the link, and what is closed when that is over.
@@ -53,17 +55,28 @@ func (l *worldLink) breaks(f linkFault) bool {
 func (l *worldLink) mend() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.fault != linkWhole {
-		close(l.over)
-		l.fault, l.over = linkWhole, nil
+	if l.fault == linkWhole {
+		return
 	}
+	if l.lost != nil {
+		l.lost.fail(errWorldBroken)
+	}
+	close(l.over)
+	l.fault, l.over, l.lost = linkWhole, nil, nil
+}
+
+// lose notes that the server has ended this stream meanwhile.
+func (l *worldLink) lose(s *worldStream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = s
 }
 
 // reachesPostgres waits as long as the process cannot reach PostgreSQL. What was asked before it was frozen is answered when it thaws; a
 // connection does not outlive a cut network.
 func (p *worldProcess) reachesPostgres(ctx context.Context) error {
 	f, over := p.link.now()
-	if f == linkWhole {
+	if f == linkWhole || f == linkDeaf {
 		return nil
 	}
 	if err := p.waits(ctx, over); err != nil || f == linkFrozen {
@@ -91,7 +104,7 @@ func (p *worldProcess) waits(ctx context.Context, over <-chan struct{}) error {
 	}
 }
 
-// cutOff freezes a process for a while, or takes its way to PostgreSQL away: mostly of the one that streams. Its sinks then can be reached all
+// cutOff freezes a process for a while, or takes its way to PostgreSQL away, or that of its stream: mostly of the one that streams. Its sinks then can be reached all
 // the same, unless it is frozen. The server gives its slot to another one when it has not heard it for worldSenderTimeout.
 //
 // The goroutines of a frozen process cannot be stopped here: timers go on. But nothing that it asks for happens before it thaws. What it would
@@ -101,11 +114,14 @@ func (w *simulation) cutOff(r random, f linkFault) {
 	if others := w.alive(); r.chance(0.2) && len(others) > 0 {
 		p = others[r.IntN(len(others))]
 	}
+	if f == linkCut && r.chance(0.3) {
+		f = linkDeaf
+	}
 	if p == nil || !w.failing() || !p.link.breaks(f) {
 		return
 	}
 	lasts := r.between(timeUnit, 300*timeUnit)
-	w.trace("PROCESS %d is cut off for %s, frozen: %t", p.n, lasts, f == linkFrozen)
+	w.trace("PROCESS %d is cut off for %s: %s", p.n, lasts, []string{"", "cut", "frozen", "deaf"}[f])
 	w.mu.Lock()
 	w.stats.Cuts++
 	p.wasCut = true
@@ -114,22 +130,17 @@ func (w *simulation) cutOff(r random, f linkFault) {
 	w.after(r.between(worldSenderTimeout/3, worldSenderTimeout), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		f, over := p.link.now()
+		f, _ := p.link.now()
 		if s == nil || f == linkWhole || w.slot.user != s {
 			return
 		}
 		w.trace("THE SERVER has not heard process %d, and lets go of its slot", p.n)
 		w.slot.user = nil
-		notices := over
-		if f == linkCut { // its own time-outs
-			own := make(chan struct{})
-			w.after(r.between(0, 20*time.Second), func() { close(own) })
-			notices = own
+		if f == linkFrozen {
+			p.link.lose(s)
+			return
 		}
-		go func() {
-			_ = p.waits(context.Background(), notices)
-			s.fail(errWorldBroken)
-		}()
+		w.after(r.between(0, 20*time.Second), func() { s.fail(errWorldBroken) }) // its own time-outs
 	})
 	w.after(lasts, func() {
 		w.trace("PROCESS %d is there again", p.n)
@@ -144,6 +155,33 @@ func (w *simulation) breakStream(s *worldStream) {
 	w.release(s)
 	s.fail(errWorldBroken)
 }
+
+// worldLease is the connection of a session's lease.
+type worldLease struct {
+	p      *worldProcess
+	random random
+}
+
+func (p *worldProcess) openLease(ctx context.Context) (leaseConnection, error) {
+	l := worldLease{p, p.w.random("lease", p.session)}
+	return l, p.ask(ctx, l.random)
+}
+
+// epoch is leaseConnection's. The answer comes some time after the server has found it.
+func (l worldLease) epoch(ctx context.Context) (int32, error) {
+	if err := l.p.ask(ctx, l.random); err != nil {
+		return 0, err
+	}
+	l.p.w.mu.Lock()
+	found := l.p.w.ledger.epoch
+	l.p.w.mu.Unlock()
+	if !l.p.slept(ctx, l.random.between(time.Millisecond, timeUnit)) {
+		return 0, context.Cause(ctx)
+	}
+	return found, l.p.reachesPostgres(ctx)
+}
+
+func (l worldLease) close() {}
 
 // alive returns the processes that run.
 func (w *simulation) alive() []*worldProcess {

@@ -270,7 +270,7 @@ func (p *worldProcess) watch(ctx context.Context) {
 	var held map[int32][]bool
 	for p.slept(ctx, 10*time.Second/slowTicks) {
 		s := p.connector.running.Load()
-		if s == nil || !p.link.isWhole() {
+		if s == nil || !p.link.isWhole() || s.lease.wait(time.Now()) > 0 {
 			watched = nil
 			continue
 		}
@@ -418,28 +418,6 @@ func (p *worldProcess) leave(ctx context.Context, epoch int32, _ []int32, seenBe
 	p.w.ledger.leave(p.session, epoch, seenBefore)
 	return nil
 }
-
-// worldLease is the connection of a session's lease.
-type worldLease struct {
-	p      *worldProcess
-	random random
-}
-
-func (p *worldProcess) openLease(ctx context.Context) (leaseConnection, error) {
-	l := worldLease{p, p.w.random("lease", p.session)}
-	return l, p.ask(ctx, l.random)
-}
-
-func (l worldLease) epoch(ctx context.Context) (int32, error) {
-	if err := l.p.ask(ctx, l.random); err != nil {
-		return 0, err
-	}
-	l.p.w.mu.Lock()
-	defer l.p.w.mu.Unlock()
-	return l.p.w.ledger.epoch, nil
-}
-
-func (l worldLease) close() {}
 
 // ofKeeper is what the keeper's duties come to: they matter for delivery only if they fail, and they do not.
 func (p *worldProcess) ofKeeper() error {

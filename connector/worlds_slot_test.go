@@ -27,7 +27,7 @@ type lifeConfig struct {
 const (
 	jobsAreBuilt     = false
 	reconcileIsBuilt = false
-	fencingIsBuilt   = false
+	fencingIsBuilt   = true
 )
 
 // giveLife draws what happens to the slot.
