@@ -10,7 +10,7 @@
 //
 //   - connector.go: the configuration, and Run, which makes the sessions; errors.go: which errors end Run;
 //   - session.go: how a session begins and ends; session_build.go: what it is made of; setup.go: what is checked and registered
-//     before it;
+//     before it; history.go: whether slot and checkpoint fit together, and what is compared if they do not;
 //   - postgres.go: PostgreSQL, behind the interfaces that stand where they are used; routes.go: the configured routes in the form
 //     that the router takes;
 //   - reader.go: the main loop; unrouted.go: the log's line about events that no route matches; odd_metadata.go: about metadata that

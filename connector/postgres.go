@@ -201,6 +201,10 @@ func (p *postgres) parkedRows(processor int32, lane, lanes int) parkedReader {
 	return p.NewParkedReader(p.pool, processor, lane, lanes)
 }
 
+func (p *postgres) continueAt(ctx context.Context, epoch int32, c ledger.Continuation) error {
+	return p.Continue(ctx, p.pool, p.source.Slot, epoch, c)
+}
+
 func (p *postgres) leave(ctx context.Context, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error {
 	return p.Leave(ctx, p.pool, p.source.Slot, epoch, processors, seenBefore)
 }

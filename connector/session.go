@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
-	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
@@ -49,6 +48,8 @@ type sessionDatabase interface {
 	parkedRows(processor int32, lane, lanes int) parkedReader
 	// listen makes a connection that hears what people change.
 	listen(ctx context.Context) (listener, error)
+	// continueAt writes into the checkpoint of this epoch where the session goes on, and files jobs.
+	continueAt(ctx context.Context, epoch int32, c ledger.Continuation) error
 	// leave notes that the session of this epoch has ended clean; see unsent.go.
 	leave(ctx context.Context, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error
 }
@@ -146,10 +147,20 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	s.recorder = checkpoint.NewRecorder(tables, s.c.recorderConfig(s.stream.Fast))
 	s.c.calls.build.begin()
 	defer s.c.calls.build.end()
-	if s.written, err = s.c.checkHistory(ctx, id, start); err != nil {
+	h, err := s.c.readHistory(ctx, id, start, facts)
+	if err != nil {
 		return err
 	}
-	return s.build(ctx, start, facts)
+	ids, err := s.c.registerProcessors(ctx)
+	if err != nil {
+		return err
+	}
+	if start, err = s.c.settleHistory(ctx, h, start, ids); err != nil {
+		return err
+	}
+	s.confirm.beginAt(start.Confirmed)
+	s.written = h.written
+	return s.build(ctx, start, facts, ids)
 }
 
 // awaitPredecessor lets no Deliver begin before the session before this one has no lease any more, unless it has signed off, or was a
@@ -160,31 +171,6 @@ func (s *session) awaitPredecessor(start ledger.Start) {
 		p.aloneFrom = time.Now().Add(leaseFor)
 	}
 	p.epoch, s.lease.notBefore = start.Epoch, p.aloneFrom // that session may have ended before this time
-}
-
-// checkHistory refuses a slot whose history is not the checkpoint's: what lies between the two may never have been delivered, or may be on
-// another timeline. It returns how far the server has written.
-func (c *Connector) checkHistory(ctx context.Context, id replication.Identity, start ledger.Start) (pglogrepl.LSN, error) {
-	slot := c.cfg.Source.Slot
-	const remedy = "; " + provision.StartAnew
-	if id.SystemID != start.SystemIdentifier {
-		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q belongs to the cluster with system identifier %s, the checkpoint to %s"+remedy, slot, id.SystemID, start.SystemIdentifier)
-	}
-	if id.Timeline != start.Timeline {
-		return 0, exitcode.Errorf(exitcode.SlotLost, "slot %q is on timeline %d, the checkpoint on %d: the server was promoted"+remedy, slot, id.Timeline, start.Timeline)
-	}
-	confirmed, written, err := c.db.slotPosition(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if confirmed > start.Confirmed {
-		return 0, exitcode.Errorf(exitcode.SlotLost, provision.SlotIsAhead, slot, confirmed, start.Confirmed)
-	}
-	// The server does not check what is reported to it: the slot would jump to this LSN, past all events to come.
-	if start.Confirmed > written {
-		return 0, exitcode.Errorf(exitcode.SlotLost, "the checkpoint of slot %q stands at %s, ahead of the server's %s: it is of another history"+remedy, slot, start.Confirmed, written)
-	}
-	return written, nil
 }
 
 // crew are the goroutines of a session beside the reader's, and what ends them: see the contexts in doc.go.

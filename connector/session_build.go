@@ -18,13 +18,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/tracing"
 )
 
-// build makes everything that run starts. Nothing runs yet.
-func (s *session) build(ctx context.Context, start ledger.Start, facts provision.Facts) error {
+// build makes everything that run starts. Nothing runs yet. ids has the processor ids by sink name.
+func (s *session) build(ctx context.Context, start ledger.Start, facts provision.Facts, ids map[string]int32) error {
 	c, d := s.c, &s.c.cfg.Delivery
-	ids, err := c.registerProcessors(ctx)
-	if err != nil {
-		return err
-	}
 	policy := ledger.ParkedPolicy{Longest: d.Retry.Max, DeadBlocks: d.DeadBlocks}
 	if err := c.db.reviseParked(ctx, slices.Collect(maps.Values(ids)), policy); err != nil {
 		return err

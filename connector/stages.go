@@ -233,6 +233,9 @@ func (c *Connector) newConfirmClock(confirmed pglogrepl.LSN) *confirmClock {
 	}
 }
 
+// beginAt changes where the session begins. Nothing runs yet.
+func (c *confirmClock) beginAt(confirmed pglogrepl.LSN) { c.last.lsn = confirmed }
+
 // committedAt is when the ledger had committed that everything up to an LSN is settled.
 type committedAt struct {
 	lsn pglogrepl.LSN

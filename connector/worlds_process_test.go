@@ -408,6 +408,11 @@ func (p *worldProcess) parkedRows(processor int32, lane, lanes int) parkedReader
 	return t
 }
 
+func (p *worldProcess) continueAt(context.Context, int32, ledger.Continuation) error {
+	p.w.violation("reconciled", "slot and checkpoint have come apart")
+	return nil
+}
+
 func (p *worldProcess) leave(ctx context.Context, epoch int32, _ []int32, seenBefore pglogrepl.LSN) error {
 	if p.isKilled() {
 		return errWorldKill

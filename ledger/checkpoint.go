@@ -19,13 +19,12 @@ const (
 
 // Checkpoint is a slot's row of outbox_checkpoints. What has no value while it is building is zero.
 type Checkpoint struct {
-	State            string // Building or ready
-	SystemIdentifier string
-	Timeline         int32
-	Prefix           checkpoint.Position // everything up to here, this position included, is settled
-	Confirmed        pglogrepl.LSN       // what may be confirmed to the server
-	Epoch            int32               // each session raises it
-	SlotEpoch        int32               // the epoch when the slot was made
+	State string // Building or ready
+	Identity
+	Prefix    checkpoint.Position // everything up to here, this position included, is settled
+	Confirmed pglogrepl.LSN       // what may be confirmed to the server
+	Epoch     int32               // each session raises it
+	SlotEpoch int32               // the epoch when the slot was made
 	// Older says that the checkpoint is building, although it holds a position already: that of an earlier slot of the same name.
 	Older bool
 
@@ -47,12 +46,12 @@ func (s Schema) ReadCheckpoint(ctx context.Context, db Querier, slot string) (*C
 func (s Schema) selectCheckpoint(ctx context.Context, db Querier, slot string) (*Checkpoint, error) {
 	var c Checkpoint
 	err := db.QueryRow(ctx, s.statement(`select state, coalesce(system_identifier, ''), coalesce(timeline, 0),
-			coalesce(prefix_lsn, '0/0'), coalesce(prefix_index, 0), coalesce(confirmed_lsn, '0/0'),
+			coalesce(database_oid, 0), coalesce(database_name, ''), coalesce(source_hosts, ''), coalesce(prefix_lsn, '0/0'), coalesce(prefix_index, 0), coalesce(confirmed_lsn, '0/0'),
 			epoch, slot_epoch, state = 'building' and prefix_lsn is not null, batch_seq,
 			num_nulls(system_identifier, timeline, prefix_lsn, prefix_index, confirmed_lsn) > 0
 		from ledger.outbox_checkpoints where slot_name = $1`), slot).
-		Scan(&c.State, &c.SystemIdentifier, &c.Timeline, &c.Prefix.LSN, &c.Prefix.Index, &c.Confirmed, &c.Epoch, &c.SlotEpoch, &c.Older, &c.batchSeq,
-			&c.incomplete)
+		Scan(&c.State, &c.SystemIdentifier, &c.Timeline, &c.DatabaseOID, &c.DatabaseName, &c.Hosts, &c.Prefix.LSN, &c.Prefix.Index,
+			&c.Confirmed, &c.Epoch, &c.SlotEpoch, &c.Older, &c.batchSeq, &c.incomplete)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -84,13 +83,13 @@ func (s Schema) HoldsRowsBeyond(ctx context.Context, db Querier, point pglogrepl
 // a commit record that starts exactly there. The epoch never goes back, and not below the epoch of log rows beyond the point
 // either, which another slot has left (in a restored copy, for example): rows of epochs before slot_epoch settle nothing. Nor does it go
 // below the epoch of a sink's state: what a session of a slot that was destroyed has written of a sink would be taken for the present.
-func (s Schema) SetReady(ctx context.Context, tx pgx.Tx, slot string, system pglogrepl.IdentifySystemResult, point pglogrepl.LSN) error {
+func (s Schema) SetReady(ctx context.Context, tx pgx.Tx, slot string, of Identity, point pglogrepl.LSN) error {
 	tag, err := tx.Exec(ctx, s.statement(`update ledger.outbox_checkpoints c set state = $2, system_identifier = $3, timeline = $4,
-			prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
+			database_oid = nullif($7::oid, 0), database_name = nullif($8, ''), source_hosts = nullif($9, ''), prefix_lsn = $5, prefix_index = -1, confirmed_lsn = $5, epoch = e.epoch, slot_epoch = e.epoch + 1, updated_at = clock_timestamp()
 		from (select greatest((select epoch from ledger.outbox_checkpoints where slot_name = $1),
 			(select max(epoch) from ledger.outbox_delivery_log where commit_lsn >= $5),
 			(select max((state ->> 'epoch')::int) from ledger.outbox_processors where state ->> 'epoch' ~ '^[0-9]{1,8}$')) as epoch) as e
-		where slot_name = $1 and state = $6`), slot, ready, system.SystemID, system.Timeline, point, Building)
+		where slot_name = $1 and state = $6`), slot, ready, of.SystemIdentifier, of.Timeline, point, Building, of.DatabaseOID, of.DatabaseName, of.Hosts)
 	if err != nil {
 		return fmt.Errorf("write the checkpoint of slot %q: %w", slot, err)
 	}

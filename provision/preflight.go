@@ -31,9 +31,12 @@ type Facts struct {
 	// Warnings are about what is no reason to refuse.
 	Warnings []string
 
+	// Identity is that of the database, with the hosts of Source.
+	Identity ledger.Identity
+
 	// These are for tests.
-	server server
-	slot   slotRow
+	version int
+	slot    slotRow
 }
 
 // Preflight checks whether a session can begin. Its error joins all mistakes, and the one that decides the exit code is the
@@ -57,7 +60,8 @@ func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *pr
 	if err != nil {
 		return f, err
 	}
-	f.server = srv
+	srv.Hosts = cfg.Hosts
+	f.version, f.Identity = srv.version, srv.Identity
 	if f.Warnings, err = encodingWarnings(ctx, db); err != nil {
 		return f, err
 	}
@@ -104,11 +108,13 @@ func checkServer(ctx context.Context, db ledger.Querier, p *problems) (server, e
 	var id int64
 	var standby bool
 	err := db.QueryRow(ctx, `select current_setting('server_version_num')::int, pg_is_in_recovery(),
-		current_database(), system_identifier from pg_control_system()`).Scan(&srv.version, &standby, &srv.database, &id)
+		current_database(), (select oid from pg_database where datname = current_database()), system_identifier,
+		case when pg_is_in_recovery() then 0 else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end
+		from pg_control_system()`).Scan(&srv.version, &standby, &srv.DatabaseName, &srv.DatabaseOID, &id, &srv.Timeline)
 	if err != nil {
 		return srv, err
 	}
-	srv.systemIdentifier = strconv.FormatUint(uint64(id), 10) // unsigned, as IDENTIFY_SYSTEM writes it
+	srv.SystemIdentifier = strconv.FormatUint(uint64(id), 10) // unsigned, as IDENTIFY_SYSTEM writes it
 	if srv.version < minVersion {
 		p.add(exitcode.Config, "PostgreSQL %d is too old; upgrade to %d or newer", srv.version/10000, minVersion/10000)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
@@ -27,9 +28,9 @@ func TestPreflightFacts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(f.server.version, " ", f.server.systemIdentifier, " ", f.Table.OID, " ", f.Table.EventIDType(), " ", f.slot.plugin, " ", f.slot.confirmedFlush)
-	want := o.text(`select concat_ws(' ', current_setting('server_version_num'), system_identifier, 'event_outbox'::regclass::oid, 'uuid', plugin, confirmed_flush_lsn)
-		from pg_control_system(), pg_replication_slots where slot_name = $1`, o.cfg.Slot)
+	got := fmt.Sprint(f.version, " ", f.Identity.SystemIdentifier, " ", f.Identity.Timeline, " ", f.Identity.DatabaseOID, " ", f.Identity.DatabaseName, " ", f.Table.OID, " ", f.Table.EventIDType(), " ", f.slot.plugin, " ", f.slot.confirmedFlush)
+	want := o.text(`select concat_ws(' ', current_setting('server_version_num'), system_identifier, timeline_id, (select oid from pg_database where datname = current_database()), current_database(), 'event_outbox'::regclass::oid, 'uuid', plugin, confirmed_flush_lsn)
+		from pg_control_system(), pg_control_checkpoint(), pg_replication_slots where slot_name = $1`, o.cfg.Slot)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -251,7 +252,7 @@ func TestLostSlot(t *testing.T) {
 func TestSlotOfAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	var p problems
-	judge(Source{Slot: "s"}, server{database: "here"}, &slotRow{plugin: outputPlugin, database: "there"}, nil, &p)
+	judge(Source{Slot: "s"}, server{Identity: ledger.Identity{DatabaseName: "here"}}, &slotRow{plugin: outputPlugin, database: "there"}, nil, &p)
 	if len(p) != 1 || !strings.Contains(p[0].Error(), `belongs to database "there"`) || strings.Contains(p[0].Error(), "drop") {
 		t.Errorf("problems %v, want one that names the database and drops nothing", p)
 	}

@@ -167,6 +167,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 	if f.server, err = checkServer(ctx, conn, &p); err != nil {
 		return f, err
 	}
+	f.server.Hosts = cfg.Hosts
 	checkFailover(cfg.Source, f.server, &p)
 	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&f.publication)
 	if err != nil {
@@ -274,9 +275,9 @@ func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f existing) 
 	if err != nil {
 		return 0, fmt.Errorf("identify system: %w", err)
 	}
-	if sys.SystemID != f.server.systemIdentifier || sys.DBName != f.server.database {
+	if sys.SystemID != f.server.SystemIdentifier || sys.DBName != f.server.DatabaseName {
 		return 0, exitcode.Errorf(exitcode.Config, "the dsn leads to database %q of cluster %s, the one for replication to %q of %s; correct source.replication_dsn",
-			f.server.database, f.server.systemIdentifier, sys.DBName, sys.SystemID)
+			f.server.DatabaseName, f.server.SystemIdentifier, sys.DBName, sys.SystemID)
 	}
 	if f.state == slotHalf {
 		if err := dropSlot(ctx, repl, cfg.Slot); err != nil {
@@ -297,7 +298,9 @@ func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f existing) 
 			return 0, err
 		}
 	}
-	return point, setReady(ctx, conn, cfg.Source, sys, point)
+	now := f.server.Identity
+	now.Timeline = sys.Timeline
+	return point, setReady(ctx, conn, cfg.Source, now, point)
 }
 
 // checkSnapshot refuses if the outbox holds rows that the slot will not send. The slot's snapshot shows exactly what has

@@ -28,10 +28,6 @@ type slotRow struct {
 const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; ` +
 	"docs/slot.md#lost-slot has the steps"
 
-// SlotIsAhead is the format of what is wrong with a slot that somebody has dropped and made again, or moved. It takes the slot's name and
-// position, and the position of the checkpoint.
-const SlotIsAhead = "slot %q stands at %s, ahead of the checkpoint's %s: somebody else has moved or made it; " + StartAnew
-
 // readSlot returns nil if there is no such slot. It reads columns that only newer servers have from the row as JSON. wal_status
 // comes before conflicting, because PostgreSQL 16 also shows a slot whose WAL was removed as conflicting.
 func readSlot(ctx context.Context, db ledger.Querier, name string) (*slotRow, error) {
@@ -59,9 +55,8 @@ func IsStreamed(ctx context.Context, db ledger.Querier, slot string) (bool, erro
 
 // server is what a slot and its checkpoint have to match.
 type server struct {
-	version          int // server_version_num
-	database         string
-	systemIdentifier string
+	version int // server_version_num
+	ledger.Identity
 }
 
 // slotState says what has to be done before the slot can be streamed from.
@@ -78,8 +73,8 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 	switch {
 	case c == nil && slot == nil:
 		return slotAbsent
-	case c == nil && slot.database != srv.database && slot.database != "": // no advice to drop it: its owner may be away for a while
-		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.database, srv.database)
+	case c == nil && slot.database != srv.DatabaseName && slot.database != "": // no advice to drop it: its owner may be away for a while
+		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.database, srv.DatabaseName)
 	case c == nil:
 		p.add(exitcode.SlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
@@ -88,32 +83,32 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 	case c.State == ledger.Building && slot == nil:
 		return slotAbsent
 	case c.State == ledger.Building:
-		if slot.plugin != outputPlugin || slot.database != srv.database {
+		if slot.plugin != outputPlugin || slot.database != srv.DatabaseName {
 			p.add(exitcode.SlotLost, "replication slot %q was made by somebody else; set source.slot to another name", s.Slot)
 		} else if slot.activePID != 0 {
 			p.add(exitcode.SlotLost, `replication slot %q is half made and in use by pid %d: if an init is at work, wait for it, else end that, then run "outbox-cdc init"`,
 				s.Slot, slot.activePID)
 		}
 		return slotHalf
-	case c.SystemIdentifier != srv.systemIdentifier:
-		p.add(exitcode.SlotLost, `the checkpoint of slot %q belongs to the cluster with system identifier %s, this is %s: `+
-			"a restored copy, or another server; correct source.dsn, or, to go on with this server, "+StartAnew,
-			s.Slot, c.SystemIdentifier, srv.systemIdentifier)
+	case differs(srv.Identity, c.Identity) != "":
+		goOn := goOnAnew
+		if slot.isHere(srv.Identity) {
+			goOn = goOnHere
+		}
+		*p = append(*p, otherDatabase(s.Slot, srv.Identity, c.Identity, goOn))
 	case slot == nil:
 		p.add(exitcode.SlotLost, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
 	case slot.plugin != outputPlugin:
 		p.add(exitcode.SlotLost, "replication slot %q is not a logical slot of %s, so somebody else has made it; set source.slot to another name, or drop it "+
 			"(select pg_drop_replication_slot('%s')), "+StartAnew, s.Slot, outputPlugin, s.Slot)
-	case slot.database != srv.database:
+	case slot.database != srv.DatabaseName:
 		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; correct source.dsn, or set source.slot to another name",
-			s.Slot, slot.database, srv.database)
+			s.Slot, slot.database, srv.DatabaseName)
 	case slot.temporary:
 		p.add(exitcode.SlotLost, "replication slot %q is temporary, and ends with the session that made it; end that (select pg_terminate_backend(%d)), "+
 			StartAnew, s.Slot, slot.activePID)
 	case slot.lost != "":
 		p.add(exitcode.SlotLost, "replication slot %q was invalidated (%s): WAL that it needs may be gone; mend the cause, "+StartAnew, s.Slot, slot.lost)
-	case slot.activePID == 0 && slot.confirmedFlush > c.Confirmed: // a connector confirms nothing that it has not written down
-		p.add(exitcode.SlotLost, SlotIsAhead, s.Slot, slot.confirmedFlush, c.Confirmed)
 	}
 	return slotReady
 }

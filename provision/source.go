@@ -23,6 +23,9 @@ type Source struct {
 	// Failover asks for a slot that standbys have a copy of. Only PostgreSQL 17 and later have that.
 	Failover bool
 	Cleanup  Cleanup
+	// Hosts are the hosts and ports of source.dsn, as they are configured (dsn.Hosts). If they are empty, they are not compared with those
+	// of the checkpoint.
+	Hosts string
 }
 
 // table is the quoted name of the outbox.

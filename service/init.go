@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -217,8 +218,12 @@ func checkPartitioned(s provision.Source, o InitOptions) error {
 }
 
 func setupConfig(cfg config.Config, o InitOptions) provision.SetupConfig {
+	s := source(cfg)
+	if o.AdminDSN == "" { // else source.dsn may be that of the owner, who may reach the server by another name
+		s.Hosts = dsn.Hosts(string(cfg.Source.DSN))
+	}
 	return provision.SetupConfig{
-		Source:         source(cfg),
+		Source:         s,
 		DSN:            cmp.Or(o.AdminDSN, string(cfg.Source.DSN)),
 		ReplicationDSN: string(cfg.Source.ReplicationDSN),
 		SkipBacklog:    o.SkipBacklog, Timeout: o.Timeout, Waiting: o.Waiting, WaitingForLock: o.WaitingForLock,

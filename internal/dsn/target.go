@@ -2,7 +2,9 @@ package dsn
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -29,15 +31,9 @@ func TargetOf(text, place string) (Target, error) {
 		return Target{}, err
 	}
 	var addresses []string
-	add := func(host string, port uint16) {
-		_, address := pgconn.NetworkAddress(host, port)
-		if !slices.Contains(addresses, address) { // with and without TLS
-			addresses = append(addresses, address)
-		}
-	}
-	add(c.Host, c.Port)
-	for _, f := range c.Fallbacks {
-		add(f.Host, f.Port)
+	for _, e := range endpoints(c) {
+		_, address := pgconn.NetworkAddress(e.host, e.port)
+		addresses = append(addresses, address)
 	}
 	t := Target{Address: strings.Join(addresses, ","), Database: c.Database, User: c.User}
 	if t.Database == "" { // the server takes the name of the user
@@ -49,6 +45,53 @@ func TargetOf(text, place string) (Target, error) {
 	}
 	t.Configured = strings.Join(append([]string{place}, elsewhere(text)...), "; ")
 	return t, nil
+}
+
+// endpoint is a host, or the directory of a socket, with a port.
+type endpoint struct {
+	host string
+	port uint16
+}
+
+// endpoints returns where a connection is tried, in this order and each once. pgx has each twice where TLS is optional.
+func endpoints(c *pgconn.Config) []endpoint {
+	all := []endpoint{{c.Host, c.Port}}
+	for _, f := range c.Fallbacks {
+		if e := (endpoint{f.Host, f.Port}); !slices.Contains(all, e) {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// Hosts returns the hosts and ports of a connection string in a form that can be compared: two connection strings that name the same ones,
+// in whatever order and spelling, have the same Hosts. What the string leaves out comes from where it comes from for a connection
+// (a service file, PGHOST, the default port). Names are not resolved, because the address behind a name may change. It is empty if
+// the connection string cannot be read. It is stored in the ledger, so it holds nothing of a password.
+func Hosts(text string) string {
+	c, err := Parse(text)
+	if err != nil {
+		return ""
+	}
+	var hosts []string
+	for _, e := range endpoints(c) {
+		host := strings.TrimSuffix(strings.ToLower(e.host), ".") // a name with a dot at its end is the same name
+		switch ip := net.ParseIP(host); {
+		case filepath.IsAbs(e.host):
+			host = filepath.Clean(e.host) // the directory of a socket
+		case ip.IsLoopback():
+			host = "localhost"
+		case ip != nil:
+			host = ip.String()
+		}
+		hosts = append(hosts, net.JoinHostPort(host, strconv.Itoa(int(e.port))))
+	}
+	slices.Sort(hosts)
+	all := strings.Join(slices.Compact(hosts), ",")
+	if strings.Contains(all, "@") { // it may be the end of a password, as in TargetOf
+		return ""
+	}
+	return all
 }
 
 // Place returns a text such as: database "shop" on db.internal:5432.

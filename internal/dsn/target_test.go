@@ -79,3 +79,48 @@ func TestTargetOf(t *testing.T) {
 		t.Errorf("without a host: %+v, %v", got, err)
 	}
 }
+
+// Connection strings that lead to the same hosts and ports have the same Hosts, however they are written.
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres://u:canary@db:5432/d":                          "db:5432",
+		"postgres://u@DB./other?sslmode=disable":                 "db:5432",
+		"postgres://u@a:1,b:2/d":                                 "a:1,b:2",
+		"host=b,a port=2,1 user=u":                               "a:1,b:2",
+		"postgres://u@a,b:5433/d":                                "a:5432,b:5433",
+		"host=a,b port=6000 user=u":                              "a:6000,b:6000",
+		"host=a,a user=u":                                        "a:5432",
+		"host=/run/postgresql/ port=5433 user=u":                 "/run/postgresql:5433",
+		"postgres://u@%2Frun%2Fpostgresql:5433/d":                "/run/postgresql:5433",
+		"postgres://u@[2001:DB8:0::1]:5432/d":                    "[2001:db8::1]:5432",
+		"postgres://u@127.0.0.1/d":                               "localhost:5432",
+		"postgres://u@[::1]/d":                                   "localhost:5432",
+		"postgres://u@localhost/d":                               "localhost:5432",
+		"postgres://u:can@ary@h/d":                               "",
+		"postgres://u:canary@db/d?schema=canary":                 "",
+		"postgres://u@a:1,b:2/d?target_session_attrs=read-write": "a:1,b:2",
+	} {
+		if got := Hosts(text); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// What a connection string leaves out comes from the environment, so this test is not parallel.
+func TestHostsOfTheEnvironment(t *testing.T) {
+	services := t.TempDir() + "/services"
+	if err := os.WriteFile(services, []byte("[orders]\nhost=served\nport=7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PGSERVICEFILE", services)
+	t.Setenv("PGHOST", "B,a")
+	t.Setenv("PGPORT", "5434")
+	for text, want := range map[string]string{
+		"user=u": "a:5434,b:5434", "postgres:///d": "a:5434,b:5434", "host=h user=u": "h:5434", "service=orders user=u": "served:7",
+	} {
+		if got := Hosts(text); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}

@@ -1,0 +1,66 @@
+package provision
+
+import (
+	"fmt"
+
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+)
+
+// differs compares a database with the one of the checkpoint. It returns in words why it may be a copy, which must not send what its original
+// has sent or still owes, or "" if it is the database of the checkpoint. A server of another timeline that is reached by the same
+// hosts as before was promoted. One that is reached by other hosts may have been restored beside the one of the checkpoint.
+func differs(now, then ledger.Identity) string {
+	where := ""
+	if then.Hosts != "" {
+		where = " on " + then.Hosts
+	}
+	switch {
+	case now.SystemIdentifier != then.SystemIdentifier:
+		return fmt.Sprintf("the cluster with system identifier %s%s, and this one has %s: it is a restored copy, or another server",
+			then.SystemIdentifier, where, now.SystemIdentifier)
+	case now.DatabaseOID != then.DatabaseOID && now.DatabaseOID != 0 && then.DatabaseOID != 0:
+		return fmt.Sprintf("database %q with oid %d, and this is %q with oid %d of the same server: it is a copy, or was restored",
+			then.DatabaseName, then.DatabaseOID, now.DatabaseName, now.DatabaseOID)
+	case now.DatabaseName != then.DatabaseName && now.DatabaseName != "" && then.DatabaseName != "":
+		return fmt.Sprintf("database %q, and this is %q: it was renamed", then.DatabaseName, now.DatabaseName)
+	case HasNewTimeline(now, then) && !sameHosts(now, then):
+		return fmt.Sprintf("a server on timeline %d%s, and this one is on timeline %d and reached by %s: it was restored, or promoted",
+			then.Timeline, where, now.Timeline, now.Hosts)
+	}
+	return ""
+}
+
+// HasNewTimeline reports whether the server of the checkpoint was promoted since, or a person has adopted this one.
+func HasNewTimeline(now, then ledger.Identity) bool {
+	return now.Timeline != then.Timeline && now.Timeline != 0
+}
+
+// sameHosts reports whether the server is reached by the hosts of before. An adopted one is.
+func sameHosts(now, then ledger.Identity) bool {
+	return now.Hosts == then.Hosts || now.Hosts == "" || then.Timeline == 0
+}
+
+// otherDatabase is the error for a database that differs. goOn says how to go on with it.
+func otherDatabase(slot string, now, then ledger.Identity, goOn string) error {
+	return exitcode.Errorf(exitcode.SlotLost, "the checkpoint of slot %q belongs to %s; correct source.dsn if that is wrong; %s", slot, differs(now, then), goOn)
+}
+
+// CheckIdentity returns an error if a database from whose slot can be streamed is not the one of the checkpoint.
+func CheckIdentity(slot string, now, then ledger.Identity) error {
+	if differs(now, then) == "" {
+		return nil
+	}
+	return otherDatabase(slot, now, then, goOnHere)
+}
+
+// goOnHere and goOnAnew say how to go on with a database that differs, whose slot can or cannot be streamed from.
+const (
+	goOnHere = "to go on with it, " + StartAnew
+	goOnAnew = "the slot is not here: to go on with it, " + StartAnew
+)
+
+// isHere reports whether the slot can be streamed from in this database.
+func (s *slotRow) isHere(now ledger.Identity) bool {
+	return s != nil && s.plugin == outputPlugin && s.database == now.DatabaseName && !s.temporary && s.lost == ""
+}
