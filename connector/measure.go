@@ -99,7 +99,7 @@ func (w *databaseWatch) measure(ctx context.Context) error {
 
 func (w *databaseWatch) status(m *provision.Measurement) *monitoring.DatabaseStatus {
 	st := &monitoring.DatabaseStatus{
-		AskedAt: time.Now(), Failover: textOf(m.Failover), Synced: textOf(m.Synced), Spilled: m.Spilled, XminAge: m.XminAge,
+		AskedAt: time.Now(), Failover: textOf(m.Failover), Synced: textOf(m.Synced), Spilled: m.Spilled, XminAge: m.XminAge, SyncStandbys: m.SyncStandbys,
 		Connections: connectionCounts(m.Connections), ConnectionLimit: w.c.cfg.Source.MaxConnections, Storage: w.storage,
 	}
 	if m.Plugin != nil {

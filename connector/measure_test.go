@@ -112,7 +112,7 @@ func TestMeasuredStatus(t *testing.T) {
 		_, c := watchDatabase(t, 20*time.Second, func(second int, q provision.MeasureQuery) (provision.Measurement, error) {
 			if second == 0 {
 				return provision.Measurement{
-					Spilled: new(int64(1)), Plugin: new("pgoutput"), Failover: new(true), Synced: new(false), XminAge: new(int64(2)),
+					Spilled: new(int64(1)), Plugin: new("pgoutput"), Failover: new(true), Synced: new(false), SyncStandbys: new(int64(1)), XminAge: new(int64(2)),
 					Connections:          map[string]int{"active": 1, "idle": 2, "idle in transaction": 3, "idle in transaction (aborted)": 4, "disabled": 5, "fastpath function call": 6},
 					ParkedAutovacuumedAt: &now, TimeIndexed: new(true), StorageTook: time.Second,
 					Storage: &provision.Storage{Outbox: new(int64(7)), Ledger: map[string]int64{"b": 8, "a": 9}, Oldest: &now},

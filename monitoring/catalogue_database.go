@@ -48,6 +48,13 @@ var slotFamilies = []Family{
 		}),
 	},
 	{
+		Name: "slot_sync_standbys", Type: Gauge, Unit: "1",
+		Help: "Standbys that ask this server for copies of its failover slots (sync_replication_slots). There is none of this metric unless slot_info says failover. " +
+			"Whether a standby has a copy that outlives a promotion can only be asked there.",
+		Investigate: "It is 0: a standby that is promoted now would lack the slot, or have an old copy of it.",
+		collect:     ofDatabase(func(d *DatabaseStatus, emit emit) { emitKnown(d.SyncStandbys, emit) }),
+	},
+	{
 		Name: "forecast_slot_lost_seconds", Type: Gauge, Unit: "seconds",
 		Help: "When the slot has used up the WAL that it may keep, if what is kept goes on growing as over the last minute. There is none while it does not grow, " +
 			"and if max_slot_wal_keep_size is -1.",

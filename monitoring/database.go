@@ -13,6 +13,8 @@ type DatabaseStatus struct {
 	Plugin, Failover, Synced string
 	// Spilled is how many bytes of large transactions the server has written to disk to decode them for the slot.
 	Spilled *int64
+	// SyncStandbys is how many standbys ask for copies of the failover slots of this server; nil if the slot is none.
+	SyncStandbys *int64
 	// XminAge is how many transactions have begun since the oldest one for which deleted rows are spared.
 	XminAge *int64
 	// Connections are those of this process for SQL. ConnectionLimit is how many there may be.

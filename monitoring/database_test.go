@@ -193,7 +193,7 @@ func TestMetricsOfTheDatabase(t *testing.T) {
 	asked := time.Unix(1_700_000_000, 0)
 	whole := &DatabaseStatus{
 		AskedAt: asked, Slot: &SlotStatus{AskedAt: asked, RestartLag: new(int64(1)), WALStatus: "reserved", SafeWAL: new(int64(2))},
-		Plugin: "pgoutput", Spilled: new(int64(3)), XminAge: new(int64(4)), Connections: &ConnectionCounts{Active: 5}, ConnectionLimit: 6,
+		Plugin: "pgoutput", Spilled: new(int64(3)), SyncStandbys: new(int64(2)), XminAge: new(int64(4)), Connections: &ConnectionCounts{Active: 5}, ConnectionLimit: 6,
 		ParkedAutovacuumedAt: asked, Storage: &StorageStatus{AskedAt: asked, Outbox: new(int64(7)), Ledger: []TableSize{{"outbox_parked", 8}}, OldestRow: asked},
 	}
 	forecast := &ForecastStatus{CaughtUp: Forecast{Trend: TrendNothingWaits}, SlotLostAt: asked}
@@ -213,7 +213,7 @@ func TestMetricsOfTheDatabase(t *testing.T) {
 			Status{At: asked, Database: whole, Forecast: forecast},
 			"forecast_caught_up_seconds forecast_slot_lost_seconds ledger_bytes outbox_bytes outbox_oldest_row_timestamp_seconds " +
 				"parked_last_autovacuum_timestamp_seconds pg_connections pg_connections_limit slot_info slot_restart_lag_bytes slot_safe_wal_bytes " +
-				"slot_spilled_bytes_total slot_wal_status xmin_age_transactions",
+				"slot_spilled_bytes_total slot_sync_standbys slot_wal_status xmin_age_transactions",
 		},
 	} {
 		if got := strings.Join(names(test.status), " "); got != test.want {

@@ -30,7 +30,7 @@ func tenSinks() Status {
 		LagBytes: 1 << 20, Invalid: 1, Unrouted: 2, Cleanup: &CleanupStatus{Unaccounted: new(int64(0))},
 	}
 	st.Database = &DatabaseStatus{
-		AskedAt: at, Plugin: "pgoutput", Failover: "false", Synced: "false", Spilled: new(int64(1)), XminAge: new(int64(1)), Connections: &ConnectionCounts{Idle: 1},
+		AskedAt: at, Plugin: "pgoutput", Failover: "false", Synced: "false", Spilled: new(int64(1)), SyncStandbys: new(int64(1)), XminAge: new(int64(1)), Connections: &ConnectionCounts{Idle: 1},
 		ConnectionLimit: 10, ParkedAutovacuumedAt: at, Slot: &SlotStatus{AskedAt: at, RestartLag: new(int64(1)), WALStatus: "reserved", SafeWAL: new(int64(1))},
 		Storage: &StorageStatus{AskedAt: at, Outbox: new(int64(1)), OldestRow: at},
 	}

@@ -88,6 +88,19 @@ func TestFailoverSlot(t *testing.T) {
 		t.Error("Setup has changed a slot that was a failover slot")
 	}
 
+	// Who copies it is counted.
+	for _, want := range []int64{0, 1} {
+		m, err := Measure(t.Context(), o.conn, o.cfg.Source, MeasureQuery{})
+		if err != nil || m.SyncStandbys == nil || *m.SyncStandbys != want || !*m.Failover {
+			t.Errorf("Measure = %+v, %v; want %d standbys", m, err, want)
+		}
+		worker, err := pgx.Connect(t.Context(), o.dsn+"&application_name=east_slotsync%20worker")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer worker.Close(context.Background())
+	}
+
 	// What it says of synchronized_standby_slots.
 	o.exec(`select pg_create_physical_replication_slot('b', true)`)
 	for _, c := range []struct {

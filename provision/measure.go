@@ -38,6 +38,8 @@ type Measurement struct {
 	Plugin  *string
 	// Failover and Synced are those of PostgreSQL 17 and later.
 	Failover, Synced *bool
+	// SyncStandbys counts the standbys that ask this server for copies of its failover slots. It is nil if the slot is none.
+	SyncStandbys *int64
 	// XminAge is how many transactions have begun since the oldest one that vacuum has to spare deleted rows for.
 	XminAge *int64
 	// Connections counts the connections of the process by their state in pg_stat_activity.
@@ -67,7 +69,10 @@ type Sender interface {
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
-const selectSlotMeasures = `select s.spill_bytes, r.plugin::text, (j ->> 'failover')::boolean, (j ->> 'synced')::boolean
+// selectSlotMeasures counts the connections of workers that copy slots to standbys, which name themselves so, perhaps after cluster_name.
+// Everybody may see that name. Whether a standby has its copy can only be asked there.
+const selectSlotMeasures = `select s.spill_bytes, r.plugin::text, (j ->> 'failover')::boolean, (j ->> 'synced')::boolean,
+		case when (j ->> 'failover')::boolean then (select count(*) from pg_stat_activity where application_name like '%slotsync worker') end
 	from pg_replication_slots r cross join to_jsonb(r) as j left join pg_stat_replication_slots s using (slot_name) where slot_name = $1`
 
 // selectXminAge sees the horizons of all sessions, also without pg_read_all_stats. A session of another database holds nothing of ours, a
@@ -149,7 +154,7 @@ func queueTimeIndexed(b *pgx.Batch, s Source, m *Measurement) {
 
 func queueStatistics(b *pgx.Batch, s Source, q MeasureQuery, m *Measurement) {
 	b.Queue(selectSlotMeasures, s.Slot).Query(func(rows pgx.Rows) error {
-		_, err := pgx.ForEachRow(rows, []any{&m.Spilled, &m.Plugin, &m.Failover, &m.Synced}, func() error { return nil })
+		_, err := pgx.ForEachRow(rows, []any{&m.Spilled, &m.Plugin, &m.Failover, &m.Synced, &m.SyncStandbys}, func() error { return nil })
 		return err
 	})
 	b.Queue(selectXminAge).QueryRow(func(row pgx.Row) error { return row.Scan(&m.XminAge) })
