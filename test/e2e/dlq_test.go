@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -14,6 +15,31 @@ import (
 // told is how long a person who changes something waits at most until the connector that runs has done its part: it is told,
 // and would look by itself only every 30 s.
 const told = time.Second
+
+// reported checks the report of TestPersonActs: the last minute is in it, because the process has ended. What a person has killed has died
+// by the log, and is nobody's failure.
+func (w *world) reported(output string) {
+	w.t.Helper()
+	var r struct {
+		Sinks []struct {
+			Period, Budget struct{ Events int }
+			Died           int
+			Dead           int `json:"dead_letters"`
+		}
+		Failures []any
+		Stages   any
+		Unknown  []string
+	}
+	if err := json.Unmarshal([]byte(output), &r); err != nil || len(r.Sinks) != 1 {
+		w.t.Errorf("the report: %v in %s", err, output)
+		return
+	}
+	s := r.Sinks[0]
+	if s.Period.Events != 6 || s.Budget.Events != 6 || s.Died != 3 || s.Dead != 1 || len(r.Failures) == 0 || r.Stages != nil ||
+		!slices.Equal(r.Unknown, []string{"the slowest stage: no instance streams"}) {
+		w.t.Errorf("the report:\n%s", output)
+	}
+}
 
 // A person looks at dead letters, retries and discards them, gives up on what waits, and pauses the sink, while the connector runs.
 func TestPersonActs(t *testing.T) {
@@ -133,6 +159,8 @@ func TestPersonActs(t *testing.T) {
 			t.Errorf("the log of %s says %s, want %s", id, got, want)
 		}
 	}
+	run("report", 0, "DEAD LETTERS", "FAILED TRIES", "SLOWEST STAGES\nOf the instance that streams, pid ")
 	c.term()
+	w.reported(run("report --since 1h -o json", 0))
 	w.verify(expectation{retried: map[string]int{first: 1}, status: map[string]string{second: "discarded", third: "dead"}})
 }
