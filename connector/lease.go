@@ -1,11 +1,14 @@
 package connector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -20,7 +23,13 @@ const (
 	// leaseAnswer is how long an answer may take before the question is asked over another connection. It is longer than the
 	// connection's lock_timeout, so that an answer that waits for a lock says so.
 	leaseAnswer = 2500 * time.Millisecond
+	// unansweredFor is how long PostgreSQL may answer nothing at all before the session ends. The connection of the stream may look whole
+	// meanwhile: if the network is cut in one direction only, our reports may still arrive, and keep the slot from another process.
+	unansweredFor = 12 * time.Second
 )
+
+// errUnanswered ends a session that may hold the slot while it cannot ask PostgreSQL for anything.
+var errUnanswered = fmt.Errorf("PostgreSQL has answered nothing for %s", unansweredFor)
 
 // lease keeps a process that was frozen, or is cut off from PostgreSQL, from sending messages beside its successor. The slot alone
 // does not: such a process still holds events that it has read. So a lane begins a Deliver only if a question that was sent less than
@@ -73,9 +82,10 @@ type leaseConnection interface {
 	close()
 }
 
-// keepLease renews the lease until ctx ends. It returns an error, which ends the session, only if another session has taken over.
+// keepLease renews the lease until ctx ends. It returns an error, which ends the session, only if another session has taken over, or if
+// PostgreSQL answers nothing.
 func (s *session) keepLease(ctx context.Context) error {
-	report := leaseReport{c: s.c, good: time.Now()}
+	report := leaseReport{c: s.c, good: time.Now(), answered: time.Now()}
 	if wait := time.Until(s.lease.notBefore); wait > 0 {
 		s.c.cfg.Logger.Info("waiting before the first Deliver: the session before did not sign off, and may still send", "slot", s.c.cfg.Source.Slot,
 			"wait", wait.Round(time.Millisecond).String())
@@ -86,8 +96,12 @@ func (s *session) keepLease(ctx context.Context) error {
 		if errors.Is(err, checkpoint.ErrFenced) {
 			return fmt.Errorf("lease: %w", err)
 		}
-		if ctx.Err() == nil {
-			report.failed(err, time.Now())
+		if ctx.Err() != nil {
+			return nil
+		}
+		report.failed(err, time.Now())
+		if time.Since(report.answered) >= unansweredFor {
+			return fmt.Errorf("%w: %w", errUnanswered, err)
 		}
 		_ = sleep(ctx, time.Until(began.Add(leaseEvery))) // the loop sees that ctx has ended
 	}
@@ -96,28 +110,29 @@ func (s *session) keepLease(ctx context.Context) error {
 
 // keepLeaseOver makes a connection and renews the lease over it, until an error or the end of ctx.
 func (s *session) keepLeaseOver(ctx context.Context, report *leaseReport) error {
-	connecting, cancel := context.WithTimeout(ctx, hangAfter)
+	connecting, cancel := context.WithTimeoutCause(ctx, report.patience(hangAfter), fmt.Errorf("no connection within %s", hangAfter))
 	defer cancel()
 	conn, err := s.c.db.openLease(connecting)
 	if err != nil {
-		return err
+		return cmp.Or(context.Cause(connecting), err)
 	}
 	defer conn.close()
 	for {
-		sent := time.Now()
-		if err := s.askForLease(ctx, conn, sent); err != nil {
+		began := time.Now()
+		if err := s.askForLease(ctx, conn, report.patience(leaseAnswer)); err != nil {
 			return err
 		}
 		report.renewed(time.Now())
-		if err := sleep(ctx, time.Until(sent.Add(leaseEvery))); err != nil {
+		if err := sleep(ctx, time.Until(began.Add(leaseEvery))); err != nil {
 			return err
 		}
 	}
 }
 
 // askForLease asks once, and wakes the lanes if they had no lease.
-func (s *session) askForLease(ctx context.Context, conn leaseConnection, now time.Time) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, leaseAnswer, fmt.Errorf("PostgreSQL has not answered within %s", leaseAnswer))
+func (s *session) askForLease(ctx context.Context, conn leaseConnection, patience time.Duration) error {
+	sent := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("PostgreSQL has not answered within %s", leaseAnswer))
 	defer cancel()
 	epoch, err := conn.epoch(ctx)
 	switch {
@@ -129,7 +144,7 @@ func (s *session) askForLease(ctx context.Context, conn leaseConnection, now tim
 		return fmt.Errorf("the epoch is %d, ours is %d: %w", epoch, s.reader.start.Epoch, checkpoint.ErrFenced)
 	}
 	had := s.lease.wait(time.Now()) == 0
-	s.lease.renew(now)
+	s.lease.renew(sent)
 	if !had {
 		for _, l := range s.lanes {
 			l.ask(0)
@@ -141,9 +156,16 @@ func (s *session) askForLease(ctx context.Context, conn leaseConnection, now tim
 // leaseReport says in health and log that there is no lease: degraded at first, and failed from failAfter on, as for any other call to
 // PostgreSQL that gets no answer.
 type leaseReport struct {
-	c    *Connector
-	good time.Time // of the last answer
-	told bool      // the log has said that there is no lease
+	c        *Connector
+	good     time.Time // when the lease was renewed last
+	answered time.Time // when PostgreSQL answered last, be it with an error
+	told     bool      // the log has said that there is no lease
+}
+
+// patience returns how long to wait for a step that may take this long: not much beyond the end of the session. After the process was frozen
+// for long, one question is asked all the same.
+func (r *leaseReport) patience(step time.Duration) time.Duration {
+	return min(step, max(time.Second, time.Until(r.answered.Add(unansweredFor))))
 }
 
 func (r *leaseReport) renewed(now time.Time) {
@@ -153,11 +175,14 @@ func (r *leaseReport) renewed(now time.Time) {
 		r.c.cfg.Logger.Info("messages are sent again: PostgreSQL answers whether another process has taken over", "slot", r.c.cfg.Source.Slot,
 			"waited", now.Sub(r.good).Round(time.Second).String())
 	}
-	r.good = now
+	r.good, r.answered = now, now
 }
 
 func (r *leaseReport) failed(err error, now time.Time) {
 	r.c.noteLogin(err)
+	if _, ok := errors.AsType[*pgconn.PgError](err); ok {
+		r.answered = now
+	}
 	waited := now.Sub(r.good)
 	if waited < hangAfter {
 		return

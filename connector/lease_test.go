@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -258,12 +260,12 @@ func TestLeaseLostForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newLeaseBench(t)
 		time.Sleep(10*time.Second + 1)
-		away := errors.New("too many clients already")
+		var away error = &pgconn.PgError{Severity: "FATAL", Code: "53300", Message: "too many clients already"}
 		b.away.Store(&away)
 		for second, want := range map[int]string{
 			4:  "",
-			6:  "degraded no message is sent: for 6s PostgreSQL has not said whether another process has taken over: too many clients already",
-			11: "failed no message is sent: for 11s PostgreSQL has not said whether another process has taken over: too many clients already",
+			6:  "degraded no message is sent: for 6s PostgreSQL has not said whether another process has taken over: FATAL: too many clients already (SQLSTATE 53300)",
+			11: "failed no message is sent: for 11s PostgreSQL has not said whether another process has taken over: FATAL: too many clients already (SQLSTATE 53300)",
 		} {
 			time.AfterFunc(time.Duration(second)*time.Second, func() {
 				if got := b.health(); got != want {
@@ -282,6 +284,35 @@ func TestLeaseLostForLong(t *testing.T) {
 			t.Errorf("ended with %v; the log says\n%s", err, &b.log)
 		}
 	})
+}
+
+// If PostgreSQL answers nothing, the session ends: it may hold the slot all the same, if the network is cut in one direction only.
+func TestLeaseUnanswered(t *testing.T) {
+	t.Parallel()
+	refused := errors.New("connection refused")
+	for name, breaks := range map[string]func(*leaseBench){
+		"hangs":   func(b *leaseBench) { b.hangs.Store(1000) },
+		"refused": func(b *leaseBench) { b.away.Store(&refused) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newLeaseBench(t)
+				time.Sleep(10*time.Second - 1) // the last answer comes at 9.5 s
+				breaks(b)
+				began := time.Now()
+				time.AfterFunc(time.Minute, b.stop) // so that it ends at all
+				err := <-b.ended
+				if took := time.Since(began) + leaseEvery; !errors.Is(err, errUnanswered) || took < unansweredFor || took > unansweredFor+time.Second {
+					t.Errorf("ended after %s with %v", took, err)
+				}
+				if !strings.HasPrefix(b.health(), "failed no message is sent: for 12s") {
+					t.Error(b.health())
+				}
+				b.stop()
+			})
+		})
+	}
 }
 
 // Another epoch ends the session.
@@ -347,6 +378,53 @@ func TestUncleanEndBeforeTheSessionBefore(t *testing.T) {
 			if got := next.lease.wait(time.Now()); got != leaseFor*3/4 {
 				t.Errorf("the session before ended clean %t: waits %s, want %s", clean, got, leaseFor*3/4)
 			}
+		}
+	})
+}
+
+// The lease counts from the question, however long the answer takes.
+func TestLeaseFromTheQuestion(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaseBench(t)
+		b.takes.Store(int64(leaseFor - leaseEvery))
+		time.Sleep(leaseFor - leaseEvery + 1)
+		synctest.Wait()
+		if !b.held() {
+			t.Error("the first answer gives no lease")
+		}
+		time.Sleep(leaseEvery)
+		if b.held() {
+			t.Error("the first lease lasts too long")
+		}
+		b.stop()
+		<-b.ended
+	})
+}
+
+// A sink whose lanes have no lease makes the reader wait, and is not slow.
+func TestSlowRuleWithoutALease(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		shared := func(id int32) *sharedSink { return &sharedSink{id: id} }
+		lanes := map[int32][]*lane{1: {newLane(shared(1), 0, rowSource{}, nil)}, 2: {newLane(shared(2), 0, rowSource{}, nil)}}
+		lanes[2][0].shown.idle.Store(true)
+		var waits atomic.Int32
+		waits.Store(1)
+		slow := newSlowRule(checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0), &waits, lanes, 10*time.Second)
+		slow.lease = newLease()
+		for range 2 * slowTicks {
+			slow.tick()
+		}
+		if lanes[1][0].asks.Load() != 0 {
+			t.Error("its arrivals are parked")
+		}
+		slow.lease.renew(time.Now())
+		for range slowTicks/2 + 1 {
+			slow.tick()
+		}
+		if lanes[1][0].asks.Load() != askPark {
+			t.Error("it is slow with a lease, and its arrivals are not parked")
 		}
 	})
 }

@@ -312,8 +312,9 @@ func (s *session) stopDelivering(err error, crew *crew) {
 	if s.stream.Broken() || errors.Is(err, checkpoint.ErrFenced) { // another process may have the slot now
 		crew.endDeliver(err)
 	}
-	if errors.Is(err, replication.ErrServerStopping) || errors.Is(err, errRecorderStopped) {
-		// The server is shutting down and waits until we close the connection. Nothing can be recorded any more.
+	if errors.Is(err, replication.ErrServerStopping) || errors.Is(err, errRecorderStopped) || errors.Is(err, errUnanswered) {
+		// The server is shutting down and waits until we close the connection, or another process waits for the slot. Nothing can be
+		// recorded any more.
 		s.stream.Close()
 		crew.endDeliver(err)
 		crew.endWork(err)

@@ -111,7 +111,8 @@ type hook struct {
 
 	mu    sync.Mutex
 	got   []delivery
-	first map[string]time.Time // when the first message was kept, by the path of the URL
+	first map[string]time.Time   // when the first message was kept, by the path of the URL
+	came  map[string][]time.Time // when each request came, by the path of the URL
 }
 
 // firstAt is when the first message that was sent to this path of the URL was kept; zero if none was.
@@ -119,6 +120,20 @@ func (h *hook) firstAt(path string) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.first[path]
+}
+
+// requests returns when requests to this path of the URL came.
+func (h *hook) requests(path string) []time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.came[path])
+}
+
+// note notes that a request has come.
+func (h *hook) note(path string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.came[path] = append(h.came[path], time.Now())
 }
 
 // answer is how a receiver meets one request.
@@ -143,9 +158,10 @@ func newHook(t testing.TB, names topics) *hook {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hook{first: map[string]time.Time{}}
+	h := &hook{first: map[string]time.Time{}, came: map[string][]time.Time{}}
 	h.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		h.asked.Add(1)
+		h.note(r.URL.Path)
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the sender was killed

@@ -242,36 +242,3 @@ func TestConnectionsCut(t *testing.T) {
 	c.ready("leader")
 	c.term()
 }
-
-// The leader is cut off from PostgreSQL without either side being told. The server gives up on it after
-// wal_sender_timeout, which the connector sets to 15 s, and the second instance takes over.
-func TestLeaderPartitioned(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, worldOptions{})
-	proxy, err := servers.NewProxy(w.pg.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { proxy.Close() })
-	direct := w.source["dsn"]
-	w.source["dsn"] = through(t, w.dsn, proxy.Addr())
-	first := w.connector()
-	w.source["dsn"] = direct
-	second := w.connector()
-	first.start()
-	first.ready("leader")
-	second.start()
-	second.ready("standby")
-	l := w.load(load{writers: 3, aggregates: 10, rate: 50})
-	w.deliveredAtLeast(20*time.Second, 50)
-	proxy.Stall(servers.ToServer, servers.ToClient)
-	second.readyWithin(18*time.Second, "leader")
-	w.deliveredAtLeast(20*time.Second, w.delivered()+50)
-	proxy.Resume()
-	first.ready("standby")
-	l.stop()
-	w.verify(expectation{faults: 1})
-	second.term()
-	first.readyWithin(5*time.Second, "leader")
-	first.term()
-}
