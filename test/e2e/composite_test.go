@@ -36,7 +36,7 @@ func TestCompositeAll(t *testing.T) {
 			l := w.load(load{writers: 3, aggregates: 12, rate: 150})
 			for i := range kills {
 				c.start()
-				c.ready("leader")
+				w.deliveredAtLeast(20*time.Second, w.delivered()+1)
 				passes(t, time.Duration(random.IntN(400))*time.Millisecond)
 				if i == 1 {
 					w.crashDestination("redis_stream")

@@ -172,7 +172,7 @@ func (w *retentionWorld) kill() {
 	w.faults++
 	passes(w.t, time.Duration(w.random.IntN(500))*time.Millisecond)
 	w.c.start()
-	passes(w.t, time.Second)
+	passes(w.t, 3*time.Second) // its first Deliver waits for 2 s
 }
 
 func (w *retentionWorld) crash() {
