@@ -89,6 +89,9 @@ func (c *Connector) awaitChange(ctx context.Context, conn listener, s *session) 
 			return fmt.Errorf("wait for notifications: %w", err)
 		}
 		notice, ok := ledger.Schema(c.cfg.Source.LedgerSchema).ParseNotice(n.Payload)
+		if ok && notice.Settles != "" && notice.Settles == c.cfg.Source.Slot {
+			s.tracker.WriteIdle() // a command wants to know; see admin.Verify
+		}
 		if !ok || s.bySink[notice.Processor] == nil {
 			continue
 		}

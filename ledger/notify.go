@@ -17,7 +17,13 @@ const changedChannel = "outbox_changed"
 const (
 	retrySuffix = ":retry"
 	rowsMark    = ":rows:"
+	settlesMark = "settles:"
 )
+
+// AskSettled makes the connector of a slot write down how far its stream is settled, also if it is idle and would not write for that alone.
+func (s Schema) AskSettled(ctx context.Context, db Execer, slot string) error {
+	return s.notify(ctx, db, fmt.Sprintf("%s:%s%s", s, settlesMark, slot))
+}
 
 // notifyChanged wakes the lanes of a sink when the transaction commits.
 func (s Schema) notifyChanged(ctx context.Context, tx Execer, processor int32) error {
@@ -62,6 +68,8 @@ type Notice struct {
 	Retry bool
 	// Rows says by how much the numbers of the sink's rows have changed. Its Transaction is 0 if the notice does not tell.
 	Rows RowChange
+	// Settles is the slot whose connector is to write down how far the stream is settled; the rest is zero then.
+	Settles string
 }
 
 // ParseNotice reads a notification's payload. ok is false if it speaks of another ledger, or was sent by a version of which this one
@@ -70,6 +78,9 @@ func (s Schema) ParseNotice(payload string) (n Notice, ok bool) {
 	id, ok := strings.CutPrefix(payload, string(s)+":")
 	if !ok {
 		return Notice{}, false
+	}
+	if slot, asks := strings.CutPrefix(id, settlesMark); asks {
+		return Notice{Settles: slot}, true
 	}
 	id, rows, counted := strings.Cut(id, rowsMark)
 	if counted {

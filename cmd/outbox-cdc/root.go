@@ -40,6 +40,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newInitCommand(environ),
 		newDestroyCommand(environ),
 		newSkipCommand(environ),
+		newVerifyCommand(environ),
 		newDemoCommand(),
 		newValidateCommand(environ),
 		newRouteCommand(environ),

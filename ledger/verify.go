@@ -1,0 +1,202 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+)
+
+// OutboxVerify compares the whole outbox with the ledger, for all sinks of a slot at once. What is missing is what missing.go says, with the
+// slot's prefix as the base. Missing looks for each event in the indexes, which suits a chunk of rows. This reads the tables once, and
+// joins them by hash, which suits all rows.
+type OutboxVerify struct {
+	*outboxShape
+	schema Schema
+}
+
+// VerifyQuery says what Compare compares.
+type VerifyQuery struct {
+	Slot       string
+	Processors []int32
+	// Since leaves out rows of earlier times, if the table has times; zero for all.
+	Since time.Time
+	// Filters are conditions on the columns of the outbox: those of jobs. Unknown.Matches says which of them a row satisfies.
+	Filters []string
+	Witness Witness
+}
+
+// Unknown is an event of which the ledger does not say what has become of it at a sink.
+type Unknown struct {
+	Processor                                           int32
+	ID, AggregateType, AggregateID, EventType, TenantID string
+	CreatedAt                                           *time.Time // nil if the table has no times, or the row has none that is finite
+	Seen                                                bool       // the row could be seen at the moment of the witness
+	Matches                                             []bool     // for each of the query's filters
+}
+
+// VerifyPoint is how far the stream was settled when Compare read the tables.
+type VerifyPoint struct {
+	Prefix    checkpoint.Position
+	Confirmed pglogrepl.LSN
+	// Decides says that the stream is settled beyond the query's witness: an unknown event that could be seen then will not come any more.
+	Decides bool
+	// LogDroppedUntil is the end of the newest partition of the log that was dropped with rows in it, the zero time if none was: what has
+	// become of earlier events cannot be known.
+	LogDroppedUntil time.Time
+}
+
+// OpenVerify looks at the outbox's columns in the catalogs.
+func (s Schema) OpenVerify(ctx context.Context, db Querier, t OutboxTable) (*OutboxVerify, error) {
+	shape, err := s.openShape(ctx, db, t)
+	if err != nil {
+		return nil, err
+	}
+	return &OutboxVerify{shape, s}, nil
+}
+
+// Timed reports whether the table has the times of its events.
+func (v *OutboxVerify) Timed() bool { return v.timeType != "" }
+
+// ReadWitness returns the witness of now.
+func (s Schema) ReadWitness(ctx context.Context, db Querier) (w Witness, err error) {
+	err = db.QueryRow(ctx, "select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text").Scan(&w.Snapshot, &w.LSN)
+	if err != nil {
+		return w, fmt.Errorf("ask how far the server has written: %w", err)
+	}
+	return w, nil
+}
+
+// selectPoint is read in the snapshot of the comparison.
+const selectPoint = `select prefix_lsn, prefix_index, confirmed_lsn, slot_epoch, confirmed_lsn >= $2::text::pg_lsn, (select log_dropped_until from ledger.outbox_retention),
+		pg_snapshot_xmax(pg_current_snapshot())::text
+	from ledger.outbox_checkpoints where slot_name = $1 and state = 'ready' and num_nulls(prefix_lsn, prefix_index, confirmed_lsn) = 0`
+
+// planVerify gives the hashes room, and keeps the planner, which cannot know how few rows are unknown, from looking for each row in the
+// indexes.
+const planVerify = "set transaction isolation level repeatable read, read only; set local enable_nestloop = off; set local enable_mergejoin = off; set local work_mem = '64MB'; set local jit = off; set local plan_cache_mode = force_custom_plan"
+
+// Compare calls take for each event and each sink where the event is unknown, in no order. It reads all in one snapshot and keeps nothing in
+// memory.
+func (v *OutboxVerify) Compare(ctx context.Context, db Beginner, q VerifyQuery, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
+	var p VerifyPoint
+	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, planVerify); err != nil {
+			return err
+		}
+		var slotEpoch int32
+		var dropped *time.Time
+		var nextXid string
+		err := tx.QueryRow(ctx, v.schema.statement(selectPoint), q.Slot, q.Witness.LSN).
+			Scan(&p.Prefix.LSN, &p.Prefix.Index, &p.Confirmed, &slotEpoch, &p.Decides, &dropped, &nextXid)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("slot %q: %w", q.Slot, errNotReady)
+		} else if err != nil {
+			return err
+		}
+		if dropped != nil {
+			p.LogDroppedUntil = *dropped
+		}
+		args := []any{p.Prefix.LSN, p.Prefix.Index, slotEpoch, q.Processors, nextXid, q.Witness.Snapshot}
+		if !q.Since.IsZero() {
+			args = append(args, q.Since)
+		}
+		rows, err := tx.Query(ctx, v.statement(&q), args...)
+		if err != nil {
+			return err
+		}
+		var u Unknown
+		_, err = pgx.ForEachRow(rows, []any{&u.Processor, &u.ID, &u.AggregateType, &u.AggregateID, &u.EventType, &u.TenantID, &u.CreatedAt, &u.Seen, &u.Matches}, func() error {
+			return take(&p, &u)
+		})
+		return err
+	})
+	if err != nil {
+		return p, fmt.Errorf("compare %s.%s with the ledger: %w", v.table.Schema, v.table.Name, err)
+	}
+	return p, nil
+}
+
+// statement compares in two steps. An event that was streamed at or before the prefix is settled for every sink, or is not owed to it: most
+// events are of that kind, and one join leaves them out for all sinks. What is left is compared for each sink. A log row of an epoch before
+// the slot was made is of a stream that has ended, and counts as before the prefix. Rows of processor 0 are of no sink, and of each.
+func (v *OutboxVerify) statement(q *VerifyQuery) string {
+	t := &v.table
+	where := v.column(t.ID) + " is not null"
+	if !q.Since.IsZero() && v.timeType != "" {
+		where += fmt.Sprintf(" and %s >= $7::timestamptz::%s", v.column(t.CreatedAt), v.timeType)
+	}
+	created := "null::timestamptz"
+	if v.timeType != "" {
+		created = fmt.Sprintf("case when isfinite(%[1]s) then %[1]s::timestamptz end", v.column(t.CreatedAt))
+	}
+	matches := []string{}
+	for _, f := range q.Filters {
+		matches = append(matches, "coalesce(("+f+"\n), false)")
+	}
+	// The schema is put only into our own parts: the name of a column may be anything.
+	candidates := fmt.Sprintf(`with candidate as materialized (select o.* from (select %s as event_id, %s as aggregate_type, %s as aggregate_id, %s as event_type, %s as tenant_id, %s as created_at,
+			t.xmin as xid, array[%s]::boolean[] as matches from %s t where %s offset 0) o`, v.id.event, v.text(t.AggregateType), v.text(t.AggregateID), v.text(t.EventType), v.text(t.TenantID), created,
+		strings.Join(matches, ", "), pgx.Identifier{t.Schema, t.Name}.Sanitize(), where)
+	return candidates + v.schema.statement(` where not exists (select from ledger.outbox_delivery_log l where l.event_id = o.event_id and l.tx_index >= 0
+				and (l.epoch < $3 or (l.commit_lsn, l.tx_index) <= ($1, $2)))
+			and not exists (select from ledger.outbox_parked p where p.event_id = o.event_id and p.tx_index >= 0 and (p.commit_lsn, p.tx_index) <= ($1, $2))),
+		wanted as (select s.processor, c.* from candidate c cross join unnest($4::int[]) as s (processor))
+		select w.processor, concat(w.event_id), w.aggregate_type, w.aggregate_id, w.event_type, w.tenant_id, w.created_at,
+			pg_visible_in_snapshot(greatest($5::text::bigint - (($5::text::bigint - w.xid::text::bigint) & 4294967295), 0)::text::xid8, $6::text::pg_snapshot), w.matches
+		from wanted w
+		where not exists (select from ledger.outbox_delivery_log l where l.event_id = w.event_id and (l.processor_id = w.processor or l.processor_id = 0) and l.status in ('delivered', 'dead', 'discarded'))
+			and not exists (select from ledger.outbox_parked p where p.event_id = w.event_id and (p.processor_id = w.processor or p.processor_id = 0))`)
+}
+
+// VerifySink is a sink as a comparison needs it.
+type VerifySink struct {
+	Processor int32
+	Name      string
+	// Since is the time before which events are not owed to the sink, nil if all are.
+	Since *time.Time
+	// Unfinished says that a job of the sink still walks the outbox, and may park what is unknown.
+	Unfinished bool
+	// Filters are the conditions of the sink's jobs. Rows from before Filed that do not satisfy them are not owed.
+	Filters []string
+	Filed   []time.Time // of the jobs that have the filters
+}
+
+// VerifySinks reads the sinks of a connector.
+func (s Schema) VerifySinks(ctx context.Context, db Querier, connector string) ([]VerifySink, error) {
+	rows, err := db.Query(ctx, s.statement(`select p.id, processor_name, case when isfinite(since) then since end, coalesce(bool_or(b.status <> 'done'), false),
+			coalesce(array_agg(b.filter ->> 'where' order by b.id) filter (where b.filter ->> 'where' <> ''), '{}'),
+			coalesce(array_agg(b.created_at order by b.id) filter (where b.filter ->> 'where' <> ''), '{}')
+		from ledger.outbox_processors p left join ledger.outbox_backlog b on b.processor_id = p.id and b.mode = 'missing'
+		where connector = $1 group by p.id order by p.id`), connector)
+	if err != nil {
+		return nil, fmt.Errorf("read the sinks: %w", err)
+	}
+	sinks, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v VerifySink, err error) {
+		err = row.Scan(&v.Processor, &v.Name, &v.Since, &v.Unfinished, &v.Filters, &v.Filed)
+		return v, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the sinks: %w", err)
+	}
+	return sinks, nil
+}
+
+// Settled reports whether the stream of a slot is settled beyond a witness, and whether somebody streams from the slot.
+func (s Schema) Settled(ctx context.Context, db Querier, slot string, w Witness) (settled, streamed bool, err error) {
+	err = db.QueryRow(ctx, s.statement(`select coalesce(confirmed_lsn >= $2::text::pg_lsn, false), coalesce((select active from pg_replication_slots r where r.slot_name = c.slot_name), false)
+		from ledger.outbox_checkpoints c where slot_name = $1`), slot, w.LSN).Scan(&settled, &streamed)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, false, fmt.Errorf("slot %q: %w", slot, errNotReady)
+	}
+	if err != nil {
+		return false, false, fmt.Errorf("read how far slot %q is settled: %w", slot, err)
+	}
+	return settled, streamed, nil
+}
