@@ -13,7 +13,7 @@ import (
 
 // The states of a checkpoint.
 const (
-	Building = "building" // init is making its slot
+	Building = "building" // init or resync is making its slot
 	ready    = "ready"    // its slot can be streamed from
 )
 
@@ -25,8 +25,8 @@ type Checkpoint struct {
 	Confirmed pglogrepl.LSN       // what may be confirmed to the server
 	Epoch     int32               // each session raises it
 	SlotEpoch int32               // the epoch when the slot was made
-	// Older says that the checkpoint is building, although it holds a position already: that of an earlier slot of the same name.
-	Older bool
+	// Rebuilding says that the checkpoint is building, although it holds a position already: that of the slot which resync replaces.
+	Rebuilding bool
 
 	batchSeq int64 // each transaction of the recorder raises it
 	// incomplete says that a column which a ready checkpoint needs is null.
@@ -51,7 +51,7 @@ func (s Schema) selectCheckpoint(ctx context.Context, db Querier, slot string) (
 			num_nulls(system_identifier, timeline, prefix_lsn, prefix_index, confirmed_lsn) > 0
 		from ledger.outbox_checkpoints where slot_name = $1`), slot).
 		Scan(&c.State, &c.SystemIdentifier, &c.Timeline, &c.DatabaseOID, &c.DatabaseName, &c.Hosts, &c.Prefix.LSN, &c.Prefix.Index,
-			&c.Confirmed, &c.Epoch, &c.SlotEpoch, &c.Older, &c.batchSeq, &c.incomplete)
+			&c.Confirmed, &c.Epoch, &c.SlotEpoch, &c.Rebuilding, &c.batchSeq, &c.incomplete)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -70,9 +70,9 @@ func (s Schema) BeginCheckpoint(ctx context.Context, db Execer, slot string) err
 	return nil
 }
 
-// HoldsRowsBeyond reports whether outbox_parked holds streamed rows at or beyond a position, which another slot has left.
+// HoldsRowsBeyond reports whether outbox_parked holds rows at or beyond a position, which another slot has left.
 func (s Schema) HoldsRowsBeyond(ctx context.Context, db Querier, point pglogrepl.LSN) (holds bool, err error) {
-	err = db.QueryRow(ctx, s.statement("select exists (select from ledger.outbox_parked where commit_lsn >= $1 and tx_index >= 0)"), point).Scan(&holds)
+	err = db.QueryRow(ctx, s.statement("select exists (select from ledger.outbox_parked where commit_lsn >= $1)"), point).Scan(&holds)
 	if err != nil {
 		return false, fmt.Errorf("look for parked rows of another history: %w", err)
 	}

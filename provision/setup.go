@@ -26,9 +26,13 @@ type SetupConfig struct {
 	ReplicationDSN string
 	// MakesTables says that the login of DSN is going to run migrations before Setup, so it needs the rights for that.
 	MakesTables bool
-	// SkipBacklog leaves the rows undelivered that are in the table when the slot is made. Without it, Setup refuses a table
-	// that holds rows.
-	SkipBacklog bool
+	// Connector is the connector's name, and Processors are its sinks. Setup registers them.
+	Connector  string
+	Processors []ledger.Processor
+	// Backlog says what becomes of the rows that are in the table when the slot is made.
+	Backlog Backlog
+	// Parked says what becomes of what the ledger still owes to sinks when the slot is made.
+	Parked ParkedChoice
 	// Timeout bounds two waits, each by itself: the wait for another Setup or Destroy of the same slot, and then the wait of
 	// the slot's creation for open transactions. 0 means a minute.
 	Timeout time.Duration
@@ -38,6 +42,16 @@ type SetupConfig struct {
 	// WaitingForLock is called with a description of the connection that makes or drops the same slot, if Setup has to wait for its end. It may
 	// be nil.
 	WaitingForLock func(holder string)
+
+	// step is called with the name of each step that is done. It is for tests.
+	step func(name string)
+}
+
+// did tells that a step is done.
+func (c *SetupConfig) did(step string) {
+	if c.step != nil {
+		c.step(step)
+	}
 }
 
 // SetupResult says what Setup has made. What it has not made was there before.
@@ -46,6 +60,9 @@ type SetupResult struct {
 	SlotCreated        bool
 	FailoverSet        bool          // a slot that was there is a failover slot now
 	ConsistentPoint    pglogrepl.LSN // of a new slot: every transaction that commits from here on is delivered
+	Jobs               int           // how many sinks have a job for the rows from before the slot
+	Rows               Estimate      // how many rows each job compares
+	Discarded          int64         // how many parked events were given up
 	Warnings           []string      // about what is no reason to refuse
 }
 
@@ -91,11 +108,13 @@ func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupRes
 	}
 	switch {
 	case f.state != slotReady:
-		result.ConsistentPoint, err = makeSlot(ctx, conn, cfg, f)
-		result.SlotCreated = err == nil
+		err = makeSlot(ctx, conn, cfg, newSlot{existing: f, begin: beginFirst, finish: finishFirst}, &result)
 	case f.needsFailover(cfg.Source):
 		err = setFailover(ctx, cfg, f.slot)
 		result.FailoverSet = err == nil
+	}
+	if err == nil && f.state == slotReady {
+		err = register(ctx, conn, cfg)
 	}
 	if err != nil {
 		return result, err
@@ -133,6 +152,12 @@ func Plan(ctx context.Context, cfg SetupConfig) ([]string, error) {
 	if f.state == slotReady && f.needsFailover(cfg.Source) {
 		steps = append(steps, fmt.Sprintf("make replication slot %s a failover slot", cfg.Slot))
 	}
+	if f.state != slotReady {
+		steps = append(steps, cfg.parkedStep(f.owed)...)
+		if cfg.Backlog.Some {
+			steps = append(steps, jobsStep(cfg, f.rows))
+		}
+	}
 	return steps, nil
 }
 
@@ -151,7 +176,10 @@ type existing struct {
 	table       *Table // nil if it does not exist
 	publication bool
 	state       slotState
-	slot        *slotRow // nil if there is none
+	slot        *slotRow           // nil if there is none
+	checkpoint  *ledger.Checkpoint // nil if there is none
+	rows        Estimate           // rows of the outbox that a job will compare
+	owed        int                // parked events, counted up to owedLimit
 }
 
 // needsFailover reports whether the slot that exists has to be made a failover slot.
@@ -164,36 +192,16 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 	var f existing
 	var p problems
 	var err error
-	if f.server, err = checkServer(ctx, conn, &p); err != nil {
+	if err := f.inspectServer(ctx, conn, cfg, &p); err != nil {
 		return f, err
 	}
-	f.server.Hosts = cfg.Hosts
-	checkFailover(cfg.Source, f.server, &p)
-	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&f.publication)
-	if err != nil {
-		return f, err
-	}
-	repl, err := replication.ParseDSN(replication.ReplicationDSNKey, cfg.ReplicationDSN)
-	if err != nil {
-		p = append(p, err)
-	} else if err := checkReplicationUser(ctx, conn, repl.User, &p); err != nil {
-		return f, err
+	f.state = judge(cfg.Source, f.server, f.slot, f.checkpoint, &p)
+	if f.state != slotReady {
+		if err := checkOwed(ctx, conn, cfg, &f, &p); err != nil {
+			return f, err
+		}
 	}
 	before := len(p)
-	if err := checkInitRights(ctx, conn, cfg, f, &p); err != nil || len(p) > before {
-		return f, errors.Join(err, p.join()) // the login cannot read what is looked at below
-	}
-	slot, err := readSlot(ctx, conn, cfg.Slot)
-	if err != nil {
-		return f, err
-	}
-	c, err := readCheckpoint(ctx, conn, cfg.Source)
-	if err != nil {
-		return f, err
-	}
-	f.slot = slot
-	f.state = judge(cfg.Source, f.server, slot, c, &p)
-	before = len(p)
 	// A table that does not exist is no mistake here: Plan may be asked before the migrations have run.
 	if f.table, err = checkNamedTable(ctx, conn, cfg.Source, &p); err != nil {
 		return f, err
@@ -208,32 +216,45 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 			p.add(exitcode.Config, "columns of %s are generated, and a publication leaves such columns out by default: %s; create it yourself, and run init again: "+
 				"%s: see docs/table.md#generated", cfg.Table, strings.Join(f.table.generated, ", "), generatedPublicationSQL(cfg.Source))
 		}
-		if fits && f.state != slotReady && !cfg.SkipBacklog {
-			filled, err := holdsRows(ctx, conn, cfg.Source)
-			if err != nil {
+		if fits && f.state != slotReady {
+			if f.rows, err = checkBacklog(ctx, conn, cfg.Source, cfg.Backlog, &p); err != nil {
 				return f, err
 			}
-			if filled {
-				p = append(p, backlogProblem(cfg.Source))
-			}
 		}
+	}
+	if f.state != slotReady && cfg.Backlog.Some && len(cfg.Processors) == 0 {
+		p.add(exitcode.Config, "the configuration has no sinks, and a backlog is delivered to the sinks that it has; add them, or write --backlog none")
 	}
 	return f, p.join()
 }
 
-// holdsRows reports whether the outbox holds a row. It reads one row at most.
-func holdsRows(ctx context.Context, db ledger.Querier, s Source) (bool, error) {
-	var filled bool
-	if err := db.QueryRow(ctx, "select exists (select from "+s.table()+")").Scan(&filled); err != nil {
-		return false, fmt.Errorf("look for rows in %s: %w", s.Table, err)
+// inspectServer looks at the server, the rights of the logins, the slot and its checkpoint. It adds what is wrong to p. Its own error means
+// that the rest cannot be looked at.
+func (e *existing) inspectServer(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, p *problems) (err error) {
+	if e.server, err = checkServer(ctx, conn, p); err != nil {
+		return err
 	}
-	return filled, nil
-}
-
-// backlogProblem is the error for a table with rows that were written before the slot.
-func backlogProblem(s Source) error {
-	return exitcode.Errorf(exitcode.Config, "table %s holds rows from before the slot, which the stream never carries; "+
-		`run "outbox-cdc init --backlog none" to leave them undelivered, or empty the table`, s.Table)
+	e.server.Hosts = cfg.Hosts
+	checkFailover(cfg.Source, e.server, p)
+	err = conn.QueryRow(ctx, "select exists (select from pg_publication where pubname = $1)", cfg.Publication).Scan(&e.publication)
+	if err != nil {
+		return err
+	}
+	repl, err := replication.ParseDSN(replication.ReplicationDSNKey, cfg.ReplicationDSN)
+	if err != nil {
+		*p = append(*p, err)
+	} else if err := checkReplicationUser(ctx, conn, repl.User, p); err != nil {
+		return err
+	}
+	before := len(*p)
+	if err := checkInitRights(ctx, conn, cfg, *e, p); err != nil || len(*p) > before {
+		return errors.Join(err, p.join()) // the login cannot read what is looked at below
+	}
+	if e.slot, err = readSlot(ctx, conn, cfg.Slot); err != nil {
+		return err
+	}
+	e.checkpoint, err = readCheckpoint(ctx, conn, cfg.Source)
+	return err
 }
 
 // lockSlot opens a connection for SQL that holds the advisory lock of the slot's name. The lock ends with the connection.
@@ -260,61 +281,8 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 	return conn, nil
 }
 
-// makeSlot makes the slot and its checkpoint. If a step fails, it drops the slot again, because a slot that nobody reads makes
-// the server keep WAL for ever. The checkpoint may be left in the state "building"; the next Setup then begins again.
-func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, f existing) (_ pglogrepl.LSN, err error) {
-	if err := cfg.ledger().BeginCheckpoint(ctx, conn, cfg.Slot); err != nil {
-		return 0, err
-	}
-	repl, err := connectReplication(ctx, cfg.ReplicationDSN)
-	if err != nil {
-		return 0, err
-	}
-	defer closeReplication(ctx, repl)
-	sys, err := pglogrepl.IdentifySystem(ctx, repl)
-	if err != nil {
-		return 0, fmt.Errorf("identify system: %w", err)
-	}
-	if sys.SystemID != f.server.SystemIdentifier || sys.DBName != f.server.DatabaseName {
-		return 0, exitcode.Errorf(exitcode.Config, "the dsn leads to database %q of cluster %s, the one for replication to %q of %s; correct source.replication_dsn",
-			f.server.DatabaseName, f.server.SystemIdentifier, sys.DBName, sys.SystemID)
-	}
-	if f.state == slotHalf {
-		if err := dropSlot(ctx, repl, cfg.Slot); err != nil {
-			return 0, err
-		}
-	}
-	point, snapshot, err := createSlot(ctx, repl, conn, cfg)
-	if err != nil {
-		return 0, err
-	}
-	defer func() {
-		if err != nil {
-			err = joinDrop(ctx, err, repl, cfg.Slot)
-		}
-	}()
-	if !cfg.SkipBacklog {
-		if err := checkSnapshot(ctx, conn, cfg.Source, snapshot); err != nil {
-			return 0, err
-		}
-	}
-	now := f.server.Identity
-	now.Timeline = sys.Timeline
-	return point, setReady(ctx, conn, cfg.Source, now, point)
-}
-
-// checkSnapshot refuses if the outbox holds rows that the slot will not send. The slot's snapshot shows exactly what has
-// committed before its consistent point. inspect has looked before and found no row, but others may have written some while
-// the slot was made.
-func checkSnapshot(ctx context.Context, conn *pgx.Conn, s Source, snapshot string) error {
-	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "set transaction snapshot "+quoteLiteral(snapshot)); err != nil {
-			return fmt.Errorf("take the snapshot of slot %q: %w", s.Slot, err)
-		}
-		filled, err := holdsRows(ctx, tx, s)
-		if err == nil && filled {
-			return backlogProblem(s)
-		}
-		return err
-	})
+// register registers the sinks of a connector whose slot is ready.
+func register(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) error {
+	_, err := cfg.ledger().RegisterProcessors(ctx, conn, cfg.Connector, cfg.Processors)
+	return err
 }

@@ -25,8 +25,7 @@ type slotRow struct {
 
 // StartAnew ends a message about a slot that cannot go on. It says what to do once the cause is mended, and reads well after a
 // comma too.
-const StartAnew = `compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; ` +
-	"docs/slot.md#lost-slot has the steps"
+const StartAnew = `run "outbox-cdc resync", which makes the slot anew and delivers what is missing; see docs/slot.md#lost-slot`
 
 // readSlot returns nil if there is no such slot. It reads columns that only newer servers have from the row as JSON. wal_status
 // comes before conflicting, because PostgreSQL 16 also shows a slot whose WAL was removed as conflicting.
@@ -78,8 +77,8 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 	case c == nil:
 		p.add(exitcode.SlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
 			`drop it (select pg_drop_replication_slot('%s')), or set source.slot to another name`, s.Slot, s.Slot)
-	case c.Older:
-		p.add(exitcode.SlotLost, "the checkpoint of slot %q is half made, and tells of an older slot; "+StartAnew, s.Slot)
+	case c.Rebuilding:
+		p.add(exitcode.SlotLost, `slot %q is being made anew: if a resync is at work, wait for it, else run "outbox-cdc resync" again, which goes on from there`, s.Slot)
 	case c.State == ledger.Building && slot == nil:
 		return slotAbsent
 	case c.State == ledger.Building:

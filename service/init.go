@@ -28,9 +28,10 @@ type InitOptions struct {
 	// source.dsn. If it is of another login than that, Init also grants the login of source.dsn what the connector
 	// needs.
 	AdminDSN string
-	// SkipBacklog leaves the rows that are in the outbox when the slot is made undelivered. Without it, Init refuses to
-	// make a slot if there are such rows.
-	SkipBacklog bool
+	// Backlog says what becomes of the rows that are in the outbox when the slot is made.
+	Backlog provision.Backlog
+	// Parked says what becomes of what the ledger still owes to sinks when the slot is made.
+	Parked provision.ParkedChoice
 	// Partitioned makes an event_outbox that is partitioned by UTC day. Init refuses it where a plain one exists, and for a mapped table.
 	Partitioned bool
 	// Timeout bounds each of two waits: for another process that makes or drops the same things, and for open transactions when
@@ -51,6 +52,13 @@ type InitResult struct {
 	FailoverSet        bool     `json:"failover_set"` // of a slot that was there
 	// ConsistentPoint is the LSN from which on a new slot delivers what commits.
 	ConsistentPoint string `json:"consistent_point,omitempty"`
+	// Jobs is how many sinks have a job that delivers the rows from before the slot, and Rows about how many rows each of them compares.
+	// RowsCounted says that the number is exact.
+	Jobs        int   `json:"jobs,omitempty"`
+	Rows        int64 `json:"rows,omitempty"`
+	RowsCounted bool  `json:"rows_counted,omitempty"`
+	// Discarded is how many parked events were given up.
+	Discarded int64 `json:"discarded,omitempty"`
 	// Deletes says what a connector with this configuration deletes, as Deletes does.
 	Deletes []string `json:"deletes"`
 	// Warnings name what should be mended, but is no reason to refuse.
@@ -76,7 +84,10 @@ func initAll(ctx context.Context, cfg config.Config, o InitOptions) (InitResult,
 
 func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (InitResult, error) {
 	result := InitResult{Deletes: Deletes(cfg)}
-	setup := setupConfig(cfg, o)
+	setup, err := setupWithSinks(cfg, o)
+	if err != nil {
+		return result, err
+	}
 	if _, err := plan(ctx, cfg, setup, o); err != nil {
 		return result, err
 	}
@@ -116,13 +127,17 @@ func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (Init
 	result.PublicationCreated, result.SlotCreated, result.FailoverSet = made.PublicationCreated, made.SlotCreated, made.FailoverSet
 	if made.SlotCreated {
 		result.ConsistentPoint = made.ConsistentPoint.String()
+		result.Jobs, result.Rows, result.RowsCounted, result.Discarded = made.Jobs, made.Rows.Rows, made.Rows.Exact, made.Discarded
 	}
-	return result, registerSinks(ctx, cfg, setup, made)
+	return result, nil
 }
 
 // InitPlan returns in words, a step each, what Init would do. It changes nothing.
 func InitPlan(ctx context.Context, cfg config.Config, o InitOptions) ([]string, error) {
-	setup := setupConfig(cfg, o)
+	setup, err := setupWithSinks(cfg, o)
+	if err != nil {
+		return nil, err
+	}
 	steps, err := plan(ctx, cfg, setup, o)
 	if err != nil {
 		return nil, replication.ExplainUnreachable(err)
@@ -218,16 +233,22 @@ func checkPartitioned(s provision.Source, o InitOptions) error {
 }
 
 func setupConfig(cfg config.Config, o InitOptions) provision.SetupConfig {
-	s := source(cfg)
-	if o.AdminDSN == "" { // else source.dsn may be that of the owner, who may reach the server by another name
-		s.Hosts = dsn.Hosts(string(cfg.Source.DSN))
-	}
 	return provision.SetupConfig{
-		Source:         s,
+		Source:         sourceOf(cfg, o.AdminDSN),
 		DSN:            cmp.Or(o.AdminDSN, string(cfg.Source.DSN)),
 		ReplicationDSN: string(cfg.Source.ReplicationDSN),
-		SkipBacklog:    o.SkipBacklog, Timeout: o.Timeout, Waiting: o.Waiting, WaitingForLock: o.WaitingForLock,
+		Connector:      cfg.Name, Backlog: o.Backlog, Parked: o.Parked, Timeout: o.Timeout, Waiting: o.Waiting, WaitingForLock: o.WaitingForLock,
 	}
+}
+
+// sourceOf is source with the hosts by which the connector reaches the server. With an administrator's connection string these are unknown:
+// source.dsn may be that of the owner, who may reach the server by another name.
+func sourceOf(cfg config.Config, adminDSN string) provision.Source {
+	s := source(cfg)
+	if adminDSN == "" {
+		s.Hosts = dsn.Hosts(string(cfg.Source.DSN))
+	}
+	return s
 }
 
 func source(cfg config.Config) provision.Source {
@@ -279,22 +300,24 @@ func grant(ctx context.Context, cfg config.Config, setup provision.SetupConfig) 
 	return provision.Grant(ctx, setup.DSN, setup.Source, role)
 }
 
-// registerSinks writes the sinks into outbox_processors. Only the sinks of a first start are owed the events that were in the
-// outbox before; that is why the processors have FromStart.
-func registerSinks(ctx context.Context, cfg config.Config, setup provision.SetupConfig, made provision.SetupResult) error {
-	fromStart := made.SlotCreated && !setup.SkipBacklog
-	var processors []ledger.Processor
+// setupWithSinks returns the configuration of a Setup that registers the sinks.
+func setupWithSinks(cfg config.Config, o InitOptions) (setup provision.SetupConfig, err error) {
+	setup = setupConfig(cfg, o)
+	setup.Processors, err = processorsOf(cfg)
+	return setup, err
+}
+
+// processorsOf returns the sinks in the form in which the ledger registers them.
+func processorsOf(cfg config.Config) ([]ledger.Processor, error) {
 	sinks, err := buildSinks(cfg, BuildOptions{})
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var processors []ledger.Processor
 	for _, s := range sinks {
-		processors = append(processors, ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, FromStart: fromStart})
+		processors = append(processors, ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom})
 	}
-	return provision.WithConn(ctx, setup.DSN, setup.Source, func(conn *pgx.Conn) error {
-		_, err := ledger.Schema(setup.LedgerSchema).RegisterProcessors(ctx, conn, cfg.Name, processors)
-		return err
-	})
+	return processors, nil
 }
 
 // migrationError attaches the exit code to an error of the migrations that no further try can mend.

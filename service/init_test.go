@@ -19,6 +19,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
@@ -108,11 +109,11 @@ func TestInitAndDestroy(t *testing.T) {
 	}
 	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('a', '1', 'e', '{}')")
 	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
-	exitcodetest.Want(t, err, exitcode.Config, "holds rows", "--backlog none")
+	exitcodetest.Want(t, err, exitcode.Config, "holds 1 row", "--backlog none")
 	if w.text("select count(*)::text from pg_class where relname = 'outbox_parked'") != "0" {
 		t.Error("a refusal made tables")
 	}
-	if _, err = Init(pgtest.Context(t), w.cfg, InitOptions{SkipBacklog: true}); err != nil {
+	if _, err = Init(pgtest.Context(t), w.cfg, InitOptions{Backlog: provision.Backlog{None: true}}); err != nil {
 		t.Error(err)
 	}
 	if got := w.text("select (since > now() - interval '1 minute')::text from outbox_processors"); got != "true" {

@@ -15,12 +15,11 @@ import (
 
 func newInitCommand(environ []string) *cobra.Command {
 	var (
-		path, dsn, backlog string
-		dryRun, printSQL   bool
-		partitioned        bool
-		failover           bool
-		output             outputFormat
-		timeout            time.Duration
+		path, dsn, backlog, parked string
+		dryRun, printSQL           bool
+		partitioned, failover      bool
+		output                     outputFormat
+		timeout                    time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -34,17 +33,28 @@ the least privileges included; then init runs with the connector's own.
 
 It says what a connector with this configuration will delete, and when (retention.outbox, retention.ledger).
 
-An outbox that holds rows is refused, because the stream carries only what commits once there is a slot. --backlog none
-leaves those rows undelivered.`,
+The stream carries only what commits once there is a slot, so an outbox that holds rows already is refused, unless
+--backlog says what becomes of them: all are delivered, none, those since a time (since:7d, since:2024-05-31), or those
+that an SQL condition names ("where:tenant_id = 'a'"). init files a job for each sink, and "outbox-cdc run" works on
+the jobs: it delivers the rows in the order of their time, and new events wait behind them.
+
+If the ledger still owes events to sinks from before, --parked says what becomes of them: keep delivers them, discard
+gives them up. In a copy of a database discard is right, because the original delivers them.`,
 		Example: `  outbox-cdc init --config outbox.yaml
+  outbox-cdc init --config outbox.yaml --backlog since:7d
   outbox-cdc init --config outbox.yaml --print-sql | psql "$OUTBOX_ADMIN_URL"`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.check(); err != nil {
 				return err
 			}
-			if backlog != "" && backlog != "none" {
-				return usageError("no backlog %q; write none", backlog)
+			rows, err := parseBacklog(backlog, time.Now())
+			if err != nil {
+				return err
+			}
+			choice, err := parseParked(parked)
+			if err != nil {
+				return err
 			}
 			if timeout <= 0 {
 				return usageError("no timeout %s; write how long to wait, such as 1m", timeout)
@@ -67,13 +77,8 @@ leaves those rows undelivered.`,
 				}
 			}
 			o := service.InitOptions{
-				AdminDSN: owner, SkipBacklog: backlog == "none", Partitioned: partitioned, Timeout: timeout,
-				WaitingForLock: reportLock(cmd),
-				Waiting: func(blockers []provision.Blocker) {
-					for _, b := range blockers {
-						fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the end of %s\n", b)
-					}
-				},
+				AdminDSN: owner, Backlog: rows, Parked: choice, Partitioned: partitioned, Timeout: timeout,
+				WaitingForLock: reportLock(cmd), Waiting: reportBlockers(cmd),
 			}
 			switch {
 			case printSQL:
@@ -107,7 +112,8 @@ leaves those rows undelivered.`,
 	adminFlag(cmd, &dsn)
 	output.register(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already; none: they stay undelivered")
+	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already: all, none, since:`time` or where:condition")
+	parkedFlag(cmd, &parked)
 	flags.BoolVar(&failover, "failover", false, "make the slot one that standbys have a copy of (PostgreSQL 17 and later), as source.failover; see docs/failover.md")
 	flags.BoolVar(&partitioned, "partitioned", false, "make event_outbox partitioned by UTC day, for high rates; see docs/partitions.md")
 	flags.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
@@ -142,6 +148,8 @@ func initText(r service.InitResult) string {
 	if r.FailoverSet {
 		b.WriteString("made the replication slot a failover slot\n")
 	}
+	discardedText(&b, r.Discarded)
+	jobsText(&b, r.Jobs, provision.Estimate{Rows: r.Rows, Exact: r.RowsCounted})
 	if b.Len() == 0 {
 		return "everything was there already\n"
 	}
@@ -151,7 +159,7 @@ func initText(r service.InitResult) string {
 // reportLock returns a function that says on stderr which other session the command waits for.
 func reportLock(cmd *cobra.Command) func(holder string) {
 	return func(holder string) {
-		fmt.Fprintf(cmd.ErrOrStderr(), "waiting for another init or destroy: %s\n", holder)
+		fmt.Fprintf(cmd.ErrOrStderr(), "waiting for another init, resync or destroy: %s\n", holder)
 	}
 }
 

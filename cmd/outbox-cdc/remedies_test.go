@@ -44,7 +44,7 @@ func TestRemediesExist(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"init --backlog", "destroy", "dlq kill --all", "events list --status --sink"} {
+	for _, want := range []string{"init --backlog", "destroy", "resync --backlog --parked", "events list --status --sink"} {
 		if !checked[want] {
 			t.Errorf("no mention of %q was found: are they still looked for where they stand?", want)
 		}

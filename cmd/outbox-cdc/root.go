@@ -38,6 +38,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 	root.AddCommand(
 		newRunCommand(environ),
 		newInitCommand(environ),
+		newResyncCommand(environ),
 		newDestroyCommand(environ),
 		newSkipCommand(environ),
 		newVerifyCommand(environ),

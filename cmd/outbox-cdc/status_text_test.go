@@ -104,7 +104,7 @@ var screens = map[string]func(*admin.Status){
 	"lost": func(s *admin.Status) {
 		s.Level = monitoring.LevelFailed
 		s.Slot = &admin.StatusSlot{Name: "shop_outbox", State: admin.SlotLost, Invalidated: "wal_removed", WALStatus: "lost"}
-		s.ToDo = []admin.StatusToDo{{Level: monitoring.LevelFailed, What: `replication slot "shop_outbox" was invalidated (wal_removed): WAL that it needs may be gone; mend the cause, compare the table with outbox_delivery_log, then run "outbox-cdc destroy" and "outbox-cdc init --backlog none"; docs/slot.md#lost-slot has the steps`}}
+		s.ToDo = []admin.StatusToDo{{Level: monitoring.LevelFailed, What: `replication slot "shop_outbox" was invalidated (wal_removed): WAL that it needs may be gone; mend the cause, run "outbox-cdc resync", which makes the slot anew and delivers what is missing; see docs/slot.md#lost-slot`}}
 	},
 	"missing": func(s *admin.Status) {
 		s.Level, s.Slot = monitoring.LevelFailed, &admin.StatusSlot{Name: "shop_outbox", State: admin.SlotMissing}

@@ -195,7 +195,7 @@ func TestSlotMadeAnew(t *testing.T) {
 	c.term()
 	w.insert(10)
 	w.exec("select pg_drop_replication_slot($1)", w.slot)
-	c.refuses(exitcode.SlotLost, w.slot, "is gone", "outbox-cdc init --backlog none", "docs/slot.md#lost-slot")
+	c.refuses(exitcode.SlotLost, w.slot, "is gone", "outbox-cdc resync", "docs/slot.md#lost-slot")
 	if n := ask[int](w, "select count(*) from pg_replication_slots where slot_name = $1", w.slot); n != 0 {
 		t.Error("somebody has replaced the slot")
 	}
@@ -256,8 +256,8 @@ func TestSlotLostWhileStreaming(t *testing.T) {
 	}
 	w.exec("checkpoint")
 	c.exits(20*time.Second, exitcode.SlotLost)
-	c.says(w.slot, "was invalidated", "outbox-cdc init --backlog none", "docs/slot.md#lost-slot")
-	c.refuses(exitcode.SlotLost, w.slot, "outbox-cdc init --backlog none", "docs/slot.md#lost-slot")
+	c.says(w.slot, "was invalidated", "outbox-cdc resync", "docs/slot.md#lost-slot")
+	c.refuses(exitcode.SlotLost, w.slot, "outbox-cdc resync", "docs/slot.md#lost-slot")
 	if status := ask[string](w, "select wal_status from pg_replication_slots where slot_name = $1", w.slot); status != "lost" {
 		t.Errorf("wal_status is %s: somebody has replaced the slot", status)
 	}
