@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers dashboards clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers dashboards clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -38,6 +38,9 @@ e2e: ## run the end-to-end tests only
 test-observe: ## scrape a connector in trouble with Prometheus, ask all that the dashboard asks, see alerts fire and be silent, 20 minutes, on a machine that does nothing else
 	scripts/deps
 	go test ./test/observe -count=1 -v -parallel 1 -timeout 90m -args -full -out $(CURDIR)/bin/observe
+
+test-failover: ## promote standbys of several versions of PostgreSQL under a connector, 3 minutes
+	go test $(E2E) -run '^TestFailover' -count=1 -v -timeout 20m -args -failover
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
 	scripts/fuzz $(FUZZTIME)

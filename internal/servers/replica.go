@@ -28,6 +28,25 @@ func StartReplica(ctx context.Context, primary *Postgres, settings map[string]st
 	})
 }
 
+// standbySlot is the physical slot of the only standby that a primary has.
+const standbySlot = "standby"
+
+// StandbySettings are those of a standby that is meant for a failover, as PostgreSQL's documentation advises: it streams through a physical
+// slot, with hot_standby_feedback, and from PostgreSQL 17 on with sync_replication_slots.
+func StandbySettings(primary *Postgres) map[string]string {
+	settings := map[string]string{"hot_standby_feedback": "on", "primary_slot_name": standbySlot, "wal_receiver_status_interval": "1s"}
+	if major, _, _ := strings.Cut(primary.version, "."); major >= "17" {
+		settings["sync_replication_slots"] = "on"
+	}
+	return settings
+}
+
+// MakeStandbySlot makes the physical slot that StandbySettings name, unless p has it from a time before.
+func (p *Postgres) MakeStandbySlot(ctx context.Context) error {
+	return p.exec(ctx, "select pg_create_physical_replication_slot('"+standbySlot+"', true) "+
+		"where not exists (select from pg_replication_slots where slot_name = '"+standbySlot+"')")
+}
+
 // RestoreBackup makes a base backup of original, and starts it as a server of its own on a new timeline, as somebody does who restores a
 // backup. It has everything that was committed before the call, and no replication slot.
 func RestoreBackup(ctx context.Context, original *Postgres, settings map[string]string) (*Postgres, error) {
