@@ -43,22 +43,28 @@ var errUnanswered = fmt.Errorf("PostgreSQL has answered nothing for %s", unanswe
 // The wall clock is looked at as well, because the monotonic clock stands still in a machine that is suspended. If the wall clock was
 // put back there is no lease until the next answer.
 type lease struct {
-	notBefore time.Time                     // no Deliver begins before this; set before the lanes start
-	sent      atomic.Pointer[time.Time]     // when the last question was sent that has found the epoch ours; nil: none has
-	wall      func(now time.Time) time.Time // the wall clock; a test sets another one
+	notBefore time.Time                  // no Deliver begins before this; zero: no session before may be alive. Set before the lanes start
+	asked     atomic.Pointer[leaseAsked] // the last question that has found the epoch ours; nil: none has
+	wall      func(now time.Time) int64  // the wall clock in nanoseconds; a test sets another one
 }
 
-func newLease() *lease {
-	return &lease{wall: func(now time.Time) time.Time { return now.Round(0) }}
+// leaseAsked is when a question was sent, by both clocks.
+type leaseAsked struct {
+	at   time.Time
+	wall int64
 }
+
+func newLease() *lease { return &lease{wall: time.Time.UnixNano} }
 
 // wait returns 0 if a Deliver may begin now, or else for how long to wait before asking again. Safe for all goroutines.
 func (l *lease) wait(now time.Time) time.Duration {
-	if wait := l.notBefore.Sub(now); wait > 0 {
-		return wait
+	if !l.notBefore.IsZero() {
+		if wait := l.notBefore.Sub(now); wait > 0 {
+			return wait
+		}
 	}
-	if sent := l.sent.Load(); sent != nil && now.Sub(*sent) < leaseFor {
-		if by := l.wall(now).Sub(l.wall(*sent)); by >= 0 && by < leaseFor {
+	if asked := l.asked.Load(); asked != nil && now.Sub(asked.at) < leaseFor {
+		if by := time.Duration(l.wall(now) - asked.wall); by >= 0 && by < leaseFor {
 			return 0
 		}
 	}
@@ -66,7 +72,7 @@ func (l *lease) wait(now time.Time) time.Duration {
 }
 
 // renew notes that a question that was sent at this time has found the epoch ours.
-func (l *lease) renew(sent time.Time) { l.sent.Store(&sent) }
+func (l *lease) renew(sent time.Time) { l.asked.Store(&leaseAsked{sent, l.wall(sent)}) }
 
 // leaseDatabase is PostgreSQL as the lease needs it.
 type leaseDatabase interface {

@@ -23,7 +23,7 @@ import (
 // lastingLease returns a lease that does not end.
 func lastingLease() *lease {
 	l := newLease()
-	l.wall = func(time.Time) time.Time { return time.Time{} }
+	l.wall = func(time.Time) int64 { return 0 }
 	l.renew(time.Now().AddDate(100, 0, 0))
 	return l
 }
@@ -48,15 +48,14 @@ func TestLease(t *testing.T) {
 		"it cannot send any more":        {after: time.Second, notBefore: time.Second},
 	} {
 		l := newLease()
-		wall := l.wall
-		l.wall = func(now time.Time) time.Time {
+		l.wall = func(now time.Time) int64 {
 			if now != sent {
-				return wall(now).Add(tt.suspended)
+				return now.Add(tt.suspended).UnixNano()
 			}
-			return wall(now)
+			return now.UnixNano()
 		}
 		l.notBefore = sent.Add(tt.notBefore)
-		if got := l.wait(sent.Add(max(tt.after, 1))); l.sent.Load() == nil && got == 0 {
+		if got := l.wait(sent.Add(max(tt.after, 1))); l.asked.Load() == nil && got == 0 {
 			t.Errorf("%s: there is a lease before the first answer", name)
 		}
 		l.renew(sent)
@@ -106,13 +105,7 @@ func TestFrozenBeforeDeliver(t *testing.T) {
 		b.delivery.ParkAfter, b.sharedSink.lease = 10*time.Second, l
 		l.renew(time.Now())
 		var frozen, thawed atomic.Int64
-		wall := l.wall
-		l.wall = func(now time.Time) time.Time {
-			if at := l.sent.Load(); at != nil && *at == now {
-				return wall(now)
-			}
-			return wall(now).Add(time.Duration(frozen.Load()))
-		}
+		l.wall = func(now time.Time) int64 { return now.UnixNano() + frozen.Load() }
 		b.fast = func() bool { // the lane looks at the stream after it has looked at the lease
 			if len(b.arrivals.list) > 0 && b.lease.wait(time.Now()) == 0 && thawed.Load() == 0 {
 				frozen.Store(int64(time.Hour))

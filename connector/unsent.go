@@ -52,9 +52,10 @@ func leavesNothing(lanes []*lane, t *checkpoint.Tracker, seenBefore pglogrepl.LS
 }
 
 // leave writes into the checkpoint that the session has ended clean, if it has: everything that was sent is in the ledger. If that
-// cannot be written, no harm is done: the next session takes more messages than necessary for possible repetitions.
+// cannot be written, no harm is done: the next session takes more messages than necessary for possible repetitions. A session that ends
+// while the one before it may still have a lease does not sign off, because its successor would deliver at once.
 func (s *session) leave(ctx context.Context) {
-	if !leavesNothing(s.lanes, s.tracker, s.reader.seenBefore) {
+	if !leavesNothing(s.lanes, s.tracker, s.reader.seenBefore) || time.Now().Before(s.lease.notBefore) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
