@@ -57,3 +57,26 @@ func (s Schema) Continue(ctx context.Context, db interface {
 		return s.FileJobs(ctx, tx, c.Jobs)
 	})
 }
+
+// Adoption is what a person says of a database that is not the one of the checkpoint: the outbox goes on here.
+type Adoption struct {
+	Identity
+	// Another says that it is another database, so that the log's rows from before say nothing of events at the same positions here.
+	Another bool
+	Epoch   int32 // of the checkpoint
+}
+
+// Adopt writes into the checkpoint which database it is of. It returns an error if a session has begun since the epoch was read.
+func (s Schema) Adopt(ctx context.Context, db Execer, slot string, a Adoption) error {
+	tag, err := db.Exec(ctx, s.statement(`update ledger.outbox_checkpoints set system_identifier = $3, timeline = $4, database_oid = nullif($5::oid, 0),
+			database_name = nullif($6, ''), source_hosts = nullif($7, ''), slot_epoch = case when $8 then epoch + 1 else slot_epoch end, updated_at = clock_timestamp()
+		where slot_name = $1 and epoch = $2 and state = 'ready'`),
+		slot, a.Epoch, a.SystemIdentifier, a.Timeline, a.DatabaseOID, a.DatabaseName, a.Hosts, a.Another)
+	if err != nil {
+		return fmt.Errorf("write which database the checkpoint of slot %q is of: %w", slot, err)
+	}
+	if tag.RowsAffected() != 1 {
+		return fmt.Errorf("write which database the checkpoint of slot %q is of: %w", slot, checkpoint.ErrFenced)
+	}
+	return nil
+}

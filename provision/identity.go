@@ -36,6 +36,11 @@ func HasNewTimeline(now, then ledger.Identity) bool {
 	return now.Timeline != then.Timeline && now.Timeline != 0
 }
 
+// isAnother reports whether this is another database than the one of the checkpoint, whose positions mean nothing here.
+func isAnother(now, then ledger.Identity) bool {
+	return now.SystemIdentifier != then.SystemIdentifier || now.DatabaseOID != then.DatabaseOID && now.DatabaseOID != 0 && then.DatabaseOID != 0
+}
+
 // sameHosts reports whether the server is reached by the hosts of before. An adopted one is.
 func sameHosts(now, then ledger.Identity) bool {
 	return now.Hosts == then.Hosts || now.Hosts == "" || then.Timeline == 0
@@ -56,8 +61,8 @@ func CheckIdentity(slot string, now, then ledger.Identity) error {
 
 // goOnHere and goOnAnew say how to go on with a database that differs, whose slot can or cannot be streamed from.
 const (
-	goOnHere = "to go on with it, " + StartAnew
-	goOnAnew = "the slot is not here: to go on with it, " + StartAnew
+	goOnHere = `if the outbox goes on here, run "outbox-cdc adopt"; if this is a copy beside its original, see docs/copies.md`
+	goOnAnew = "the slot is not here, so adopt does not do: if this is a copy beside its original, see docs/copies.md; if the outbox goes on here, " + StartAnew
 )
 
 // isHere reports whether the slot can be streamed from in this database.

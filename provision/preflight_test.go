@@ -144,7 +144,7 @@ func TestPreflightAfterSetup(t *testing.T) {
 		},
 		"a checkpoint of another cluster": {
 			before: []string{"update outbox_checkpoints set system_identifier = '7'"},
-			code:   exitcode.SlotLost, words: []string{"system identifier 7", StartAnew},
+			code:   exitcode.SlotLost, words: []string{"system identifier 7", `run "outbox-cdc adopt"`},
 		},
 		"a slot of another plugin": {
 			before: []string{"select pg_drop_replication_slot('SLOT')", "select pg_create_logical_replication_slot('SLOT', 'test_decoding')"},

@@ -42,6 +42,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newDestroyCommand(environ),
 		newSkipCommand(environ),
 		newVerifyCommand(environ),
+		newAdoptCommand(environ),
 		newDemoCommand(),
 		newValidateCommand(environ),
 		newRouteCommand(environ),
