@@ -14,6 +14,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
@@ -126,6 +127,14 @@ func TestFailoverSlot(t *testing.T) {
 	if r := o.setup(); !r.SlotCreated || r.FailoverSet || o.failover() != "true" {
 		t.Errorf("Setup = %+v, and failover is %s", r, o.failover())
 	}
+	// A slot that is made anew in its place is one too, whatever the configuration says.
+	o.cfg.Failover = false
+	o.cfg.Connector, o.cfg.Processors = "orders", []ledger.Processor{{Name: "a", Type: "stdout"}}
+	again, err := Resync(pgtest.Context(t), ResyncConfig{SetupConfig: o.cfg})
+	if err != nil || !again.SlotCreated || o.failover() != "true" {
+		t.Errorf("Resync = %+v, %v, and failover is %s", again, err, o.failover())
+	}
+	wantWarnings(t, again.Warnings, empty)
 }
 
 // A slot from which somebody streams cannot be changed. Setup says so, and what to do.

@@ -54,6 +54,7 @@ func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, n newSlot, r
 	}
 	cfg.did("building")
 	if n.slot != nil {
+		cfg.Failover = cfg.Failover || n.slot.failover // "init --failover" may have made it so, without the configuration
 		if err := dropSlot(ctx, repl, cfg.Slot); err != nil {
 			return err
 		}
