@@ -28,6 +28,8 @@ import (
 //
 // The reader calls Begin, Full, Room, Add, Commit, Idle and WriteIdle; the recorder Progress, Settle, Settled and Publish;
 // anybody the rest.
+//
+// Jobs wait until everything up to an LSN is settled: see through.go.
 type Tracker struct {
 	mu       sync.Mutex
 	ring     []entry // entry n is at ring[n % len(ring)]
@@ -43,6 +45,8 @@ type Tracker struct {
 	lagSince  time.Time     // commit time of the last transaction that was settled; see Snapshot
 	idle      pglogrepl.LSN // what a keepalive allows to confirm; not in end, because a keepalive alone must not cause a checkpoint write
 	open      bool          // between Begin and Commit
+	seen      pglogrepl.LSN // everything that commits before this LSN was added
+	through   []throughWait // who waits until it is settled
 
 	room     chan struct{} // filled by Publish, when entries may have left the ring
 	progress chan struct{} // filled when there may be something to confirm without a new outcome
@@ -127,9 +131,9 @@ type Transaction struct {
 // Commit notes the end of the transaction whose events were added since the last Commit.
 func (t *Tracker) Commit(tx Transaction) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	t.open = false
-	t.written = max(t.written, tx.EndLSN)
+	t.written, t.seen = max(t.written, tx.EndLSN), max(t.seen, tx.EndLSN)
 	if t.next > t.head {
 		e := t.at(t.next - 1)
 		e.end = max(e.end, tx.EndLSN)
@@ -148,8 +152,11 @@ func (t *Tracker) Commit(tx Transaction) {
 // and no transaction is open, and Idle reports whether it counted. The next checkpoint covers it.
 func (t *Tracker) Idle(lsn pglogrepl.LSN) bool {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	t.written = max(t.written, lsn)
+	if !t.open {
+		t.seen = max(t.seen, lsn)
+	}
 	if t.next > t.head || t.open {
 		return false
 	}
@@ -227,7 +234,7 @@ func (t *Tracker) Settled() Watermark {
 // Publish makes a watermark the truth, after the checkpoint row that holds it was committed. Nothing else moves Confirmed.
 func (t *Tracker) Publish(m Watermark) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	for ; t.head < m.entries; t.head++ {
 		e := t.at(t.head)
 		// A Commit may have been read since the watermark was taken. Its end waits for the next one.

@@ -59,6 +59,20 @@ type Source struct {
 	LedgerSchema string `yaml:"ledger_schema"`
 	// Columns are the names of the outbox's columns.
 	Columns Columns `yaml:"columns"`
+	// OrderBy names the columns by which a backlog is walked, the oldest event first; by default created_at, if there is one. The id
+	// always comes last.
+	OrderBy []string `yaml:"order_by"`
+}
+
+// Order returns the columns by which a backlog is walked: OrderBy, or the default.
+func (s *Source) Order() []string {
+	switch {
+	case len(s.OrderBy) > 0:
+		return s.OrderBy
+	case s.Columns.CreatedAt != "":
+		return []string{s.Columns.CreatedAt, s.Columns.ID}
+	}
+	return []string{s.Columns.ID}
 }
 
 // Columns names the column of the outbox for each field of an event. If an optional name is empty, the outbox has no such column.

@@ -18,7 +18,7 @@ import (
 // a token and gets none would be worse than an error. Indexes are written as [].
 var notBuilt = []string{
 	"http.token",
-	"source.order_by", "source.on_slot_loss",
+	"source.on_slot_loss",
 	"sinks[].backlog", "sinks[].exactly_once",
 }
 

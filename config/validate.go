@@ -108,6 +108,13 @@ func (v *validator) source(s *Source) {
 		{"correlation_id", s.Columns.CorrelationID, true},
 		{"causation_id", s.Columns.CausationID, true},
 	}
+	for i, name := range s.OrderBy {
+		path := fmt.Sprintf("source.order_by[%d]", i)
+		v.identifier(path, name)
+		if slices.Contains(s.OrderBy[:i], name) {
+			v.mistake(path, "column %q is named twice", name)
+		}
+	}
 	for _, c := range columns {
 		switch path := "source.columns." + c.key; {
 		case c.name != "":

@@ -68,7 +68,8 @@ type Source struct {
 	Table          string // schema.table
 	LedgerSchema   string
 	Columns        decoder.Columns
-	Failover       bool // standbys are to have a copy of the slot
+	Failover       bool     // standbys are to have a copy of the slot
+	OrderBy        []string // columns by which a backlog is walked
 }
 
 // Sink describes one destination.

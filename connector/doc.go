@@ -21,6 +21,8 @@
 //     outbox_parked; lane_record.go: what the recorder has of it;
 //   - read_parked.go: the rows of outbox_parked as lanes see them; large.go and floor.go: which of them are read when;
 //     lane_away.go: which of them are due as soon as the destination answers again;
+//   - backlog.go: a job, which parks rows of the outbox that the stream does not carry; backlog_state.go: what it and the lanes tell each
+//     other; backlog_postgres.go: what it reads; lane_asks.go: what others ask of a lane;
 //   - breaker.go: when a sink is left alone; budget.go: how many of its messages may die;
 //   - check.go: how a sink is looked at without a message; checkstate.go: what that has found;
 //   - slow.go: when the reader no longer waits for a slow sink;
@@ -51,6 +53,8 @@
 //	Deliver (1 a      its lane has ended, and the sink answers   the batch it was given, until it returns
 //	lane)             or the deadline passes
 //	read (≤ 1 a lane) the rows are there, or its lane ends       its snapshot of outbox_parked
+//	backlog job (≤ 1  the job is done, or reading ends           the job's cursor
+//	a sink)
 //	recorder (1)      its channel is closed and empty, or work   the ledger's connection, the settled side of the tracker
 //	                  ends
 //	keeper (1, and 1  reading ends                               partitions, drift check, heartbeat, lag in bytes
@@ -76,7 +80,7 @@
 // A webhook sink has goroutines of its own, one for each connection, which end before its Deliver returns.
 //
 // Only the sender closes a channel. session.run, in whose goroutine the reader runs, closes the lanes' channels after the reader
-// has returned. session.drain closes the recorder's channel after all lanes, its other senders, have returned as well. A lane
+// has returned. session.drain closes the recorder's channel after all lanes and jobs, its other senders, have returned as well. A lane
 // closes the channel of its Deliver calls.
 //
 // Three contexts exist:

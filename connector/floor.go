@@ -63,10 +63,18 @@ func (f *floor) readBegins() {
 // read notes a row that was read.
 func (f *floor) read(at checkpoint.Position) { f.highest = latest(f.highest, at) }
 
-// readEnds raises the floor after a read that began there. first is the first untried row that the read found, or
-// checkpoint.MinPosition if there was none.
-func (f *floor) readEnds(first checkpoint.Position) {
+// others notes that others than the lane have parked rows, which are committed: a job, whose first row is at this position.
+func (f *floor) others(first checkpoint.Position) {
+	f.at, f.unseen = earliest(f.at, justBefore(first)), earliest(f.unseen, first)
+}
+
+// readEnds raises the floor after a read that began there and left out what is at or behind before, unless that is zero. first is the first
+// untried row that the read found, or checkpoint.MinPosition if there was none.
+func (f *floor) readEnds(first, before checkpoint.Position) {
 	f.at = f.highest
+	if before != (checkpoint.Position{}) {
+		f.at = earliest(f.at, justBefore(before))
+	}
 	if first != checkpoint.MinPosition {
 		f.at = justBefore(first)
 	}

@@ -37,7 +37,7 @@ func TestFloor(t *testing.T) {
 				f.recorded(committed)
 			case 4:
 				if reading {
-					f.readEnds(snapshot)
+					f.readEnds(snapshot, checkpoint.Position{})
 					rose = rose || f.at != checkpoint.MinPosition
 				} else {
 					f.readBegins()

@@ -42,6 +42,7 @@ type sharedSink struct {
 	spans     *tracing.Sink // nil if nothing is traced
 	fast      func() bool   // whether the stream is fast
 	large     largeTurn
+	backlog   backlogState
 	logger    *slog.Logger
 }
 
@@ -166,23 +167,6 @@ func newLane(s *sharedSink, number int, rows rowSource, out chan<- checkpoint.Ou
 	return l
 }
 
-// What a lane can be asked for.
-const (
-	askPark   uint32 = 1 << iota // park arrivals from now on: the breaker is open, or the sink is too slow
-	askReread                    // read the table again: somebody has changed rows
-	askRetry                     // try what is in hand again now: a person wants the sink asked
-	askBack                      // what has waited for the destination is due: it answers again
-)
-
-// ask asks something of the lane and wakes it. With 0 it only wakes it. Safe for all goroutines.
-func (l *lane) ask(what uint32) {
-	l.asks.Or(what)
-	select {
-	case l.asked <- struct{}{}:
-	default:
-	}
-}
-
 // run ends when in is closed and no Deliver runs any more, or when work ends. The next session delivers what was not delivered then: the
 // slot has not moved past it, or it is parked. deliver is the context of Deliver calls.
 func (l *lane) run(work, deliver context.Context) error {
@@ -298,37 +282,10 @@ func (l *lane) step(now time.Time) time.Time {
 	}
 }
 
-// takeAsks takes what others have asked for since the last step.
-func (l *lane) takeAsks(now time.Time) {
-	asks := l.asks.Swap(0)
-	if asks&askReread != 0 || !now.Before(l.table.rereadAt) {
-		l.table.changed = true
-	}
-	if !now.Before(l.table.rereadAt) {
-		l.table.rereadAt = now.Add(rereadEvery)
-	}
-	if asks&askReread != 0 {
-		l.rows = nil                              // a person may have deleted some of these rows,
-		l.table.floor.at = checkpoint.MinPosition // or made others untried
-	}
-	if asks&askRetry != 0 {
-		l.hand.at = time.Time{}
-	}
-	if asks&askBack != 0 {
-		l.answersAgain(now)
-	}
-	if asks&askPark != 0 {
-		if l.mode == modeParking && !l.breaker.closed.Load() {
-			l.rows = nil // the next read finds the row for the probe
-		}
-		l.park = l.mode != modeParking
-	}
-}
-
 // facts are what the lane knows now.
 func (l *lane) facts(now time.Time) facts {
 	f := facts{
-		paused: l.paused.Load(), park: l.park, permission: l.may(now), fast: l.fast(), one: l.hand.one,
+		paused: l.paused.Load(), park: l.park || l.table.hasJob(), permission: l.may(now), fast: l.fast(), one: l.hand.one,
 		arrivals: len(l.arrivals.list), hand: len(l.hand.list), handAt: l.hand.at, rows: len(l.rows),
 		delivering: l.running != nil, began: l.began, reading: l.table.reading,
 		given: l.recorder.given, committed: l.recorder.committed, outcomes: l.recorder.outcomes, died: l.recorder.died,
@@ -396,7 +353,7 @@ func (l *lane) parkEach(list []*delivery) {
 	for _, d := range list {
 		switch {
 		case d.row || d.discarded:
-		case l.policy == discardFailed:
+		case l.policy == discardFailed && !l.table.hasJob():
 			l.discard(d)
 		default:
 			l.parkUntried(d)

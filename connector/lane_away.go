@@ -74,6 +74,6 @@ func (l *lane) answersAgain(now time.Time) {
 	if a := &l.away; len(a.waiting) > 0 {
 		maps.Copy(a.back, a.waiting)
 		clear(a.waiting)
-		l.held.dueAt = now
+		l.held.dueAt, l.table.readAt = now, time.Time{}
 	}
 }

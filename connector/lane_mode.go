@@ -45,7 +45,7 @@ type laneRules struct {
 // facts is all that a decision depends on, beside the mode and the time.
 type facts struct {
 	paused     bool       // a person has paused the sink
-	park       bool       // the slow rule or the breaker asks the lane to park arrivals
+	park       bool       // the slow rule or the breaker asks the lane to park arrivals, or the sink has an unfinished job, whose rows come before them
 	permission permission // of breaker and lease
 	fast       bool       // the stream is fast
 	one        bool       // in place: the last Deliver found the destination away, so only one message is tried, to see whether it is back
@@ -262,11 +262,14 @@ type found struct {
 	probe bool // only one row is delivered now, as a probe
 	whole bool // the read began a pass, and arrivals have waited from before it until after it
 	heads int  // aggregates that the table holds, as far as they were counted
+	job   bool // the sink has an unfinished job, so that arrivals go on being parked
 }
 
 // afterRead returns the mode after a read that ended in mode m. pause says that the next read has to wait for readPace.
 func (r *laneRules) afterRead(m mode, f found) (next mode, pause bool) {
 	switch {
+	case f.job:
+		return modeParking, f.rows == 0 && !f.more
 	case f.more || f.fresh > r.batch || f.probe && f.rows > 0:
 		return modeParking, false // many rows are left, or nobody knows how many
 	case f.rows > 0 && m == modeWaiting:

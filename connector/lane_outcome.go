@@ -276,6 +276,9 @@ func (f *finishing) message(i int, d *delivery) {
 // took measures how long the event of message i has taken from its commit to its acceptance. The exemplar leads from the histogram to its
 // trace.
 func (f *finishing) took(i int, d *delivery) {
+	if d.CommitTime.IsZero() { // a job has parked it, and nobody knows when it was committed
+		return
+	}
 	took := max(0, f.result.completed.Sub(d.CommitTime))
 	f.durations = append(f.durations, took)
 	seconds := took.Seconds()

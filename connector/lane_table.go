@@ -36,7 +36,15 @@ type tableState struct {
 	prev, from checkpoint.Position
 	passed     map[int64]struct{} // hashes of aggregates of which the pass has left rows behind
 	floor      floor              // where a pass begins
+
+	// Of the sink's unfinished job, as the lane knows it.
+	before checkpoint.Position // the lane reads only what stands before this; zero if there is no job
+	chunk  uint64              // the last chunk that it has parked
+	reads  uint64              // the last one of which the read is to find all rows
 }
+
+// hasJob reports whether the sink has an unfinished job.
+func (t *tableState) hasJob() bool { return t.before != (checkpoint.Position{}) }
 
 // heldAggregates are the aggregates of which the last read, or a failure since, has left a row in the table. What stands behind that row
 // waits until the table is read again.
@@ -119,6 +127,7 @@ func (l *lane) startRead(a action, now time.Time) bool {
 		Prev: t.prev, From: t.from, Floor: t.floor.at, Passed: t.passed,
 		MaxDue: l.maxDue(now), MaxHeads: l.rules.maxHeld, MaxBytes: maxReadBytes, Large: t.wantsLarge,
 	}
+	t.asking.Before, t.reads = t.before, t.chunk
 	t.asking.AlsoDue = l.away.back.notDue(nil, now)
 	if a.probe {
 		t.asking.MaxDue = l.delivery.BatchSize
@@ -163,7 +172,7 @@ func (l *lane) onRead(r readResult, now time.Time) {
 		t.floor.read(r.fresh[n-1].position())
 	}
 	if t.asking.NewPass() {
-		t.floor.readEnds(r.found.First)
+		t.floor.readEnds(r.found.First, t.asking.Before)
 	}
 	t.prev, t.from = t.asking.From, checkpoint.MinPosition
 	l.held.clear(r.found.Heads)
@@ -180,9 +189,16 @@ func (l *lane) onRead(r readResult, now time.Time) {
 	next, pause := l.rules.afterRead(l.mode, found{
 		rows: len(l.rows), fresh: len(r.fresh), more: r.found.More || r.found.Large, probe: t.probing, heads: len(r.found.Heads),
 		whole: t.whole && l.mode != modeParking, // arrivals may have stopped waiting while the read was under way
+		job:   t.hasJob(),
 	})
 	l.mode = next
+	if !r.found.More && !r.found.Large && (!t.probing || len(l.rows) == 0) {
+		l.backlog.dry(l.number, t.reads)
+	}
+	t.readAt = time.Time{}
 	switch {
+	case pause && t.hasJob():
+		t.readAt = l.nextDue(r.found.Heads, now)
 	case pause:
 		t.readAt = now.Add(readPace)
 	case next == modeLive:
@@ -194,4 +210,21 @@ func (l *lane) onRead(r readResult, now time.Time) {
 		}
 		t.catchUpAt = now.Add(catchUpPace)
 	}
+}
+
+// nextDue returns when a lane that has found no row has to look again, while a job is unfinished and arrivals are parked.
+func (l *lane) nextDue(heads map[int64]time.Time, now time.Time) time.Time {
+	next := now.Add(rereadEvery)
+	for _, due := range heads {
+		if due.Before(next) {
+			next = due
+		}
+	}
+	if turn := l.budget.dueAt(); turn.After(next) {
+		next = turn
+	}
+	if pace := now.Add(catchUpPace); next.Before(pace) {
+		return pace
+	}
+	return next
 }

@@ -129,7 +129,7 @@ func (t *memTable) Read(_ context.Context, q ledger.ParkedQuery) (ledger.ParkedR
 	}
 	var mine []*memRow
 	for _, r := range t.rows {
-		if r.processor != t.processor || router.Lane(r.hash, t.lanes) != t.lane {
+		if r.processor != t.processor || router.Lane(r.hash, t.lanes) != t.lane || q.Before != (checkpoint.Position{}) && r.pos.Compare(q.Before) >= 0 {
 			continue
 		}
 		mine = append(mine, r)

@@ -43,6 +43,7 @@ type sessionDatabase interface {
 	// reviseParked makes the times of parked rows fit the configuration.
 	reviseParked(ctx context.Context, processors []int32, policy ledger.ParkedPolicy) error
 	activityReader
+	backlogDatabase
 	leaseDatabase
 	// parkedRows returns what reads one lane's share of a sink's parked rows.
 	parkedRows(processor int32, lane, lanes int) parkedReader
@@ -61,6 +62,8 @@ type sessionStream interface {
 	Track(p replication.Progress)
 	// Fast reports whether the stream is fast. It may be called by all goroutines.
 	Fast() bool
+	// AskKeepalive makes the stream ask the server for a keepalive. It may be called by all goroutines.
+	AskKeepalive()
 	// Broken reports whether the connection is lost or closed.
 	Broken() bool
 	// Close sends the last status, unless the stream is closed already.
@@ -77,6 +80,7 @@ type session struct {
 	lanes    []*lane
 	bySink   map[int32][]*lane
 	sinks    []sinks.Sink
+	jobs     []*backlogJob
 	checks   []*sinkCheck
 	outcomes chan checkpoint.Outcomes
 	confirm  *confirmClock
@@ -191,6 +195,7 @@ func (s *session) run(ctx context.Context) error {
 	defer endWork(nil)
 	crew := &crew{endReading: endReading, endDeliver: endDeliver, endWork: endWork}
 	s.startKeeper(reading, crew)
+	s.startJobs(reading, crew)
 	s.startLanes(work, deliver, crew)
 	s.startRecorder(work, crew)
 	s.c.running.Store(s)
@@ -285,6 +290,14 @@ func (s *session) startLanes(work, deliver context.Context, crew *crew) {
 			}
 			return err
 		})
+	}
+}
+
+// startJobs starts the unfinished jobs. They end with the reading. They belong to the lanes, because the recorder's channel is closed only
+// when all of these have returned.
+func (s *session) startJobs(reading context.Context, crew *crew) {
+	for _, j := range s.jobs {
+		crew.lanes.Go(func() error { j.run(reading); return nil })
 	}
 }
 

@@ -37,6 +37,9 @@ func (s *session) build(ctx context.Context, start ledger.Start, facts provision
 	if err := s.openSinks(ids, seenBefore, routes); err != nil {
 		return err
 	}
+	if err := s.makeJobs(ctx, routes); err != nil {
+		return err
+	}
 	s.reader = s.newReader(start, seenBefore, facts.Table.OID, routes)
 	return s.readPaused(ctx, c.db)
 }

@@ -25,7 +25,7 @@ const answerTimeout = 30 * time.Second
 func (s *Source) provision() provision.Source {
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: s.Columns, Failover: s.Failover,
-		Hosts: dsn.Hosts(s.DSN),
+		Hosts: dsn.Hosts(s.DSN), OrderBy: s.OrderBy,
 	}
 }
 

@@ -17,7 +17,9 @@ type versioned struct {
 	version string
 }
 
-func (v *versioned) publicationVersion(context.Context, uint32) (string, error) { return v.version, nil }
+func (v *versioned) publicationVersion(context.Context, uint32) (string, error) {
+	return v.version, nil
+}
 
 // Each change of the publication counts once. The first look has nothing to compare with.
 func TestPublicationChangesAreCounted(t *testing.T) {

@@ -87,6 +87,7 @@ func (s *steadyStream) Wait() time.Duration                  { return 20 * time.
 func (s *steadyStream) Waited() time.Duration                { return s.waited }
 func (s *steadyStream) Track(p replication.Progress)         { s.progress = p }
 func (s *steadyStream) Fast() bool                           { return false }
+func (s *steadyStream) AskKeepalive()                        {}
 func (s *steadyStream) Broken() bool                         { return false }
 func (s *steadyStream) Close()                               {}
 

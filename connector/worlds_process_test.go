@@ -394,6 +394,14 @@ func (p *worldProcess) reviseParked(ctx context.Context, _ []int32, policy ledge
 	return nil
 }
 
+func (p *worldProcess) unfinishedJobs(context.Context, []int32) ([]ledger.Job, error) {
+	return nil, nil
+}
+
+func (p *worldProcess) openBacklog(context.Context, int) (backlogTable, error) {
+	return nil, errors.New("not built yet")
+}
+
 func (p *worldProcess) activity(ctx context.Context, processors []int32) (map[int32]ledger.Activity, error) {
 	if err := p.ask(ctx, p.w.random("activity", p.session)); err != nil {
 		return nil, err

@@ -74,6 +74,9 @@ func (s *worldStream) Track(p replication.Progress) {
 // Fast does what replication.Stream's does.
 func (s *worldStream) Fast() bool { return s.w.cfg.fast }
 
+// AskKeepalive does what replication.Stream's does.
+func (s *worldStream) AskKeepalive() {}
+
 // Broken does what replication.Stream's does.
 func (s *worldStream) Broken() bool {
 	why := s.failure()

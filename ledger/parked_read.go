@@ -29,6 +29,8 @@ type ParkedQuery struct {
 	Prev, From checkpoint.Position
 	Floor      checkpoint.Position
 	Passed     map[int64]struct{}
+	// Before leaves out the rows at this position and behind it; the zero value leaves out none.
+	Before checkpoint.Position
 	// AlsoDue are rows that count as due although their time has not come.
 	AlsoDue  []checkpoint.Position
 	MaxDue   int // due rows at most
@@ -47,6 +49,14 @@ func (q *ParkedQuery) Start() checkpoint.Position {
 		return q.Floor
 	}
 	return q.From
+}
+
+// end is the position before which rows are read.
+func (q *ParkedQuery) end() checkpoint.Position {
+	if q.Before == (checkpoint.Position{}) {
+		return checkpoint.MaxPosition
+	}
+	return q.Before
 }
 
 // ParkedRead is what one read has found, in one snapshot. Tried rows of an aggregate hold it: what stands behind the first of them,
@@ -117,7 +127,7 @@ const readFresh = `select ` + parkedColumns + `, total from (
 			select *, count(*) over () as total, sum(size) over (rows unbounded preceding) - size as bytes from (
 				select *, ` + rowBytes + ` as size from (
 					select commit_lsn, tx_index, event_id, agg_hash, attempts, tries, tried_at, event, payload from ledger.outbox_parked p
-					where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
+					where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3) and (commit_lsn, tx_index) < ($10, $11)
 						and abs(agg_hash % $4) = $5 and agg_hash <> all ($6)
 						and not exists (select from ledger.outbox_parked h where h.processor_id = p.processor_id and h.agg_hash = p.agg_hash
 							and (h.commit_lsn, h.tx_index) < (p.commit_lsn, p.tx_index) and h.next_attempt_at is not null)
@@ -125,16 +135,18 @@ const readFresh = `select ` + parkedColumns + `, total from (
 		where bytes < $8) fitting`
 
 const readFirst = `select commit_lsn, tx_index from ledger.outbox_parked
-	where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3)
+	where processor_id = $1 and status = 'parked' and next_attempt_at is null and (commit_lsn, tx_index) > ($2, $3) and (commit_lsn, tx_index) < ($6, $7)
 		and abs(agg_hash % $4) = $5
 	order by commit_lsn, tx_index limit 1`
 
 const readHeads = `select distinct on (agg_hash) agg_hash, extract(epoch from next_attempt_at)::float8, extract(epoch from clock_timestamp())::float8
 	from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
+		and (commit_lsn, tx_index) < ($5, $6)
 	order by agg_hash, commit_lsn, tx_index limit $4`
 
 const readDue = `with heads as materialized (select distinct on (agg_hash) commit_lsn, tx_index, next_attempt_at
 		from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
+			and (commit_lsn, tx_index) < ($9, $10)
 		order by agg_hash, commit_lsn, tx_index),
 	due as materialized (select commit_lsn, tx_index, next_attempt_at from heads
 		where next_attempt_at <= clock_timestamp() or (commit_lsn, tx_index) in (select * from unnest($7::text[]::pg_lsn[], $8::bigint[]))
@@ -149,7 +161,7 @@ const readDue = `with heads as materialized (select distinct on (agg_hash) commi
 	order by due, commit_lsn, tx_index`
 
 const readLeft = `select distinct agg_hash from ledger.outbox_parked where processor_id = $1 and abs(agg_hash % $2) = $3
-	and (commit_lsn, tx_index) > ($4, $5) and (commit_lsn, tx_index) <= ($6, $7) and (status = 'parked' or next_attempt_at is not null)`
+	and (commit_lsn, tx_index) > ($4, $5) and (commit_lsn, tx_index) <= ($6, $7) and (commit_lsn, tx_index) < ($8, $9) and (status = 'parked' or next_attempt_at is not null)`
 
 // Read reads once, in a transaction of its own.
 func (r *ParkedReader) Read(ctx context.Context, q ParkedQuery) (ParkedRead, error) {
@@ -164,17 +176,18 @@ func (r *ParkedReader) Read(ctx context.Context, q ParkedQuery) (ParkedRead, err
 		}
 		b := &pgx.Batch{}
 		found.First = checkpoint.MinPosition
+		end := q.end()
 		if q.NewPass() {
-			b.Queue(r.sql.first, r.processor, q.Floor.LSN, q.Floor.Index, r.lanes, r.lane).Query(func(rows pgx.Rows) error {
+			b.Queue(r.sql.first, r.processor, q.Floor.LSN, q.Floor.Index, r.lanes, r.lane, end.LSN, end.Index).Query(func(rows pgx.Rows) error {
 				_, err := pgx.ForEachRow(rows, []any{&found.First.LSN, &found.First.Index}, func() error { return nil })
 				return err
 			})
 		}
 		start := q.Start()
-		b.Queue(r.sql.fresh, r.processor, start.LSN, start.Index, r.lanes, r.lane, leftOut(q, found), MaxFresh, q.MaxBytes, q.Large).
+		b.Queue(r.sql.fresh, r.processor, start.LSN, start.Index, r.lanes, r.lane, leftOut(q, found), MaxFresh, q.MaxBytes, q.Large, end.LSN, end.Index).
 			Query(func(rows pgx.Rows) error { return r.scanFresh(rows, &found) })
 		b.Queue("set local enable_sort = on")
-		b.Queue(r.sql.heads, r.processor, r.lanes, r.lane, q.MaxHeads+1).Query(func(rows pgx.Rows) error { return scanHeads(rows, &found) })
+		b.Queue(r.sql.heads, r.processor, r.lanes, r.lane, q.MaxHeads+1, end.LSN, end.Index).Query(func(rows pgx.Rows) error { return scanHeads(rows, &found) })
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return err
 		}
@@ -196,7 +209,7 @@ func (r *ParkedReader) readLeft(ctx context.Context, tx pgx.Tx, q ParkedQuery, f
 	if q.NewPass() {
 		return nil
 	}
-	rows, err := tx.Query(ctx, r.sql.left, r.processor, r.lanes, r.lane, q.Prev.LSN, q.Prev.Index, q.From.LSN, q.From.Index)
+	rows, err := tx.Query(ctx, r.sql.left, r.processor, r.lanes, r.lane, q.Prev.LSN, q.Prev.Index, q.From.LSN, q.From.Index, q.end().LSN, q.end().Index)
 	if err != nil {
 		return err
 	}
@@ -248,7 +261,7 @@ func (r *ParkedReader) readDue(ctx context.Context, tx pgx.Tx, q ParkedQuery, fo
 	for _, p := range q.AlsoDue {
 		also.add(checkpoint.Key{Processor: r.processor, Position: p})
 	}
-	rows, err := tx.Query(ctx, r.sql.due, r.processor, r.lanes, r.lane, q.MaxDue, q.MaxBytes, large, also.lsns, also.indexes)
+	rows, err := tx.Query(ctx, r.sql.due, r.processor, r.lanes, r.lane, q.MaxDue, q.MaxBytes, large, also.lsns, also.indexes, q.end().LSN, q.end().Index)
 	if err != nil {
 		return err
 	}

@@ -70,6 +70,7 @@ func explain(t *testing.T, r *ledger.ParkedReader, name string) string {
 		"due":   {1, 4, 1, 500, q.MaxBytes, false, []string{"1/64", "1/C8"}, []int64{0, 0}},
 		"left":  {1, 4, 1, q.From.LSN, q.From.Index, pglogrepl.LSN(1<<32 + 5000), 0},
 	}
+	args[name] = append(args[name], checkpoint.MaxPosition.LSN, checkpoint.MaxPosition.Index)
 	var lines []string
 	err := pgx.BeginFunc(t.Context(), r.Pool(), func(tx pgx.Tx) error {
 		if _, err := tx.Exec(t.Context(), ledger.PlanOfReads); err != nil {

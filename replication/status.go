@@ -29,6 +29,9 @@ func (s *Stream) Wait() time.Duration {
 // returns a time within the next 20 ms, so that the owner looks for progress again. So progress is reported within 50 ms.
 func (s *Stream) nextStatus(now time.Time) time.Time {
 	due := s.lastStatus.Add(s.every)
+	if s.asks.Load() {
+		due = earlier(due, s.lastStatus.Add(statusPause))
+	}
 	if s.replyWanted {
 		due = earlier(due, s.lastStatus.Add(replyPause))
 	}
@@ -48,11 +51,21 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// AskKeepalive makes the owner ask the server for a keepalive, which says how far the server has read. Any goroutine may call it. Whoever
+// waits for anything of the stream's gets it within milliseconds, also if nothing happens.
+func (s *Stream) AskKeepalive() {
+	s.asks.Store(true)
+	s.wire.interrupt()
+}
+
 // send sends a status message.
 func (s *Stream) send(now time.Time) error {
 	lsn := s.progress.Confirmed()
 	var b [39]byte
 	encodeStatus(&b, lsn, now)
+	if s.asks.Swap(false) {
+		b[38] = 1
+	}
 	if err := s.wire.write(b[:]); err != nil {
 		s.broken = true
 		return err
@@ -74,7 +87,7 @@ func encodeStatus(b *[39]byte, confirmed pglogrepl.LSN, now time.Time) {
 	binary.BigEndian.PutUint64(b[14:], uint64(confirmed))
 	binary.BigEndian.PutUint64(b[22:], uint64(confirmed))
 	binary.BigEndian.PutUint64(b[30:], uint64(now.UnixMicro()-946_684_800_000_000)) // since 2000
-	b[38] = 0                                                                       // no reply wanted
+	b[38] = 0                                                                       // no reply wanted, unless somebody asks for a keepalive
 }
 
 // closeWait bounds for how long Close waits until the server closes the connection.

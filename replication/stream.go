@@ -58,7 +58,7 @@ type Frame struct {
 }
 
 // Stream is a replication connection after START_REPLICATION. One goroutine owns it, sends included, so there is no lock. The only
-// thing that others do to it: the end of a context interrupts a read that waits.
+// thing that others do to it: the end of a context, and AskKeepalive, interrupt a read that waits.
 type Stream struct {
 	wire     wire
 	progress Progress
@@ -74,6 +74,7 @@ type Stream struct {
 	lastStatus  time.Time
 	lastSent    pglogrepl.LSN
 	replyWanted bool
+	asks        atomic.Bool // a keepalive is to be asked for
 	waited      time.Duration // for the server, in all
 
 	broken bool // reading or writing has failed
@@ -230,12 +231,15 @@ func (s *Stream) pause(now time.Time) bool {
 //  1. waitForBytes looks at ctx, which has not ended;
 //  2. ctx ends, and interrupt sets a deadline that has passed;
 //  3. waitForBytes overwrites this deadline, and waits although ctx has ended.
+//
+// The same goes for AskKeepalive.
 func (s *Stream) waitForBytes(ctx context.Context) (int, error) {
 	now := time.Now()
-	if err := s.wire.setDeadline(s.nextStatus(now)); err != nil {
+	deadline := s.nextStatus(now)
+	if err := s.wire.setDeadline(deadline); err != nil {
 		return 0, err
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || s.nextStatus(now).Before(deadline) {
 		return 0, nil
 	}
 	n, err := s.wire.waitRead(s.buf[s.w:])

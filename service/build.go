@@ -57,7 +57,7 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 			MaxConnections: cfg.Source.MaxConnections,
 			Slot:           cfg.Source.Slot, Publication: cfg.Source.Publication,
 			Table: cfg.Source.Table, LedgerSchema: cfg.Source.LedgerSchema,
-			Columns: decoder.Columns(cfg.Source.Columns), Failover: cfg.Source.Failover,
+			Columns: decoder.Columns(cfg.Source.Columns), Failover: cfg.Source.Failover, OrderBy: cfg.Source.Order(),
 		},
 		Delivery: connector.DeliveryConfig{
 			BatchSize: d.BatchSize, Lanes: d.Lanes, Timeout: d.Timeout, DrainTimeout: d.DrainTimeout, MaxRetries: d.MaxRetries,

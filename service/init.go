@@ -255,7 +255,7 @@ func source(cfg config.Config) provision.Source {
 	s := cfg.Source
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: decoder.Columns(s.Columns),
-		Failover: s.Failover, Cleanup: Retention(cfg).Deletes(),
+		OrderBy: s.Order(), Failover: s.Failover, Cleanup: Retention(cfg).Deletes(),
 	}
 }
 

@@ -44,7 +44,7 @@ func placeless(s config.Source) config.Source {
 
 // sameSource reports whether two configurations read the same outbox in the same way.
 func (l *loaded) sameSource(other *loaded) bool {
-	return l.config.Name == other.config.Name && placeless(l.config.Source) == placeless(other.config.Source)
+	return l.config.Name == other.config.Name && reflect.DeepEqual(placeless(l.config.Source), placeless(other.config.Source))
 }
 
 // runner is a connector, or a test's.

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"reflect"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
@@ -85,7 +86,7 @@ func (s *supervisor) changedSecrets(ctx context.Context, l *life) *loaded {
 // checkSecretsOfSource connects with other secrets. What PostgreSQL has refused, it is not asked again for a while.
 func (s *supervisor) checkSecretsOfSource(ctx context.Context, next *loaded) error {
 	w := &s.secrets
-	if w.why != nil && time.Since(w.asked) < sourceAgain && w.source == next.config.Source {
+	if w.why != nil && time.Since(w.asked) < sourceAgain && reflect.DeepEqual(w.source, next.config.Source) {
 		return w.why
 	}
 	err := s.checkSource(ctx, next.config)
