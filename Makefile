@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover bench bench-compare bench-memory bench-overhead sizing soak reach demo test-matrix test-containers dashboards clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -10,6 +10,8 @@ VERSIONS ?= 14 16 17 18
 SINKS    ?= kafka
 AWAY     ?= 10m
 LASTS    ?= 20m
+KILLS    ?= 1000
+CRASHES  ?= 100
 PAIRS    ?= 5
 
 # What "outbox-cdc version" says. Without a tag, the Go command makes the version of the commit.
@@ -88,6 +90,12 @@ demo: build ## show events arriving, with nothing installed but Go
 
 reach: ## run the tests of the failure rules, of the truth and of retention at their full length, an hour, on a machine that does nothing else; ONLY=Poisoned for some
 	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach
+
+# Without VERSIONS it runs once, against what the tests use. One version that fails does not end the others.
+torture: ## kill the connector KILLS (1000) times and let PostgreSQL crash CRASHES (100) times on one database under load, an hour; VERSIONS='14 16 17 18' KILLS=200 CRASHES=20 for other versions
+	rm -rf bin/torture && mkdir -p bin/torture
+	x=0; for version in $(if $(filter file,$(origin VERSIONS)),"$$OUTBOX_TEST_PG_VERSION",$(VERSIONS)); do mkdir -p "bin/torture/$$version"; OUTBOX_TEST_PG_VERSION=$$version \
+		go test $(E2E) -run '^TestTorture$$' -count=1 -v -timeout 0 -artifacts -outputdir "$(CURDIR)/bin/torture/$$version" -args -kills $(KILLS) -crashes $(CRASHES) || x=1; done; exit $$x
 
 # It is complete before it replaces the file.
 dashboards: ## make the dashboard for Grafana

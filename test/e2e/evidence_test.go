@@ -39,11 +39,16 @@ func (w *world) verify(x expectation) {
 // settled waits until the slot has passed everything that was committed, and nothing is parked.
 func (w *world) settled(truth []event) {
 	w.t.Helper()
+	w.settledWithin(time.Minute, truth)
+}
+
+func (w *world) settledWithin(patience time.Duration, truth []event) {
+	w.t.Helper()
 	if len(truth) == 0 {
 		w.t.Fatal("nothing was committed, so nothing was tested")
 	}
-	w.passed(time.Minute, truth[len(truth)-1].commitEnd)
-	eventually(w.t, time.Minute, "nothing parked", func() error {
+	w.passed(patience, truth[len(truth)-1].commitEnd)
+	eventually(w.t, patience, "nothing parked", func() error {
 		if n := w.parked(); n > 0 {
 			return fmt.Errorf("%d deliveries are", n)
 		}
@@ -53,6 +58,12 @@ func (w *world) settled(truth []event) {
 
 // judge collects the rest of the evidence and has it checked.
 func (w *world) judge(truth []event, ledger []outcome, x expectation) {
+	w.t.Helper()
+	w.judgeEvidence(w.evidence(truth, ledger, x))
+}
+
+// evidence collects the rest of the evidence.
+func (w *world) evidence(truth []event, ledger []outcome, x expectation) evidence {
 	w.t.Helper()
 	samples := append(w.sampler.stop(), sample{
 		slot:       w.confirmed(),
@@ -69,6 +80,12 @@ func (w *world) judge(truth []event, ledger []outcome, x expectation) {
 		name := sink["name"].(string)
 		e.deliveries[name] = w.received(sink["type"].(string))
 	}
+	return e
+}
+
+// judgeEvidence fails the test for what is wrong.
+func (w *world) judgeEvidence(e evidence) {
+	w.t.Helper()
 	problems, summary := check(e)
 	w.t.Log(summary)
 	for i, p := range problems {
