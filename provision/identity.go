@@ -56,14 +56,28 @@ func CheckIdentity(slot string, now, then ledger.Identity) error {
 	if differs(now, then) == "" {
 		return nil
 	}
-	return otherDatabase(slot, now, then, goOnHere)
+	return otherDatabase(slot, now, then, fmt.Sprintf(goOnHere, "resync"))
 }
 
-// goOnHere and goOnAnew say how to go on with a database that differs, whose slot can or cannot be streamed from.
 const (
-	goOnHere = `if the outbox goes on here, run "outbox-cdc adopt"; if this is a copy beside its original, see docs/copies.md`
-	goOnAnew = "the slot is not here, so adopt does not do: if this is a copy beside its original, see docs/copies.md; if the outbox goes on here, " + StartAnew
+	ofCopy = `; if this is a copy beside its original, run "outbox-cdc %s --backlog none --parked discard", which sends nothing of what the original owes; see docs/copies.md`
+	// goOnHere says how to go on with a database that differs, if its slot can be streamed from.
+	goOnHere = `if the outbox goes on here, run "outbox-cdc adopt"` + ofCopy
+	// goOnAnew says it if the slot is gone or cannot be streamed from.
+	goOnAnew = `the slot cannot be streamed from here: if the outbox goes on here, run "outbox-cdc resync --parked keep"` + ofCopy
 )
+
+// goOn says how to go on with a database that differs.
+func (s *slotRow) goOn(now ledger.Identity) string {
+	switch {
+	case s.isHere(now):
+		return fmt.Sprintf(goOnHere, "resync")
+	case s != nil && s.database != now.DatabaseName && s.database != "":
+		return fmt.Sprintf(`the slot belongs to database %q of this server: if the outbox goes on here, drop the slot there ("outbox-cdc destroy") and run `+
+			`"outbox-cdc resync --parked keep" here`+ofCopy+", after setting source.slot to another name", s.database, "init")
+	}
+	return fmt.Sprintf(goOnAnew, "resync")
+}
 
 // isHere reports whether the slot can be streamed from in this database.
 func (s *slotRow) isHere(now ledger.Identity) bool {

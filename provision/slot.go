@@ -90,11 +90,7 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 		}
 		return slotHalf
 	case differs(srv.Identity, c.Identity) != "":
-		goOn := goOnAnew
-		if slot.isHere(srv.Identity) {
-			goOn = goOnHere
-		}
-		*p = append(*p, otherDatabase(s.Slot, srv.Identity, c.Identity, goOn))
+		*p = append(*p, otherDatabase(s.Slot, srv.Identity, c.Identity, slot.goOn(srv.Identity)))
 	case slot == nil:
 		p.add(exitcode.SlotLost, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
 	case slot.plugin != outputPlugin:

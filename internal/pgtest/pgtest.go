@@ -48,6 +48,19 @@ func New(t testing.TB) *Database {
 	return d
 }
 
+// CopyOf makes a copy of the database that a connection leads to, on the same server. Nobody else may be connected to it. The connection is
+// closed and made anew.
+func CopyOf(t testing.TB, of **pgx.Conn) *Database {
+	t.Helper()
+	config := (*of).Config()
+	if err := (*of).Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	d := shared(t).create(t, config.Database)
+	*of = connect(t, config.ConnString())
+	return d
+}
+
 // Unmigrated makes an empty database.
 func Unmigrated(t testing.TB) *Database {
 	t.Helper()
