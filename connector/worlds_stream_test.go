@@ -89,10 +89,16 @@ func (s *worldStream) Close() {
 		s.report()
 	}
 	s.closed = true
-	if s.p.link.isWhole() { // else the server does not hear of it
-		s.w.mu.Lock()
-		defer s.w.mu.Unlock()
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if s.p.link.isWhole() {
 		s.w.release(s)
+	} else { // the server does not hear of it
+		s.w.after(worldSenderTimeout, func() {
+			s.w.mu.Lock()
+			defer s.w.mu.Unlock()
+			s.w.release(s)
+		})
 	}
 }
 
