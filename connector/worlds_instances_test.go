@@ -127,7 +127,11 @@ func (w *simulation) cutOff(r random, f linkFault) {
 	p.wasCut = true
 	s := p.stream
 	w.mu.Unlock()
-	w.after(r.between(worldSenderTimeout/3, worldSenderTimeout), func() {
+	notices := r.between(worldSenderTimeout/3, worldSenderTimeout)
+	if r.chance(0.5) { // somebody ends the server's process that sends the stream
+		notices = r.between(0, time.Second)
+	}
+	w.after(notices, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		f, _ := p.link.now()

@@ -25,6 +25,7 @@ type worldLedger struct {
 	w      *simulation
 	parked memLedger
 
+	timeline  int32
 	epoch     int32
 	clean     bool // there was no session before, or the last one has ended cleanly
 	seq       int64
@@ -56,8 +57,8 @@ type worldAggregate struct {
 
 func newWorldLedger(w *simulation) *worldLedger {
 	return &worldLedger{
-		clean: true,
-		w:     w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldDelivery]string{}, settled: map[worldDelivery]bool{},
+		clean: true, timeline: 1,
+		w: w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldDelivery]string{}, settled: map[worldDelivery]bool{},
 		dead: map[worldDelivery]bool{}, displaced: map[worldDelivery]bool{}, discarded: map[worldDelivery]bool{}, aggregates: map[string]*worldAggregate{},
 		byJob: map[worldDelivery]bool{}, excused: map[worldDelivery]bool{}, places: map[worldDelivery]checkpoint.Position{},
 	}
@@ -255,7 +256,7 @@ func (l *worldLedger) open(p *worldProcess) (*worldConn, ledger.Start) {
 	l.epoch++
 	defer func() { l.clean = false }()
 	start := ledger.Start{
-		Checkpoint: ledger.Checkpoint{Epoch: l.epoch, Prefix: l.prefix, Confirmed: l.confirmed}, Clean: l.clean, Settled: map[checkpoint.Key]struct{}{},
+		Checkpoint: ledger.Checkpoint{Identity: ledger.Identity{Timeline: l.timeline}, Epoch: l.epoch, Prefix: l.prefix, Confirmed: l.confirmed}, Clean: l.clean, Settled: map[checkpoint.Key]struct{}{},
 	}
 	events := map[checkpoint.Position]struct{}{}
 	add := func(k checkpoint.Key) {

@@ -316,6 +316,9 @@ func (p *worldProcess) preflight(ctx context.Context) (provision.Facts, error) {
 	if err := p.ask(ctx, p.w.random("preflight", p.n, p.session)); err != nil {
 		return facts, err
 	}
+	p.w.mu.Lock()
+	facts.Identity.Timeline = p.w.timeline
+	p.w.mu.Unlock()
 	return facts, p.w.slotRefused()
 }
 
@@ -353,7 +356,7 @@ func (p *worldProcess) openStream(ctx context.Context) (sessionStream, replicati
 	if p.isKilled() {
 		p.stream.fail(errWorldKill)
 	}
-	return p.stream, replication.Identity{}, nil
+	return p.stream, replication.Identity{Timeline: w.timeline}, nil
 }
 
 func (p *worldProcess) takeOver(ctx context.Context, changed func([]ledger.RowChange)) (checkpoint.Ledger, ledger.Start, error) {
@@ -414,11 +417,6 @@ func (p *worldProcess) parkedRows(processor int32, lane, lanes int) parkedReader
 	t.limit = p.w.cfg.readLimit
 	t.large = func(r *memRow) bool { return p.w.random("large", r.id).chance(p.w.cfg.large) }
 	return t
-}
-
-func (p *worldProcess) continueAt(context.Context, int32, ledger.Continuation) error {
-	p.w.violation("reconciled", "slot and checkpoint have come apart")
-	return nil
 }
 
 func (p *worldProcess) leave(ctx context.Context, epoch int32, _ []int32, seenBefore pglogrepl.LSN) error {

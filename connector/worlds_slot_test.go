@@ -1,6 +1,7 @@
 package connector
 
 import (
+	"context"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -15,6 +16,7 @@ type lifeConfig struct {
 	filled    bool    // the outbox has rows before there is a slot
 	lost      int     // how often the slot is dropped or invalidated; a person then makes another one
 	ahead     int     // how often somebody moves it, or makes it anew, ahead of the checkpoint
+	promotes  bool    // where PostgreSQL crashes a standby is promoted, with the slot as it was on disk
 	hidden    float64 // how many transactions can be seen only some time after their commit
 	coarse    bool    // many rows of the outbox have the same created_at
 	instances int     // processes that live at the same time
@@ -25,9 +27,8 @@ type lifeConfig struct {
 
 // What is built so far. The worlds leave out the rest.
 const (
-	jobsAreBuilt     = false
-	reconcileIsBuilt = false
-	fencingIsBuilt   = true
+	jobsAreBuilt   = false
+	fencingIsBuilt = true
 )
 
 // giveLife draws what happens to the slot.
@@ -37,17 +38,14 @@ func (c *worldConfig) giveLife(r random) {
 	if r.chance(0.5) {
 		l.hidden = 0.1
 	}
-	l.coarse = r.chance(0.5)
+	l.coarse, l.promotes = r.chance(0.5), r.chance(0.3)
 	two := r.chance(0.5)
 	l.cuts, l.freezes = r.IntN(4), r.IntN(4)
 	if r.chance(0.3) {
 		l.shaky = 0.4
 	}
 	if !jobsAreBuilt {
-		l.filled, l.lost, l.ahead = false, 0, 0
-	}
-	if !reconcileIsBuilt {
-		l.ahead = 0
+		l.filled, l.lost, l.ahead, l.promotes = false, 0, 0, false
 	}
 	l.instances = 1
 	if two && fencingIsBuilt {
@@ -233,4 +231,35 @@ func (w *simulation) xmin() uint64 {
 // beginsAt returns the position before everything that a slot with this start brings.
 func beginsAt(start pglogrepl.LSN) checkpoint.Position {
 	return checkpoint.Position{LSN: start, Index: -1}
+}
+
+// continueAt does what ledger.Schema.Continue does.
+func (p *worldProcess) continueAt(ctx context.Context, epoch int32, c ledger.Continuation) error {
+	w, r := p.w, p.w.random("continue", p.session)
+	if err := p.ask(ctx, r); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l := w.ledger
+	switch {
+	case epoch != l.epoch:
+		return checkpoint.ErrFenced
+	case w.faults && r.chance(0.1):
+		return errWorldNoPostgres
+	}
+	w.trace("SESSION %d goes on at %s and %s on timeline %d, and files %d jobs", p.session, c.Prefix, c.Confirmed, c.Timeline, len(c.Jobs))
+	if c.Prefix.Compare(l.prefix) < 0 || c.Confirmed != max(l.confirmed, w.slot.confirmed) {
+		w.violation("continued", "at %s and %s; the checkpoint stood at %s and %s, the slot at %s", c.Prefix, c.Confirmed, l.prefix, l.confirmed, w.slot.confirmed)
+	}
+	for _, j := range c.Jobs {
+		j.SnapshotXmax = w.nextXid
+		l.file(j, beginsAt(j.Start))
+	}
+	l.prefix, l.confirmed, l.timeline = c.Prefix, c.Confirmed, c.Timeline
+	l.cover()
+	if w.faults && r.chance(0.1) { // the answer is lost
+		return errWorldNoPostgres
+	}
+	return nil
 }

@@ -104,6 +104,7 @@ type simulation struct {
 	walGrew     chan struct{}
 	pgUp        bool
 	slot        worldSlot
+	timeline    int32
 	ledger      *worldLedger
 	sinks       []*worldSink
 	paused      map[int32]bool  // by processor
@@ -123,7 +124,7 @@ type simulation struct {
 func newSimulation(of worldName) *simulation {
 	w := &simulation{
 		worldName: of, began: time.Now(), events: map[string]*worldEvent{}, walGrew: make(chan struct{}, 1), pgUp: true, faults: true, paused: map[int32]bool{},
-		nextXid: 1, invisible: map[*worldTx]bool{},
+		timeline: 1, nextXid: 1, invisible: map[*worldTx]bool{},
 	}
 	r := w.random("world")
 	w.cfg = newWorldConfig(r)
@@ -401,6 +402,9 @@ func (w *simulation) crashPostgres(down time.Duration, connector func()) {
 	w.pgUp = false
 	w.slot.confirmed = w.slot.durable
 	w.slot.user = nil
+	if w.cfg.life.promotes {
+		w.timeline++
+	}
 	w.mu.Unlock()
 	connector()
 	w.after(down, func() {
