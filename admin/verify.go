@@ -9,8 +9,6 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
-	"github.com/pyairtable-compose/outbox-cdc/outbox"
-	"github.com/pyairtable-compose/outbox-cdc/router"
 )
 
 // VerifyOptions say what Verify compares.
@@ -78,17 +76,8 @@ func Verify(ctx context.Context, c Config, r Routing, o VerifyOptions) (VerifyRe
 
 type verifier struct {
 	*ledgerConn
-	o       VerifyOptions
-	result  *VerifyResult
-	router  *router.Router
-	sinks   map[int32]*comparedSink // by processor
-	filters []string                // of all jobs
-	targets []router.Target         // reused for each event
-}
-
-type comparedSink struct {
-	VerifiedSink
-	known ledger.VerifySink
+	o      VerifyOptions
+	result *VerifyResult
 }
 
 func (v *verifier) run(ctx context.Context, r Routing) error {
@@ -96,23 +85,26 @@ func (v *verifier) run(ctx context.Context, r Routing) error {
 	if err != nil {
 		return err
 	}
-	v.prepare(all, r)
-	table := v.cfg.Source.OutboxTable()
-	outboxRows, err := v.schema().OpenVerify(ctx, v.conn, table)
+	owing := connector.NewOwing(&connector.Config{Sinks: r.Sinks, Routes: r.Routes}, all)
+	rows, err := v.schema().OpenVerify(ctx, v.conn, v.cfg.Source.OutboxTable())
 	if err != nil {
 		return err
 	}
-	if !v.o.Since.IsZero() && !outboxRows.Timed() {
+	if !v.o.Since.IsZero() && !rows.Timed() {
 		return fmt.Errorf("events of %s have no time, so they cannot be bounded by one; name its column as source.columns.created_at", v.cfg.Source.Table)
 	}
-	witness, err := v.await(ctx)
-	if err != nil {
+	q := owing.Query(v.cfg.Source.Slot)
+	q.Since = v.o.Since
+	if q.Witness, err = v.await(ctx); err != nil {
 		return err
 	}
 	v.tell("comparing %s with the ledger", v.cfg.Source.Table)
-	q := ledger.VerifyQuery{Slot: v.cfg.Source.Slot, Processors: v.processors(), Since: v.o.Since, Filters: v.filters, Witness: witness}
-	point, err := outboxRows.Compare(ctx, v.conn, q, func(p *ledger.VerifyPoint, u *ledger.Unknown) error {
-		v.take(p, u)
+	found := map[int32]*VerifiedSink{}
+	for _, s := range owing.Sinks() {
+		found[s.Processor] = &VerifiedSink{Sink: s.Name, Job: s.Unfinished, Events: []MissingEvent{}}
+	}
+	point, err := rows.CompareAll(ctx, v.conn, q, func(p *ledger.VerifyPoint, u *ledger.Unknown) error {
+		found[u.Processor].add(owing.Judge(p, u), u, v.o.Limit)
 		return nil
 	})
 	if err != nil {
@@ -120,47 +112,35 @@ func (v *verifier) run(ctx context.Context, r Routing) error {
 	}
 	v.result.Decided, v.result.Prefix = point.Decides, point.Prefix.String()
 	for _, id := range q.Processors {
-		s := v.sinks[id]
+		s := found[id]
 		slices.SortFunc(s.Events, func(a, b MissingEvent) int { return strings.Compare(a.ID, b.ID) })
 		v.result.Missing += s.Missing
-		v.result.Sinks = append(v.result.Sinks, s.VerifiedSink)
+		v.result.Sinks = append(v.result.Sinks, *s)
 	}
 	return nil
+}
+
+// add counts an event. It names the first ones that are missing.
+func (s *VerifiedSink) add(standing connector.Standing, u *ledger.Unknown, limit int) {
+	switch standing {
+	case connector.NotOwed:
+	case connector.Expired:
+		s.Expired++
+	case connector.Pending:
+		s.Pending++
+	case connector.Missing:
+		if s.Missing++; s.Missing <= int64(limit) {
+			s.Events = append(s.Events, MissingEvent{
+				u.ID, u.AggregateType, u.AggregateID, u.EventType, u.CreatedAt, "the stream is past it, and the ledger has nothing of it for this sink",
+			})
+		}
+	}
 }
 
 func (v *verifier) tell(format string, args ...any) {
 	if v.o.Tell != nil {
 		v.o.Tell(fmt.Sprintf(format, args...))
 	}
-}
-
-// prepare keeps the sinks that are configured, and makes the router.
-func (v *verifier) prepare(all []ledger.VerifySink, r Routing) {
-	ids := map[string]int32{}
-	v.sinks = map[int32]*comparedSink{}
-	for _, s := range all {
-		ids[s.Name] = s.Processor
-		if !v.isConfigured(s.Processor) {
-			continue
-		}
-		v.sinks[s.Processor] = &comparedSink{VerifiedSink{Sink: s.Name, Job: s.Unfinished, Events: []MissingEvent{}}, s}
-		for _, f := range s.Filters {
-			if !slices.Contains(v.filters, f) {
-				v.filters = append(v.filters, f)
-			}
-		}
-	}
-	c := connector.Config{Sinks: r.Sinks, Routes: r.Routes}
-	v.router = router.New(c.RouterRoutes(ids))
-}
-
-func (v *verifier) processors() []int32 {
-	ids := []int32{}
-	for id := range v.sinks {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
 }
 
 // await returns the witness of now, once the stream is settled beyond it, or if there is no sense in waiting longer.
@@ -190,40 +170,4 @@ func (v *verifier) await(ctx context.Context) (ledger.Witness, error) {
 			return witness, context.Cause(ctx)
 		}
 	}
-}
-
-// take counts an unknown event, if it is owed to the sink.
-func (v *verifier) take(p *ledger.VerifyPoint, u *ledger.Unknown) {
-	s := v.sinks[u.Processor]
-	switch at := u.CreatedAt; {
-	case at != nil && s.known.Since != nil && at.Before(*s.known.Since), s.leftOut(u, v.filters):
-	case !v.isRouted(u):
-	case at != nil && at.Before(p.LogDroppedUntil):
-		s.Expired++
-	case !u.Seen || !p.Decides || s.known.Unfinished:
-		s.Pending++
-	default:
-		if s.Missing++; s.Missing <= int64(v.o.Limit) {
-			s.Events = append(s.Events, MissingEvent{
-				u.ID, u.AggregateType, u.AggregateID, u.EventType, u.CreatedAt, "the stream is past it, and the ledger has nothing of it for this sink",
-			})
-		}
-	}
-}
-
-// leftOut reports whether a filter of a job has left the event out.
-func (s *comparedSink) leftOut(u *ledger.Unknown, filters []string) bool {
-	for i, f := range s.known.Filters {
-		if !u.Matches[slices.Index(filters, f)] && (u.CreatedAt == nil || u.CreatedAt.Before(s.known.Filed[i])) {
-			return true
-		}
-	}
-	return false
-}
-
-// isRouted reports whether a route of today leads to the sink.
-func (v *verifier) isRouted(u *ledger.Unknown) bool {
-	e := outbox.Event{ID: u.ID, AggregateType: u.AggregateType, AggregateID: u.AggregateID, EventType: u.EventType, TenantID: u.TenantID}
-	v.targets = v.router.Route(&e, v.targets[:0])
-	return slices.ContainsFunc(v.targets, func(t router.Target) bool { return t.Processor == u.Processor })
 }

@@ -121,8 +121,7 @@ type cleanupReport struct {
 	said    bool                 // health knows of the cleanup
 	sum     int64
 	sumAt   time.Time
-	lost    bool   // the log says that rows are unaccounted
-	missing *int64 // what unaccounted returned last
+	lost    bool // the log says that rows are unaccounted
 }
 
 // cleanupProblem is why the cleanup cannot do its work.
@@ -189,19 +188,6 @@ func judgeBloat(all []cleanup.Bloat, problem cleanupProblem, detail string) (cle
 	return problem, strings.Join(texts, "; ")
 }
 
-// unaccounted returns how many old rows the ledger does not know, or nil while no pass has looked at all of them. A pass that has looked at
-// some of them may have found more.
-func (t *cleanupReport) unaccounted(r *cleanup.Report) *int64 {
-	found := r.Outbox.Kept.Unaccounted
-	switch {
-	case r.FromStart && r.Complete && r.Outbox.Retention != nil:
-		t.missing = &found
-	case t.missing != nil && found > *t.missing:
-		t.missing = &found
-	}
-	return t.missing
-}
-
 // report notes what a pass has done.
 func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	log := t.c.cfg.Logger
@@ -211,7 +197,6 @@ func (t *cleanupReport) report(r *cleanup.Report, err error) {
 	t.c.kept.cleaned.Store(&monitoring.CleanupStatus{
 		EndedAt: time.Now(), Took: time.Duration(r.Seconds * float64(time.Second)), Rows: r.Outbox.Deleted,
 		Partitions: len(r.Log.Dropped) + len(r.Outbox.Partitions.Dropped), Complete: r.Complete && err == nil, Detail: all,
-		Unaccounted: t.unaccounted(r),
 	})
 	if problem == cleanupWorks && r.Complete {
 		t.c.cfg.Metrics.CleanupLastSuccess.WithLabelValues().SetToCurrentTime()

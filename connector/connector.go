@@ -179,8 +179,9 @@ type Connector struct {
 
 // keeperState is what the keeper remembers from one session to the next.
 type keeperState struct {
-	cleaned atomic.Pointer[monitoring.CleanupStatus] // the last pass
-	results resultsBatch
+	cleaned  atomic.Pointer[monitoring.CleanupStatus] // the last pass
+	results  resultsBatch
+	accounts accounts
 }
 
 // progress is how far Run has come. Only the goroutine of Run uses it.

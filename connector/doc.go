@@ -31,6 +31,7 @@
 //   - listen.go: how the lanes hear what people change; owed.go and counts.go: how many rows are parked and dead;
 //   - keeper.go: the duties that are repeated at intervals; heartbeat.go: the one that writes numbers of each sink; measure.go: the one
 //     that asks PostgreSQL for the metrics; cleanup.go: what deletes old rows;
+//   - unaccounted.go: what compares the outbox with the ledger all the time; owing.go: which events are owed to which sinks;
 //   - sink_results.go: how many events of a sink were accepted in time; results.go: what outbox_metrics has of that;
 //   - successor.go: what a connector takes over from the one before it in the process, refused logins, other passwords;
 //   - traced_ledger.go: the spans of the recorder's transactions; those of Deliver calls begin and end in
@@ -64,6 +65,7 @@
 //	keepCounts (1)    reading ends                               when the parked rows are counted
 //	keepOldest (1)    reading ends                               when the oldest parked rows are looked for
 //	keepClean (1)     reading ends                               how far the outbox was cleaned up
+//	keepAccounts (1)  reading ends                               how far the outbox was compared with the ledger
 //	keepResults (1)   reading ends                               which results of minutes are not written yet
 //	check (≤ 1 a      reading ends, and Check has returned       nothing
 //	sink)

@@ -25,6 +25,7 @@ type database interface {
 	keeperDatabase
 	countsDatabase
 	cleanupDatabase
+	accountsDatabase
 	resultsDatabase
 	// preflight looks whether everything that a session needs is in place. It only reads.
 	preflight(ctx context.Context) (provision.Facts, error)

@@ -267,6 +267,7 @@ func (s *session) startKeeper(reading context.Context, crew *crew) {
 	crew.keeper.Go(func() error { s.c.keepOldest(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepClean(reading, s); return nil })
 	crew.keeper.Go(func() error { s.c.keepResults(reading, s); return nil })
+	crew.keeper.Go(func() error { s.c.keepAccounts(reading, s); return nil })
 	for _, k := range s.checks {
 		crew.keeper.Go(func() error { k.run(reading); return nil })
 	}

@@ -16,7 +16,7 @@ import (
 func (c *Connector) Status() monitoring.Status {
 	now := time.Now()
 	st := c.life.status()
-	st.At, st.Source, st.Cleanup, st.Database = now, c.source, c.kept.cleaned.Load(), c.measured.status()
+	st.At, st.Source, st.Cleanup, st.Accounts, st.Database = now, c.source, c.kept.cleaned.Load(), c.kept.accounts.shown.Load(), c.measured.status()
 	if t := c.tracker.Load(); t != nil {
 		w := t.Snapshot(now)
 		st.InFlight, st.Confirmed, st.Prefix, st.Lag = w.InFlight, w.Confirmed, w.Prefix.LSN, w.Lag

@@ -440,6 +440,10 @@ func (p *worldProcess) ofKeeper() error {
 
 func (p *worldProcess) cleanup() cleanup.Database { return nil }
 
+func (p *worldProcess) accounts(context.Context) (accountsTable, []ledger.VerifySink, error) {
+	return nil, nil, nil
+}
+
 func (p *worldProcess) makePartitions(context.Context) error                { return p.ofKeeper() }
 func (p *worldProcess) heartbeat(context.Context, []ledger.Heartbeat) error { return p.ofKeeper() }
 

@@ -21,7 +21,7 @@ type OutboxVerify struct {
 	schema Schema
 }
 
-// VerifyQuery says what Compare compares.
+// VerifyQuery says what CompareAll compares.
 type VerifyQuery struct {
 	Slot       string
 	Processors []int32
@@ -41,7 +41,7 @@ type Unknown struct {
 	Matches                                             []bool     // for each of the query's filters
 }
 
-// VerifyPoint is how far the stream was settled when Compare read the tables.
+// VerifyPoint is how far the stream was settled when a comparison read the tables.
 type VerifyPoint struct {
 	Prefix    checkpoint.Position
 	Confirmed pglogrepl.LSN
@@ -80,64 +80,148 @@ const selectPoint = `select prefix_lsn, prefix_index, confirmed_lsn, slot_epoch,
 
 // planVerify gives the hashes room, and keeps the planner, which cannot know how few rows are unknown, from looking for each row in the
 // indexes.
-const planVerify = "set transaction isolation level repeatable read, read only; set local enable_nestloop = off; set local enable_mergejoin = off; set local work_mem = '64MB'; set local jit = off; set local plan_cache_mode = force_custom_plan"
+const planVerify = "set local enable_nestloop = off; set local enable_mergejoin = off; set local work_mem = '64MB'; set local jit = off; set local plan_cache_mode = force_custom_plan"
 
-// Compare calls take for each event and each sink where the event is unknown, in no order. It reads all in one snapshot and keeps nothing in
+// CompareAll calls take for each event and each sink where the event is unknown, in no order. It reads all in one snapshot and keeps nothing in
 // memory.
-func (v *OutboxVerify) Compare(ctx context.Context, db Beginner, q VerifyQuery, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
+func (v *OutboxVerify) CompareAll(ctx context.Context, db Beginner, q VerifyQuery, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
 	var p VerifyPoint
+	err := v.inSnapshot(ctx, db, planVerify, func(tx pgx.Tx) error {
+		where, args := "", []any{}
+		if !q.Since.IsZero() && v.timeType != "" {
+			where, args = fmt.Sprintf(" and %s >= $7::timestamptz::%s", v.column(v.table.CreatedAt), v.timeType), append(args, q.Since)
+		}
+		return v.compare(ctx, tx, &q, &p, where, args, take)
+	})
+	return p, err
+}
+
+// inSnapshot runs do in a transaction that has one snapshot and changes nothing.
+func (v *OutboxVerify) inSnapshot(ctx context.Context, db Beginner, plan string, do func(pgx.Tx) error) error {
 	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, planVerify); err != nil {
+		if _, err := tx.Exec(ctx, "set transaction isolation level repeatable read, read only; "+plan); err != nil {
 			return err
 		}
-		var slotEpoch int32
-		var dropped *time.Time
-		var nextXid string
-		err := tx.QueryRow(ctx, v.schema.statement(selectPoint), q.Slot, q.Witness.LSN).
-			Scan(&p.Prefix.LSN, &p.Prefix.Index, &p.Confirmed, &slotEpoch, &p.Decides, &dropped, &nextXid)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return fmt.Errorf("slot %q: %w", q.Slot, errNotReady)
-		} else if err != nil {
-			return err
-		}
-		if dropped != nil {
-			p.LogDroppedUntil = *dropped
-		}
-		args := []any{p.Prefix.LSN, p.Prefix.Index, slotEpoch, q.Processors, nextXid, q.Witness.Snapshot}
-		if !q.Since.IsZero() {
-			args = append(args, q.Since)
-		}
-		rows, err := tx.Query(ctx, v.statement(&q), args...)
-		if err != nil {
-			return err
-		}
-		var u Unknown
-		_, err = pgx.ForEachRow(rows, []any{&u.Processor, &u.ID, &u.AggregateType, &u.AggregateID, &u.EventType, &u.TenantID, &u.CreatedAt, &u.Seen, &u.Matches}, func() error {
-			return take(&p, &u)
-		})
-		return err
+		return do(tx)
 	})
 	if err != nil {
-		return p, fmt.Errorf("compare %s.%s with the ledger: %w", v.table.Schema, v.table.Name, err)
+		return fmt.Errorf("compare %s.%s with the ledger: %w", v.table.Schema, v.table.Name, err)
 	}
-	return p, nil
+	return nil
+}
+
+// compare reads the point, and then compares the rows of the condition where. The first parameter of that is $7.
+func (v *OutboxVerify) compare(ctx context.Context, tx pgx.Tx, q *VerifyQuery, p *VerifyPoint, where string, args []any, take func(*VerifyPoint, *Unknown) error) error {
+	var slotEpoch int32
+	var dropped *time.Time
+	var nextXid string
+	err := tx.QueryRow(ctx, v.schema.statement(selectPoint), q.Slot, q.Witness.LSN).
+		Scan(&p.Prefix.LSN, &p.Prefix.Index, &p.Confirmed, &slotEpoch, &p.Decides, &dropped, &nextXid)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("slot %q: %w", q.Slot, errNotReady)
+	} else if err != nil {
+		return err
+	}
+	if dropped != nil {
+		p.LogDroppedUntil = *dropped
+	}
+	rows, err := tx.Query(ctx, v.statement(q.Filters, where), append([]any{p.Prefix.LSN, p.Prefix.Index, slotEpoch, q.Processors, nextXid, q.Witness.Snapshot}, args...)...)
+	if err != nil {
+		return err
+	}
+	var u Unknown
+	_, err = pgx.ForEachRow(rows, []any{&u.Processor, &u.ID, &u.AggregateType, &u.AggregateID, &u.EventType, &u.TenantID, &u.CreatedAt, &u.Seen, &u.Matches}, func() error {
+		return take(p, &u)
+	})
+	return err
+}
+
+// VerifyChunk is what CompareChunk has looked at.
+type VerifyChunk struct {
+	VerifyPoint
+	Witness Witness    // of the rows of the chunk: all could be seen
+	Last    *OutboxKey // the last row; nil if there is none
+	UpTo    time.Time  // all rows of earlier times were looked at: the time of the last row, or the present if there is none behind it
+	End     bool       // there is no row behind these
+}
+
+// CompareChunk compares the next rows in the order of their times, at most limit, behind from; if from is nil, it begins with the first row,
+// and if from has no id, with the first row of that time. It looks for each row in the indexes of the ledger. The query's witness is not
+// used.
+func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyQuery, from *OutboxKey, limit int, take func(*VerifyPoint, *Unknown) error) (VerifyChunk, error) {
+	var c VerifyChunk
+	err := v.inSnapshot(ctx, db, planChunkOfVerify, func(tx pgx.Tx) error {
+		at, id := v.column(v.table.CreatedAt), v.id.raw
+		after, args := func(int) string { return "" }, []any{}
+		switch {
+		case from == nil:
+		case from.ID == "":
+			after, args = func(n int) string { return fmt.Sprintf(" and %s >= $%d::text::%s", at, n, v.timeType) }, []any{from.At}
+		default:
+			after = func(n int) string {
+				return fmt.Sprintf(" and (%s, %s) > ($%d::text::%s, $%d::text::%s)", at, id, n, v.timeType, n+1, v.id.parameter)
+			}
+			args = []any{from.At, from.ID}
+		}
+		timed := fmt.Sprintf("%s is not null and isfinite(%s)", v.column(v.table.ID), at)
+		var n int
+		var last OutboxKey
+		var upTo *time.Time
+		err := tx.QueryRow(ctx, fmt.Sprintf("select count(*), coalesce((array_agg(concat(at)))[count(*)], ''), coalesce((array_agg(concat(id)))[count(*)], ''), max(at)::timestamptz, "+
+			"pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, now() from (select %s as at, %s as id from %s t where %s order by 1, 2 limit $1) c",
+			at, id, pgx.Identifier{v.table.Schema, v.table.Name}.Sanitize(), timed+after(2)), append([]any{limit}, args...)...).
+			Scan(&n, &last.At, &last.ID, &upTo, &c.Witness.Snapshot, &c.Witness.LSN, &c.UpTo)
+		if c.End = n < limit; err != nil || n == 0 {
+			return err
+		}
+		c.Last = &last
+		if !c.End {
+			c.UpTo = *upTo
+		}
+		q.Witness = c.Witness
+		where := " and " + timed + after(7) + fmt.Sprintf(" and (%s, %s) <= ($%d::text::%s, $%d::text::%s)", at, id, 7+len(args), v.timeType, 8+len(args), v.id.parameter)
+		return v.compare(ctx, tx, &q, &c.VerifyPoint, where, append(args, last.At, last.ID), take)
+	})
+	return c, err
+}
+
+const planChunkOfVerify = "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off; set local enable_material = off; " +
+	"set local jit = off; set local max_parallel_workers_per_gather = 0; set local plan_cache_mode = force_custom_plan"
+
+// CompareEvents compares the rows of these events.
+func (v *OutboxVerify) CompareEvents(ctx context.Context, db Beginner, q VerifyQuery, ids []string, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
+	var p VerifyPoint
+	err := v.inSnapshot(ctx, db, planChunkOfVerify, func(tx pgx.Tx) error {
+		return v.compare(ctx, tx, &q, &p, fmt.Sprintf(" and %s = any ($7::text[]::%s[])", v.id.raw, v.id.parameter), []any{ids}, take)
+	})
+	return p, err
+}
+
+// FindsByTime reports whether the table has times, and an index by which rows are found in the order of their times.
+func (v *OutboxVerify) FindsByTime(ctx context.Context, db Querier) (finds bool, err error) {
+	if !v.Timed() {
+		return false, nil
+	}
+	err = db.QueryRow(ctx, `select exists (select from pg_index i join pg_attribute a on attrelid = indrelid and attnum = indkey[0]
+		where indrelid = $1 and attname = $2 and indisvalid and indpred is null)`, v.oid, v.table.CreatedAt).Scan(&finds)
+	if err != nil {
+		return false, fmt.Errorf("look for an index on the time of %s.%s: %w", v.table.Schema, v.table.Name, err)
+	}
+	return finds, nil
 }
 
 // statement compares in two steps. An event that was streamed at or before the prefix is settled for every sink, or is not owed to it: most
 // events are of that kind, and one join leaves them out for all sinks. What is left is compared for each sink. A log row of an epoch before
 // the slot was made is of a stream that has ended, and counts as before the prefix. Rows of processor 0 are of no sink, and of each.
-func (v *OutboxVerify) statement(q *VerifyQuery) string {
+func (v *OutboxVerify) statement(filters []string, where string) string {
 	t := &v.table
-	where := v.column(t.ID) + " is not null"
-	if !q.Since.IsZero() && v.timeType != "" {
-		where += fmt.Sprintf(" and %s >= $7::timestamptz::%s", v.column(t.CreatedAt), v.timeType)
-	}
+	where = v.column(t.ID) + " is not null" + where
 	created := "null::timestamptz"
 	if v.timeType != "" {
 		created = fmt.Sprintf("case when isfinite(%[1]s) then %[1]s::timestamptz end", v.column(t.CreatedAt))
 	}
 	matches := []string{}
-	for _, f := range q.Filters {
+	for _, f := range filters {
 		matches = append(matches, "coalesce(("+f+"\n), false)")
 	}
 	// The schema is put only into our own parts: the name of a column may be anything.

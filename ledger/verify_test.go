@@ -32,7 +32,7 @@ func (w *walking) compare(q ledger.VerifyQuery) (map[int32][]string, ledger.Veri
 		}
 	}
 	found := map[int32][]string{}
-	p, err := v.Compare(w.t.Context(), w.conn, q, func(_ *ledger.VerifyPoint, u *ledger.Unknown) error {
+	p, err := v.CompareAll(w.t.Context(), w.conn, q, func(_ *ledger.VerifyPoint, u *ledger.Unknown) error {
 		found[u.Processor] = append(found[u.Processor], u.ID)
 		return nil
 	})
@@ -80,7 +80,7 @@ func TestCompareAgreesWithMissing(t *testing.T) {
 				continue
 			}
 			status := []string{"delivered", "failed", "dead", "discarded"}[r.IntN(4)]
-			if processor == 0 { // jobs write none, see Compare
+			if processor == 0 { // jobs write none, see compare
 				lsn = 0x4f0
 			}
 			log = append(log, fmt.Sprintf("('%s', %d, 1, '%s', now(), '0/%X', %d, 1)", id, processor, status, lsn, index))
@@ -138,7 +138,7 @@ func TestCompareWithAWitness(t *testing.T) {
 		t.Helper()
 		q.Slot, q.Processors, q.Witness = "s", []int32{7}, witness
 		var got []string
-		p, err := v.Compare(t.Context(), w.conn, q, func(_ *ledger.VerifyPoint, u *ledger.Unknown) error {
+		p, err := v.CompareAll(t.Context(), w.conn, q, func(_ *ledger.VerifyPoint, u *ledger.Unknown) error {
 			got = append(got, fmt.Sprint(u.AggregateID, " ", u.EventType, " ", u.TenantID, " ", u.Seen, " ", u.Matches, " ", u.CreatedAt.UTC().Format(time.DateOnly)))
 			return nil
 		})
@@ -159,7 +159,7 @@ func TestCompareWithAWitness(t *testing.T) {
 	w.exec("update outbox_checkpoints set slot_epoch = 5")
 	check(ledger.VerifyQuery{}, "late made late false [] 2026-01-02, decides true")
 	w.exec("update outbox_checkpoints set state = 'building'")
-	if _, err := v.Compare(t.Context(), w.conn, ledger.VerifyQuery{Slot: "s", Witness: witness}, nil); err == nil {
+	if _, err := v.CompareAll(t.Context(), w.conn, ledger.VerifyQuery{Slot: "s", Witness: witness}, nil); err == nil {
 		t.Error("a checkpoint that is building was taken")
 	}
 }

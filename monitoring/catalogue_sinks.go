@@ -172,12 +172,23 @@ var outcomeFamilies = []Family{
 	},
 	{
 		Name: "unaccounted_events", Type: Gauge, Unit: "events",
-		Help: "Rows of the outbox that are older than their retention, that the stream is past, and that the ledger does not know: nobody knows whether " +
-			"they were delivered. Absent until a pass of the cleanup has looked at all old rows, and in a process that stands by.",
-		Investigate: "It is not 0: docs/retention.md says under Unaccounted what to do.",
+		Help: "Events of the outbox that are missing: they are owed to a sink, the stream is past them, and the ledger does not know what has become of them. " +
+			"At most 10,000 are counted. Absent until all rows were compared once, in a process that stands by, and where source.columns.created_at has no index.",
+		Investigate: "It is not 0: outbox-cdc verify names them, and docs/verify.md says what to do.",
 		collect: func(s *Status, emit emit) {
-			if s.Role == RoleLeader && s.Cleanup != nil && s.Cleanup.Unaccounted != nil {
-				emit(float64(*s.Cleanup.Unaccounted))
+			if s.Role == RoleLeader && s.Accounts != nil && s.Accounts.Missing != nil {
+				emit(float64(*s.Accounts.Missing))
+			}
+		},
+	},
+	{
+		Name: "verify_position_timestamp_seconds", Type: Gauge, Unit: "seconds since 1970",
+		Help: "Events made before this time were compared with the ledger, for unaccounted_events. While nothing arrives, it stands still. " +
+			"Absent in a process that stands by, and where source.columns.created_at has no index.",
+		Investigate: "It stands still or is hours old while events arrive: the component keeper:accounts of /readyz says why.",
+		collect: func(s *Status, emit emit) {
+			if s.Role == RoleLeader && s.Accounts != nil && !s.Accounts.UpTo.IsZero() {
+				emit(float64(s.Accounts.UpTo.UnixMicro()) / 1e6)
 			}
 		},
 	},

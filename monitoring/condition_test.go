@@ -70,7 +70,7 @@ func TestMetricsOfRoles(t *testing.T) {
 	standby := gone
 	standby.CountedAt = time.Time{}
 	count := new(int64(5))
-	full := Status{At: at, LanesPerSink: 2, InFlight: 6, Cleanup: &CleanupStatus{Unaccounted: count}}
+	full := Status{At: at, LanesPerSink: 2, InFlight: 6, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), Missing: count}}
 	for name, test := range map[string]struct {
 		change func(*Status)
 		want   map[string]int // series
@@ -93,7 +93,7 @@ func TestMetricsOfRoles(t *testing.T) {
 		"before the first count": {
 			func(s *Status) {
 				s.Role, s.Streaming, s.Sinks = RoleLeader, true, []SinkStatus{sink, standby}
-				s.Sinks[1].InSession, s.Sinks[1].Name, s.Cleanup = true, "new", nil
+				s.Sinks[1].InSession, s.Sinks[1].Name, s.Accounts = true, "new", nil
 			},
 			map[string]int{
 				"worker_health": 4, "events_in_queue": 1, "settled_timestamp_seconds": 1, "sink_state": 12, "in_flight": 2, "epoch": 1,

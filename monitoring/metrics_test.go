@@ -26,7 +26,7 @@ func TestMetricsAsScraped(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	reg.MustRegister(NewCollector(prefix, func() Status {
 		return Status{
-			At: at, Since: at.Add(-time.Hour), Role: RoleLeader, LanesPerSink: 2, Epoch: 21, Cleanup: &CleanupStatus{Unaccounted: new(int64(22))},
+			At: at, Since: at.Add(-time.Hour), Role: RoleLeader, LanesPerSink: 2, Epoch: 21, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), Missing: new(int64(22))},
 			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7, PublicationChanges: 24,
 			Stages: Stages{
 				Read:         23,

@@ -27,7 +27,7 @@ func tenSinks() Status {
 	at := time.Unix(1_700_000_000, 0)
 	st := Status{
 		At: at, Since: at.Add(-time.Hour), Role: RoleLeader, Streaming: true, Sessions: 3, Epoch: 7, LanesPerSink: 16, InFlight: 1234, Lag: time.Second,
-		LagBytes: 1 << 20, Invalid: 1, Unrouted: 2, Cleanup: &CleanupStatus{Unaccounted: new(int64(0))},
+		LagBytes: 1 << 20, Invalid: 1, Unrouted: 2, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), Missing: new(int64(0))},
 	}
 	st.Database = &DatabaseStatus{
 		AskedAt: at, Plugin: "pgoutput", Failover: "false", Synced: "false", Spilled: new(int64(1)), SyncStandbys: new(int64(1)), XminAge: new(int64(1)), Connections: &ConnectionCounts{Idle: 1},

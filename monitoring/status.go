@@ -53,10 +53,24 @@ type Status struct {
 	Sinks []SinkStatus
 	// Cleanup is the last pass of the cleanup. It is nil if this connector has made none.
 	Cleanup *CleanupStatus
+	// Accounts is what the comparison of the outbox with the ledger has found. It is nil before the first step, and where rows cannot be
+	// found by their time.
+	Accounts *AccountsStatus
 	// Database is what is asked of PostgreSQL for the metrics. It is nil without a session, and so in a process that stands by.
 	Database *DatabaseStatus
 	// Forecast is nil without a session, and where no Recent has watched the connector.
 	Forecast *ForecastStatus
+}
+
+// AccountsStatus is what the comparison of the outbox with the ledger has found so far.
+type AccountsStatus struct {
+	// Missing counts the events that the stream is past, and of which the ledger does not know what has become of them at a sink to which they
+	// are owed. It is nil until all rows were compared once.
+	Missing *int64
+	// Example is the id of one of them.
+	Example string
+	// UpTo says that all rows of earlier times were compared.
+	UpTo time.Time
 }
 
 // CleanupStatus is what a pass of the cleanup has done.
@@ -68,9 +82,6 @@ type CleanupStatus struct {
 	Partitions int
 	// Complete is true if nothing has ended the pass early.
 	Complete bool
-	// Unaccounted counts the old rows of the outbox that the stream is past and the ledger does not know, as the last pass over all old
-	// rows has found them, with those that passes since then have found. It is nil before there was such a pass.
-	Unaccounted *int64
 	// Detail says what is wrong, or why rows stay. It is empty if nothing is to be said.
 	Detail string
 }

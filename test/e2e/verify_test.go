@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,13 @@ func TestVerify(t *testing.T) {
 	if r, s := c.verifies(exitcode.Failure); !r.Decided || s.Missing != 3 || len(s.Events) != 3 || s.Events[0].EventType == "" || s.Pending != 0 {
 		t.Errorf("%+v", r)
 	}
+	eventually(t, 90*time.Second, "the connector has found them by itself", func() error {
+		if n := c.metric("unaccounted_events"); n != 3 {
+			return fmt.Errorf("unaccounted_events is %v", n)
+		}
+		return nil
+	})
+	c.says("events are missing")
 	c.term()
 	w.insert(2)
 	if r, s := c.verifies(exitcode.OK); r.Decided || r.Streamed || s.Missing != 0 || s.Pending != 5 {

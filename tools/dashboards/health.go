@@ -41,9 +41,9 @@ func healthRow() row {
 			query{leading(ofInstances("epoch")), "epoch"}),
 		number(panel{
 			title: "Unaccounted",
-			shows: "Old rows of the outbox that the stream is past, and that the ledger does not know.",
+			shows: "Events that are owed to a sink, that the stream is past, and of which the ledger does not know what has become of them.",
 			good:  "0.",
-			todo:  "nobody knows whether these events were delivered. Nothing deletes them. The page says how to find out, and what to do.",
+			todo:  "outbox-cdc verify names them. Nothing deletes them. The page says how they are delivered after all.",
 			page:  "operations.md#outboxunaccountedevents", unit: units.NoUnit, width: 3,
 		}, query{leading(ofInstances("unaccounted_events")), "events"}).
 			Thresholds(absolute(thresholds("green", step{1, "red"}))).NoValue("not known yet"),
