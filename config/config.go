@@ -53,6 +53,8 @@ type Source struct {
 	Publication    string `yaml:"publication"`
 	// Failover asks for a slot that standbys have a copy of (PostgreSQL 17 and later).
 	Failover bool `yaml:"failover"`
+	// OnSlotLoss is SlotLossStop or SlotLossResync.
+	OnSlotLoss string `yaml:"on_slot_loss"`
 	// Table is the outbox as schema.table.
 	Table string `yaml:"table"`
 	// LedgerSchema holds the connector's own tables; the schema of Table by default.
@@ -74,6 +76,12 @@ func (s *Source) Order() []string {
 	}
 	return []string{s.Columns.ID}
 }
+
+// What Source.OnSlotLoss may be.
+const (
+	SlotLossStop   = "stop"   // the process ends with exit code 70
+	SlotLossResync = "resync" // it makes the slot anew and delivers what is missing
+)
 
 // Columns names the column of the outbox for each field of an event. If an optional name is empty, the outbox has no such column.
 type Columns struct {
@@ -166,6 +174,7 @@ func Default() Config {
 			MaxConnections: 6,
 			Slot:           "outbox_cdc",
 			Publication:    "outbox_cdc",
+			OnSlotLoss:     SlotLossStop,
 			Table:          "public.event_outbox",
 			Columns: Columns{
 				ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type",

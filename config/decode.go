@@ -18,8 +18,7 @@ import (
 // a token and gets none would be worse than an error. Indexes are written as [].
 var notBuilt = []string{
 	"http.token",
-	"source.on_slot_loss",
-	"sinks[].backlog", "sinks[].exactly_once",
+	"sinks[].exactly_once",
 }
 
 var sinkTypes = []string{SinkKafka, SinkRedis, SinkWebhook, SinkEventBus, SinkComposite, SinkStdout}

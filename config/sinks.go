@@ -25,6 +25,9 @@ const (
 	StrategyPrimary = "primary" // the first as usual, each other one try
 )
 
+// BacklogAll gives a new sink what the outbox holds from before it, too.
+const BacklogAll = "all"
+
 // Sink is one destination.
 type Sink struct {
 	// Name is the sink's name in ledger, metrics and commands. By default it is its type.
@@ -40,6 +43,8 @@ type Sink struct {
 	SLA SinkSLA `yaml:"sla"`
 	// RenamedFrom is the sink's former name. What is parked under it is delivered under the new name.
 	RenamedFrom string `yaml:"renamed_from"`
+	// Backlog is BacklogAll, or empty: then a new sink is given what is written from its first start on.
+	Backlog string `yaml:"backlog"`
 	// Abandoned says that this is no sink any more, and that what is parked for it may be dropped.
 	Abandoned bool `yaml:"abandoned"`
 	// Only the one of the sink's type is set.

@@ -85,6 +85,7 @@ func (v *validator) source(s *Source) {
 		v.mistake("source.slot", "%q is no name for a slot: 1 to 63 of a-z, 0-9 and _", s.Slot)
 	}
 	v.identifier("source.publication", s.Publication)
+	v.oneOf("source.on_slot_loss", s.OnSlotLoss, SlotLossStop, SlotLossResync)
 	v.identifier("source.ledger_schema", s.LedgerSchema)
 	if strings.Contains(s.Table, `"`) {
 		v.mistake("source.table", "%s holds quotes; write both names without, in the case that they have in the database", s.Table)

@@ -28,6 +28,9 @@ func (v *validator) sink(path string, s *Sink) {
 		}
 		return
 	}
+	if s.Backlog != "" {
+		v.oneOf(path+".backlog", s.Backlog, BacklogAll)
+	}
 	if s.MaxRetries != nil {
 		v.between(path+".max_retries", *s.MaxRetries, 0, 1_000_000)
 	}

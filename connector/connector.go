@@ -51,6 +51,8 @@ type Config struct {
 	// Prepare is called before the first session. If it fails, it is called again before the next try, until it has succeeded.
 	// It may be nil.
 	Prepare func(context.Context) error
+	// Resync makes a slot anew that is lost. It returns provision.ErrSound if the slot is not lost. It is nil if a person has to do it.
+	Resync func(context.Context) error
 	// Predecessor is the connector before this one in the same process. It is zero for the first one.
 	Predecessor Predecessor
 	// LoginRefused is called each time when PostgreSQL or a sink refuses our login, from any goroutine. It must return at once. It may
@@ -83,6 +85,8 @@ type Sink struct {
 	Traced tracing.Destination
 	// RenamedFrom is the sink's former name, or empty if it had none. The sink takes over what the ledger has under that name.
 	RenamedFrom string
+	// Backlog says that the sink is given what the outbox holds already when the ledger first hears of the sink.
+	Backlog bool
 	// MaxRetries replaces Delivery.MaxRetries for this sink, unless it is nil.
 	MaxRetries *int
 	// Objective says how fast its events should be accepted, and which share of them.
@@ -192,6 +196,7 @@ type progress struct {
 	epoch        int32     // of the last session of this connector
 	aloneFrom    time.Time // no other process has a lease from then on
 	standingBy   bool      // the log says that another process has the slot
+	resyncs      resyncs
 }
 
 // outboxState is what the connector saw when it last looked at the outbox in PostgreSQL's catalog. Preflight writes it before
@@ -304,6 +309,12 @@ func (c *Connector) Run(ctx context.Context) error {
 		}
 		if c.progress.streamedNow && (c.confirmed() > stood || time.Since(began) > maxSessionWait) {
 			failures = 0 // the session has moved the slot, or has lasted: wait only briefly before the next one
+		}
+		if again, err := c.resync(ctx, err); again {
+			if err != nil {
+				return nil // asked to stop
+			}
+			continue
 		}
 		if c.fatal(err) {
 			c.cfg.Health.SetOnly("session", monitoring.Failed(err.Error()))

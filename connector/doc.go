@@ -13,6 +13,7 @@
 //     before it; history.go: whether slot and checkpoint fit together, and what is compared if they do not;
 //   - postgres.go: PostgreSQL, behind the interfaces that stand where they are used; routes.go: the configured routes in the form
 //     that the router takes;
+//   - resync.go: when a lost slot is made anew unattended;
 //   - reader.go: the main loop; unrouted.go: the log's line about events that no route matches; odd_metadata.go: about metadata that
 //     are no object;
 //   - delivery.go: one event for one sink; retry.go: how long it waits for its next try; stored_event.go and error_text.go: what the

@@ -155,7 +155,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	if err != nil {
 		return err
 	}
-	ids, err := s.c.registerProcessors(ctx)
+	ids, err := s.c.registerProcessors(ctx, start.Prefix)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
@@ -126,13 +127,18 @@ func (c *Connector) checkDriftForReader(ctx context.Context) error {
 	return err
 }
 
-// registerProcessors enters the sinks into outbox_processors and returns their processor ids by sink name. It returns an error if
+// registerProcessors enters the sinks into outbox_processors and returns their processor ids by sink name. A sink that is new there and has
+// a backlog gets the job for it: what the stream does not bring stands up to the prefix. It returns an error if
 // the ledger has parked events of a sink that is neither configured nor listed as abandoned: nobody would deliver them.
-func (c *Connector) registerProcessors(ctx context.Context) (map[string]int32, error) {
+func (c *Connector) registerProcessors(ctx context.Context, prefix checkpoint.Position) (map[string]int32, error) {
 	var ps []ledger.Processor
 	known := slices.Clone(c.cfg.Abandoned)
 	for _, s := range c.cfg.Sinks {
-		ps = append(ps, ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true})
+		p := ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom, Replaces: true}
+		if s.Backlog {
+			p.Backlog = &ledger.NewJob{Reason: ledger.JobOfSink, Start: prefix.LSN}
+		}
+		ps = append(ps, p)
 		known = append(known, s.Name)
 	}
 	ids, orphans, err := c.db.registerProcessors(ctx, ps, known)

@@ -109,6 +109,36 @@ func (s Schema) UnfinishedJobs(ctx context.Context, db Querier, processors []int
 	return jobs, nil
 }
 
+// JobProgress is how far a job has come, for people.
+type JobProgress struct {
+	Job
+	Finished time.Time // zero as long as it is not
+}
+
+// ReadJobs returns the jobs of these sinks that are not finished, and those that have finished within a time. They are in the order in which
+// they were filed.
+func (s Schema) ReadJobs(ctx context.Context, db Querier, processors []int32, within time.Duration) ([]JobProgress, error) {
+	rows, err := db.Query(ctx, s.statement(`select id, processor_id, coalesce(reason, ''), coalesce(filter, '{}'), ordinal, walked, coalesce(estimate, 0), created_at, finished_at
+		from ledger.outbox_backlog where processor_id = any ($1) and mode = 'missing' and (status <> 'done' or finished_at > clock_timestamp() - $2 * interval '1 s') order by id`),
+		processors, within.Seconds())
+	if err != nil {
+		return nil, fmt.Errorf("read backlog jobs: %w", err)
+	}
+	jobs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (JobProgress, error) {
+		var j JobProgress
+		var finished *time.Time
+		err := row.Scan(&j.ID, &j.Processor, &j.Reason, &j.Filter, &j.Ordinal, &j.Walked, &j.Estimate, &j.Filed, &finished)
+		if finished != nil {
+			j.Finished = *finished
+		}
+		return j, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read backlog jobs: %w", err)
+	}
+	return jobs, nil
+}
+
 // writeJobSteps writes how far jobs have come. A job that was replaced meanwhile stays as it is.
 func (w *BatchWriter) writeJobSteps(ctx context.Context, batch []checkpoint.Outcomes) error {
 	q := &pgx.Batch{}

@@ -25,6 +25,9 @@ type Processor struct {
 	Replaces bool
 	// FromStart says that the sink is also owed what the outbox holds from before the sink was first known.
 	FromStart bool
+	// Backlog is the job that delivers these events, if the stream does not bring them. It is filed when the sink is first known, together with
+	// the sink, which is then owed everything from the start. Its Processor and SnapshotXmax are set here. It is nil if there is no job.
+	Backlog *NewJob
 }
 
 // Beginner is a database in which a transaction can be begun: a connection, a pool or a transaction.
@@ -61,10 +64,10 @@ func (s Schema) registerProcessor(ctx context.Context, tx pgx.Tx, connector stri
 		return 0, err
 	}
 	// The select asks first whether the row is there: an insert that meets a conflict uses up an id.
-	_, err := tx.Exec(ctx, s.statement(`insert into ledger.outbox_processors (connector, processor_name, processor_type, configuration, since)
+	tag, err := tx.Exec(ctx, s.statement(`insert into ledger.outbox_processors (connector, processor_name, processor_type, configuration, since)
 		select $1, $2, $3, $4::jsonb, case when $5 then '-infinity' else now() end
 		where not exists (select from ledger.outbox_processors where connector = $1 and processor_name = $2)
-		on conflict (connector, processor_name) do nothing`), connector, p.Name, p.Type, configuration, p.FromStart)
+		on conflict (connector, processor_name) do nothing`), connector, p.Name, p.Type, configuration, p.FromStart || p.Backlog != nil)
 	if err != nil {
 		return 0, err
 	}
@@ -76,7 +79,15 @@ func (s Schema) registerProcessor(ctx context.Context, tx pgx.Tx, connector stri
 	}
 	var id int32
 	err = tx.QueryRow(ctx, s.statement("select id from ledger.outbox_processors where connector = $1 and processor_name = $2"), connector, p.Name).Scan(&id)
-	return id, err
+	if err != nil || p.Backlog == nil || tag.RowsAffected() == 0 {
+		return id, err
+	}
+	job := *p.Backlog
+	job.Processor = id
+	if job.SnapshotXmax, err = s.SnapshotXmax(ctx, tx); err != nil {
+		return id, err
+	}
+	return id, s.FileJobs(ctx, tx, []NewJob{job})
 }
 
 // deleteEmpty deletes the row of the new name if it owns nothing and the row of the former name exists, and returns whether a

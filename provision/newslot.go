@@ -128,10 +128,11 @@ func beginFirst(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (*ledger.C
 
 // finishFirst is newSlot.finish of a slot that never was.
 func finishFirst(ctx context.Context, tx pgx.Tx, f finishing) error {
-	for i := range f.Processors { // of the rows before the slot there are none, or jobs deliver them
-		f.Processors[i].FromStart = !f.Backlog.None
+	f.Processors = slices.Clone(f.Processors)
+	for i := range f.Processors { // of the rows before the slot there are none, or jobs deliver them, or nobody wants them
+		f.Processors[i].FromStart, f.Processors[i].Backlog = !f.Backlog.None, nil
 	}
-	ids, err := f.ledger().RegisterProcessors(ctx, tx, f.Connector, f.Processors)
+	ids, err := f.register(ctx, tx, f.point)
 	if err != nil {
 		return err
 	}

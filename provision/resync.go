@@ -30,8 +30,8 @@ type ResyncResult struct {
 	Why     string // why the slot had to be made anew; empty if it was sound
 }
 
-// errSound says that Resync was to make a slot anew only if it is lost, and that it is not.
-var errSound = errors.New("the slot is sound")
+// ErrSound says that Resync was to make a slot anew only if it is lost, and that it is not.
+var ErrSound = errors.New("the slot is sound")
 
 // Resync makes a slot anew that cannot be streamed from any more, and files a job for each sink, which finds what the sink was not given.
 //
@@ -163,7 +163,7 @@ func (f *existing) whyLost(cfg ResyncConfig) (string, error) {
 	}
 	switch {
 	case len(reasons) == 0 && cfg.IfLost:
-		return "", errSound
+		return "", ErrSound
 	case f.checkpoint.Rebuilding:
 		return "an earlier resync did not end", nil
 	case len(reasons) == 0:
@@ -191,7 +191,7 @@ func finishAgain(ctx context.Context, tx pgx.Tx, f finishing) error {
 	if err != nil {
 		return err
 	}
-	ids, err := s.RegisterProcessors(ctx, tx, f.Connector, f.Processors)
+	ids, err := f.register(ctx, tx, f.point)
 	if err != nil {
 		return err
 	}

@@ -319,7 +319,7 @@ func TestResyncIfLost(t *testing.T) {
 	t.Parallel()
 	o := newLost(t)
 	cfg := ResyncConfig{SetupConfig: o.cfg, IfLost: true}
-	if _, err := Resync(pgtest.Context(t), cfg); err != errSound {
+	if _, err := Resync(pgtest.Context(t), cfg); err != ErrSound {
 		t.Errorf("a sound slot: %v", err)
 	}
 	o.exec(dropSlotSQL, "update outbox_checkpoints set system_identifier = 7")
@@ -440,5 +440,32 @@ func TestEstimate(t *testing.T) {
 	}
 	if !strings.Contains(e.String(), "estimate") {
 		t.Error(e)
+	}
+}
+
+// A sink that is new and has a backlog has a job, whoever hears of it first. A first start delivers everything anyway.
+func TestBacklogOfANewSink(t *testing.T) {
+	t.Parallel()
+	o := newLost(t)
+	sink := func(name string) {
+		o.cfg.Processors = append(o.cfg.Processors, ledger.Processor{Name: name, Type: "kafka", Backlog: &ledger.NewJob{Reason: ledger.JobOfSink}})
+	}
+	sink("c")
+	o.setup()
+	o.setup()
+	if got := o.jobs(); got != "c sink base 0/0/0 start 0/10 filter {}" {
+		t.Errorf("init: %s", got)
+	}
+	o.exec("update outbox_backlog set status = 'done'")
+	sink("d")
+	point := o.resync().ConsistentPoint.String()
+	if got := o.jobs(); !strings.HasSuffix(got, ", c resync base 0/10/5 start "+point+" filter {}, d sink base 0/0/0 start "+point+" filter {}") {
+		t.Errorf("resync: %s", got)
+	}
+	first := newOutbox(t)
+	first.cfg.Connector, first.cfg.Processors = "c", o.cfg.Processors
+	first.setup()
+	if got := first.jobs(); got != "none" {
+		t.Errorf("first start: %s", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,7 +115,7 @@ func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupRes
 		result.FailoverSet = err == nil
 	}
 	if err == nil && f.state == slotReady {
-		err = register(ctx, conn, cfg)
+		_, err = cfg.register(ctx, conn, f.checkpoint.Prefix.LSN)
 	}
 	if err != nil {
 		return result, err
@@ -281,8 +282,16 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 	return conn, nil
 }
 
-// register registers the sinks of a connector whose slot is ready.
-func register(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) error {
-	_, err := cfg.ledger().RegisterProcessors(ctx, conn, cfg.Connector, cfg.Processors)
-	return err
+// register enters the sinks into the ledger, and returns their ids by name. A sink that is new there and has a backlog gets the job for it,
+// for a stream that begins at from.
+func (c *SetupConfig) register(ctx context.Context, db ledger.Beginner, from pglogrepl.LSN) (map[string]int32, error) {
+	processors := slices.Clone(c.Processors)
+	for i, p := range processors {
+		if p.Backlog != nil {
+			job := *p.Backlog
+			job.Start = from
+			processors[i].Backlog = &job
+		}
+	}
+	return c.ledger().RegisterProcessors(ctx, db, c.Connector, processors)
 }

@@ -69,6 +69,9 @@ func Build(cfg config.Config, o BuildOptions) (*connector.Connector, error) {
 		Metrics: o.Metrics, Health: o.Health, Logger: o.Logger, Prepare: o.Prepare,
 		Predecessor: o.Predecessor, LoginRefused: o.LoginRefused, HTTP: o.HTTP, Status: o.Status, Tracer: tracing.NewTracer(o.TracerProvider),
 	}
+	if cfg.Source.OnSlotLoss == config.SlotLossResync {
+		c.Resync = func(ctx context.Context) error { return resyncUnattended(ctx, cfg, o.Logger) }
+	}
 	if _, err := TracingTLS(cfg.Tracing); err != nil {
 		return nil, err
 	}

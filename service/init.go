@@ -315,7 +315,11 @@ func processorsOf(cfg config.Config) ([]ledger.Processor, error) {
 	}
 	var processors []ledger.Processor
 	for _, s := range sinks {
-		processors = append(processors, ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom})
+		p := ledger.Processor{Name: s.Name, Type: s.Type, Configuration: s.Description, RenamedFrom: s.RenamedFrom}
+		if s.Backlog {
+			p.Backlog = &ledger.NewJob{Reason: ledger.JobOfSink}
+		}
+		processors = append(processors, p)
 	}
 	return processors, nil
 }

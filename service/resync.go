@@ -3,6 +3,7 @@ package service
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
@@ -82,4 +83,27 @@ func resyncConfig(cfg config.Config, o ResyncOptions) (provision.ResyncConfig, e
 		Connector: cfg.Name, Processors: processors,
 		Backlog: provision.Backlog{None: o.SkipBacklog}, Parked: o.Parked, Timeout: o.Timeout, Waiting: o.Waiting,
 	}}, nil
+}
+
+// resyncUnattended is Resync as a connector does it itself (source.on_slot_loss). It logs what it has done.
+func resyncUnattended(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
+	setup, err := resyncConfig(cfg, ResyncOptions{
+		Waiting: func(b []provision.Blocker) {
+			logger.Warn("slot creation waits for open transactions", "slot", cfg.Source.Slot, "for", blockerText(b))
+		},
+	})
+	if err != nil {
+		return err
+	}
+	setup.IfLost = true
+	setup.WaitingForLock = func(holder string) {
+		logger.Warn("another session makes or drops the same, and is waited for", "slot", cfg.Source.Slot, "for", holder)
+	}
+	made, err := provision.Resync(ctx, setup)
+	if err != nil {
+		return err
+	}
+	logger.Warn("the slot was lost, and was made anew; jobs compare the outbox with the ledger, and what is missing is delivered", "slot", cfg.Source.Slot,
+		"why", made.Why, "lsn", made.ConsistentPoint.String(), "jobs", made.Jobs, "rows", made.Rows.Rows, "counted", made.Rows.Exact)
+	return nil
 }

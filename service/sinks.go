@@ -47,7 +47,7 @@ func buildSinksAndMembers(cfg config.Config, o BuildOptions) ([]connector.Sink, 
 			m.Path = strings.TrimSuffix(fmt.Sprintf("sinks[%d].%s", i, m.Path), ".")
 			all = append(all, m)
 		}
-		s.MaxRetries, s.RenamedFrom, s.Objective = sc.MaxRetries, sc.RenamedFrom, objective(cfg, sc)
+		s.MaxRetries, s.RenamedFrom, s.Backlog, s.Objective = sc.MaxRetries, sc.RenamedFrom, sc.Backlog == config.BacklogAll, objective(cfg, sc)
 		built[sc.Name] = s
 	}
 	if all != nil {
@@ -65,7 +65,7 @@ func buildSinksAndMembers(cfg config.Config, o BuildOptions) ([]connector.Sink, 
 			if err != nil {
 				return nil, nil, err
 			}
-			one.MaxRetries, one.RenamedFrom, one.Objective = sc.MaxRetries, sc.RenamedFrom, objective(cfg, sc)
+			one.MaxRetries, one.RenamedFrom, one.Backlog, one.Objective = sc.MaxRetries, sc.RenamedFrom, sc.Backlog == config.BacklogAll, objective(cfg, sc)
 			built[sc.Name] = one
 		case c.Strategy == config.StrategyPrimary:
 			for _, name := range c.Members[1:] {

@@ -36,7 +36,8 @@ It says what a connector with this configuration will delete, and when (retentio
 The stream carries only what commits once there is a slot, so an outbox that holds rows already is refused, unless
 --backlog says what becomes of them: all are delivered, none, those since a time (since:7d, since:2024-05-31), or those
 that an SQL condition names ("where:tenant_id = 'a'"). init files a job for each sink, and "outbox-cdc run" works on
-the jobs: it delivers the rows in the order of their time, and new events wait behind them.
+the jobs: it delivers the rows in the order of their time, and new events wait behind them. "outbox-cdc backlog" shows
+how far the jobs are.
 
 If the ledger still owes events to sinks from before, --parked says what becomes of them: keep delivers them, discard
 gives them up. In a copy of a database discard is right, because the original delivers them.`,

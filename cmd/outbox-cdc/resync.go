@@ -25,7 +25,7 @@ func newResyncCommand(environ []string) *cobra.Command {
 		Long: `Make the replication slot anew when it is gone, invalidated, or was moved or made anew by somebody else, or when the
 server is another one. It drops what is left of the old slot, makes the publication if that is missing, and files a
 job for each sink. "outbox-cdc run" then works on the jobs: they compare the outbox with the ledger and deliver what
-the sink was not given. New events of a sink wait behind its job.
+the sink was not given. New events of a sink wait behind its job. "outbox-cdc backlog" shows how far the jobs are.
 
 What the outbox no longer holds cannot be found. Events that were on their way when the slot was lost may come twice.
 
@@ -149,7 +149,7 @@ func discardedText(b *strings.Builder, n int64) {
 // jobsText says which jobs were filed, and what works on them.
 func jobsText(b *strings.Builder, jobs int, rows provision.Estimate) {
 	if jobs > 0 {
-		fmt.Fprintf(b, "filed a job for each of %d sinks, which compares %s of the outbox with the ledger; \"outbox-cdc run\" works on them\n",
+		fmt.Fprintf(b, "filed a job for each of %d sinks, which compares %s of the outbox with the ledger; \"outbox-cdc run\" works on them, and \"outbox-cdc backlog\" shows how far they are\n",
 			jobs, rows)
 	}
 }

@@ -39,6 +39,7 @@ privilege is missing, %d the configuration (or the database's) is invalid.`, exi
 		newRunCommand(environ),
 		newInitCommand(environ),
 		newResyncCommand(environ),
+		newBacklogCommand(environ),
 		newDestroyCommand(environ),
 		newSkipCommand(environ),
 		newVerifyCommand(environ),
