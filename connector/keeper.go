@@ -2,6 +2,7 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -62,6 +63,7 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	c.lag.walsender = walsenderState{since: time.Now()}
 	defer c.lag.silentSince.Store(0)
+	defer c.lag.heldSince.Store(0)
 	defer c.measured.forget()
 	measuring := databaseWatch{c: c}
 	beats := heartbeats{status: c.shownStatus, write: c.db.heartbeat}
@@ -170,6 +172,8 @@ type walsenderState struct {
 	pid   int
 	reply *time.Time // our last status message that it has taken; nil if our login may not see that
 	since time.Time  // when the keeper first saw this reply
+	// held names the physical slots of the standbys for which it holds the stream back (synchronized_standby_slots); empty if it does not.
+	held string
 }
 
 // slotView is what the server says of the slot and of who streams from it.
@@ -195,7 +199,27 @@ func (c *Connector) measureLag(ctx context.Context) error {
 		t.Written(view.written)
 	}
 	c.measured.slot.Store(&view.slot)
-	return c.checkWalsender(view.walsender, time.Now())
+	now := time.Now()
+	return errors.Join(c.checkHeld(view.walsender.held, now), c.checkWalsender(view.walsender, now))
+}
+
+// heldAfter is how long the server may hold the stream back for a standby before health and log say so. It does so for a moment with each
+// transaction.
+const heldAfter = 10 * time.Second
+
+// checkHeld returns an error if the server has held the stream back for standbys for heldAfter, and notes since when, for the lag. standbys
+// is empty if it does not hold it back now.
+func (c *Connector) checkHeld(standbys string, now time.Time) error {
+	if standbys == "" {
+		c.lag.heldSince.Store(0)
+		return nil
+	}
+	c.lag.heldSince.CompareAndSwap(0, now.UnixNano())
+	if now.Sub(time.Unix(0, c.lag.heldSince.Load())) < heldAfter {
+		return nil
+	}
+	return fmt.Errorf("the server holds the stream back until the standbys that synchronized_standby_slots names (%s) have received what is to be sent; start them, "+
+		"or take them out: docs/failover.md#settings", standbys)
 }
 
 // checkWalsender compares what is seen of the walsender now with what was seen before. It returns an error if the walsender has

@@ -288,9 +288,11 @@ func (p *postgres) writeSinkState(ctx context.Context, processor int32, st ledge
 
 func (p *postgres) slotView(ctx context.Context) (v slotView, err error) {
 	err = p.pool.QueryRow(ctx, `select written, coalesce(active_pid, 0), reply_time,
-			greatest(pg_wal_lsn_diff(written, restart_lsn), 0)::bigint, coalesce(wal_status, ''), safe_wal_size
-		from pg_current_wal_lsn() as written, pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid where slot_name = $1`, p.source.Slot).
-		Scan(&v.written, &v.walsender.pid, &v.walsender.reply, &v.slot.RestartLag, &v.slot.WALStatus, &v.slot.SafeWAL)
+			greatest(pg_wal_lsn_diff(written, restart_lsn), 0)::bigint, coalesce(wal_status, ''), safe_wal_size,
+			case wait_event when 'WaitForStandbyConfirmation' then coalesce(current_setting('synchronized_standby_slots', true), '') else '' end
+		from pg_current_wal_lsn() as written, pg_replication_slots s left join pg_stat_replication r on r.pid = s.active_pid
+			left join pg_stat_activity a on a.pid = s.active_pid where slot_name = $1`, p.source.Slot).
+		Scan(&v.written, &v.walsender.pid, &v.walsender.reply, &v.slot.RestartLag, &v.slot.WALStatus, &v.slot.SafeWAL, &v.walsender.held)
 	if err != nil {
 		return v, fmt.Errorf("measure slot lag: %w", err)
 	}

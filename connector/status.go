@@ -131,12 +131,13 @@ type lagClock struct {
 	unreadSince atomic.Int64   // since when no session reads the stream, or none gets past a place whose error repeats
 	othersRead  atomic.Bool    // another process was seen to read it since then
 	silentSince atomic.Int64   // since when the walsender has taken none of our status messages
+	heldSince   atomic.Int64   // since when the server holds the stream back for a standby
 	walsender   walsenderState // only the keeper uses it
 }
 
 // since returns the lag in time, where known is what the tracker knows of it. While no session reads the stream, nobody knows
 // what was committed meanwhile. The lag is then counted from the moment when a session last read it, so that it goes on growing.
-// The same holds while the walsender takes none of our status messages.
+// The same holds while the walsender takes none of our status messages, and while it holds the stream back for a standby.
 func (l *lagClock) since(now time.Time, known time.Duration) time.Duration {
 	lag := known
 	if n := l.unreadSince.Load(); n != 0 {
@@ -146,6 +147,9 @@ func (l *lagClock) since(now time.Time, known time.Duration) time.Duration {
 		} else {
 			lag = max(lag, unread)
 		}
+	}
+	if n := l.heldSince.Load(); n != 0 {
+		lag = max(lag, now.Sub(time.Unix(0, n)))
 	}
 	if n := l.silentSince.Load(); n != 0 {
 		lag = max(lag, now.Sub(time.Unix(0, n)))

@@ -237,6 +237,37 @@ func TestWhatAStatementWaitsFor(t *testing.T) {
 	}
 }
 
+// A server that holds the stream back for a standby is reported after ten seconds, and the lag counts from when that was first seen.
+func TestStreamHeldBack(t *testing.T) {
+	t.Parallel()
+	c, _ := newWatchedConnector()
+	began := time.Now()
+	for _, step := range []struct {
+		at   int
+		held string
+		lag  float64
+		told bool
+	}{
+		{0, "", 0, false},
+		{10, "a, b", 0, false},
+		{19, "a, b", 9, false},
+		{20, "a, b", 10, true},
+		{100, "a, b", 90, true},
+		{102, "", 0, false},
+		{104, "a, b", 0, false}, // each transaction waits for a moment
+		{106, "", 0, false},
+	} {
+		now := began.Add(time.Duration(step.at) * time.Second)
+		err := c.checkHeld(step.held, now)
+		if lag := c.lag.since(now, 0).Seconds(); (err != nil) != step.told || lag != step.lag {
+			t.Errorf("after %d s: a lag of %g s, %v", step.at, lag, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "(a, b)") {
+			t.Errorf("%v does not name the slots", err)
+		}
+	}
+}
+
 // A walsender that neither sends nor receives is reported, and the lag counts from the moment when its last reply was first seen.
 func TestSenderThatDoesNotRun(t *testing.T) {
 	t.Parallel()

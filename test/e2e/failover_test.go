@@ -297,6 +297,11 @@ func TestFailoverWithTheSlot(t *testing.T) {
 			p.write(15)
 			if !withheld {
 				p.arrive("stdout")
+			} else {
+				p.c.degraded("keeper:slot lag", "holds the stream back", "(standby)")
+				if lag := p.c.metric("slot_lag_seconds"); lag < 5 {
+					t.Errorf("slot_lag_seconds is %v", lag)
+				}
 			}
 			p.fail()
 			p.write(20)
