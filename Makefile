@@ -12,6 +12,7 @@ AWAY     ?= 10m
 LASTS    ?= 20m
 KILLS    ?= 1000
 CRASHES  ?= 100
+LOSSES   ?= 20
 PAIRS    ?= 5
 
 # What "outbox-cdc version" says. Without a tag, the Go command makes the version of the commit.
@@ -92,10 +93,10 @@ reach: ## run the tests of the failure rules, of the truth and of retention at t
 	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach
 
 # Without VERSIONS it runs once, against what the tests use. One version that fails does not end the others.
-torture: ## kill the connector KILLS (1000) times and let PostgreSQL crash CRASHES (100) times on one database under load, an hour; VERSIONS='14 16 17 18' KILLS=200 CRASHES=20 for other versions
+torture: ## kill the connector KILLS (1000) times and let PostgreSQL crash CRASHES (100) times, and lose the slot LOSSES (20) times, on one database under load, an hour; VERSIONS='14 16 17 18' KILLS=200 CRASHES=20 for other versions
 	rm -rf bin/torture && mkdir -p bin/torture
 	x=0; for version in $(if $(filter file,$(origin VERSIONS)),"$$OUTBOX_TEST_PG_VERSION",$(VERSIONS)); do mkdir -p "bin/torture/$$version"; OUTBOX_TEST_PG_VERSION=$$version \
-		go test $(E2E) -run '^TestTorture$$' -count=1 -v -timeout 0 -artifacts -outputdir "$(CURDIR)/bin/torture/$$version" -args -kills $(KILLS) -crashes $(CRASHES) || x=1; done; exit $$x
+		go test $(E2E) -run '^TestTorture$$' -count=1 -v -timeout 0 -artifacts -outputdir "$(CURDIR)/bin/torture/$$version" -args -kills $(KILLS) -crashes $(CRASHES) -losses $(LOSSES) || x=1; done; exit $$x
 
 # It is complete before it replaces the file.
 dashboards: ## make the dashboard for Grafana

@@ -18,6 +18,12 @@ type event struct {
 
 type aggregate struct{ typ, id string }
 
+// arrival is the first delivery of an event, by its number in the truth.
+type arrival struct {
+	event int
+	at    position
+}
+
 func (e event) aggregate() aggregate { return aggregate{e.aggregateType, e.aggregateID} }
 
 // delivery is what a sink was given.
@@ -30,9 +36,9 @@ type delivery struct {
 // outcome is a row of outbox_delivery_log.
 type outcome struct {
 	id, sink, status string
-	lsn              pglogrepl.LSN // of the start of the commit record
-	index            int64
-	person           bool // who has discarded it
+	lsn              pglogrepl.LSN // of the start of the commit record; of what a job has found, where the job's slot begins
+	index            int64         // negative for what a job has found
+	person           bool          // who has discarded it
 }
 
 // sample is where slot and checkpoint stood, the slot asked first.
@@ -120,7 +126,8 @@ func (c *checker) ends(sink, id, want string, discards int) []string {
 // repeated than faults and time-outs explain.
 func (c *checker) sink(name string, got []delivery) (repeated int) {
 	times := make([]int, len(c.truth))
-	newest := map[aggregate]int{} // event first delivered last
+	newest := map[aggregate][]arrival{} // of each aggregate, those of the first deliveries that no other one is later than by commit and by position
+	positions := c.positions(name)
 	places := map[aggregate]string{}
 	for _, d := range got {
 		i, known := c.number[d.id]
@@ -144,10 +151,14 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 		if times[i] > 1 || cmp.Or(c.retried[name+"/"+d.id], c.retried[d.id]) > 0 { // a person's retry comes when it comes
 			continue
 		}
-		if before, seen := newest[a]; seen && before > i {
-			c.wrong("order: %s got event %s of %v first after %s, which was committed later", name, d.id, a, c.truth[before].id)
+		here := arrival{i, positions[i]}
+		for _, before := range newest[a] {
+			if before.event > i && before.at.after(here.at) {
+				c.wrong("order: %s got event %s of %v first after %s, which was committed later", name, d.id, a, c.truth[before.event].id)
+				break
+			}
 		}
-		newest[a] = i
+		newest[a] = latest(newest[a], here)
 	}
 
 	failed := map[string]int{} // tries without an answer: each may have been accepted all the same
@@ -180,6 +191,32 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 	return repeated
 }
 
+// positions are those of the events in the order of a sink. A job finds events in the order of their times, so what it has found is in order if
+// its rows of the ledger are: time and commit may differ for transactions that were open together.
+func (c *checker) positions(sink string) []position {
+	all := make([]position, len(c.truth))
+	for i, ev := range c.truth {
+		all[i] = position{ev.commitEnd - 1, ev.index}
+	}
+	for _, o := range c.ledger {
+		if i, known := c.number[o.id]; known && o.sink == sink && o.status != "failed" && o.index < 0 {
+			all[i] = position{o.lsn, o.index}
+		}
+	}
+	return all
+}
+
+// latest adds an arrival to some of which none is later than another one both by commit and by position, and drops what is not needed then.
+func latest(all []arrival, one arrival) []arrival {
+	for _, other := range all {
+		if other.event > one.event && other.at.after(one.at) {
+			return all
+		}
+	}
+	all = slices.DeleteFunc(all, func(other arrival) bool { return one.event > other.event && one.at.after(other.at) })
+	return append(all, one)
+}
+
 // complete checks the ledger: exactly one terminal row for each event and sink but for what persons do, in the order of commit.
 func (c *checker) complete() {
 	type key struct{ id, sink string }
@@ -192,13 +229,16 @@ func (c *checker) complete() {
 			c.wrong("ledger: a row of event %q, which was never committed", o.id)
 			continue
 		}
-		if o.lsn >= c.truth[i].commitEnd || o.index != c.truth[i].index {
+		streamed := o.index >= 0
+		if streamed && (o.lsn >= c.truth[i].commitEnd || o.index != c.truth[i].index) {
 			c.wrong("ledger: event %s is at %s, %d; its commit ended at %s and it was insert %d", o.id, o.lsn, o.index, c.truth[i].commitEnd, c.truth[i].index)
 		}
-		if i < newest {
+		if streamed && i < newest {
 			c.wrong("ledger: event %s has a later position than %s, which was committed later", o.id, c.truth[newest].id)
 		}
-		newest = max(newest, i)
+		if streamed {
+			newest = max(newest, i)
+		}
 		if k := (key{o.id, o.sink}); o.status != "failed" {
 			rows[k] = append(rows[k], o.status)
 			if o.person {
@@ -246,7 +286,7 @@ func (c *checker) slot() {
 	for _, s := range c.snapshots {
 		settled := map[outcome]bool{} // once, whatever persons do
 		for _, o := range c.ledger {
-			if o.status != "failed" && o.lsn < s.confirmed {
+			if o.status != "failed" && o.lsn < s.confirmed && o.index >= 0 {
 				settled[outcome{sink: o.sink, lsn: o.lsn, index: o.index}] = true
 			}
 		}

@@ -45,6 +45,15 @@ func TestCheckerAcceptsWhatIsRight(t *testing.T) {
 			e.ledger = append(slices.Clone(e.ledger[:2]), append([]outcome{{id: "e0", sink: "kafka", status: "failed", lsn: 60}}, e.ledger[2:]...)...)
 			e.deliveries["kafka"] = append(e.deliveries["kafka"], again[0])
 		},
+		"what a job has found, in the order of times": func(e *evidence) {
+			// e0 was committed before e2, but its transaction began later. The slot that was made anew begins behind both.
+			for i, at := range map[int]int64{0: -7, 4: -8} {
+				e.ledger[i].lsn, e.ledger[i].index = 350, at
+			}
+			d := e.deliveries["kafka"]
+			d[0], d[2] = d[2], d[0]
+			e.snapshots[0].settled--
+		},
 		"a dead letter": func(e *evidence) {
 			e.status = map[string]string{"e1": "dead"}
 			for sink := range e.deliveries {
@@ -106,10 +115,22 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 		"a dead one delivered": {func(e *evidence) { e.status = map[string]string{"e0": "dead"} }, "phantom: kafka got event e0, whose status is to be dead"},
 		"two partitions":       {func(e *evidence) { e.deliveries["kafka"][2].place = "t.order/b" }, "order: kafka got aggregate {order a} in both"},
 		"order":                {func(e *evidence) { d := e.deliveries["kafka"]; d[0], d[2] = d[2], d[0] }, "order: kafka got event e0 of {order a} first after e2"},
-		"repeated":             {func(e *evidence) { e.deliveries["kafka"] = append(e.deliveries["kafka"], e.deliveries["kafka"][0]) }, "repeated: kafka got 1 events again"},
-		"repeated too often":   {repeatTooOften, "repeated: kafka got 20 events again without a time-out, at most 16"},
-		"no terminal row":      {func(e *evidence) { e.ledger = e.ledger[1:] }, `ledger: terminal rows of event e0 for "kafka": [], want [delivered]`},
-		"two terminal rows":    {func(e *evidence) { e.ledger = append(e.ledger[:1:1], e.ledger...) }, `ledger: terminal rows of event e0 for "kafka": [delivered delivered]`},
+		"order, by a job": {func(e *evidence) {
+			for i, at := range map[int]int64{0: -8, 4: -7} {
+				e.ledger[i].lsn, e.ledger[i].index = 350, at
+			}
+			d := e.deliveries["kafka"]
+			d[0], d[2] = d[2], d[0]
+		}, "order: kafka got event e0 of {order a} first after e2"},
+		"streamed before the job is done": {func(e *evidence) {
+			e.ledger[0].lsn, e.ledger[0].index = 250, -8
+			d := e.deliveries["kafka"]
+			d[0], d[2] = d[2], d[0]
+		}, "order: kafka got event e0 of {order a} first after e2"},
+		"repeated":           {func(e *evidence) { e.deliveries["kafka"] = append(e.deliveries["kafka"], e.deliveries["kafka"][0]) }, "repeated: kafka got 1 events again"},
+		"repeated too often": {repeatTooOften, "repeated: kafka got 20 events again without a time-out, at most 16"},
+		"no terminal row":    {func(e *evidence) { e.ledger = e.ledger[1:] }, `ledger: terminal rows of event e0 for "kafka": [], want [delivered]`},
+		"two terminal rows":  {func(e *evidence) { e.ledger = append(e.ledger[:1:1], e.ledger...) }, `ledger: terminal rows of event e0 for "kafka": [delivered delivered]`},
 		"dead and delivered": {func(e *evidence) {
 			e.ledger = slices.Insert(e.ledger, 0, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60})
 		}, `ledger: terminal rows of event e0 for "kafka": [dead delivered], want [delivered]`},

@@ -204,13 +204,13 @@ func (w *world) printed() []delivery {
 	return all
 }
 
-// snapshot notes what is settled of what the slot has passed: later nothing may be added there. The slot is asked first.
+// snapshot notes what is settled of what the slot has passed and the stream has carried: later nothing may be added there. The slot is asked first.
 func (w *world) snapshot() {
 	w.t.Helper()
 	s := snapshot{confirmed: w.confirmed()}
 	s.settled = ask[int](w, `select count(*) from (
-		select processor_id, commit_lsn, tx_index from outbox_delivery_log where status <> 'failed' and commit_lsn < $1
-		union select processor_id, commit_lsn, tx_index from outbox_parked where status = 'parked' and commit_lsn < $1) s`, s.confirmed)
+		select processor_id, commit_lsn, tx_index from outbox_delivery_log where status <> 'failed' and commit_lsn < $1 and tx_index >= 0
+		union select processor_id, commit_lsn, tx_index from outbox_parked where status = 'parked' and commit_lsn < $1 and tx_index >= 0) s`, s.confirmed)
 	w.snapshots = append(w.snapshots, s)
 }
 

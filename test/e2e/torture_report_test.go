@@ -23,21 +23,18 @@ func (r *torture) progress() {
 		return
 	}
 	r.told = time.Now()
-	kills, crashes := r.count()
-	r.t.Logf("%s: %d of %d kills, %d of %d crashes, epoch %d", time.Since(r.began).Round(time.Second), kills, *tortureKills, crashes, *tortureCrashes,
-		r.faults[len(r.faults)-1].epoch)
+	n := r.count()
+	r.t.Logf("%s: %d of %d kills, %d of %d crashes, %d of %d lost slots, epoch %d", time.Since(r.began).Round(time.Second), n[killed], *tortureKills,
+		n[crashed]+n[bothAtOnce], *tortureCrashes, n[lost], *tortureLosses, r.faults[len(r.faults)-1].epoch)
 }
 
-// count returns how many kills and crashes there were.
-func (r *torture) count() (kills, crashes int) {
+// count returns how often each fault has happened.
+func (r *torture) count() map[fault]int {
+	n := map[fault]int{}
 	for _, m := range r.faults[1:] {
-		if m.kind == killed {
-			kills++
-		} else {
-			crashes++
-		}
+		n[m.kind]++
 	}
-	return kills, crashes
+	return n
 }
 
 // report prints how much was delivered between the faults. The ledger says which session has recorded a delivery.
@@ -66,14 +63,29 @@ func (r *torture) report(took time.Duration) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	slices.Sort(between)
-	kills, crashes := r.count()
-	r.t.Logf("PostgreSQL %s: %d kills and %d crashes in %s; delivered between them: %d at least, median %d, %d at most; %d after the last one, %d in all",
-		r.pg.Version(), kills, crashes, took.Round(time.Second), between[0], between[len(between)/2], between[len(between)-1], after, total)
+	onJobs := 0 // sessions that have delivered nothing because they walked the outbox
+	var each []int
+	for i, n := range between {
+		if n == 0 && r.faults[i+1].onJob {
+			onJobs++
+		} else {
+			each = append(each, n)
+		}
+	}
+	slices.Sort(each)
+	count := r.count()
+	r.t.Logf("PostgreSQL %s: %d kills, %d crashes and %d lost slots in %s; delivered between them: %d at least, median %d, %d at most; %d after the last one, %d in all",
+		r.pg.Version(), count[killed], count[crashed]+count[bothAtOnce], count[lost], took.Round(time.Second), each[0], each[len(each)/2], each[len(each)-1], after, total)
 	for _, m := range slices.Sorted(maps.Keys(r.moments)) {
 		r.t.Logf("killed %s: %d", m, r.moments[m])
 	}
-	if between[0] == 0 {
+	for _, l := range slices.Sorted(maps.Keys(r.losses)) {
+		r.t.Logf("slot %s: %d", l, r.losses[l])
+	}
+	if count[lost] > 0 {
+		r.t.Logf("%d of resync were killed; %d sessions ended before their job had found anything", r.resyncKills, onJobs)
+	}
+	if each[0] == 0 {
 		r.t.Errorf("a session has delivered nothing, so its end has tested little")
 	}
 }

@@ -19,6 +19,7 @@ import (
 var (
 	tortureKills   = flag.Int("kills", 3, "how often TestTorture kills a connector")
 	tortureCrashes = flag.Int("crashes", 1, "how often TestTorture lets PostgreSQL crash")
+	tortureLosses  = flag.Int("losses", 1, "how often TestTorture drops the slot or moves it")
 )
 
 const (
@@ -30,12 +31,12 @@ const (
 
 // The connector is killed and PostgreSQL crashes, again and again on one database under load. Two instances share the slot, so what follows a
 // fault is the same instance or the other one. Each session delivers something before the next fault. A receiver is ill now and then,
-// so that parked rows are part of it. "make torture" does it a thousand times.
+// so that parked rows are part of it. Sometimes the slot is lost, and jobs find what was missed. "make torture" does it a thousand times.
 func TestTorture(t *testing.T) {
 	t.Parallel()
 	r := newTorture(t)
 	r.start()
-	for _, kind := range r.plan(*tortureKills, *tortureCrashes) {
+	for _, kind := range r.plan(*tortureKills, *tortureCrashes, *tortureLosses) {
 		r.session()
 		r.fault(kind)
 	}
@@ -50,6 +51,7 @@ const (
 	killed fault = iota
 	crashed
 	bothAtOnce // PostgreSQL crashes, and a connector is killed with it: one of the crashes, not of the kills
+	lost       // the slot is, while both connectors are dead
 )
 
 // torture is one run.
@@ -63,8 +65,13 @@ type torture struct {
 	told      time.Time      // when the last line about the progress was printed
 	faults    []mark         // what has happened; the first one is the beginning
 	moments   map[string]int // how many kills hit each moment
-	ill       bool           // the receiver refuses everything
-	artifacts string         // directory of what a run that failed leaves
+	onJob     bool           // the session has worked on a job, and delivered nothing as yet
+
+	samples     []sample // from before the slot was lost
+	losses      map[loss]int
+	resyncKills int
+	ill         bool   // the receiver refuses everything
+	artifacts   string // directory of what a run that failed leaves
 }
 
 // instance is a connector, and the tap between it and PostgreSQL.
@@ -78,6 +85,8 @@ type mark struct {
 	kind   fault
 	epoch  int32
 	prefix pglogrepl.LSN
+	walked int64 // rows that jobs have looked at
+	onJob  bool  // see torture
 }
 
 func newTorture(t *testing.T) *torture {
@@ -85,7 +94,7 @@ func newTorture(t *testing.T) *torture {
 	pg := ownPostgres(t, map[string]string{"checkpoint_timeout": "1min"})
 	r := &torture{
 		world:  newWorld(t, worldOptions{pg: pg, sinks: []string{"kafka", "webhook"}, delivery: map[string]any{"park_after": "200ms"}}),
-		random: testrand.New(t), moments: map[string]int{}, began: time.Now(), told: time.Now(), artifacts: t.ArtifactDir(),
+		random: testrand.New(t), moments: map[string]int{}, losses: map[loss]int{}, began: time.Now(), told: time.Now(), artifacts: t.ArtifactDir(),
 	}
 	t.Cleanup(r.keepEvidence)
 	for range 2 {
@@ -93,13 +102,16 @@ func newTorture(t *testing.T) *torture {
 		r.source["dsn"] = through(t, r.dsn, tap.proxy.Addr())
 		r.instances = append(r.instances, &instance{connector: r.connector(), tap: tap})
 	}
-	t.Logf("PostgreSQL %s: %d kills and %d crashes", pg.Version(), *tortureKills, *tortureCrashes)
+	t.Logf("PostgreSQL %s: %d kills, %d crashes, %d lost slots", pg.Version(), *tortureKills, *tortureCrashes, *tortureLosses)
 	return r
 }
 
 // plan shuffles the faults.
-func (r *torture) plan(kills, crashes int) []fault {
-	all := make([]fault, kills, kills+crashes)
+func (r *torture) plan(kills, crashes, losses int) []fault {
+	all := make([]fault, kills, kills+crashes+losses)
+	for range losses {
+		all = append(all, lost)
+	}
 	for i := range crashes {
 		if i%3 == 2 {
 			all = append(all, bothAtOnce)
@@ -121,9 +133,10 @@ func (r *torture) start() {
 // note remembers where the ledger stands at a fault.
 func (r *torture) note(kind fault) {
 	r.t.Helper()
-	m := mark{kind: kind}
+	m := mark{kind: kind, onJob: r.onJob}
 	eventually(r.t, time.Minute, "the checkpoint", func() error {
-		return r.query("select epoch, prefix_lsn from outbox_checkpoints where slot_name = $1", []any{r.slot}, &m.epoch, &m.prefix)
+		return r.query(`select epoch, prefix_lsn, (select coalesce(sum(walked), 0)::bigint from outbox_backlog)
+			from outbox_checkpoints where slot_name = $1`, []any{r.slot}, &m.epoch, &m.prefix, &m.walked)
 	})
 	r.faults = append(r.faults, m)
 }
@@ -153,7 +166,8 @@ func (r *torture) hangUp() {
 	}
 }
 
-// session waits until a session that began after the last fault has delivered something and recorded that.
+// session waits until a session that began after the last fault has delivered something and recorded that. While a session walks the outbox for a
+// job it may have nothing to deliver: to have come further is enough then.
 func (r *torture) session() {
 	r.t.Helper()
 	last := r.faults[len(r.faults)-1]
@@ -171,6 +185,13 @@ func (r *torture) session() {
 			return fmt.Errorf("no session has begun")
 		}
 		var n int
+		var walked int64
+		if err := r.query("select coalesce(sum(walked), 0)::bigint from outbox_backlog", nil, &walked); err != nil {
+			return err
+		}
+		if r.onJob = walked > last.walked; r.onJob {
+			return nil
+		}
 		if err := r.query("select count(*) from outbox_delivery_log where commit_lsn >= $1 and epoch > $2 and status = 'delivered'",
 			[]any{last.prefix, last.epoch}, &n); err != nil {
 			return err
@@ -207,6 +228,10 @@ func (r *torture) leader() *instance {
 // fault ends the session, and sees to it that another one can begin.
 func (r *torture) fault(kind fault) {
 	r.t.Helper()
+	if kind == lost {
+		r.loses()
+		return
+	}
 	leader := r.leader()
 	switch n := len(r.faults); {
 	case n%40 == 0:
@@ -308,9 +333,11 @@ func (r *torture) end() {
 	}
 	took := time.Since(r.began)
 	truth := r.truth()
+	r.jobsDone(15 * time.Minute)
 	r.settledWithin(15*time.Minute, truth)
 	r.report(took)
 	e := r.evidence(truth, r.ledger(), expectation{faults: len(r.faults) - 1})
+	e.samples = append(r.samples, e.samples...)
 	r.judgeEvidence(e)
 	r.keepEvents(e)
 	for _, i := range r.instances {
