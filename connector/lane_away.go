@@ -74,6 +74,7 @@ func (l *lane) answersAgain(now time.Time) {
 	if a := &l.away; len(a.waiting) > 0 {
 		maps.Copy(a.back, a.waiting)
 		clear(a.waiting)
-		l.held.dueAt, l.table.readAt = now, time.Time{}
+		l.held.dueAt = now
+		l.table.readAt = time.Time{}
 	}
 }

@@ -20,7 +20,7 @@ func TestParse(t *testing.T) {
 	for what, change := range map[string][2]string{
 		"no diff":          {"--- a/x.go", ""},
 		"no rule":          {"Rule: 3\n", ""},
-		"rule 12":          {"Rule: 3", "Rule: 12"},
+		"rule 13":          {"Rule: 3", "Rule: 13"},
 		"no explanation":   {"Breaks: something\n", "Breaks: \n"},
 		"no test":          {"Test: ", "Tests: "},
 		"open pattern":     {"^TestX$/^y$", "TestX"},
