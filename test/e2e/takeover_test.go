@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -169,4 +170,55 @@ func TestFrozenThroughATakeover(t *testing.T) {
 	}
 	p.first.term()
 	p.second.term()
+}
+
+// A ledger that is locked for 20 s costs no session. If only the checkpoint's row is locked, the lease goes on. If the whole table is, nothing is
+// sent, /readyz says why, and no other instance takes over, because it could not raise the epoch either.
+func TestLedgerLockedForLong(t *testing.T) {
+	t.Parallel()
+	if !*large {
+		t.Skip("it takes a minute: -large")
+	}
+	for name, sql := range map[string]string{"row": "select from outbox_checkpoints for update", "table": "lock table outbox_checkpoints"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			before := ask[int](p.world, "select epoch from outbox_checkpoints")
+			conn := connect(t, p.dsn)
+			defer conn.Close(context.Background())
+			tx, err := conn.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+			unlocked := time.Now().Add(20 * time.Second)
+			told := false
+			for time.Now().Before(unlocked) {
+				h, err := p.first.health()
+				if err != nil {
+					t.Fatal(err)
+				}
+				c := h.Components["lease"]
+				told = told || c.Status == isFailed && containsAll(c.Detail, []string{"no message is sent", "lock timeout"})
+				passes(t, 200*time.Millisecond)
+			}
+			if told != (name == "table") {
+				t.Errorf("/readyz has said that there is no lease: %t", told)
+			}
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			p.first.ready("leader")
+			p.deliveredAtLeast(20*time.Second, p.delivered()+50)
+			if now := ask[int](p.world, "select epoch from outbox_checkpoints"); now != before {
+				t.Errorf("the epoch is %d, it was %d", now, before)
+			}
+			p.load.stop()
+			p.verify(expectation{})
+			p.first.term()
+			p.second.term()
+		})
+	}
 }
