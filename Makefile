@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -44,6 +44,9 @@ test-observe: ## scrape a connector in trouble with Prometheus, ask all that the
 
 test-failover: ## promote standbys of several versions of PostgreSQL under a connector, 3 minutes
 	go test $(E2E) -run '^TestFailover' -count=1 -v -timeout 20m -args -failover
+
+test-takeover: ## measure takeovers, freeze a process through one, and lock the ledger for 20 s, 2 minutes, on a machine that does nothing else
+	go test $(E2E) -run '^TestTakeover$$|^TestFrozenThroughATakeover$$|^TestLedgerLockedForLong$$' -count=1 -v -parallel 8 -timeout 20m -args -takeover
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
 	scripts/fuzz $(FUZZTIME)

@@ -67,8 +67,8 @@ func TestLeaseWhileTheLedgerIsLocked(t *testing.T) {
 	r.stop()
 }
 
-// A session that follows one that was killed delivers nothing for two seconds after it has raised the epoch. If it ends before that, it does
-// not sign off: its successor waits as well.
+// A session that follows one that was killed delivers nothing for two seconds after it has raised the epoch. If it ends before that,
+// its successor waits as well.
 func TestFirstDeliverAfterAnUncleanEnd(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
@@ -84,9 +84,6 @@ func TestFirstDeliverAfterAnUncleanEnd(t *testing.T) {
 	r.stop()
 	if len(began) > 0 {
 		t.Fatal("an event was delivered at once")
-	}
-	if signed := b.query("select recorder_pid is null from outbox_checkpoints"); signed != "false" {
-		t.Error("the session has signed off although the one before it may still send")
 	}
 	started := time.Now()
 	r = b.run()

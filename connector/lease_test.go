@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -226,12 +227,12 @@ func TestLeaseQuestionHangs(t *testing.T) {
 		b := newLeaseBench(t)
 		time.Sleep(10*time.Second - 1)
 		b.hangs.Store(1) // from the question of the 10th second on
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		time.Sleep(leaseFor - leaseEvery - 1)
 		if !b.held() {
 			t.Error("the lease ends too early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if b.held() {
 			t.Error("the lease does not end")
 		}
@@ -391,7 +392,9 @@ func TestLeaseFromTheQuestion(t *testing.T) {
 			t.Error("the first lease lasts too long")
 		}
 		b.stop()
-		<-b.ended
+		if err := <-b.ended; err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -418,6 +421,37 @@ func TestSlowRuleWithoutALease(t *testing.T) {
 		}
 		if lanes[1][0].asks.Load() != askPark {
 			t.Error("it is slow with a lease, and its arrivals are not parked")
+		}
+	})
+}
+
+// leavingDatabase counts the sessions that sign off.
+type leavingDatabase struct {
+	database
+	signedOff int
+}
+
+func (d *leavingDatabase) leave(context.Context, int32, []int32, pglogrepl.LSN) error {
+	d.signedOff++
+	return nil
+}
+
+// A session that ends while the one before it may still send does not sign off, because its successor would deliver at once.
+func TestNobodySignsOffForTheSessionBefore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		db := &leavingDatabase{}
+		c := New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.DiscardHandler)})
+		c.db = db
+		s := &session{c: c, lease: newLease(), tracker: checkpoint.NewTracker(10, 1<<20, checkpoint.Position{}, 0), reader: &reader{}}
+		s.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: 7}})
+		time.Sleep(leaseFor - time.Nanosecond)
+		if s.leave(t.Context()); db.signedOff != 0 {
+			t.Error("it signs off before that one's lease has ended")
+		}
+		time.Sleep(time.Nanosecond)
+		if s.leave(t.Context()); db.signedOff != 1 {
+			t.Error("it does not sign off after that one's lease has ended")
 		}
 	})
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
+
+var takeover = flag.Bool("takeover", false, "lock the ledger for 20 s under two instances, a minute")
 
 // pair are two instances of one configuration, of which the first one streams. A receiver can tell their messages apart. Each Deliver is one
 // request.
@@ -176,8 +179,8 @@ func TestFrozenThroughATakeover(t *testing.T) {
 // sent, /readyz says why, and no other instance takes over, because it could not raise the epoch either.
 func TestLedgerLockedForLong(t *testing.T) {
 	t.Parallel()
-	if !*large {
-		t.Skip("it takes a minute: -large")
+	if !*takeover {
+		t.Skip("it takes a minute: make test-takeover")
 	}
 	for name, sql := range map[string]string{"row": "select from outbox_checkpoints for update", "table": "lock table outbox_checkpoints"} {
 		t.Run(name, func(t *testing.T) {
