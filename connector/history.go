@@ -77,7 +77,7 @@ func (c *Connector) settleHistory(ctx context.Context, h history, start ledger.S
 			next.Jobs = append(next.Jobs, ledger.NewJob{Processor: id, Reason: ledger.JobOfReconcile, Base: start.Prefix, Start: next.Confirmed})
 		}
 		// A session may have delivered on the server of before, and what the ledger knew of it was lost.
-		start.Clean = false
+		start.Clean, start.Ended = false, false
 	}
 	if !ahead && !promoted && h.now == start.Identity {
 		return start, nil

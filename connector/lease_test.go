@@ -12,7 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -336,18 +335,18 @@ func TestUncleanEndOfTheSessionBefore(t *testing.T) {
 		for _, tt := range []struct {
 			name  string
 			own   int32 // epoch of the last session of this connector
-			clean bool
+			ended bool
 			waits time.Duration
 		}{
-			{"another process, clean", 0, true, 0},
-			{"another process, unclean", 0, false, leaseFor},
+			{"another process, ended", 0, true, 0},
+			{"another process", 0, false, leaseFor},
 			{"the session before", 6, false, 0},
 			{"the session before the last one", 5, false, leaseFor},
 		} {
 			c := New(Config{Health: &monitoring.Health{}, Metrics: monitoring.NewMetrics("", nil), Logger: slog.New(slog.DiscardHandler)})
 			c.progress.epoch = tt.own
 			s := &session{c: c, lease: newLease()}
-			s.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: 7}, Clean: tt.clean})
+			s.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: 7}, Ended: tt.ended})
 			s.lease.renew(time.Now())
 			if got := s.lease.wait(time.Now()); got != tt.waits || c.progress.epoch != 7 {
 				t.Errorf("%s: waits %s, want %s; own epoch %d", tt.name, got, tt.waits, c.progress.epoch)
@@ -365,12 +364,12 @@ func TestUncleanEndBeforeTheSessionBefore(t *testing.T) {
 		first := &session{c: c, lease: newLease()}
 		first.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: 7}})
 		time.Sleep(leaseFor / 4)
-		for _, clean := range []bool{false, true} {
+		for _, ended := range []bool{false, true} {
 			next := &session{c: c, lease: newLease()}
-			next.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: c.progress.epoch + 1}, Clean: clean})
+			next.awaitPredecessor(ledger.Start{Checkpoint: ledger.Checkpoint{Epoch: c.progress.epoch + 1}, Ended: ended})
 			next.lease.renew(time.Now())
 			if got := next.lease.wait(time.Now()); got != leaseFor*3/4 {
-				t.Errorf("the session before ended clean %t: waits %s, want %s", clean, got, leaseFor*3/4)
+				t.Errorf("the session before has said that it ended, %t: waits %s, want %s", ended, got, leaseFor*3/4)
 			}
 		}
 	})
@@ -431,7 +430,7 @@ type leavingDatabase struct {
 	signedOff int
 }
 
-func (d *leavingDatabase) leave(context.Context, int32, []int32, pglogrepl.LSN) error {
+func (d *leavingDatabase) leave(context.Context, ledger.Departure) error {
 	d.signedOff++
 	return nil
 }

@@ -206,8 +206,8 @@ func (p *postgres) continueAt(ctx context.Context, epoch int32, c ledger.Continu
 	return p.Continue(ctx, p.pool, p.source.Slot, epoch, c)
 }
 
-func (p *postgres) leave(ctx context.Context, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error {
-	return p.Leave(ctx, p.pool, p.source.Slot, epoch, processors, seenBefore)
+func (p *postgres) leave(ctx context.Context, d ledger.Departure) error {
+	return p.Leave(ctx, p.pool, p.source.Slot, d)
 }
 
 func (p *postgres) listen(ctx context.Context) (listener, error) {

@@ -51,8 +51,8 @@ type sessionDatabase interface {
 	listen(ctx context.Context) (listener, error)
 	// continueAt writes into the checkpoint of this epoch where the session goes on, and files jobs.
 	continueAt(ctx context.Context, epoch int32, c ledger.Continuation) error
-	// leave notes that the session of this epoch has ended clean; see unsent.go.
-	leave(ctx context.Context, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error
+	// leave notes that a session has ended; see unsent.go.
+	leave(ctx context.Context, d ledger.Departure) error
 }
 
 // sessionStream is the replication connection as a session needs it: *replication.Stream, or a test's.
@@ -145,7 +145,6 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	if err != nil {
 		return err
 	}
-	s.awaitPredecessor(start)
 	s.confirm = s.c.newConfirmClock(start.Confirmed)
 	tables = s.c.traced(watchedLedger{tables, &s.c.calls.record, s.c.newRecordClock(s.confirm)})
 	s.recorder = checkpoint.NewRecorder(tables, s.c.recorderConfig(s.stream.Fast))
@@ -162,6 +161,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 	if start, err = s.c.settleHistory(ctx, h, start, ids); err != nil {
 		return err
 	}
+	s.awaitPredecessor(start)
 	s.confirm.beginAt(start.Confirmed)
 	s.written = h.written
 	return s.build(ctx, start, facts, ids)
@@ -171,7 +171,7 @@ func (s *session) makeReady(ctx context.Context, id replication.Identity, facts 
 // session of this connector: that one has ended with all of its lanes.
 func (s *session) awaitPredecessor(start ledger.Start) {
 	p := &s.c.progress
-	if !start.Clean && start.Epoch != p.epoch+1 {
+	if !start.Ended && start.Epoch != p.epoch+1 {
 		p.aloneFrom = time.Now().Add(leaseFor)
 	}
 	p.epoch, s.lease.notBefore = start.Epoch, p.aloneFrom // that session may have ended before this time

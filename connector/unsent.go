@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
 // A destination that rejects duplicates may mistake an event for another one with the same id. What it says then must not count
@@ -51,16 +52,18 @@ func leavesNothing(lanes []*lane, t *checkpoint.Tracker, seenBefore pglogrepl.LS
 	return t.Confirmed() >= seenBefore && !slices.ContainsFunc(lanes, func(l *lane) bool { return len(l.hand.list) > 0 })
 }
 
-// leave writes into the checkpoint that the session has ended clean, if it has: everything that was sent is in the ledger. If that
+// leave writes into the checkpoint that the session has ended, and whether it was clean: everything that was sent is in the ledger. If that
 // cannot be written, no harm is done: the next session takes more messages than necessary for possible repetitions. A session that ends
 // while the one before it may still have a lease does not sign off, because its successor would deliver at once.
 func (s *session) leave(ctx context.Context) {
-	if !leavesNothing(s.lanes, s.tracker, s.reader.seenBefore) || time.Now().Before(s.lease.notBefore) {
+	if time.Now().Before(s.lease.notBefore) {
 		return
 	}
+	seenBefore := s.reader.seenBefore
+	d := ledger.Departure{Epoch: s.reader.start.Epoch, Clean: leavesNothing(s.lanes, s.tracker, seenBefore), Processors: s.processors(), SeenBefore: seenBefore}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	if err := s.c.db.leave(ctx, s.reader.start.Epoch, s.processors(), s.reader.seenBefore); err != nil {
-		s.c.cfg.Logger.Debug("a clean end was not recorded", "slot", s.c.cfg.Source.Slot, "err", err)
+	if err := s.c.db.leave(ctx, d); err != nil {
+		s.c.cfg.Logger.Debug("the end of the session was not recorded", "slot", s.c.cfg.Source.Slot, "err", err)
 	}
 }

@@ -28,6 +28,7 @@ type worldLedger struct {
 	timeline  int32
 	epoch     int32
 	clean     bool // there was no session before, or the last one has ended cleanly
+	ended     bool // there was no session before, or the last one has said that it has ended
 	seq       int64
 	changes   uint64 // the id of the last transaction of a person
 	prefix    checkpoint.Position
@@ -57,7 +58,7 @@ type worldAggregate struct {
 
 func newWorldLedger(w *simulation) *worldLedger {
 	return &worldLedger{
-		clean: true, timeline: 1,
+		clean: true, ended: true, timeline: 1,
 		w: w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldDelivery]string{}, settled: map[worldDelivery]bool{},
 		dead: map[worldDelivery]bool{}, displaced: map[worldDelivery]bool{}, discarded: map[worldDelivery]bool{}, aggregates: map[string]*worldAggregate{},
 		byJob: map[worldDelivery]bool{}, excused: map[worldDelivery]bool{}, places: map[worldDelivery]checkpoint.Position{},
@@ -254,9 +255,9 @@ func (l *worldLedger) open(p *worldProcess) (*worldConn, ledger.Start) {
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
 	l.epoch++
-	defer func() { l.clean = false }()
+	defer func() { l.clean, l.ended = false, false }()
 	start := ledger.Start{
-		Checkpoint: ledger.Checkpoint{Identity: ledger.Identity{Timeline: l.timeline}, Epoch: l.epoch, Prefix: l.prefix, Confirmed: l.confirmed}, Clean: l.clean, Settled: map[checkpoint.Key]struct{}{},
+		Checkpoint: ledger.Checkpoint{Identity: ledger.Identity{Timeline: l.timeline}, Epoch: l.epoch, Prefix: l.prefix, Confirmed: l.confirmed}, Clean: l.clean, Ended: l.ended, Settled: map[checkpoint.Key]struct{}{},
 	}
 	events := map[checkpoint.Position]struct{}{}
 	add := func(k checkpoint.Key) {
@@ -279,13 +280,17 @@ func (l *worldLedger) open(p *worldProcess) (*worldConn, ledger.Start) {
 }
 
 // leave does what ledger.Schema.Leave does.
-func (l *worldLedger) leave(session int, epoch int32, seenBefore pglogrepl.LSN) {
+func (l *worldLedger) leave(session int, d ledger.Departure) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
 	l.parked.mu.Lock()
 	defer l.parked.mu.Unlock()
-	l.clean = l.w.pgUp && epoch == l.epoch && !slices.ContainsFunc(l.parked.rows, func(r *memRow) bool {
-		return r.pos.LSN < seenBefore && !r.dead && r.attempts == r.tries
+	if !l.w.pgUp || d.Epoch != l.epoch {
+		return
+	}
+	l.ended = true
+	l.clean = d.Clean && !slices.ContainsFunc(l.parked.rows, func(r *memRow) bool {
+		return r.pos.LSN < d.SeenBefore && !r.dead && r.attempts == r.tries
 	})
 	l.w.trace("SESSION %d leaves, clean: %t", session, l.clean)
 	if l.clean {

@@ -419,14 +419,14 @@ func (p *worldProcess) parkedRows(processor int32, lane, lanes int) parkedReader
 	return t
 }
 
-func (p *worldProcess) leave(ctx context.Context, epoch int32, _ []int32, seenBefore pglogrepl.LSN) error {
+func (p *worldProcess) leave(ctx context.Context, d ledger.Departure) error {
 	if p.isKilled() {
 		return errWorldKill
 	}
 	if err := p.reachesPostgres(ctx); err != nil {
 		return err
 	}
-	p.w.ledger.leave(p.session, epoch, seenBefore)
+	p.w.ledger.leave(p.session, d)
 	return nil
 }
 

@@ -23,6 +23,9 @@ type Start struct {
 	Checkpoint
 	// Clean says that there was no session before, or that it has left (Leave): nothing was sent that is not in the ledger.
 	Clean bool
+	// Ended says that there was no session before, or that it has ended with all of its Deliver calls: nothing is sent any more by it, nor by
+	// one before it.
+	Ended bool
 	// Settled are the deliveries beyond the prefix whose outcome is in the ledger already. PostgreSQL sends their
 	// events again; they must not be delivered again.
 	Settled map[checkpoint.Key]struct{}
@@ -41,7 +44,9 @@ func (w *BatchWriter) takeOver(ctx context.Context) (Start, error) {
 	err := w.conn.QueryRow(ctx, w.cfg.Schema.statement(`update ledger.outbox_checkpoints set epoch = epoch + 1, owner = $2, recorder_pid = pg_backend_pid(),
 		recorder_started = `+backendStart+`, updated_at = clock_timestamp()
 		where slot_name = $1 and state = 'ready' returning epoch, batch_seq,
-			(select c.recorder_pid is null from ledger.outbox_checkpoints c where c.slot_name = $1)`), w.cfg.Slot, w.cfg.Owner).Scan(&w.epoch, &w.seq, &s.Clean)
+			(select c.recorder_pid is null from ledger.outbox_checkpoints c where c.slot_name = $1),
+			(select coalesce(c.recorder_pid = 0, true) from ledger.outbox_checkpoints c where c.slot_name = $1)`), w.cfg.Slot, w.cfg.Owner).
+		Scan(&w.epoch, &w.seq, &s.Clean, &s.Ended)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("slot %q: %w", w.cfg.Slot, errNotReady)
 	} else if err != nil {
@@ -127,14 +132,24 @@ func (w *BatchWriter) readSettled(ctx context.Context, tx pgx.Tx, s *Start) erro
 	return err
 }
 
-// Leave notes in the checkpoint that the session of this epoch has ended, and that everything that it has sent is in the ledger.
-// It notes nothing if a parked row of these processors, committed before seenBefore, would pass for never sent (all its tries were
-// refused, or it has none) although an earlier session may have sent it: the next session would take it for new, wrongly.
-func (s Schema) Leave(ctx context.Context, db Execer, slot string, epoch int32, processors []int32, seenBefore pglogrepl.LSN) error {
-	_, err := db.Exec(ctx, s.statement(`update ledger.outbox_checkpoints set recorder_pid = null, recorder_started = null
-		where slot_name = $1 and epoch = $2 and not exists (select from ledger.outbox_parked p
-			where p.processor_id = any ($3::int[]) and p.commit_lsn < $4 and p.status = 'parked' and p.attempts = p.tries)`),
-		slot, epoch, processors, seenBefore)
+// Departure is what a session that has ended says of itself: none of its Deliver calls runs any more.
+type Departure struct {
+	Epoch int32
+	// Clean says that everything that it has sent is in the ledger, as far as it knows.
+	Clean bool
+	// Processors are its sinks. What committed before SeenBefore may have been sent by an earlier session.
+	Processors []int32
+	SeenBefore pglogrepl.LSN
+}
+
+// Leave notes in the checkpoint that a session has ended: recorder_pid is 0 then, or NULL if it was clean. It does not count as clean if a
+// parked row of its processors, committed before SeenBefore, would pass for never sent (all its tries were refused, or it has none) although
+// an earlier session may have sent it: the next session would take it for new, wrongly.
+func (s Schema) Leave(ctx context.Context, db Execer, slot string, d Departure) error {
+	_, err := db.Exec(ctx, s.statement(`update ledger.outbox_checkpoints set recorder_started = null,
+			recorder_pid = case when not $3 or exists (select from ledger.outbox_parked p
+				where p.processor_id = any ($4::int[]) and p.commit_lsn < $5 and p.status = 'parked' and p.attempts = p.tries) then 0 end
+		where slot_name = $1 and epoch = $2`), slot, d.Epoch, d.Clean, d.Processors, d.SeenBefore)
 	if err != nil {
 		return fmt.Errorf("leave: %w", err)
 	}
