@@ -19,9 +19,6 @@ import (
 func (w *world) goOn(c *connector) {
 	w.t.Helper()
 	c.does("resync", "--yes")
-	if !jobsRun {
-		return
-	}
 	c.start()
 	eventually(w.t, 30*time.Second, "all delivered", func() error {
 		n := ask[int](w, "select count(*) from event_outbox o where not exists (select from outbox_delivery_log l where l.event_id = o.id and l.status = 'delivered')")
