@@ -144,6 +144,11 @@ func inspectLost(ctx context.Context, conn *pgx.Conn, cfg ResyncConfig) (f exist
 			return f, "", err
 		}
 	}
+	if f.table != nil && !cfg.Backlog.None {
+		if err := checkOrder(ctx, conn, cfg.Source, f.table, &p); err != nil {
+			return f, "", err
+		}
+	}
 	if err := p.join(); err != nil {
 		return f, "", err
 	}

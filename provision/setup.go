@@ -217,6 +217,11 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 			p.add(exitcode.Config, "columns of %s are generated, and a publication leaves such columns out by default: %s; create it yourself, and run init again: "+
 				"%s: see docs/table.md#generated", cfg.Table, strings.Join(f.table.generated, ", "), generatedPublicationSQL(cfg.Source))
 		}
+		if fits && f.state != slotReady && cfg.Backlog.Some {
+			if err := checkOrder(ctx, conn, cfg.Source, f.table, &p); err != nil {
+				return f, err
+			}
+		}
 		if fits && f.state != slotReady {
 			if f.rows, err = checkBacklog(ctx, conn, cfg.Source, cfg.Backlog, &p); err != nil {
 				return f, err
