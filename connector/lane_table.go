@@ -192,7 +192,7 @@ func (l *lane) onRead(r readResult, now time.Time) {
 		job:   t.hasJob(),
 	})
 	l.mode = next
-	if !r.found.More && !r.found.Large && (!t.probing || len(l.rows) == 0) {
+	if !r.found.More && !r.found.Large && (!t.probing || len(r.fresh) == 0) {
 		l.backlog.dry(l.number, t.reads)
 	}
 	t.readAt = time.Time{}

@@ -33,13 +33,14 @@ type worldProcess struct {
 	killed    chan struct{}
 	stop      context.CancelFunc // what SIGTERM does
 
-	session int            // the number of its session, or of the last one if none runs; 0: there was none
-	epoch   int32          // of this session
-	stream  *worldStream   // of this session
-	heard   *worldListener // the last one
-	link    worldLink
-	wasCut  bool
-	rules   []*processRules // by sink
+	session  int            // the number of its session, or of the last one if none runs; 0: there was none
+	epoch    int32          // of this session
+	stream   *worldStream   // of this session
+	heard    *worldListener // the last one
+	link     worldLink
+	wasCut   bool
+	backlogs int             // that were opened
+	rules    []*processRules // by sink
 }
 
 var (
@@ -395,14 +396,6 @@ func (p *worldProcess) reviseParked(ctx context.Context, _ []int32, policy ledge
 	}
 	p.w.ledger.parked.revise(policy)
 	return nil
-}
-
-func (p *worldProcess) unfinishedJobs(context.Context, []int32) ([]ledger.Job, error) {
-	return nil, nil
-}
-
-func (p *worldProcess) openBacklog(context.Context, int) (backlogTable, error) {
-	return nil, errors.New("not built yet")
 }
 
 func (p *worldProcess) activity(ctx context.Context, processors []int32) (map[int32]ledger.Activity, error) {

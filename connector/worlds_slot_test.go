@@ -13,6 +13,7 @@ import (
 
 // lifeConfig says what happens to the slot of a world beside crashes, and how many processes share it.
 type lifeConfig struct {
+	chunk     int     // rows of a job's step, at most
 	filled    bool    // the outbox has rows before there is a slot
 	lost      int     // how often the slot is dropped or invalidated; a person then makes another one
 	ahead     int     // how often somebody moves it, or makes it anew, ahead of the checkpoint
@@ -25,18 +26,13 @@ type lifeConfig struct {
 	shaky     float64 // how many sessions lose their connection within seconds
 }
 
-// What is built so far. The worlds leave out the rest.
-const (
-	jobsAreBuilt   = false
-	fencingIsBuilt = true
-)
-
 // giveLife draws what happens to the slot.
 func (c *worldConfig) giveLife(r random) {
 	l := &c.life
 	l.filled, l.lost, l.ahead = r.chance(0.4), r.IntN(3), r.IntN(3)
+	l.chunk = 1 + r.IntN(8)
 	if r.chance(0.5) {
-		l.hidden = 0.1
+		l.hidden = 0.4
 	}
 	l.coarse, l.promotes = r.chance(0.5), r.chance(0.3)
 	two := r.chance(0.5)
@@ -44,11 +40,8 @@ func (c *worldConfig) giveLife(r random) {
 	if r.chance(0.3) {
 		l.shaky = 0.4
 	}
-	if !jobsAreBuilt {
-		l.filled, l.lost, l.ahead, l.promotes = false, 0, 0, false
-	}
 	l.instances = 1
-	if two && fencingIsBuilt {
+	if two {
 		l.instances = 2
 	} else {
 		l.cuts, l.freezes, l.shaky = 0, 0, 0

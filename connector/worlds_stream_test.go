@@ -30,6 +30,7 @@ type worldStream struct {
 	frames  []replication.Frame
 	rest    []byte                // of a large message
 	sent    pglogrepl.LSN         // confirmed
+	asked   atomic.Bool           // somebody wants a keepalive
 	failed  chan struct{}         // closed by fail
 	why     atomic.Pointer[error] // why it has failed
 	closed  bool
@@ -75,7 +76,10 @@ func (s *worldStream) Track(p replication.Progress) {
 func (s *worldStream) Fast() bool { return s.w.cfg.fast }
 
 // AskKeepalive does what replication.Stream's does.
-func (s *worldStream) AskKeepalive() {}
+func (s *worldStream) AskKeepalive() {
+	s.asked.Store(true)
+	s.w.noteGrowth()
+}
 
 // Broken does what replication.Stream's does.
 func (s *worldStream) Broken() bool {
@@ -198,7 +202,7 @@ func (s *worldStream) fill() bool {
 		s.at++
 		s.silence = now.Add(s.random.between(timeUnit, 30*timeUnit))
 		return true
-	case now.Before(s.silence):
+	case now.Before(s.silence) && !s.asked.Swap(false):
 		return false
 	default:
 		s.silence = now.Add(s.random.between(timeUnit, 30*timeUnit))

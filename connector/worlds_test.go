@@ -69,6 +69,15 @@ func TestKnownLives(t *testing.T) {
 	runWorlds(t, knownWorlds(60, func(n uint64) worldName { return worldName{seed: 1 + n, lives: true} }))
 }
 
+// TestWorldsThatFailed runs worlds in which something was found once.
+func TestWorldsThatFailed(t *testing.T) {
+	failed := []worldName{
+		// The breaker let messages ask that are never answered. The job took each of them for work that was left, and stood still for ever.
+		{seed: 1795911449033, lives: true}, {seed: 1795911449138, lives: true},
+	}
+	runWorlds(t, knownWorlds(uint64(len(failed)), func(n uint64) worldName { return failed[n] }))
+}
+
 func knownWorlds(count uint64, name func(n uint64) worldName) worlds {
 	return worlds{count: count, until: time.Now().Add(time.Hour), enough: 1, name: name}
 }
