@@ -115,6 +115,10 @@ func (p *Postgres) Rewind(ctx context.Context, primary *Postgres) error {
 	if _, err := os.Stat(program); err != nil {
 		return ErrNoRewind
 	}
+	// Up to PostgreSQL 15 pg_rewind reads the primary's timeline from its last checkpoint, and would find nothing to do.
+	if err := primary.exec(ctx, "checkpoint"); err != nil {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, program, "-D", filepath.Join(own.dir.path, "data"), "--source-server", conninfo(primary), "--no-sync")
 	cmd.Dir = own.dir.path
 	cmd.SysProcAttr = childAttributes(own.user, syscall.SIGKILL)

@@ -397,7 +397,8 @@ func (p *hotPair) dropOldSlot() {
 	p.t.Helper()
 	conn := connect(p.t, p.standby.DSN("postgres"))
 	defer conn.Close(context.Background())
-	if _, err := conn.Exec(p.t.Context(), "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1", p.slot); err != nil {
+	if _, err := conn.Exec(p.t.Context(), `select pg_drop_replication_slot(slot_name) from pg_replication_slots s
+		where slot_name = $1 and to_jsonb(s) ->> 'synced' is distinct from 'true'`, p.slot); err != nil {
 		p.t.Fatal(err)
 	}
 }
