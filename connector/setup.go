@@ -111,7 +111,7 @@ func (c *Connector) comparePublication(ctx context.Context) error {
 	}
 	if c.outbox.publicationVersion != "" && version != c.outbox.publicationVersion {
 		c.outbox.publicationChanges.Add(1)
-		c.cfg.Logger.Warn("the publication was changed and is right now; what was written in between may be missing in the stream; see docs/table.md#publication",
+		c.cfg.Logger.Warn("the publication was changed and is right now; what was written in between may be missing in the stream; outbox-cdc verify names it, see docs/table.md#publication",
 			"publication", c.cfg.Source.Publication)
 	}
 	c.outbox.publicationVersion = version

@@ -95,6 +95,10 @@ func lookAhead(ctx context.Context, conn *pgx.Conn, cfg *SkipConfig) (*obstacle,
 	} else if err != nil {
 		return nil, fmt.Errorf("ask where slot %q stands: %w", cfg.Slot, err)
 	}
+	if l.tx.confirmed > seen.Confirmed { // what lies between the two may never have been delivered, and skip would say that it is settled
+		return nil, exitcode.Errorf(exitcode.SlotLost, "slot %q stands at %s, ahead of the checkpoint's %s: somebody has moved it; start a connector first, which looks for what that has passed",
+			cfg.Slot, l.tx.confirmed, seen.Confirmed)
+	}
 	l.last = max(l.tx.confirmed, seen.Confirmed)
 	l.decoder = decoder.New(decoder.Table{OID: oid, Columns: cfg.Columns}, cfg.MaxEventBytes)
 	return l.read(ctx)

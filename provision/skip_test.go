@@ -197,6 +197,22 @@ func TestSkipBesideASession(t *testing.T) {
 	}
 }
 
+// A slot that somebody has moved has passed what the ledger does not know: to move the checkpoint as well would hide that for good.
+func TestSkipOfASlotThatIsAhead(t *testing.T) {
+	t.Parallel()
+	o := newSetup(t)
+	o.exec(fmt.Sprintf(insertEvent, "lost"), "select pg_replication_slot_advance('SLOT', pg_current_wal_lsn())")
+	o.exec("begin; alter table event_outbox alter payload drop not null; alter table event_outbox rename payload to body;" +
+		" insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('order', 'b', 'made', '{}'); alter table event_outbox rename body to payload; commit")
+	before := o.checkpoint() + o.slot()
+	if _, err := o.skip(1, nil); exitcode.Of(err) != exitcode.SlotLost || !strings.Contains(err.Error(), "ahead of the checkpoint") {
+		t.Errorf("%v", err)
+	}
+	if now := o.checkpoint() + o.slot(); now != before {
+		t.Errorf("%s became %s", before, now)
+	}
+}
+
 func TestSkipOfASlotThatIsNotOurs(t *testing.T) {
 	t.Parallel()
 	o := newOutbox(t)
