@@ -17,8 +17,8 @@ import (
 
 const (
 	// chunkRows and chunkBytes bound how much of the outbox one step of a job takes into memory.
-	chunkRows  = 10_000
-	chunkBytes = 8 << 20
+	chunkRows  = 5000
+	chunkBytes = 4 << 20
 	// firstAsk is how long a job waits for the stream before it asks for another keepalive. The next waits double, up to lastAsk.
 	firstAsk = 20 * time.Millisecond
 	lastAsk  = time.Second

@@ -15,6 +15,9 @@ func (p *postgres) unfinishedJobs(ctx context.Context, processors []int32) ([]le
 }
 
 func (p *postgres) openBacklog(ctx context.Context, maxEventBytes int) (backlogTable, error) {
+	if err := p.source.provision().CheckOrder(ctx, p.pool); err != nil {
+		return nil, err
+	}
 	walk, err := p.source.provision().OpenWalk(ctx, p.pool, maxEventBytes)
 	if err != nil {
 		return nil, err

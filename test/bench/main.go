@@ -6,6 +6,7 @@
 //	go run ./test/bench                   # throughput and latency
 //	go run ./test/bench -sink kafka,redis_stream,webhook,event_bus
 //	go run ./test/bench -only memory
+//	go run ./test/bench -only backlog     # rows that were there before the slot, beside the same rows from the stream
 //	go run ./test/bench -only sizing      # the figures of docs/sizing.md; -page writes them into it
 //	go run ./test/bench -profile DIR      # one run of each kind, with a CPU profile of the connector; -only as well
 //	go run ./test/bench -compare REVISION # the connector of another revision and this one, in turn; -pairs, -only as well
@@ -55,6 +56,7 @@ const (
 	latency    = "latency"
 	memory     = "memory"
 	sizing     = "sizing"
+	jobs       = "backlog"
 )
 
 func parseOptions(args []string) (options, error) {
@@ -73,7 +75,7 @@ func parseOptions(args []string) (options, error) {
 		}
 		return nil
 	})
-	flags.StringVar(&o.only, "only", "", "throughput, latency, memory or sizing (default throughput and latency; with -compare throughput)")
+	flags.StringVar(&o.only, "only", "", "throughput, latency, memory, sizing or backlog (default throughput and latency; with -compare throughput)")
 	flags.Func("sink", "the sinks to deliver to, as a list: kafka, redis_stream, webhook, event_bus (default kafka)", func(s string) error {
 		o.sinks = process.List(s)
 		for i, sink := range o.sinks {
@@ -128,9 +130,9 @@ func parseOptions(args []string) (options, error) {
 		errs = append(errs, fmt.Errorf("-o %q is neither table nor json", o.output))
 	}
 	switch o.only {
-	case "", throughput, latency, memory, sizing:
+	case "", throughput, latency, memory, sizing, jobs:
 	default:
-		errs = append(errs, fmt.Errorf("-only %q is none of throughput, latency, memory, sizing", o.only))
+		errs = append(errs, fmt.Errorf("-only %q is none of throughput, latency, memory, sizing, backlog", o.only))
 	}
 	return o, errors.Join(errs...)
 }
@@ -270,6 +272,13 @@ func (b *bench) measure(ctx context.Context) (results, error) {
 			return r, fmt.Errorf("latency: %w", err)
 		}
 		r.Latency = l
+	}
+	if b.only == jobs {
+		j, err := b.backlog(ctx)
+		if err != nil {
+			return r, fmt.Errorf("backlog: %w", err)
+		}
+		r.Backlog = &j
 	}
 	if b.only == memory {
 		m, err := b.memory(ctx)

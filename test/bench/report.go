@@ -48,6 +48,7 @@ type results struct {
 	Throughput []throughputResult `json:"throughput,omitempty"`
 	Latency    []latencyResult    `json:"latency,omitempty"`
 	Memory     *memoryResult      `json:"memory,omitempty"`
+	Backlog    *backlogResult     `json:"backlog,omitempty"`
 }
 
 type versions struct {
@@ -80,6 +81,9 @@ func (r results) counts() (c counts) {
 		for _, run := range append(r.Memory.Normal, r.Memory.Unread, r.Memory.Transaction) {
 			c = c.add(run.Run.Counts)
 		}
+	}
+	if r.Backlog != nil {
+		c = c.add(r.Backlog.Stream.Counts).add(r.Backlog.Counts)
 	}
 	return c
 }
@@ -138,6 +142,9 @@ func (r results) table(w io.Writer) {
 	}
 	if r.Memory != nil {
 		r.Memory.table(w)
+	}
+	if r.Backlog != nil {
+		r.Backlog.write(w)
 	}
 	c := r.counts()
 	fmt.Fprintf(w, "\nMissing %d, misordered %d, duplicated %d, not in the ledger %d\n", c.Missing, c.Misordered, c.Duplicated, c.Unrecorded)
