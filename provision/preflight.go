@@ -106,11 +106,10 @@ func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *pr
 func checkServer(ctx context.Context, db ledger.Querier, p *problems) (server, error) {
 	var srv server
 	var id int64
-	var standby bool
 	err := db.QueryRow(ctx, `select current_setting('server_version_num')::int, pg_is_in_recovery(),
 		current_database(), (select oid from pg_database where datname = current_database()), system_identifier,
 		case when pg_is_in_recovery() then 0 else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end
-		from pg_control_system()`).Scan(&srv.version, &standby, &srv.DatabaseName, &srv.DatabaseOID, &id, &srv.Timeline)
+		from pg_control_system()`).Scan(&srv.version, &srv.standby, &srv.DatabaseName, &srv.DatabaseOID, &id, &srv.Timeline)
 	if err != nil {
 		return srv, err
 	}
@@ -123,7 +122,7 @@ func checkServer(ctx context.Context, db ledger.Querier, p *problems) (server, e
 		return srv, err
 	}
 	levels.check(p)
-	if standby {
+	if srv.standby {
 		p.add(exitcode.Config, "the server is a standby, where nothing can be recorded; let source.dsn lead to the primary")
 	}
 	return srv, nil

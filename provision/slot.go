@@ -54,7 +54,8 @@ func IsStreamed(ctx context.Context, db ledger.Querier, slot string) (bool, erro
 
 // server is what a slot and its checkpoint have to match.
 type server struct {
-	version int // server_version_num
+	version int  // server_version_num
+	standby bool // it is in recovery
 	ledger.Identity
 }
 
@@ -67,9 +68,11 @@ const (
 	slotHalf             // an init that did not end has left it: init makes it again
 )
 
-// judge compares the slot with its checkpoint. If neither init nor run may touch the slot, it adds the reason to p.
+// judge compares the slot with its checkpoint. If neither init nor run may touch the slot, it adds the reason to p. On a standby it adds
+// nothing: checkServer has refused that already, and a remedy for the slot would be wrong there.
 func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problems) slotState {
 	switch {
+	case srv.standby:
 	case c == nil && slot == nil:
 		return slotAbsent
 	case c == nil && slot.database != srv.DatabaseName && slot.database != "": // no advice to drop it: its owner may be away for a while

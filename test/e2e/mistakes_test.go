@@ -205,6 +205,7 @@ func TestSlotMadeAnew(t *testing.T) {
 	if n := ask[int](w, "select count(*) from outbox_backlog where reason = 'reconcile'"); n != 1 {
 		t.Errorf("%d jobs were filed, want 1", n)
 	}
+	w.deliveredAtLeast(20*time.Second, 20)
 	c.term()
 }
 
