@@ -14,9 +14,9 @@ type Standing int
 // The standings.
 const (
 	NotOwed Standing = iota // by the routes, because of the sink's age, or because a job has left it out
-	Expired                // it is from before the part of the log that was dropped: nobody can know
-	Pending                // it may still come, on the stream or by a job
-	Missing                // it will not come
+	Expired                 // it is from before the part of the log that was dropped: nobody can know
+	Pending                 // it may still come, on the stream or by a job
+	Missing                 // it will not come
 )
 
 // Owing knows which events are owed to which sinks. For one goroutine at a time.

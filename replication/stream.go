@@ -74,7 +74,7 @@ type Stream struct {
 	lastStatus  time.Time
 	lastSent    pglogrepl.LSN
 	replyWanted bool
-	asks        atomic.Bool // a keepalive is to be asked for
+	asks        atomic.Bool   // a keepalive is to be asked for
 	waited      time.Duration // for the server, in all
 
 	broken bool // reading or writing has failed
