@@ -101,7 +101,7 @@ func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
 
 // checkOrder checks that a sink first accepted the events of an aggregate in their order, which is that of the places from which they were
 // delivered. It leaves out dead letters that let their aggregate go on, and what a person declared dead or discarded: those have lost their
-// place. So has what was given to the sink before the slot was lost and again by a job.
+// place. So has what was given to the sink before the slot was lost and parked by a job then.
 func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 	var last *worldEvent
 	for _, e := range events {
@@ -109,7 +109,7 @@ func (w *simulation) checkOrder(k *worldSink, events []*worldEvent) {
 		if !w.cfg.block && w.ledger.dead[key] || w.ledger.displaced[key] || w.ledger.discarded[key] {
 			continue
 		}
-		if len(k.acceptanceOf(e).places) > 1 {
+		if at := k.acceptanceOf(e).places; len(at) > 1 || !at[w.ledger.place(key)] {
 			continue
 		}
 		if last != nil && w.ledger.place(key).Compare(w.ledger.place(worldDelivery{processor(k.n), last})) < 0 {
