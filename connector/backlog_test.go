@@ -19,7 +19,6 @@ type backlogBench struct {
 	*connectorBench
 	mu   sync.Mutex
 	seen []string // aggregate/event of what the sink has accepted
-	gate chan struct{}
 }
 
 // newBacklogBench inserts rows of these aggregates, each with so many events, makes the slot, and files a job.

@@ -35,7 +35,8 @@ type Continuation struct {
 // passed. It returns checkpoint.ErrFenced if another session has taken over. db is a connection or a pool.
 func (s Schema) Continue(ctx context.Context, db interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
-}, slot string, epoch int32, c Continuation) error {
+}, slot string, epoch int32, c Continuation,
+) error {
 	return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, s.statement(`update ledger.outbox_checkpoints set system_identifier = $3, timeline = $4, database_oid = nullif($5::oid, 0),
 				database_name = nullif($6, ''), source_hosts = nullif($7, ''), prefix_lsn = $8, prefix_index = $9, confirmed_lsn = $10, updated_at = clock_timestamp()

@@ -90,21 +90,29 @@ func TestWalkFindsWhatTheStreamCarries(t *testing.T) {
 		"own": {`insert into event_outbox (aggregate_type, aggregate_id, event_type, event_version, payload, metadata, created_at, max_retries, tenant_id, correlation_id, causation_id)
 			select 'order', n::text, 'made', n, case when n % 3 = 0 then repeat(' ', n) || '{"a" :  1.0e5, "ä":"\u0000"}' else 'null' end::json, '{"b": [1, 2.50]}',
 				'2024-02-29 23:59:59.123456+05:30'::timestamptz + n / 3 * interval '1 us', nullif(n % 3, 0), nullif('t' || n % 2, 't0'), 'c', '' from generate_series(1, 50) n`, ownWalk, 1 << 20},
-		"mapped": {`create type kind as enum ('ordér', 'cart');
+		"mapped": {
+			`create type kind as enum ('ordér', 'cart');
 			create table mapped ("Id" varchar primary key, kind kind not null, "Nr" bigint not null, what varchar, v smallint, body bytea, meta text, at timestamp not null, tries bigint, tenant uuid, extra point);
 			create index on mapped (at);
 			insert into mapped select 'x' || n, 'ordér', n, 'made', n, case when n % 5 > 0 then decode(lpad(to_hex(n), 2 * n, '0'), 'hex') end, ' no json ', '2024-01-01'::timestamp + n % 4 * interval '1 s', null, gen_random_uuid(), '(1,2)'
 			from generate_series(1, 40) n`,
-			provision.Source{Table: "public.mapped", Columns: mapped, OrderBy: []string{"at"}}, 1 << 20},
-		"large": {`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, metadata)
+			provision.Source{Table: "public.mapped", Columns: mapped, OrderBy: []string{"at"}},
+			1 << 20,
+		},
+		"large": {
+			`insert into event_outbox (aggregate_type, aggregate_id, event_type, payload, metadata)
 			select 'order', n::text, 'made', to_json(repeat('x', n % 4 * 4000)), json_build_object('m', repeat('y', n % 3 * 4000)) from generate_series(1, 24) n`,
-			ownWalk, 9000},
-		"invalid": {`create table odd (id text primary key, aggregate_type text, aggregate_id text, event_type text, payload json, at timestamptz not null default '2024-01-01');
+			ownWalk, 9000,
+		},
+		"invalid": {
+			`create table odd (id text primary key, aggregate_type text, aggregate_id text, event_type text, payload json, at timestamptz not null default '2024-01-01');
 			insert into odd values ('1', 'a', 'a', 'a', '{}'), ('2', '', 'a', 'a', '{}'), ('3', 'a', null, 'a', '{}'), ('', 'a', 'a', 'a', null)`,
 			provision.Source{
 				Table: "public.odd", OrderBy: []string{"at", "id"},
 				Columns: decoder.Columns{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload", CreatedAt: "at"},
-			}, 1 << 20},
+			},
+			1 << 20,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

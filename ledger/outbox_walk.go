@@ -274,7 +274,7 @@ func (w *OutboxWalk) statement(q *WalkQuery, c walkCursor) (sql string, args [][
 	if c.At != nil {
 		where = append(where, keys+" > ("+list(c.At)+")")
 	}
-	wanted := "true"
+	wanted := []string{"true"}
 	for _, since := range []time.Time{q.Since, q.Filter.Since} {
 		if since.IsZero() || w.shape.timeType == "" {
 			continue
@@ -284,11 +284,11 @@ func (w *OutboxWalk) statement(q *WalkQuery, c walkCursor) (sql string, args [][
 		if w.timed {
 			where = append(where, condition)
 		} else {
-			wanted += " and " + condition
+			wanted = append(wanted, condition)
 		}
 	}
 	if q.Filter.Where != "" {
-		wanted += " and (" + q.Filter.Where + "\n)"
+		wanted = append(wanted, "("+q.Filter.Where+"\n)")
 	}
 	var names []string
 	for i := range w.keys {
@@ -305,7 +305,7 @@ func (w *OutboxWalk) statement(q *WalkQuery, c walkCursor) (sql string, args [][
 					case when not wanted then 0 when payload_size + metadata_size > $2 then 0 else payload_size end + case when wanted and metadata_size <= $2 then metadata_size else 0 end + %[3]d as size from (
 					select coalesce(%[4]s, false) as wanted, %[5]s, %[6]s, %[7]s from %[8]s t where %[9]s order by %[10]s limit $1) looked) sized) rows
 		where before = 0 or before + size <= $3`,
-		strings.Join(names, ", "), w.content, rowOverhead, wanted, strings.Join(named, ", "), w.columns, w.sizes, w.name(), strings.Join(where, " and "), w.expressions(""))
+		strings.Join(names, ", "), w.content, rowOverhead, strings.Join(wanted, " and "), strings.Join(named, ", "), w.columns, w.sizes, w.name(), strings.Join(where, " and "), w.expressions(""))
 	return sql, args
 }
 

@@ -119,8 +119,11 @@ func estimateRows(ctx context.Context, conn *pgx.Conn, s Source, f ledger.JobFil
 			Rows float64 `json:"Plan Rows"`
 		}
 	}
-	if err := json.Unmarshal(plan, &explained); err != nil || len(explained) != 1 {
-		return e, fmt.Errorf("estimate the rows of %s: the server's plan has another form (%v)", s.Table, err)
+	if err := json.Unmarshal(plan, &explained); err != nil {
+		return e, fmt.Errorf("estimate the rows of %s: read the server's plan: %w", s.Table, err)
+	}
+	if len(explained) != 1 {
+		return e, fmt.Errorf("estimate the rows of %s: the server has made %d plans", s.Table, len(explained))
 	}
 	e.Rows = int64(explained[0].Plan.Rows)
 	return e, nil

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"errors"
 	"runtime"
 	"strconv"
 	"strings"
@@ -319,7 +320,7 @@ func TestResyncIfLost(t *testing.T) {
 	t.Parallel()
 	o := newLost(t)
 	cfg := ResyncConfig{SetupConfig: o.cfg, IfLost: true}
-	if _, err := Resync(pgtest.Context(t), cfg); err != ErrSound {
+	if _, err := Resync(pgtest.Context(t), cfg); !errors.Is(err, ErrSound) {
 		t.Errorf("a sound slot: %v", err)
 	}
 	o.exec(dropSlotSQL, "update outbox_checkpoints set system_identifier = 7")

@@ -65,7 +65,7 @@ func (r *torture) loses() {
 func (r *torture) resync() {
 	r.t.Helper()
 	for r.random.IntN(3) > 0 {
-		r.runResync(time.Duration(r.random.IntN(1500)) * time.Millisecond)
+		_, _ = r.runResync(time.Duration(r.random.IntN(1500)) * time.Millisecond) // it was killed, or was faster than that
 		r.resyncKills++
 	}
 	eventually(r.t, 3*time.Minute, "resync", func() error { // the one that was killed may still hold the lock
