@@ -31,6 +31,7 @@ func TestStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	idle.Objective.Trend.Start = before.At.UTC().Truncate(time.Hour).Add(-time.Hour)
 	source := monitoring.SourceStatus{
 		Name: b.cfg.Name, Slot: b.cfg.Source.Slot, Database: monitoring.DatabaseTarget{Address: target.Address, Name: target.Database},
 	}

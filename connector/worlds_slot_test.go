@@ -59,21 +59,26 @@ type worldSlot struct {
 
 // planLife plans what happens to the slot and to the processes beside crashes.
 func (w *simulation) planLife(end time.Duration) {
-	l, r := &w.cfg.life, w.random("slot")
+	l, n := &w.cfg.life, 0
+	plan := func(from time.Duration, to time.Duration, do func(random)) {
+		n++ // each has its own random numbers, because they happen in goroutines of their own
+		r := w.random("slot", n)
+		w.after(r.between(from, to), func() { do(r) })
+	}
 	if l.filled {
-		w.after(r.between(end/10, end/2), func() { w.makeSlot(r) })
+		plan(end/10, end/2, w.makeSlot)
 	}
 	for range l.lost {
-		w.after(r.between(end/10, end), func() { w.loseSlot(r) })
+		plan(end/10, end, w.loseSlot)
 	}
 	for range l.ahead {
-		w.after(r.between(end/10, end), func() { w.moveSlot(r) })
+		plan(end/10, end, w.moveSlot)
 	}
 	for range l.cuts {
-		w.after(r.between(0, end), func() { w.cutOff(r, linkCut) })
+		plan(0, end, func(r random) { w.cutOff(r, linkCut) })
 	}
 	for range l.freezes {
-		w.after(r.between(0, end), func() { w.cutOff(r, linkFrozen) })
+		plan(0, end, func(r random) { w.cutOff(r, linkFrozen) })
 	}
 }
 

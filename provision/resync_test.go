@@ -325,7 +325,7 @@ func TestResyncIfLost(t *testing.T) {
 	}
 	o.exec(dropSlotSQL, "update outbox_checkpoints set system_identifier = 7")
 	_, err := Resync(pgtest.Context(t), cfg)
-	exitcodetest.Want(t, err, exitcode.SlotLost, "system identifier 7", StartAnew)
+	exitcodetest.Want(t, err, exitcode.SlotLost, "system identifier 7", "outbox-cdc resync")
 	o.exec("update outbox_checkpoints set system_identifier = (select system_identifier::text from pg_control_system())")
 	if r, err := Resync(pgtest.Context(t), cfg); err != nil || r.Why != "it is gone" || r.Jobs != 2 {
 		t.Errorf("%+v, %v", r, err)

@@ -123,8 +123,8 @@ func TestPublicationWithoutTheOutboxForAMoment(t *testing.T) {
 	if changes, read := c.metric("publication_changes_total"), c.metric("events_read_total"); changes < 1 || read != 20 {
 		t.Errorf("metrics: %v changes, %v events read, want 20", changes, read)
 	}
-	if missing := ask[int](w, "select count(*) from ("+documented(t, "table.md", "select e.* from event_outbox e where not exists")+") as missing"); missing != 3 {
-		t.Errorf("the documented query finds %d rows, want 3", missing)
+	if _, s := c.verifies(exitcode.Failure); s.Missing != 3 {
+		t.Errorf("verify finds %d missing events, want 3", s.Missing)
 	}
 	c.ready("leader")
 	c.term()
