@@ -78,7 +78,7 @@ func TestRowThatCannotBeDecoded(t *testing.T) {
 	w.writeConfig(c)
 	c.start()
 	c.failed("session", "event_outbox drifted", `"kind" (event_type) is missing`, "undo the change", "source.columns")
-	c.isWithin(30*time.Second, isFailed, "session", "3 times in a row", "docs/slot.md#lost-slot") // where the change cannot be undone
+	c.isWithin(30*time.Second, isFailed, "session", "3 times in a row", "outbox-cdc skip --lsn", "docs/slot.md#skip") // where the change cannot be undone
 	// A session that brings nothing is not repeated at once.
 	eventually(t, 30*time.Second, "a longer wait", func() error {
 		if log := tail(c.last().stderr, 1000); !regexp.MustCompile(`"wait":"[3-9](\.\d+)?s"`).MatchString(log) {
