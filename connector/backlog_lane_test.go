@@ -139,6 +139,7 @@ func TestBacklogStep(t *testing.T) {
 		}
 		go j.run(t.Context())
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if len(out) != 0 || asked < 3 || asked > 10 {
 			t.Fatalf("%d outcomes and %d requests for a keepalive before the stream has come there", len(out), asked)
 		}

@@ -118,8 +118,10 @@ func TestCountsAreRightAtOnce(t *testing.T) {
 	b.eventually("select count(*) > 5 from outbox_parked where status = 'dead'", "true") // then the sink is suspect
 	b.right("the sink is back, and refuses")
 	b.refuses.Store(false)
-	b.change(ledger.Retry, 100)
-	b.eventually("select count(*) from outbox_parked", "0")
+	b.waitFor("all dead letters are retried, also those that have just died", func() bool {
+		b.change(ledger.Retry, 100)
+		return b.query("select count(*) from outbox_parked") == "0"
+	})
 	if st := b.right("all dead letters are retried"); st.CountedAt != counted && st.CountedAt.Sub(counted) < countEvery {
 		t.Errorf("the rows were counted again after %s", st.CountedAt.Sub(counted))
 	}
