@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -137,24 +139,12 @@ func (w *walk) inTurn(ctx context.Context, do func() error) error {
 		if !errors.Is(err, ledger.ErrCleanupRuns) || !time.Now().Before(last) {
 			return err
 		}
-		if err := sleep(ctx, busyPause); err != nil {
+		if err := wait.For(ctx, busyPause); err != nil {
 			return err
 		}
 		if err := w.rest(ctx, 0); err != nil { // a command ends by it
 			return err
 		}
-	}
-}
-
-// sleep waits for d. Its error is the cause of the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 

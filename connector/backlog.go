@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -97,7 +99,7 @@ type backlogJob struct {
 // run takes step after step until the job is done or ctx ends. A step that fails is tried again.
 func (j *backlogJob) run(ctx context.Context) {
 	j.logger.Info("a backlog job begins, or goes on", "sink", j.sink.name, "job", j.row.ID, "reason", string(j.row.Reason), "walked", j.row.Walked, "parked", j.row.Ordinal)
-	wait := stepRetry
+	pause := stepRetry
 	for {
 		done, err := j.step(ctx)
 		if ctx.Err() != nil {
@@ -106,8 +108,8 @@ func (j *backlogJob) run(ctx context.Context) {
 		j.report(err)
 		switch {
 		case err != nil:
-			_ = sleep(ctx, wait) // the next step sees that ctx has ended
-			wait = min(2*wait, stepRetryMost)
+			_ = wait.For(ctx, pause) // the next step sees that ctx has ended
+			pause = min(2*pause, stepRetryMost)
 		case done:
 			j.logger.Info("a backlog job is done", "sink", j.sink.name, "job", j.row.ID, "walked", j.row.Walked, "parked", j.row.Ordinal)
 			j.sink.backlog.end()
@@ -116,7 +118,7 @@ func (j *backlogJob) run(ctx context.Context) {
 			}
 			return
 		default:
-			wait = stepRetry
+			pause = stepRetry
 		}
 	}
 }
@@ -199,7 +201,7 @@ func (j *backlogJob) awaitXmin(ctx context.Context, table backlogTable) error {
 		if !said {
 			j.logger.Info("a backlog job waits until the transactions have ended that ran when the slot was made", "sink", j.sink.name, "job", j.row.ID, "before_xid", j.row.SnapshotXmax)
 		}
-		if err := sleep(ctx, xminPace); err != nil {
+		if err := wait.For(ctx, xminPace); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/router"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -90,7 +92,7 @@ func (k *sinkCheck) run(ctx context.Context) {
 		if k.state.needsCheck() {
 			k.once(ctx)
 		}
-		if sleep(ctx, k.every-rand.N(k.every/5+1)) != nil { // not all sinks of all connectors at the same time
+		if wait.For(ctx, k.every-rand.N(k.every/5+1)) != nil { // not all sinks of all connectors at the same time
 			return
 		}
 	}

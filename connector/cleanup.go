@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -62,14 +64,14 @@ func (c *Connector) keepClean(ctx context.Context, s *session) {
 	pace := cleanupPace{arrived: s.arrived, busy: s.busy, at: time.Now()}
 	cleaner := cleanup.New(cleanup.Config{
 		Retention: retention, Database: c.db.cleanup(), ChunkRows: cleanRows,
-		Rest: func(ctx context.Context, took time.Duration) error { return sleep(ctx, pace.rest(took)) },
+		Rest: func(ctx context.Context, took time.Duration) error { return wait.For(ctx, pace.rest(took)) },
 		Deleted: func(table string, rows int64) {
 			c.cfg.Metrics.CleanupDeleted.WithLabelValues(table).Add(float64(rows))
 		},
 	})
 	tells := cleanupReport{c: c, sumAt: time.Now().Add(cleanSumEvery)}
 	every := cleanEvery(retention)
-	for sleep(ctx, every) == nil {
+	for wait.For(ctx, every) == nil {
 		report, err := cleaner.Pass(ctx)
 		if ctx.Err() != nil {
 			return

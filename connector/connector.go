@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pglogrepl"
 	"go.opentelemetry.io/otel/trace"
 
@@ -322,7 +324,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		}
 		if errors.Is(err, replication.ErrSlotInUse) {
 			if c.slotIsOnItsWay(time.Since(started)) {
-				_ = sleep(ctx, slotRetry) // the next session sees that ctx has ended
+				_ = wait.For(ctx, slotRetry) // the next session sees that ctx has ended
 				continue
 			}
 			if err := c.standBy(ctx, err); err != nil {
@@ -404,20 +406,5 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
 	c.cfg.Health.SetOnly("session", monitoring.OK("standing by: "+why.Error()))
-	return sleep(ctx, time.Second/2+rand.N(time.Second/2))
-}
-
-// sleep waits for d. If ctx ends before, it returns an error that says why.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return context.Cause(ctx)
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return wait.For(ctx, time.Second/2+rand.N(time.Second/2))
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
@@ -110,7 +112,7 @@ func (c *Connector) count(ctx context.Context, s *session) error {
 func (c *Connector) keepOldest(ctx context.Context, s *session) {
 	goes := dutyReport{c: c, duty: "oldest parked"}
 	var restEnds time.Time
-	for sleep(ctx, countTick) == nil {
+	for wait.For(ctx, countTick) == nil {
 		if began := time.Now(); !began.Before(restEnds) {
 			err := c.lookForOldest(ctx, s)
 			if ctx.Err() != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pglogrepl"
 	"golang.org/x/sync/errgroup"
 
@@ -77,7 +79,7 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 		g.Go(func() error { return c.repeatDuty(ctx, d) })
 	}
 	g.Go(func() error {
-		for sleep(ctx, time.Second) == nil {
+		for wait.For(ctx, time.Second) == nil {
 			c.unroutedLog.report(time.Now(), c.cfg.Logger)
 		}
 		return nil
@@ -87,7 +89,7 @@ func (c *Connector) runKeeper(ctx context.Context) error {
 
 // repeatDuty does d again and again until ctx ends. Health shows how it goes, and the log says each change.
 func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
-	if d.waitsFirst && sleep(ctx, d.every) != nil {
+	if d.waitsFirst && wait.For(ctx, d.every) != nil {
 		return nil
 	}
 	goes := dutyReport{c: c, duty: d.name}
@@ -103,7 +105,7 @@ func (c *Connector) repeatDuty(ctx context.Context, d duty) error {
 			next = time.Now().Add(min(d.every, dutyRetry))
 		}
 		goes.report(err)
-		if sleep(ctx, time.Until(next)) != nil {
+		if wait.For(ctx, time.Until(next)) != nil {
 			return nil
 		}
 	}

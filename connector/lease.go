@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
@@ -109,7 +111,7 @@ func (s *session) keepLease(ctx context.Context) error {
 		if time.Since(report.answered) >= unansweredFor {
 			return fmt.Errorf("%w: %w", errUnanswered, err)
 		}
-		_ = sleep(ctx, time.Until(began.Add(leaseEvery))) // the loop sees that ctx has ended
+		_ = wait.For(ctx, time.Until(began.Add(leaseEvery))) // the loop sees that ctx has ended
 	}
 	return nil
 }
@@ -129,7 +131,7 @@ func (s *session) keepLeaseOver(ctx context.Context, report *leaseReport) error 
 			return err
 		}
 		report.renewed(time.Now())
-		if err := sleep(ctx, time.Until(began.Add(leaseEvery))); err != nil {
+		if err := wait.For(ctx, time.Until(began.Add(leaseEvery))); err != nil {
 			return err
 		}
 	}

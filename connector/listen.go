@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
@@ -36,7 +38,7 @@ func (c *Connector) listen(ctx context.Context, s *session) {
 			return
 		}
 		goes.report(err)
-		_ = sleep(ctx, listenRetry) // the loop sees that ctx has ended
+		_ = wait.For(ctx, listenRetry) // the loop sees that ctx has ended
 	}
 }
 

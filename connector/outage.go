@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
@@ -49,7 +51,7 @@ func (o *outageLog) run(ctx context.Context) {
 			return
 		}
 		timer.Stop()
-		_ = sleep(ctx, outagePace) // the loop sees that ctx has ended
+		_ = wait.For(ctx, outagePace) // the loop sees that ctx has ended
 	}
 }
 

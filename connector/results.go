@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -46,11 +48,11 @@ func (c *Connector) keepResults(ctx context.Context, s *session) {
 			return
 		}
 		goes.report(err)
-		wait := s.untilNextMinute(time.Now())
+		pause := s.untilNextMinute(time.Now())
 		if err != nil {
-			wait = min(wait, dutyRetry)
+			pause = min(pause, dutyRetry)
 		}
-		if sleep(ctx, wait) != nil {
+		if wait.For(ctx, pause) != nil {
 			return
 		}
 	}

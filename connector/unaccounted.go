@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
@@ -106,13 +107,13 @@ type unknownEvents struct {
 func (c *Connector) keepAccounts(ctx context.Context, s *session) {
 	goes := dutyReport{c: c, duty: "accounts"}
 	a := &c.kept.accounts
-	for wait := time.Duration(0); ; {
-		if sleep(ctx, max(wait, 100*time.Millisecond)) != nil {
+	for pause := time.Duration(0); ; {
+		if wait.For(ctx, max(pause, 100*time.Millisecond)) != nil {
 			return
 		}
 		began, arrived := time.Now(), s.arrived()
 		if !a.due(began, s.tracker.Snapshot(began).Prefix) {
-			wait = compareEvery
+			pause = compareEvery
 			continue
 		}
 		err := c.compareSome(ctx, s)
@@ -122,15 +123,15 @@ func (c *Connector) keepAccounts(ctx context.Context, s *session) {
 		goes.report(err)
 		switch {
 		case err != nil:
-			wait = dutyRetry
+			pause = dutyRetry
 		case !a.pass.running:
-			wait = compareEvery
+			pause = compareEvery
 		default:
 			share := compareShare
 			if s.arrived() > arrived && time.Since(a.upTo) > compareBehind {
 				share = compareShareBehind
 			}
-			wait = min(time.Since(began)*time.Duration(share), compareRestMost)
+			pause = min(time.Since(began)*time.Duration(share), compareRestMost)
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
@@ -198,7 +200,7 @@ func (c *worldClient) Deliver(ctx context.Context, batch []sinks.Message) []erro
 }
 
 // slept waits for d and returns true, or false if ctx ends before that.
-func slept(ctx context.Context, d time.Duration) bool { return sleep(ctx, d) == nil }
+func slept(ctx context.Context, d time.Duration) bool { return wait.For(ctx, d) == nil }
 
 // cut answers a call that the session has ended. The session does not know what was accepted.
 func (c *worldClient) cut(p *worldCall) []error {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -250,7 +252,7 @@ func AdvanceSlot(ctx context.Context, replicationDSN, slot string, to pglogrepl.
 		case pg == nil || pg.Code != "55006" || time.Since(began) > slotPatience:
 			return fmt.Errorf("move slot %q to %s: %w", slot, to, err)
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := wait.For(ctx, 50*time.Millisecond); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -122,21 +124,9 @@ func openFree(ctx context.Context, conn *pgx.Conn, cfg *SkipConfig) (*replicatio
 			}
 			return nil, id, err
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := wait.For(ctx, 100*time.Millisecond); err != nil {
 			return nil, id, err
 		}
-	}
-}
-
-// pause waits.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+
 	"github.com/spf13/cobra"
 
 	"github.com/pyairtable-compose/outbox-cdc/admin"
@@ -88,7 +90,7 @@ func (b *backlogView) twice(ctx context.Context) ([]admin.BacklogJob, error) {
 	if err != nil || !unfinished {
 		return jobs, err
 	}
-	if err := pause(ctx, backlogSample); err != nil {
+	if err := wait.For(ctx, backlogSample); err != nil {
 		return nil, err
 	}
 	jobs, _, err = b.look(ctx)
@@ -109,7 +111,7 @@ func (b *backlogView) watch(ctx context.Context) error {
 		if err := b.show(jobs); err != nil || !unfinished {
 			return err
 		}
-		if pause(ctx, every) != nil {
+		if wait.For(ctx, every) != nil {
 			return nil // Ctrl-C
 		}
 	}
@@ -139,18 +141,6 @@ func (b *backlogView) show(jobs []admin.BacklogJob) error {
 	}
 	_, err := io.WriteString(b.w, text.String())
 	return err
-}
-
-// pause waits for d. The error is that of ctx.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 const noJobs = "no jobs: no backlog is being delivered\n"

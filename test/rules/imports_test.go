@@ -26,7 +26,7 @@ var plan = []place{
 	// What every package may use, and what imports nothing but its like.
 	{
 		packages: []string{
-			"internal/advisory", "internal/buildinfo", "internal/dsn", "internal/exitcode", "internal/glob", "internal/shell",
+			"internal/advisory", "internal/buildinfo", "internal/dsn", "internal/exitcode", "internal/glob", "internal/shell", "internal/wait",
 		},
 		imports: none,
 	},
