@@ -73,9 +73,6 @@ func adoptLocked(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (AdoptRes
 		}
 		return result, p.join()
 	}
-	if slot != nil && slot.activePID != 0 {
-		return result, streamsNow(ctx, conn, cfg.Source, slot)
-	}
 	result.Differs = differs(srv.Identity, c.Identity)
 	if result.Differs == "" && !sameHosts(srv.Identity, c.Identity) {
 		result.Differs = "a server that was reached by " + c.Hosts + ", and this one is reached by " + srv.Hosts
@@ -85,6 +82,9 @@ func adoptLocked(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (AdoptRes
 		adopted.Identity = srv.Identity
 		judge(cfg.Source, srv, slot, &adopted, &p)
 		return result, p.join()
+	}
+	if slot.activePID != 0 {
+		return result, streamsNow(ctx, conn, cfg.Source, slot)
 	}
 	if result.Differs == "" {
 		return result, nil

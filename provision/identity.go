@@ -56,27 +56,32 @@ func CheckIdentity(slot string, now, then ledger.Identity) error {
 	if differs(now, then) == "" {
 		return nil
 	}
-	return otherDatabase(slot, now, then, fmt.Sprintf(goOnHere, "resync"))
+	return otherDatabase(slot, now, then, goOnHere)
 }
 
 const (
-	ofCopy = `; if this is a copy beside its original, run "outbox-cdc %s --backlog none --parked discard", which sends nothing of what the original owes; see docs/copies.md`
+	ofCopy = `; if this is a copy beside its original, run "outbox-cdc resync --backlog none --parked discard", ` + copySendsNothing
+	// copySendsNothing ends what is to be done with a copy.
+	copySendsNothing = "which sends nothing of what the original owes; see docs/copies.md"
 	// goOnHere says how to go on with a database that differs, if its slot can be streamed from.
 	goOnHere = `if the outbox goes on here, run "outbox-cdc adopt"` + ofCopy
 	// goOnAnew says it if the slot is gone or cannot be streamed from.
 	goOnAnew = `the slot cannot be streamed from here: if the outbox goes on here, run "outbox-cdc resync --parked keep"` + ofCopy
+	// goOnBeside says it if the slot belongs to another database of the server, whose name it takes.
+	goOnBeside = `the slot belongs to database %q of this server: if the outbox goes on here, drop the slot there ("outbox-cdc destroy") and run ` +
+		`"outbox-cdc resync --parked keep" here; if this is a copy beside its original, set source.slot to another name and run ` +
+		`"outbox-cdc init --backlog none --parked discard", ` + copySendsNothing
 )
 
 // goOn says how to go on with a database that differs.
 func (s *slotRow) goOn(now ledger.Identity) string {
 	switch {
 	case s.isHere(now):
-		return fmt.Sprintf(goOnHere, "resync")
+		return goOnHere
 	case s != nil && s.database != now.DatabaseName && s.database != "":
-		return fmt.Sprintf(`the slot belongs to database %q of this server: if the outbox goes on here, drop the slot there ("outbox-cdc destroy") and run `+
-			`"outbox-cdc resync --parked keep" here`+ofCopy+", after setting source.slot to another name", s.database, "init")
+		return fmt.Sprintf(goOnBeside, s.database)
 	}
-	return fmt.Sprintf(goOnAnew, "resync")
+	return goOnAnew
 }
 
 // isHere reports whether the slot can be streamed from in this database.

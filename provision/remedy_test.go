@@ -30,7 +30,7 @@ var remedies = map[string]func(*outboxDB) error{
 		_, err := Resync(pgtest.Context(o.t), ResyncConfig{SetupConfig: o.cfg})
 		return err
 	},
-	`run "outbox-cdc init --backlog none --parked discard", which sends nothing of what the original owes; see docs/copies.md, after setting source.slot to another name`: func(o *outboxDB) error {
+	`set source.slot to another name and run "outbox-cdc init --backlog none --parked discard"`: func(o *outboxDB) error {
 		o.cfg.Slot += "_copy"
 		o.cfg.Parked, o.cfg.Backlog.None = ParkedDiscard, true
 		_, err := Setup(pgtest.Context(o.t), o.cfg)
@@ -97,7 +97,7 @@ func TestRemedyOfACopyOnTheSameServer(t *testing.T) {
 	c := newOutboxAt(t, d.DSN, d.Conn(t), o.cfg.Slot)
 	c.cfg.Connector, c.cfg.Processors = "shop", []ledger.Processor{{Name: "a", Type: "t"}}
 	_, err := c.preflight()
-	remedy := `run "outbox-cdc init --backlog none --parked discard", which sends nothing of what the original owes; see docs/copies.md, after setting source.slot to another name`
+	remedy := `set source.slot to another name and run "outbox-cdc init --backlog none --parked discard"`
 	exitcodetest.Want(t, err, exitcode.SlotLost, "with oid", "the slot belongs to database", remedy)
 	if err := remedies[remedy](c); err != nil {
 		t.Fatal(err)

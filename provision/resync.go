@@ -173,10 +173,10 @@ func (f *existing) whyLost(cfg ResyncConfig) (string, error) {
 		return "an earlier resync did not end", nil
 	case len(reasons) == 0:
 		return "", nil
+	case another != "": // whoever is asked whether to go on has to know it, whatever has become of the slot
+		return "its checkpoint belongs to " + another, nil
 	case f.slot == nil:
 		return "it is gone", nil
-	case another != "":
-		return another, nil
 	case f.slot.lost != "":
 		return fmt.Sprintf("it was invalidated (%s)", f.slot.lost), nil
 	}

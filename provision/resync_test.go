@@ -58,7 +58,7 @@ func TestResync(t *testing.T) {
 		"made by hand":     {[]string{dropSlotSQL, "select pg_create_logical_replication_slot('SLOT', 'pgoutput')"}, ""},
 		"sound":            {nil, ""},
 		"no publication":   {[]string{"drop publication outbox_cdc"}, ""},
-		"another cluster":  {[]string{dropSlotSQL, "update outbox_checkpoints set system_identifier = 7"}, "it is gone"},
+		"another cluster":  {[]string{dropSlotSQL, "update outbox_checkpoints set system_identifier = 7"}, "its checkpoint belongs to the cluster with system identifier 7"},
 		"another database": {[]string{"update outbox_checkpoints set database_oid = 7"}, "with oid 7"},
 	} {
 		t.Run(name, func(t *testing.T) {

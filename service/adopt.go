@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
-	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/provision"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
@@ -22,10 +21,8 @@ type AdoptOptions struct {
 
 // Adopt makes the database that source.dsn leads to the one of the checkpoint: see provision.Adopt.
 func Adopt(ctx context.Context, cfg config.Config, o AdoptOptions) (provision.AdoptResult, error) {
-	s := source(cfg)
-	s.Hosts = dsn.Hosts(string(cfg.Source.DSN))
 	r, err := provision.Adopt(ctx, provision.AdoptConfig{
-		Source: s, DSN: string(cfg.Source.DSN), DryRun: o.DryRun, Confirm: o.Confirm, WaitingForLock: o.WaitingForLock,
+		Source: source(cfg), DSN: string(cfg.Source.DSN), DryRun: o.DryRun, Confirm: o.Confirm, WaitingForLock: o.WaitingForLock,
 	})
 	return r, replication.ExplainUnreachable(err)
 }

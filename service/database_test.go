@@ -6,10 +6,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pyairtable-compose/outbox-cdc/admin"
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/provision"
 )
 
 // Each start says which database it works on, and where that was configured. It never says a password.
@@ -57,4 +59,29 @@ func TestOwnerOfAnotherDatabase(t *testing.T) {
 	}
 	_, err = Destroy(pgtest.Context(t), w.cfg, DestroyOptions{AdminDSN: other.DSN, Ledger: true})
 	exitcodetest.Want(t, err, exitcode.Config, "let both lead to the same database")
+}
+
+// A restored backup is told from its original by the hosts of source.dsn. So it is if the command has an owner's login, and in the status.
+func TestRestoredBackupIsNoticed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if _, err := Init(pgtest.Context(t), w.cfg, InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.exec("update outbox_checkpoints set timeline = 99, source_hosts = 'original:5432'",
+		"insert into outbox_parked (processor_id, commit_lsn, tx_index, agg_hash, status, event) values (1, '0/1', 0, 1, 'parked', '{}')",
+		"select pg_drop_replication_slot('"+w.cfg.Source.Slot+"')")
+	const restored = "and reached by localhost:"
+	for name, owner := range map[string]string{"the connector's login": "", "an owner's login": w.admin + "&application_name=owner"} {
+		why, _, err := ResyncPlan(pgtest.Context(t), w.cfg, ResyncOptions{AdminDSN: owner, Parked: provision.ParkedKeep})
+		if err != nil || !strings.Contains(why, restored) {
+			t.Errorf("%s: resync would be done because %q, %v", name, why, err)
+		}
+		_, err = Resync(pgtest.Context(t), w.cfg, ResyncOptions{AdminDSN: owner})
+		exitcodetest.Want(t, err, exitcode.Config, "still owes 1 parked event", "--parked keep")
+	}
+	status, err := admin.ReadStatus(pgtest.Context(t), StatusConfig(w.cfg))
+	if err != nil || len(status.ToDo) == 0 || !strings.Contains(status.ToDo[0].What, restored) {
+		t.Errorf("status says %+v, %v", status.ToDo, err)
+	}
 }

@@ -241,12 +241,13 @@ func setupConfig(cfg config.Config, o InitOptions) provision.SetupConfig {
 	}
 }
 
-// sourceOf is source with the hosts by which the connector reaches the server. With an administrator's connection string these are unknown:
-// source.dsn may be that of the owner, who may reach the server by another name.
+// sourceOf is source for a command that may have an administrator's connection string. If the configuration has no source.dsn, it has taken
+// over that one (config.Options.DSN). Then the hosts by which the connector reaches the server are unknown: the administrator may reach it
+// by other names.
 func sourceOf(cfg config.Config, adminDSN string) provision.Source {
 	s := source(cfg)
-	if adminDSN == "" {
-		s.Hosts = dsn.Hosts(string(cfg.Source.DSN))
+	if string(cfg.Source.DSN) == adminDSN {
+		s.Hosts = ""
 	}
 	return s
 }
@@ -255,7 +256,7 @@ func source(cfg config.Config) provision.Source {
 	s := cfg.Source
 	return provision.Source{
 		Table: s.Table, LedgerSchema: s.LedgerSchema, Slot: s.Slot, Publication: s.Publication, Columns: decoder.Columns(s.Columns),
-		OrderBy: s.Order(), Failover: s.Failover, Cleanup: Retention(cfg).Deletes(),
+		OrderBy: s.Order(), Failover: s.Failover, Cleanup: Retention(cfg).Deletes(), Hosts: dsn.Hosts(string(s.DSN)),
 	}
 }
 

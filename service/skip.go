@@ -33,7 +33,7 @@ func Skip(ctx context.Context, cfg config.Config, o SkipOptions) (provision.Skip
 		return provision.SkipResult{}, err
 	}
 	r, err := provision.Skip(ctx, provision.SkipConfig{
-		Source: source(cfg), DSN: dsn, ReplicationDSN: string(cfg.Source.ReplicationDSN), MaxEventBytes: int(cfg.Delivery.MaxEventBytes),
+		Source: sourceOf(cfg, o.AdminDSN), DSN: dsn, ReplicationDSN: string(cfg.Source.ReplicationDSN), MaxEventBytes: int(cfg.Delivery.MaxEventBytes),
 		LSN: o.LSN, DryRun: o.DryRun, Confirm: o.Confirm, WaitingForLock: o.WaitingForLock,
 	})
 	return r, provision.NeedsOwner(replication.ExplainUnreachable(err))
