@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -82,6 +82,9 @@ bench-overhead: ## measure what the library adds to a transaction, beside the sa
 bench-memory: ## measure memory with much unread WAL, with one huge transaction and with large rows
 	go run ./test/bench -only memory
 	go test ./test/e2e -run '^TestMemoryOf' -count=1 -v -timeout 30m -args -large
+
+test-large: ## deliver a backlog of a million rows, whose sink goes away in the middle, minutes
+	go test $(E2E) -run '^TestBacklogWhileASinkIsAway$$' -count=1 -v -timeout 2h -args -large
 
 sizing: ## measure what an event takes up and costs, 4 minutes, on a machine that does nothing else; PAGE=docs/sizing.md puts the tables there
 	go run ./test/bench -only sizing -page '$(PAGE)'

@@ -73,8 +73,8 @@ type backlogTable interface {
 //     stream has brought of the chunk's rows is in the ledger then.
 //  3. The rows of a chunk and the cursor behind them are one transaction of the recorder. A kill leaves both or neither.
 //
-// A chunk is parked when the lanes have found all rows of the chunk before: memory and outbox_parked stay bounded. Meanwhile the next one is
-// read and compared.
+// A chunk is parked when the lanes have found all rows of the chunk before, or these wait behind held rows of their aggregates. So memory stays
+// bounded, and outbox_parked too as long as the sink accepts. Meanwhile the next chunk is read and compared.
 type backlogJob struct {
 	row      ledger.Job
 	sink     *sharedSink
