@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -48,7 +49,8 @@ type OutboxServiceConfig struct {
 	PublisherConfig map[string]any
 	// Publishers are written by the service. Each becomes a sink with the name that GetName returns. They are never closed.
 	Publishers []publisher.Publisher
-	// Sinks are written by the service, by name. Each is opened at the beginning of a session and closed at its end.
+	// Sinks are written by the service, by name. Each is opened at the beginning of a session and closed at its end. An error that wraps a
+	// *sinks.FieldError ends the connector, and any other error ends the session, after which the next session opens the sink again.
 	Sinks map[string]func() (sinks.Sink, error)
 
 	// BatchSize is the most events that a sink gets in one call.
@@ -189,8 +191,24 @@ func (d *document) addPublishers(c *OutboxServiceConfig) {
 		if at := fmt.Sprintf("Sinks[%q]", name); c.Sinks[name] == nil {
 			d.wrong(at, "is nil")
 		} else {
-			d.addGoSink(name, at, c.Sinks[name])
+			d.addGoSink(name, at, namingFields(at, c.Sinks[name]))
 		}
+	}
+}
+
+// namingFields returns open with the mistakes that it finds in settings (sinks.FieldError) told by their paths below at. They are final:
+// the connector ends with them, because the settings of a program do not change while it runs.
+func namingFields(at string, open opener) opener {
+	return func() (sinks.Sink, error) {
+		s, err := open()
+		if _, isField := errors.AsType[*sinks.FieldError](err); !isField {
+			return s, err
+		}
+		mistakes := mistakesOf(err)
+		for i := range mistakes {
+			mistakes[i].Path = strings.TrimSuffix(at+"."+mistakes[i].Path, ".")
+		}
+		return nil, &config.Error{Mistakes: mistakes}
 	}
 }
 

@@ -213,6 +213,33 @@ LedgerSchema: …`},
 	}
 }
 
+// What a sink of the service's own finds wrong with its settings is told with the place of the sink, and is final. Other errors are as they
+// are.
+func TestMistakesOfOwnSinks(t *testing.T) {
+	t.Parallel()
+	away := errors.New("away")
+	errs := map[string]error{
+		"file": fmt.Errorf("open: %w", errors.Join(sinks.FieldErrorf("path", "is empty"), away, errors.Join(sinks.FieldErrorf("mode", "%o is no mode", 8)))),
+		"away": away,
+	}
+	own := map[string]func() (sinks.Sink, error){}
+	for name, err := range errs {
+		own[name] = func() (sinks.Sink, error) { return nil, err }
+	}
+	got, err := (&OutboxServiceConfig{DatabaseURL: testDSN, Sinks: own}).load(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = got.openers["file"]()
+	exitcodetest.Want(t, err, exitcode.Config)
+	if want := "Sinks[\"file\"].path: is empty\nSinks[\"file\"]: away\nSinks[\"file\"].mode: 10 is no mode"; err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if _, err = got.openers["away"](); err != away { //nolint:errorlint // the very error
+		t.Errorf("got %v, want %v", err, away)
+	}
+}
+
 // There is a warning for each setting that has no effect.
 func TestOutboxServiceConfigWarnings(t *testing.T) {
 	t.Parallel()

@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
-	"strings"
 
 	"github.com/nats-io/nkeys"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // CheckSink is the value for config.Options.CheckSink. It returns what the package of a sink finds wrong with cfg.Sinks[i]. It
@@ -25,7 +24,7 @@ func CheckSink(cfg config.Config, i int) []config.Mistake {
 }
 
 // mistakesOfOpening opens and closes a sink, and returns what its package finds wrong with the configuration.
-func mistakesOfOpening(open opener) (mistakes []config.Mistake) {
+func mistakesOfOpening(open opener) []config.Mistake {
 	s, err := open()
 	if err == nil {
 		err = s.Close()
@@ -33,36 +32,26 @@ func mistakesOfOpening(open opener) (mistakes []config.Mistake) {
 	if err == nil {
 		return nil
 	}
-	for text := range strings.Lines(err.Error()) { // joined errors have a line each
-		mistakes = append(mistakes, mistakeOf(strings.TrimSuffix(text, "\n")))
-	}
-	return mistakes
+	return mistakesOf(err)
 }
 
-// fieldAtStart matches the beginning of an error of a sink's package about one of its fields: the name of the field, perhaps an
-// index, and then a colon or the value.
-var fieldAtStart = regexp.MustCompile(`^(placement|headers from metadata|headers|format|secrets|url|the URL|allow_hosts|inbox prefix|nkey seed file)` +
-	`(\[\d+\])?( \d+)?(:? |'s )`)
-
-// keyOfField holds the key of the configuration for those fields whose name in errors is another.
-var keyOfField = map[string]string{
-	"headers from metadata": "headers_from_metadata", "secrets": "secret", "the URL": "url", "inbox prefix": "inbox_prefix", "nkey seed file": "nkey_file",
-}
-
-// mistakeOf makes a mistake out of a line of such an error. If the line names a field, the mistake has the path of its key.
-func mistakeOf(text string) config.Mistake {
-	m := fieldAtStart.FindStringSubmatch(text)
-	if m == nil {
-		return config.Mistake{Text: text}
+// mistakesOf makes mistakes out of the error of a constructor of a sink: one for each *sinks.FieldError that it joins, with the field as
+// the path, and one without a path for anything else.
+func mistakesOf(err error) []config.Mistake {
+	wrong, isField := errors.AsType[*sinks.FieldError](err)
+	switch joined, isJoined := err.(interface{ Unwrap() []error }); {
+	case !isField:
+		return []config.Mistake{{Text: err.Error()}}
+	case isJoined:
+		var mistakes []config.Mistake
+		for _, err := range joined.Unwrap() {
+			mistakes = append(mistakes, mistakesOf(err)...)
+		}
+		return mistakes
+	case err == error(wrong): //nolint:errorlint // what wraps it is the next case
+		return []config.Mistake{{Path: wrong.Field, Text: wrong.Err.Error()}}
 	}
-	key := m[1]
-	if k := keyOfField[key]; k != "" {
-		key = k
-	}
-	if strings.HasPrefix(m[4], ":") {
-		text = text[len(m[0]):]
-	}
-	return config.Mistake{Path: key + m[2], Text: text}
+	return mistakesOf(errors.Unwrap(err)) // what was put around it says no more than the place does
 }
 
 // wrongFile returns the mistake for a key that names a file which cannot be used.

@@ -2,8 +2,6 @@ package eventbus
 
 import (
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -81,17 +79,17 @@ func (c Config) servers() (all []string) {
 func (c Config) checkURL() error {
 	servers := c.servers()
 	if len(servers) == 0 {
-		return errors.New("no url: nats://host:4222")
+		return sinks.FieldErrorf("url", "missing; write nats://host:4222")
 	}
 	for i, s := range servers {
 		u, err := url.Parse(s)
 		switch {
 		case err != nil:
-			return fmt.Errorf("url %d cannot be read: it is scheme://user:password@host:port, special characters in it as %%XX", i+1)
+			return sinks.FieldErrorf("url", "server %d cannot be read: it is scheme://user:password@host:port, special characters in it as %%XX", i+1)
 		case u.Scheme != "nats" && u.Scheme != "tls":
-			return fmt.Errorf("url %d: its scheme must be nats or tls", i+1)
+			return sinks.FieldErrorf("url", "server %d: its scheme must be nats or tls", i+1)
 		case u.Hostname() == "":
-			return fmt.Errorf("url %d: it has no host", i+1)
+			return sinks.FieldErrorf("url", "server %d: it has no host", i+1)
 		}
 	}
 	return nil
@@ -112,7 +110,7 @@ func (c Config) options() ([]nats.Option, error) {
 		opts = append(opts, nats.Secure(c.TLS))
 	}
 	if c.CredentialsFile != "" && c.NKeySeedFile != "" {
-		return nil, errors.New("a credentials file and an nkey seed file: it can be one of them")
+		return nil, sinks.FieldErrorf("nkey_file", "excludes credentials_file; write one of them")
 	}
 	if c.CredentialsFile != "" {
 		opts = append(opts, nats.UserCredentials(c.CredentialsFile))
@@ -120,7 +118,7 @@ func (c Config) options() ([]nats.Option, error) {
 	if c.NKeySeedFile != "" {
 		nkey, err := nats.NkeyOptionFromSeed(c.NKeySeedFile)
 		if err != nil {
-			return nil, fmt.Errorf("nkey seed file: %w", err)
+			return nil, &sinks.FieldError{Field: "nkey_file", Err: err}
 		}
 		opts = append(opts, nkey)
 	}

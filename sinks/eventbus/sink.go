@@ -2,7 +2,7 @@ package eventbus
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"sync"
 	"time"
 
@@ -60,20 +60,15 @@ type Sink struct {
 
 // New checks the configuration, and reads the NKey file for the public key. The first Deliver makes the connection.
 func New(c Config) (*Sink, error) {
-	if err := c.checkURL(); err != nil {
-		return nil, err
-	}
-	if err := c.CloudEvents.Validate(); err != nil {
-		return nil, err
-	}
+	wrong := []error{c.checkURL(), c.CloudEvents.Validate()}
 	prefix := c.InboxPrefix
 	if prefix == "" {
 		prefix = "_INBOX"
 	} else if err := checkTokens(prefix); err != nil {
-		return nil, fmt.Errorf("inbox prefix: %w", err)
+		wrong = append(wrong, &sinks.FieldError{Field: "inbox_prefix", Err: err})
 	}
 	options, err := c.options()
-	if err != nil {
+	if err := errors.Join(append(wrong, err)...); err != nil {
 		return nil, err
 	}
 	return &Sink{

@@ -27,14 +27,14 @@ type CloudEvents struct {
 
 const aggregateType = "{aggregate_type}"
 
-// Validate returns an error that says what is wrong with Source.
+// Validate returns a *sinks.FieldError that says what is wrong with Source.
 func (ce CloudEvents) Validate() error {
 	text := strings.ReplaceAll(ce.Source, aggregateType, "x")
 	if text == "" {
-		return fmt.Errorf("CloudEvents need a source; set one such as /outbox/shop/%s", aggregateType)
+		return sinks.FieldErrorf("source", "CloudEvents need one; write such as /outbox/shop/%s", aggregateType)
 	}
 	if _, err := url.Parse(text); err != nil || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`{}<>"\^|`+"`", r) }) {
-		return fmt.Errorf("source %q is no URI reference such as /outbox/shop/%s, the only field that it may have", ce.Source, aggregateType)
+		return sinks.FieldErrorf("source", "%q is no URI reference such as /outbox/shop/%s, the only field that it may have", ce.Source, aggregateType)
 	}
 	return nil
 }

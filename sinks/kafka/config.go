@@ -111,10 +111,16 @@ var codecs = map[string]kgo.CompressionCodec{
 	"snappy": kgo.SnappyCompression(), "lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
 }
 
-// options returns the options for the clients. Each lane has a client of its own.
+// options returns the options for the clients. Each lane has a client of its own. The error joins all mistakes.
 func (c *Config) options() ([]kgo.Opt, error) {
+	var wrong []error
 	if len(c.Brokers) == 0 {
-		return nil, errors.New("no brokers")
+		wrong = append(wrong, sinks.FieldErrorf("brokers", "missing; write host:port of some brokers"))
+	}
+	for i, b := range c.Brokers {
+		if err := kgo.ValidateOpts(kgo.SeedBrokers(b)); err != nil {
+			wrong = append(wrong, sinks.FieldErrorf(fmt.Sprintf("brokers[%d]", i), "%w", err))
+		}
 	}
 	// Use the last version of Produce that has names of topics. Later versions have ids, which become wrong when a
 	// topic is deleted and made again.
@@ -153,9 +159,12 @@ func (c *Config) options() ([]kgo.Opt, error) {
 	case "scram-sha-512":
 		opts = append(opts, kgo.SASL(auth.AsSha512Mechanism()))
 	default:
-		return nil, fmt.Errorf("sasl mechanism %q is none of plain, scram-sha-256 and scram-sha-512", c.SASL.Mechanism)
+		wrong = append(wrong, sinks.FieldErrorf("sasl.mechanism", "%q is none of plain, scram-sha-256 and scram-sha-512", c.SASL.Mechanism))
 	}
-	return opts, kgo.ValidateOpts(opts...)
+	if wrong == nil {
+		wrong = append(wrong, kgo.ValidateOpts(opts...))
+	}
+	return opts, errors.Join(wrong...)
 }
 
 // debugLog passes on the messages of the client, all at debug level. Whatever the client warns of is in the errors of

@@ -58,22 +58,22 @@ type placedColumn struct {
 // layout checks the options of formats. Its error joins all mistakes.
 func (c *Config) layout() (l layout, err error) {
 	var errs []error
-	mistake := func(text string, args ...any) { errs = append(errs, fmt.Errorf(text, args...)) }
+	mistake := func(field, text string, args ...any) { errs = append(errs, sinks.FieldErrorf(field, text, args...)) }
 	switch c.Timestamp {
 	case "", timestampCommit:
 	case timestampCreatedAt:
 		l.createdAt = true
 	default:
-		mistake("timestamp %q is none of commit and created_at", c.Timestamp)
+		mistake("timestamp", "%q is none of commit and created_at", c.Timestamp)
 	}
 	l.debezium = len(c.Formats) == 0
-	for _, f := range c.Formats {
+	for i, f := range c.Formats {
 		is := map[string]*bool{formatDebezium: &l.debezium, formatCloudEvents: &l.cloudEvents}[f]
 		switch {
 		case is == nil:
-			mistake("format %q is none of debezium and cloudevents", f)
+			mistake(fmt.Sprintf("format[%d]", i), "%q is none of debezium and cloudevents", f)
 		case *is:
-			mistake("format %q is there twice", f)
+			mistake(fmt.Sprintf("format[%d]", i), "%q is there twice", f)
 		default:
 			*is = true
 		}
@@ -83,12 +83,12 @@ func (c *Config) layout() (l layout, err error) {
 	case encodingJSON:
 		l.json = true
 	default:
-		mistake("header encoding %q is none of plain and json", c.HeaderEncoding)
+		mistake("header_encoding", "%q is none of plain and json", c.HeaderEncoding)
 	}
 	l.events = format.CloudEvents{Source: c.Source, DataContentType: c.ContentType}
 	if l.cloudEvents {
 		if err := l.events.Validate(); err != nil {
-			mistake("%w", err)
+			errs = append(errs, err)
 		}
 		l.names = headerNames()
 	}
@@ -97,8 +97,14 @@ func (c *Config) layout() (l layout, err error) {
 	if err != nil {
 		errs = append(errs, err)
 	}
-	if len(errs) == 0 && !l.debezium && (c.Placement != "" || l.json) {
-		mistake("placement and header encoding are of format %q; add it", formatDebezium)
+	if len(errs) == 0 && !l.debezium {
+		const forDebezium = "has an effect with the format %q only; add that format, or remove this"
+		if c.Placement != "" {
+			mistake("placement", forDebezium, formatDebezium)
+		}
+		if l.json {
+			mistake("header_encoding", forDebezium, formatDebezium)
+		}
 	}
 	if c.Placement == "" && l.debezium {
 		placed, _ = parsePlacement(defaultPlacement, nil)
@@ -113,9 +119,9 @@ func (c *Config) layout() (l layout, err error) {
 func (l *layout) setHeaders(placed []headerColumn, fromMetadata []string) error {
 	var errs []error
 	taken := map[string]bool{headerContentType: true, headerTraceParent: true, headerTraceState: true, headerID: l.debezium, headerLSN: l.lsn}
-	take := func(option, name string) {
+	take := func(field, name string) {
 		if name == "" || taken[name] || l.cloudEvents && strings.HasPrefix(name, cePrefix) {
-			errs = append(errs, fmt.Errorf("%s: %q is the name of another header, or none", option, name))
+			errs = append(errs, sinks.FieldErrorf(field, "%q is the name of another header, or none", name))
 		}
 		taken[name] = true
 	}
@@ -126,11 +132,11 @@ func (l *layout) setHeaders(placed []headerColumn, fromMetadata []string) error 
 		take("placement", p.Header)
 		l.placed = append(l.placed, placedColumn{column(slices.Index(columnNames, p.Column)), p.Header})
 	}
-	for _, name := range fromMetadata {
+	for i, name := range fromMetadata {
 		if name == headerTraceParent || name == headerTraceState {
 			continue // these headers exist anyway
 		}
-		take("headers from metadata", name)
+		take(fmt.Sprintf("headers_from_metadata[%d]", i), name)
 		l.fromMetadata = append(l.fromMetadata, name)
 	}
 	return errors.Join(errs...)

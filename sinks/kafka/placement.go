@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 	"github.com/pyairtable-compose/outbox-cdc/sinks/format"
 )
 
@@ -81,7 +82,7 @@ func parsePlacement(text string, columns map[string]string) ([]headerColumn, err
 	for entry := range strings.SplitSeq(text, ",") {
 		p, err := parsePlaced(entry, columns)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("placement %q: %w", strings.TrimSpace(entry), err))
+			errs = append(errs, sinks.FieldErrorf("placement", "%q: %w", strings.TrimSpace(entry), err))
 			continue
 		}
 		placed = append(placed, p)

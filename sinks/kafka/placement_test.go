@@ -33,16 +33,16 @@ func TestPlacementMistakes(t *testing.T) {
 	t.Parallel()
 	const columns = "id, aggregate_type, aggregate_id, event_type, event_version, tenant_id, correlation_id, causation_id, created_at"
 	for text, want := range map[string]string{
-		"type":                          `placement "type": want column:header or column:header:alias`,
-		"id:header,":                    `placement "": want column:header or column:header:alias`,
-		"event_type:header:":            `placement "event_type:header:": want column:header or column:header:alias`,
-		"event_type:header:a:b":         `placement "event_type:header:a:b": want column:header or column:header:alias`,
-		":header:a":                     `placement ":header:a": want column:header or column:header:alias`,
-		"event_type:headers:a":          `placement "event_type:headers:a": "headers" is no place; write header`,
-		"event_type:envelope:eventType": `placement "event_type:envelope:eventType": the value is the payload, byte for byte, without an envelope; place the column as a header`,
-		"p:partition":                   `placement "p:partition": the key chooses the partition, or the events of an aggregate would not stay in order; leave it out, and set the sink's key`,
-		"version:header, payload:header:p": `placement "version:header": "version" is none of the columns ` + columns + "\n" +
-			`placement "payload:header:p": "payload" is none of the columns ` + columns,
+		"type":                          `placement: "type": want column:header or column:header:alias`,
+		"id:header,":                    `placement: "": want column:header or column:header:alias`,
+		"event_type:header:":            `placement: "event_type:header:": want column:header or column:header:alias`,
+		"event_type:header:a:b":         `placement: "event_type:header:a:b": want column:header or column:header:alias`,
+		":header:a":                     `placement: ":header:a": want column:header or column:header:alias`,
+		"event_type:headers:a":          `placement: "event_type:headers:a": "headers" is no place; write header`,
+		"event_type:envelope:eventType": `placement: "event_type:envelope:eventType": the value is the payload, byte for byte, without an envelope; place the column as a header`,
+		"p:partition":                   `placement: "p:partition": the key chooses the partition, or the events of an aggregate would not stay in order; leave it out, and set the sink's key`,
+		"version:header, payload:header:p": `placement: "version:header": "version" is none of the columns ` + columns + "\n" +
+			`placement: "payload:header:p": "payload" is none of the columns ` + columns,
 	} {
 		if placed, err := parsePlacement(text, nil); err == nil || err.Error() != want {
 			t.Errorf("%q: want %s, got %v, %v", text, want, placed, err)
@@ -53,29 +53,29 @@ func TestPlacementMistakes(t *testing.T) {
 func TestFormatMistakes(t *testing.T) {
 	t.Parallel()
 	for want, c := range map[string]Config{
-		`format "avro" is none of debezium and cloudevents`: {Formats: []string{"avro"}},
-		`format "debezium" is there twice`:                  {Formats: []string{"debezium", "debezium"}},
-		`header encoding "base64" is none of plain and json` + "\n" + `timestamp "now" is none of commit and created_at`: {
+		`format[0]: "avro" is none of debezium and cloudevents`: {Formats: []string{"avro"}},
+		`format[1]: "debezium" is there twice`:                  {Formats: []string{"debezium", "debezium"}},
+		`header_encoding: "base64" is none of plain and json` + "\n" + `timestamp: "now" is none of commit and created_at`: {
 			HeaderEncoding: "base64", Timestamp: "now",
 		},
-		`CloudEvents need a source; set one such as /outbox/shop/{aggregate_type}`: {Formats: []string{"cloudevents"}},
-		`source "/outbox/{database}" is no URI reference such as /outbox/shop/{aggregate_type}, the only field that it may have`: {
+		`source: CloudEvents need one; write such as /outbox/shop/{aggregate_type}`: {Formats: []string{"cloudevents"}},
+		`source: "/outbox/{database}" is no URI reference such as /outbox/shop/{aggregate_type}, the only field that it may have`: {
 			Formats: []string{"cloudevents"}, Source: "/outbox/{database}",
 		},
-		`placement "event_type:envelope": the value is the payload, byte for byte, without an envelope; place the column as a header`: {
+		`placement: "event_type:envelope": the value is the payload, byte for byte, without an envelope; place the column as a header`: {
 			Placement: "event_type:envelope",
 		},
-		`placement and header encoding are of format "debezium"; add it`:   {Formats: []string{"cloudevents"}, Source: "/s", HeaderEncoding: "json"},
-		`placement: "a" is the name of another header, or none`:            {Placement: "event_type:header:a,tenant_id:header:a"},
-		`placement: "id" is the name of another header, or none`:           {Placement: "event_type:header:id"},
-		`placement: "outbox_lsn" is the name of another header, or none`:   {Placement: "event_type:header:outbox_lsn", LSNHeader: true},
-		`placement: "content-type" is the name of another header, or none`: {Placement: "event_type:header:content-type"},
+		`header_encoding: has an effect with the format "debezium" only; add that format, or remove this`: {Formats: []string{"cloudevents"}, Source: "/s", HeaderEncoding: "json"},
+		`placement: "a" is the name of another header, or none`:                                           {Placement: "event_type:header:a,tenant_id:header:a"},
+		`placement: "id" is the name of another header, or none`:                                          {Placement: "event_type:header:id"},
+		`placement: "outbox_lsn" is the name of another header, or none`:                                  {Placement: "event_type:header:outbox_lsn", LSNHeader: true},
+		`placement: "content-type" is the name of another header, or none`:                                {Placement: "event_type:header:content-type"},
 		`placement: "ce_x" is the name of another header, or none`: {
 			Formats: []string{"debezium", "cloudevents"}, Source: "/s", Placement: "event_type:header:ce_x",
 		},
-		`headers from metadata: "" is the name of another header, or none`:          {HeadersFromMetadata: []string{""}},
-		`headers from metadata: "eventType" is the name of another header, or none`: {HeadersFromMetadata: []string{"eventType"}},
-		`headers from metadata: "user" is the name of another header, or none`:      {HeadersFromMetadata: []string{"user", "user"}},
+		`headers_from_metadata[0]: "" is the name of another header, or none`:          {HeadersFromMetadata: []string{""}},
+		`headers_from_metadata[0]: "eventType" is the name of another header, or none`: {HeadersFromMetadata: []string{"eventType"}},
+		`headers_from_metadata[1]: "user" is the name of another header, or none`:      {HeadersFromMetadata: []string{"user", "user"}},
 	} {
 		c.Brokers = []string{"a:1"}
 		lines := strings.Split(want, "\n")

@@ -55,22 +55,20 @@ func New(c Config) (*Sink, error) {
 	if c.MaxMessageBytes == 0 {
 		c.MaxMessageBytes = defaultMaxMessageBytes
 	}
+	layout, wrongLayout := c.layout()
+	options, wrongOptions := c.options()
+	wrong := []error{wrongOptions, wrongLayout}
 	if c.MaxMessageBytes < 0 {
-		return nil, fmt.Errorf("max message bytes %d is negative", c.MaxMessageBytes)
-	}
-	layout, err := c.layout()
-	if err != nil {
-		return nil, err
+		wrong = append(wrong, sinks.FieldErrorf("max_message_bytes", "%d is negative", c.MaxMessageBytes))
 	}
 	codec, ok := codecs[c.Compression]
 	if !ok {
-		return nil, fmt.Errorf("compression %q is none of none, gzip, snappy, lz4 and zstd", c.Compression)
+		wrong = append(wrong, sinks.FieldErrorf("compression", "%q is none of none, gzip, snappy, lz4 and zstd", c.Compression))
 	}
-	compressor, err := kgo.DefaultCompressor(codec)
-	if err != nil {
+	if err := errors.Join(wrong...); err != nil {
 		return nil, err
 	}
-	options, err := c.options()
+	compressor, err := kgo.DefaultCompressor(codec)
 	if err != nil {
 		return nil, err
 	}

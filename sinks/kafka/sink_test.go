@@ -27,20 +27,26 @@ import (
 func TestConfigMistakes(t *testing.T) {
 	t.Parallel()
 	for want, c := range map[string]Config{
-		"no brokers": {},
-		`compression "brotli" is none of none, gzip, snappy, lz4 and zstd`: {Brokers: []string{"a:1"}, Compression: "brotli"},
-		`timestamp "now" is none of commit and created_at`:                 {Brokers: []string{"a:1"}, Timestamp: "now"},
-		`sasl mechanism "gssapi" is none of plain, scram-sha-256 and scram-sha-512`: {
+		"brokers: missing; write host:port of some brokers":                 {},
+		`compression: "brotli" is none of none, gzip, snappy, lz4 and zstd`: {Brokers: []string{"a:1"}, Compression: "brotli"},
+		`timestamp: "now" is none of commit and created_at`:                 {Brokers: []string{"a:1"}, Timestamp: "now"},
+		`sasl.mechanism: "gssapi" is none of plain, scram-sha-256 and scram-sha-512`: {
 			Brokers: []string{"a:1"}, SASL: SASL{Mechanism: "gssapi", Username: "u", Password: "secret"},
 		},
-		"max message bytes -1 is negative": {Brokers: []string{"a:1"}, MaxMessageBytes: -1},
+		"max_message_bytes: -1 is negative": {Brokers: []string{"a:1"}, MaxMessageBytes: -1},
 	} {
 		if _, err := New(c); err == nil || err.Error() != want {
 			t.Errorf("want %q, got %v", want, err)
 		}
 	}
-	if _, err := New(Config{Brokers: []string{"a:port"}}); err == nil {
-		t.Error("a broker without a sound address was taken")
+	_, err := New(Config{Brokers: []string{"a:1", "b:port"}, Compression: "brotli", Timestamp: "now", MaxMessageBytes: -1, SASL: SASL{Mechanism: "x"}})
+	var fields []string
+	for line := range strings.Lines(fmt.Sprint(err)) {
+		field, _, _ := strings.Cut(line, ": ")
+		fields = append(fields, field)
+	}
+	if want := []string{"brokers[1]", "sasl.mechanism", "timestamp", "max_message_bytes", "compression"}; !slices.Equal(fields, want) {
+		t.Errorf("all at once: %v", err)
 	}
 }
 

@@ -20,21 +20,19 @@ import (
 func TestConfigMistakes(t *testing.T) {
 	t.Parallel()
 	for want, c := range map[string]Config{
-		"neither URL nor addresses":                               {},
-		"no addresses of the Sentinels that know the master":      {URL: "redis://a", Master: "m"},
-		"max len, min id age and max message bytes cannot be neg": {URL: "redis://a", MaxLen: -1},
-		"max len and min id age exclude each other":               {URL: "redis://a", MaxLen: 1, MinIDAge: time.Hour},
-		"the URL is none: write redis://host:6379":                {URL: "redis://u:canary/x@a:port"},
-		"the URL is none: write rediss":                           {},
-		`the URL's option "pool_size" is not known`:               {URL: "redis://a?pool_size=3"},
-		"the URL's database is no number":                         {URL: "redis://u:canary@a/b"},
-		"a cluster has database 0 only":                           {URL: "redis://a/1", Addresses: []string{"b:1"}},
+		"url: missing; write redis://host:6379, or addresses\n":                   {Password: "canary"},
+		"url: missing; write redis://host:6379, or addresses\naddresses: missing": {Master: "m"},
+		"addresses: missing; write those of the Sentinels":                        {URL: "redis://a", Master: "m"},
+		"url: has the option \"x\", and only db and skip_verify are known\nmax_len: -1 is negative\nmin_id_age: -1ns is negative\nmax_message_bytes: -2 is": {URL: "redis://a?x=y", MaxLen: -1, MinIDAge: -1, MaxMessageBytes: -2},
+		"min_id_age: excludes max_len":                     {URL: "redis://a", MaxLen: 1, MinIDAge: time.Hour},
+		"url: is no URL of Redis; write redis://host:6379": {URL: "redis://u:canary/x@a:port"},
+		"url: is no URL of Redis; write redis://host:6379 or rediss://host:6379, other characters than letters and digits of a password as %XX": {URL: "http://u:canary@a"},
+		`url: has the option "pool_size"`:                          {URL: "redis://a?pool_size=3"},
+		"url: has a database that is no number":                    {URL: "redis://u:canary@a/b"},
+		"url: names database 1, and a cluster has database 0 only": {URL: "redis://a/1", Addresses: []string{"b:1"}},
 	} {
-		if strings.HasSuffix(want, "rediss") {
-			want, c = "the URL is none", Config{URL: "http://u:canary@a"}
-		}
 		_, err := New(c)
-		if err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "canary") {
+		if err == nil || !strings.HasPrefix(err.Error()+"\n", want) || strings.Contains(err.Error(), "canary") {
 			t.Errorf("want %q, got %v", want, err)
 		}
 	}

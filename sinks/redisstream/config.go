@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"maps"
 	"net/url"
 	"slices"
@@ -73,22 +72,35 @@ const (
 // asked with less patience.
 type opener func(away *sinks.Away[string]) redis.UniversalClient
 
-// opener checks the configuration. Its errors do not quote the URL, which may contain a password.
+// opener checks the configuration. Its error joins all mistakes. They do not quote the URL, which may contain a password.
 func (c *Config) opener() (opener, *redis.Options, error) {
+	o, err := c.options()
+	wrong := []error{err}
+	bad := func(field, format string, args ...any) {
+		wrong = append(wrong, sinks.FieldErrorf(field, format, args...))
+	}
 	if c.URL == "" && len(c.Addresses) == 0 {
-		return nil, nil, errors.New("neither URL nor addresses")
+		bad("url", "missing; write redis://host:6379, or addresses")
 	}
 	if c.Master != "" && len(c.Addresses) == 0 {
-		return nil, nil, errors.New("no addresses of the Sentinels that know the master")
+		bad("addresses", "missing; write those of the Sentinels that know the master")
 	}
-	if c.MaxLen < 0 || c.MinIDAge < 0 || c.MaxMessageBytes < 0 {
-		return nil, nil, errors.New("max len, min id age and max message bytes cannot be negative")
+	if c.Master == "" && len(c.Addresses) > 0 && err == nil && o.DB != 0 {
+		bad("url", "names database %d, and a cluster has database 0 only", o.DB)
+	}
+	if c.MaxLen < 0 {
+		bad("max_len", "%d is negative", c.MaxLen)
+	}
+	if c.MinIDAge < 0 {
+		bad("min_id_age", "%s is negative", c.MinIDAge)
 	}
 	if c.MaxLen > 0 && c.MinIDAge > 0 {
-		return nil, nil, errors.New("max len and min id age exclude each other: XADD takes one of them")
+		bad("min_id_age", "excludes max_len: XADD takes one of them")
 	}
-	o, err := c.options()
-	if err != nil {
+	if c.MaxMessageBytes < 0 {
+		bad("max_message_bytes", "%d is negative", c.MaxMessageBytes)
+	}
+	if err := errors.Join(wrong...); err != nil {
 		return nil, nil, err
 	}
 	addresses := c.Addresses
@@ -98,9 +110,6 @@ func (c *Config) opener() (opener, *redis.Options, error) {
 			return redis.NewFailoverClient(failoverOptions(o, c.Master, addresses))
 		}, o, nil
 	case len(c.Addresses) > 0:
-		if o.DB != 0 {
-			return nil, nil, errors.New("a cluster has database 0 only")
-		}
 		if o.Addr != "" {
 			addresses = append([]string{o.Addr}, addresses...)
 		}
@@ -117,16 +126,16 @@ func (c *Config) options() (*redis.Options, error) {
 	if c.URL != "" {
 		u, err := url.Parse(c.URL)
 		if err != nil || u.Scheme != "redis" && u.Scheme != "rediss" {
-			return nil, errors.New("the URL is none: write redis://host:6379 or rediss://host:6379, " +
-				"other characters than letters and digits of a password as %XX")
+			return nil, sinks.FieldErrorf("url", "is no URL of Redis; write redis://host:6379 or rediss://host:6379, "+
+				"other characters than letters and digits of a password as %%XX")
 		}
 		for _, name := range slices.Sorted(maps.Keys(u.Query())) {
 			if name != "db" && name != "skip_verify" {
-				return nil, fmt.Errorf("the URL's option %q is not known, only db and skip_verify are", name)
+				return nil, sinks.FieldErrorf("url", "has the option %q, and only db and skip_verify are known", name)
 			}
 		}
 		if from, err = redis.ParseURL(c.URL); err != nil {
-			return nil, errors.New("the URL's database is no number, or skip_verify is neither true nor false")
+			return nil, sinks.FieldErrorf("url", "has a database that is no number, or a skip_verify that is neither true nor false")
 		}
 		if from.TLSConfig != nil {
 			from.TLSConfig.ServerName = "" // the nodes of a cluster have other names than the host of the URL

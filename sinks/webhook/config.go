@@ -111,20 +111,27 @@ type settings struct {
 	maxRetryAfter time.Duration
 }
 
-// check parses the Config. Its error joins all mistakes, each with the name of its field.
+// check parses the Config. Its error joins all mistakes.
 func (c *Config) check() (settings, error) {
 	var mistakes []error
-	bad := func(format string, args ...any) { mistakes = append(mistakes, fmt.Errorf(format, args...)) }
+	bad := func(field, format string, args ...any) {
+		mistakes = append(mistakes, sinks.FieldErrorf(field, format, args...))
+	}
 	s := settings{
 		headers: make(http.Header), connections: c.Connections, maxRetryAfter: c.MaxRetryAfter,
 	}
+	for i, entry := range c.AllowHosts {
+		if entry == "" || strings.ContainsAny(entry, "/@?#* ") {
+			bad(fmt.Sprintf("allow_hosts[%d]", i), "%q is no host, nor host:port", entry)
+		}
+	}
 	if err := s.setURL(c); err != nil {
-		mistakes = append(mistakes, err)
+		mistakes = append(mistakes, &sinks.FieldError{Field: "url", Err: err})
 	}
 	for i, secret := range c.Secrets {
 		key, err := keyOf(secret)
 		if err != nil {
-			bad("secrets[%d]: %w", i, err)
+			bad(fmt.Sprintf("secret[%d]", i), "%w", err)
 		}
 		s.keys = append(s.keys, key)
 	}
@@ -132,13 +139,13 @@ func (c *Config) check() (settings, error) {
 		canonical := http.CanonicalHeaderKey(name)
 		switch {
 		case !isToken(name):
-			bad("headers: %q is no name of a header", name)
+			bad("headers", "%q is no name of a header", name)
 		case reservedHeaders[canonical] || strings.HasPrefix(canonical, "Ce-"):
-			bad("headers: %s is set by the sink itself", name)
+			bad("headers", "%s is set by the sink itself", name)
 		case s.headers[canonical] != nil:
-			bad("headers: %s is there twice", canonical)
+			bad("headers", "%s is there twice", canonical)
 		case !isHeaderValue(c.Headers[name]):
-			bad("headers: the value of %s has a line end or another control character", name)
+			bad("headers", "the value of %s has a line end or another control character", name)
 		}
 		s.headers[canonical] = []string{c.Headers[name]}
 	}
@@ -146,26 +153,26 @@ func (c *Config) check() (settings, error) {
 	case bodyRaw, bodyEnvelope:
 	case bodyCloudEvents, bodyCloudEventsStructured:
 		if c.Source == "" {
-			bad("source: CloudEvents need one, such as /outbox/{aggregate_type}")
+			bad("source", "CloudEvents need one, such as /outbox/{aggregate_type}")
 		}
 	default:
-		bad("body: %q is none of raw, envelope, cloudevents and cloudevents-structured", c.Body)
+		bad("body", "%q is none of raw, envelope, cloudevents and cloudevents-structured", c.Body)
 	}
 	if !isHeaderValue(c.ContentType) {
-		bad("content_type: it has a line end or another control character")
+		bad("content_type", "has a line end or another control character")
 	}
 	switch {
 	case c.Connections < 0:
-		bad("connections: %d is negative", c.Connections)
+		bad("connections", "%d is negative", c.Connections)
 	case c.Connections == 0:
 		s.connections = defaultConnections
 	}
 	if c.Rate < 0 || math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0) {
-		bad("rate: %v is no number of events a second", c.Rate)
+		bad("rate", "%v is no number of events a second", c.Rate)
 	}
 	switch {
 	case c.MaxRetryAfter < 0:
-		bad("max_retry_after: %s is negative", c.MaxRetryAfter)
+		bad("max_retry_after", "%s is negative", c.MaxRetryAfter)
 	case c.MaxRetryAfter == 0:
 		s.maxRetryAfter = defaultMaxRetryAfter
 	}
@@ -174,23 +181,18 @@ func (c *Config) check() (settings, error) {
 
 // setURL parses the URL. Its errors do not quote it, because it may contain a credential.
 func (s *settings) setURL(c *Config) error {
-	for i, entry := range c.AllowHosts {
-		if entry == "" || strings.ContainsAny(entry, "/@?#* ") {
-			return fmt.Errorf("allow_hosts[%d]: %q is no host, nor host:port", i, entry)
-		}
-	}
 	u, err := url.Parse(c.URL)
 	switch {
 	case c.URL == "":
-		return errors.New("url: missing")
+		return errors.New("missing")
 	case err != nil:
-		return errors.New("url: cannot be parsed")
+		return errors.New("cannot be parsed")
 	case u.Scheme != "https" && u.Scheme != "http":
-		return errors.New("url: its scheme must be https or http")
+		return errors.New("its scheme must be https or http")
 	case u.Hostname() == "":
-		return errors.New("url: it has no host")
+		return errors.New("it has no host")
 	case u.User != nil:
-		return errors.New("url: it holds a user or a password; use headers (Authorization) instead")
+		return errors.New("it holds a user or a password; use headers (Authorization) instead")
 	}
 	u.Fragment, u.RawFragment = "", ""
 	u.Host = strings.ToLower(u.Host)
@@ -199,10 +201,10 @@ func (s *settings) setURL(c *Config) error {
 		return nil
 	}
 	if u.Scheme != "https" {
-		return fmt.Errorf("url: http is for hosts of allow_hosts only; use https, or add %s there", u.Hostname())
+		return fmt.Errorf("http is for hosts of allow_hosts only; use https, or add %s there", u.Hostname())
 	}
 	if addr, err := netip.ParseAddr(u.Hostname()); err == nil && isInternal(addr) {
-		return fmt.Errorf("url: %s is an internal address; add it to allow_hosts if it is meant", addr)
+		return fmt.Errorf("%s is an internal address; add it to allow_hosts if it is meant", addr)
 	}
 	return nil
 }

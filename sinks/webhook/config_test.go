@@ -30,9 +30,9 @@ func TestConfigMistakes(t *testing.T) {
 		"url: ::1 is an internal address; add it to allow_hosts if it is meant":      {URL: "https://[::1]:8443/canary"},
 		`allow_hosts[1]: "https://a" is no host, nor host:port`:                      sound(func(c *Config) { c.AllowHosts = []string{"a", "https://a"} }),
 		`allow_hosts[0]: "*.a" is no host, nor host:port`:                            sound(func(c *Config) { c.AllowHosts = []string{"*.a"} }),
-		"secrets[1]: is empty":                          sound(func(c *Config) { c.Secrets = []string{"canary", ""} }),
-		"secrets[0]: what follows whsec_ is not base64": sound(func(c *Config) { c.Secrets = []string{"whsec_canary!"} }),
-		"secrets[0]: whsec_ is followed by 3 bytes, and Standard Webhooks asks for 24 to 64": sound(func(c *Config) {
+		"secret[1]: is empty":                          sound(func(c *Config) { c.Secrets = []string{"canary", ""} }),
+		"secret[0]: what follows whsec_ is not base64": sound(func(c *Config) { c.Secrets = []string{"whsec_canary!"} }),
+		"secret[0]: whsec_ is followed by 3 bytes, and Standard Webhooks asks for 24 to 64": sound(func(c *Config) {
 			c.Secrets = []string{"whsec_AAAA"}
 		}),
 		"headers: webhook-ID is set by the sink itself":                                sound(func(c *Config) { c.Headers = map[string]string{"webhook-ID": "canary"} }),
@@ -50,7 +50,7 @@ func TestConfigMistakes(t *testing.T) {
 		"rate: -0.5 is no number of events a second":                                   sound(func(c *Config) { c.Rate = -0.5 }),
 		"rate: NaN is no number of events a second":                                    sound(func(c *Config) { c.Rate = math.NaN() }),
 		"max_retry_after: -1s is negative":                                             sound(func(c *Config) { c.MaxRetryAfter = -time.Second }),
-		"url: missing\nsecrets[0]: is empty\nconnections: -1 is negative":              {Secrets: []string{""}, Connections: -1},
+		"url: missing\nsecret[0]: is empty\nconnections: -1 is negative":               {Secrets: []string{""}, Connections: -1},
 	} {
 		_, err := New(c)
 		if err == nil || err.Error() != want {
