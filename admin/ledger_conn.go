@@ -76,6 +76,8 @@ func ledgerError(err error) error {
 		return exitcode.Errorf(exitcode.Config, "%w; an older version has made this ledger: outbox-cdc init brings it up to date", err)
 	case "42501":
 		return exitcode.Errorf(exitcode.Privilege, "%w; let the owner grant it to the login of source.dsn", err)
+	case "25006":
+		return exitcode.Errorf(exitcode.Config, "%w; if the server is a standby, let source.dsn lead to the primary", err)
 	case "55P03":
 		return fmt.Errorf("another session holds rows of the ledger locked: %w; end its transaction (pg_stat_activity), then try again", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/connector"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -81,6 +82,9 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context, r Routing) error {
+	if err := v.checkPrimary(ctx); err != nil {
+		return err
+	}
 	all, err := v.schema().VerifySinks(ctx, v.conn, v.cfg.Name)
 	if err != nil {
 		return err
@@ -116,6 +120,18 @@ func (v *verifier) run(ctx context.Context, r Routing) error {
 		slices.SortFunc(s.Events, func(a, b MissingEvent) int { return strings.Compare(a.ID, b.ID) })
 		v.result.Missing += s.Missing
 		v.result.Sinks = append(v.result.Sinks, *s)
+	}
+	return nil
+}
+
+// checkPrimary refuses a standby, from which slot and stream cannot be seen.
+func (v *verifier) checkPrimary(ctx context.Context) error {
+	var standby bool
+	if err := v.conn.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby); err != nil {
+		return err
+	}
+	if standby {
+		return exitcode.Errorf(exitcode.Config, "the server is a standby, from which nobody can see how far the stream is; let source.dsn lead to the primary")
 	}
 	return nil
 }

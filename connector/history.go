@@ -96,6 +96,9 @@ func (c *Connector) tellHistory(h history, start ledger.Start) {
 	log, slot := c.cfg.Logger, c.cfg.Source.Slot
 	const compares = "the outbox is compared with the ledger, and what is missing is delivered"
 	switch {
+	case start.Timeline == 0: // Adopt has written that
+		log.Warn("a person has said that the outbox goes on with this database (outbox-cdc adopt); "+compares, "slot", slot, "lsn", h.slot.String(),
+			"checkpoint", start.Confirmed.String())
 	case h.slot > start.Confirmed:
 		log.Warn("the slot stands ahead of the checkpoint: somebody else has moved or made it, or a standby was promoted that lacked the last rows of the ledger; "+
 			compares, "slot", slot, "lsn", h.slot.String(), "checkpoint", start.Confirmed.String(), "timeline", h.now.Timeline)

@@ -90,22 +90,32 @@ func TestSlotAheadIsReconciled(t *testing.T) {
 	}
 }
 
-// A server on another timeline that is reached by the same hosts was promoted.
+// A server on another timeline that is reached by the same hosts was promoted. Timeline 0 says that a person has adopted the database. In both
+// cases the slot does not show what it has passed.
 func TestPromotedServerIsReconciled(t *testing.T) {
 	t.Parallel()
-	b := newConnectorBench(t)
-	r := b.run()
-	b.event("a", "one")
-	b.eventually(logQuery, "one:delivered")
-	r.stop()
-	b.exec("update outbox_checkpoints set timeline = 99")
-	position := b.query("select format('base (%s,%s) start %s', prefix_lsn, prefix_index, confirmed_lsn) from outbox_checkpoints")
-	r = b.run()
-	b.eventually("select timeline from outbox_checkpoints", "1")
-	if got, want := b.query(jobsQuery), "s reconcile "+position; got != want {
-		t.Errorf("jobs: %s, want %s", got, want)
+	for timeline, says := range map[string]string{"99": "the server was promoted", "0": "a person has said that the outbox goes on with this database"} {
+		t.Run(says, func(t *testing.T) {
+			t.Parallel()
+			b := newConnectorBench(t)
+			r := b.run()
+			b.event("a", "one")
+			b.eventually(logQuery, "one:delivered")
+			r.stop()
+			b.exec("update outbox_checkpoints set timeline = " + timeline)
+			position := b.query("select format('base (%s,%s) start %s', prefix_lsn, prefix_index, confirmed_lsn) from outbox_checkpoints")
+			log := b.keepLog()
+			r = b.run()
+			b.eventually("select timeline from outbox_checkpoints", "1")
+			if got, want := b.query(jobsQuery), "s reconcile "+position; got != want {
+				t.Errorf("jobs: %s, want %s", got, want)
+			}
+			r.stop()
+			if text := log.String(); strings.Count(text, says) != 1 || strings.Count(text, "the outbox is compared with the ledger") != 1 {
+				t.Errorf("log:\n%s", text)
+			}
+		})
 	}
-	r.stop()
 }
 
 // The first session writes what a ledger of an older version, or an init, does not know. A session that finds other hosts says so once.

@@ -74,12 +74,16 @@ func adoptLocked(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (AdoptRes
 		return result, p.join()
 	}
 	result.Differs = differs(srv.Identity, c.Identity)
+	another := isAnother(srv.Identity, c.Identity)
 	if result.Differs == "" && !sameHosts(srv.Identity, c.Identity) {
 		result.Differs = "a server that was reached by " + c.Hosts + ", and this one is reached by " + srv.Hosts
 	}
 	if !slot.isHere(srv.Identity) {
 		adopted := *c
 		adopted.Identity = srv.Identity
+		if !another {
+			adopted.Timeline = c.Timeline // a promotion may be why the slot is gone
+		}
 		judge(cfg.Source, srv, slot, &adopted, &p)
 		return result, p.join()
 	}
@@ -89,7 +93,6 @@ func adoptLocked(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (AdoptRes
 	if result.Differs == "" {
 		return result, nil
 	}
-	another := isAnother(srv.Identity, c.Identity)
 	if another {
 		if err := checkComparable(ctx, conn, cfg.Source, slot, c); err != nil {
 			return result, err

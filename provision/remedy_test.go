@@ -1,6 +1,8 @@
 package provision
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -51,6 +53,7 @@ func TestRemediesOfTheSlot(t *testing.T) {
 		names  []string
 	}{
 		"gone":                        {before: []string{drop}, names: []string{`run "outbox-cdc resync"`}},
+		"promoted, no slot":           {before: []string{"update outbox_checkpoints set timeline = 99, source_hosts = 'here:5432'", drop}, names: []string{`run "outbox-cdc resync"`}},
 		"another plugin":              {before: []string{drop, "select pg_create_logical_replication_slot('SLOT', 'test_decoding')"}, mend: drop, names: []string{`run "outbox-cdc resync"`}},
 		"another cluster":             {before: []string{anotherCluster}, names: []string{`run "outbox-cdc adopt"`, `run "outbox-cdc resync --backlog none --parked discard"`}},
 		"another cluster, no slot":    {before: []string{anotherCluster, drop}, names: []string{`run "outbox-cdc resync --parked keep"`, `run "outbox-cdc resync --backlog none --parked discard"`}},
@@ -110,5 +113,28 @@ func TestRemedyOfACopyOnTheSameServer(t *testing.T) {
 	}
 	if _, err := o.preflight(); err != nil {
 		t.Errorf("the original: %v", err)
+	}
+	// The checkpoint of the original's slot holds back the cleanup of the copy, until the statement of the page has deleted it.
+	least := func() ledger.SlotPrefix {
+		p, err := c.cfg.ledger().LeastPrefix(pgtest.Context(t), c.conn)
+		if err != nil || p == nil {
+			t.Fatal(p, err)
+		}
+		return *p
+	}
+	if p := least(); p.Slot != o.cfg.Slot || p.Exists {
+		t.Errorf("the cleanup waits for %+v, want the slot of the original, which is not in this database", p)
+	}
+	page, err := os.ReadFile("../docs/copies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	statement := regexp.MustCompile("`(delete from outbox_checkpoints .*'outbox_cdc')`").FindSubmatch(page)
+	if statement == nil {
+		t.Fatal("docs/copies.md has no statement that deletes a checkpoint")
+	}
+	c.exec(strings.Replace(string(statement[1]), "outbox_cdc", o.cfg.Slot, 1))
+	if p := least(); p.Slot != c.cfg.Slot || !p.Exists {
+		t.Errorf("the cleanup waits for %+v, want the slot of the copy", p)
 	}
 }

@@ -94,6 +94,8 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 		return slotHalf
 	case differs(srv.Identity, c.Identity) != "":
 		*p = append(*p, otherDatabase(s.Slot, srv.Identity, c.Identity, slot.goOn(srv.Identity)))
+	case slot == nil && HasNewTimeline(srv.Identity, c.Identity):
+		p.add(exitcode.SlotLost, "replication slot %q is gone, because the server was promoted and had no copy of it; "+StartAnew, s.Slot)
 	case slot == nil:
 		p.add(exitcode.SlotLost, "replication slot %q is gone; find out who dropped it, "+StartAnew, s.Slot)
 	case slot.plugin != outputPlugin:

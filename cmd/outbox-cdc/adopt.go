@@ -22,8 +22,8 @@ func newAdoptCommand(environ []string) *cobra.Command {
 		Short: "Go on with a database that is on another server, or has another name, as the same outbox",
 		Long: `Go on with this database as the same outbox. A connector refuses a database that may be a copy of the one before: one
 of another cluster, with another oid or name, or one on another timeline that source.dsn reaches by other hosts. After a
-failover to another host, a rename, or a pg_upgrade from PostgreSQL 17 or later, it is no copy: adopt says so, and writes
-into the checkpoint which database it is of.
+failover to another host, a rename, or a pg_upgrade that has kept the slot (17 and later), it is no copy: adopt writes
+into the checkpoint that this is its database.
 
 Never adopt a copy beside its original. Both would send the same events to the same destinations. For a copy there is
 docs/copies.md.

@@ -122,7 +122,7 @@ func slotText(r admin.CleanupResult) string {
 	text := fmt.Sprintf("slot %s has settled everything up to %s, %d MB behind the server", s.Slot, s.Prefix, s.LagBytes>>20)
 	switch {
 	case !s.Exists:
-		text += ", and does not exist any more"
+		text += ", and this database has no such slot (see docs/retention.md, and docs/copies.md for a copy)"
 	case !s.Active:
 		text += ", and nobody streams from it"
 	}
