@@ -52,6 +52,8 @@ type backlogTable interface {
 	xminReached(ctx context.Context, xmax uint64) (bool, error)
 	// owedSince returns the time of the first rows that a job with a base looks at; zero for all.
 	owedSince(ctx context.Context, processor int32) (time.Time, error)
+	// declined returns what the init before a job has left out.
+	declined(ctx context.Context, j *ledger.Job) (ledger.Declined, error)
 	// beginWalk returns the cursor of a walk of all rows that can be seen now.
 	beginWalk(ctx context.Context) ([]byte, error)
 	// readChunk reads the next chunk.
@@ -91,8 +93,8 @@ type backlogJob struct {
 	logger   *slog.Logger
 
 	table   backlogTable
-	since   time.Time
-	given   uint64 // the last outcomes that the recorder was given
+	query   ledger.WalkQuery // without the cursor
+	given   uint64           // the last outcomes that the recorder was given
 	targets []router.Target
 }
 
@@ -128,7 +130,8 @@ func (j *backlogJob) step(ctx context.Context) (done bool, err error) {
 	if err := j.begin(ctx); err != nil {
 		return false, err
 	}
-	chunk, err := j.table.readChunk(ctx, ledger.WalkQuery{Cursor: j.row.Cursor, Since: j.since, Filter: j.row.Filter, MaxRows: chunkRows, MaxBytes: chunkBytes})
+	j.query.Cursor = j.row.Cursor
+	chunk, err := j.table.readChunk(ctx, j.query)
 	if err != nil {
 		return false, err
 	}
@@ -171,10 +174,14 @@ func (j *backlogJob) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	j.query = ledger.WalkQuery{Filter: j.row.Filter, MaxRows: chunkRows, MaxBytes: chunkBytes}
 	if j.row.Base != (checkpoint.Position{}) {
-		if j.since, err = table.owedSince(ctx, j.row.Processor); err != nil {
+		if j.query.Since, err = table.owedSince(ctx, j.row.Processor); err != nil {
 			return err
 		}
+	}
+	if j.query.Declined, err = table.declined(ctx, &j.row); err != nil {
+		return err
 	}
 	if len(j.row.Cursor) == 0 {
 		if err := j.awaitXmin(ctx, table); err != nil {

@@ -89,6 +89,9 @@ func (m *memBacklog) xminReached(context.Context, uint64) (bool, error) { return
 func (m *memBacklog) owedSince(context.Context, int32) (time.Time, error) {
 	return time.Time{}, nil
 }
+func (m *memBacklog) declined(context.Context, *ledger.Job) (ledger.Declined, error) {
+	return ledger.Declined{}, nil
+}
 func (m *memBacklog) beginWalk(context.Context) ([]byte, error) { return []byte("0"), nil }
 func (m *memBacklog) markWAL(context.Context, int64) (pglogrepl.LSN, error) {
 	return m.lsn, nil

@@ -39,6 +39,10 @@ func (b *pgBacklog) owedSince(ctx context.Context, processor int32) (time.Time, 
 	return b.OwedSince(ctx, b.pool, processor)
 }
 
+func (b *pgBacklog) declined(ctx context.Context, j *ledger.Job) (ledger.Declined, error) {
+	return b.Declined(ctx, b.pool, j)
+}
+
 func (b *pgBacklog) beginWalk(ctx context.Context) ([]byte, error) {
 	return b.walk.Begin(ctx, b.pool)
 }

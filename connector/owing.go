@@ -22,7 +22,7 @@ const (
 // Owing knows which events are owed to which sinks. For one goroutine at a time.
 type Owing struct {
 	sinks   map[int32]ledger.VerifySink // by processor
-	filters []string                    // of all jobs
+	filters []string                    // of all sinks
 	router  *router.Router
 	targets []router.Target // reused for each event
 }
@@ -37,10 +37,8 @@ func NewOwing(cfg *Config, sinks []ledger.VerifySink) *Owing {
 			continue // nobody delivers to it any more
 		}
 		o.sinks[s.Processor] = s
-		for _, f := range s.Filters {
-			if !slices.Contains(o.filters, f) {
-				o.filters = append(o.filters, f)
-			}
+		if s.Filter != "" && !slices.Contains(o.filters, s.Filter) {
+			o.filters = append(o.filters, s.Filter)
 		}
 	}
 	o.router = router.New(cfg.RouterRoutes(ids))
@@ -80,14 +78,9 @@ func (o *Owing) Judge(p *ledger.VerifyPoint, u *ledger.Unknown) Standing {
 	return Missing
 }
 
-// leftOut reports whether the filter of a job has left the event out.
+// leftOut reports whether an "init --backlog" has left the event out.
 func (o *Owing) leftOut(s *ledger.VerifySink, u *ledger.Unknown) bool {
-	for i, f := range s.Filters {
-		if !u.Matches[slices.Index(o.filters, f)] && (u.CreatedAt == nil || u.CreatedAt.Before(s.Filed[i])) {
-			return true
-		}
-	}
-	return false
+	return s.Filter != "" && !u.Matches[slices.Index(o.filters, s.Filter)] && (u.CreatedAt == nil || u.CreatedAt.Before(*s.Filed))
 }
 
 // isRouted reports whether a route of today leads to the sink.

@@ -156,9 +156,9 @@ func TestOwing(t *testing.T) {
 		"since the sink":     {ledger.VerifySink{Name: "a", Since: &earlier}, ledger.Unknown{Seen: true}, ledger.VerifyPoint{Decides: true}, Missing},
 		"log dropped":        {ledger.VerifySink{Name: "a"}, ledger.Unknown{Seen: true}, ledger.VerifyPoint{Decides: true, LogDroppedUntil: later}, Expired},
 		"log kept":           {ledger.VerifySink{Name: "a"}, ledger.Unknown{Seen: true}, ledger.VerifyPoint{Decides: true, LogDroppedUntil: earlier}, Missing},
-		"left out by a job":  {ledger.VerifySink{Name: "a", Filters: []string{"f"}, Filed: []time.Time{later}}, ledger.Unknown{Seen: true, Matches: []bool{false}}, ledger.VerifyPoint{Decides: true}, NotOwed},
-		"wanted by the job":  {ledger.VerifySink{Name: "a", Filters: []string{"f"}, Filed: []time.Time{later}}, ledger.Unknown{Seen: true, Matches: []bool{true}}, ledger.VerifyPoint{Decides: true}, Missing},
-		"after the job":      {ledger.VerifySink{Name: "a", Filters: []string{"f"}, Filed: []time.Time{earlier}}, ledger.Unknown{Seen: true, Matches: []bool{false}}, ledger.VerifyPoint{Decides: true}, Missing},
+		"left out by a job":  {ledger.VerifySink{Name: "a", Filter: "f", Filed: &later}, ledger.Unknown{Seen: true, Matches: []bool{false}}, ledger.VerifyPoint{Decides: true}, NotOwed},
+		"wanted by the job":  {ledger.VerifySink{Name: "a", Filter: "f", Filed: &later}, ledger.Unknown{Seen: true, Matches: []bool{true}}, ledger.VerifyPoint{Decides: true}, Missing},
+		"after the job":      {ledger.VerifySink{Name: "a", Filter: "f", Filed: &earlier}, ledger.Unknown{Seen: true, Matches: []bool{false}}, ledger.VerifyPoint{Decides: true}, Missing},
 	} {
 		test.sink.Processor, test.u.Processor, test.u.EventType, test.u.CreatedAt = 3, 3, "made", &at
 		if got := NewOwing(cfg, []ledger.VerifySink{test.sink}).Judge(&test.p, &test.u); got != test.want {

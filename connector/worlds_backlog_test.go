@@ -160,3 +160,7 @@ func (b *worldBacklog) missing(ctx context.Context, q ledger.MissingQuery) ([]in
 func (b *worldBacklog) owedSince(ctx context.Context, _ int32) (time.Time, error) {
 	return time.Time{}, b.ask(ctx)
 }
+
+func (b *worldBacklog) declined(ctx context.Context, _ *ledger.Job) (ledger.Declined, error) {
+	return ledger.Declined{}, b.ask(ctx)
+}

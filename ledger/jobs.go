@@ -57,8 +57,8 @@ type Job struct {
 	Filed   time.Time
 }
 
-// FileJobs files jobs, in the caller's transaction. A job replaces an unfinished one of the same sink, and takes the lower base of the two
-// and no filter if the other one had none, so that nothing is left out that the other one would still have found.
+// FileJobs files jobs, in the caller's transaction. A job replaces an unfinished one of the same sink, and takes the lower base of the two,
+// so that nothing is left out that the other one would still have found. It does not take over the filter: see Declined.
 func (s Schema) FileJobs(ctx context.Context, tx pgx.Tx, jobs []NewJob) error {
 	for i := range jobs {
 		if err := s.fileJob(ctx, tx, &jobs[i]); err != nil {
@@ -75,10 +75,10 @@ func (s Schema) fileJob(ctx context.Context, tx pgx.Tx, j *NewJob) error {
 	}
 	_, err = tx.Exec(ctx, s.statement(`with replaced as (
 			update ledger.outbox_backlog set status = 'done', finished_at = clock_timestamp() where processor_id = $1 and status <> 'done' and mode = 'missing'
-			returning base_lsn, base_index, filter)
+			returning base_lsn, base_index)
 		insert into ledger.outbox_backlog (processor_id, mode, reason, base_lsn, base_index, start_lsn, snapshot_xmax, filter, estimate, status)
 		select $1, 'missing', $2, base_lsn, base_index, $5, nullif($6::text, '0')::xid8,
-			case when exists (select from replaced r where coalesce(r.filter, '{}') = '{}') then '{}' else $7::jsonb end, nullif($8, 0), 'running'
+			$7::jsonb, nullif($8, 0), 'running'
 		from (select $3::pg_lsn, $4::bigint union all select base_lsn, base_index from replaced) as b (base_lsn, base_index)
 		order by base_lsn, base_index limit 1`),
 		j.Processor, j.Reason, j.Base.LSN, j.Base.Index, j.Start, fmt.Sprint(j.SnapshotXmax), filter, j.Estimate)

@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -43,10 +44,28 @@ func TestFileJobs(t *testing.T) {
 	file(first, some)
 	check(ledger.Job{ID: 1, NewJob: first}, ledger.Job{ID: 2, NewJob: some})
 
-	later := ledger.NewJob{Processor: 1, Reason: ledger.JobOfResync, Base: checkpoint.Position{LSN: 0x200, Index: 3}, Start: 0x300, Filter: ledger.JobFilter{Where: "false"}}
+	later := ledger.NewJob{Processor: 1, Reason: ledger.JobOfResync, Base: checkpoint.Position{LSN: 0x200, Index: 3}, Start: 0x300}
 	other := ledger.NewJob{Processor: 2, Reason: ledger.JobOfResync, Base: checkpoint.Position{LSN: 0x200, Index: 3}, Start: 0x300}
 	file(later, other)
-	later.Base, later.Filter = checkpoint.Position{}, ledger.JobFilter{}
-	other.Base = checkpoint.Position{}
+	later.Base, other.Base = checkpoint.Position{}, checkpoint.Position{}
 	check(ledger.Job{ID: 3, NewJob: later}, ledger.Job{ID: 4, NewJob: other})
+
+	// What the last init has left out stays so for every later job.
+	wantLeftOut := func(job int64, processor int32, want string) {
+		t.Helper()
+		l, err := schema.Declined(ctx, conn, &ledger.Job{ID: job, NewJob: ledger.NewJob{Processor: processor}})
+		age := time.Since(l.Before)
+		if err != nil || l.Filter.Where != want || want != "" && (age < 50*time.Minute || age > 90*time.Minute) {
+			t.Errorf("job %d: %+v %v, want %q", job, l, err, want)
+		}
+	}
+	wantLeftOut(1, 1, "")
+	wantLeftOut(3, 1, "")
+	wantLeftOut(2, 2, "")
+	wantLeftOut(4, 2, "tenant_id = 'a'")
+	again := ledger.NewJob{Processor: 2, Reason: ledger.JobOfInit, Start: 0x400, Filter: ledger.JobFilter{Where: "tenant_id = 'b'"}}
+	file(again)
+	check(ledger.Job{ID: 3, NewJob: later}, ledger.Job{ID: 5, NewJob: again})
+	wantLeftOut(5, 2, "")
+	wantLeftOut(6, 2, "tenant_id = 'b'")
 }

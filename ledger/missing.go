@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -89,6 +90,41 @@ func (s Schema) OwedSince(ctx context.Context, db Querier, processor int32) (tim
 		return time.Time{}, nil
 	}
 	return *since, nil
+}
+
+// Declined is what an "init --backlog" has left out: rows from before a time that its filter does not want. They are owed to nobody, however
+// often the slot is made anew. Its zero value is nothing.
+type Declined struct {
+	Filter JobFilter
+	Before time.Time
+}
+
+// since returns a time before which all rows are left out; zero if there is none.
+func (l *Declined) since() time.Time {
+	if l.Filter.Since.After(l.Before) {
+		return l.Before
+	}
+	return l.Filter.Since
+}
+
+// selectChosen reads the filter that was chosen last for the rows from before a sink's stream: by an "init --backlog", or by "backlog: all" of
+// a new sink. It is in force for all later jobs of the sink, which have no filter of their own.
+const selectChosen = `select distinct on (processor_id) id, processor_id, coalesce(filter, '{}') as filter, created_at
+	from ledger.outbox_backlog where mode = 'missing' and reason in ('init', 'sink') order by processor_id, id desc`
+
+// Declined returns what the init before a job has left out. As in OwedSince, the time is earlier than that of the init by an hour and by the
+// age of the oldest transaction: the times of rows that were written after it may be earlier.
+func (s Schema) Declined(ctx context.Context, db Querier, j *Job) (l Declined, err error) {
+	err = db.QueryRow(ctx, s.statement(`select filter, created_at - interval '1 hour'
+			- coalesce((select greatest(now() - min(xact_start), interval '0') from pg_stat_activity), interval '0')
+		from (`+selectChosen+`) as chosen where processor_id = $1 and id < $2 and filter <> '{}'`), j.Processor, j.ID).Scan(&l.Filter, &l.Before)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Declined{}, nil
+	}
+	if err != nil {
+		return Declined{}, fmt.Errorf("read what init has left out for processor %d: %w", j.Processor, err)
+	}
+	return l, nil
 }
 
 // XminReached reports whether all transactions with a lower id than xmax have ended, for everybody to see.

@@ -197,6 +197,9 @@ func TestWalkQuery(t *testing.T) {
 		"since":       {ledger.WalkQuery{Since: time.Date(2024, 1, 1, 2, 0, 0, 0, time.UTC)}, 31},
 		"later since": {ledger.WalkQuery{Since: time.Date(2024, 1, 1, 1, 0, 0, 0, time.UTC), Filter: ledger.JobFilter{Since: time.Date(2024, 1, 1, 5, 0, 0, 0, time.FixedZone("", 7200))}}, 1},
 		"filter":      {ledger.WalkQuery{Filter: ledger.JobFilter{Where: "tenant_id = 't1' -- theirs"}}, 45},
+		"left out":    {ledger.WalkQuery{Declined: ledger.Declined{Filter: ledger.JobFilter{Where: "tenant_id = 't1' -- theirs"}, Before: time.Date(2024, 1, 1, 2, 0, 0, 0, time.UTC)}}, 30 + 31},
+		"left, since": {ledger.WalkQuery{Declined: ledger.Declined{Filter: ledger.JobFilter{Since: time.Date(2024, 1, 1, 1, 0, 0, 0, time.UTC), Where: "tenant_id = 't1'"}, Before: time.Date(2024, 1, 1, 2, 0, 0, 0, time.UTC)}}, 15 + 31},
+		"since late":  {ledger.WalkQuery{Declined: ledger.Declined{Filter: ledger.JobFilter{Since: time.Date(2024, 1, 1, 5, 0, 0, 0, time.UTC)}, Before: time.Date(2024, 1, 1, 2, 0, 0, 0, time.UTC)}}, 31},
 		"null":        {ledger.WalkQuery{Filter: ledger.JobFilter{Where: "correlation_id = 'a'"}}, 0},
 	} {
 		test.q.MaxRows, test.q.MaxBytes = 8, 1<<20

@@ -62,6 +62,8 @@ type WalkQuery struct {
 	// Since leaves out rows of earlier times, if the table has times; zero for all.
 	Since  time.Time
 	Filter JobFilter
+	// Declined leaves out what an "init --backlog" has left out, if the table has times.
+	Declined Declined
 	// MaxRows bounds how many rows are looked at, and MaxBytes how many bytes of them are returned; a larger row comes alone.
 	MaxRows, MaxBytes int
 }
@@ -275,12 +277,15 @@ func (w *OutboxWalk) statement(q *WalkQuery, c walkCursor) (sql string, args [][
 		where = append(where, keys+" > ("+list(c.At)+")")
 	}
 	wanted := []string{"true"}
-	for _, since := range []time.Time{q.Since, q.Filter.Since} {
+	notBefore := func(t time.Time) string {
+		// In UTC, as the connection's time zone and a column without zone are.
+		return fmt.Sprintf("%s >= $%d::%s", w.shape.column(w.table.CreatedAt), arg(t.UTC().Format("2006-01-02 15:04:05.999999")), w.shape.timeType)
+	}
+	for _, since := range []time.Time{q.Since, q.Filter.Since, q.Declined.since()} {
 		if since.IsZero() || w.shape.timeType == "" {
 			continue
 		}
-		// In UTC, as the connection's time zone and a column without zone are.
-		condition := fmt.Sprintf("%s >= $%d::%s", w.shape.column(w.table.CreatedAt), arg(since.UTC().Format("2006-01-02 15:04:05.999999")), w.shape.timeType)
+		condition := notBefore(since)
 		if w.timed {
 			where = append(where, condition)
 		} else {
@@ -289,6 +294,9 @@ func (w *OutboxWalk) statement(q *WalkQuery, c walkCursor) (sql string, args [][
 	}
 	if q.Filter.Where != "" {
 		wanted = append(wanted, "("+q.Filter.Where+"\n)")
+	}
+	if q.Declined.Filter.Where != "" && w.shape.timeType != "" {
+		wanted = append(wanted, "("+notBefore(q.Declined.Before)+" is not false or ("+q.Declined.Filter.Where+"\n))")
 	}
 	var names []string
 	for i := range w.keys {

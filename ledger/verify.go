@@ -247,23 +247,22 @@ type VerifySink struct {
 	Since *time.Time
 	// Unfinished says that a job of the sink still walks the outbox, and may park what is unknown.
 	Unfinished bool
-	// Filters are the conditions of the sink's jobs. Rows from before Filed that do not satisfy them are not owed.
-	Filters []string
-	Filed   []time.Time // of the jobs that have the filters
+	// Filter is the condition of the last "init --backlog where:…", or empty. Rows from before Filed that do not satisfy it are not owed.
+	Filter string
+	Filed  *time.Time
 }
 
 // VerifySinks reads the sinks of a connector.
 func (s Schema) VerifySinks(ctx context.Context, db Querier, connector string) ([]VerifySink, error) {
-	rows, err := db.Query(ctx, s.statement(`select p.id, processor_name, case when isfinite(since) then since end, coalesce(bool_or(b.status <> 'done'), false),
-			coalesce(array_agg(b.filter ->> 'where' order by b.id) filter (where b.filter ->> 'where' <> ''), '{}'),
-			coalesce(array_agg(b.created_at order by b.id) filter (where b.filter ->> 'where' <> ''), '{}')
-		from ledger.outbox_processors p left join ledger.outbox_backlog b on b.processor_id = p.id and b.mode = 'missing'
-		where connector = $1 group by p.id order by p.id`), connector)
+	rows, err := db.Query(ctx, s.statement(`select p.id, processor_name, case when isfinite(since) then since end, 
+			exists (select from ledger.outbox_backlog b where b.processor_id = p.id and b.mode = 'missing' and b.status <> 'done'), coalesce(c.filter ->> 'where', ''), c.created_at
+		from ledger.outbox_processors p left join (`+selectChosen+`) as c on c.processor_id = p.id
+		where connector = $1 order by p.id`), connector)
 	if err != nil {
 		return nil, fmt.Errorf("read the sinks: %w", err)
 	}
 	sinks, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v VerifySink, err error) {
-		err = row.Scan(&v.Processor, &v.Name, &v.Since, &v.Unfinished, &v.Filters, &v.Filed)
+		err = row.Scan(&v.Processor, &v.Name, &v.Since, &v.Unfinished, &v.Filter, &v.Filed)
 		return v, err
 	})
 	if err != nil {

@@ -146,27 +146,38 @@ func backlogProblem(s Source, e Estimate) error {
 }
 
 // checkBacklog looks at the rows of the outbox before a slot is made. It refuses rows of which nobody has said what becomes of them, and a
-// filter that is wrong or names no row. It returns about how many rows a job will compare.
-func checkBacklog(ctx context.Context, conn *pgx.Conn, s Source, b Backlog, p *problems) (e Estimate, err error) {
+// filter that is wrong or names no row. It returns about how many rows a job will compare, and how many it will look at for that: a walk finds
+// rows since a time by the index of its order, and looks at every row for a condition.
+func checkBacklog(ctx context.Context, conn *pgx.Conn, s Source, b Backlog, p *problems) (e, walked Estimate, err error) {
 	if b.None {
-		return e, nil
+		return e, walked, nil
 	}
 	before := len(*p)
 	if err := checkFilter(ctx, conn, s, b.filter(), p); err != nil || len(*p) > before {
-		return e, err
+		return e, walked, err
 	}
 	if !b.Some {
 		filled, err := holdsRows(ctx, conn, s)
 		if err != nil || !filled {
-			return e, err
+			return e, walked, err
 		}
 	}
 	if e, err = estimateRows(ctx, conn, s, b.filter()); err != nil {
 		if exitcode.Of(err) == exitcode.Config {
 			*p = append(*p, err)
-			return e, nil
+			return e, walked, nil
 		}
-		return e, err
+		return e, walked, err
+	}
+	walked = e
+	found := ledger.JobFilter{}
+	if s.walkOrder()[0] == s.Columns.CreatedAt {
+		found.Since = b.Since
+	}
+	if found != b.filter() {
+		if walked, err = estimateRows(ctx, conn, s, found); err != nil {
+			return e, walked, err
+		}
 	}
 	switch {
 	case !b.Some:
@@ -174,5 +185,5 @@ func checkBacklog(ctx context.Context, conn *pgx.Conn, s Source, b Backlog, p *p
 	case e.Exact && e.Rows == 0 && b.filter() != (ledger.JobFilter{}):
 		p.add(exitcode.Config, "the filter of --backlog names no row of %s; correct it, or write --backlog none if no row is to be delivered", s.Table)
 	}
-	return e, nil
+	return e, walked, nil
 }

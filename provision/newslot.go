@@ -28,7 +28,8 @@ type finishing struct {
 	before *ledger.Checkpoint // of the slot that is replaced; its prefix is zero if there was none
 	point  pglogrepl.LSN      // of the new slot
 	xmax   uint64             // see ledger.NewJob
-	rows   Estimate
+	rows   Estimate           // see existing
+	walked Estimate
 	result *SetupResult
 }
 
@@ -48,7 +49,7 @@ func makeSlot(ctx context.Context, conn *pgx.Conn, cfg SetupConfig, n newSlot, r
 		return exitcode.Errorf(exitcode.Config, "the dsn leads to database %q of cluster %s, the one for replication to %q of %s; correct source.replication_dsn",
 			n.server.DatabaseName, n.server.SystemIdentifier, sys.DBName, sys.SystemID)
 	}
-	f := finishing{SetupConfig: cfg, rows: n.rows, result: result}
+	f := finishing{SetupConfig: cfg, rows: n.rows, walked: n.walked, result: result}
 	if f.before, err = n.begin(ctx, conn, cfg); err != nil {
 		return err
 	}
@@ -165,7 +166,7 @@ func (f *finishing) fileJobs(ctx context.Context, tx pgx.Tx, reason ledger.JobRe
 	var jobs []ledger.NewJob
 	for _, id := range processors {
 		jobs = append(jobs, ledger.NewJob{
-			Processor: id, Reason: reason, Base: f.before.Prefix, Start: f.point, SnapshotXmax: f.xmax, Filter: f.Backlog.filter(), Estimate: f.rows.Rows,
+			Processor: id, Reason: reason, Base: f.before.Prefix, Start: f.point, SnapshotXmax: f.xmax, Filter: f.Backlog.filter(), Estimate: f.walked.Rows,
 		})
 	}
 	f.result.Jobs, f.result.Rows = len(jobs), f.rows

@@ -154,6 +154,7 @@ func inspectLost(ctx context.Context, conn *pgx.Conn, cfg ResyncConfig) (f exist
 	}
 	if !cfg.Backlog.None {
 		f.rows, err = estimateRows(ctx, conn, cfg.Source, ledger.JobFilter{})
+		f.walked = f.rows
 	}
 	return f, why, err
 }

@@ -180,6 +180,7 @@ type existing struct {
 	slot        *slotRow           // nil if there is none
 	checkpoint  *ledger.Checkpoint // nil if there is none
 	rows        Estimate           // rows of the outbox that a job will compare
+	walked      Estimate           // rows of the outbox that a job will look at, with those that a condition leaves out
 	owed        int                // parked events, counted up to owedLimit
 }
 
@@ -223,7 +224,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, er
 			}
 		}
 		if fits && f.state != slotReady {
-			if f.rows, err = checkBacklog(ctx, conn, cfg.Source, cfg.Backlog, &p); err != nil {
+			if f.rows, f.walked, err = checkBacklog(ctx, conn, cfg.Source, cfg.Backlog, &p); err != nil {
 				return f, err
 			}
 		}
