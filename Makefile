@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -47,6 +47,9 @@ test-failover: ## promote standbys of several versions of PostgreSQL under a con
 
 test-takeover: ## measure takeovers, freeze a process through one, and lock the ledger for 20 s, 2 minutes, on a machine that does nothing else
 	go test $(E2E) -run '^TestTakeover$$|^TestFrozenThroughATakeover$$|^TestLedgerLockedForLong$$' -count=1 -v -parallel 8 -timeout 20m -args -takeover
+
+test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the compose file by its loader; the first run builds Helm, which takes minutes
+	go test ./test/ship -count=1 -v -timeout 60m -args -ship
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
 	scripts/fuzz $(FUZZTIME)
