@@ -140,10 +140,7 @@ func rowID(i int) string { return fmt.Sprintf("00000000-0000-7000-8000-%012d", i
 func TestPassOverRandomHistories(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
-	seeds := 200
-	if testing.Short() {
-		seeds = 60
-	}
+	const seeds = 100
 	locker, reader := s.db.Conn(t), s.db.Conn(t)
 	exec := func(sql string, args ...any) {
 		if _, err := locker.Exec(context.Background(), sql, args...); err != nil {

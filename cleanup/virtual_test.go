@@ -274,14 +274,11 @@ func newFake(r *rand.Rand) *fake {
 	return f
 }
 
-// In hundreds of random histories each row that may go is gone in the end, soon after it may; no part of the log is dropped that is
+// In each random history each row that may go is gone in the end, soon after it may; no part of the log is dropped that is
 // needed to delete a row; and the log goes when nothing needs it.
 func TestPassesInVirtualTime(t *testing.T) {
 	t.Parallel()
-	seeds := 200
-	if testing.Short() {
-		seeds = 50
-	}
+	const seeds = 60
 	dropped := 0
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {

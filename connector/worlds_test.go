@@ -29,7 +29,7 @@ import (
 // What a world does is drawn from its seed and the name of who draws, never from the order in which goroutines happen to run.
 // The jitter of Retry, of messages and of sessions, and the choices of Go's scheduler remain: a seed that failed once may have to be run some times (-count).
 var (
-	worldsFor   = flag.Duration("worlds", 0, "run worlds for this long (default 70s, 5s with -short)")
+	worldsFor   = flag.Duration("worlds", 0, "run worlds for this long (default 40s, 5s with -short)")
 	worldsSeed  = flag.Uint64("seed", 0, "the first world")
 	worldsSeeds = flag.Uint64("seeds", 0, "how many worlds")
 	worldsLives = flag.Bool("lives", false, "the slot of these worlds has a life: it is lost, and processes share it")
@@ -45,7 +45,7 @@ func TestWorlds(t *testing.T) {
 	case *worldsFor == 0 && testing.Short():
 		until = time.Now().Add(5 * time.Second)
 	case *worldsFor == 0:
-		until = time.Now().Add(70 * time.Second)
+		until = time.Now().Add(40 * time.Second)
 	}
 	if next == 0 {
 		next = uint64(time.Now().Unix()) * 1000 // other worlds each time
