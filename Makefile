@@ -86,7 +86,8 @@ bench-memory: ## measure memory with much unread WAL, with one huge transaction 
 	go run ./test/bench -only memory
 	go test ./test/e2e -run '^TestMemoryOf' -count=1 -v -timeout 30m -args -large
 
-test-large: ## deliver a backlog of a million rows, whose sink goes away in the middle, minutes
+test-large: ## deliver a backlog of a million rows, whose sink goes away in the middle, and look at the plans over so many rows, minutes
+	go test ./ledger -run '^TestPlansOfAWalk$$' -count=1 -timeout 1h -args -walk-large
 	go test $(E2E) -run '^TestBacklogWhileASinkIsAway$$' -count=1 -v -timeout 2h -args -large
 
 sizing: ## measure what an event takes up and costs, 4 minutes, on a machine that does nothing else; PAGE=docs/sizing.md puts the tables there

@@ -26,7 +26,12 @@ type walking struct {
 
 func newWalking(t *testing.T) *walking {
 	t.Helper()
-	w := &walking{testLedger: newLedger(t)}
+	return newWalkingIn(t, newLedger(t))
+}
+
+func newWalkingIn(t *testing.T, l *testLedger) *walking {
+	t.Helper()
+	w := &walking{testLedger: l}
 	cfg, err := pgx.ParseConfig(w.db.DSN)
 	if err != nil {
 		t.Fatal(err)

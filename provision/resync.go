@@ -48,6 +48,9 @@ func Resync(ctx context.Context, cfg ResyncConfig) (ResyncResult, error) {
 		return ResyncResult{}, err
 	}
 	defer closeConn(ctx, conn)
+	if err := advisory.LimitTableLocks(ctx, conn, cfg.Timeout); err != nil {
+		return ResyncResult{}, err
+	}
 	result, err := resyncLocked(ctx, conn, cfg)
 	return result, advisory.ExplainTableLock(ctx, conn, err)
 }

@@ -19,9 +19,9 @@ func newRootCommand(environ []string) *cobra.Command {
 sinks in order per aggregate, writes what became of each into a ledger, and only then lets the replication slot
 move on.
 
-Exit codes: %d done, %d failure, %d usage, %d PostgreSQL cannot be reached, %d the slot is lost or not ours, %d a
-privilege is missing, %d the configuration (or the database's) is invalid.`, exitcode.OK, exitcode.Failure, exitcode.Usage,
-			exitcode.Unavailable, exitcode.SlotLost, exitcode.Privilege, exitcode.Config),
+Exit codes: %d done, %d failure, %d usage, %d PostgreSQL cannot be reached, %d the slot is lost or not ours, %d
+not everything could be compared (verify), %d a privilege is missing, %d the configuration (or the database's) is invalid.`, exitcode.OK, exitcode.Failure, exitcode.Usage,
+			exitcode.Unavailable, exitcode.SlotLost, exitcode.Undecided, exitcode.Privilege, exitcode.Config),
 		Example: `  DATABASE_URL=postgres://localhost/shop OUTBOX_PUBLISHER_TYPE=stdout outbox-cdc run --init
   outbox-cdc config example > outbox.yaml
   outbox-cdc validate --config outbox.yaml

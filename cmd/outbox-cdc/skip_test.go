@@ -3,7 +3,31 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/pyairtable-compose/outbox-cdc/admin"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
+
+// A script can tell "nothing is missing" from "nobody knows".
+func TestVerifyEnd(t *testing.T) {
+	t.Parallel()
+	sink := func(missing, pending int64) []admin.VerifiedSink {
+		return []admin.VerifiedSink{{Missing: missing, Pending: pending}}
+	}
+	for _, test := range []struct {
+		result admin.VerifyResult
+		want   exitcode.Code
+	}{
+		{admin.VerifyResult{Decided: true, Sinks: sink(0, 7)}, exitcode.OK},
+		{admin.VerifyResult{Sinks: sink(0, 0)}, exitcode.OK},
+		{admin.VerifyResult{Sinks: sink(0, 7)}, exitcode.Undecided},
+		{admin.VerifyResult{Missing: 1, Sinks: sink(1, 7)}, exitcode.Failure},
+	} {
+		if got := exitcode.Of(verifyEnd(test.result)); got != test.want {
+			t.Errorf("%+v: exit code %d, want %d", test.result, got, test.want)
+		}
+	}
+}
 
 // What skip and verify do not understand is a usage error, before anything is connected to.
 func TestWrongInputOfSkipAndVerify(t *testing.T) {

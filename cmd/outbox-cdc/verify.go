@@ -17,7 +17,10 @@ import (
 // verifyWait is how long "verify" waits until the stream is settled up to the moment at which it began.
 const verifyWait = 10 * time.Second
 
-var errMissing = errors.New("events are missing")
+var (
+	errMissing   = errors.New("events are missing")
+	errUndecided = errors.New("of some events nobody can say yet whether they are missing; try again while a connector streams and keeps up")
+)
 
 func newVerifyCommand(environ []string) *cobra.Command {
 	var (
@@ -35,8 +38,8 @@ cannot come any more, because the stream is settled beyond it. Nothing is change
 Events that are too new, or that a backlog job has still to look at, are pending. Events from before the part of the log
 that retention has dropped are expired: nobody can know what has become of them.
 
-The exit code is 0 if nothing is missing, and 1 if something is. It may run beside a connector, and needs no sink. Without
-a connector that streams, whatever is not known yet counts as pending.`,
+The exit code is 0 if nothing is missing, 1 if something is, and 75 if that could not be decided for some events, because no
+connector streams, or because it is too far behind: they count as pending. It may run beside a connector, and needs no sink.`,
 		Example: `  outbox-cdc verify --config outbox.yaml
   outbox-cdc verify --since 7d --limit 1000 -o json`,
 		Args: noArgs,
@@ -81,10 +84,7 @@ a connector that streams, whatever is not known yet counts as pending.`,
 			if err := output.write(cmd.OutOrStdout(), result, verifyText(result)); err != nil {
 				return err
 			}
-			if result.Missing > 0 {
-				return exitcode.With(exitcode.Failure, errMissing)
-			}
-			return nil
+			return verifyEnd(result)
 		},
 	}
 	ledgerFlags(cmd, &path)
@@ -92,6 +92,20 @@ a connector that streams, whatever is not known yet counts as pending.`,
 	cmd.Flags().StringVar(&since, "since", "", "only events made since this `time`: 2006-01-02T15:04:05Z, 2006-01-02 (UTC), or 90m, 3d ago")
 	cmd.Flags().IntVar(&o.Limit, "limit", 20, "how many missing events of each sink to name")
 	return cmd
+}
+
+// verifyEnd returns the error with which the command ends. What is pending while the comparison could decide is too new, or a job has still
+// to look at it: it is on its way.
+func verifyEnd(r admin.VerifyResult) error {
+	if r.Missing > 0 {
+		return exitcode.With(exitcode.Failure, errMissing)
+	}
+	for _, s := range r.Sinks {
+		if !r.Decided && s.Pending > 0 {
+			return exitcode.With(exitcode.Undecided, errUndecided)
+		}
+	}
+	return nil
 }
 
 func verifyText(r admin.VerifyResult) string {

@@ -10,7 +10,7 @@ import (
 // Code is the exit code of a process. Scripts and service managers depend on the numbers, so none of them ever changes.
 type Code int
 
-// The exit codes. Where sysexits.h has a code for the same thing, ours is the same: EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG.
+// The exit codes. Where sysexits.h has a code for the same thing, ours is the same: EX_UNAVAILABLE, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG.
 const (
 	// OK: the command did what it was asked to do.
 	OK Code = 0
@@ -23,6 +23,8 @@ const (
 	// SlotLost: the replication slot is lost, or is not ours, or cannot pass a row. sysexits.h has nothing like it; its 70
 	// is EX_SOFTWARE.
 	SlotLost Code = 70
+	// Undecided: a comparison has found nothing wrong, and could not look at everything. A later try may (EX_TEMPFAIL).
+	Undecided Code = 75
 	// Privilege: a role lacks a privilege or may not log in (EX_NOPERM).
 	Privilege Code = 77
 	// Config: our configuration, or that of the server, the table or the publication, does not fit (EX_CONFIG).
