@@ -48,7 +48,7 @@ test-failover: ## promote standbys of several versions of PostgreSQL under a con
 test-takeover: ## measure takeovers, freeze a process through one, and lock the ledger for 20 s, 2 minutes, on a machine that does nothing else
 	go test $(E2E) -run '^TestTakeover$$|^TestFrozenThroughATakeover$$|^TestLedgerLockedForLong$$' -count=1 -v -parallel 8 -timeout 20m -args -takeover
 
-test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the compose file by its loader; the first run builds Helm, which takes minutes
+test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the services of the compose file as processes; the first run builds Helm, which takes minutes
 	go test ./test/ship -count=1 -v -timeout 60m -args -ship
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
