@@ -96,8 +96,9 @@ sizing: ## measure what an event takes up and costs, 4 minutes, on a machine tha
 soak: ## live through what lasts long, on a machine that does nothing else; ONLY='kafka redis snapshot memory idle refused retention cleanup', AWAY=2m, LASTS=5m (retention)
 	go run ./test/soak -away $(AWAY) -duration $(LASTS) -only '$(ONLY)'
 
-demo: build ## show events arriving, with nothing installed but Go
-	bin/outbox-cdc demo
+demo: ## show events arriving, with nothing installed but Go; CHAOS=--chaos breaks things
+	go build -trimpath -o bin/outbox-demo ./cmd/outbox-demo
+	exec bin/outbox-demo $(CHAOS)
 
 reach: ## run the tests of the failure rules, of the truth and of retention at their full length, an hour, on a machine that does nothing else; ONLY=Poisoned for some
 	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach

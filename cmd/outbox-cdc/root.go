@@ -44,7 +44,6 @@ not everything could be compared (verify), %d a privilege is missing, %d the con
 		newSkipCommand(environ),
 		newVerifyCommand(environ),
 		newAdoptCommand(environ),
-		newDemoCommand(),
 		newValidateCommand(environ),
 		newRouteCommand(environ),
 		newEventsCommand(environ),

@@ -1,12 +1,8 @@
 package demo
 
 import (
-	"encoding/json"
-	"fmt"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -20,17 +16,17 @@ type arrival struct {
 	Key       string    `json:"key"`
 	EventType string    `json:"event_type"`
 	ID        string    `json:"id"`
-	Payload   string    `json:"payload"` // a text: the bytes that were committed
-	// Milliseconds from the commit, whose time is the record's timestamp and has that resolution, to the consumer.
+	Payload   string    `json:"payload"` // the bytes that were committed
+	// Milliseconds is the time from the commit to the consumer. The commit's time is the record's timestamp, in milliseconds.
 	Milliseconds int64 `json:"latency_ms"`
-	Own          bool  `json:"own"` // a person's
+	Own          bool  `json:"own"` // written by a person
 }
 
-// arrivals are all events that have arrived, and who wrote what. The consumer adds them while others look.
+// arrivals knows all events that have arrived, and which of them the shop wrote. The consumer adds events while others read.
 type arrivals struct {
 	mu        sync.Mutex
-	shops     map[string]bool // ids of the shop
-	first     map[string]int  // when an id arrived first, as its number among all
+	shops     map[string]bool // ids of the shop's events
+	first     map[string]int  // by id: how many other events had arrived before this one arrived first
 	repeated  int
 	own       int
 	latencies []int64 // milliseconds
@@ -46,6 +42,14 @@ func (a *arrivals) expect(id string) {
 	a.shops[id] = true
 }
 
+// again counts the arrivals of events that had arrived before.
+func (a *arrivals) again() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.repeated
+}
+
+// add takes note of a record.
 func (a *arrivals) add(r *kgo.Record, now time.Time) arrival {
 	event := arrival{
 		Time: now, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: string(r.Key), Payload: string(r.Value),
@@ -77,7 +81,7 @@ func (a *arrivals) add(r *kgo.Record, now time.Time) arrival {
 	return event
 }
 
-// missing counts which of the ids have not arrived.
+// missing counts the ids that have not arrived.
 func (a *arrivals) missing(ids []string) (n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -87,38 +91,4 @@ func (a *arrivals) missing(ids []string) (n int) {
 		}
 	}
 	return n
-}
-
-const (
-	row     = "%-2s %-12s %7s  %-20s %-8s %-16s %-36s %s"
-	heading = "   arrived at   latency  topic                key      event type       id                                   payload"
-	excerpt = 60 // characters
-)
-
-// show prints an event on one line.
-func (d *demo) show(a arrival) error {
-	if d.JSON {
-		return json.NewEncoder(d.Out).Encode(a)
-	}
-	mark := ""
-	if a.Own {
-		mark = ">>"
-	}
-	_, err := fmt.Fprintf(d.Out, row+"\n", mark, a.Time.Format("15:04:05.000"), fmt.Sprintf("%d ms", a.Milliseconds),
-		line(a.Topic), line(a.Key), line(a.EventType), line(a.ID), line(a.Payload))
-	return err
-}
-
-// line is the beginning of a text, fit for one line of a terminal: what is in an event may be anything.
-func line(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, s)
-	if r := []rune(s); len(r) > excerpt {
-		return string(r[:excerpt-1]) + "…"
-	}
-	return s
 }

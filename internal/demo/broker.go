@@ -2,38 +2,70 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// broker is the Kafka fake. It keeps everything in memory.
+// topics is what the names of the demo's topics begin with.
+const topics = "outbox.event."
+
+// broker is the Kafka fake. It keeps its data in a directory, so that it can be started again.
 type broker struct {
 	cluster *kfake.Cluster
+	dir     string
 	addr    string
 }
 
-// startBroker starts one at any free port of 127.0.0.1. Like many real ones it makes a topic when somebody asks for it
-// by name. The connector, which leaves that to people, asks without leave to make it; here the broker takes it, so that
-// a person may insert an event of any aggregate type.
-func startBroker() (*broker, error) {
-	cluster, err := kfake.NewCluster(
+// startBroker starts a broker at a free port of 127.0.0.1.
+func startBroker(dir string) (*broker, error) {
+	b := &broker{dir: dir}
+	if err := b.start(); err != nil {
+		return nil, err
+	}
+	b.addr = b.cluster.ListenAddrs()[0]
+	return b, nil
+}
+
+// start starts the broker, for the first time or after close. Like many real brokers it makes a topic when somebody asks for
+// it by name. The connector does not ask a broker to make topics. The demo's broker makes them nevertheless, so that a person
+// may insert an event of any aggregate type.
+func (b *broker) start() error {
+	options := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.DefaultNumPartitions(3),
-		kfake.SeedTopics(3, "outbox.event.order", "outbox.event.payment"),
+		kfake.SeedTopics(3, topics+"order", topics+"payment"),
 		kfake.AllowAutoTopicCreation(),
-	)
+		kfake.DataDir(b.dir),
+	}
+	if b.addr != "" {
+		_, port, err := net.SplitHostPort(b.addr)
+		if err != nil {
+			return err
+		}
+		number, err := strconv.Atoi(port)
+		if err != nil {
+			return err
+		}
+		options = append(options, kfake.Ports(number))
+	}
+	cluster, err := kfake.NewCluster(options...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	cluster.ControlKey(int16(kmsg.Metadata), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		r.(*kmsg.MetadataRequest).AllowAutoTopicCreation = true
-		return nil, nil, false // and now as usual
+		return nil, nil, false // the request goes on as usual
 	})
-	return &broker{cluster: cluster, addr: cluster.ListenAddrs()[0]}, nil
+	b.cluster = cluster
+	return nil
 }
 
 func (b *broker) close() { b.cluster.Close() }
@@ -48,6 +80,7 @@ func (d *demo) consume(ctx context.Context) error {
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.MetadataMinAge(100*time.Millisecond),
 		kgo.MetadataMaxAge(500*time.Millisecond),
+		kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }),
 	)
 	if err != nil {
 		return err
@@ -59,8 +92,10 @@ func (d *demo) consume(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err := fetches.Err(); err != nil {
-			return fmt.Errorf("consume: %w", err)
+		for _, e := range fetches.Errors() {
+			if !passing(e.Err) {
+				return fmt.Errorf("consume: %w", e.Err)
+			}
 		}
 		for r := range fetches.RecordsAll() {
 			if err := d.show(d.arrivals.add(r, now)); err != nil {
@@ -68,4 +103,10 @@ func (d *demo) consume(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// passing reports whether the client gets over an error by itself: the broker is away, or has just come back.
+func passing(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || kerr.IsRetriable(err) || kgo.IsRetryableBrokerErr(err)
 }

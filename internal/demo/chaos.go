@@ -2,21 +2,23 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"net/http"
-	"sort"
-	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
-// The rhythm of the chaos: how long all is well, how long a sink is away, and how often it is looked what that does.
+// Breakable returns what the chaos can break.
+func Breakable() []string { return []string{"redis", "webhooks", "kafka", "connector", "postgres"} }
+
+// The rhythm of the chaos.
 const (
-	chaosCalm = 5 * time.Second
-	chaosAway = 9 * time.Second
-	chaosLook = 100 * time.Millisecond
+	chaosLook       = 100 * time.Millisecond
+	chaosTell       = 2 * time.Second  // how often a number that grows is told
+	chaosCatchUp    = 60 * time.Second // how long the chaos waits for what came late
+	chaosMendingFor = 60 * time.Second
+	chaosCounting   = 2 * time.Second // how long one count of what waits may take
 )
 
 // chaosConfiguration has the times of a demo: a person does not watch for minutes.
@@ -25,139 +27,105 @@ const chaosConfiguration = `delivery:
 breaker: {max_failures: 3, reset_timeout: 2s}
 `
 
-// chaos breaks Redis and the receiver of webhooks in turn, and says in words what the connector makes of it, until ctx ends.
-// Then all is mended.
-func (d *demo) chaos(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, d.dsn())
-	if err != nil {
-		return endOf(ctx, fmt.Errorf("chaos: %w", err))
+// act is one outage.
+type act struct {
+	sink string // of the configuration, if a destination breaks
+	// begins and ends are what a person is told then.
+	begins, ends string
+	away, mend   func(ctx context.Context) error
+	kill         bool // it may repeat events
+}
+
+func (d *demo) act(name string) act {
+	quietly := func(do func()) func(context.Context) error {
+		return func(context.Context) error { do(); return nil }
 	}
-	defer func() {
-		_ = conn.Close(context.WithoutCancel(ctx)) // its server goes, too
-	}()
-	acts := []struct {
-		sink, who    string
-		away, mended func()
-	}{
-		{"stream", "Redis", func() { d.others.redis.SetError("LOADING chaos") }, func() { d.others.redis.SetError("") }},
-		{"partner", "the receiver of webhooks", func() { d.others.away.Store(true) }, func() { d.others.away.Store(false) }},
+	switch name {
+	case "redis":
+		return act{
+			sink: "stream", begins: "Redis goes away, which is the sink stream. The other two go on.", ends: "Redis is back",
+			away: quietly(d.others.redis.Close), mend: func(context.Context) error { return d.others.redis.Restart() },
+		}
+	case "webhooks":
+		return act{
+			sink: "partner", begins: "The receiver of webhooks answers 503, which is the sink partner. The other two go on.",
+			ends: "the receiver of webhooks is back",
+			away: quietly(func() { d.others.away.Store(true) }), mend: quietly(func() { d.others.away.Store(false) }),
+		}
+	case "kafka":
+		return act{
+			sink: "events", begins: "Kafka is killed, which is the sink events. Nothing arrives here; the other two go on.",
+			ends: "Kafka is back", kill: true,
+			away: quietly(d.broker.close), mend: func(context.Context) error { return d.broker.start() },
+		}
+	case "connector":
+		return act{
+			begins: "The connector is killed, by kill -9. The shop goes on.", ends: "the connector is started again", kill: true,
+			away: d.connector.kill, mend: d.connector.restart,
+		}
+	default:
+		return act{
+			begins: "PostgreSQL is killed. Nobody can commit, so the shop waits.", ends: "PostgreSQL is back, after its recovery", kill: true,
+			away: func(ctx context.Context) error { return d.postgres.Stop(ctx, servers.Immediate) },
+			mend: d.postgres.Start,
+		}
 	}
-	w := watch{demo: d, conn: conn, sink: acts[0].sink}
+}
+
+// chaos breaks one thing after the other, and tells each outage as a story, until ctx ends. What is broken then is mended,
+// unless work has ended.
+func (d *demo) chaos(ctx, work context.Context) error {
 	for n := 0; ; n++ {
-		act := acts[n%len(acts)]
-		if w.during(ctx, chaosCalm) != nil { // the one that is back still has to catch up
-			return endOf(ctx, w.err)
-		}
-		w.sink = act.sink
-		d.say("~~ chaos: %s goes away", act.who)
-		act.away()
-		err := w.during(ctx, chaosAway)
-		act.mended()
-		d.say("~~ chaos: %s is back", act.who)
-		if err != nil {
-			return endOf(ctx, w.err)
-		}
-	}
-}
-
-// endOf is err, unless it is of having been told to end.
-func endOf(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
-}
-
-// watch tells what changes at a sink.
-type watch struct {
-	*demo
-	conn   *pgx.Conn
-	sink   string
-	state  string
-	parked int // as last told
-	most   int // since the sink was live
-	err    error
-}
-
-// during watches for so long.
-func (w *watch) during(ctx context.Context, d time.Duration) error {
-	end := time.NewTimer(d)
-	defer end.Stop()
-	tick := time.NewTicker(chaosLook)
-	defer tick.Stop()
-	told := time.Now()
-	for {
-		select {
-		case <-tick.C:
-		case <-end.C:
+		if !pause(ctx, d.Outage/2) {
 			return nil
-		case <-ctx.Done():
-			return ctx.Err()
 		}
-		if w.err = w.look(ctx, &told); w.err != nil {
-			return w.err
+		s := &story{demo: d, act: d.act(d.Chaos[n%len(d.Chaos)])}
+		err := s.tell(ctx, work)
+		s.disconnect(work)
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("chaos: %w", err)
+		}
+		if s.unmended != nil {
+			return fmt.Errorf("chaos: mend what was broken: %w", s.unmended)
 		}
 	}
 }
 
-func (w *watch) look(ctx context.Context, told *time.Time) error {
-	state, err := w.readState(ctx)
-	if err != nil {
+// pause waits, and reports whether ctx still goes on after that.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// tell breaks it, mends it after a while, and waits until everything has arrived.
+func (s *story) tell(ctx, work context.Context) error {
+	s.began, s.repeated = time.Now(), s.arrivals.again()
+	s.counted = s.began
+	s.title(s.begins)
+	if s.kill {
+		s.kills++
+	}
+	if err := s.away(ctx); err != nil {
 		return err
 	}
-	if state != w.state {
-		if state != "" {
-			w.demo.say("~~ %s", state)
-		} else if w.state != "" {
-			w.demo.say("~~ %s: the breaker is closed, it takes events again", w.sink)
-		}
-		w.state = state
-	}
-	var parked int
-	err = w.conn.QueryRow(ctx, `select count(*) from outbox_parked k join outbox_processors p on p.id = k.processor_id
-		where p.processor_name = $1 and k.status = 'parked'`, w.sink).Scan(&parked)
-	if err != nil {
-		return fmt.Errorf("chaos: %w", err)
-	}
-	w.most = max(w.most, parked)
-	switch {
-	case parked == 0 && w.parked > 0:
-		w.demo.say("~~ %s: caught up, everything that was parked is delivered, up to %d events, in order; its lanes are live", w.sink, w.most)
-		w.parked, w.most = 0, 0
-	case parked != w.parked && (w.parked == 0 || time.Since(*told) > 2*time.Second):
-		w.demo.say("~~ %s: parked: %d; Kafka and the slot go on", w.sink, parked)
-		w.parked, *told = parked, time.Now()
-	}
-	return nil
-}
+	watching, enough := context.WithTimeout(ctx, s.Outage)
+	s.watch(watching)
+	enough()
+	counting, enough := context.WithTimeout(ctx, chaosCounting)
+	s.count(counting)
+	enough()
 
-// readState is what /readyz says of the sinks that are not ok, without what changes all the time.
-func (w *watch) readState(ctx context.Context) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.http+"/readyz", nil)
-	if err != nil {
-		return "", err
+	mending, cancel := context.WithTimeoutCause(work, chaosMendingFor, errors.New("it takes too long"))
+	defer cancel()
+	if s.unmended = s.mend(mending); s.unmended != nil {
+		return s.unmended
 	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return "", fmt.Errorf("chaos: %w", err)
-	}
-	defer response.Body.Close()
-	var report struct {
-		Components map[string]struct {
-			Status string `json:"status"`
-			Detail string `json:"detail"`
-		} `json:"components"`
-	}
-	if err := json.NewDecoder(response.Body).Decode(&report); err != nil {
-		return "", fmt.Errorf("chaos: read /readyz: %w", err)
-	}
-	var texts []string
-	for name, c := range report.Components {
-		if sink, is := strings.CutPrefix(name, "sink:"); is && c.Status != "ok" {
-			detail, _, _ := strings.Cut(c.Detail, ";")
-			texts = append(texts, sink+": "+detail)
-		}
-	}
-	sort.Strings(texts)
-	return strings.Join(texts, "; "), nil
+	s.line(yellow, "%s", s.ends)
+	return s.catchUp(ctx)
 }

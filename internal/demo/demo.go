@@ -1,7 +1,7 @@
-// Package demo shows outbox-cdc at work on a machine that has nothing but Go: a PostgreSQL that it finds or downloads; a
-// Kafka fake, a Redis and a receiver of webhooks within the process; a small shop that writes events, a consumer that
-// prints them, and between them the ordinary connector with an ordinary configuration. It measures nothing that
-// test/bench does not measure better.
+// Package demo shows outbox-cdc at work on a machine that has nothing but Go. It starts a PostgreSQL that it finds or
+// downloads, and within this process a Kafka fake, a Redis and a receiver of webhooks. A small shop writes events, and a
+// consumer of Kafka prints them. Between them runs the ordinary connector, as a process of its own, with an ordinary
+// configuration. test/bench measures; the demo only shows.
 package demo
 
 import (
@@ -9,13 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"os"
 	"path/filepath"
-	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
@@ -26,35 +21,38 @@ type Options struct {
 	Duration time.Duration // 0: until told to end
 	// PGVersion is PostgreSQL's major version, any by default; PGBin the directory of its programs, found by default.
 	PGVersion, PGBin string
-	Chaos            bool      // a sink breaks now and then
-	JSON             bool      // events and summary as JSON
-	Out              io.Writer // gets events and summary
-	Info             io.Writer // gets everything that is said beside; may be Out
-	// Command runs a command of outbox-cdc as the command line does, with no environment.
-	Command func(ctx context.Context, args ...string) error
-	// Executable is the path of outbox-cdc, for the command that a person is given.
+	Chaos            []string      // what breaks in turn, of Breakable; empty: nothing
+	Outage           time.Duration // how long it stays broken
+	JSON             bool          // events and summary as JSON
+	Out              io.Writer     // gets events and summary
+	Info             io.Writer     // gets everything else; may be Out
+	Screen                         // what Info is
+	// Connector is the command line of a connector that makes what it needs in the database. The path of its configuration is
+	// appended.
+	Connector []string
+	// Executable is the path of outbox-demo, for the command that a person is given.
 	Executable string
 }
 
 const (
 	database = "shop"
 	// settleTimeout is how long the demo waits, when it ends, for events that have not arrived.
-	settleTimeout = 10 * time.Second
-	readyTimeout  = time.Minute
-	stopTimeout   = 10 * time.Second
+	settleTimeout        = 20 * time.Second
+	stopTimeout          = 10 * time.Second
+	connectorStopTimeout = 30 * time.Second
 )
 
 // demo is one run.
 type demo struct {
 	Options
-	postgres *servers.Postgres
-	broker   *broker
-	others   *others      // destinations beside Kafka
-	conn     *pgx.Conn    // the shop's
-	config   string       // the configuration's path
-	http     string       // the connector's address
-	remove   func() error // the directory of the configuration
-	arrivals arrivals
+	postgres  *servers.Postgres
+	broker    *broker
+	others    *others // destinations beside Kafka
+	connector *connector
+	shop      *shop
+	remove    func() error // removes the directory of the demo's files
+	arrivals  arrivals
+	kills     int // how often something was killed that may cause repetition; the chaos counts
 }
 
 // Run shows the demo until ctx ends, Options.Duration is over or something fails. Then it lets what was committed arrive,
@@ -81,13 +79,9 @@ func Run(ctx, work context.Context, o Options) (err error) {
 	return d.perform(ctx, work)
 }
 
-// say tells a person something. There is nobody to tell that it cannot be told.
-func (d *demo) say(format string, args ...any) {
-	_, _ = fmt.Fprintf(d.Info, format+"\n", args...)
-}
-
-// prepare starts the servers and makes everything up to the replication slot.
+// prepare starts the servers, and makes the shop's database and the connector's configuration.
 func (d *demo) prepare(ctx context.Context) error {
+	d.say("%s\n", d.paint(bold, "A shop writes events in its transactions, and outbox-cdc delivers them."))
 	dir, remove, err := servers.TempDir("demo")
 	if err != nil {
 		return fmt.Errorf("make a temporary directory: %w", err)
@@ -99,59 +93,52 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start PostgreSQL: %w; or name the directory of its programs by --pg-bin", err)
 	}
-	if d.broker, err = startBroker(); err != nil {
+	d.say("  DSN      %s", d.dsn())
+	if d.broker, err = startBroker(filepath.Join(dir, "kafka")); err != nil {
 		return fmt.Errorf("start the demo broker: %w", err)
 	}
-	d.say("Kafka: in-process demo broker (kfake) at %s; topics are made when they are first used", d.broker.addr)
 	if d.others, err = startOthers(ctx); err != nil {
 		return fmt.Errorf("start Redis and the receiver of webhooks: %w", err)
 	}
-	d.say("Redis: in-process (miniredis) at %s; webhooks: a receiver at %s, which checks their signatures", d.others.redis.Addr(), d.others.url)
-	if err := d.openShop(ctx); err != nil {
+	if d.shop, err = openShop(ctx, d.postgres.DSN("postgres"), d.dsn()); err != nil {
 		return fmt.Errorf("open the shop: %w", err)
 	}
-	port, err := servers.FreePort()
-	if err != nil {
-		return err
-	}
-	d.http = fmt.Sprintf("127.0.0.1:%d", port)
-	d.config = filepath.Join(dir, "outbox.yaml")
-	if err := os.WriteFile(d.config, []byte(d.configuration()), 0o600); err != nil {
-		return err
-	}
-	d.say("\n$ outbox-cdc init --config %s", d.config)
-	return d.Command(ctx, "init", "--config", d.config)
-}
-
-// configuration has what an ordinary one has, and leaves everything else at its default.
-func (d *demo) configuration() string {
-	text := fmt.Sprintf(`# Made by outbox-cdc demo. "outbox-cdc config example" explains every key.
-name: demo
-source:
-  dsn: %q
-sinks:
-  - name: events
-    type: kafka
-    brokers: [%q]
-    topic: outbox.event.{aggregate_type}
-  - name: stream
-    type: redis_stream
-    url: redis://%s
-  - name: partner
-    type: webhook
-    url: %s
-    secret: %s
-    allow_hosts: [127.0.0.1]
-http:
-  listen: %s
-`, d.dsn(), d.broker.addr, d.others.redis.Addr(), d.others.url, d.others.secret, d.http)
-	if d.Chaos {
-		text += chaosConfiguration
-	}
-	return text
+	d.shop.patience += d.Outage
+	d.introduceSinks()
+	d.connector, err = newConnector(dir, d.Connector, d.configuration)
+	return err
 }
 
 func (d *demo) dsn() string { return d.postgres.DSN(database) }
+
+func (d *demo) introduceSinks() {
+	d.say("\nThree sinks, all on this machine. Every event goes to each of them.")
+	for _, s := range []struct{ name, what, where, note string }{
+		{"events", "Kafka", d.broker.addr, "a fake in this process; topics " + topics + "<aggregate type>"},
+		{"stream", "Redis", d.others.redis.Addr(), "a fake in this process"},
+		{"partner", "webhooks", d.others.hookAddr, "a receiver that checks each signature"},
+	} {
+		d.say("  %s  %-8s  %-15s  %s", d.paint(cyan, fmt.Sprintf("%-7s", s.name)), s.what, s.where, d.paint(faint, s.note))
+	}
+}
+
+// introduce says where the connector is and what will be seen.
+func (d *demo) introduce(ctx context.Context) {
+	c := d.connector
+	d.say("\nThe connector, a process of its own, as outbox-cdc run --init --config <config>")
+	d.say("  config   %s\n  log      %s\n  health   http://%s/readyz\n  metrics  http://%s/metrics", c.config, c.log, c.http, c.http)
+	d.say("\nAn event of your own: paste this into another terminal.\n\n  %s\n", d.ownEvent(ctx))
+	if d.JSON {
+		return
+	}
+	story := ""
+	if len(d.Chaos) > 0 {
+		story = " Stories of outages begin with ~~."
+	}
+	d.say("Each line is an event as a consumer of Kafka gets it, and how long after its\ncommit. Your own begin with >>.%s\n"+
+		"Ctrl-C ends the demo and compares everything.\n", story)
+	d.say("%s", d.heading())
+}
 
 // perform runs connector, consumer and shop side by side. They end in the order in which events travel, so that none is
 // left between two of them.
@@ -160,11 +147,13 @@ func (d *demo) perform(ctx, work context.Context) error {
 	defer end(nil)
 	consumer := startPart(work, end, d.consume)
 	defer consumer.cancel()
-	d.say("$ outbox-cdc run --config %s\n", d.config)
-	connector := startPart(work, end, func(ctx context.Context) error { return d.Command(ctx, "run", "--config", d.config) })
-	defer connector.cancel()
+	connector := startPart(context.WithoutCancel(work), end, func(ctx context.Context) error { return d.connector.run(ctx, work) })
+	defer func() {
+		connector.cancel()
+		<-connector.ended // also if work has ended: no process is left
+	}()
 
-	if err := d.awaitReady(performing); err != nil {
+	if err := d.connector.awaitReady(performing); err != nil {
 		stopped := errors.Join(connector.stop(work), consumer.stop(work))
 		if stopped != nil || ctx.Err() != nil {
 			return stopped // the reason
@@ -173,19 +162,20 @@ func (d *demo) perform(ctx, work context.Context) error {
 	}
 	begin := time.Now()
 	d.introduce(ctx)
+	stopping := context.AfterFunc(performing, func() { d.say("%s", d.paint(faint, "\nstopping; a second signal does it without waiting")) })
+	defer stopping()
 	if d.Duration > 0 {
 		timer := time.AfterFunc(d.Duration, func() { end(nil) })
 		defer timer.Stop()
 	}
-	shop := newShop(d.conn)
 	mended := func() error { return nil }
-	if d.Chaos {
-		chaos := startPart(work, end, d.chaos)
-		mended = func() error { return chaos.stop(work) }
+	if len(d.Chaos) > 0 {
+		chaos := startPart(performing, end, func(ctx context.Context) error { return d.chaos(ctx, work) })
+		mended = func() error { chaos.cancel(); <-chaos.ended; return chaos.err } // also if work has ended: what it mends is ours to stop
 	}
-	err := shop.open(performing, work, d.Rate, &d.arrivals)
+	err := d.shop.open(performing, work, d.Rate, &d.arrivals)
+	end(nil)
 	err = errors.Join(err, mended())
-	d.say("\nstopping; a second signal does it without waiting")
 	var owed []string
 	if err == nil && !connector.over() && !consumer.over() {
 		owed, err = d.settle(work)
@@ -194,85 +184,7 @@ func (d *demo) perform(ctx, work context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.report(work, shop, owed, time.Since(begin))
-}
-
-// part is what runs beside the shop.
-type part struct {
-	cancel context.CancelFunc
-	ended  chan struct{}
-	err    error // once ended is closed
-}
-
-// startPart starts run. Where it fails, it ends the rest.
-func startPart(work context.Context, end context.CancelCauseFunc, run func(context.Context) error) *part {
-	ctx, cancel := context.WithCancel(work)
-	p := &part{cancel: cancel, ended: make(chan struct{})}
-	go func() {
-		defer close(p.ended)
-		if p.err = run(ctx); p.err == nil && ctx.Err() == nil {
-			p.err = errors.New("a part of the demo ended before its time")
-		}
-		if p.err != nil {
-			end(p.err)
-		}
-	}()
-	return p
-}
-
-// over says whether it has ended by itself, hence failed.
-func (p *part) over() bool {
-	select {
-	case <-p.ended:
-		return true
-	default:
-		return false
-	}
-}
-
-// stop ends it and waits for that, unless work ends.
-func (p *part) stop(work context.Context) error {
-	p.cancel()
-	select {
-	case <-p.ended:
-		return p.err
-	case <-work.Done():
-		return nil // whoever ended it says so
-	}
-}
-
-// awaitReady waits until the connector and all of its sinks are ok.
-func (d *demo) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("/readyz of the connector does not say ok"))
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/readyz?strict", nil)
-		if err != nil {
-			return err
-		}
-		if response, err := http.DefaultClient.Do(request); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return nil
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-func (d *demo) introduce(ctx context.Context) {
-	d.say("health http://%[1]s/readyz, metrics http://%[1]s/metrics", d.http)
-	d.say("DSN    %s\n", d.dsn())
-	d.say("Your own event: paste this into another terminal. What is not the shop's comes out with >> in front.\n\n  %s\n", d.ownEvent(ctx))
-	if !d.JSON {
-		d.say("%s", heading)
-	}
+	return d.report(work, d.shop, owed, time.Since(begin))
 }
 
 // close stops and removes everything that was made.
@@ -280,8 +192,8 @@ func (d *demo) close(work context.Context) error {
 	ctx, cancel := context.WithTimeout(work, stopTimeout)
 	defer cancel()
 	var errs []error
-	if d.conn != nil {
-		_ = d.conn.Close(ctx) // its server goes, too
+	if d.shop != nil {
+		_ = d.shop.conn.Close(ctx) // its server goes, too
 	}
 	if d.broker != nil {
 		d.broker.close()
@@ -299,18 +211,6 @@ func (d *demo) close(work context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
-	d.say("stopped; nothing is left but the download cache")
+	d.say("%s", d.paint(faint, "stopped; nothing is left but the download cache"))
 	return nil
-}
-
-// lockedWriter is for several goroutines.
-type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -36,8 +37,9 @@ func TestReport(t *testing.T) {
 			t.Parallel()
 			ctx := t.Context()
 			var out bytes.Buffer
-			d := &demo{Options: Options{Out: &out}, conn: pgtest.New(t).Conn(t)}
-			tx, err := d.conn.Begin(ctx)
+			shop := &shop{conn: pgtest.New(t).Conn(t)}
+			d := &demo{Options: Options{Out: &out}, shop: shop}
+			tx, err := shop.conn.Begin(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +60,6 @@ func TestReport(t *testing.T) {
 			if err := tx.Commit(ctx); err != nil {
 				t.Fatal(err)
 			}
-			var shop shop
 			for _, i := range test.arrived {
 				d.arrivals.add(record(events[i].ID), time.Now())
 			}
@@ -68,11 +69,11 @@ func TestReport(t *testing.T) {
 				d.arrivals.add(record(id), time.Now())
 			}
 			owed := []string{events[a].ID, events[b].ID, events[c].ID}
-			err = d.report(ctx, &shop, owed, time.Second)
+			err = d.report(ctx, shop, owed, time.Second)
 			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), " are "+test.want+";") {
 				t.Errorf("%v, want %q", err, test.want)
 			}
-			if boast := strings.Contains(out.String(), "none missing"); boast != (test.want == "") {
+			if boast := strings.Contains(out.String(), "Nothing missing"); boast != (test.want == "") {
 				t.Errorf("it says: %s", out.String())
 			}
 		})
@@ -109,17 +110,50 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-func TestLine(t *testing.T) {
+func TestFit(t *testing.T) {
 	t.Parallel()
-	for s, want := range map[string]string{
-		"":                       "",
-		"{\"a\":\n\t1}":          `{"a":  1}`,
-		"\x1b[31mred\a":          " [31mred ",
-		"\xff\u202e":             "\ufffd ",
-		strings.Repeat("ż", 100): strings.Repeat("ż", excerpt-1) + "…",
+	for _, c := range []struct {
+		text    string
+		columns int
+		want    string
+	}{
+		{"", 5, ""},
+		{"abc", 3, "abc"},
+		{"abcd", 3, "ab…"},
+		{"abcd", 0, ""},
+		{"{\"a\":\n\t1}", 20, `{"a":  1}`},
+		{"\x1b[31mred\a", 20, " [31mred "},
+		{"\xff\u202e", 20, "\ufffd "},
+		{strings.Repeat("ż", 100), 10, strings.Repeat("ż", 9) + "…"},
 	} {
-		if got := line(s); got != want {
-			t.Errorf("line(%q) = %q, want %q", s, got, want)
+		if got := fit(c.text, c.columns); got != c.want {
+			t.Errorf("fit(%q, %d) = %q, want %q", c.text, c.columns, got, c.want)
+		}
+	}
+}
+
+// An event takes one line of the terminal, whatever its width is, and colours are where a terminal is.
+func TestShow(t *testing.T) {
+	t.Parallel()
+	for _, columns := range []int{40, 80, 100, 200} {
+		for _, colours := range []bool{false, true} {
+			var out bytes.Buffer
+			d := &demo{Options: Options{Out: &out, Screen: Screen{Colours: colours, Columns: func() int { return columns }}}}
+			event := arrival{
+				Topic: topics + "a-rather-long-type", Key: "0c5ab2c0-6a7c", EventType: "order.line.was.cancelled", ID: outbox.NewID(),
+				Payload: strings.Repeat("{}", 100), Own: true,
+			}
+			if err := d.show(event); err != nil {
+				t.Fatal(err)
+			}
+			line := strings.TrimSuffix(out.String(), "\n")
+			if strings.Contains(line, "\x1b[") != colours {
+				t.Errorf("colours %t: %q", colours, line)
+			}
+			line = strings.NewReplacer("\x1b["+string(green)+"m", "", "\x1b[0m", "").Replace(line)
+			if got, want := utf8.RuneCountInString(line), max(min(columns, Widest), rowWidth); got != want {
+				t.Errorf("%d columns on a terminal of %d, want %d: %q", got, columns, want, line)
+			}
 		}
 	}
 }

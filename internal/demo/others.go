@@ -15,16 +15,17 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// others are the destinations beside Kafka, within the process: a Redis, and a receiver of webhooks that checks signatures.
+// others holds the destinations beside Kafka, within this process: a Redis, and a receiver of webhooks that checks signatures.
 type others struct {
 	redis  *miniredis.Miniredis
 	secret string // of the webhooks
 	hook   *http.Server
-	url    string
-	away   atomic.Bool // the receiver answers 503
+	// hookAddr is where the receiver listens, and url its address.
+	hookAddr, url string
+	away          atomic.Bool // the receiver answers 503
 
 	mu       sync.Mutex
-	hooked   map[string]bool // ids of what had a valid signature
+	hooked   map[string]bool // ids of the events that came with a valid signature
 	unsigned int
 }
 
@@ -47,7 +48,8 @@ func startOthers(ctx context.Context) (*others, error) {
 		o.close(ctx)
 		return nil, err
 	}
-	o.url = "http://" + l.Addr().String() + "/events"
+	o.hookAddr = l.Addr().String()
+	o.url = "http://" + o.hookAddr + "/events"
 	o.hook = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if o.away.Load() {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -67,11 +69,11 @@ func startOthers(ctx context.Context) (*others, error) {
 		o.hooked[r.Header.Get("webhook-id")] = true
 		w.WriteHeader(http.StatusNoContent)
 	})}
-	go func() { _ = o.hook.Serve(l) }() // where it fails nothing arrives any more, which the summary tells
+	go func() { _ = o.hook.Serve(l) }() // if it fails, no webhook arrives any more, and the summary says so
 	return o, nil
 }
 
-// ids are those of the entries in all of Redis's streams.
+// ids returns the ids of the events in all of Redis's streams.
 func (o *others) ids() (map[string]bool, error) {
 	found := map[string]bool{}
 	for _, stream := range o.redis.Keys() {
@@ -109,7 +111,7 @@ func (o *others) arrived(ids []string) (redis, webhooks int, err error) {
 	return redis, webhooks, nil
 }
 
-// close ends both; who still sends is cut off.
+// close ends both.
 func (o *others) close(ctx context.Context) {
 	o.redis.Close()
 	if o.hook != nil {

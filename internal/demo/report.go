@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// summary is what became of everything that was committed before the demo was told to end.
+// summary says what became of everything that was committed before the demo was told to end.
 type summary struct {
 	Seconds      float64 `json:"seconds"`
 	Transactions int     `json:"transactions"` // of the shop
@@ -28,15 +28,17 @@ type summary struct {
 	Unsigned     int     `json:"unsigned"`   // webhooks without one
 	RolledBack   int     `json:"rolled_back"`
 	Phantoms     int     `json:"phantoms"` // rolled back, and arrived
+	Kills        int     `json:"kills"`    // of Kafka, PostgreSQL or the connector, by --chaos
 	// Milliseconds from the commit's time, which is taken before it waits for the disk, to the consumer.
 	P50 int64 `json:"latency_p50_ms"`
 	P99 int64 `json:"latency_p99_ms"`
 	Max int64 `json:"latency_max_ms"`
 }
 
-// settle waits until everything that is committed by now has arrived, but not for ever, and returns the ids.
+// settle returns the ids of everything that is committed by now, and waits until all of it has arrived. After settleTimeout it
+// gives up waiting.
 func (d *demo) settle(work context.Context) ([]string, error) {
-	rows, err := d.conn.Query(work, "select id::text from event_outbox")
+	rows, err := d.shop.conn.Query(work, "select id::text from event_outbox")
 	if err != nil {
 		return nil, err
 	}
@@ -68,9 +70,11 @@ func (d *demo) settle(work context.Context) ([]string, error) {
 
 // report compares outbox, ledger and what the consumer saw. The connector has ended.
 func (d *demo) report(work context.Context, s *shop, owed []string, took time.Duration) error {
-	sum := summary{Seconds: took.Seconds(), Transactions: s.transactions, Committed: len(owed), RolledBack: len(s.rolledBack)}
+	sum := summary{
+		Seconds: took.Seconds(), Transactions: s.transactions, Committed: len(owed), RolledBack: len(s.rolledBack), Kills: d.kills,
+	}
 	// The ledger knows the order of the commits.
-	rows, err := d.conn.Query(work, `select e.id::text, e.aggregate_type, e.aggregate_id, count(distinct l.processor_id) = $2
+	rows, err := s.conn.Query(work, `select e.id::text, e.aggregate_type, e.aggregate_id, count(distinct l.processor_id) = $2
 		from event_outbox e left join outbox_delivery_log l on l.event_id = e.id and l.status = 'delivered'
 		where e.id = any($1::uuid[])
 		group by e.id, l.commit_lsn, l.tx_index
@@ -154,29 +158,51 @@ func (d *demo) print(s summary) error {
 		return json.NewEncoder(d.Out).Encode(map[string]summary{"summary": s})
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%.0f s: %d events were committed, %d of them yours, and %d arrived", s.Seconds, s.Committed, s.Own, s.Arrived)
-	if s.verdict() == nil {
-		b.WriteString(": none missing, none twice, in order per aggregate, all in the ledger")
+	fmt.Fprintf(&b, "\n%s\n", d.paint(bold, fmt.Sprintf("What became of everything that was committed in %.0f s", s.Seconds)))
+	line := func(name string, n int, note string) {
+		fmt.Fprintf(&b, "  %-15s %7d", name, n)
+		if note != "" {
+			fmt.Fprintf(&b, "   %s", d.paint(faint, note))
+		}
+		b.WriteString("\n")
 	}
-	fmt.Fprintf(&b, "\nalso in Redis: %d; as webhooks with a valid signature: %d", s.Redis, s.Webhooks)
-	fmt.Fprintf(&b, "\nrolled back: %d events, of which %d arrived\n", s.RolledBack, s.Phantoms)
+	line("committed", s.Committed, fmt.Sprintf("events in the outbox, %d of them yours", s.Own))
+	line("in Kafka", s.Arrived, "")
+	line("in Redis", s.Redis, "")
+	line("as webhooks", s.Webhooks, "with a valid signature")
+	line("in the ledger", s.Committed-s.Unrecorded, "as delivered to all three")
+	line("rolled back", s.RolledBack, fmt.Sprintf("events that were never committed; %d of them arrived", s.Phantoms))
+	if s.Kills > 0 {
+		line("repeated", s.Repeated, "same event, same id: a kill between acceptance and ledger may cause that")
+	}
 	if s.Arrived > 0 {
-		fmt.Fprintf(&b, "latency: p50 %d ms, p99 %d ms, max %d ms, from PostgreSQL's time of the commit (before it waits for the disk) to "+
-			"the consumer; to the millisecond\n", s.P50, s.P99, s.Max)
+		fmt.Fprintf(&b, "  %-15s %4d ms   %s\n", "median latency", s.P50,
+			d.paint(faint, fmt.Sprintf("from commit to Kafka's consumer; p99 %d ms, longest %d ms", s.P99, s.Max)))
+	}
+	if s.verdict() == nil {
+		good := "Nothing missing, nothing twice, in order per aggregate, all in the ledger."
+		if s.Kills > 0 {
+			good = "Nothing missing, in order per aggregate, all in the ledger."
+		}
+		fmt.Fprintf(&b, "%s\n", d.paint(green, good))
 	}
 	_, err := fmt.Fprint(d.Out, b.String())
 	return err
 }
 
-// verdict is nil if everything is as promised. Repetition would need a crash, and nothing crashes here.
+// verdict is nil if everything is as promised. Only a kill may repeat an event.
 func (s summary) verdict() error {
 	var wrong []string
+	repeated := s.Repeated
+	if s.Kills > 0 {
+		repeated = 0
+	}
 	for _, count := range []struct {
 		n    int
 		what string
 	}{
 		{s.Missing, "missing"},
-		{s.Repeated, "repeated"},
+		{repeated, "repeated"},
 		{s.Misordered, "out of order"},
 		{s.Unrecorded, "not in the ledger"},
 		{s.Phantoms, "delivered although rolled back"},

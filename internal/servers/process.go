@@ -44,6 +44,7 @@ type process struct {
 
 	cmd  *exec.Cmd
 	done chan struct{}
+	err  error // how the child has ended, once done is closed
 }
 
 func (p *process) Start(context.Context) error {
@@ -66,7 +67,7 @@ func (p *process) Start(context.Context) error {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // how it ended is in its log
+			p.err = cmd.Wait()
 			close(done)
 		}
 	}()

@@ -328,7 +328,7 @@ func (g *cage) misconfigured() {
 	for _, dsn := range []string{
 		"postgres://u:" + x + "%@127.0.0.1:1/db", "postgres://u:" + x + "/y@127.0.0.1:1/db", "host=127.0.0.1 port=1 password='" + x, "postgres://u:" + x + "@127.0.0.1:1/db",
 	} {
-		for _, line := range []string{"init --config " + g.c.config + " --dsn", "destroy --yes --config " + g.c.config + " --dsn", "demo insert --dsn"} {
+		for _, line := range []string{"init --config " + g.c.config + " --dsn", "destroy --yes --config " + g.c.config + " --dsn"} {
 			out, code := g.c.command(nil, append(strings.Fields(line), dsn)...)
 			if code == 0 {
 				g.t.Errorf("%s: exit code 0", line)

@@ -80,7 +80,7 @@ var plan = []place{
 	// The demo uses the connector as a person does.
 	{
 		packages: []string{"internal/demo"}, imports: []string{"outbox", "internal/servers", "internal/shell"},
-		importers: []string{"cmd/outbox-cdc", "cmd/outbox-demo"},
+		importers: []string{"cmd/outbox-demo"},
 	},
 
 	{packages: []string{"outboxtest"}, importers: none}, // tests of who embeds us

@@ -11,14 +11,16 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 )
 
-// ownEvent is a command for a shell that inserts an event: by psql where there is one, as the rest of the world would.
-// (Debian has a psql that only says that there is none.)
+// ownEvent is a command for a shell that inserts an event. It uses psql if there is one, because everybody knows what that
+// does. (Debian has a psql that only says that there is none.)
 func (d *demo) ownEvent(ctx context.Context) string {
 	if exec.CommandContext(ctx, "psql", "--version").Run() == nil {
-		return "psql " + shell.Quote(d.dsn()) + ` -c "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) ` +
-			`values ('order', '42', 'order.created', '{\"total\": 99}')"`
+		return "psql " + shell.Quote(d.dsn()) + " \\\n" +
+			`    -c "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload)` + "\n" +
+			`        values ('order', '42', 'order.created', '{\"total\": 99}')"`
 	}
-	return shell.Quote(d.Executable) + " demo insert --dsn " + shell.Quote(d.dsn()) + ` --aggregate-id 42 --payload '{"total": 99}'`
+	return shell.Quote(d.Executable) + " insert \\\n    --dsn " + shell.Quote(d.dsn()) + " \\\n" +
+		`    --aggregate-id 42 --payload '{"total": 99}'`
 }
 
 // Insert commits one event into the outbox of a database, and returns its id.

@@ -20,14 +20,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/demo"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
-// If this variable is set, the test binary behaves like outbox-cdc, so that a test can send signals to it.
+// If this variable is set, the test binary behaves like outbox-demo, so that a test can send signals to it.
 const asCommand = "OUTBOX_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -37,35 +39,83 @@ func TestMain(m *testing.M) {
 	os.Exit(pgtest.Main(m))
 }
 
-func TestDemoUsageErrors(t *testing.T) {
+// outcome is the exit code and the output of a command.
+type outcome struct {
+	code           exitcode.Code
+	stdout, stderr string
+}
+
+func command(t *testing.T, args ...string) outcome {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	code := execute(t.Context(), args, &stdout, &stderr)
+	return outcome{code, stdout.String(), stderr.String()}
+}
+
+func TestUsageErrors(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{
-		"demo now":                `outbox-cdc demo takes no arguments, and got ["now"]; see outbox-cdc demo --help`,
-		"demo --rate -1":          `no rate -1; write 0 to 1000 events a second`,
-		"demo --duration -1s":     `no duration -1s; write 0 for no end, or how long, such as 30s`,
-		"demo -o xml":             `no output format "xml"; write text or json`,
-		"demo --log-level loud":   `no log level "loud"; write debug, info, warn or error`,
-		"demo insert":             `--dsn is missing; the demo prints it when it starts`,
-		"demo insert --dsn a now": `outbox-cdc demo insert takes no arguments, and got ["now"]; see outbox-cdc demo insert --help`,
+		"now":                `outbox-demo has no command "now"; see outbox-demo --help`,
+		"--rate -1":          `no rate -1; write 0 to 1000 events a second`,
+		"--rate many":        `invalid argument "many" for "--rate" flag: strconv.ParseInt: parsing "many": invalid syntax; see outbox-demo --help`,
+		"--duration -1s":     `no duration -1s; write 0 for no end, or how long, such as 30s`,
+		"--chaos --outage 0": `no outage 0s; write how long each lasts, such as 6s`,
+		"--outage 1s":        `--outage is for --chaos; write --chaos as well`,
+		"--chaos=redis,disk": `no chaos "disk"; write all, or some of redis,webhooks,kafka,connector,postgres`,
+		"-o xml":             `no output format "xml"; write text or json`,
+		"insert":             `--dsn is missing; the demo prints it when it starts`,
+		"insert --dsn a now": `outbox-demo insert takes no arguments, and got ["now"]; see outbox-demo insert --help`,
 	} {
-		got := command(t, nil, strings.Fields(line)...)
+		got := command(t, strings.Fields(line)...)
 		if got.code != 2 || got.stdout != "" || got.stderr != want+"\n" {
 			t.Errorf("%s: code %d, stdout %q, stderr %q, want 2 and %q", line, got.code, got.stdout, got.stderr, want)
 		}
 	}
 }
 
-func TestDemoInsertWithoutDemo(t *testing.T) {
+func TestHelpAndCompletion(t *testing.T) {
 	t.Parallel()
-	got := command(t, nil, "demo", "insert", "--dsn", "postgres://postgres:canary@127.0.0.1:1/shop")
-	if got.code != exitcode.Unavailable || !strings.Contains(got.stderr, "is the demo still running?") || strings.Contains(got.stderr, "canary") {
-		t.Errorf("code %d, stderr %q", got.code, got.stderr)
+	for line, want := range map[string]string{
+		"--help":                     "outbox-demo --chaos=connector,postgres",
+		"insert --help":              `outbox-demo insert --dsn "$DSN"`,
+		"--version":                  "outbox-demo version ",
+		"completion bash":            "outbox-demo",
+		"__complete --chaos=":        "postgres",
+		"__complete --output ":       "json",
+		"__complete --pg-version ":   "18",
+		"__complete insert --dsn= -": "--payload",
+	} {
+		got := command(t, strings.Split(line, " ")...)
+		if got.code != 0 || !strings.Contains(got.stdout, want) {
+			t.Errorf("%s: code %d, stderr %q, %q not in:\n%s", line, got.code, got.stderr, want, got.stdout)
+		}
+	}
+	if help := command(t, "--help").stdout; strings.Contains(help, "  connector ") {
+		t.Errorf("the command that the demo runs itself by is shown:\n%s", help)
 	}
 }
 
-func TestDemoWithoutPostgres(t *testing.T) {
+func TestInsertWithoutDemo(t *testing.T) {
 	t.Parallel()
-	got := command(t, nil, "demo", "--pg-bin", t.TempDir())
+	for dsn, want := range map[string]string{
+		"postgres://postgres:canary@127.0.0.1:1/shop": "is the demo still running?",
+		"postgres://u:canary%@127.0.0.1:1/db":         "cannot parse",
+		"postgres://u:canary/y@127.0.0.1:1/db":        "cannot parse",
+		"host=127.0.0.1 port=1 password='canary":      "cannot parse",
+	} {
+		got := command(t, "insert", "--dsn", dsn)
+		if got.code == 0 || !strings.Contains(got.stderr, want) || strings.Contains(got.stderr, "canary") {
+			t.Errorf("code %d, stderr %q, want %q", got.code, got.stderr, want)
+		}
+		if refused := strings.HasSuffix(dsn, "shop"); refused != (got.code == exitcode.Unavailable) {
+			t.Errorf("code %d, stderr %q", got.code, got.stderr)
+		}
+	}
+}
+
+func TestWithoutPostgres(t *testing.T) {
+	t.Parallel()
+	got := command(t, "--pg-bin", t.TempDir())
 	if got.code != 1 || !strings.Contains(got.stderr, "start PostgreSQL: ") || !strings.Contains(got.stderr, "--pg-bin") {
 		t.Errorf("code %d, stderr %q", got.code, got.stderr)
 	}
@@ -85,63 +135,74 @@ func TestDemo(t *testing.T) {
 
 // seeEventsArrive runs a demo and does in it what a person does.
 func seeEventsArrive(t *testing.T, m machine) {
-	d := startDemo(t, m, "demo", "--rate", "50", "--log-format", "json")
-	match := d.await(t, `^health (http://\S+/readyz), metrics (http://\S+/metrics)$`)
-	for _, url := range match[1:] {
+	d := startDemo(t, m, "--rate", "50")
+	addr := d.await(t, `^  DSN +postgres://[^@]+@([^/]+)/`)[1]
+	for _, what := range []string{"health", "metrics"} {
+		url := d.await(t, `^  `+what+` +(http://\S+/\S+)$`)[1]
 		if response, err := http.Get(url); err != nil || response.StatusCode != http.StatusOK {
 			t.Errorf("%s: %v, %v", url, response, err)
 		} else {
 			response.Body.Close()
 		}
 	}
-	addr := d.await(t, `^DSN +postgres://[^@]+@([^/]+)/`)[1]
-	paste := d.await(t, `^  (\S+ .*event_outbox .*|\S+ demo insert .*)$`)[1]
+	paste := d.await(t, `^  (\S+ .*\\)$`)[1]
+	for !strings.HasSuffix(paste, `}'`) && !strings.HasSuffix(paste, `)"`) {
+		paste += "\n" + d.await(t, "^.*$")[0]
+	}
 	if strings.HasPrefix(paste, "psql ") != m.psql {
 		t.Errorf("with psql %t it offers %s", m.psql, paste)
 	}
-	d.await(t, `^   \d.* ms  outbox\.event\.order +1001 +order\.created `) // the shop's
+	d.await(t, `^   \d.* ms  order +1001 +order\.created `) // the shop's
 
 	d.paste(t, paste)
-	d.await(t, `^>> .* ms  outbox\.event\.order +42 +order\.created +\S{36} \{"total": 99\}$`)
+	d.await(t, `^>> .* ms  order +42 +order\.created +…\S{6}  \{"total": 99\}$`)
 	// In another terminal: a topic that does not exist.
 	d.paste(t, strings.Join([]string{
-		os.Args[0], "demo insert --dsn", "'" + d.dsn + "'", "--aggregate-type invoice --event-type invoice.sent", `--payload '{"due":` + "\n" + `1}'`,
+		os.Args[0], "insert --dsn", "'" + d.dsn + "'", "--aggregate-type invoice --event-type invoice.sent", `--payload '{"due":` + "\n" + `1}'`,
 	}, " "))
-	d.await(t, `^>> .* ms  outbox\.event\.invoice +42 +invoice\.sent +\S{36} \{"due": 1\}$`)
+	d.await(t, `^>> .* ms  invoice +42 +invoice\.sent +…\S{6}  \{"due": 1\}$`)
 
 	d.signal(t, syscall.SIGTERM)
-	d.await(t, `events were committed, 2 of them yours, and \d+ arrived: none missing, none twice, in order per aggregate, all in the ledger$`)
-	d.await(t, `^rolled back: [1-9]\d* events, of which 0 arrived$`)
+	d.await(t, `^  committed +\d+   events in the outbox, 2 of them yours$`)
+	d.await(t, `^  rolled back +[1-9]\d*   events that were never committed; 0 of them arrived$`)
+	d.await(t, `^Nothing missing, nothing twice, in order per aggregate, all in the ledger\.$`)
 	if code := d.wait(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	if errors := d.stderr.String(); !regexp.MustCompile(`^outbox-cdc init works on database "shop" on 127\.0\.0\.1:\d+ as user "postgres" \(.*\)\n$`).MatchString(errors) {
-		t.Errorf("stderr: %s", errors)
+	if d.stderr.Len() > 0 {
+		t.Errorf("stderr: %s", d.stderr.String())
 	}
+	d.fits(t)
 	d.nothingLeft(t, addr)
 }
 
-// If a sink goes away, its events are parked. They arrive when it is back, and the summary finds nothing missing.
+// Everything is broken once. Each outage is told as one story, and nothing is missing.
 func TestDemoChaos(t *testing.T) {
 	t.Parallel()
-	d := startDemo(t, machine{psql: true}, "demo", "--rate", "20", "--chaos")
-	for _, said := range []string{
-		`^~~ chaos: Redis goes away$`, `^~~ stream: parked: `, `^~~ stream: left alone since .*breaker open`, `^~~ chaos: Redis is back$`,
-		`^~~ stream: caught up, `,
+	d := startDemo(t, machine{psql: true}, "--rate", "20", "--chaos", "--outage", "1500ms")
+	for _, story := range [][]string{
+		{`Redis goes away`, `stream is left alone`, `\d+ wait, parked in PostgreSQL`, `Redis is back`},
+		{`The receiver of webhooks answers 503`, `partner is left alone`, `\d+ wait, parked`, `the receiver of webhooks is back`},
+		{`Kafka is killed`, `Kafka is back`},
+		{`The connector is killed`, `\d+ wait, in the write-ahead log`, `the connector is started again`},
+		{`PostgreSQL is killed`, `/readyz says failed`, `PostgreSQL is back`},
 	} {
-		d.await(t, said)
+		for _, said := range append(story, "caught up, nothing missing") {
+			d.await(t, `^~~ (?: *\d+\.\d s  )?`+said)
+		}
 	}
 	d.signal(t, syscall.SIGTERM)
-	d.await(t, `none missing, none twice, in order per aggregate, all in the ledger$`)
+	d.await(t, `^Nothing missing, in order per aggregate, all in the ledger\.$`)
 	if code := d.wait(t); code != 0 {
 		t.Errorf("exit code %d\n%s", code, d.stderr.String())
 	}
+	d.fits(t)
 	d.nothingLeft(t, "")
 }
 
 func TestDemoForPrograms(t *testing.T) {
 	t.Parallel()
-	d := startDemo(t, machine{psql: true}, "demo", "--rate", "100", "--duration", "1s", "-o", "json")
+	d := startDemo(t, machine{psql: true}, "--rate", "100", "--duration", "1s", "-o", "json")
 	events := 0
 	for line := range d.lines {
 		var got struct {
@@ -169,7 +230,7 @@ func TestDemoForPrograms(t *testing.T) {
 // The demo cleans up, however it is ended.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
-	early := startDemo(t, machine{psql: true}, "demo")
+	early := startDemo(t, machine{psql: true})
 	early.await(t, `^PostgreSQL \S+ of `)
 	early.signal(t, syscall.SIGINT)
 	if code := early.wait(t); code != 0 {
@@ -178,7 +239,7 @@ func TestDemoInterrupted(t *testing.T) {
 	early.nothingLeft(t, "")
 
 	// The reader of the output goes away, as head does.
-	broken := startDemo(t, machine{psql: true}, "demo", "--rate", "100")
+	broken := startDemo(t, machine{psql: true}, "--rate", "100")
 	broken.await(t, `^   \d`)
 	broken.stdout.Close()
 	if code := broken.wait(t); code != 1 || !strings.Contains(broken.stderr.String(), "broken pipe") {
@@ -187,7 +248,7 @@ func TestDemoInterrupted(t *testing.T) {
 	broken.nothingLeft(t, "")
 
 	// A person has locked a table, which holds up the last transaction of the demo until a second signal.
-	held := startDemo(t, machine{psql: true}, "demo", "--rate", "100")
+	held := startDemo(t, machine{psql: true}, "--rate", "100")
 	held.await(t, `^   \d`)
 	conn, err := pgx.Connect(t.Context(), held.dsn)
 	if err != nil {
@@ -204,6 +265,8 @@ func TestDemoInterrupted(t *testing.T) {
 		}
 	}
 	held.signal(t, syscall.SIGINT)
+	held.await(t, `^stopping; `)
+	<-time.After(2 * sameSignal) // a signal that comes sooner counts as the first
 	held.signal(t, syscall.SIGTERM)
 	if code := held.wait(t); code != 1 || !strings.Contains(held.stderr.String(), "second signal") {
 		t.Errorf("exit code %d, stderr %q\n%s", code, held.stderr.String(), strings.Join(held.seen, "\n"))
@@ -282,7 +345,7 @@ func (d *runningDemo) await(t *testing.T, pattern string) []string {
 				t.Fatalf("it ended without a line that matches %s:\n%s\nstderr: %s", pattern, strings.Join(d.seen, "\n"), d.stderr.String())
 			}
 			d.seen = append(d.seen, line)
-			if dsn, ok := strings.CutPrefix(line, "DSN"); ok {
+			if dsn, ok := strings.CutPrefix(line, "  DSN"); ok {
 				d.dsn = strings.TrimSpace(dsn)
 			}
 			if match := wanted.FindStringSubmatch(line); match != nil {
@@ -324,6 +387,17 @@ func (d *runningDemo) wait(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return d.cmd.ProcessState.ExitCode()
+}
+
+// fits checks that the output fits a terminal of 100 columns and has no colours, because it goes to none.
+func (d *runningDemo) fits(t *testing.T) {
+	t.Helper()
+	for _, line := range d.seen {
+		path := strings.Contains(line, d.dir) || strings.Contains(line, os.Args[0]) // these are longer than a person's
+		if utf8.RuneCountInString(line) > demo.Widest && !path || strings.Contains(line, "\x1b") {
+			t.Errorf("%d columns: %q", utf8.RuneCountInString(line), line)
+		}
+	}
 }
 
 func (d *runningDemo) nothingLeft(t *testing.T, addr string) {

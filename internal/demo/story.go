@@ -1,0 +1,187 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// story is one outage as a person is told of it: what breaks, what the connector makes of that, and that nothing was lost.
+type story struct {
+	*demo
+	act
+	began    time.Time
+	repeated int // arrivals, when it began
+	unmended error
+
+	conn    *pgx.Conn // nil while PostgreSQL is away
+	state   string    // as last told
+	waiting int       // as last told
+	counted time.Time
+}
+
+func (s *story) title(text string) {
+	s.say("%s %s", s.paint(yellow, "~~"), s.paint(yellow, text))
+}
+
+// line tells what has happened, with the seconds since the story began.
+func (s *story) line(i ink, format string, args ...any) {
+	text := fit(fmt.Sprintf(format, args...), s.columns()-len("~~ 99.9 s  "))
+	s.say("%s %4.1f s  %s", s.paint(yellow, "~~"), time.Since(s.began).Seconds(), s.paint(i, text))
+}
+
+// watch tells what changes, until ctx ends, and at last how many events wait.
+func (s *story) watch(ctx context.Context) {
+	for pause(ctx, chaosLook) {
+		s.look(ctx)
+	}
+}
+
+// look tells what has changed. A question that gets no answer is asked again at the next look, because who should answer may
+// be the one that was killed.
+func (s *story) look(ctx context.Context) {
+	if state, err := s.readState(ctx); err == nil && state != s.state {
+		if state != "" {
+			s.line(plain, "%s", state)
+		}
+		s.state = state
+	}
+	if time.Since(s.counted) > chaosTell {
+		s.count(ctx)
+	}
+}
+
+// count tells how many events wait.
+func (s *story) count(ctx context.Context) {
+	s.counted = time.Now()
+	waiting, err := s.readWaiting(ctx)
+	if err != nil || waiting <= s.waiting {
+		return
+	}
+	s.waiting = waiting
+	where := "in the write-ahead log, which the slot keeps"
+	if s.sink != "" {
+		where = "parked in PostgreSQL, in order; the slot moves on"
+	}
+	wait := "wait"
+	if waiting == 1 {
+		wait = "waits"
+	}
+	s.line(plain, "%d %s, %s", waiting, wait, where)
+}
+
+// catchUp waits until everything that was committed in the meantime has arrived everywhere.
+func (s *story) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.Outage+chaosCatchUp, errors.New("it does not catch up"))
+	defer cancel()
+	var owed []string
+	for {
+		err := s.query(ctx, func(conn *pgx.Conn) error {
+			rows, err := conn.Query(ctx, "select id::text from event_outbox where created_at > $1", s.began.Add(-transactionTimeout))
+			if err != nil {
+				return err
+			}
+			owed, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			return err
+		})
+		if err == nil {
+			break
+		}
+		if !pause(ctx, chaosLook) {
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+	}
+	for {
+		redis, webhooks, err := s.others.arrived(owed)
+		if err != nil {
+			return err
+		}
+		missing := s.arrivals.missing(owed) + 2*len(owed) - redis - webhooks
+		if missing == 0 {
+			break
+		}
+		if !pause(ctx, chaosLook) {
+			return fmt.Errorf("%w: %d missing", context.Cause(ctx), missing)
+		}
+	}
+	twice := ""
+	if n := s.arrivals.again() - s.repeated; n > 0 {
+		twice = fmt.Sprintf("; %d came twice, with the same id", n)
+	}
+	s.line(green, "caught up, nothing missing%s", twice)
+	return nil
+}
+
+// readState says what /readyz tells of the outage: "" if all is well.
+func (s *story) readState(ctx context.Context) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.connector.http+"/readyz", nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	var report struct {
+		Components map[string]struct {
+			Status string `json:"status"`
+			Detail string `json:"detail"`
+		} `json:"components"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&report); err != nil {
+		return "", err
+	}
+	for _, name := range slices.Sorted(maps.Keys(report.Components)) {
+		c := report.Components[name]
+		sink, isSink := strings.CutPrefix(name, "sink:")
+		switch {
+		case c.Status == "ok" || isSink && sink != s.sink || !isSink && s.sink != "":
+		case strings.HasPrefix(c.Detail, "left alone"):
+			return fmt.Sprintf("%s is left alone: the breaker is open, and one event asks every 2 s", sink), nil
+		case isSink:
+			return fmt.Sprintf("%s refuses: %s", sink, c.Detail), nil
+		default:
+			return fmt.Sprintf("/readyz says %s, %s: %s", c.Status, name, c.Detail), nil
+		}
+	}
+	return "", nil
+}
+
+// readWaiting counts the events that were committed and have not been delivered: parked for the sink that is away, or, while
+// the connector is away, in the WAL.
+func (s *story) readWaiting(ctx context.Context) (n int, err error) {
+	text, args := `select count(*) from outbox_parked k join outbox_processors p on p.id = k.processor_id
+		where p.processor_name = $1 and k.status = 'parked'`, []any{s.sink}
+	if s.sink == "" {
+		text, args = `select count(*) from event_outbox e where created_at > $1
+			and not exists (select from outbox_delivery_log l where l.event_id = e.id)`, []any{s.began.Add(-time.Second)}
+	}
+	err = s.query(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, text, args...).Scan(&n) })
+	return n, err
+}
+
+// query runs do with a connection, which it makes when there is none.
+func (s *story) query(ctx context.Context, do func(*pgx.Conn) error) (err error) {
+	if s.conn == nil || s.conn.IsClosed() {
+		if s.conn, err = pgx.Connect(ctx, s.dsn()); err != nil {
+			s.conn = nil
+			return err
+		}
+	}
+	return do(s.conn)
+}
+
+func (s *story) disconnect(work context.Context) {
+	if s.conn != nil {
+		_ = s.conn.Close(work) // its server goes, too
+	}
+}
