@@ -81,6 +81,7 @@ type supervisor struct {
 	tally  *tally
 	reload <-chan os.Signal // SIGHUP; nil if nobody sends any
 
+	notices  notices
 	refused  chan struct{} // holds a value after a login was refused
 	secrets  secretsWatch
 	fallback *fallback // of the connector that runs; nil once it has streamed
@@ -173,7 +174,8 @@ func (s *supervisor) attend(ctx context.Context, l *life) (*following, error) {
 	defer l.stop(nil)
 	for {
 		changed := s.health.Changed()
-		if s.isSettled(l) {
+		settled := s.isSettled(l)
+		if s.noteReady(l) && settled {
 			changed = nil
 		}
 		var next *loaded
@@ -191,12 +193,19 @@ func (s *supervisor) attend(ctx context.Context, l *life) (*following, error) {
 		case <-changed:
 		case <-s.reload:
 			asked = time.Now()
-			next = s.reloaded(ctx, l)
+			s.notices.reload()
+			if next = s.reloaded(ctx, l); next == nil {
+				s.notices.ready()
+			}
 		case <-s.refused:
 			s.secrets.loginRefused(time.Now())
 		case <-s.secrets.timer.C:
 			asked = time.Now()
 			next = s.changedSecrets(ctx, l)
+		case <-s.notices.ticks():
+			s.tick(l)
+		case <-s.notices.stopping(ctx):
+			s.notices.stop()
 		}
 		if next != nil && ctx.Err() == nil {
 			return s.handOver(ctx, l, &following{loaded: *next, asked: asked})
@@ -326,6 +335,10 @@ func (s *supervisor) handOver(ctx context.Context, l *life, next *following) (*f
 		select {
 		case <-slow.C:
 			s.logger.Info("the reload waits until running deliveries have ended and are recorded", "at_most", l.config.Delivery.DrainTimeout.String())
+		case <-s.notices.ticks():
+			s.tick(l)
+		case <-s.notices.stopping(ctx):
+			s.notices.stop()
 		case err := <-l.ended:
 			if ctx.Err() != nil {
 				return nil, err // the process ends; this was its drain

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -32,6 +33,8 @@ type fakeConnector struct {
 	status monitoring.Status
 	dsn    string
 	fail   chan error // ends it
+
+	stuck atomic.Pointer[chan struct{}] // Status waits until it is closed
 }
 
 func (f *fakeConnector) set(change func(*monitoring.Status)) {
@@ -66,6 +69,9 @@ func (f *fakeConnector) Run(ctx context.Context) error {
 }
 
 func (f *fakeConnector) Status() monitoring.Status {
+	if stuck := f.stuck.Load(); stuck != nil {
+		<-*stuck
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	st := f.status
@@ -98,6 +104,7 @@ type supervisorBench struct {
 	log    bytes.Buffer
 	events []string         // when which connector has begun and ended
 	built  []*fakeConnector // all connectors
+	told   []string         // what systemd was told
 
 	answers answers
 }
@@ -191,6 +198,8 @@ func inBubble(t *testing.T, test func(t *testing.T, b *supervisorBench)) {
 		b := &supervisorBench{t: t, sighup: make(chan os.Signal, 1), ended: make(chan error, 1), answers: answers{file: configWith("a"), secrets: configWith("a")}}
 		b.supervisor = newSupervisor(&monitoring.Health{}, slog.New(slog.NewTextHandler(b, nil)))
 		b.supervisor.reload = b.sighup
+		b.supervisor.notices.begin(Systemd{Tell: b.tell, Clock: func() string { return "MONOTONIC_USEC=1\n" }, Watchdog: time.Minute})
+		defer b.supervisor.notices.end()
 		b.supervisor.steps = steps{
 			read: func(loaded) (loaded, []string, error) {
 				b.mu.Lock()
@@ -233,6 +242,7 @@ func inBubble(t *testing.T, test func(t *testing.T, b *supervisorBench)) {
 		time.Sleep(time.Second)
 		b.ran("a begins")
 		b.says()
+		b.tells("READY=1")
 		test(t, b)
 		cancel()
 		if err := <-b.ended; err != nil {

@@ -24,6 +24,8 @@ type RunOptions struct {
 	Reload <-chan os.Signal
 	// TracerProvider makes the spans. It is nil if nothing is traced.
 	TracerProvider trace.TracerProvider
+	// Systemd is told that the process is ready, reloads, ends and is alive.
+	Systemd Systemd
 }
 
 // Run runs the connector that cfg describes, with its HTTP server, until ctx ends and the connector has drained. When the configuration
@@ -39,6 +41,8 @@ func Run(ctx context.Context, cfg config.Config, o RunOptions) error {
 	}
 	s := newSupervisor(build.Health, o.Logger)
 	s.reload = o.Reload
+	s.notices.begin(o.Systemd)
+	defer s.notices.end()
 	if o.Document.Content != nil { // without a file there is no file of a secret either
 		build.LoginRefused = s.noteRefusal
 	}

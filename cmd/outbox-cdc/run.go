@@ -29,16 +29,20 @@ running deliveries end and it is in force, within a second where no delivery han
 before, and the log says why. The files of ${file:…} are also read again when a login is refused. http, metrics and
 tracing need a new start.
 
+Under systemd with Type=notify it says when it is ready, reloads and ends, and while it is alive (WatchdogSec=).
+
 Another instance with the same slot stands by, ready, and takes over. A sink that is away never ends the process.`,
 		Example: `  outbox-cdc run --config outbox.yaml
   DATABASE_URL=postgres://localhost/shop OUTBOX_PUBLISHER_TYPE=kafka OUTBOX_KAFKA_BROKERS=localhost:9092 outbox-cdc run --init`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			logger, err := logs.logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
 			takeLibraryLog(logger)
+			unit := systemd(environ, logger)
+			defer func() { tellFailure(unit, err) }()
 			reload := make(chan os.Signal, 1) // one that comes during a reload makes one more
 			signal.Notify(reload, syscall.SIGHUP)
 			defer signal.Stop(reload)
@@ -60,6 +64,7 @@ Another instance with the same slot stands by, ready, and takes over. A sink tha
 			defer spans.Stop()
 			if err := service.Run(cmd.Context(), c, service.RunOptions{
 				Init: initial, Logger: logger, Document: document, Reload: reload, TracerProvider: spans.Provider(),
+				Systemd: unit,
 			}); err != nil {
 				logger.Error("stopped", "err", err, "exit_code", int(exitcode.Of(err)))
 				return loggedError{err}
