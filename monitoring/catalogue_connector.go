@@ -5,12 +5,12 @@ import "github.com/pyairtable-compose/outbox-cdc/internal/buildinfo"
 // identityFamilies say which process it is, and what it does.
 var identityFamilies = []Family{
 	{
-		Name: "build_info", Type: Gauge, Labels: []string{"version", "go_version", "commit"}, Unit: "1",
-		Help:        "1; the labels say which build of outbox-cdc this is. An empty commit is not known.",
+		Name: "build_info", Type: Gauge, Labels: []string{"version", "go_version", "commit", "commit_date"}, Unit: "1",
+		Help:        "1; the labels say which build of outbox-cdc this is. An empty commit or date of it is not known.",
 		Investigate: "Instances of one job have different versions for longer than a rollout takes.",
 		collect: func(_ *Status, emit emit) {
 			v := buildinfo.Read()
-			emit(1, v.Version, v.Go, v.Commit)
+			emit(1, v.Version, v.Go, v.Commit, v.Time)
 		},
 	},
 	{

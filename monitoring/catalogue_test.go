@@ -87,9 +87,9 @@ func TestBuildInfo(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(NewCollector("p_", func() Status { return Status{} }))
 	v := buildinfo.Read()
-	want := `# HELP p_build_info 1; the labels say which build of outbox-cdc this is. An empty commit is not known.
+	want := `# HELP p_build_info 1; the labels say which build of outbox-cdc this is. An empty commit or date of it is not known.
 # TYPE p_build_info gauge
-p_build_info{commit="` + v.Commit + `",go_version="` + v.Go + `",version="` + v.Version + `"} 1
+p_build_info{commit="` + v.Commit + `",commit_date="` + v.Time + `",go_version="` + v.Go + `",version="` + v.Version + `"} 1
 `
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "p_build_info"); err != nil {
 		t.Error(err)

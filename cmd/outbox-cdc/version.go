@@ -12,7 +12,7 @@ func newVersionCommand() *cobra.Command {
 	var output outputFormat
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print version, commit, Go version and platform",
+		Short: "Print version, commit and its date, Go version and platform",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.check(); err != nil {
@@ -30,6 +30,9 @@ func versionText(v buildinfo.Info) string {
 	commit := "unknown"
 	if v.Commit != "" {
 		commit = v.Commit
+	}
+	if v.Time != "" {
+		commit += " of " + v.Time
 	}
 	if v.Modified {
 		commit += ", with changes that are not committed"
