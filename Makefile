@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards shipped snapshot clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -18,6 +18,7 @@ PAIRS    ?= 5
 # What "outbox-cdc version" says. Without a tag, the Go command makes the version of the commit.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null)
 COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
+DATE    ?= $(shell TZ=UTC git show -s --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ HEAD 2>/dev/null)
 BUILD   := github.com/pyairtable-compose/outbox-cdc/internal/buildinfo
 
 GO_TEST := go test -race -shuffle=on
@@ -26,7 +27,7 @@ help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/outbox-cdc
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT)' -o bin/outbox-cdc ./cmd/outbox-cdc
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT) -X $(BUILD).date=$(DATE)' -o bin/outbox-cdc ./cmd/outbox-cdc
 
 # The end-to-end tests come after the others and alone: they time out when they have to share the processors.
 test: ## vet and test everything against real servers, as CI does
@@ -115,5 +116,16 @@ dashboards: ## make the dashboard for Grafana
 	go run -C tools/dashboards . > bin/dashboard.json
 	mv bin/dashboard.json monitoring/grafana/dashboards/outbox/outbox-monitoring.json
 
+# What goes into packages and archives beside the binary. Dates are those of the commit.
+shipped:
+	rm -rf bin/shipped && mkdir -p bin/shipped
+	go test ./cmd/outbox-cdc -run '^TestShipped$$' -count=1 -args -shipped $(CURDIR)/bin/shipped -shipped-date $(DATE)
+	go build -C tools -o ../bin/notices ./notices
+	bin/notices ./cmd/outbox-cdc > bin/shipped/NOTICES.txt
+	scripts/sbom bin/shipped/outbox-cdc.cdx.json
+
+snapshot: ## build all that a release has into dist, without publishing: archives, packages, checksums, SBOM
+	go tool -modfile=tools/goreleaser/go.mod goreleaser release --snapshot --clean --skip=publish,sign
+
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist

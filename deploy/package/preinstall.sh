@@ -1,0 +1,10 @@
+#!/bin/sh
+# Makes the user and the group of the service. Removing the package leaves them, as files may still be theirs.
+set -e
+if ! getent group outbox-cdc >/dev/null; then
+	groupadd --system outbox-cdc
+fi
+if ! getent passwd outbox-cdc >/dev/null; then
+	useradd --system --gid outbox-cdc --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin \
+		--comment "outbox-cdc" outbox-cdc
+fi
