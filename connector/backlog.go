@@ -365,7 +365,7 @@ func (s *session) makeJobs(ctx context.Context, routes []router.Route) error {
 		sink.backlog.begin(row.Start, len(lanes))
 		s.jobs = append(s.jobs, &backlogJob{
 			row: row, sink: sink, lanes: lanes, tracker: s.tracker, router: router.New(routes), ask: s.stream.AskKeepalive, open: open,
-			report: goes.report, letter: s.c.tellInvalid, out: s.outcomes, recorded: make(chan uint64, 1), noEvents: noEvents, logger: s.c.cfg.Logger,
+			report: func(err error) { goes.report(s.c.explainLock(context.WithoutCancel(ctx), err)) }, letter: s.c.tellInvalid, out: s.outcomes, recorded: make(chan uint64, 1), noEvents: noEvents, logger: s.c.cfg.Logger,
 		})
 	}
 	return nil

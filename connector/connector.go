@@ -304,6 +304,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		if err == nil {
 			err = c.explainStreamError(ctx, c.runSession(ctx))
 		}
+		err = c.explainLock(ctx, err)
 		c.sessionEnded(err)
 		c.noteLogin(err)
 		if ctx.Err() != nil {
@@ -336,7 +337,11 @@ func (c *Connector) Run(ctx context.Context) error {
 			return exitcode.Errorf(exitcode.Unavailable, "PostgreSQL was not reachable for %s: %w; start it, or correct host and port of source.dsn", unreachableFor, err)
 		}
 		failures++
-		wait := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}.delay(failures)
+		pause := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}
+		if lockTimeout(err) {
+			pause.Max = lockRetry
+		}
+		wait := pause.delay(failures)
 		c.cfg.Health.SetOnly("session", monitoring.Failed(err.Error()))
 		c.cfg.Logger.Warn("session ended; starting another", "slot", c.cfg.Source.Slot, "err", err, "wait", wait.String())
 		c.db.reset() // the pool's connections may be as dead as the session's

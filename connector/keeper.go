@@ -48,6 +48,8 @@ type keeperDatabase interface {
 	publicationVersion(ctx context.Context, oid uint32) (string, error)
 	// whyServerWaits says what our oldest running statement is waiting for, by another connection.
 	whyServerWaits(ctx context.Context) string
+	// lockHolder says who holds the lock of a table that nobody else may write meanwhile, "" if nobody does.
+	lockHolder(ctx context.Context) string
 }
 
 // duty is a task that the keeper repeats as long as a session reads.

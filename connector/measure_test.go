@@ -33,6 +33,7 @@ func (f measuredFake) measure(_ context.Context, q provision.MeasureQuery) (prov
 }
 
 func (measuredFake) whyServerWaits(context.Context) string { return "" }
+func (measuredFake) lockHolder(context.Context) string     { return "" }
 
 // watchDatabase repeats the duty for a time, over a database that answers so. asked says what it was asked at which second: sizes and the oldest
 // row (o), only sizes (s), or neither (-).

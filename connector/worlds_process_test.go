@@ -468,3 +468,4 @@ func (p *worldProcess) advanceSlot(context.Context, pglogrepl.LSN) error { retur
 
 func (p *worldProcess) publicationExists(context.Context) (bool, error) { return true, p.ofKeeper() }
 func (p *worldProcess) whyServerWaits(context.Context) string           { return "" }
+func (p *worldProcess) lockHolder(context.Context) string               { return "" }
