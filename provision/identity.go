@@ -78,10 +78,15 @@ func (s *slotRow) goOn(now ledger.Identity) string {
 	switch {
 	case s.isHere(now):
 		return goOnHere
-	case s != nil && s.database != now.DatabaseName && s.database != "":
+	case s.isElsewhere(now):
 		return fmt.Sprintf(goOnBeside, s.database)
 	}
 	return goOnAnew
+}
+
+// isElsewhere reports whether the slot belongs to another database of the server. A physical slot has no database.
+func (s *slotRow) isElsewhere(now ledger.Identity) bool {
+	return s != nil && s.database != now.DatabaseName && s.database != ""
 }
 
 // isHere reports whether the slot can be streamed from in this database.

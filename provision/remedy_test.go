@@ -102,6 +102,8 @@ func TestRemedyOfACopyOnTheSameServer(t *testing.T) {
 	_, err := c.preflight()
 	remedy := `set source.slot to another name and run "outbox-cdc init --backlog none --parked discard"`
 	exitcodetest.Want(t, err, exitcode.SlotLost, "with oid", "the slot belongs to database", remedy)
+	_, err = Resync(pgtest.Context(t), ResyncConfig{SetupConfig: c.cfg})
+	exitcodetest.Want(t, err, exitcode.SlotLost, `drop the slot there ("outbox-cdc destroy")`, remedy)
 	if err := remedies[remedy](c); err != nil {
 		t.Fatal(err)
 	}

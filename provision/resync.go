@@ -123,6 +123,9 @@ func inspectLost(ctx context.Context, conn *pgx.Conn, cfg ResyncConfig) (f exist
 	if why, err = f.whyLost(cfg); err != nil {
 		return f, "", err
 	}
+	if now, then := f.server.Identity, f.checkpoint.Identity; f.slot.isElsewhere(now) && differs(now, then) != "" {
+		return f, "", otherDatabase(cfg.Slot, now, then, f.slot.goOn(now))
+	}
 	if f.slot != nil {
 		if err := checkDroppable(ctx, conn, cfg.Source, f.slot, f.checkpoint); err != nil {
 			return f, "", err

@@ -75,7 +75,7 @@ func judge(s Source, srv server, slot *slotRow, c *ledger.Checkpoint, p *problem
 	case srv.standby:
 	case c == nil && slot == nil:
 		return slotAbsent
-	case c == nil && slot.database != srv.DatabaseName && slot.database != "": // no advice to drop it: its owner may be away for a while
+	case c == nil && slot.isElsewhere(srv.Identity): // no advice to drop it: its owner may be away for a while
 		p.add(exitcode.SlotLost, "replication slot %q belongs to database %q, this is %q; set source.slot to another name", s.Slot, slot.database, srv.DatabaseName)
 	case c == nil:
 		p.add(exitcode.SlotLost, `replication slot %q exists but was not made by "outbox-cdc init": no checkpoint knows it; `+
