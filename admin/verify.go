@@ -9,6 +9,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/connector"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
@@ -178,12 +179,8 @@ func (v *verifier) await(ctx context.Context) (ledger.Witness, error) {
 		if err := v.schema().AskSettled(ctx, v.conn, v.cfg.Source.Slot); err != nil {
 			return witness, err
 		}
-		t := time.NewTimer(200 * time.Millisecond)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return witness, context.Cause(ctx)
+		if err := wait.For(ctx, 200*time.Millisecond); err != nil {
+			return witness, err
 		}
 	}
 }

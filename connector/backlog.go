@@ -6,11 +6,10 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
 	"github.com/pyairtable-compose/outbox-cdc/provision"

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/jackc/pglogrepl"
 	"go.opentelemetry.io/otel/trace"
 
@@ -19,6 +17,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 	"github.com/pyairtable-compose/outbox-cdc/router"

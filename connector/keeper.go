@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/jackc/pglogrepl"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/provision"

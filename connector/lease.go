@@ -8,17 +8,16 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 const (
-	// leaseFor is how long after a question was sent that has found the epoch ours a Deliver may begin. A session that follows one that has
-	// not signed off waits as long before its first Deliver.
+	// leaseFor is how long a Deliver may still begin after a question about the epoch was sent, if its answer was that the epoch is ours. A
+	// session that follows one that has not signed off waits as long before its first Deliver.
 	leaseFor = 2 * time.Second
 	// leaseEvery is how often the question is asked.
 	leaseEvery = 500 * time.Millisecond

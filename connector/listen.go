@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 

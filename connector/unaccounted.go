@@ -102,6 +102,14 @@ type unknownEvents struct {
 	ids     []string
 }
 
+// compareStep is what one step of the comparison works with.
+type compareStep struct {
+	table   accountsTable
+	owing   *Owing
+	query   ledger.VerifyQuery
+	tracker *checkpoint.Tracker // of the session
+}
+
 // keepAccounts compares the outbox with the ledger until ctx ends, in small steps and behind the prefix, so that a loss shows by itself. An
 // idle outbox is not compared again.
 func (c *Connector) keepAccounts(ctx context.Context, s *session) {
@@ -156,11 +164,11 @@ func (c *Connector) compareSome(ctx context.Context, s *session) error {
 		return nil
 	}
 	owing := NewOwing(&c.cfg, sinks)
-	q := owing.Query(c.cfg.Source.Slot)
-	if err := a.decide(ctx, s, table, owing, q); err != nil {
+	step := compareStep{table: table, owing: owing, query: owing.Query(c.cfg.Source.Slot), tracker: s.tracker}
+	if err := a.decide(ctx, step); err != nil {
 		return err
 	}
-	if err := a.chunk(ctx, s, table, owing, q); err != nil {
+	if err := a.chunk(ctx, step); err != nil {
 		return err
 	}
 	a.tell(c)
@@ -168,15 +176,15 @@ func (c *Connector) compareSome(ctx context.Context, s *session) error {
 }
 
 // decide looks again at what was unknown, if the stream is settled beyond it, and now and then at what is missing.
-func (a *accounts) decide(ctx context.Context, s *session, table accountsTable, owing *Owing, q ledger.VerifyQuery) error {
-	confirmed := s.tracker.Confirmed()
+func (a *accounts) decide(ctx context.Context, step compareStep) error {
+	confirmed := step.tracker.Confirmed()
 	for len(a.unknown) > 0 {
 		u := &a.unknown[0]
 		if u.lsn > confirmed {
-			s.tracker.WriteIdle() // an idle connector would not write it down for a long time
+			step.tracker.WriteIdle() // an idle connector would not write it down for a long time
 			break
 		}
-		still, decides, err := a.lacking(ctx, table, owing, q, u.witness, u.ids)
+		still, decides, err := step.lacking(ctx, u.witness, u.ids)
 		if err != nil {
 			return err
 		}
@@ -200,7 +208,7 @@ func (a *accounts) decide(ctx context.Context, s *session, table accountsTable, 
 		ids = append(ids, id)
 	}
 	// They were missing before, so every moment before now decides.
-	still, _, err := a.lacking(ctx, table, owing, q, ledger.Witness{}, ids)
+	still, _, err := step.lacking(ctx, ledger.Witness{}, ids)
 	if err != nil {
 		return err
 	}
@@ -213,17 +221,17 @@ func (a *accounts) decide(ctx context.Context, s *session, table accountsTable, 
 }
 
 // lacking returns which of these events some sink still lacks. Without a witness all of them are decided about.
-func (a *accounts) lacking(ctx context.Context, table accountsTable, owing *Owing, q ledger.VerifyQuery, w ledger.Witness, ids []string) (still map[string]struct{}, decides bool, err error) {
+func (step compareStep) lacking(ctx context.Context, w ledger.Witness, ids []string) (still map[string]struct{}, decides bool, err error) {
 	still = map[string]struct{}{}
-	always := w.Snapshot == ""
+	q, always := step.query, w.Snapshot == ""
 	if q.Witness = w; always {
 		q.Witness = ledger.Witness{Snapshot: "1:1:", LSN: "0/0"}
 	}
-	p, err := table.compareEvents(ctx, q, ids, func(p *ledger.VerifyPoint, u *ledger.Unknown) error {
+	p, err := step.table.compareEvents(ctx, q, ids, func(p *ledger.VerifyPoint, u *ledger.Unknown) error {
 		if always {
 			u.Seen = true
 		}
-		if owing.Judge(p, u) == Missing {
+		if step.owing.Judge(p, u) == Missing {
 			still[u.ID] = struct{}{}
 		}
 		return nil
@@ -232,7 +240,7 @@ func (a *accounts) lacking(ctx context.Context, table accountsTable, owing *Owin
 }
 
 // chunk compares the next rows of the pass. If none runs, it begins one.
-func (a *accounts) chunk(ctx context.Context, s *session, table accountsTable, owing *Owing, q ledger.VerifyQuery) error {
+func (a *accounts) chunk(ctx context.Context, step compareStep) error {
 	now := time.Now()
 	if a.missing == nil {
 		a.missing = map[string]struct{}{}
@@ -240,7 +248,7 @@ func (a *accounts) chunk(ctx context.Context, s *session, table accountsTable, o
 	if len(a.unknown) > maxUnknown/compareChunkRows {
 		return nil // what is unknown is decided first
 	}
-	prefix := s.tracker.Snapshot(now).Prefix
+	prefix := step.tracker.Snapshot(now).Prefix
 	if !a.pass.running {
 		if a.complete && prefix == a.settled {
 			return nil
@@ -248,10 +256,10 @@ func (a *accounts) chunk(ctx context.Context, s *session, table accountsTable, o
 		a.begin(now)
 	}
 	var u unknownEvents
-	chunk, err := table.compareChunk(ctx, q, a.pass.from, func(p *ledger.VerifyPoint, e *ledger.Unknown) error {
+	chunk, err := step.table.compareChunk(ctx, step.query, a.pass.from, func(p *ledger.VerifyPoint, e *ledger.Unknown) error {
 		decided := *p
 		decided.Decides = true // it is asked again, when it is
-		if e.Seen = true; owing.Judge(&decided, e) == Missing && !slices.Contains(u.ids, e.ID) {
+		if e.Seen = true; step.owing.Judge(&decided, e) == Missing && !slices.Contains(u.ids, e.ID) {
 			if _, known := a.missing[e.ID]; !known {
 				u.ids = append(u.ids, e.ID)
 			}

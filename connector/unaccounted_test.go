@@ -68,15 +68,16 @@ func TestAccounts(t *testing.T) {
 	cfg.Routes = []Route{{Sinks: []string{"a"}}}
 	c := newConnector(cfg, nil)
 	f := &fakeTable{rows: 2 * compareChunkRows, unknown: map[int]bool{5: true, 1500: true}, written: 100}
-	s := &session{c: c, tracker: checkpoint.NewTracker(10, 1000, checkpoint.Position{LSN: 50, Index: -1}, 50)}
+	tracker := checkpoint.NewTracker(10, 1000, checkpoint.Position{LSN: 50, Index: -1}, 50)
 	owing := NewOwing(&c.cfg, []ledger.VerifySink{{Processor: 1, Name: "a"}})
 	a := &accounts{}
 	step := func() {
 		t.Helper()
-		if err := a.decide(t.Context(), s, f, owing, owing.Query("s")); err != nil {
+		step := compareStep{table: f, owing: owing, query: owing.Query("s"), tracker: tracker}
+		if err := a.decide(t.Context(), step); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.chunk(t.Context(), s, f, owing, owing.Query("s")); err != nil {
+		if err := a.chunk(t.Context(), step); err != nil {
 			t.Fatal(err)
 		}
 		a.tell(c)
@@ -87,11 +88,11 @@ func TestAccounts(t *testing.T) {
 		}
 		return -1
 	}
-	due := func() bool { return a.due(time.Now(), s.tracker.Snapshot(time.Now()).Prefix) }
+	due := func() bool { return a.due(time.Now(), tracker.Snapshot(time.Now()).Prefix) }
 	confirm := func(lsn pglogrepl.LSN) {
 		f.confirmed = lsn
-		s.tracker.Idle(lsn)
-		s.tracker.Publish(s.tracker.Settled())
+		tracker.Idle(lsn)
+		tracker.Publish(tracker.Settled())
 	}
 	for range 3 {
 		step()

@@ -40,7 +40,7 @@ type MissingQuery struct {
 func (s Schema) Missing(ctx context.Context, db Beginner, q MissingQuery) ([]int, error) {
 	var missing []int
 	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, planMissing); err != nil {
+		if _, err := tx.Exec(ctx, "set transaction read only; "+planByIndex); err != nil {
 			return err
 		}
 		uuids, err := s.uuidIDs(ctx, tx, "outbox_delivery_log")
@@ -70,8 +70,8 @@ func (s Schema) Missing(ctx context.Context, db Beginner, q MissingQuery) ([]int
 	return missing, nil
 }
 
-// planMissing makes the planner look for each event in the indexes of the ledger.
-const planMissing = "set transaction read only; set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off; " +
+// planByIndex makes the planner look for each event in the indexes of the ledger.
+const planByIndex = "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off; " +
 	"set local enable_material = off; set local jit = off; set local max_parallel_workers_per_gather = 0; set local plan_cache_mode = force_custom_plan"
 
 // OwedSince returns the time of the first rows that a job with a base looks at, or the zero time for all rows: an hour before

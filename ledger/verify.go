@@ -150,7 +150,7 @@ type VerifyChunk struct {
 // used.
 func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyQuery, from *OutboxKey, limit int, take func(*VerifyPoint, *Unknown) error) (VerifyChunk, error) {
 	var c VerifyChunk
-	err := v.inSnapshot(ctx, db, planChunkOfVerify, func(tx pgx.Tx) error {
+	err := v.inSnapshot(ctx, db, planByIndex, func(tx pgx.Tx) error {
 		at, id := v.column(v.table.CreatedAt), v.id.raw
 		after, args := func(int) string { return "" }, []any{}
 		switch {
@@ -185,13 +185,10 @@ func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyQu
 	return c, err
 }
 
-const planChunkOfVerify = "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off; set local enable_material = off; " +
-	"set local jit = off; set local max_parallel_workers_per_gather = 0; set local plan_cache_mode = force_custom_plan"
-
 // CompareEvents compares the rows of these events.
 func (v *OutboxVerify) CompareEvents(ctx context.Context, db Beginner, q VerifyQuery, ids []string, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
 	var p VerifyPoint
-	err := v.inSnapshot(ctx, db, planChunkOfVerify, func(tx pgx.Tx) error {
+	err := v.inSnapshot(ctx, db, planByIndex, func(tx pgx.Tx) error {
 		return v.compare(ctx, tx, &q, &p, fmt.Sprintf(" and %s = any ($7::text[]::%s[])", v.id.raw, v.id.parameter), []any{ids}, take)
 	})
 	return p, err
@@ -273,7 +270,8 @@ func (s Schema) VerifySinks(ctx context.Context, db Querier, connector string) (
 
 // Settled reports whether the stream of a slot is settled beyond a witness, and whether somebody streams from the slot.
 func (s Schema) Settled(ctx context.Context, db Querier, slot string, w Witness) (settled, streamed bool, err error) {
-	err = db.QueryRow(ctx, s.statement(`select coalesce(confirmed_lsn >= $2::text::pg_lsn, false), coalesce((select active from pg_replication_slots r where r.slot_name = c.slot_name), false)
+	err = db.QueryRow(ctx, s.statement(`select coalesce(confirmed_lsn >= $2::text::pg_lsn, false), coalesce((select active from pg_replication_slots r
+			where r.slot_name = c.slot_name and r.database = current_database()), false)
 		from ledger.outbox_checkpoints c where slot_name = $1`), slot, w.LSN).Scan(&settled, &streamed)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, false, fmt.Errorf("slot %q: %w", slot, errNotReady)

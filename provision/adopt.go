@@ -109,7 +109,7 @@ func adoptLocked(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (AdoptRes
 	}
 	a := ledger.Adoption{Identity: srv.Identity, Another: another, Epoch: c.Epoch}
 	if another || HasNewTimeline(srv.Identity, c.Identity) {
-		a.Timeline = 0
+		a.Timeline = 0 // the next session takes that for a promotion, and compares
 	}
 	err = cfg.ledger().Adopt(ctx, conn, cfg.Slot, a)
 	result.Adopted = err == nil

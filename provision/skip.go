@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,6 +13,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,6 +15,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )

@@ -8,11 +8,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
-
 	"github.com/spf13/cobra"
 
 	"github.com/pyairtable-compose/outbox-cdc/admin"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 )
 
 const (
