@@ -123,6 +123,34 @@ off
 {{- end -}}
 {{- end -}}
 
+{{/* Fails if a configuration, which will be in a ConfigMap, holds a secret. It takes an outbox. */}}
+{{- define "outbox-cdc.checkSecrets" -}}
+{{- $found := "" -}}
+{{- $text := toYaml .config -}}
+{{- if or (regexMatch "://[^/@:\\s]*:[^@/\\s$]+@" $text) (regexMatch "password=[^$\\s]" $text) -}}
+{{- $found = "a connection string" -}}
+{{- end -}}
+{{- range $i, $sink := .config.sinks -}}
+{{- $values := dict "password" $sink.password "sasl.password" (dig "sasl" "password" "" $sink) -}}
+{{- if kindIs "slice" $sink.secret -}}
+{{- range $sink.secret -}}{{- $_ := set $values "secret" (ternary . (get $values "secret") (not (contains "${" (toString .)))) -}}{{- end -}}
+{{- else -}}
+{{- $_ := set $values "secret" $sink.secret -}}
+{{- end -}}
+{{- range $header, $value := $sink.headers -}}{{- $_ := set $values (printf "headers.%s" $header) $value -}}{{- end -}}
+{{- range $key, $value := $values -}}
+{{- if and $value (not (contains "${" (toString $value))) -}}{{- $found = printf "sinks[%d].%s" $i $key -}}{{- end -}}
+{{- end -}}
+{{- if and (eq (toString $sink.type) "event_bus") (regexMatch "://[^/@:\\s$]+@" (toString $sink.url)) -}}{{- $found = printf "sinks[%d].url" $i -}}{{- end -}}
+{{- end -}}
+{{- range $header, $value := dig "tracing" "headers" dict .config -}}
+{{- if not (contains "${" (toString $value)) -}}{{- $found = printf "tracing.headers.%s" $header -}}{{- end -}}
+{{- end -}}
+{{- if $found -}}
+{{- fail (printf "outboxes: the config of %s holds a password or another secret (%s), and a ConfigMap is no place for one; write ${file:…} or ${VAR} in its place, from an existing secret" .name $found) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What is wrong with the values as a whole. values.schema.json finds what is wrong with single ones. */}}
 {{- define "outbox-cdc.check" -}}
 {{- if not .Values.outboxes -}}
@@ -138,9 +166,12 @@ off
 {{- if regexMatch "(^|-)(init|validate|dashboard)$" .name -}}
 {{- fail (printf "outboxes: %s cannot be a name, because the chart calls things of its own so" .name) -}}
 {{- end -}}
-{{- $text := toYaml .config -}}
-{{- if regexMatch "://[^/@:\\s]*:[^@/\\s$]+@" $text -}}
-{{- fail (printf "outboxes: the config of %s holds a password, and a ConfigMap is no place for one; write ${file:…} or ${VAR} in its place, from an existing secret" .name) -}}
+{{- include "outbox-cdc.checkSecrets" . -}}
+{{- if hasKey (default dict .config.http) "listen" -}}
+{{- fail (printf "outboxes: %s has a config.http.listen, which the chart sets itself, since probes and metrics depend on it; leave it out" .name) -}}
+{{- end -}}
+{{- if and $.Values.podMonitor.enabled (eq (toString (dig "metrics" "enabled" true .config)) "false") -}}
+{{- fail (printf "outboxes: %s has metrics.enabled: false, so podMonitor would find nothing; leave out one of them" .name) -}}
 {{- end -}}
 {{- $source := default dict .config.source -}}
 {{- with .database -}}
