@@ -21,9 +21,14 @@ const failoverVersion = 170000
 // checkFailover refuses a failover slot where the server has none.
 func checkFailover(s Source, srv server, p *problems) {
 	if s.Failover && srv.version < failoverVersion {
-		p.add(exitcode.Config, "PostgreSQL %d keeps no slot on a standby, only %d and newer do; leave out --failover and source.failover: "+
-			"docs/failover.md#before-17 says what to do after a promotion instead", srv.version/10000, failoverVersion/10000)
+		p.add(exitcode.Config, "%s", noFailover(srv.version))
 	}
+}
+
+// noFailover says why a server of this server_version_num makes no failover slot, and what to do.
+func noFailover(version int) string {
+	return fmt.Sprintf("PostgreSQL %d keeps no slot on a standby, only %d and newer do; leave out --failover and source.failover: "+
+		"docs/failover.md#before-17 says what to do after a promotion instead", version/10000, failoverVersion/10000)
 }
 
 // createSlotCommand creates the slot of s with a snapshot that is exported. pglogrepl has no option for a failover slot.
@@ -64,6 +69,13 @@ func setFailover(ctx context.Context, cfg SetupConfig, slot *slotRow) error {
 func failoverWarnings(ctx context.Context, db ledger.Querier, s Source, slot *slotRow) ([]string, error) {
 	if slot == nil || !slot.failover {
 		if s.Failover && slot != nil {
+			var version int
+			if err := db.QueryRow(ctx, "select current_setting('server_version_num')::int").Scan(&version); err != nil {
+				return nil, err
+			}
+			if version < failoverVersion {
+				return []string{fmt.Sprintf("source.failover is true, but %s", noFailover(version))}, nil
+			}
 			return []string{fmt.Sprintf(`source.failover is true, but slot %q is no failover slot, so a standby that is promoted lacks it; `+
 				`stop all connectors, run "outbox-cdc init", and start them`, s.Slot)}, nil
 		}

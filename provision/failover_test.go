@@ -3,6 +3,7 @@ package provision
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -194,5 +195,10 @@ func TestNoFailoverBefore17(t *testing.T) {
 	exitcodetest.Want(t, err, exitcode.Config, "keeps no slot on a standby")
 	if n := o.text("select count(*) from pg_publication"); n != "0" {
 		t.Errorf("%s publications were made", n)
+	}
+	// A connector whose slot is there goes on. Its warning does not name init, which would refuse.
+	warnings, err := failoverWarnings(pgtest.Context(t), o.conn, o.cfg.Source, &slotRow{plugin: outputPlugin})
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "source.failover is true, but PostgreSQL "+strconv.Itoa(version/10000)+" keeps no slot") {
+		t.Errorf("warnings: %q, %v", warnings, err)
 	}
 }
