@@ -255,7 +255,10 @@ func (l *loader) decodeScalar(n *yaml.Node, path string, v reflect.Value) {
 		l.mistake(path, "has a tag, which means nothing here; a value that begins with ! needs quotes")
 		return
 	}
-	text, err := expand(n.Value, l.lookup)
+	text, err := n.Value, error(nil)
+	if !l.literal {
+		text, err = expand(n.Value, l.lookup)
+	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
 			l.mistake(path, "%s", strings.TrimSuffix(line, "\n"))

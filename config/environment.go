@@ -45,6 +45,7 @@ var sinkVariables = []sinkVariable{
 const (
 	publisherType = "OUTBOX_PUBLISHER_TYPE"
 	databaseURL   = "DATABASE_URL"
+	serviceName   = "SERVICE_NAME"
 	// listenOff is what http.listen says if there shall be no HTTP server. An empty text says so as well, but an empty variable counts
 	// as none.
 	listenOff = "off"

@@ -38,6 +38,8 @@ type Options struct {
 	SinksOptional bool
 	// InProcess allows sinks of type SinkInProcess.
 	InProcess bool
+	// NoVariables says that environ has no variable OUTBOX_…, so that no message recommends to set one.
+	NoVariables bool
 	// CheckSink returns what the sink's own package finds wrong with c.Sinks[i]. Their paths are keys of the sink, such as
 	// tls.ca_file. It is also called for sinks in which this package has found mistakes, so that all mistakes are reported
 	// at once. It may be nil.
@@ -55,11 +57,21 @@ func LoadWith(path string, environ []string, o Options) (Config, []string, error
 
 // Parse is LoadWith for the content of a file. Mistakes call it by the name file.
 func Parse(file string, data []byte, environ []string, o Options) (Config, []string, error) {
-	l := &loader{
+	l := newLoader(file, environ, o)
+	l.decodeFile(data)
+	return l.finish()
+}
+
+func newLoader(file string, environ []string, o Options) *loader {
+	return &loader{
 		file: file, env: environment(environ), options: o, used: map[string]bool{}, origins: map[string]origin{}, written: map[string]bool{},
 		config: Default(),
 	}
-	l.decodeFile(data)
+}
+
+// finish adds the environment to what was written, completes and checks the configuration.
+func (l *loader) finish() (Config, []string, error) {
+	o := l.options
 	l.applyEnvironment()
 	l.applyDatabaseURL()
 	l.applyOpenTelemetry()
@@ -68,7 +80,7 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 		l.origins["source.dsn"] = origin{variable: o.DSNPlace}
 	}
 	l.complete()
-	v := validator{config: &l.config, noDSN: o.NoDSN, noSinks: o.NoSinks, isType: l.isType, mistake: l.invalid, warn: l.warn, whence: l.whence}
+	v := validator{config: &l.config, options: o, names: l.names, isType: l.isType, mistake: l.invalid, warn: l.warn, whence: l.whence}
 	v.run()
 	if o.CheckSink != nil {
 		l.checkSinks()
@@ -78,6 +90,9 @@ func Parse(file string, data []byte, environ []string, o Options) (Config, []str
 	}
 	if len(l.mistakes) > 0 {
 		slices.SortStableFunc(l.mistakes, compareMistakes)
+		for i, m := range l.mistakes {
+			l.mistakes[i].Path = l.names.Of(m.Path)
+		}
 		return Config{}, l.warnings, &Error{Mistakes: l.mistakes}
 	}
 	for _, s := range l.config.Sinks {
@@ -111,6 +126,8 @@ type loader struct {
 	env      map[string]string
 	options  Options
 	used     map[string]bool // variables that the file refers to
+	literal  bool            // ${VAR} means nothing
+	names    Names           // in messages
 	config   Config
 	origins  map[string]origin // by path
 	written  map[string]bool   // paths of single values; a key without a value leaves the default, and is not among them
@@ -133,6 +150,8 @@ func (l *loader) place(path string) string {
 		return ""
 	case o.variable != "":
 		return o.variable
+	case l.names != nil: // a Go program has written it
+		return l.names.Of(path)
 	}
 	return fmt.Sprintf("%s:%d", l.file, o.line)
 }
@@ -142,8 +161,8 @@ func (l *loader) whence(path, value string) string {
 	switch place := l.place(path); {
 	case !l.written[path]:
 		return value + " by default"
-	case l.file == "" && l.origins[path].variable == "":
-		return value // a Go program has written it
+	case l.names != nil && l.origins[path].variable == "":
+		return value // its name stands beside it
 	default:
 		return value + ", " + place
 	}
@@ -258,7 +277,9 @@ func (l *loader) decodeFile(data []byte) {
 func (l *loader) complete() {
 	c := &l.config
 	if c.Name == "" {
-		c.Name = l.env["SERVICE_NAME"]
+		if c.Name = l.env[serviceName]; c.Name != "" {
+			l.origins["name"] = origin{variable: serviceName}
+		}
 	}
 	if c.Name == "" {
 		c.Name = c.Source.Slot

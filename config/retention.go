@@ -167,8 +167,8 @@ func (v *validator) retention(c *Config) {
 		v.mistake("retention.outbox", `%s needs the time of each row, and source.columns.created_at is ""; name the column, or write off`, outbox)
 	}
 	if ledger.Duration() < outbox.Duration() {
-		v.mistake("retention.ledger", "%s is shorter than retention.outbox (%s): the log says which rows of the outbox may be deleted, "+
-			"so it has to be kept as long; write %s or more, or a shorter retention.outbox",
-			ledger, v.whence("retention.outbox", string(outbox)), outbox)
+		v.mistake("retention.ledger", "%s is shorter than %s (%s): the log says which rows of the outbox may be deleted, "+
+			"so it has to be kept as long; write %s or more, or a shorter %[2]s",
+			ledger, v.names.Of("retention.outbox"), v.whence("retention.outbox", string(outbox)), outbox)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 )
@@ -15,8 +16,8 @@ import (
 // validator checks values and how they fit together. It changes nothing.
 type validator struct {
 	config  *Config
-	noDSN   bool // a missing DSN is no mistake
-	noSinks bool // a configuration without sinks is no mistake
+	options Options
+	names   Names
 	isType  func(string) bool
 	mistake func(path, format string, args ...any)
 	warn    func(format string, args ...any)
@@ -25,12 +26,12 @@ type validator struct {
 
 func (v *validator) run() {
 	c := v.config
-	if strings.TrimSpace(c.Name) != c.Name || len(c.Name) > 200 || hasControl(c.Name) {
+	if strings.TrimSpace(c.Name) != c.Name || len(c.Name) > 200 || hasControl(c.Name) || !utf8.ValidString(c.Name) {
 		v.mistake("name", "must be at most 200 characters, without control characters or spaces around")
 	}
 	v.source(&c.Source)
-	if !slices.ContainsFunc(c.Sinks, func(s Sink) bool { return !s.Abandoned }) && !v.noSinks {
-		v.mistake("sinks", "missing; write at least one, or set OUTBOX_PUBLISHER_TYPE")
+	if !slices.ContainsFunc(c.Sinks, func(s Sink) bool { return !s.Abandoned }) && !v.options.NoSinks {
+		v.mistake("sinks", "missing; write at least one%s", v.orSet(publisherType))
 	}
 	v.sinks(c.Sinks)
 	v.routes(c)
@@ -54,6 +55,14 @@ func (v *validator) run() {
 	}
 }
 
+// orSet is the advice to set a variable instead, where variables are read.
+func (v *validator) orSet(variable string) string {
+	if v.options.NoVariables {
+		return ""
+	}
+	return ", or set " + variable
+}
+
 // CheckMetricsPrefix says why the names of metrics cannot begin with prefix; nil if they can.
 func CheckMetricsPrefix(prefix string) error {
 	if !metricPrefix.MatchString(prefix) {
@@ -71,7 +80,7 @@ var (
 
 func (v *validator) source(s *Source) {
 	switch {
-	case v.noDSN:
+	case v.options.NoDSN:
 	case s.DSN == "":
 		v.mistake("source.dsn", "missing; write it, or set DATABASE_URL")
 	default:
@@ -128,6 +137,10 @@ func (v *validator) source(s *Source) {
 
 // dsn checks a connection string.
 func (v *validator) dsn(path string, d DSN) {
+	if !utf8.ValidString(string(d)) {
+		v.mistake(path, "is not UTF-8")
+		return
+	}
 	c, err := dsn.Parse(string(d))
 	if err != nil {
 		v.mistake(path, "%s", strings.ReplaceAll(err.Error(), "\n", "; it ")) // a line for each thing that is wrong
@@ -138,7 +151,7 @@ func (v *validator) dsn(path string, d DSN) {
 		plain = plain || !isLocal(f.Host) && f.TLSConfig == nil
 	}
 	if plain {
-		v.warn("%s reaches a remote PostgreSQL without insisting on TLS: passwords and events may cross the network in clear; add sslmode=verify-full", path)
+		v.warn("%s reaches a remote PostgreSQL without insisting on TLS: passwords and events may cross the network in clear; add sslmode=verify-full", v.names.Of(path))
 	}
 }
 
@@ -196,7 +209,7 @@ func (v *validator) oneOf(path, value string, allowed ...string) {
 
 // identifier checks a name that PostgreSQL might cut off or refuse. Preflight checks whether it exists.
 func (v *validator) identifier(path, name string) {
-	if name == "" || len(name) > 63 || hasControl(name) {
+	if name == "" || len(name) > 63 || hasControl(name) || !utf8.ValidString(name) {
 		v.mistake(path, "%q is no identifier: 1 to 63 bytes", name)
 	}
 }

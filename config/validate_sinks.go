@@ -54,7 +54,7 @@ func (v *validator) sink(path string, s *Sink) {
 func (v *validator) kafka(path string, s *Sink) {
 	k := s.Kafka
 	if k == nil || len(k.Brokers) == 0 {
-		v.mistake(path+".brokers", "missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
+		v.mistake(path+".brokers", "missing; write brokers: [host:9092]%s", v.orSet("OUTBOX_KAFKA_BROKERS"))
 		return
 	}
 	for i, b := range k.Brokers {
@@ -78,7 +78,7 @@ func (v *validator) kafka(path string, s *Sink) {
 	v.sasl(path+".sasl", &k.SASL)
 	remote := slices.ContainsFunc(k.Brokers, func(b string) bool { host, _, _ := net.SplitHostPort(b); return !isLocal(host) })
 	if k.SASL.Mechanism == "plain" && !k.TLS.Enabled && remote {
-		v.warn("%s.sasl: plain sends the password in clear without tls", path)
+		v.warn("%s: plain sends the password in clear without tls", v.names.Of(path+".sasl"))
 	}
 }
 
@@ -90,7 +90,7 @@ func (v *validator) tls(path string, t *TLS) {
 		v.mistake(path, "cert_file and key_file belong together")
 	}
 	if t.InsecureSkipVerify {
-		v.warn("%s.insecure_skip_verify: anybody on the way can pose as the server", path)
+		v.warn("%s: anybody on the way can pose as the server", v.names.Of(path+".insecure_skip_verify"))
 	}
 }
 
@@ -113,7 +113,7 @@ func (v *validator) sasl(path string, s *SASL) {
 func (v *validator) redis(path string, r *Redis) {
 	switch {
 	case r.URL == "" && len(r.Addresses) == 0:
-		v.mistake(path+".url", "missing; write redis://host:6379, or set OUTBOX_REDIS_URL")
+		v.mistake(path+".url", "missing; write redis://host:6379%s", v.orSet("OUTBOX_REDIS_URL"))
 	case r.URL != "":
 		v.url(path+".url", r.URL, &r.TLS, "redis", "rediss")
 	}
@@ -147,17 +147,21 @@ var fieldInURL = regexp.MustCompile(`\{(` + strings.Join(templateFields, "|") + 
 
 func (v *validator) webhook(path string, w *Webhook) {
 	if w.URL == "" {
-		v.mistake(path+".url", "missing; write https://host/path, or set OUTBOX_WEBHOOK_URL")
+		v.mistake(path+".url", "missing; write https://host/path%s", v.orSet("OUTBOX_WEBHOOK_URL"))
 	} else if u := v.url(path+".url", w.URL, &w.TLS, "https", "http"); u != nil && u.Scheme == "http" {
 		if !isAllowed(u, w.AllowHosts) {
-			v.mistake(path+".url", "http sends events and signatures in clear; write https, or name the host in allow_hosts (OUTBOX_WEBHOOK_ALLOW_HOSTS)")
+			variable := " (OUTBOX_WEBHOOK_ALLOW_HOSTS)"
+			if v.options.NoVariables {
+				variable = ""
+			}
+			v.mistake(path+".url", "http sends events and signatures in clear; write https, or name the host in allow_hosts%s", variable)
 		}
 		if w.TLS != (TLS{}) { // with redis:// and nats:// it does have one: their clients insist on TLS then
 			v.mistake(path+".tls", "has no effect on a url with http, which goes in clear; write https there, or remove tls")
 		}
 	}
 	if field := fieldInURL.FindString(string(w.URL)); field != "" {
-		v.warn("%s.url has %s, which is sent as it stands: only topic is a template; write the URL with its fields there", path, field)
+		v.warn("%s has %s, which is sent as it stands: only topic is a template; write the URL with its fields there", v.names.Of(path+".url"), field)
 	}
 	for i, h := range w.AllowHosts {
 		if !isHost(h) && !isHostPort(h) {
@@ -169,12 +173,12 @@ func (v *validator) webhook(path string, w *Webhook) {
 			v.mistake(fmt.Sprintf("%s.secret[%d]", path, i), "is empty")
 		}
 		if lacksPrefix(string(s)) {
-			v.warn("%s.secret[%d] looks like base64 without the whsec_ with which Standard Webhooks mark it, so its text itself is the key; "+
-				"write whsec_ before it if the receiver has a whsec_… or decodes the base64", path, i)
+			v.warn("%s looks like base64 without the whsec_ with which Standard Webhooks mark it, so its text itself is the key; "+
+				"write whsec_ before it if the receiver has a whsec_… or decodes the base64", v.names.Of(fmt.Sprintf("%s.secret[%d]", path, i)))
 		}
 	}
 	if len(w.Secrets) == 0 {
-		v.warn("%s.secret is missing: receivers cannot tell our events from others'", path)
+		v.warn("%s is missing: receivers cannot tell our events from others'", v.names.Of(path+".secret"))
 	}
 	for _, name := range sortedKeys(w.Headers) { // one that is none may hold the value as well
 		if begin := headerName.FindString(name); begin != name {
@@ -203,7 +207,7 @@ func lacksPrefix(secret string) bool {
 
 func (v *validator) eventBus(path string, e *EventBus) {
 	if e.URL == "" {
-		v.mistake(path+".url", "missing; write nats://host:4222, or set OUTBOX_EVENT_BUS_URL")
+		v.mistake(path+".url", "missing; write nats://host:4222%s", v.orSet("OUTBOX_EVENT_BUS_URL"))
 	}
 	for _, u := range e.URL.list() {
 		v.url(path+".url", u, &e.TLS, "nats", "tls")
@@ -233,7 +237,7 @@ func (v *validator) url(path string, address URL, t *TLS, schemes ...string) *ur
 	}
 	encrypted := t.Enabled || slices.Contains([]string{"rediss", "https", "tls"}, u.Scheme)
 	if _, password := u.User.Password(); (password || u.User != nil) && !encrypted && !isLocal(u.Hostname()) {
-		v.warn("%s: user and password cross the network in clear", path)
+		v.warn("%s: user and password cross the network in clear", v.names.Of(path))
 	}
 	return u
 }
@@ -285,7 +289,7 @@ func (v *validator) sinks(sinks []Sink) {
 			continue
 		}
 		if first, taken := names[s.Name]; taken {
-			v.mistake(path+".name", "%q is the name of sinks[%d] already; the ledger knows a sink by its name", s.Name, first)
+			v.mistake(path+".name", "%q is the name of %s already; the ledger knows a sink by its name", s.Name, v.nameOf(first))
 		} else if s.Name != "" { // one without a name has a wrong type, too
 			names[s.Name] = i
 		}
@@ -300,7 +304,7 @@ func (v *validator) sinks(sinks []Sink) {
 		path := fmt.Sprintf("sinks[%d]", i)
 		v.oneOf(path+".strategy", s.Composite.Strategy, StrategyAll, StrategyAny, StrategyPrimary)
 		if len(s.Composite.Members) < 2 {
-			v.mistake(path+".members", "names fewer than two sinks; write members: [a, b], or set OUTBOX_COMPOSITE_MEMBERS")
+			v.mistake(path+".members", "names fewer than two sinks; write members: [a, b]%s", v.orSet("OUTBOX_COMPOSITE_MEMBERS"))
 		}
 		for j, name := range s.Composite.Members {
 			at := fmt.Sprintf("%s.members[%d]", path, j)
@@ -312,13 +316,16 @@ func (v *validator) sinks(sinks []Sink) {
 			case sinks[member].Composite != nil:
 				v.mistake(at, "%q is a composite itself; name its members", name)
 			case taken:
-				v.mistake(at, "%q is a member of sinks[%d] already", name, first)
+				v.mistake(at, "%q is a member of %s already", name, v.nameOf(first))
 			default:
 				memberOf[name] = i
 			}
 		}
 	}
 }
+
+// nameOf returns what the author calls a sink.
+func (v *validator) nameOf(sink int) string { return v.names.Of(fmt.Sprintf("sinks[%d]", sink)) }
 
 // abandoned is all that such a sink can be wrong about.
 func (v *validator) abandoned(path string, s *Sink) {
@@ -340,9 +347,9 @@ func (v *validator) renames(sinks []Sink, names map[string]int) {
 		}
 		path := fmt.Sprintf("sinks[%d].renamed_from", i)
 		if other, used := names[old]; used {
-			v.mistake(path, "%q is the name of sinks[%d]: its parked events are its own", old, other)
+			v.mistake(path, "%q is the name of %s: its parked events are its own", old, v.nameOf(other))
 		} else if first, taken := from[old]; taken {
-			v.mistake(path, "%q became sinks[%d] already", old, first)
+			v.mistake(path, "%q became %s already", old, v.nameOf(first))
 		}
 		from[old] = i
 	}
@@ -366,7 +373,7 @@ func (v *validator) routes(c *Config) {
 	for i, r := range c.Routes {
 		path := fmt.Sprintf("routes[%d]", i)
 		if len(r.Sinks) == 0 {
-			v.warn("%s names no sinks: what it matches is discarded", path)
+			v.warn("%s names no sinks: what it matches is discarded", v.names.Of(path))
 		}
 		seen := map[string]bool{}
 		for j, name := range r.Sinks {

@@ -1,7 +1,6 @@
 package service
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
@@ -99,99 +97,109 @@ type loadedConfig struct {
 	bus      *eventbus.Bus                         // nil if there is none within the process
 }
 
-// explicitEnviron returns the only variables that NewOutboxService reads. All else it takes from the fields.
-func (c *OutboxServiceConfig) explicitEnviron() []string {
-	return []string{"SERVICE_NAME=" + os.Getenv("SERVICE_NAME"), "DATABASE_URL=" + cmp.Or(c.DatabaseURL, os.Getenv("DATABASE_URL"))}
+// environment is what counts beside an OutboxServiceConfig.
+type environment struct {
+	variables []string // as os.Environ returns them
+	// explicit says that NewOutboxService was called, which reads no variables OUTBOX_….
+	explicit bool
+	// preset is what the OutboxServiceConfig was made of, or nil. Mistakes then name its fields.
+	preset *Preset
 }
 
-// load makes the daemon's configuration: it writes c as the daemon's file, and lets package config read that together
-// with environ, whose variables OUTBOX_* prevail. The error is a *config.Error with all that is wrong, including the mistakes that were
-// found before.
-func (c *OutboxServiceConfig) load(environ []string, mistakes ...config.Mistake) (loadedConfig, error) {
-	d := document{environ: environ, mistakes: mistakes, loadedConfig: loadedConfig{openers: map[string]func() (sinks.Sink, error){}}}
-	file := map[string]any{
-		"name": optional(c.ServiceName),
-		"source": map[string]any{
-			"dsn": optional(c.DatabaseURL), "slot": optional(c.Slot), "publication": optional(c.Publication), "ledger_schema": optional(c.LedgerSchema),
-		},
-		"delivery": map[string]any{"batch_size": optional(c.BatchSize), "max_retries": optional(c.MaxRetries), "lanes": optional(c.WorkerCount)},
-		"sla":      map[string]any{"within": optional(c.SLAWithin), "objective": optional(c.SLAObjective)},
-		"metrics":  map[string]any{"enabled": c.EnableMetrics},
-		"breaker": map[string]any{
-			"enabled": c.CircuitBreakerEnabled, "max_failures": optional(c.CircuitBreakerMaxFailures),
-			"reset_timeout": optional(c.CircuitBreakerResetTimeout),
-		},
-		"http": map[string]any{"listen": "off"},
+// explicitEnviron returns the only variables that NewOutboxService reads. All else it takes from the fields.
+func (c *OutboxServiceConfig) explicitEnviron() environment {
+	e := environment{variables: []string{"SERVICE_NAME=" + os.Getenv("SERVICE_NAME")}, explicit: true}
+	if c.DatabaseURL == "" {
+		e.variables = append(e.variables, "DATABASE_URL="+os.Getenv("DATABASE_URL"))
 	}
-	d.addPublishers(c)
-	if d.sinks != nil {
-		file["sinks"] = d.sinks
-	}
+	return e
+}
+
+// load makes the connector's configuration out of c and the environment, whose variables OUTBOX_* prevail. The error is a *config.Error
+// with all that is wrong, including the mistakes that were found before.
+func (c *OutboxServiceConfig) load(env environment, mistakes ...config.Mistake) (loadedConfig, error) {
+	p := config.NewProgram(env.variables, config.Options{CheckSink: CheckSink, NoSinks: true, InProcess: true, NoVariables: env.explicit})
+	p.Wrong(mistakes...)
+	maps.Copy(p.Names, fieldNames)
+	cfg := p.Config
+	set(p, "name", &cfg.Name, c.ServiceName)
+	set(p, "source.dsn", &cfg.Source.DSN, config.DSN(config.Clean(c.DatabaseURL)))
+	set(p, "source.slot", &cfg.Source.Slot, c.Slot)
+	set(p, "source.publication", &cfg.Source.Publication, c.Publication)
+	set(p, "source.ledger_schema", &cfg.Source.LedgerSchema, c.LedgerSchema)
+	a := assembly{Program: p, environ: env.variables, loadedConfig: loadedConfig{openers: map[string]func() (sinks.Sink, error){}}}
+	a.addPublishers(c)
+	set(p, "delivery.batch_size", &cfg.Delivery.BatchSize, c.BatchSize)
+	set(p, "delivery.max_retries", &cfg.Delivery.MaxRetries, c.MaxRetries)
+	set(p, "delivery.lanes", &cfg.Delivery.Lanes, c.WorkerCount)
+	cfg.Metrics.Enabled, cfg.Breaker.Enabled = c.EnableMetrics, c.CircuitBreakerEnabled
 	if c.RetentionDays < 0 || c.RetentionDays > maxRetentionDays {
-		d.wrong("RetentionDays", "%d is not between 0 and %d", c.RetentionDays, maxRetentionDays)
+		a.wrong("retention.outbox", "%d is not between 0 and %d", c.RetentionDays, maxRetentionDays)
 	} else if c.RetentionDays > 0 {
-		file["retention"] = map[string]any{"outbox": strconv.Itoa(c.RetentionDays) + "d"}
+		set(p, "retention.outbox", &cfg.Retention.Outbox, config.Age(strconv.Itoa(c.RetentionDays)+"d"))
 	}
-	data, err := yaml.Marshal(d.plain("", file))
-	if err != nil {
+	set(p, "breaker.max_failures", &cfg.Breaker.MaxFailures, c.CircuitBreakerMaxFailures)
+	set(p, "breaker.reset_timeout", &cfg.Breaker.ResetTimeout, c.CircuitBreakerResetTimeout)
+	set(p, "sla.within", &cfg.SLA.Within, c.SLAWithin)
+	set(p, "sla.objective", &cfg.SLA.Objective, c.SLAObjective)
+	if env.preset != nil {
+		env.preset.name(p)
+	}
+	var err error
+	if a.config, a.warnings, err = p.Load(); err != nil {
 		return loadedConfig{}, err
 	}
-	cfg, warnings, err := config.Parse("", data, environ, config.Options{CheckSink: CheckSink, NoSinks: true, InProcess: true})
-	d.report(err)
-	if d.mistakes != nil {
-		return loadedConfig{}, &config.Error{Mistakes: d.mistakes}
-	}
-	if c.DatabaseURL != "" {
-		cfg.Source.DSNPlace = "DatabaseURL"
-		cfg.Source.ReplicationDSNPlace = cfg.Source.DSNPlace
-	}
-	cfg.HTTP.Listen = "" // a service has an HTTP server of its own
-	d.config = cfg
-	for _, w := range warnings {
-		d.warnings = append(d.warnings, d.fieldsIn(w))
-	}
+	a.config.HTTP.Listen = "" // a service has an HTTP server of its own
 	if c.PollInterval != 0 {
-		d.warnings = append(d.warnings, "PollInterval has no effect: events are streamed from the write-ahead log, nothing is polled")
+		a.warnings = append(a.warnings, "PollInterval has no effect: events are streamed from the write-ahead log, nothing is polled")
 	}
-	return d.loadedConfig, nil
+	return a.loadedConfig, nil
 }
 
-// optional returns nil for a zero, so that the file leaves the key out.
-func optional[T comparable](v T) any {
-	if v == *new(T) {
-		return nil
+// fieldNames has the field of OutboxServiceConfig for each path of a configuration that has one. AddSink adds those of the sinks.
+var fieldNames = config.Names{
+	"name": "ServiceName", "source.dsn": "DatabaseURL", "source.slot": "Slot", "source.publication": "Publication", "source.ledger_schema": "LedgerSchema",
+	"delivery.batch_size": "BatchSize", "delivery.max_retries": "MaxRetries", "delivery.lanes": "WorkerCount", "retention.outbox": "RetentionDays",
+	"breaker.max_failures": "CircuitBreakerMaxFailures", "breaker.reset_timeout": "CircuitBreakerResetTimeout",
+	"sla.within": "SLAWithin", "sla.objective": "SLAObjective", "metrics.enabled": "EnableMetrics",
+}
+
+// set writes the value of a field into a configuration, unless it is zero, which stands for the default.
+func set[T comparable](p *config.Program, path string, into *T, value T) {
+	if value != *new(T) {
+		*into = value
+		p.Written(path)
 	}
-	return v
 }
 
 // addPublishers adds the sinks of c.
-func (d *document) addPublishers(c *OutboxServiceConfig) {
+func (a *assembly) addPublishers(c *OutboxServiceConfig) {
 	switch {
 	case c.PublisherType == config.SinkComposite:
-		d.addComposite(c.PublisherConfig)
+		a.addComposite(c.PublisherConfig)
 	case c.PublisherType != "" && !slices.Contains(publisherTypes, c.PublisherType):
-		d.wrong("PublisherType", noType, c.PublisherType, strings.Join(publisherTypes, ", "))
+		a.wrong("PublisherType", noType, c.PublisherType, strings.Join(publisherTypes, ", "))
 	case c.PublisherType != "":
-		d.addSink(c.PublisherType, c.PublisherConfig, "PublisherConfig")
+		a.addSink(c.PublisherType, c.PublisherConfig, publisherConfig)
 	case len(c.PublisherConfig) > 0:
-		d.wrong("PublisherType", "missing; write that of PublisherConfig, such as %s", config.SinkKafka)
+		a.wrong("PublisherType", "missing; write that of PublisherConfig, such as %s", config.SinkKafka)
 	case len(c.Publishers)+len(c.Sinks) == 0:
-		d.wrong("PublisherType", "missing; write %s, or name Publishers or Sinks of your own", strings.Join(publisherTypes, ", "))
+		a.wrong("PublisherType", "missing; write %s, or name Publishers or Sinks of your own", strings.Join(publisherTypes, ", "))
 	}
 	for i, p := range c.Publishers {
 		if at := fmt.Sprintf("Publishers[%d]", i); p == nil {
-			d.wrong(at, "is nil")
+			a.wrong(at, "is nil")
 		} else {
 			// All sessions share one sink, because it knows which calls of Publish are still running.
 			s := keptOpen{publisher.New(p)}
-			d.addGoSink(p.GetName(), at, func() (sinks.Sink, error) { return s, nil })
+			a.addGoSink(goSink{p.GetName(), at, at + ".GetName()", func() (sinks.Sink, error) { return s, nil }})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Sinks)) {
 		if at := fmt.Sprintf("Sinks[%q]", name); c.Sinks[name] == nil {
-			d.wrong(at, "is nil")
+			a.wrong(at, "is nil")
 		} else {
-			d.addGoSink(name, at, namingFields(at, c.Sinks[name]))
+			a.addGoSink(goSink{name, at, at, namingFields(at, c.Sinks[name])})
 		}
 	}
 }

@@ -87,9 +87,9 @@ func TestOutboxServiceConfigIsTheDaemons(t *testing.T) {
 			SLAWithin: 250 * time.Millisecond, SLAObjective: 99.9,
 		}, "name: user-service\nsinks: [{type: stdout}]\ndelivery: {batch_size: 50, max_retries: 7, lanes: 2}\nbreaker: {enabled: true, max_failures: 9, reset_timeout: 90s}\nretention: {outbox: 10d}\nsla: {within: 250ms, objective: 99.9}\nmetrics: {enabled: true}"},
 	} {
-		got, err := test.c.load([]string{"DATABASE_URL=" + testDSN})
+		got, err := test.c.load(environment{variables: []string{"DATABASE_URL=" + testDSN}, explicit: true})
 		if name == "all else" {
-			got, err = test.c.load(nil)
+			got, err = test.c.load(environment{explicit: true})
 		}
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -137,25 +137,25 @@ DatabaseURL: missing; write it, or set DATABASE_URL`},
 			Publishers:      []Publisher{nil, named("kafka"), named("a b")},
 			Sinks:           map[string]func() (sinks.Sink, error){"s": nil},
 		}, `
+PublisherConfig.compression: is a chan int; write a string, a number, a bool, a list or a map of such
+PublisherConfig.topics: unknown key; known here: …
 Publishers[0]: is nil
 Sinks["s"]: is nil
 RetentionDays: -1 is not between 0 and 36500
-PublisherConfig.compression: is a chan int; write a string, a number, a bool, a list or a map of such
-CircuitBreakerMaxFailures: -1 is not between 1 and 1000000
-CircuitBreakerResetTimeout: -1ns is not between 10ms and 24h0m0s
+ServiceName: must be at most 200 characters, without control characters or spaces around
+DatabaseURL: …
+Slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _
+PublisherConfig.brokers[0]: "h" is no broker; write host:9092
+Publishers[1].GetName(): "kafka" is the name of PublisherConfig already; the ledger knows a sink by its name
+Publishers[2].GetName(): "a b" is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit
 BatchSize: -1 is not between 1 and 10000
 WorkerCount: 1000 is not between 1 and 256
 MaxRetries: -1 is not between 0 and 1000000
-ServiceName: must be at most 200 characters, without control characters or spaces around
-PublisherConfig.brokers[0]: "h" is no broker; write host:9092
-PublisherConfig.placement: …
-PublisherConfig.topics: unknown key; known here: …
-Publishers[1].GetName(): "kafka" is the name of PublisherConfig already; the ledger knows a sink by its name
-Publishers[2].GetName(): "a b" is no name for a sink: 1 to 63 letters, digits, _, . and -, the first a letter or digit
-SLAObjective: 100 is not more than 0 and less than 100; write a share in per cent, such as 99.9
+CircuitBreakerMaxFailures: -1 is not between 1 and 1000000
+CircuitBreakerResetTimeout: -1ns is not between 10ms and 24h0m0s
 SLAWithin: -1ns is not between 1ms and 1h0m0s
-DatabaseURL: …
-Slot: "A" is no name for a slot: 1 to 63 of a-z, 0-9 and _`},
+SLAObjective: 100 is not more than 0 and less than 100; write a share in per cent, such as 99.9
+PublisherConfig.placement: "type:nowhere": …`},
 		"redis": {OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "redis_stream", PublisherConfig: map[string]any{"redis_url": "http://hunter2", "url": "redis://x", "stream": "{nothing}"}}, `
 PublisherConfig.url: is said already
 PublisherConfig.stream: {nothing} is no field of an event; these are: …
@@ -191,7 +191,7 @@ PublisherConfig.name: must be a string
 PublisherConfig.topic: is not UTF-8
 LedgerSchema: …`},
 	} {
-		_, err := test.c.load([]string{"DATABASE_URL=" + test.c.DatabaseURL})
+		_, err := test.c.load(environment{variables: []string{"DATABASE_URL=" + test.c.DatabaseURL}, explicit: true})
 		exitcodetest.Want(t, err, exitcode.Config)
 		if strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: a secret is told", name)
@@ -207,7 +207,9 @@ LedgerSchema: …`},
 			t.Errorf("%s: -want +got:\n%s", name, diff)
 		}
 	}
-	_, err := NewOutboxService(nil, OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "stdout", BatchSize: -1})
+	_, err := (&OutboxServiceConfig{PublisherType: "stdout"}).load(environment{variables: []string{"SERVICE_NAME=a\x01", "DATABASE_URL=%"}, explicit: true})
+	exitcodetest.Want(t, err, exitcode.Config, "SERVICE_NAME: ServiceName: must be at most", "DATABASE_URL: DatabaseURL: is no connection string")
+	_, err = NewOutboxService(nil, OutboxServiceConfig{DatabaseURL: testDSN, PublisherType: "stdout", BatchSize: -1})
 	if err == nil || !strings.Contains(err.Error(), "db: is nil") || !strings.Contains(err.Error(), "BatchSize") {
 		t.Errorf("without a database: %v", err)
 	}
@@ -226,7 +228,7 @@ func TestMistakesOfOwnSinks(t *testing.T) {
 	for name, err := range errs {
 		own[name] = func() (sinks.Sink, error) { return nil, err }
 	}
-	got, err := (&OutboxServiceConfig{DatabaseURL: testDSN, Sinks: own}).load(nil)
+	got, err := (&OutboxServiceConfig{DatabaseURL: testDSN, Sinks: own}).load(environment{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,7 +297,7 @@ func TestPreset(t *testing.T) {
 		},
 	} {
 		c, environ, mistakes := test.preset.config(append(page, test.environ...))
-		got, err := c.load(environ, mistakes...)
+		got, err := c.load(environment{variables: environ}, mistakes...)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -310,12 +312,14 @@ func TestPreset(t *testing.T) {
 			t.Errorf("%s: -want +got:\n%s", name, diff)
 		}
 	}
-	c, environ, mistakes := Preset{Sinks: p.Sinks, Topics: map[string]string{"kafak": "t"}}.config([]string{
-		"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=many", "OUTBOX_RETENTION_DAYS=x",
+	wrong := Preset{Service: " x", Sinks: []string{"redis_stream", "kafka"}, Topics: map[string]string{"kafak": "t", "kafka": "a b"}, Lanes: 300}
+	c, environ, mistakes := wrong.config([]string{
+		"DATABASE_URL=" + testDSN, "OUTBOX_BATCH_SIZE=many", "OUTBOX_RETENTION_DAYS=x", "OUTBOX_REDIS_STREAM={x}",
 	})
-	_, err := c.load(environ, mistakes...)
+	_, err := c.load(environment{variables: environ, preset: &wrong}, mistakes...)
 	exitcodetest.Want(t, err, exitcode.Config, "OUTBOX_BATCH_SIZE: delivery.batch_size", `OUTBOX_RETENTION_DAYS: retention.outbox: "x" is no number of days`, `Topics: "kafak" is no type of sink`,
-		"PublisherConfig.brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS")
+		"Sinks[1].brokers: missing; write brokers: [host:9092], or set OUTBOX_KAFKA_BROKERS", "Service: must be at most 200", `Topics["kafka"]: "a b" is no name for a topic`,
+		"Lanes: 300 is not between 1 and 256", "OUTBOX_REDIS_STREAM: Sinks[0].topic: {x} is no field of an event", "Sinks[0].url: missing; write redis://host:6379, or set OUTBOX_REDIS_URL")
 	for variable, want := range map[string]string{
 		"OUTBOX_PUBLISHER_TYPE=in_process":       `OUTBOX_PUBLISHER_TYPE: "in_process" is no type of sink`,
 		"OUTBOX_PUBLISHER_TYPE=composite":        `OUTBOX_COMPOSITE_MEMBERS: "" is no type of sink`,
@@ -323,21 +327,22 @@ func TestPreset(t *testing.T) {
 		"OUTBOX_COMPOSITE_MEMBERS=kafak,webhook": `OUTBOX_COMPOSITE_MEMBERS: "kafak" is no type of sink`,
 	} {
 		c, environ, mistakes := p.config(append(page, "OUTBOX_PUBLISHER_TYPE=composite", "OUTBOX_COMPOSITE_MEMBERS=", "OUTBOX_WEBHOOK_URL=https://h", variable))
-		_, err := c.load(environ, mistakes...)
+		_, err := c.load(environment{variables: environ}, mistakes...)
 		exitcodetest.Want(t, err, exitcode.Config, want)
 	}
 	for _, types := range [][]string{{"kafak"}, {"kafak", "composite"}, {"stdout", "kafak"}} {
 		c, environ, mistakes = Preset{Sinks: types}.config([]string{"DATABASE_URL=" + testDSN})
-		_, err = c.load(environ, mistakes...)
+		_, err = c.load(environment{variables: environ}, mistakes...)
 		exitcodetest.Want(t, err, exitcode.Config, fmt.Sprintf(`Sinks[%d]: "kafak" is no type of sink`, slices.Index(types, "kafak")))
 		if strings.Contains(err.Error(), "Publisher") {
 			t.Errorf("%v: what nobody wrote is wrong, too: %v", types, err)
 		}
 	}
 	c, environ, mistakes = Preset{}.config(nil)
-	_, err = c.load(environ, mistakes...)
-	var found *config.Error
-	if !errors.As(err, &found) || len(found.Mistakes) != 2 || found.Mistakes[0].Path != "PublisherType" {
+	_, err = c.load(environment{variables: environ, preset: &Preset{}}, mistakes...)
+	const want = "Sinks: missing; write at least one of kafka, redis_stream, webhook, event_bus, stdout, or set OUTBOX_PUBLISHER_TYPE\n" +
+		"DATABASE_URL: missing; write it, or set DATABASE_URL"
+	if err == nil || err.Error() != want {
 		t.Errorf("an empty preset: %v", err)
 	}
 }

@@ -73,8 +73,8 @@ func NewOutboxService(db *sql.DB, c OutboxServiceConfig) (*OutboxService, error)
 
 // assemble is NewOutboxService with an environment, and with the mistakes that were found before. A variable OUTBOX_* of
 // the environment prevails over the field of c, which prevails over DATABASE_URL and SERVICE_NAME.
-func assemble(db *sql.DB, c OutboxServiceConfig, environ []string, mistakes ...config.Mistake) (*OutboxService, error) {
-	e, err := c.load(environ, mistakes...)
+func assemble(db *sql.DB, c OutboxServiceConfig, env environment, mistakes ...config.Mistake) (*OutboxService, error) {
+	e, err := c.load(env, mistakes...)
 	if db == nil {
 		err = errors.Join(errors.New("db: is nil; open the service's database first"), err)
 	}

@@ -43,7 +43,7 @@ func SetupForUserService(db *sql.DB) (*OutboxService, error) {
 // Setup is NewOutboxService with a configuration that consists of a preset and the environment.
 func Setup(db *sql.DB, p Preset) (*OutboxService, error) {
 	c, environ, mistakes := p.config(os.Environ())
-	return assemble(db, c, environ, mistakes...)
+	return assemble(db, c, environment{variables: environ, preset: &p}, mistakes...)
 }
 
 // config makes an OutboxServiceConfig out of the preset, and those variables of environ that choose the sinks. It
@@ -106,8 +106,12 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 	default:
 		variable("OUTBOX_PUBLISHER_TYPE", noType, typ, strings.Join(publisherTypes, ", "))
 	}
+	if len(types) == 0 {
+		mistakes = append(mistakes, config.Mistake{Path: "Sinks", Text: fmt.Sprintf(
+			"missing; write at least one of %s, or set OUTBOX_PUBLISHER_TYPE", strings.Join(memberTypes, ", "))})
+		types = []string{config.SinkStdout} // as above
+	}
 	switch {
-	case len(types) == 0: // NewOutboxService reports that a type is missing
 	case len(types) == 1 && !ordered:
 		c.PublisherType, c.PublisherConfig = types[0], p.settings(types[0])
 	default:
@@ -124,6 +128,26 @@ func (p Preset) config(environ []string) (c OutboxServiceConfig, rest []string, 
 		rest = append(rest, name+"="+env[name])
 	}
 	return c, rest, mistakes
+}
+
+// name replaces the names of a program by those of the preset that it was made of. Names of no field of a preset are those of the
+// daemon, whose variables set them.
+func (p Preset) name(program *config.Program) {
+	clear(program.Names)
+	program.Names["name"], program.Names["delivery.lanes"], program.Names["source.dsn"] = "Service", "Lanes", "DATABASE_URL"
+	for i, s := range program.Config.Sinks {
+		path := fmt.Sprintf("sinks[%d]", i)
+		at := slices.Index(p.Sinks, s.Name) // which is the type, as a preset gives no names
+		switch {
+		case s.Type == config.SinkComposite:
+			program.Names[path+".members"] = "Sinks"
+		case at >= 0:
+			program.Names[path] = fmt.Sprintf("Sinks[%d]", at)
+		}
+		if p.Topics[s.Name] != "" {
+			program.Names[path+".topic"] = fmt.Sprintf("Topics[%q]", s.Name)
+		}
+	}
 }
 
 // settings returns the PublisherConfig of a sink of this type.
