@@ -131,7 +131,8 @@ func (b *backlogView) show(jobs []admin.BacklogJob) error {
 	for _, j := range jobs {
 		line := j.Sink + ": " + jobText(j)
 		if b.bars {
-			line = fmt.Sprintf("\x1b[2K%-20s %s %s", j.Sink, barText(j), jobText(j))
+			// A line that went on in the next one, because the terminal is narrow, would not be drawn over. It ends at the edge.
+			line = fmt.Sprintf("\x1b[?7l\x1b[2K%-20s %s %s\x1b[?7h", j.Sink, barText(j), besideBar(j))
 		}
 		text.WriteString(line + "\n")
 	}
@@ -180,13 +181,37 @@ func jobText(j admin.BacklogJob) string {
 		text = fmt.Sprintf("%.0f %%: %d of about %d rows compared", 100*part, j.Walked, j.Estimate)
 	}
 	if j.Rate != nil {
-		text += fmt.Sprintf(", %.0f a second", *j.Rate)
+		text += ", " + jobRateText(j)
 	}
 	if j.Left != nil {
-		text += ", about " + time.Duration(*j.Left*float64(time.Second)).Round(time.Second).String() + " left"
+		text += ", " + jobLeftText(j)
 	}
 	return text
 }
+
+// besideBar says how far a job is, what matters most first.
+func besideBar(j admin.BacklogJob) string {
+	if !j.Finished.IsZero() {
+		return fmt.Sprintf("finished, %d of %d rows were missing", j.Parked, j.Walked)
+	}
+	rows, text := fmt.Sprintf("%d rows compared", j.Walked), ""
+	if part, ok := share(j); ok {
+		rows, text = fmt.Sprintf("%d of about %d rows compared", j.Walked, j.Estimate), fmt.Sprintf("%.0f %%, ", 100*part)
+	}
+	if j.Left != nil {
+		text += jobLeftText(j) + ", "
+	}
+	if j.Rate != nil {
+		text += jobRateText(j) + ", "
+	}
+	return text + rows
+}
+
+func jobLeftText(j admin.BacklogJob) string {
+	return "about " + time.Duration(*j.Left*float64(time.Second)).Round(time.Second).String() + " left"
+}
+
+func jobRateText(j admin.BacklogJob) string { return fmt.Sprintf("%.0f a second", *j.Rate) }
 
 // barText draws how far a job is.
 func barText(j admin.BacklogJob) string {
