@@ -375,16 +375,22 @@ func TestSetupRefusesBacklogs(t *testing.T) {
 		change  func(*outboxDB)
 		words   []string
 	}{
-		"no SQL":                    {Backlog{Some: true, Where: "tenant_id ="}, nil, []string{"where:tenant_id = is no SQL condition", "syntax error"}},
-		"no column":                 {Backlog{Some: true, Where: "tenant = 'a'"}, nil, []string{"is no SQL condition", `column "tenant" does not exist`}},
-		"no condition":              {Backlog{Some: true, Where: "aggregate_id || ''"}, nil, []string{"is no SQL condition", "must be type boolean"}},
-		"two conditions":            {Backlog{Some: true, Where: "true) or (true"}, nil, []string{"is no SQL condition", "syntax error"}},
-		"two statements":            {Backlog{Some: true, Where: "true; drop table event_outbox"}, nil, []string{"is no SQL condition", "syntax error"}},
-		"a parameter":               {Backlog{Some: true, Where: "tenant_id = $1"}, nil, []string{"has a parameter ($1)"}},
-		"one that fails":            {Backlog{Some: true, Where: "1 / (event_version - event_version) > 0"}, nil, []string{"fails on the rows", "division by zero"}},
-		"one that matches nothing":  {Backlog{Some: true, Where: "tenant_id = 'nobody'"}, nil, []string{"names no row of public.event_outbox", "--backlog none"}},
-		"a time in the future":      {Backlog{Some: true, Since: time.Now().AddDate(1, 0, 0)}, nil, []string{"names no row of public.event_outbox"}},
-		"a table without times":     {Backlog{Some: true, Since: time.Now()}, func(o *outboxDB) { o.cfg.Columns.CreatedAt = "" }, []string{"source.columns names no created_at", "where:"}},
+		"no SQL":                   {Backlog{Some: true, Where: "tenant_id ="}, nil, []string{"where:tenant_id = is no SQL condition", "syntax error"}},
+		"no column":                {Backlog{Some: true, Where: "tenant = 'a'"}, nil, []string{"is no SQL condition", `column "tenant" does not exist`}},
+		"no condition":             {Backlog{Some: true, Where: "aggregate_id || ''"}, nil, []string{"is no SQL condition", "must be type boolean"}},
+		"two conditions":           {Backlog{Some: true, Where: "true) or (true"}, nil, []string{"is no SQL condition", "syntax error"}},
+		"two statements":           {Backlog{Some: true, Where: "true; drop table event_outbox"}, nil, []string{"is no SQL condition", "syntax error"}},
+		"a parameter":              {Backlog{Some: true, Where: "tenant_id = $1"}, nil, []string{"has a parameter ($1)"}},
+		"one that fails":           {Backlog{Some: true, Where: "1 / (event_version - event_version) > 0"}, nil, []string{"fails on the rows", "division by zero"}},
+		"one that matches nothing": {Backlog{Some: true, Where: "tenant_id = 'nobody'"}, nil, []string{"names no row of public.event_outbox", "--backlog none"}},
+		"a time in the future":     {Backlog{Some: true, Since: time.Now().AddDate(1, 0, 0)}, nil, []string{"names no row of public.event_outbox"}},
+		"a table without times":    {Backlog{Some: true, Since: time.Now()}, func(o *outboxDB) { o.cfg.Columns.CreatedAt = "" }, []string{"source.columns names no created_at", "where:"}},
+		"an order without an index": {Backlog{Some: true}, func(o *outboxDB) {
+			o.exec("drop index idx_outbox_created_at")
+			o.cfg.OrderBy = []string{"created_at", "id"}
+		},
+			[]string{`create index concurrently on public.event_outbox ("created_at", "id")`}},
+		"an order that is nullable": {Backlog{Some: true}, func(o *outboxDB) { o.cfg.OrderBy = []string{"tenant_id"} }, []string{`column "tenant_id" of public.event_outbox may be null`, "set not null"}},
 		"a configuration without a": {Backlog{Some: true}, func(o *outboxDB) { o.cfg.Processors = nil }, []string{"has no sinks"}},
 	} {
 		t.Run(name, func(t *testing.T) {

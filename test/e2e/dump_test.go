@@ -86,11 +86,10 @@ func TestRestoredDump(t *testing.T) {
 	})
 	t.Run("on the same server", func(t *testing.T) {
 		r, c := w.restored(t, w.pg, file)
-		c.refuses(exitcode.SlotLost, "with oid", "docs/copies.md")
-		if out, code := c.command(nil, "resync", "--backlog", "none", "--parked", "discard", "--yes", "--config", c.config); code != exitcode.SlotLost || !containsAll(out, []string{"belongs to database", "source.slot"}) {
+		c.refuses(exitcode.SlotLost, "with oid", "set source.slot to another name", "outbox-cdc init --backlog none --parked discard")
+		if out, code := c.command(nil, "resync", "--backlog", "none", "--parked", "discard", "--yes", "--config", c.config); code != exitcode.SlotLost || !containsAll(out, []string{"belongs to database", "set source.slot to another name"}) {
 			t.Errorf("resync: exit code %d\n%s", code, out)
 		}
-		// docs/copies.md
 		r.source["slot"] = w.slot + "_copy"
 		r.writeConfig(c)
 		c.does("init", "--backlog", "none", "--parked", "discard")
