@@ -124,7 +124,11 @@ shipped:
 	bin/notices ./cmd/outbox-cdc > bin/shipped/NOTICES.txt
 	scripts/sbom bin/shipped/outbox-cdc.cdx.json
 
-snapshot: ## build all that a release has into dist, without publishing: archives, packages, checksums, SBOM
+# goreleaser asks git for the remote, and takes no commit from a repository that has none.
+snapshot: export GIT_CONFIG_COUNT = 1
+snapshot: export GIT_CONFIG_KEY_0 = remote.origin.url
+snapshot: export GIT_CONFIG_VALUE_0 = https://github.com/pyairtable-compose/outbox-cdc
+snapshot: ## build all that a release has into dist, without publishing: archives, packages, checksums, SBOM; the first run builds goreleaser, which takes minutes
 	go tool -modfile=tools/goreleaser/go.mod goreleaser release --snapshot --clean --skip=publish,sign
 
 clean: ## remove what was built
