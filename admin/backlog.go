@@ -65,6 +65,9 @@ type backlogLook struct {
 // rateOver is over how long a rate is measured: a job is at rest while lanes deliver what it has parked.
 const rateOver = 30 * time.Second
 
+// restsFor is how long a job may be at rest before its rate is said to be 0.
+const restsFor = 8 * time.Second
+
 // Add adds what was read at a time, and sets rates and the time left.
 func (w *BacklogWatch) Add(at time.Time, jobs []BacklogJob) {
 	look := backlogLook{at, map[int64]int64{}}
@@ -81,6 +84,9 @@ func (w *BacklogWatch) Add(at time.Time, jobs []BacklogJob) {
 		j := &jobs[i]
 		before, known := first.walked[j.ID]
 		if !known || took <= 0 || !j.Finished.IsZero() {
+			continue
+		}
+		if j.Walked == before && took < restsFor.Seconds() {
 			continue
 		}
 		j.Rate = new(float64(j.Walked-before) / took)

@@ -72,6 +72,7 @@ func (l *worldLedger) file(j ledger.NewJob, border checkpoint.Position) {
 			if old.Base.Compare(j.Base) < 0 {
 				j.Base = old.Base
 			}
+			j.Start = min(j.Start, old.Start)
 		}
 	}
 	l.w.stats.Jobs++

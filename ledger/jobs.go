@@ -38,7 +38,8 @@ type NewJob struct {
 	Reason    JobReason
 	// Base is the prefix before the gap: an event that was streamed at or before it is not missing. It is zero if there was no stream.
 	Base checkpoint.Position
-	// Start is where the stream begins after the gap. The job's rows have positions before (Start, 0).
+	// Start is where the stream begins after the gap, or after an earlier one whose job was not finished. The job's rows have positions
+	// before (Start, 0), and what stands behind waits for the job.
 	Start pglogrepl.LSN
 	// SnapshotXmax is pg_snapshot_xmax after the slot was made. The job reads its first rows once no older transaction runs, because a row
 	// may be committed and not visible yet. 0: it need not wait.
@@ -58,7 +59,8 @@ type Job struct {
 }
 
 // FileJobs files jobs, in the caller's transaction. A job replaces an unfinished one of the same sink, and takes the lower base of the two,
-// so that nothing is left out that the other one would still have found. It does not take over the filter: see Declined.
+// so that nothing is left out that the other one would still have found. It takes the lower start as well: what the stream has brought since
+// that one was filed waits behind the rows that it has not parked yet. It does not take over the filter: see Declined.
 func (s Schema) FileJobs(ctx context.Context, tx pgx.Tx, jobs []NewJob) error {
 	for i := range jobs {
 		if err := s.fileJob(ctx, tx, &jobs[i]); err != nil {
@@ -75,9 +77,9 @@ func (s Schema) fileJob(ctx context.Context, tx pgx.Tx, j *NewJob) error {
 	}
 	_, err = tx.Exec(ctx, s.statement(`with replaced as (
 			update ledger.outbox_backlog set status = 'done', finished_at = clock_timestamp() where processor_id = $1 and status <> 'done' and mode = 'missing'
-			returning base_lsn, base_index)
+			returning base_lsn, base_index, start_lsn)
 		insert into ledger.outbox_backlog (processor_id, mode, reason, base_lsn, base_index, start_lsn, snapshot_xmax, filter, estimate, status)
-		select $1, 'missing', $2, base_lsn, base_index, $5, nullif($6::text, '0')::xid8,
+		select $1, 'missing', $2, base_lsn, base_index, least($5::pg_lsn, (select min(start_lsn) from replaced)), nullif($6::text, '0')::xid8,
 			$7::jsonb, nullif($8, 0), 'running'
 		from (select $3::pg_lsn, $4::bigint union all select base_lsn, base_index from replaced) as b (base_lsn, base_index)
 		order by base_lsn, base_index limit 1`),

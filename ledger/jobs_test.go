@@ -48,6 +48,7 @@ func TestFileJobs(t *testing.T) {
 	other := ledger.NewJob{Processor: 2, Reason: ledger.JobOfResync, Base: checkpoint.Position{LSN: 0x200, Index: 3}, Start: 0x300}
 	file(later, other)
 	later.Base, other.Base = checkpoint.Position{}, checkpoint.Position{}
+	later.Start, other.Start = 0x100, 0x100
 	check(ledger.Job{ID: 3, NewJob: later}, ledger.Job{ID: 4, NewJob: other})
 
 	// What the last init has left out stays so for every later job.
@@ -65,6 +66,7 @@ func TestFileJobs(t *testing.T) {
 	wantLeftOut(4, 2, "tenant_id = 'a'")
 	again := ledger.NewJob{Processor: 2, Reason: ledger.JobOfInit, Start: 0x400, Filter: ledger.JobFilter{Where: "tenant_id = 'b'"}}
 	file(again)
+	again.Start = 0x100
 	check(ledger.Job{ID: 3, NewJob: later}, ledger.Job{ID: 5, NewJob: again})
 	wantLeftOut(5, 2, "")
 	wantLeftOut(6, 2, "tenant_id = 'b'")
