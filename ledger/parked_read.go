@@ -139,14 +139,16 @@ const readFirst = `select commit_lsn, tx_index from ledger.outbox_parked
 		and abs(agg_hash % $4) = $5
 	order by commit_lsn, tx_index limit 1`
 
+// "is true" keeps the planner from an index scan by the position: while the table was never analyzed, PostgreSQL 18 would rather read all rows
+// of the sink by their key than the few heads by their own index.
 const readHeads = `select distinct on (agg_hash) agg_hash, extract(epoch from next_attempt_at)::float8, extract(epoch from clock_timestamp())::float8
 	from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
-		and (commit_lsn, tx_index) < ($5, $6)
+		and ((commit_lsn, tx_index) < ($5, $6)) is true
 	order by agg_hash, commit_lsn, tx_index limit $4`
 
 const readDue = `with heads as materialized (select distinct on (agg_hash) commit_lsn, tx_index, next_attempt_at
 		from ledger.outbox_parked where processor_id = $1 and next_attempt_at is not null and abs(agg_hash % $2) = $3
-			and (commit_lsn, tx_index) < ($9, $10)
+			and ((commit_lsn, tx_index) < ($9, $10)) is true
 		order by agg_hash, commit_lsn, tx_index),
 	due as materialized (select commit_lsn, tx_index, next_attempt_at from heads
 		where next_attempt_at <= clock_timestamp() or (commit_lsn, tx_index) in (select * from unnest($7::text[]::pg_lsn[], $8::bigint[]))
