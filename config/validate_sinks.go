@@ -128,8 +128,11 @@ func (v *validator) redis(path string, r *Redis) {
 	if r.Username != "" && r.Password == "" {
 		v.mistake(path+".password", "missing")
 	}
-	if r.MaxLen < 0 || r.MinIDAge < 0 {
-		v.mistake(path, "max_len and min_id_age cannot be negative; 0 keeps all")
+	if r.MaxLen < 0 {
+		v.mistake(path+".max_len", "%d is negative; 0 keeps all", r.MaxLen)
+	}
+	if r.MinIDAge < 0 {
+		v.mistake(path+".min_id_age", "%v is negative; 0s keeps all", r.MinIDAge)
 	}
 	if r.MaxLen > 0 && r.MinIDAge > 0 {
 		v.mistake(path, "max_len and min_id_age exclude each other")
