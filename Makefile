@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo test-matrix test-containers dashboards shipped snapshot clean
+.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo image image-demo test-matrix test-containers dashboards shipped snapshot clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -48,6 +48,18 @@ test-failover: ## promote standbys of several versions of PostgreSQL under a con
 
 test-takeover: ## measure takeovers, freeze a process through one, and lock the ledger for 20 s, 2 minutes, on a machine that does nothing else
 	go test $(E2E) -run '^TestTakeover$$|^TestFrozenThroughATakeover$$|^TestLedgerLockedForLong$$' -count=1 -v -parallel 8 -timeout 20m -args -takeover
+
+ENGINE ?= docker
+ARCH   ?= $(shell go env GOARCH)
+
+image: ## build the image outbox-cdc from a binary, with ENGINE (docker) and for ARCH
+	mkdir -p bin/image/linux/$(ARCH)
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) go build -trimpath -ldflags='-s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT)' -o bin/image/linux/$(ARCH)/outbox-cdc ./cmd/outbox-cdc
+	cp -L /etc/ssl/certs/ca-certificates.crt bin/image/
+	$(ENGINE) build -f deploy/image/Dockerfile --platform linux/$(ARCH) --build-arg FROM=given --build-arg TARGETPLATFORM=linux/$(ARCH) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t outbox-cdc bin/image
+
+image-demo: ## build the image outbox-demo from source, with ENGINE (docker); it needs images of Go and Debian
+	$(ENGINE) build -f deploy/image/Dockerfile.demo -t outbox-demo .
 
 test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the services of the compose file as processes; the first run builds Helm, which takes minutes
 	go test ./test/ship -count=1 -v -timeout 60m -args -ship

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 )
 
@@ -26,7 +27,12 @@ func ReadDocument(path string, environ []string, o Options) (Document, error) {
 		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
 			err = pathErr.Err
 		}
-		return Document{}, &Error{Mistakes: []Mistake{{File: path, Text: "cannot be read: " + err.Error()}}}
+		text := "cannot be read: " + err.Error()
+		if errors.Is(err, fs.ErrNotExist) && path == FileOf(environ) {
+			text += "; OUTBOX_CONFIG names it: mount or write that file, or let OUTBOX_CONFIG be empty, and the other variables of " +
+				"the environment say it all"
+		}
+		return Document{}, &Error{Mistakes: []Mistake{{File: path, Text: text}}}
 	}
 	return d, nil
 }

@@ -46,6 +46,7 @@ const (
 	publisherType = "OUTBOX_PUBLISHER_TYPE"
 	databaseURL   = "DATABASE_URL"
 	serviceName   = "SERVICE_NAME"
+	configFile    = "OUTBOX_CONFIG"
 	// listenOff is what http.listen says if there shall be no HTTP server. An empty text says so as well, but an empty variable counts
 	// as none.
 	listenOff = "off"
@@ -55,8 +56,11 @@ var (
 	// Kubernetes sets such variables for every service. Those of a service named outbox are no mistake.
 	serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)$`)
 	// otherCommands read these themselves.
-	otherCommands = []string{"OUTBOX_ADMIN_URL"}
+	otherCommands = []string{"OUTBOX_ADMIN_URL", configFile}
 )
+
+// FileOf returns the path of the configuration file that the environment names by OUTBOX_CONFIG, or "".
+func FileOf(environ []string) string { return environment(environ)[configFile] }
 
 func environment(environ []string) map[string]string {
 	env := make(map[string]string, len(environ))

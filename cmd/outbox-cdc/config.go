@@ -53,9 +53,20 @@ func newConfigEffectiveCommand(environ []string) *cobra.Command {
 
 // configFlag adds the flag --config to a command.
 func configFlag(cmd *cobra.Command, path *string) {
-	cmd.Flags().StringVar(path, "config", "", "configuration `file`; without it, the environment says it all")
+	cmd.Flags().StringVar(path, "config", "", "configuration `file` (OUTBOX_CONFIG); without it, the environment says it all")
 	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
 		panic(err) // cannot happen: the flag exists
+	}
+}
+
+// setConfigFlags makes path what --config is, where no flag says it, of all commands below cmd.
+func setConfigFlags(cmd *cobra.Command, path string) {
+	if flag := cmd.Flags().Lookup("config"); flag != nil && path != "" {
+		_ = flag.Value.Set(path) // a text takes any
+		flag.DefValue = path
+	}
+	for _, c := range cmd.Commands() {
+		setConfigFlags(c, path)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/internal/buildinfo"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 )
@@ -53,11 +54,13 @@ not everything could be compared (verify), %d a privilege is missing, %d the con
 		newResumeCommand(environ),
 		newRetryCommand(environ),
 		newStatusCommand(environ),
+		newHealthCommand(environ),
 		newMonitoringCommand(environ),
 		newReportCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 	)
+	setConfigFlags(root, config.FileOf(environ))
 	return root
 }
 
