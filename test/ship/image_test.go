@@ -184,8 +184,8 @@ func TestImage(t *testing.T) {
 	// With one that only root may read, which the user of the image is not.
 	dir := t.TempDir()
 	config := filepath.Join(dir, "outbox.yaml")
-	postgres := startPostgres(t)
-	write(t, config, configuration(postgres, freeAddress(t)), 0o600)
+	postgres, listen := startPostgres(t), freeAddress(t)
+	write(t, config, configuration(postgres, listen), 0o600)
 	mounted := []string{"-v", config + ":/etc/outbox-cdc/outbox.yaml:ro"}
 	if code, out := i.run(container, mounted, "run"); code != 78 || !strings.Contains(out, "permission denied") {
 		t.Errorf("with root's configuration: exit code %d: %s", code, out)
@@ -215,7 +215,10 @@ func TestImage(t *testing.T) {
 	if err != nil || !strings.Contains(string(line[:n]), "order.created") {
 		t.Errorf("the event: %q, %v\n%s", line[:n], err, log.String())
 	}
-	_ = running.Process.Signal(syscall.SIGTERM)
+	// buildah does not hand on SIGTERM, as engines do: it kills.
+	if err := syscall.Kill(pidOf(t, listen), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
 	_, _ = io.Copy(io.Discard, events)
 	if err := running.Wait(); err != nil {
 		t.Errorf("SIGTERM: %v\n%s", err, log.String())
@@ -258,6 +261,25 @@ func (i *images) run(container string, options []string, args ...string) (code i
 		i.t.Fatal(err)
 	}
 	return code, string(text)
+}
+
+// pidOf asks an instance for its process.
+func pidOf(t *testing.T, listen string) int {
+	t.Helper()
+	response, err := http.Get("http://" + listen + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var status struct {
+		Instance struct {
+			PID int `json:"pid"`
+		} `json:"instance"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&status); err != nil || status.Instance.PID < 2 {
+		t.Fatalf("/status: %+v, %v", status, err)
+	}
+	return status.Instance.PID
 }
 
 func startPostgres(t *testing.T) *servers.Postgres {
