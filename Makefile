@@ -63,6 +63,7 @@ image-demo: ## build the image outbox-demo from source, with ENGINE (docker); it
 
 test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the services of the compose file as processes; the first run builds Helm, which takes minutes
 	go test ./test/ship -count=1 -v -timeout 60m -args -ship
+	go test ./cmd/outbox-demo -run '^TestDemoChaos$$' -count=1 -v -args -everything
 
 fuzz: ## run each fuzz test for FUZZTIME (20s)
 	scripts/fuzz $(FUZZTIME)
