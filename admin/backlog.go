@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
 
 // BacklogJob is a job that compares the outbox with the ledger and parks what its sink was not given.
@@ -54,44 +55,26 @@ func Backlog(ctx context.Context, c Config) ([]BacklogJob, error) {
 
 // BacklogWatch turns looks at the jobs into rates.
 type BacklogWatch struct {
-	looks []backlogLook // the newest last
+	paces map[int64]*monitoring.Pace // by job
 }
-
-type backlogLook struct {
-	at     time.Time
-	walked map[int64]int64 // by job
-}
-
-// rateOver is over how long a rate is measured: a job is at rest while lanes deliver what it has parked.
-const rateOver = 30 * time.Second
-
-// restsFor is how long a job may be at rest before its rate is said to be 0.
-const restsFor = 8 * time.Second
 
 // Add adds what was read at a time, and sets rates and the time left.
 func (w *BacklogWatch) Add(at time.Time, jobs []BacklogJob) {
-	look := backlogLook{at, map[int64]int64{}}
-	for _, j := range jobs {
-		look.walked[j.ID] = j.Walked
+	if w.paces == nil {
+		w.paces = map[int64]*monitoring.Pace{}
 	}
-	for len(w.looks) > 1 && at.Sub(w.looks[1].at) >= rateOver {
-		w.looks = w.looks[1:]
-	}
-	w.looks = append(w.looks, look)
-	first := w.looks[0]
-	took := at.Sub(first.at).Seconds()
 	for i := range jobs {
 		j := &jobs[i]
-		before, known := first.walked[j.ID]
-		if !known || took <= 0 || !j.Finished.IsZero() {
+		if !j.Finished.IsZero() {
 			continue
 		}
-		if j.Walked == before && took < restsFor.Seconds() {
-			continue
+		pace := w.paces[j.ID]
+		if pace == nil {
+			pace = &monitoring.Pace{}
+			w.paces[j.ID] = pace
 		}
-		j.Rate = new(float64(j.Walked-before) / took)
-		if *j.Rate > 0 && j.Estimate > j.Walked {
-			j.Left = new(float64(j.Estimate-j.Walked) / *j.Rate)
-		}
+		pace.Add(at, j.Walked)
+		j.Rate = pace.Rate(at)
+		j.Left = monitoring.SecondsLeft(monitoring.RowsLeft(j.Estimate, j.Walked), j.Rate)
 	}
 }

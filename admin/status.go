@@ -23,8 +23,10 @@ type Status struct {
 	// NoSink is what belongs to no sink: rows of the outbox that were no valid events.
 	NoSink  StatusRows     `json:"no_sink"`
 	Cleanup *StatusCleanup `json:"cleanup,omitempty"`
-	Sizes   *StatusSizes   `json:"sizes,omitempty"`
-	Holders []StatusHolder `json:"holders"` // what keeps PostgreSQL from forgetting WAL or from vacuuming
+	// Verify is what the comparison of the outbox with the ledger has found. Only the instance that streams knows it.
+	Verify  *monitoring.VerifyReport `json:"verify,omitempty"`
+	Sizes   *StatusSizes             `json:"sizes,omitempty"`
+	Holders []StatusHolder           `json:"holders"` // what keeps PostgreSQL from forgetting WAL or from vacuuming
 	// ToDo is what a person should do, the worst first.
 	ToDo []StatusToDo `json:"to_do"`
 	// Unknown is what could not be read or asked, and why.
@@ -134,6 +136,8 @@ type StatusSink struct {
 	RateMinute *float64         `json:"delivered_per_second_minute,omitempty"`
 	Forecast   monitoring.Trend `json:"forecast,omitempty"`
 	CaughtUpAt *time.Time       `json:"caught_up_at,omitempty"`
+	// Backlog is the sink's unfinished backlog job. Its rate and what it waits for only the instance that streams knows.
+	Backlog *monitoring.BacklogReport `json:"backlog,omitempty"`
 	// Objective is how fast events are accepted, against what is configured. Only the instance that streams knows it.
 	Objective *monitoring.ObjectiveReport `json:"objective,omitempty"`
 }

@@ -40,6 +40,9 @@ func (r *statusReader) judge() {
 	if n := s.NoSink.Dead; n != nil && *n > 0 {
 		r.toDo(monitoring.LevelDegraded, "outbox-cdc dlq list --sink "+noSink, "%s of no sink: rows of the outbox that were no valid events", letters(*n))
 	}
+	if v := s.Verify; v != nil && some(v.Unaccounted) {
+		r.toDo(monitoring.LevelFailed, "outbox-cdc verify", "events are missing, such as %s: they were probably never delivered; docs/verify.md says how they are", v.Example)
+	}
 	r.judgeCleanup()
 	for _, h := range s.Holders {
 		r.judgeHolder(h)

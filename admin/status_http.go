@@ -178,7 +178,7 @@ func (r *statusReader) askInstances(ctx context.Context) {
 	} else if i := slices.IndexFunc(answers, func(a answer) bool { return a.err != nil }); len(r.found) == 0 && i >= 0 && !taken {
 		why = fmt.Sprintf("%s was asked: %v", answers[i].address, answers[i].err)
 	}
-	r.status.Unknown = append(r.status.Unknown, "rates, the lag in seconds, objectives, and when a sink will have caught up: "+why)
+	r.status.Unknown = append(r.status.Unknown, "rates, the lag in seconds, objectives, what verify has found, and when a sink will have caught up: "+why)
 }
 
 // listenIsTaken reports whether another program answers at http.listen, where an instance with this configuration could not start, and notes
@@ -280,6 +280,10 @@ func (r *statusReader) addLeader(in *monitoring.Instance) {
 	if c := r.status.Cleanup; c != nil && in.Cleanup != nil {
 		c.LastPassAt = shifted(in.Cleanup.EndedAt, shift)
 	}
+	if v := in.Verify; v != nil {
+		v.UpTo, v.WorkedAt = later(v.UpTo, shift), later(v.WorkedAt, shift)
+		r.status.Verify = v
+	}
 	for i := range in.Sinks {
 		r.addSink(&in.Sinks[i], shift)
 	}
@@ -314,6 +318,20 @@ func (r *statusReader) addSink(in *monitoring.SinkReport, shift time.Duration) {
 	}
 	s.Forecast, s.CaughtUpAt = in.Forecast.Trend, shifted(in.Forecast.CaughtUpAt, shift)
 	s.Objective = in.Objective
+	if b := in.Backlog; b != nil {
+		b.Filed = b.Filed.Add(shift).UTC()
+		s.Backlog = b
+	} else if in.InSession {
+		s.Backlog = nil // it has finished meanwhile
+	}
+}
+
+// later returns a time of an instance by the clock of the status.
+func later(t time.Time, by time.Duration) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.Add(by).UTC()
 }
 
 // shifted returns a time of an instance by the clock of the status, or nil if it is zero.

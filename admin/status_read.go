@@ -245,6 +245,13 @@ func (r *statusReader) showSinks() {
 				sink.Condition = monitoring.ConditionOK // the connector writes what is not well
 			}
 		}
+		for i := range r.ledger.Jobs {
+			if j := &r.ledger.Jobs[i]; j.Processor == known.Processor {
+				sink.Backlog = monitoring.NewBacklogReport(&monitoring.BacklogStatus{
+					ID: j.ID, Reason: string(j.Reason), FiledAt: j.Filed, Walked: j.Walked, Parked: j.Ordinal, Left: monitoring.RowsLeft(j.Estimate, j.Walked),
+				})
+			}
+		}
 		r.status.Sinks = append(r.status.Sinks, sink)
 	}
 	r.status.NoSink = rows(r.ledger.NoSink)

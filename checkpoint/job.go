@@ -7,5 +7,7 @@ type JobStep struct {
 	Cursor  []byte // JSON: the keys of the last row that was compared; the job goes on behind it
 	Ordinal int64  // how many rows the job has parked, this step's included: the number of the next one
 	Walked  int64  // how many rows the job has compared, this step's included
-	Done    bool   // there are no further rows
+	// Estimate is about how many rows the job compares in all; 0: nobody knows better than the table.
+	Estimate int64
+	Done     bool // there are no further rows
 }

@@ -55,6 +55,10 @@ type backlogTable interface {
 	declined(ctx context.Context, j *ledger.Job) (ledger.Declined, error)
 	// beginWalk returns the cursor of a walk of all rows that can be seen now.
 	beginWalk(ctx context.Context) ([]byte, error)
+	// countRows returns how many rows are behind a cursor, exactly if that is known soon.
+	countRows(ctx context.Context, q ledger.WalkQuery) (int64, error)
+	// estimateRows returns about how many rows are behind a cursor. It reads none of them.
+	estimateRows(ctx context.Context, q ledger.WalkQuery) (int64, error)
 	// readChunk reads the next chunk.
 	readChunk(ctx context.Context, q ledger.WalkQuery) (provision.WalkChunk, error)
 	// markWAL returns an LSN at or behind the commit of everything that could be seen before, and makes the stream come to it soon.
@@ -84,11 +88,12 @@ type backlogJob struct {
 	router   *router.Router
 	ask      func()                                          // asks the server for a keepalive
 	open     func(ctx context.Context) (backlogTable, error) // opens table
-	report   func(error)                                     // tells health how the last step went
-	letter   func(e *outbox.Event, invalid error)            // tells of a row that is no valid event
-	out      chan<- checkpoint.Outcomes                      // to the recorder
-	recorded chan uint64                                     // from it
-	noEvents chan struct{}                                   // who holds its value may write dead letters of rows that are no valid events
+	shown    *shownJob
+	report   func(error)                          // tells health how the last step went
+	letter   func(e *outbox.Event, invalid error) // tells of a row that is no valid event
+	out      chan<- checkpoint.Outcomes           // to the recorder
+	recorded chan uint64                          // from it
+	noEvents chan struct{}                        // who holds its value may write dead letters of rows that are no valid events
 	logger   *slog.Logger
 
 	table   backlogTable
@@ -114,6 +119,7 @@ func (j *backlogJob) run(ctx context.Context) {
 		case done:
 			j.logger.Info("a backlog job is done", "sink", j.sink.name, "job", j.row.ID, "walked", j.row.Walked, "parked", j.row.Ordinal)
 			j.sink.backlog.end()
+			j.shown.end()
 			for _, l := range j.lanes {
 				l.ask(askReread)
 			}
@@ -129,8 +135,7 @@ func (j *backlogJob) step(ctx context.Context) (done bool, err error) {
 	if err := j.begin(ctx); err != nil {
 		return false, err
 	}
-	j.query.Cursor = j.row.Cursor
-	chunk, err := j.table.readChunk(ctx, j.query)
+	chunk, err := j.table.readChunk(ctx, j.behind(j.row.Cursor))
 	if err != nil {
 		return false, err
 	}
@@ -148,12 +153,20 @@ func (j *backlogJob) step(ctx context.Context) (done bool, err error) {
 		}
 	}
 	step := checkpoint.JobStep{
-		Job: j.row.ID, Cursor: chunk.Cursor, Ordinal: j.row.Ordinal + int64(len(rows)), Walked: j.row.Walked + int64(chunk.Looked), Done: chunk.End,
+		Job: j.row.ID, Cursor: chunk.Cursor, Ordinal: j.row.Ordinal + int64(len(rows)), Walked: j.row.Walked + int64(chunk.Looked), Estimate: j.row.Estimate, Done: chunk.End,
+	}
+	if step.Walked > step.Estimate && !step.Done { // the estimate was too low
+		left, err := j.table.estimateRows(ctx, j.behind(step.Cursor))
+		if err != nil {
+			return false, err
+		}
+		step.Estimate = step.Walked + left
 	}
 	if err := j.give(ctx, checkpoint.Outcomes{Rows: rows, Job: &step, Urgent: true}); err != nil {
 		return false, err
 	}
-	j.row.Cursor, j.row.Ordinal, j.row.Walked = step.Cursor, step.Ordinal, step.Walked
+	j.row.Cursor, j.row.Ordinal, j.row.Walked, j.row.Estimate = step.Cursor, step.Ordinal, step.Walked, step.Estimate
+	j.shown.step(j.row)
 	if len(rows) > 0 {
 		j.lanes[0].state.parked(rows)
 		j.sink.backlog.parked(rows[0].Position)
@@ -186,12 +199,26 @@ func (j *backlogJob) begin(ctx context.Context) error {
 		if err := j.awaitXmin(ctx, table); err != nil {
 			return err
 		}
-		if j.row.Cursor, err = table.beginWalk(ctx); err != nil {
+		cursor, err := table.beginWalk(ctx)
+		if err != nil {
 			return err
 		}
+		// Until now the estimate was that of whoever has filed the job, who may have counted other rows.
+		if j.row.Estimate, err = table.countRows(ctx, j.behind(cursor)); err != nil {
+			return err
+		}
+		j.row.Cursor = cursor
 	}
 	j.table = table
+	j.shown.step(j.row)
 	return nil
+}
+
+// behind asks for the rows behind a cursor.
+func (j *backlogJob) behind(cursor []byte) ledger.WalkQuery {
+	q := j.query
+	q.Cursor = cursor
+	return q
 }
 
 // awaitXmin waits until everything that was committed before the slot was made can be seen.
@@ -205,6 +232,7 @@ func (j *backlogJob) awaitXmin(ctx context.Context, table backlogTable) error {
 			return err
 		}
 		if !said {
+			j.shown.wait("the end of the transactions that ran when the slot was made")
 			j.logger.Info("a backlog job waits until the transactions have ended that ran when the slot was made", "sink", j.sink.name, "job", j.row.ID, "before_xid", j.row.SnapshotXmax)
 		}
 		if err := wait.For(ctx, xminPace); err != nil {
@@ -362,8 +390,10 @@ func (s *session) makeJobs(ctx context.Context, routes []router.Route) error {
 		sink := lanes[0].sharedSink
 		goes := &dutyReport{c: s.c, duty: fmt.Sprintf("backlog of %s", sink.name)}
 		sink.backlog.begin(row.Start, len(lanes))
+		shown := &s.c.sinks[sink.name].job
+		shown.begin(row)
 		s.jobs = append(s.jobs, &backlogJob{
-			row: row, sink: sink, lanes: lanes, tracker: s.tracker, router: router.New(routes), ask: s.stream.AskKeepalive, open: open,
+			row: row, sink: sink, lanes: lanes, tracker: s.tracker, router: router.New(routes), ask: s.stream.AskKeepalive, open: open, shown: shown,
 			report: func(err error) { goes.report(s.c.explainLock(context.WithoutCancel(ctx), err)) }, letter: s.c.tellInvalid, out: s.outcomes, recorded: make(chan uint64, 1), noEvents: noEvents, logger: s.c.cfg.Logger,
 		})
 	}

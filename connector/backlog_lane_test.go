@@ -93,6 +93,14 @@ func (m *memBacklog) declined(context.Context, *ledger.Job) (ledger.Declined, er
 	return ledger.Declined{}, nil
 }
 func (m *memBacklog) beginWalk(context.Context) ([]byte, error) { return []byte("0"), nil }
+func (m *memBacklog) countRows(context.Context, ledger.WalkQuery) (int64, error) {
+	return int64(len(m.rows)), nil
+}
+
+func (m *memBacklog) estimateRows(context.Context, ledger.WalkQuery) (int64, error) {
+	return 0, nil
+}
+
 func (m *memBacklog) markWAL(context.Context, int64) (pglogrepl.LSN, error) {
 	return m.lsn, nil
 }
@@ -134,8 +142,11 @@ func TestBacklogStep(t *testing.T) {
 		tracker := checkpoint.NewTracker(16, 1<<20, checkpoint.Position{LSN: 500, Index: -1}, 500)
 		asked, letters := 0, 0
 		out := make(chan checkpoint.Outcomes, 4)
+		shown := &shownJob{}
+		shown.begin(ledger.Job{ID: 3})
 		j := &backlogJob{
-			row: ledger.Job{ID: 3, NewJob: ledger.NewJob{Processor: 1, Start: 500}, Ordinal: 7}, sink: b.sharedSink, lanes: []*lane{b.lane}, tracker: tracker,
+			shown: shown,
+			row:   ledger.Job{ID: 3, NewJob: ledger.NewJob{Processor: 1, Start: 500}, Ordinal: 7}, sink: b.sharedSink, lanes: []*lane{b.lane}, tracker: tracker,
 			router: router.New([]router.Route{{Match: router.Match{AggregateType: []string{"t"}}, Sinks: []router.Sink{{Processor: 1}}}}), ask: func() { asked++ }, report: func(error) {},
 			open:   func(context.Context) (backlogTable, error) { return table, nil },
 			letter: func(*outbox.Event, error) { letters++ }, out: out, recorded: make(chan uint64, 1), noEvents: make(chan struct{}, 1), logger: slog.New(slog.DiscardHandler),
@@ -162,7 +173,7 @@ func TestBacklogStep(t *testing.T) {
 				t.Errorf("row %d: %+v, want %+v", i, got, want)
 			}
 		}
-		if diff := cmp.Diff(checkpoint.JobStep{Job: 3, Cursor: []byte("4"), Ordinal: 9, Walked: 4}, *first.Job); diff != "" || letters != 1 {
+		if diff := cmp.Diff(checkpoint.JobStep{Job: 3, Cursor: []byte("4"), Ordinal: 9, Walked: 4, Estimate: 5}, *first.Job); diff != "" || letters != 1 {
 			t.Errorf("%d letters %s", letters, diff)
 		}
 		first.Recorded <- first.Seq

@@ -47,6 +47,14 @@ func (b *pgBacklog) beginWalk(ctx context.Context) ([]byte, error) {
 	return b.walk.Begin(ctx, b.pool)
 }
 
+func (b *pgBacklog) countRows(ctx context.Context, q ledger.WalkQuery) (int64, error) {
+	return b.walk.Count(ctx, b.pool, q)
+}
+
+func (b *pgBacklog) estimateRows(ctx context.Context, q ledger.WalkQuery) (int64, error) {
+	return b.walk.Estimate(ctx, b.pool, q)
+}
+
 func (b *pgBacklog) readChunk(ctx context.Context, q ledger.WalkQuery) (provision.WalkChunk, error) {
 	return b.walk.Read(ctx, b.pool, q)
 }

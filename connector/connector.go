@@ -238,6 +238,7 @@ type lastingSink struct {
 	paused    atomic.Bool // by a person
 	state     *sinkState
 	objective *sinkResults
+	job       shownJob
 }
 
 // makeSinks makes the part of each sink that outlives sessions.

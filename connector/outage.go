@@ -236,7 +236,7 @@ func (s *sinkStory) tellRefusals(now time.Time, st *monitoring.SinkStatus) {
 		a := append([]any{"since", stamp(s.refusals.began)}, s.refusals.comings(what)...)
 		return append(append(a, waiting(now, st)...), "err", st.Cause)
 	}
-	switch what := s.refusals.at(now, st.RefusingSince); what {
+	switch what := s.refusals.at(now, st.Since.Refusing); what {
 	case begins:
 		s.logger().Warn("sink refuses every message", attrs(what)...)
 	case lasts:

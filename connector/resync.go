@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
@@ -23,6 +24,7 @@ const (
 type resyncs struct {
 	last  time.Time     // zero if it never has
 	pause time.Duration // before the last one
+	made  atomic.Int64  // how often
 	sound bool          // the last session has ended as if the slot were lost, and the slot was sound
 }
 
@@ -60,6 +62,7 @@ func (c *Connector) resync(ctx context.Context, why error) (again bool, err erro
 		return true, context.Cause(ctx)
 	case err == nil:
 		r.last, r.pause, r.sound = time.Now(), pause, false
+		r.made.Add(1)
 		return true, nil
 	case errors.Is(err, provision.ErrSound):
 		// Another process has made it anew. If the next session ends the same way, something else is wrong, which no new slot mends.

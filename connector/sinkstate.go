@@ -361,13 +361,13 @@ func (s *sinkState) snapshot() monitoring.SinkStatus {
 		Name: s.name, Type: s.kind, InSession: s.inSession,
 		Breaker: s.breaker.String(), Failing: len(s.failing) > 0, FailingSince: s.failingSince, Cause: errText(s.cause),
 		SuspectSince: s.suspectSince,
-		Paused:       !s.pausedSince.IsZero(), PausedSince: s.pausedSince, Unreadable: errText(s.unread),
+		Paused:       !s.pausedSince.IsZero(), Since: monitoring.SinceTimes{Paused: s.pausedSince}, Unreadable: errText(s.unread),
 		CountedAt: s.owed.countedAt,
 		Counts:    s.counts, Events: monitoring.EventTimes{DeliveredAt: s.deliveredAt}, Topics: s.topics.status(), Check: s.checkStatus(),
 	}
 	st.Parked, st.DeadLetters, st.OldestParked = s.owed.counts(time.Now())
 	if st.Parked > 0 {
-		st.RefusingSince = s.refusals.refusingSince()
+		st.Since.Refusing = s.refusals.refusingSince()
 	}
 	if s.breaker != breakerClosed {
 		st.BreakerSince, st.AsksAt = s.since, s.asksAt

@@ -117,11 +117,11 @@ func TestSinkState(t *testing.T) {
 			w.Counts.Failed++
 		}, "")
 		step("paused", func() { s.isPaused(ledger.Paused) }, func(w *monitoring.SinkStatus) {
-			w.Paused, w.PausedSince = true, at(40)
+			w.Paused, w.Since.Paused = true, at(40)
 		}, `msg="sink paused"`)
 		step("paused still", func() { s.isPaused(ledger.Paused) }, same, "")
 		step("resumed", func() { s.isPaused(ledger.Active) }, func(w *monitoring.SinkStatus) {
-			w.Paused, w.PausedSince = false, time.Time{}
+			w.Paused, w.Since.Paused = false, time.Time{}
 		}, `msg="sink resumed"`)
 		step("rows cannot be read", func() { s.read(errors.New("no answer")) }, func(w *monitoring.SinkStatus) { w.Unreadable = "no answer" }, "level=WARN")
 		step("nor the second time", func() { s.read(errors.New("no answer again")) }, same, "")

@@ -27,13 +27,14 @@ func (c *Connector) Status() monitoring.Status {
 	st.Lag = c.lag.since(now, st.Lag)
 	st.LanesPerSink = c.cfg.Delivery.Lanes
 	st.OwnWAL = c.stages.ownWAL.Load()
-	st.PublicationChanges = c.outbox.publicationChanges.Load()
+	st.Mended = monitoring.MendedCounts{Publications: c.outbox.publicationChanges.Load(), Slots: c.progress.resyncs.made.Load()}
 	st.Invalid, st.Unrouted = c.noSink.invalid.Load(), c.noSink.unrouted.Load()
 	st.Stages = c.stages.status(now)
 	for _, s := range c.cfg.Sinks {
 		lasting := c.sinks[s.Name]
 		sink := lasting.state.status()
 		sink.Objective = lasting.objective.status(now)
+		sink.Backlog = lasting.job.status(now, &sink)
 		st.Sinks = append(st.Sinks, sink)
 		st.Stages.Busy = append(st.Stages.Busy, lasting.state.work.status(now, s.Name, c.cfg.Delivery.Lanes)...)
 	}
@@ -116,6 +117,7 @@ func (c *Connector) sessionEnded(err error) {
 	c.life.sessionEnded(err)
 	for _, s := range c.sinks {
 		s.state.end()
+		s.job.end()
 	}
 }
 

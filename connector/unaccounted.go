@@ -82,12 +82,13 @@ type accounts struct {
 		running bool
 		from    *ledger.OutboxKey // behind which the next chunk begins
 		began   time.Time
-		all     bool // it looks at all rows
+		all     bool                // it looks at all rows
+		prefix  checkpoint.Position // when it began
 	}
 	allAt    time.Time           // when the last pass that has looked at all rows began
 	complete bool                // there was such a pass
 	upTo     time.Time           // rows of earlier times were compared
-	settled  checkpoint.Position // the prefix when the last pass ended
+	settled  checkpoint.Position // the prefix when the last complete pass began: what was settled until then was compared
 	checked  time.Time           // when missing was last looked at again
 	unknown  []unknownEvents
 	missing  map[string]struct{} // ids of events that some sink lacks
@@ -120,7 +121,9 @@ func (c *Connector) keepAccounts(ctx context.Context, s *session) {
 			return
 		}
 		began, arrived := time.Now(), s.arrived()
-		if !a.due(began, s.tracker.Snapshot(began).Prefix) {
+		window := s.tracker.Snapshot(began)
+		if !a.due(began, window.Prefix) {
+			a.idle(c, began.Add(-window.Lag))
 			pause = compareEvery
 			continue
 		}
@@ -254,6 +257,7 @@ func (a *accounts) chunk(ctx context.Context, step compareStep) error {
 			return nil
 		}
 		a.begin(now)
+		a.pass.prefix = prefix
 	}
 	var u unknownEvents
 	chunk, err := step.table.compareChunk(ctx, step.query, a.pass.from, func(p *ledger.VerifyPoint, e *ledger.Unknown) error {
@@ -283,7 +287,7 @@ func (a *accounts) chunk(ctx context.Context, step compareStep) error {
 		a.upTo = chunk.UpTo
 	}
 	if chunk.End {
-		a.pass.running, a.complete, a.settled = false, true, prefix
+		a.pass.running, a.complete, a.settled = false, true, a.pass.prefix
 	}
 	return nil
 }
@@ -299,9 +303,20 @@ func (a *accounts) begin(now time.Time) {
 	a.pass.from = &ledger.OutboxKey{At: last.Add(-compareAgain).UTC().Format("2006-01-02 15:04:05.999999")}
 }
 
+// idle notes that nothing is left to compare of what was settled until then.
+func (a *accounts) idle(c *Connector, until time.Time) {
+	if a.shown.Load() == nil {
+		return // nothing can be compared
+	}
+	if len(a.unknown) == 0 && until.After(a.upTo) {
+		a.upTo = until
+	}
+	a.tell(c)
+}
+
 // tell shows what was found.
 func (a *accounts) tell(c *Connector) {
-	st := &monitoring.AccountsStatus{UpTo: a.upTo}
+	st := &monitoring.AccountsStatus{UpTo: a.upTo, WorkedAt: time.Now()}
 	if a.complete || len(a.missing) > 0 {
 		n := int64(len(a.missing))
 		st.Missing = &n

@@ -146,9 +146,9 @@ func (w *BatchWriter) writeJobSteps(ctx context.Context, batch []checkpoint.Outc
 	q := &pgx.Batch{}
 	for i := range batch {
 		if step := batch[i].Job; step != nil {
-			q.Queue(w.cfg.Schema.statement(`update ledger.outbox_backlog set cursor = $2::jsonb, ordinal = $3, walked = $4,
+			q.Queue(w.cfg.Schema.statement(`update ledger.outbox_backlog set cursor = $2::jsonb, ordinal = $3, walked = $4, estimate = coalesce(nullif($6::bigint, 0), estimate),
 				status = case when $5 then 'done' else status end, finished_at = case when $5 then clock_timestamp() end
-				where id = $1 and status <> 'done'`), step.Job, string(step.Cursor), step.Ordinal, step.Walked, step.Done)
+				where id = $1 and status <> 'done'`), step.Job, string(step.Cursor), step.Ordinal, step.Walked, step.Done, step.Estimate)
 		}
 	}
 	if q.Len() == 0 {

@@ -264,19 +264,43 @@ func (w *OutboxWalk) statement(q *WalkQuery, c walkCursor) (sql string, args [][
 	arg(strconv.Itoa(q.MaxRows))
 	arg(strconv.Itoa(w.table.MaxEventBytes))
 	arg(strconv.Itoa(q.MaxBytes))
+	where, wanted := w.conditions(q, c, arg)
+	var names []string
+	for i := range w.keys {
+		names = append(names, fmt.Sprintf("k%d", i))
+	}
+	named := make([]string, len(names))
+	for i, k := range w.keys {
+		named[i] = k.sql + " as " + names[i]
+	}
+	// The part behind "rows" is in the order of the keys, and windows without an order keep it.
+	sql = fmt.Sprintf(`select wanted, case when large then payload_size else 0 end + case when metadata_size > $2 then metadata_size else 0 end, total, %[1]s, %[2]s from (
+			select *, count(*) over () as total, sum(size) over (rows unbounded preceding) - size as before from (
+				select *, payload_size + metadata_size > $2::bigint as large,
+					case when not wanted then 0 when payload_size + metadata_size > $2 then 0 else payload_size end + case when wanted and metadata_size <= $2 then metadata_size else 0 end + %[3]d as size from (
+					select coalesce(%[4]s, false) as wanted, %[5]s, %[6]s, %[7]s from %[8]s t where %[9]s order by %[10]s limit $1) looked) sized) rows
+		where before = 0 or before + size <= $3`,
+		strings.Join(names, ", "), w.content, rowOverhead, strings.Join(wanted, " and "), strings.Join(named, ", "), w.columns, w.sizes, w.name(), strings.Join(where, " and "), w.expressions(""))
+	return sql, args
+}
+
+// conditions returns which rows are looked at behind a cursor, and which of them are wanted. arg adds an argument, and returns its number.
+func (w *OutboxWalk) conditions(q *WalkQuery, c walkCursor, arg func(string) int) (where, wanted []string) {
 	list := func(values []string) string {
-		first := len(args) + 1
-		for _, v := range values {
-			arg(v)
+		first := 0
+		for i, v := range values {
+			if n := arg(v); i == 0 {
+				first = n
+			}
 		}
 		return w.parameters(first)
 	}
 	keys := "(" + w.expressions("") + ")"
-	where := []string{keys + " <= (" + list(c.Until) + ")"}
+	where = []string{keys + " <= (" + list(c.Until) + ")"}
 	if c.At != nil {
 		where = append(where, keys+" > ("+list(c.At)+")")
 	}
-	wanted := []string{"true"}
+	wanted = []string{"true"}
 	notBefore := func(t time.Time) string {
 		// In UTC, as the connection's time zone and a column without zone are.
 		return fmt.Sprintf("%s >= $%d::%s", w.shape.column(w.table.CreatedAt), arg(t.UTC().Format("2006-01-02 15:04:05.999999")), w.shape.timeType)
@@ -298,23 +322,7 @@ func (w *OutboxWalk) statement(q *WalkQuery, c walkCursor) (sql string, args [][
 	if q.Declined.Filter.Where != "" && w.shape.timeType != "" {
 		wanted = append(wanted, "("+notBefore(q.Declined.Before)+" is not false or ("+q.Declined.Filter.Where+"\n))")
 	}
-	var names []string
-	for i := range w.keys {
-		names = append(names, fmt.Sprintf("k%d", i))
-	}
-	named := make([]string, len(names))
-	for i, k := range w.keys {
-		named[i] = k.sql + " as " + names[i]
-	}
-	// The part behind "rows" is in the order of the keys, and windows without an order keep it.
-	sql = fmt.Sprintf(`select wanted, case when large then payload_size else 0 end + case when metadata_size > $2 then metadata_size else 0 end, total, %[1]s, %[2]s from (
-			select *, count(*) over () as total, sum(size) over (rows unbounded preceding) - size as before from (
-				select *, payload_size + metadata_size > $2::bigint as large,
-					case when not wanted then 0 when payload_size + metadata_size > $2 then 0 else payload_size end + case when wanted and metadata_size <= $2 then metadata_size else 0 end + %[3]d as size from (
-					select coalesce(%[4]s, false) as wanted, %[5]s, %[6]s, %[7]s from %[8]s t where %[9]s order by %[10]s limit $1) looked) sized) rows
-		where before = 0 or before + size <= $3`,
-		strings.Join(names, ", "), w.content, rowOverhead, strings.Join(wanted, " and "), strings.Join(named, ", "), w.columns, w.sizes, w.name(), strings.Join(where, " and "), w.expressions(""))
-	return sql, args
+	return where, wanted
 }
 
 // CheckFilter returns an error if the filter is no condition on the columns of the table.

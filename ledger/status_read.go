@@ -33,7 +33,7 @@ type Overview struct {
 	Sinks      []SinkOverview // in the order of their processors
 	NoSink     ParkedOverview // of processor 0
 	Migrations []int64        // those that were applied
-	Unfinished int            // jobs of outbox_backlog
+	Jobs       []JobProgress  // of outbox_backlog, those that are not finished
 	Retention  *RetentionRow  // nil if there is none
 	// Unread is why outbox_parked could not be read. The counts are zero then.
 	Unread error
@@ -101,8 +101,7 @@ func (s Schema) ReadOverview(ctx context.Context, conn *pgx.Conn, q OverviewQuer
 			QueryRow(func(row pgx.Row) error { return row.Scan(&o.Migrations) })
 	}
 	if q.Readable["outbox_backlog"] {
-		b.Queue(s.statement("select count(*) from ledger.outbox_backlog where status <> 'done'")).
-			QueryRow(func(row pgx.Row) error { return row.Scan(&o.Unfinished) })
+		s.queueJobs(&b, &o)
 	}
 	if q.Readable["outbox_retention"] {
 		b.Queue(s.statement("select log_dropped_until, last_pass_at, report from ledger.outbox_retention limit 1")).Query(func(rows pgx.Rows) error {
@@ -172,6 +171,19 @@ func (s Schema) queueSinks(b *pgx.Batch, q OverviewQuery, o *Overview) {
 				found.State = &st
 			}
 			o.Sinks = append(o.Sinks, found)
+			return nil
+		})
+		return err
+	})
+}
+
+// queueJobs reads the unfinished jobs. The table of an older version lacks some columns.
+func (s Schema) queueJobs(b *pgx.Batch, o *Overview) {
+	b.Queue(s.statement(`select id, processor_id, coalesce(to_jsonb(b) ->> 'reason', ''), ordinal, coalesce((to_jsonb(b) ->> 'walked')::bigint, 0), coalesce(estimate, 0), created_at
+		from ledger.outbox_backlog b where status <> 'done' and mode = 'missing' order by id`)).Query(func(rows pgx.Rows) error {
+		var j JobProgress
+		_, err := pgx.ForEachRow(rows, []any{&j.ID, &j.Processor, &j.Reason, &j.Ordinal, &j.Walked, &j.Estimate, &j.Filed}, func() error {
+			o.Jobs = append(o.Jobs, j)
 			return nil
 		})
 		return err

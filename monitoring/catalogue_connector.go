@@ -75,7 +75,14 @@ var streamFamilies = []Family{
 		Help: "How often the publication was found changed, and right again. Rows that were written in between may be missing in the stream. " +
 			"One that is found wrong ends the process.",
 		Investigate: "It has risen: look for rows of the outbox that the ledger does not know.",
-		collect:     ofConnector(func(s *Status) float64 { return float64(s.PublicationChanges) }),
+		collect:     ofConnector(func(s *Status) float64 { return float64(s.Mended.Publications) }),
+	},
+	{
+		Name: "slot_resyncs_total", Type: Counter, Unit: "resyncs",
+		Help: "How often this process has made a lost slot anew, with jobs that deliver what is missing (source.on_slot_loss: resync). What a person does " +
+			"with outbox-cdc resync is not counted: outbox-cdc backlog shows what has filed each job.",
+		Investigate: "It has risen: the slot was lost. Find out why it kept more WAL than it may, see docs/slot.md.",
+		collect:     ofConnector(func(s *Status) float64 { return float64(s.Mended.Slots) }),
 	},
 	{
 		Name: "events_in_queue", Type: Gauge, Labels: []string{"status"}, Unit: "events",

@@ -171,6 +171,28 @@ var outcomeFamilies = []Family{
 		},
 	},
 	{
+		Name: "backlog_rows_left", Type: Gauge, Labels: []string{"sink"}, Unit: "rows",
+		Help: "About how many rows of the outbox the sink's backlog job has still to compare with the ledger. They are counted when the job begins, or " +
+			"estimated if that takes longer than 2 s. Absent without an unfinished job, without a session, and once the estimate has proved too low.",
+		Investigate: "It does not fall, and the sink is well: outbox-cdc status says what the job waits for.",
+		collect: ofBacklogs(func(b *BacklogStatus, emit func(float64)) {
+			if b.Left != nil {
+				emit(float64(*b.Left))
+			}
+		}),
+	},
+	{
+		Name: "backlog_rate", Type: Gauge, Labels: []string{"sink"}, Unit: "rows/s",
+		Help: "How many rows a second the sink's backlog job compares: over the last 3 s, or over the last chunk if that took longer. 0 while the sink is " +
+			"away or paused. Absent without an unfinished job and without a session.",
+		Investigate: "It is far below what the sink delivers a second: the rest of the time the job waits for the stream, or for the lanes.",
+		collect: ofBacklogs(func(b *BacklogStatus, emit func(float64)) {
+			if b.Rate != nil {
+				emit(*b.Rate)
+			}
+		}),
+	},
+	{
 		Name: "unaccounted_events", Type: Gauge, Unit: "events",
 		Help: "Events of the outbox that are missing: they are owed to a sink, the stream is past them, and the ledger does not know what has become of them. " +
 			"At most 10,000 are counted. Absent until all rows were compared once, in a process that stands by, and where source.columns.created_at has no index.",
@@ -183,15 +205,37 @@ var outcomeFamilies = []Family{
 	},
 	{
 		Name: "verify_position_timestamp_seconds", Type: Gauge, Unit: "seconds since 1970",
-		Help: "Events made before this time were compared with the ledger, for unaccounted_events. While nothing arrives, it stands still. " +
+		Help: "Events made before this time were compared with the ledger, for unaccounted_events. While nothing is left to compare, it follows the clock. " +
 			"Absent in a process that stands by, and where source.columns.created_at has no index.",
-		Investigate: "It stands still or is hours old while events arrive: the component keeper:accounts of /readyz says why.",
+		Investigate: "It is hours old: the component keeper:accounts of /readyz says why.",
 		collect: func(s *Status, emit emit) {
 			if s.Role == RoleLeader && s.Accounts != nil && !s.Accounts.UpTo.IsZero() {
 				emit(float64(s.Accounts.UpTo.UnixMicro()) / 1e6)
 			}
 		},
 	},
+	{
+		Name: "verify_last_success_timestamp_seconds", Type: Gauge, Unit: "seconds since 1970",
+		Help: "When the comparison for unaccounted_events last did a step, or found nothing to compare. It moves at least every half minute, on an idle " +
+			"outbox too. Absent in a process that stands by, and where source.columns.created_at has no index.",
+		Investigate: "It stands still for minutes: the component keeper:accounts of /readyz says why.",
+		collect: func(s *Status, emit emit) {
+			if s.Role == RoleLeader && s.Accounts != nil && !s.Accounts.WorkedAt.IsZero() {
+				emit(timestamp(s.Accounts.WorkedAt))
+			}
+		},
+	},
+}
+
+// ofBacklogs collects values of each sink that has an unfinished job.
+func ofBacklogs(send func(b *BacklogStatus, emit func(float64))) func(*Status, emit) {
+	return func(s *Status, emit emit) {
+		for i := range s.Sinks {
+			if b := s.Sinks[i].Backlog; b != nil {
+				send(b, func(value float64) { emit(value, s.Sinks[i].Name) })
+			}
+		}
+	}
 }
 
 // outcomes sends all counters of each sink from the beginning: a rate over a counter that appears with its first event would miss that event.

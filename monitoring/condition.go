@@ -26,7 +26,7 @@ const (
 // Condition returns the condition of the sink, and since when it is so. The time is zero if the sink is well.
 func (s *SinkStatus) Condition() (Condition, time.Time) {
 	if s.Paused {
-		return ConditionPaused, s.PausedSince
+		return ConditionPaused, s.Since.Paused
 	}
 	if c, since := s.Outage(); c != ConditionOK {
 		return c, since
@@ -37,8 +37,8 @@ func (s *SinkStatus) Condition() (Condition, time.Time) {
 	if !s.SuspectSince.IsZero() {
 		return ConditionSuspect, s.SuspectSince
 	}
-	if !s.RefusingSince.IsZero() {
-		return ConditionRefusing, s.RefusingSince
+	if !s.Since.Refusing.IsZero() {
+		return ConditionRefusing, s.Since.Refusing
 	}
 	return ConditionOK, time.Time{}
 }

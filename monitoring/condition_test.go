@@ -22,7 +22,7 @@ func TestState(t *testing.T) {
 		"parked rows wait for their time":  {SinkStatus{InSession: true, Lanes: []LaneStatus{{Held: 1}}, Parked: 1}, StateOK},
 		"failing":                          {SinkStatus{InSession: true, Failing: true, Lanes: catchingUp, Parked: 1}, StateDegraded},
 		"unreachable":                      {SinkStatus{InSession: true, Check: CheckStatus{Unreachable: "refused"}}, StateDegraded},
-		"refusing":                         {SinkStatus{InSession: true, RefusingSince: now}, StateDegraded},
+		"refusing":                         {SinkStatus{InSession: true, Since: SinceTimes{Refusing: now}}, StateDegraded},
 		"away":                             {SinkStatus{InSession: true, BreakerSince: now, Lanes: catchingUp, Parked: 1}, StateAway},
 		"suspect":                          {SinkStatus{InSession: true, SuspectSince: now, Lanes: catchingUp, Parked: 1}, StateSuspect},
 		"paused while it is away":          {SinkStatus{InSession: true, Paused: true, BreakerSince: now}, StatePaused},
@@ -70,7 +70,7 @@ func TestMetricsOfRoles(t *testing.T) {
 	standby := gone
 	standby.CountedAt = time.Time{}
 	count := new(int64(5))
-	full := Status{At: at, LanesPerSink: 2, InFlight: 6, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), Missing: count}}
+	full := Status{At: at, LanesPerSink: 2, InFlight: 6, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), WorkedAt: at, Missing: count}}
 	for name, test := range map[string]struct {
 		change func(*Status)
 		want   map[string]int // series

@@ -35,6 +35,9 @@ type Instance struct {
 	Stages []StageReport `json:"stages,omitempty"`
 	// Cleanup is the last pass of the cleanup. It is nil if this process has made none.
 	Cleanup *PassReport `json:"cleanup,omitempty"`
+	// Verify is what the comparison of the outbox with the ledger has found. It is nil where nothing can be compared, and in a process that
+	// stands by.
+	Verify *VerifyReport `json:"verify,omitempty"`
 	// Health is the body of /readyz.
 	Health Report `json:"health"`
 }
@@ -132,6 +135,8 @@ type SinkReport struct {
 	Counts CountReport `json:"counts"`
 	// Rate is nil before the second sample.
 	Rate *DeliveryRate `json:"rate,omitempty"`
+	// Backlog is the sink's unfinished backlog job, nil if there is none.
+	Backlog *BacklogReport `json:"backlog,omitempty"`
 	// Objective is nil while nobody knows it: before the ledger was read, and in a process that stands by.
 	Objective *ObjectiveReport `json:"objective,omitempty"`
 	// Forecast is about the parked rows of the sink and the stream together.
@@ -214,6 +219,15 @@ type MemberReport struct {
 	Away      bool   `json:"away"`
 }
 
+// VerifyReport is AccountsStatus.
+type VerifyReport struct {
+	// Unaccounted is nil until all rows were compared once.
+	Unaccounted *int64    `json:"unaccounted_events,omitempty"`
+	Example     string    `json:"example,omitempty"`
+	UpTo        time.Time `json:"compared_up_to,omitzero"`
+	WorkedAt    time.Time `json:"last_success_at,omitzero"`
+}
+
 // PassReport is CleanupStatus.
 type PassReport struct {
 	EndedAt    time.Time `json:"ended_at"`
@@ -269,6 +283,9 @@ func newInstance(st Status, health Report, trends trends) Instance {
 			EndedAt: utc(c.EndedAt), Seconds: c.Took.Seconds(), Rows: c.Rows, Partitions: c.Partitions, Complete: c.Complete, Detail: c.Detail,
 		}
 	}
+	if a := st.Accounts; a != nil && st.Role == RoleLeader {
+		i.Verify = &VerifyReport{Unaccounted: a.Missing, Example: a.Example, UpTo: utc(a.UpTo), WorkedAt: utc(a.WorkedAt)}
+	}
 	for n := range st.Sinks {
 		i.Sinks = append(i.Sinks, newSinkReport(&st.Sinks[n], trends.sinks[n]))
 	}
@@ -279,8 +296,8 @@ func newSinkReport(s *SinkStatus, trend sinkTrend) SinkReport {
 	r := SinkReport{
 		Name: s.Name, Type: s.Type, InSession: s.InSession, Lanes: len(s.Lanes), CatchingUp: s.CatchingUp(), Held: s.Held(),
 		State: s.State(), Working: s.Working(), InFlight: s.InFlight(), DeliveredAt: utc(s.Events.DeliveredAt), OldestUndeliveredAt: utc(s.Events.OldestCommittedAt),
-		Counts: newCountReport(s.Counts),
-		Rate:   trend.rate, Objective: newObjectiveReport(&s.Objective), Forecast: trend.forecast,
+		Counts: newCountReport(s.Counts), Backlog: NewBacklogReport(s.Backlog),
+		Rate: trend.rate, Objective: newObjectiveReport(&s.Objective), Forecast: trend.forecast,
 	}
 	if s.InSession {
 		c := s.Component()

@@ -79,11 +79,15 @@ func TestInstance(t *testing.T) {
 					},
 				},
 				{Name: "unreachable", Type: "webhook", InSession: true, Cause: "an older failure", Check: CheckStatus{Unreachable: "no route", Since: ago(5)}},
-				{Name: "paused", Type: "webhook", InSession: true, Cause: "an older failure", Paused: true, PausedSince: ago(3)},
-				{Name: "well", Type: "stdout", InSession: true, Breaker: "closed", Cause: "an older failure"},
+				{Name: "paused", Type: "webhook", InSession: true, Cause: "an older failure", Paused: true, Since: SinceTimes{Paused: ago(3)}},
+				{
+					Name: "well", Type: "stdout", InSession: true, Breaker: "closed", Cause: "an older failure",
+					Backlog: &BacklogStatus{ID: 3, Reason: "init", FiledAt: ago(9), Walked: 5, Parked: 4, Left: new(int64(20)), Rate: new(2.5)},
+				},
 			},
-			Stages:  Stages{Busy: []StageBusy{{Stage: StageDecode, Busy: 1500 * time.Millisecond}, {Stage: StageDeliver, Sink: "away", Busy: time.Minute}}},
-			Cleanup: &CleanupStatus{EndedAt: ago(4), Took: 1500 * time.Millisecond, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
+			Accounts: &AccountsStatus{Missing: new(int64(1)), Example: "e1", UpTo: ago(8), WorkedAt: ago(2)},
+			Stages:   Stages{Busy: []StageBusy{{Stage: StageDecode, Busy: 1500 * time.Millisecond}, {Stage: StageDeliver, Sink: "away", Busy: time.Minute}}},
+			Cleanup:  &CleanupStatus{EndedAt: ago(4), Took: 1500 * time.Millisecond, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
 		}
 		i := g.ask(t)
 		host, _ := os.Hostname()
@@ -116,10 +120,14 @@ func TestInstance(t *testing.T) {
 					Name: "paused", Type: "webhook", InSession: true, Status: LevelOK, Detail: g.status.Sinks[2].Component().Detail,
 					Condition: ConditionPaused, State: StatePaused, Since: ago(3), Forecast: Forecast{Trend: TrendUnknown},
 				},
-				{Name: "well", Type: "stdout", InSession: true, Status: LevelOK, Condition: ConditionOK, State: StateOK, Forecast: Forecast{Trend: TrendUnknown}},
+				{
+					Name: "well", Type: "stdout", InSession: true, Status: LevelOK, Condition: ConditionOK, State: StateOK, Forecast: Forecast{Trend: TrendUnknown},
+					Backlog: &BacklogReport{ID: 3, Reason: "init", Filed: ago(9), Walked: 5, Parked: 4, Left: new(int64(20)), Rate: new(2.5), SecondsLeft: new(8.0)},
+				},
 			},
 			Stages:  []StageReport{{Stage: StageDecode, BusySeconds: 1.5}, {Stage: StageDeliver, Sink: "away", BusySeconds: 60}},
 			Cleanup: &PassReport{EndedAt: ago(4), Seconds: 1.5, Rows: 12, Partitions: 3, Complete: true, Detail: "2 rows stay"},
+			Verify:  &VerifyReport{Unaccounted: new(int64(1)), Example: "e1", UpTo: ago(8), WorkedAt: ago(2)},
 			Health:  g.health.Report(),
 		}
 		if diff := cmp.Diff(want, i); diff != "" {

@@ -26,8 +26,8 @@ func TestMetricsAsScraped(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	reg.MustRegister(NewCollector(prefix, func() Status {
 		return Status{
-			At: at, Since: at.Add(-time.Hour), Role: RoleLeader, LanesPerSink: 2, Epoch: 21, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), Missing: new(int64(22))},
-			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7, PublicationChanges: 24,
+			At: at, Since: at.Add(-time.Hour), Role: RoleLeader, LanesPerSink: 2, Epoch: 21, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), WorkedAt: at, Missing: new(int64(22))},
+			Streaming: true, Sessions: 1, InFlight: 2, Lag: 1500 * time.Millisecond, LagBytes: 4096, Invalid: 6, Unrouted: 7, Mended: MendedCounts{Publications: 24, Slots: 25},
 			Stages: Stages{
 				Read:         23,
 				Busy:         []StageBusy{{StageDecode, "", 1500 * time.Millisecond}, {StageDeliver, "events", time.Minute}},
@@ -36,9 +36,10 @@ func TestMetricsAsScraped(t *testing.T) {
 			Sinks: []SinkStatus{
 				{
 					Name: "events", InSession: true, Breaker: "half-open", SuspectSince: at, Parked: 8, DeadLetters: 9, OldestParked: 90 * time.Second, CountedAt: at,
-					Lanes:  []LaneStatus{{CatchingUp: true, InFlight: 10}, {CatchingUp: true, Held: 5, RefusedAll: true, InFlight: 1}, {CatchingUp: true}, {}},
-					Counts: Counts{Delivered: 3, Failed: 1, Dead: 1, Unparked: 2, Parked: 5, Retried: 6, Errors: ErrorCounts{1, 2, 3, 4, 5}},
-					Events: EventTimes{OldestCommittedAt: at.Add(-90 * time.Second)},
+					Lanes:   []LaneStatus{{CatchingUp: true, InFlight: 10}, {CatchingUp: true, Held: 5, RefusedAll: true, InFlight: 1}, {CatchingUp: true}, {}},
+					Counts:  Counts{Delivered: 3, Failed: 1, Dead: 1, Unparked: 2, Parked: 5, Retried: 6, Errors: ErrorCounts{1, 2, 3, 4, 5}},
+					Events:  EventTimes{OldestCommittedAt: at.Add(-90 * time.Second)},
+					Backlog: &BacklogStatus{Left: new(int64(26)), Rate: new(27.5)},
 				},
 				{
 					Name: "mail", InSession: true, Breaker: "open", CountedAt: at, Counts: Counts{Discarded: 2},
@@ -79,9 +80,9 @@ func TestCollectorWithoutNumbers(t *testing.T) {
 		status Status
 		want   int
 	}{
-		"no connector":     {Status{}, 8},
-		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 8 + 2 + 2 + 4 + 4 + 3 + 8 + 4},
-		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 8 + 2 + 2 + 7 + 4 + 3 + 8 + 4},
+		"no connector":     {Status{}, 9},
+		"no session, idle": {Status{Sinks: []SinkStatus{{Name: "events"}}}, 9 + 2 + 2 + 4 + 4 + 3 + 8 + 4},
+		"idle":             {Status{Sinks: []SinkStatus{{Name: "events", CountedAt: time.Now()}}}, 9 + 2 + 2 + 7 + 4 + 3 + 8 + 4},
 	} {
 		reg := prometheus.NewPedanticRegistry()
 		reg.MustRegister(NewCollector("p_", func() Status { return test.status }))
@@ -128,11 +129,11 @@ func TestSinkComponent(t *testing.T) {
 			Degraded("suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"),
 		},
 		"refuses every message": {
-			SinkStatus{Breaker: "closed", RefusingSince: at, Cause: "500", Parked: 9, OldestParked: time.Minute},
+			SinkStatus{Breaker: "closed", Since: SinceTimes{Refusing: at}, Cause: "500", Parked: 9, OldestParked: time.Minute},
 			Degraded("has refused every message since 2026-01-02T03:04:05Z (last failure: 500); 9 parked, the oldest 1m0s ago"),
 		},
 		"suspect, and refuses every message": {
-			SinkStatus{Breaker: "closed", SuspectSince: at, RefusingSince: at, Cause: "400"},
+			SinkStatus{Breaker: "closed", SuspectSince: at, Since: SinceTimes{Refusing: at}, Cause: "400"},
 			Degraded("suspect since 2026-01-02T03:04:05Z: what would become a dead letter is parked until it accepts a message (last failure: 400)"),
 		},
 		"a topic is away": {

@@ -27,7 +27,7 @@ func tenSinks() Status {
 	at := time.Unix(1_700_000_000, 0)
 	st := Status{
 		At: at, Since: at.Add(-time.Hour), Role: RoleLeader, Streaming: true, Sessions: 3, Epoch: 7, LanesPerSink: 16, InFlight: 1234, Lag: time.Second,
-		LagBytes: 1 << 20, Invalid: 1, Unrouted: 2, Accounts: &AccountsStatus{UpTo: time.Unix(1_700_000_000, 0), Missing: new(int64(0))},
+		LagBytes: 1 << 20, Invalid: 1, Unrouted: 2, Accounts: &AccountsStatus{UpTo: at, WorkedAt: at, Missing: new(int64(0))},
 	}
 	st.Database = &DatabaseStatus{
 		AskedAt: at, Plugin: "pgoutput", Failover: "false", Synced: "false", Spilled: new(int64(1)), SyncStandbys: new(int64(1)), XminAge: new(int64(1)), Connections: &ConnectionCounts{Idle: 1},
@@ -48,7 +48,8 @@ func tenSinks() Status {
 		sink := SinkStatus{
 			Name: fmt.Sprintf("sink-number-%d", i), Type: "kafka", InSession: true, Breaker: "closed", CountedAt: at, Parked: 5, DeadLetters: 2,
 			OldestParked: time.Minute, Lanes: make([]LaneStatus, 16), Counts: Counts{Delivered: 1e9 + int64(i), Failed: 4, Dead: 2},
-			Events: EventTimes{DeliveredAt: at, OldestCommittedAt: at.Add(-time.Minute)},
+			Events:  EventTimes{DeliveredAt: at, OldestCommittedAt: at.Add(-time.Minute)},
+			Backlog: &BacklogStatus{Left: new(int64(1)), Rate: new(1.0)},
 			Objective: ObjectiveStatus{
 				Within: time.Second, Ratio: .99, InTime: 9, Late: 1, Known: true,
 				Month: EventCounts{10, 9}, SixHours: EventCounts{10, 9}, Hour: EventCounts{10, 9},

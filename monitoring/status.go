@@ -45,8 +45,8 @@ type Status struct {
 	// Invalid counts rows of the outbox that are no events. They are dead letters of no sink. Unrouted counts events that no route
 	// matches.
 	Invalid, Unrouted int64
-	// PublicationChanges counts how often the publication was found changed, and right again.
-	PublicationChanges int64
+	// Mended counts what was broken while the process ran, and is right again.
+	Mended MendedCounts
 	// Stages says where the time has gone.
 	Stages Stages
 	// Sinks are in the order of the configuration.
@@ -62,6 +62,14 @@ type Status struct {
 	Forecast *ForecastStatus
 }
 
+// MendedCounts count what was broken, and is right again.
+type MendedCounts struct {
+	// Publications counts how often the publication was found changed, and right again.
+	Publications int64
+	// Slots counts how often this process has made a lost slot anew.
+	Slots int64
+}
+
 // AccountsStatus is what the comparison of the outbox with the ledger has found so far.
 type AccountsStatus struct {
 	// Missing counts the events that the stream is past, and of which the ledger does not know what has become of them at a sink to which they
@@ -69,8 +77,10 @@ type AccountsStatus struct {
 	Missing *int64
 	// Example is the id of one of them.
 	Example string
-	// UpTo says that all rows of earlier times were compared.
+	// UpTo says that all rows of earlier times were compared. While nothing is left to compare, it is at most half a minute ago.
 	UpTo time.Time
+	// WorkedAt is when the comparison has last done what was due, or has found that nothing was.
+	WorkedAt time.Time
 }
 
 // CleanupStatus is what a pass of the cleanup has done.
@@ -113,14 +123,11 @@ type SinkStatus struct {
 	// SuspectSince is since when messages that would become dead letters are parked instead, because several have died since the sink
 	// last accepted one. It is zero while the sink is not suspect.
 	SuspectSince time.Time
-	// RefusingSince is since when the sink has refused each of several messages and accepted none, while some are parked. It is zero if
-	// that is not so.
-	RefusingSince time.Time
 	// Topics tells of the topics of the sink that are away while the destination itself answers.
 	Topics TopicsAway
-	// Paused is true while a person has paused the sink. PausedSince is when the connector heard of it; zero while Paused is false.
-	Paused      bool
-	PausedSince time.Time
+	// Paused is true while a person has paused the sink.
+	Paused bool
+	Since  SinceTimes
 	// Unreadable says why the parked rows cannot be read. It is empty if they can.
 	Unreadable string
 	// Check is what was found wrong by asking the destination without a message.
@@ -140,8 +147,19 @@ type SinkStatus struct {
 	Events EventTimes
 	// Objective says how fast events are accepted, against what is configured.
 	Objective ObjectiveStatus
+	// Backlog is the sink's unfinished backlog job. It is nil if there is none, and without a session.
+	Backlog *BacklogStatus
 	// Members are the members of a composite, in the order in which they are asked. There are none for other sinks.
 	Members []MemberStatus
+}
+
+// SinceTimes say since when a sink is so.
+type SinceTimes struct {
+	// Refusing is since when the sink has refused each of several messages and accepted none, while some are parked. It is zero if that is
+	// not so.
+	Refusing time.Time
+	// Paused is when the connector heard that a person has paused the sink. It is zero if nobody has.
+	Paused time.Time
 }
 
 // EventTimes are times of events of a sink.
@@ -275,9 +293,9 @@ func (s SinkStatus) Component() Component {
 		c.Status = LevelDegraded // a receiver that refuses everything works as little as one that is away
 		add(fmt.Sprintf("suspect since %s: what would become a dead letter is parked until it accepts a message (last failure: %s)",
 			stamp(s.SuspectSince), s.Cause))
-	case !s.RefusingSince.IsZero():
+	case !s.Since.Refusing.IsZero():
 		c.Status = LevelDegraded
-		add(fmt.Sprintf("has refused every message since %s (last failure: %s)", stamp(s.RefusingSince), s.Cause))
+		add(fmt.Sprintf("has refused every message since %s (last failure: %s)", stamp(s.Since.Refusing), s.Cause))
 	}
 	if s.Topics.Count > 0 && len(s.Check.Missing) == 0 {
 		add(fmt.Sprintf("a topic is away since %s, and its events wait: %s", stamp(s.Topics.Since), s.Topics.Cause))

@@ -46,6 +46,16 @@ func (w *Walk) Begin(ctx context.Context, db ledger.Beginner) ([]byte, error) {
 	return w.table.Begin(ctx, db)
 }
 
+// Count returns how many rows are behind the cursor. It counts them if that is done soon, and asks the planner otherwise.
+func (w *Walk) Count(ctx context.Context, db ledger.Beginner, q ledger.WalkQuery) (int64, error) {
+	return w.table.Count(ctx, db, q, countTime)
+}
+
+// Estimate asks the planner how many rows are behind the cursor.
+func (w *Walk) Estimate(ctx context.Context, db ledger.Beginner, q ledger.WalkQuery) (int64, error) {
+	return w.table.Count(ctx, db, q, 0)
+}
+
 // Read returns the next chunk.
 func (w *Walk) Read(ctx context.Context, db ledger.Beginner, q ledger.WalkQuery) (WalkChunk, error) {
 	w.rows.list = nil

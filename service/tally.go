@@ -46,7 +46,8 @@ func sum(st, earlier monitoring.Status) monitoring.Status {
 	st.Invalid += earlier.Invalid
 	st.OwnWAL += earlier.OwnWAL
 	st.Unrouted += earlier.Unrouted
-	st.PublicationChanges += earlier.PublicationChanges
+	st.Mended.Publications += earlier.Mended.Publications
+	st.Mended.Slots += earlier.Mended.Slots
 	st.Stages = st.Stages.Plus(earlier.Stages)
 	for _, before := range earlier.Sinks {
 		now := find(st.Sinks, func(s *monitoring.SinkStatus) bool { return s.Name == before.Name })

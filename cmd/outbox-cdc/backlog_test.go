@@ -73,9 +73,10 @@ func TestJobText(t *testing.T) {
 	}{
 		{0, 0, "[........................] 0 %: 0 of about 1000 rows compared"},
 		{time.Second, 100, "[##......................] 10 %: 100 of about 1000 rows compared, 100 a second, about 9s left"},
-		{10 * time.Second, 500, "[############............] 50 %: 500 of about 1000 rows compared, 50 a second, about 10s left"},
-		{40 * time.Second, 500, "[############............] 50 %: 500 of about 1000 rows compared, 0 a second"},
-		{41 * time.Second, 1500, "[#######################.] 99 %: 1500 of about 1000 rows compared, 32 a second"},
+		{10 * time.Second, 500, "[############............] 50 %: 500 of about 1000 rows compared, 44 a second, about 11s left"},
+		{40 * time.Second, 500, "[############............] 50 %: 500 of about 1000 rows compared, 13 a second, about 38s left"},
+		{110 * time.Second, 500, "[############............] 50 %: 500 of about 1000 rows compared, 0 a second"},
+		{111 * time.Second, 1510, "[#######################.] 99 %: 1510 of about 1000 rows compared, 10 a second"},
 	} {
 		j := look(test.after, test.walked)
 		if got := barText(j) + " " + jobText(j); got != test.want {

@@ -36,7 +36,9 @@ func statusText(st admin.Status, style style) string {
 	s.slot(st.Slot)
 	s.instances(st.Instances)
 	s.sinks(st)
+	s.backlogs(st.Sinks)
 	s.objectives(st.Sinks)
+	s.verify(st.Verify)
 	s.cleanup(st.Cleanup)
 	s.storage(st)
 	s.toDo(st)
@@ -92,7 +94,7 @@ func (s *screen) slot(slot *admin.StatusSlot) {
 	case admin.SlotAbsent:
 		text += "does not exist yet"
 	case admin.SlotBuilding:
-		text += "is half made"
+		text += "is half made: an init or resync did not end, or is at work"
 	case admin.SlotMissing:
 		text += "is gone"
 	case admin.SlotLost:

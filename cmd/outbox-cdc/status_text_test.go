@@ -154,6 +154,20 @@ var screens = map[string]func(*admin.Status){
 			{Kind: "slot", Name: "replica"},
 		}
 	},
+	"backlog": func(s *admin.Status) {
+		s.Sinks[0].Backlog = monitoring.NewBacklogReport(&monitoring.BacklogStatus{
+			ID: 7, Reason: "resync", FiledAt: *before(3 * time.Minute), Walked: 123_456, Parked: 1_200, Left: new(int64(876_544)), Rate: new(4_321.0),
+		})
+		s.Sinks = append(s.Sinks, admin.StatusSink{
+			Name: "a-sink-with-a-very-long-name-indeed", Configured: true, Condition: "unknown",
+			Backlog: monitoring.NewBacklogReport(&monitoring.BacklogStatus{ID: 8, Reason: "reconcile", FiledAt: *before(5 * time.Second), Waits: "the end of the transactions that ran when the slot was made"}),
+		})
+		s.Verify = &monitoring.VerifyReport{Unaccounted: new(int64(0)), UpTo: *before(20 * time.Second)}
+	},
+	"missing_events": func(s *admin.Status) {
+		s.Verify = &monitoring.VerifyReport{Unaccounted: new(int64(17)), Example: "e1", UpTo: *before(2 * time.Hour)}
+	},
+	"not_all_compared": func(s *admin.Status) { s.Verify = &monitoring.VerifyReport{UpTo: *before(26 * time.Hour)} },
 	"in_danger": func(s *admin.Status) {
 		s.Slot.WALStatus, s.Slot.KeptBytes, s.Slot.LostAfterBytes, s.Slot.LostAfterSeconds = "extended", new(int64(9<<30)), new(int64(1<<30)), new(1_250.0)
 	},

@@ -50,5 +50,19 @@ func behindRow() row {
 			page:  "operations.md#outboxhighqueuedepth", unit: units.Seconds, width: 6,
 		}, query{leading(ofInstances("forecast_caught_up_seconds")), "if it goes on so"}).
 			Thresholds(absolute(thresholds("green", step{60, "orange"}, step{3600, "red"}))).NoValue("not at this rate"),
+		lines(panel{
+			title: "Backlog jobs: rows left",
+			shows: "About how many rows of the outbox each sink's backlog job has still to compare with the ledger. No line without an unfinished job.",
+			good:  "it falls to 0, and then there is no line.",
+			todo:  "outbox-cdc status says what has filed the job, when it will be done, and what it waits for.",
+			page:  "operations.md#outboxbacklogstuck", unit: units.Short, width: 12,
+		}, query{leading(ofSinks("backlog_rows_left"), "sink"), "{{sink}}"}),
+		lines(panel{
+			title: "Backlog jobs: rows a second",
+			shows: "How many rows of the outbox each sink's backlog job compares a second. What is missing of them is parked, and the lanes deliver it.",
+			good:  "well above 0 until the job is done.",
+			todo:  "0 while the sink is away or paused: mend or resume it. Slow if the sink is: the next rows wait until the lanes have found those before.",
+			page:  "backlog.md", unit: units.Short, width: 12,
+		}, query{leading(ofSinks("backlog_rate"), "sink"), "{{sink}}"}),
 	}}
 }

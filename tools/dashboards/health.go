@@ -26,7 +26,7 @@ func healthRow() row {
 			shows: "Which instance streams from the slot, and which stand by.",
 			good:  "exactly one leads at any time. With two instances or more a crash costs seconds, because another one takes over.",
 			todo:  "if nobody leads, nothing is delivered: /readyz of each instance says what it waits for.",
-			page:  "operations.md#outboxnoleader", unit: units.Short, width: 8,
+			page:  "operations.md#outboxnoleader", unit: units.Short, width: 6,
 		}, meanings(meaning{"0", "stands by", "blue"}, meaning{"1", "leads", "green"}),
 			query{ofInstances("leader"), "{{instance}}"}),
 		number(panel{
@@ -34,7 +34,7 @@ func healthRow() row {
 			shows: "How many instances lead and stand by, and the epoch: each session of any instance has a higher one.",
 			good:  "1 leads, at least 1 stands by, and the epoch stays for days.",
 			todo:  "an epoch that rises all the time means sessions that end: the log says why each of them did.",
-			page:  "log.md", unit: units.NoUnit, width: 5,
+			page:  "log.md", unit: units.NoUnit, width: 4,
 		},
 			query{"sum(" + ofInstances("leader") + ")", "leading"},
 			query{"sum(1 - " + ofInstances("leader") + ")", "standing by"},
@@ -47,6 +47,14 @@ func healthRow() row {
 			page:  "operations.md#outboxunaccountedevents", unit: units.NoUnit, width: 3,
 		}, query{leading(ofInstances("unaccounted_events")), "events"}).
 			Thresholds(absolute(thresholds("green", step{1, "red"}))).NoValue("not known yet"),
+		number(panel{
+			title: "Compared up to",
+			shows: "How old events are, at the least, that were compared with the ledger for the number of unaccounted ones. On an idle outbox it stays below a minute.",
+			good:  "minutes, and in a large outbox hours, once a day, while all rows are compared.",
+			todo:  "if it grows for days, the outbox is larger than what is compared in a day. /readyz says whether the comparison fails.",
+			page:  "operations.md#outboxverifystuck", unit: units.Seconds, width: 3,
+		}, query{age(ofInstances("verify_position_timestamp_seconds"), ofInstances("verify_position_timestamp_seconds")), "ago"}).
+			Thresholds(absolute(thresholds("green", step{24 * 3600, "orange"}))).NoValue("not known yet"),
 
 		rows(panel{
 			title: "Objectives over 28 days",
