@@ -72,11 +72,14 @@ func TestObserve(t *testing.T) {
 	checkLag(t, w, leader, fullOr(time.Minute, 6*time.Second))
 	leader.ready("leader")
 
-	phase("the session ends, and the configuration is read again")
+	phase("the session ends, a backlog job runs, and the configuration is read again")
 	standby.stop() // it would take over
+	release := w.fileJob("partner")
 	w.exec("select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1", database)
 	passes(t, time.Second)
 	leader.ready("leader")
+	p.seesJob("partner")
+	release()
 	w.config["delivery"].(map[string]any)["batch_size"] = 200
 	leader.configure(w.config)
 	leader.reload()
@@ -140,6 +143,19 @@ func (p *prometheus) seesLeader(c *connector) {
 		got := p.series(prefix + "leader == 1")
 		if len(got) != 1 || got[0].Labels["instance"] != c.addr {
 			return fmt.Errorf("%v", got)
+		}
+		return nil
+	})
+}
+
+// seesJob waits until scrapes have found how far the backlog job of a sink is.
+func (p *prometheus) seesJob(sink string) {
+	p.t.Helper()
+	eventually(p.t, 20*time.Second, "a backlog job", func() error {
+		for _, metric := range []string{"backlog_rows_left", "backlog_rate"} {
+			if series := fmt.Sprintf("last_over_time(%s%s{sink=%q}[1m])", prefix, metric, sink); len(p.series(series)) == 0 {
+				return fmt.Errorf("%s has no series", series)
+			}
 		}
 		return nil
 	})

@@ -145,6 +145,20 @@ func (w *world) insert(n int, aggregateType, aggregate string) {
 const insertEvents = `insert into event_outbox (aggregate_type, aggregate_id, event_type, payload)
 	select $2, $3 || i % 100, $2 || '.changed', json_build_object('i', i) from generate_series(1, $1::int) i`
 
+// fileJob files a backlog job that compares all rows of the outbox for a sink. The next session begins it. It compares nothing until the
+// function that fileJob returns is called, however long the connection's lock_timeout is, and then finds nothing that is missing.
+func (w *world) fileJob(sink string) (release func()) {
+	w.t.Helper()
+	conn := w.connect()
+	if _, err := conn.Exec(w.t.Context(), "select pg_advisory_lock(24)"); err != nil {
+		w.t.Fatal(err)
+	}
+	w.exec(`insert into outbox_backlog (processor_id, mode, reason, base_lsn, base_index, start_lsn, filter, status)
+		select p.id, 'missing', 'sink', c.prefix_lsn, c.prefix_index, c.prefix_lsn, '{"where": "set_config(''lock_timeout'', ''0'', true) is not null and pg_advisory_xact_lock_shared(24) is not null"}', 'running'
+		from outbox_processors p, outbox_checkpoints c where p.processor_name = $1`, sink)
+	return func() { conn.Close(context.Background()) }
+}
+
 // load is a service that writes events.
 type load struct {
 	written atomic.Int64
