@@ -89,6 +89,7 @@ func (m *memBacklog) xminReached(context.Context, uint64) (bool, error) { return
 func (m *memBacklog) owedSince(context.Context, int32) (time.Time, error) {
 	return time.Time{}, nil
 }
+
 func (m *memBacklog) declined(context.Context, *ledger.Job) (ledger.Declined, error) {
 	return ledger.Declined{}, nil
 }

@@ -389,11 +389,14 @@ func TestSetupRefusesBacklogs(t *testing.T) {
 		"one that matches nothing": {Backlog{Some: true, Where: "tenant_id = 'nobody'"}, nil, []string{"names no row of public.event_outbox", "--backlog none"}},
 		"a time in the future":     {Backlog{Some: true, Since: time.Now().AddDate(1, 0, 0)}, nil, []string{"names no row of public.event_outbox"}},
 		"a table without times":    {Backlog{Some: true, Since: time.Now()}, func(o *outboxDB) { o.cfg.Columns.CreatedAt = "" }, []string{"source.columns names no created_at", "where:"}},
-		"an order without an index": {Backlog{Some: true}, func(o *outboxDB) {
-			o.exec("drop index idx_outbox_created_at")
-			o.cfg.OrderBy = []string{"created_at", "id"}
+		"an order without an index": {
+			Backlog{Some: true},
+			func(o *outboxDB) {
+				o.exec("drop index idx_outbox_created_at")
+				o.cfg.OrderBy = []string{"created_at", "id"}
+			},
+			[]string{`create index concurrently on public.event_outbox ("created_at", "id")`},
 		},
-			[]string{`create index concurrently on public.event_outbox ("created_at", "id")`}},
 		"an order that is nullable": {Backlog{Some: true}, func(o *outboxDB) { o.cfg.OrderBy = []string{"tenant_id"} }, []string{`column "tenant_id" of public.event_outbox may be null`, "set not null"}},
 		"a configuration without a": {Backlog{Some: true}, func(o *outboxDB) { o.cfg.Processors = nil }, []string{"has no sinks"}},
 	} {

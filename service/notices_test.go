@@ -132,8 +132,10 @@ func TestReadyWithoutPostgreSQL(t *testing.T) {
 		}
 		b.tells()
 		time.Sleep(time.Millisecond)
-		if !s.noteReady(waits) || !s.noteReady(waits) {
-			t.Error("not ready in time")
+		for range 2 { // the second time says nothing
+			if !s.noteReady(waits) {
+				t.Error("not ready in time")
+			}
 		}
 		b.tells("READY=1")
 	})

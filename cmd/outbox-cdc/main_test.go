@@ -118,8 +118,8 @@ routes:
 	want := `
 DIR/outbox.yaml:5: sinks[0].brokers[0]: "localhost" is no broker; write host:9092
 DIR/outbox.yaml:6: sinks[0].topic: {aggregate} is no field of an event; these are: id, aggregate_type, aggregate_id, event_type, event_version, tenant_id, correlation_id, causation_id
-DIR/outbox.yaml:7: sinks[0].placement: placement "type:envelope": the value is the payload, byte for byte, without an envelope; place the column as a header
-DIR/outbox.yaml:8: sinks[0].headers_from_metadata: "a" is the name of another header, or none
+DIR/outbox.yaml:7: sinks[0].placement: "type:envelope": the value is the payload, byte for byte, without an envelope; place the column as a header
+DIR/outbox.yaml:8: sinks[0].headers_from_metadata[1]: "a" is the name of another header, or none
 DIR/outbox.yaml:9: sinks[0].tls.ca_file: DIR/nowhere.pem cannot be read: no such file or directory
 DIR/outbox.yaml:9: sinks[0].tls.cert_file: tls: failed to find any PEM data in certificate input
 DIR/outbox.yaml:12: sinks[1].url: has the scheme "http"; write redis, rediss
@@ -134,7 +134,7 @@ DIR/outbox.yaml:25: sinks[5].inbox_prefix: subject "a b" has a space, a control 
 DIR/outbox.yaml:26: sinks[6].nkey_file: nkeys: no nkey seed found
 DIR/outbox.yaml:29: sinks[7].strategy: "some" is unknown; write all, any, primary
 DIR/outbox.yaml:30: sinks[7].members[1]: "nobody" is no sink; these are: both, bus, cluster, events, hook, internal, seed, stream, subject
-DIR/outbox.yaml:31: sinks[8]: a cluster has database 0 only
+DIR/outbox.yaml:33: sinks[8].url: names database 3, and a cluster has database 0 only
 DIR/outbox.yaml:37: routes[0].sinks[1]: "elsewhere" is no sink; these are: both, bus, cluster, events, hook, internal, seed, stream, subject
 `
 	for _, line := range []string{"run", "validate", "route test"} {
