@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
@@ -94,6 +95,28 @@ func (b *backlogBench) check(want int) {
 
 func (b *backlogBench) rows() string {
 	return "select count(*)::text || ' ' || coalesce((select string_agg(status, ',' order by id) from outbox_backlog), '') from outbox_parked"
+}
+
+// While a job is half-way, Status shows how far it is. Afterwards it shows no job.
+func TestStatusOfABacklog(t *testing.T) {
+	t.Parallel()
+	b := newBacklogBench(t, 10, 2500)
+	b.exec("select pg_advisory_lock(24)") // on it the third chunk waits
+	b.exec(`update outbox_backlog set filter = jsonb_build_object('where', $1::text)`,
+		"substr(event_type, 2)::int < 1000 or set_config('lock_timeout', '0', true) is not null and pg_advisory_xact_lock_shared(24) is not null")
+	r := b.run()
+	shown := func() *monitoring.BacklogReport {
+		return monitoring.NewBacklogReport(r.connector.Status().Sinks[0].Backlog)
+	}
+	b.waitFor("two chunks", func() bool { s := shown(); return s != nil && s.Walked == 10_000 && s.Rate != nil })
+	s := shown()
+	if s.Reason != "init" || s.Parked != 10_000 || s.Left == nil || *s.Left != 15_000 || *s.Rate <= 0 || s.SecondsLeft == nil || s.WaitsFor != "" || s.Filed.IsZero() {
+		t.Errorf("%+v", s)
+	}
+	b.exec("select pg_advisory_unlock(24)")
+	b.eventually(b.rows(), "0 done")
+	b.waitFor("no job", func() bool { return shown() == nil })
+	r.stop()
 }
 
 // A backlog is delivered once and in order, and what comes meanwhile comes behind it.

@@ -43,8 +43,14 @@ func TestResyncPauses(t *testing.T) {
 		if got := health.Report(); got.Ready || !strings.Contains(got.Components["session"].Detail, "the slot is made anew in 1m0s (source.on_slot_loss): the slot is gone") {
 			t.Errorf("%+v", got)
 		}
+		if got := c.Status().Mended.Slots; got != 1 {
+			t.Errorf("%d slots were made anew, want 1", got)
+		}
 		if err := <-ended; err != nil {
 			t.Error(err)
+		}
+		if got := c.Status().Mended.Slots; got != 8 {
+			t.Errorf("%d slots were made anew, want 8: the process ended during the ninth", got)
 		}
 		minutes := []int{}
 		for _, d := range at {
@@ -97,6 +103,9 @@ func TestResyncIsNoRemedyForAll(t *testing.T) {
 				}
 				if asked != test.asked {
 					t.Errorf("asked %d times, want %d", asked, test.asked)
+				}
+				if got := c.Status().Mended.Slots; got != 0 {
+					t.Errorf("%d slots were made anew, want none", got)
 				}
 				cancel()
 			})

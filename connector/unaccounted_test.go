@@ -136,6 +136,31 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
+// On an idle outbox the position follows the clock, but not beyond what is not decided yet.
+func TestAccountsOfAnIdleOutbox(t *testing.T) {
+	t.Parallel()
+	c := newConnector(silentConfig(), nil)
+	a := &accounts{}
+	began := time.Now()
+	if a.idle(c, began); a.shown.Load() != nil {
+		t.Error("a comparison is shown that has never begun")
+	}
+	a.upTo = began.Add(-time.Hour)
+	a.tell(c)
+	a.unknown = []unknownEvents{{ids: []string{"5"}}}
+	if a.idle(c, began); !a.shown.Load().UpTo.Equal(began.Add(-time.Hour)) {
+		t.Errorf("all is compared up to %s, and an event is unknown still", a.shown.Load().UpTo)
+	}
+	a.unknown = nil
+	a.idle(c, began)
+	if got := a.shown.Load(); !got.UpTo.Equal(began) || got.WorkedAt.Before(began) {
+		t.Errorf("%+v", got)
+	}
+	if a.idle(c, began.Add(-time.Minute)); !a.shown.Load().UpTo.Equal(began) {
+		t.Errorf("the position has gone back to %s", a.shown.Load().UpTo)
+	}
+}
+
 // Who a route does not lead to, who came later, and whom a job has left out is owed nothing.
 func TestOwing(t *testing.T) {
 	t.Parallel()
