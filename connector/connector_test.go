@@ -237,9 +237,14 @@ func TestRestartSkipsWhatIsSettled(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
 	b.cfg.Delivery.DrainTimeout = 100 * time.Millisecond
+	stuck := make(chan struct{}, 1)
 	b.setSink(func(ctx context.Context, batch []sinks.Message) []error {
 		if batch[0].Event.EventType != "stuck" {
 			return nil
+		}
+		select {
+		case stuck <- struct{}{}:
+		default:
 		}
 		<-ctx.Done()
 		errs := make([]error, len(batch))
@@ -261,6 +266,7 @@ func TestRestartSkipsWhatIsSettled(t *testing.T) {
 		b.event(aggregate, fmt.Sprintf("e%d", done))
 	}
 	b.eventually("select count(*) from outbox_delivery_log where status = 'delivered'", "5")
+	<-stuck // or nothing is on the wire
 	r.cancel()
 	if err := <-r.ended; !errors.Is(err, errDrainTimeout) {
 		t.Errorf("ended with %v, want that the drain timed out", err)
