@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo image image-demo test-matrix test-containers dashboards shipped snapshot clean
+.PHONY: help build test fuzz worlds mutants lint govulncheck e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo image image-demo test-matrix test-containers dashboards shipped snapshot clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -74,8 +74,12 @@ worlds: ## run the delivery rules through random worlds for DURATION (10m)
 mutants: ## break each LSN rule on purpose and see a test turn red; ONLY='3-* 9-storm' for some
 	go run ./test/mutants $(ONLY)
 
-lint: ## run golangci-lint, which is built on first use
+lint: ## run golangci-lint, and actionlint over the workflows; they are built on first use
 	go tool -modfile=tools/go.mod golangci-lint run ./...
+	go tool -modfile=tools/actionlint/go.mod actionlint
+
+govulncheck: ## look for known vulnerabilities in code that is called; it asks https://vuln.go.dev
+	go tool -modfile=tools/govulncheck/go.mod govulncheck ./...
 
 test-matrix: ## test against the other versions of PostgreSQL: VERSIONS (14 16 17 18)
 	x=0; for version in $(VERSIONS); do OUTBOX_TEST_PG_VERSION=$$version $(MAKE) test || x=1; done; exit $$x
