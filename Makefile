@@ -29,15 +29,16 @@ help: ## print the targets
 build: ## build bin/outbox-cdc
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT) -X $(BUILD).date=$(DATE)' -o bin/outbox-cdc ./cmd/outbox-cdc
 
-# The end-to-end tests come after the others and alone: they time out when they have to share the processors.
+# The end-to-end tests come after the others and alone: they time out when they have to share the processors with compilers. They mostly
+# wait, so four run at a time.
 test: ## vet and test everything against real servers, as CI does
 	scripts/deps
 	go vet ./...
 	$(GO_TEST) -timeout 15m $$(go list ./... | grep -v '/test/e2e$$')
-	$(GO_TEST) -timeout 25m $(E2E)
+	$(GO_TEST) -parallel 4 -timeout 25m $(E2E)
 
 e2e: ## run the end-to-end tests only
-	$(GO_TEST) -timeout 25m -count=1 $(E2E)
+	$(GO_TEST) -parallel 4 -timeout 25m -count=1 $(E2E)
 
 test-observe: ## scrape a connector in trouble with Prometheus, ask all that the dashboard asks, see alerts fire and be silent, 20 minutes, on a machine that does nothing else
 	scripts/deps
