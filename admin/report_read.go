@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
 )
@@ -156,7 +157,7 @@ func (r *reporter) readOverview(ctx context.Context) error {
 		return err
 	}
 	if err := r.overview.Unread; err != nil {
-		if isLocked(err) {
+		if advisory.LockTimeout(err) {
 			err = errors.New("another session holds a lock on them")
 		}
 		r.unknown("dead letters that wait: %v", err)

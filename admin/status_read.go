@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
+	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/migrations"
@@ -141,7 +141,7 @@ func (r *statusReader) read(ctx context.Context, conn *pgx.Conn) error {
 
 // unknown notes that something could not be read.
 func (r *statusReader) unknown(what string, err error) {
-	if isLocked(err) {
+	if advisory.LockTimeout(err) {
 		err = errors.New("another session holds a lock on it")
 	}
 	r.status.Unknown = append(r.status.Unknown, fmt.Sprintf("%s: %v", what, err))
@@ -155,17 +155,11 @@ func (r *statusReader) findFaults(ctx context.Context, conn *pgx.Conn) {
 	_, err := provision.Preflight(ctx, conn, provision.PreflightConfig{Source: r.cfg.Source})
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		r.faults = append(r.faults, joined.Unwrap()...)
-	} else if isLocked(err) {
+	} else if advisory.LockTimeout(err) {
 		r.unknown("whether a connector could stream", err)
 	} else if err != nil {
 		r.faults = append(r.faults, err)
 	}
-}
-
-// isLocked reports whether a statement has waited too long for the lock of a table.
-func isLocked(err error) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pg.Code == "55P03"
 }
 
 // showSlot says what the slot is.

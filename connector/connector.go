@@ -16,6 +16,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/cleanup"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 	"github.com/pyairtable-compose/outbox-cdc/monitoring"
@@ -338,7 +339,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		}
 		failures++
 		pause := Retry{Initial: 200 * time.Millisecond, Max: maxSessionWait}
-		if lockTimeout(err) {
+		if advisory.LockTimeout(err) {
 			pause.Max = lockRetry
 		}
 		wait := pause.delay(failures)

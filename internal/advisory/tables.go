@@ -20,11 +20,23 @@ func LimitTableLocks(ctx context.Context, conn *pgx.Conn, timeout time.Duration)
 	return err
 }
 
+// LockTimeout reports whether an error says that a statement gave up waiting for a lock.
+func LockTimeout(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "55P03"
+}
+
+// TableLocks begins a query for the sessions that have the lock of a table of this database: its columns are the pid and a text that names the
+// session, the lock's mode and the table. The caller adds conditions on pg_locks l, pg_stat_activity a and pg_class c, and the order.
+const TableLocks = `select l.pid, format('pid %s (user "%s", application "%s") has the %s of %s', l.pid, a.usename, a.application_name, l.mode, l.relation::regclass)
+		from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid join pg_catalog.pg_class c on c.oid = l.relation
+		where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid() and l.relation >= 16384 and c.relkind in ('r', 'p')
+			and l.database = (select oid from pg_catalog.pg_database where datname = current_database())`
+
 // ExplainTableLock says which session has the lock for which a statement of this one has waited until it gave up. It gives
 // other errors back as they are. After an error within a transaction it rolls that back.
 func ExplainTableLock(ctx context.Context, conn *pgx.Conn, err error) error {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || pg.Code != "55P03" {
+	if !LockTimeout(err) {
 		return err
 	}
 	if conn.PgConn().TxStatus() != 'I' {
@@ -35,10 +47,7 @@ func ExplainTableLock(ctx context.Context, conn *pgx.Conn, err error) error {
 	var pid int
 	var who string
 	// Ordinary reads and writes conflict only with statements that need the table for themselves, so stronger locks come first.
-	failed := conn.QueryRow(ctx, `select l.pid, format('pid %s (user "%s", application "%s") has the %s of %s', l.pid, a.usename, a.application_name, l.mode, l.relation::regclass)
-		from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid join pg_catalog.pg_class c on c.oid = l.relation
-		where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid() and l.relation >= 16384 and c.relkind in ('r', 'p')
-			and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+	failed := conn.QueryRow(ctx, TableLocks+`
 		order by array_position('{AccessShareLock,RowShareLock,RowExclusiveLock}'::text[], l.mode) desc nulls first, a.xact_start limit 1`).Scan(&pid, &who)
 	if failed != nil { // it may have ended meanwhile
 		return fmt.Errorf("another session has held the lock of a table for too long; try again: %w", err)
