@@ -78,9 +78,13 @@ func (p *process) Start(context.Context) error {
 	return nil
 }
 
+// Signal sends a signal. After SIGSTOP, the process stands still.
 func (p *process) Signal(sig syscall.Signal) error {
 	if p.cmd == nil {
 		return os.ErrProcessDone
+	}
+	if sig == syscall.SIGSTOP {
+		return Freeze(p.Pid())
 	}
 	return p.cmd.Process.Signal(sig)
 }

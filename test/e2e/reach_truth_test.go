@@ -120,7 +120,7 @@ func TestReachTruth(t *testing.T) {
 
 	phase("a COMMIT hangs")
 	pid := ask[int](w, "select recorder_pid from outbox_checkpoints")
-	w.must(syscall.Kill(pid, syscall.SIGSTOP))
+	w.must(servers.Freeze(pid))
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // it may have ended with the test
 	watch.note(func() { watch.frozen = time.Now() })
 	passes(t, fullOr(30*time.Second, 14*time.Second))

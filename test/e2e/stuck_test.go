@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
 // goOn takes the steps of docs/slot.md#lost-slot, after which nothing is owed any more.
@@ -279,7 +280,7 @@ func TestFrozenProcesses(t *testing.T) {
 		{"select active_pid from pg_replication_slots where slot_name = '" + w.slot + "'", isDegraded, "keeper:slot lag", "sends the stream"},
 	} {
 		pid := ask[int](w, frozen.pid)
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		if err := servers.Freeze(pid); err != nil {
 			t.Fatal(err)
 		}
 		goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // it may have ended with the test

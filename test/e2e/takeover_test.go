@@ -124,18 +124,20 @@ func TestTakeover(t *testing.T) {
 func TestFrozenThroughATakeover(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
-	signal := func(s syscall.Signal) {
+	freeze := func() {
 		t.Helper()
-		if err := p.first.last().cmd.Process.Signal(s); err != nil {
-			t.Fatal(err)
-		}
+		p.must(servers.Freeze(p.first.last().cmd.Process.Pid))
+	}
+	thaw := func() {
+		t.Helper()
+		p.must(p.first.last().cmd.Process.Signal(syscall.SIGCONT))
 	}
 	epoch := func() int { return ask[int](p.world, "select epoch from outbox_checkpoints") }
 
 	before := epoch()
-	signal(syscall.SIGSTOP)
+	freeze()
 	passes(t, 3*time.Second)
-	signal(syscall.SIGCONT)
+	thaw()
 	p.deliveredAtLeast(20*time.Second, p.delivered()+100)
 	if now, parked := epoch(), p.first.metric("parked_total"); now != before || parked > 0 {
 		t.Errorf("after 3 s the epoch is %d, it was %d; %g events were parked", now, before, parked)
@@ -157,14 +159,14 @@ func TestFrozenThroughATakeover(t *testing.T) {
 		return nil
 	})
 	passes(t, 200*time.Millisecond) // events pile up behind them
-	signal(syscall.SIGSTOP)
+	freeze()
 	stopped := len(p.hook.requests(firstPath))
 	open()
 	p.hook.meet(nil)
 	p.exec("select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1", p.slot)
 	p.takenOver(time.Now(), 4*time.Second)
 	p.deliveredAtLeast(20*time.Second, p.delivered()+100)
-	signal(syscall.SIGCONT)
+	thaw()
 	p.first.ready("standby")
 	p.load.stop()
 	p.verify(expectation{faults: 1})
