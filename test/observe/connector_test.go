@@ -90,9 +90,10 @@ func (c *connector) reload() {
 // command runs another command of the binary, and returns what it printed.
 func (c *connector) command(line string) string {
 	c.t.Helper()
+	binary := build(c.t) // the first build may take longer than any command
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, build(c.t), append(strings.Fields(line), "--config", c.config)...)
+	cmd := exec.CommandContext(ctx, binary, append(strings.Fields(line), "--config", c.config)...)
 	text, err := cmd.CombinedOutput()
 	if err != nil {
 		c.t.Fatalf("%s: %v\n%s", line, err, text)
