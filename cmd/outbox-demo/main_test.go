@@ -173,7 +173,7 @@ func seeEventsArrive(t *testing.T, m machine) {
 	if d.stderr.Len() > 0 {
 		t.Errorf("stderr: %s", d.stderr.String())
 	}
-	d.fits(t)
+	d.fits(t, demo.Widest)
 	d.nothingLeft(t, addr)
 }
 
@@ -195,7 +195,7 @@ func TestDemoChaos(t *testing.T) {
 	if code := d.wait(t); code != 0 {
 		t.Errorf("exit code %d\n%s", code, d.stderr.String())
 	}
-	d.fits(t)
+	d.fits(t, demo.Widest)
 	d.nothingLeft(t, "")
 }
 
@@ -302,6 +302,23 @@ type machine struct{ psql bool }
 
 func startDemo(t *testing.T, m machine, args ...string) *runningDemo {
 	t.Helper()
+	d := newDemo(t, args...)
+	if !m.psql {
+		d.cmd.Env = append(d.cmd.Env, "PATH="+d.dir)
+	}
+	d.cmd.Stderr = &d.stderr
+	stdout, err := d.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.stdout = stdout
+	d.start(t, stdout)
+	return d
+}
+
+// newDemo is a demo that was not started yet, and goes nowhere with its output.
+func newDemo(t *testing.T, args ...string) *runningDemo {
+	t.Helper()
 	d := &runningDemo{lines: make(chan string)}
 	// The user of the server must be able to enter the directory. The path of a socket has at most 107 bytes; with
 	// t.TempDir it would be longer.
@@ -315,15 +332,12 @@ func startDemo(t *testing.T, m machine, args ...string) *runningDemo {
 	}
 	d.cmd = exec.Command(os.Args[0], args...)
 	d.cmd.Env = append(os.Environ(), asCommand+"=1", "TMPDIR="+d.dir)
-	if !m.psql {
-		d.cmd.Env = append(d.cmd.Env, "PATH="+d.dir)
-	}
-	d.cmd.Stderr = &d.stderr
-	stdout, err := d.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.stdout = stdout
+	return d
+}
+
+// start starts the process, and reads the lines of its output.
+func (d *runningDemo) start(t *testing.T, output io.Reader) {
+	t.Helper()
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +346,7 @@ func startDemo(t *testing.T, m machine, args ...string) *runningDemo {
 	t.Cleanup(func() { _ = d.cmd.Process.Kill() })
 	go func() {
 		defer close(d.lines)
-		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		for lines := bufio.NewScanner(output); lines.Scan(); {
 			select {
 			case d.lines <- lines.Text():
 			case <-ctx.Done():
@@ -340,7 +354,6 @@ func startDemo(t *testing.T, m machine, args ...string) *runningDemo {
 			}
 		}
 	}()
-	return d
 }
 
 // await reads lines until one matches.
@@ -399,12 +412,12 @@ func (d *runningDemo) wait(t *testing.T) int {
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// fits checks that the output fits a terminal of 100 columns and has no colours, because it goes to none.
-func (d *runningDemo) fits(t *testing.T) {
+// fits checks that the output fits a terminal of so many columns and has no colours.
+func (d *runningDemo) fits(t *testing.T, columns int) {
 	t.Helper()
 	for _, line := range d.seen {
 		path := strings.Contains(line, d.dir) || strings.Contains(line, os.Args[0]) // these are longer than a person's
-		if utf8.RuneCountInString(line) > demo.Widest && !path || strings.Contains(line, "\x1b") {
+		if utf8.RuneCountInString(line) > columns && !path || strings.Contains(line, "\x1b") {
 			t.Errorf("%d columns: %q", utf8.RuneCountInString(line), line)
 		}
 	}

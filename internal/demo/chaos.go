@@ -43,18 +43,18 @@ func (d *demo) act(name string) act {
 	switch name {
 	case "redis":
 		return act{
-			sink: "stream", begins: "Redis goes away, which is the sink stream. The other two go on.", ends: "Redis is back",
+			sink: "stream", begins: "Redis goes away (the sink stream). The other two go on.", ends: "Redis is back",
 			away: quietly(d.others.redis.Close), mend: func(context.Context) error { return d.others.redis.Restart() },
 		}
 	case "webhooks":
 		return act{
-			sink: "partner", begins: "The receiver of webhooks answers 503, which is the sink partner. The other two go on.",
+			sink: "partner", begins: "The receiver of webhooks answers 503 (the sink partner). The others go on.",
 			ends: "the receiver of webhooks is back",
 			away: quietly(func() { d.others.away.Store(true) }), mend: quietly(func() { d.others.away.Store(false) }),
 		}
 	case "kafka":
 		return act{
-			sink: "events", begins: "Kafka is killed, which is the sink events. Nothing arrives here; the other two go on.",
+			sink: "events", begins: "Kafka is killed (the sink events). Nothing arrives here; the others go on.",
 			ends: "Kafka is back", kill: true,
 			away: quietly(d.broker.close), mend: func(context.Context) error { return d.broker.start() },
 		}

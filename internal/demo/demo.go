@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
@@ -93,7 +94,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start PostgreSQL: %w; or name the directory of its programs by --pg-bin", err)
 	}
-	d.say("  DSN      %s", d.dsn())
+	d.say("  DSN      %s", d.shownDSN())
 	if d.broker, err = startBroker(filepath.Join(dir, "kafka")); err != nil {
 		return fmt.Errorf("start the demo broker: %w", err)
 	}
@@ -111,10 +112,16 @@ func (d *demo) prepare(ctx context.Context) error {
 
 func (d *demo) dsn() string { return d.postgres.DSN(database) }
 
+// shownDSN is the DSN for a person. It leaves out sslmode, without which clients try TLS first, so that it fits on a line of 80 columns.
+func (d *demo) shownDSN() string {
+	dsn, _, _ := strings.Cut(d.dsn(), "?")
+	return dsn
+}
+
 func (d *demo) introduceSinks() {
 	d.say("\nThree sinks, all on this machine. Every event goes to each of them.")
 	for _, s := range []struct{ name, what, where, note string }{
-		{"events", "Kafka", d.broker.addr, "a fake in this process; topics " + topics + "<aggregate type>"},
+		{"events", "Kafka", d.broker.addr, "a fake in this process; one topic a type"},
 		{"stream", "Redis", d.others.redis.Addr(), "a fake in this process"},
 		{"partner", "webhooks", d.others.hookAddr, "a receiver that checks each signature"},
 	} {
@@ -133,9 +140,9 @@ func (d *demo) introduce(ctx context.Context) {
 	}
 	story := ""
 	if len(d.Chaos) > 0 {
-		story = " Stories of outages begin with ~~."
+		story = "\nStories of outages begin with ~~."
 	}
-	d.say("Each line is an event as a consumer of Kafka gets it, and how long after its\ncommit. Your own begin with >>.%s\n"+
+	d.say("Each line is an event as a consumer of Kafka gets it, and how long after its\ncommit. The topic order is "+topics+"order. Your own events begin with >>.%s\n"+
 		"Ctrl-C ends the demo and compares everything.\n", story)
 	d.say("%s", d.heading())
 }

@@ -132,6 +132,42 @@ func TestFit(t *testing.T) {
 	}
 }
 
+// Of an error that is too long the end is told: there is the reason.
+func TestCause(t *testing.T) {
+	t.Parallel()
+	const refused = `unavailable: stream "a": dial tcp 127.0.0.1:1: connect: connection refused; 2 parked, the oldest 0s ago`
+	for _, c := range []struct {
+		text    string
+		columns int
+		want    string
+	}{
+		{refused, 80, `stream "a": dial tcp 127.0.0.1:1: connect: connection refused`},
+		{refused, 50, "dial tcp 127.0.0.1:1: connect: connection refused"},
+		{refused, 20, "connection refused"},
+		{refused, 10, "connectio…"},
+		{refused, -1, ""},
+		{"", 10, ""},
+	} {
+		if got := cause(c.text, c.columns); got != c.want {
+			t.Errorf("cause in %d columns: %q, want %q", c.columns, got, c.want)
+		}
+	}
+}
+
+// What a person is told of an outage fits a terminal of 80 columns.
+func TestStoriesFit(t *testing.T) {
+	t.Parallel()
+	d := &demo{others: &others{}, broker: &broker{}, connector: &connector{}}
+	for _, name := range Breakable() {
+		a := d.act(name)
+		for _, text := range []string{"~~ " + a.begins, "~~ 99.9 s  " + a.ends} {
+			if n := utf8.RuneCountInString(text); n > 80 {
+				t.Errorf("%d columns: %s", n, text)
+			}
+		}
+	}
+}
+
 // An event takes one line of the terminal, whatever its width is, and colours are where a terminal is.
 func TestShow(t *testing.T) {
 	t.Parallel()

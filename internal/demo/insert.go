@@ -15,11 +15,12 @@ import (
 // does. (Debian has a psql that only says that there is none.)
 func (d *demo) ownEvent(ctx context.Context) string {
 	if exec.CommandContext(ctx, "psql", "--version").Run() == nil {
-		return "psql " + shell.Quote(d.dsn()) + " \\\n" +
-			`    -c "insert into event_outbox (aggregate_type, aggregate_id, event_type, payload)` + "\n" +
+		return "psql " + shell.Quote(d.shownDSN()) + " \\\n" +
+			`    -c "insert into event_outbox` + "\n" +
+			`          (aggregate_type, aggregate_id, event_type, payload)` + "\n" +
 			`        values ('order', '42', 'order.created', '{\"total\": 99}')"`
 	}
-	return shell.Quote(d.Executable) + " insert \\\n    --dsn " + shell.Quote(d.dsn()) + " \\\n" +
+	return shell.Quote(d.Executable) + " insert \\\n    --dsn " + shell.Quote(d.shownDSN()) + " \\\n" +
 		`    --aggregate-id 42 --payload '{"total": 99}'`
 }
 

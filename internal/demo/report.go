@@ -173,11 +173,11 @@ func (d *demo) print(s summary) error {
 	line("in the ledger", s.Committed-s.Unrecorded, "as delivered to all three")
 	line("rolled back", s.RolledBack, fmt.Sprintf("events that were never committed; %d of them arrived", s.Phantoms))
 	if s.Kills > 0 {
-		line("repeated", s.Repeated, "same event, same id: a kill between acceptance and ledger may cause that")
+		line("repeated", s.Repeated, "same id; a kill before the ledger knows may cause it")
 	}
 	if s.Arrived > 0 {
 		fmt.Fprintf(&b, "  %-15s %4d ms   %s\n", "median latency", s.P50,
-			d.paint(faint, fmt.Sprintf("from commit to Kafka's consumer; p99 %d ms, longest %d ms", s.P99, s.Max)))
+			d.paint(faint, fmt.Sprintf("until Kafka's consumer; p99 %d ms, longest %d ms", s.P99, s.Max)))
 	}
 	if s.verdict() == nil {
 		good := "Nothing missing, nothing twice, in order per aggregate, all in the ledger."

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -29,14 +30,17 @@ type story struct {
 }
 
 func (s *story) title(text string) {
-	s.say("%s %s", s.paint(yellow, "~~"), s.paint(yellow, text))
+	s.say("%s %s", s.paint(yellow, "~~"), s.paint(yellow, fit(text, s.columns()-len("~~ "))))
 }
 
 // line tells what has happened, with the seconds since the story began.
 func (s *story) line(i ink, format string, args ...any) {
-	text := fit(fmt.Sprintf(format, args...), s.columns()-len("~~ 99.9 s  "))
+	text := fit(fmt.Sprintf(format, args...), s.lineWidth())
 	s.say("%s %4.1f s  %s", s.paint(yellow, "~~"), time.Since(s.began).Seconds(), s.paint(i, text))
 }
+
+// lineWidth is how long the text of a line may be.
+func (s *story) lineWidth() int { return s.columns() - len("~~ 99.9 s  ") }
 
 // watch tells what changes, until ctx ends, and at last how many events wait.
 func (s *story) watch(ctx context.Context) {
@@ -48,9 +52,9 @@ func (s *story) watch(ctx context.Context) {
 // look tells what has changed. A question that gets no answer is asked again at the next look, because who should answer may
 // be the one that was killed.
 func (s *story) look(ctx context.Context) {
-	if state, err := s.readState(ctx); err == nil && state != s.state {
+	if state, why, err := s.readState(ctx); err == nil && state != s.state {
 		if state != "" {
-			s.line(plain, "%s", state)
+			s.line(plain, "%s", state+cause(why, s.lineWidth()-utf8.RuneCountInString(state)))
 		}
 		s.state = state
 	}
@@ -120,15 +124,15 @@ func (s *story) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// readState says what /readyz tells of the outage: "" if all is well.
-func (s *story) readState(ctx context.Context) (string, error) {
+// readState says what /readyz tells of the outage, and why: "" if all is well. The reason changes often, and is told once.
+func (s *story) readState(ctx context.Context) (state, why string, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.connector.http+"/readyz", nil)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	defer response.Body.Close()
 	var report struct {
@@ -138,7 +142,7 @@ func (s *story) readState(ctx context.Context) (string, error) {
 		} `json:"components"`
 	}
 	if err := json.NewDecoder(response.Body).Decode(&report); err != nil {
-		return "", err
+		return "", "", err
 	}
 	for _, name := range slices.Sorted(maps.Keys(report.Components)) {
 		c := report.Components[name]
@@ -146,14 +150,27 @@ func (s *story) readState(ctx context.Context) (string, error) {
 		switch {
 		case c.Status == "ok" || isSink && sink != s.sink || !isSink && s.sink != "":
 		case strings.HasPrefix(c.Detail, "left alone"):
-			return fmt.Sprintf("%s is left alone: the breaker is open, and one event asks every 2 s", sink), nil
+			return sink + " is left alone: its breaker is open, one event asks every 2 s", "", nil
 		case isSink:
-			return fmt.Sprintf("%s refuses: %s", sink, c.Detail), nil
+			return sink + " refuses: ", c.Detail, nil
 		default:
-			return fmt.Sprintf("/readyz says %s, %s: %s", c.Status, name, c.Detail), nil
+			return fmt.Sprintf("/readyz says %s, %s: ", c.Status, name), c.Detail, nil
 		}
 	}
-	return "", nil
+	return "", "", nil
+}
+
+// cause is the end of an error's text, as much of it as fits. Its beginning says where in the connector it was met.
+func cause(text string, columns int) string {
+	text, _, _ = strings.Cut(strings.TrimPrefix(text, "unavailable: "), "; ") // how many events are parked is told by lines of its own
+	for utf8.RuneCountInString(text) > columns {
+		_, end, more := strings.Cut(text, ": ")
+		if !more {
+			break
+		}
+		text = end
+	}
+	return fit(text, max(columns, 0))
 }
 
 // readWaiting counts the events that were committed and have not been delivered: parked for the sink that is away, or, while
