@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint govulncheck e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo image image-demo test-matrix test-containers dashboards shipped snapshot clean
+.PHONY: help build test fuzz worlds mutants lint govulncheck e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo demo-picture image image-demo test-matrix test-containers dashboards shipped snapshot clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -118,6 +118,16 @@ soak: ## live through what lasts long, on a machine that does nothing else; ONLY
 demo: ## show events arriving, with nothing installed but Go; CHAOS=--chaos breaks things
 	go build -trimpath -o bin/outbox-demo ./cmd/outbox-demo
 	exec bin/outbox-demo $(CHAOS)
+
+SHOWN = bin/outbox-demo --chaos=redis --outage 3s --rate 3 --duration 7s
+
+# script(1) is a terminal, so the demo prints as it does for a person.
+demo-picture: ## draw docs/img/demo.svg, what the demo prints while Redis goes away and comes back
+	go build -trimpath -o bin/outbox-demo ./cmd/outbox-demo
+	go build -C tools -o ../bin/demopicture ./demopicture
+	script --quiet --return --command 'stty columns 100; $(SHOWN)' bin/demo.txt > /dev/null
+	bin/demopicture '$(SHOWN)' 'A shop writes events' 'arrived.*after.*topic' < bin/demo.txt > bin/demo.svg
+	mv bin/demo.svg docs/img/demo.svg
 
 reach: ## run the tests of the failure rules, of the truth and of retention at their full length, an hour, on a machine that does nothing else; ONLY=Poisoned for some
 	go test $(E2E) -run '^TestReach$(ONLY)' -count=1 -v -parallel 1 -timeout 90m -args -reach

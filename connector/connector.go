@@ -267,7 +267,7 @@ func (c *Connector) makeSinks() {
 // Run delivers events until ctx ends. It then waits until the outcomes of the running Deliver calls are recorded, and returns
 // nil. When a session ends with an error, Run begins another one, which starts where the slot stands. Run returns an error
 // if no further try can help, if PostgreSQL could not be reached for the first session, or if the drain was not clean. Such
-// an error may have the method ExitCode() int, which returns one of the exit codes that the README lists.
+// an error may have the method ExitCode() int, which returns one of the exit codes that docs/operations.md lists.
 func (c *Connector) Run(ctx context.Context) error {
 	db, err := c.openDB()
 	if err != nil {

@@ -206,14 +206,14 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
-// The help and the README list all exit codes with their meanings.
+// The help and docs/operations.md list all exit codes with their meanings.
 func TestExitCodesAreDocumented(t *testing.T) {
 	t.Parallel()
-	readme, err := os.ReadFile("../../README.md")
+	page, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for place, text := range map[string]string{"--help": command(t, nil, "--help").stdout, "README.md": string(readme)} {
+	for place, text := range map[string]string{"--help": command(t, nil, "--help").stdout, "docs/operations.md": string(page)} {
 		_, list, ok := strings.Cut(strings.Join(strings.Fields(text), " "), "Exit codes: ")
 		if !ok {
 			t.Fatalf("%s lists no exit codes", place)
