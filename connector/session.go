@@ -202,6 +202,7 @@ func (s *session) run(ctx context.Context) error {
 	defer s.c.running.Store(nil)
 
 	err := s.reader.read(reading)
+	s.reader.settleBefore(reading, err, s.c.cfg.Delivery.DrainTimeout)
 	if reading.Err() != nil {
 		err = context.Cause(reading) // why the reading was stopped says more than the error of the interrupted read
 	}

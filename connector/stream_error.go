@@ -65,6 +65,42 @@ func (r *reader) notePassed(err error) error {
 	return &passedError{err, r.start.Confirmed}
 }
 
+// settleBefore waits until all is settled that was read before the place at which the stream has ended, for patience at most. err is why the stream
+// has ended; settleBefore does nothing if that has no place in the WAL.
+//
+// What stands before the place, and the place itself, may arrive within a millisecond. If the session ended at once, its lanes would have
+// delivered nothing, and so it would be in each session after it: the events before the place would never be delivered, and "outbox-cdc skip"
+// would never pass it, because they are not settled.
+func (r *reader) settleBefore(ctx context.Context, err error, patience time.Duration) {
+	if !hasPlace(err) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if r.flush(ctx) != nil {
+		return
+	}
+	for r.tracker.InFlight() > 0 {
+		if _, err := waitFor(ctx, r.stream, r.tracker.Room()); err != nil {
+			return // the session has an error already, which says more
+		}
+	}
+}
+
+// hasPlace reports whether an error comes from a place in the WAL, so that each session that gets there ends with it.
+func hasPlace(err error) bool {
+	if e, ok := errors.AsType[*streamError](err); ok {
+		return !e.serverEnded()
+	}
+	e, ok := errors.AsType[*decoder.Error](err)
+	return ok && e.LSN != 0
+}
+
+// serverEnded reports whether the server or the connection has ended, which has nothing to do with the place.
+func (e *streamError) serverEnded() bool {
+	return strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08")
+}
+
 func (e *passedError) Unwrap() error { return e.error }
 
 // moveSlot moves the slot past a transaction that the checkpoint has passed. To report the checkpoint's LSN to the stream, as every session
@@ -174,8 +210,8 @@ func (c *Connector) explainStreamError(ctx context.Context, err error) error {
 	if why := e.unsendable(); why != "" {
 		return exitcode.Errorf(exitcode.SlotLost, "%w; %s, so the slot can never pass it: %s, mend it and what writes such rows, %s", err, why, e.howToFindRows(c.cfg.Source.Table), e.wayOn())
 	}
-	if strings.HasPrefix(e.cause.Code, "57") || strings.HasPrefix(e.cause.Code, "08") {
-		return err // the server or the connection has ended: that has nothing to do with the place
+	if e.serverEnded() {
+		return err
 	}
 	// Outside of a transaction the place stays the same as long as nothing is written. So two errors there that are far apart in
 	// time need not have the same cause.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -14,6 +15,9 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/checkpoint"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
+	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
+	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/sinks"
 )
 
 // The error that the reader makes of a server's error names the transaction, from the messages before it and from the LSN in its context, in
@@ -110,5 +114,71 @@ func TestDriftThatComesForEver(t *testing.T) {
 		if got := strings.Contains(err.Error(), "comes for ever") && strings.Contains(err.Error(), `run "outbox-cdc skip --lsn `+step.lsn.String()+`"`); got != step.forever {
 			t.Errorf("step %d: %v", i, err)
 		}
+	}
+}
+
+// What stands before a place that the stream cannot pass is delivered, although every session reads all of it at once, and then the error. So the
+// checkpoint comes as far as outbox-cdc skip needs it.
+func TestEventsBeforeAPlaceThatCannotBePassed(t *testing.T) {
+	t.Parallel()
+	b := newConnectorBench(t)
+	b.setSink(func(ctx context.Context, batch []sinks.Message) []error {
+		_ = wait.For(ctx, 300*time.Millisecond) // a sink that takes longer than the reader needs for all of it
+		return nil
+	})
+	b.event("a", "before")
+	b.exec("begin")
+	b.event("a", "first")
+	b.exec("alter table event_outbox rename payload to body")
+	b.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('t', 'a', 'second', '{}')")
+	b.exec("alter table event_outbox rename body to payload")
+	b.exec("commit")
+	b.event("a", "behind")
+	r := b.run()
+	b.eventually(logQuery, "before:delivered first:delivered")
+	b.eventually("select prefix_index from outbox_checkpoints", "0")
+	r.stop()
+	if got := b.received(); got != "before first" {
+		t.Errorf("received %s", got)
+	}
+}
+
+// quietStream has nothing to send and takes every status message.
+type quietStream struct{ unwaitedStream }
+
+func (quietStream) Wait() time.Duration { return time.Second }
+func (quietStream) Report() error       { return nil }
+
+// While what stands before the place cannot be settled, the session ends all the same, after the time that a drain may take, or when it is asked to.
+func TestNothingToWaitForBeforeAPlace(t *testing.T) {
+	t.Parallel()
+	place := fmt.Errorf("decode: %w", &decoder.Error{LSN: 1, Kind: 'R', Err: errors.New("no")})
+	server := &pgconn.PgError{Code: "XX000"}
+	ended := &pgconn.PgError{Code: "57P01"}
+	for name, test := range map[string]struct {
+		err      error
+		inFlight int
+		want     time.Duration
+	}{
+		"settled":              {place, 0, 0},
+		"never settled":        {place, 1, 7 * time.Second},
+		"the server's error":   {&streamError{err: server, cause: server}, 1, 7 * time.Second},
+		"the server has ended": {&streamError{err: ended, cause: ended}, 1, 0},
+		"no place":             {errors.New("no"), 1, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newReaderBench(t, ledger.Start{})
+				b.reader.stream = quietStream{}
+				for i := range test.inFlight {
+					b.tracker.Add(checkpoint.Position{LSN: 1, Index: int64(i)}, 1, 1, time.Now())
+				}
+				began := time.Now()
+				b.settleBefore(t.Context(), test.err, 7*time.Second)
+				if took := time.Since(began); took != test.want {
+					t.Errorf("it took %s, want %s", took, test.want)
+				}
+			})
+		})
 	}
 }
