@@ -56,7 +56,7 @@ type evidence struct {
 	truth        []event               // in commit order
 	deliveries   map[string][]delivery // by sink, each place in its order
 	ledger       []outcome             // in the order of positions
-	status       map[string]string     // by event id, or sink/event id, where it is not delivered: dead, or invalid, which no sink has seen
+	status       map[string]string     // by event id, or sink/event id, where it is not delivered: dead; or invalid or skipped, which no sink has seen
 	retried      map[string]int        // by event id, or sink/event id: how often a person has retried it
 	topics       topics
 	samples      []sample
@@ -229,7 +229,7 @@ func (c *checker) complete() {
 			c.wrong("ledger: a row of event %q, which was never committed", o.id)
 			continue
 		}
-		streamed := o.index >= 0
+		streamed := o.index >= 0 && (o.sink != "" || c.status[o.id] != "skipped") // "skip" has read no positions
 		if streamed && (o.lsn >= c.truth[i].commitEnd || o.index != c.truth[i].index) {
 			c.wrong("ledger: event %s is at %s, %d; its commit ended at %s and it was insert %d", o.id, o.lsn, o.index, c.truth[i].commitEnd, c.truth[i].index)
 		}
@@ -249,14 +249,14 @@ func (c *checker) complete() {
 	bad := 0
 	for _, ev := range c.truth {
 		sinks := c.sinks()
-		invalid := c.status[ev.id] == "invalid" // no event to any sink, but a dead letter of none
-		if invalid {
+		ofNone := map[string]string{"invalid": "dead", "skipped": "discarded"}[c.status[ev.id]] // no event to any sink, but a row of none
+		if ofNone != "" {
 			sinks = []string{""}
 		}
 		for _, sink := range sinks {
 			want := c.want(sink, ev.id)
-			if invalid {
-				want = "dead"
+			if ofNone != "" {
+				want = ofNone
 			}
 			k := key{ev.id, sink}
 			got := slices.Sorted(slices.Values(rows[k]))

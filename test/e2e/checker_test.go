@@ -75,6 +75,15 @@ func TestCheckerAcceptsWhatIsRight(t *testing.T) {
 			e.ledger[2].sink, e.ledger[2].status = "", "dead"
 			e.snapshots[0].settled--
 		},
+		"passed by skip": func(e *evidence) {
+			e.status = map[string]string{"e1": "skipped"}
+			for sink := range e.deliveries {
+				e.deliveries[sink] = slices.Delete(e.deliveries[sink], 1, 2)
+			}
+			e.ledger = slices.Delete(e.ledger, 3, 4)
+			e.ledger[2].sink, e.ledger[2].status, e.ledger[2].index = "", "discarded", 7
+			e.snapshots[0].settled--
+		},
 		"a dead letter that a person has retried twice": func(e *evidence) {
 			e.retried = map[string]int{"kafka/e0": 2}
 			e.ledger = slices.Insert(e.ledger, 0, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60}, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60})
@@ -143,6 +152,17 @@ func TestCheckerFindsWhatIsWrong(t *testing.T) {
 			e.ledger[0].status = "discarded"
 			e.ledger = slices.Insert(e.ledger, 0, outcome{id: "e0", sink: "kafka", status: "dead", lsn: 60})
 		}, `ledger: terminal rows of event e0 for "kafka": [dead discarded], want [discarded]`},
+		"skipped and delivered": {func(e *evidence) {
+			e.status = map[string]string{"e1": "skipped"}
+			e.ledger = append(e.ledger, outcome{id: "e1", status: "discarded", lsn: 60})
+		}, "phantom: kafka got event e1, whose status is to be skipped"},
+		"skipped, and the log says nothing": {func(e *evidence) {
+			e.status = map[string]string{"e1": "skipped"}
+			for sink := range e.deliveries {
+				e.deliveries[sink] = slices.Delete(e.deliveries[sink], 1, 2)
+			}
+			e.ledger = slices.Delete(e.ledger, 2, 4)
+		}, `ledger: terminal rows of event e1 for "": [], want [discarded]`},
 		"another status":  {func(e *evidence) { e.ledger[7].status = "discarded" }, `ledger: terminal rows of event e3 for "stdout": [discarded]`},
 		"row of no event": {func(e *evidence) { e.ledger[7].id = "e9" }, `ledger: a row of event "e9"`},
 		"row of no sink": {func(e *evidence) {

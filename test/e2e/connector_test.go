@@ -81,6 +81,12 @@ func (c *connector) cleanup() {
 // start starts it and returns at once.
 func (c *connector) start(args ...string) {
 	c.t.Helper()
+	c.startCommand("run", args...)
+}
+
+// startCommand starts a command of the binary and returns at once.
+func (c *connector) startCommand(name string, args ...string) {
+	c.t.Helper()
 	if c.running() {
 		c.t.Fatal("the connector runs already")
 	}
@@ -89,7 +95,7 @@ func (c *connector) start(args ...string) {
 		args = append([]string{"--config", c.config}, args...)
 	}
 	p := &process{
-		cmd:    exec.Command(shared.binary, append([]string{"run"}, args...)...),
+		cmd:    exec.Command(shared.binary, append([]string{name}, args...)...),
 		stdout: filepath.Join(c.dir, fmt.Sprintf("stdout-%03d", n)),
 		stderr: filepath.Join(c.dir, fmt.Sprintf("stderr-%03d", n)),
 		done:   make(chan struct{}),

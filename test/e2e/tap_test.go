@@ -21,6 +21,7 @@ type tap struct {
 	mu      sync.Mutex
 	streams map[stream]*framer
 	copied  map[int]bool // connections that have sent rows for the log and not yet their COMMIT
+	skips   map[int]bool // connections of "skip" that have moved the checkpoint or asked to move the slot, and have no answer yet
 	moment  moment
 	beyond  pglogrepl.LSN // a status counts when it confirms more than this
 	settled bool          // COMMIT was answered
@@ -43,6 +44,16 @@ const (
 	afterStatus  moment = "after status"
 )
 
+// The steps of "skip". Each is held on its way, so the process has not gone on when it is killed.
+const (
+	skipReads       moment = "before it reads the stream"
+	skipWrites      moment = "before it writes into the log"
+	skipCommits     moment = "before it commits the checkpoint"
+	skipIsCommitted moment = "before it knows that the checkpoint is committed"
+	skipMovesSlot   moment = "before it moves the slot"
+	skipHasMoved    moment = "before it knows that the slot has moved"
+)
+
 func newTap(t testing.TB, address string) *tap {
 	t.Helper()
 	proxy, err := servers.NewProxy(address)
@@ -54,7 +65,7 @@ func newTap(t testing.TB, address string) *tap {
 			t.Error(err)
 		}
 	})
-	p := &tap{proxy: proxy, streams: map[stream]*framer{}, copied: map[int]bool{}}
+	p := &tap{proxy: proxy, streams: map[stream]*framer{}, copied: map[int]bool{}, skips: map[int]bool{}}
 	proxy.SetHook(p.see)
 	return p
 }
@@ -98,8 +109,11 @@ func (p *tap) see(dir servers.Direction, conn int, data []byte) servers.Verdict 
 	return verdict
 }
 
-// reached follows the recorder and the stream, and says whether this message is to be held.
+// reached follows the recorder, the stream and "skip", and says whether this message is to be held.
 func (p *tap) reached(s stream, kind byte, start []byte) bool {
+	if m := p.skipping(s, kind, start); m != "" {
+		return p.moment == m && p.strike(0)
+	}
 	switch {
 	case s.dir == servers.ToServer && kind == 'Q':
 		sql := strings.ToLower(string(bytes.TrimRight(start, "\x00")))
@@ -126,6 +140,41 @@ func (p *tap) reached(s stream, kind byte, start []byte) bool {
 		}
 	}
 	return false
+}
+
+// skipping returns the step of "skip" that this message belongs to.
+func (p *tap) skipping(s stream, kind byte, start []byte) moment {
+	if s.dir == servers.ToClient {
+		if kind == 'C' && p.skips[s.conn] {
+			switch tag, _, _ := strings.Cut(string(start), " "); strings.TrimRight(tag, "\x00") {
+			case "COMMIT":
+				return skipIsCommitted
+			case "SELECT":
+				return skipHasMoved
+			}
+		}
+		return ""
+	}
+	if kind == 'P' { // behind the name of the statement
+		_, start, _ = bytes.Cut(start, []byte{0})
+	} else if kind != 'Q' {
+		return ""
+	}
+	sql := strings.ToLower(string(bytes.TrimRight(start, "\x00")))
+	switch {
+	case strings.HasPrefix(sql, "start_replication "):
+		return skipReads
+	case strings.HasPrefix(sql, "insert into ") && strings.Contains(sql, ".outbox_delivery_log "):
+		return skipWrites
+	case strings.HasPrefix(sql, "update ") && strings.Contains(sql, ".outbox_checkpoints set prefix_lsn"):
+		p.skips[s.conn] = true
+	case sql == "commit" && p.skips[s.conn]:
+		return skipCommits
+	case strings.Contains(sql, "pg_replication_slot_advance("):
+		p.skips[s.conn] = true
+		return skipMovesSlot
+	}
+	return ""
 }
 
 func (p *tap) strike(at pglogrepl.LSN) bool {
@@ -156,7 +205,7 @@ type framer struct {
 }
 
 // enough is as much of a message as anybody looks at.
-const enough = 64
+const enough = 256
 
 func (f *framer) feed(data []byte, message func(kind byte, start []byte)) {
 	for len(data) > 0 {
