@@ -1,16 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/pyairtable-compose/outbox-cdc/admin"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/wait"
 )
 
@@ -35,7 +38,7 @@ slot was moved or the server was promoted. A job compares the rows of the outbox
 sink was not given, to be delivered. "outbox-cdc run" works on it. Jobs that have finished are shown for a day.
 
 How many rows there are is an estimate. --watch shows bars on a terminal and lines elsewhere, until all jobs have
-finished.`,
+finished. If PostgreSQL goes away meanwhile, it says so on stderr and goes on when the server is back.`,
 		Example: `  outbox-cdc backlog --config outbox.yaml
   outbox-cdc backlog --watch`,
 		Args: noArgs,
@@ -47,7 +50,11 @@ finished.`,
 			if err != nil {
 				return err
 			}
-			b := backlogView{cfg: cfg, w: cmd.OutOrStdout(), asJSON: output == "json", bars: output == "text" && isTTY(cmd.OutOrStdout())}
+			b := backlogView{
+				read: func(ctx context.Context) ([]admin.BacklogJob, error) { return admin.Backlog(ctx, cfg) },
+				w:    cmd.OutOrStdout(), errors: cmd.ErrOrStderr(), asJSON: output == "json", bars: output == "text" && isTTY(cmd.OutOrStdout()),
+				height: func() int { _, height := terminalSize(cmd.OutOrStdout()); return height },
+			}
 			if watch {
 				return b.watch(cmd.Context())
 			}
@@ -66,16 +73,18 @@ finished.`,
 
 // backlogView shows jobs.
 type backlogView struct {
-	cfg    admin.Config
+	read   func(context.Context) ([]admin.BacklogJob, error)
 	w      io.Writer
+	errors io.Writer // of a watch that goes on in spite of them
 	asJSON bool
 	bars   bool
+	height func() int // of the terminal in lines; 0 if nobody knows
 	rates  admin.BacklogWatch
 	drawn  int // lines of bars
 }
 
 func (b *backlogView) look(ctx context.Context) (jobs []admin.BacklogJob, unfinished bool, err error) {
-	jobs, err = admin.Backlog(ctx, b.cfg)
+	jobs, err = b.read(ctx)
 	b.rates.Add(time.Now(), jobs)
 	for _, j := range jobs {
 		unfinished = unfinished || j.Finished.IsZero()
@@ -96,24 +105,53 @@ func (b *backlogView) twice(ctx context.Context) ([]admin.BacklogJob, error) {
 	return jobs, err
 }
 
-// watch shows the jobs until all have finished.
+// watch shows the jobs until all have finished. Only the first look has to succeed: later a server that restarts is asked again, however
+// long it takes, as "run" does it. What no further look can mend ends the watch.
 func (b *backlogView) watch(ctx context.Context) error {
 	every := backlogLines
 	if b.bars {
 		every = backlogSample
 	}
-	for {
+	told := ""
+	var past map[int64]bool
+	for first := true; ; first = false {
 		jobs, unfinished, err := b.look(ctx)
-		if err != nil {
+		pause := every
+		switch {
+		case ctx.Err() != nil:
+			return nil // Ctrl-C
+		case err != nil && (first || exitcode.Of(err).Final()):
 			return err
+		case err != nil:
+			pause = backlogSample
+			if told != err.Error() {
+				told = err.Error()
+				b.drawn = 0 // the next bars come below what this says
+				fmt.Fprintf(b.errors, "%s; asking again until it answers\n", told)
+			}
+		default:
+			told = ""
+			if first && unfinished {
+				past = finishedOf(jobs)
+			}
+			jobs = slices.DeleteFunc(jobs, func(j admin.BacklogJob) bool { return past[j.ID] })
+			if err := b.show(jobs); err != nil || !unfinished {
+				return err
+			}
 		}
-		if err := b.show(jobs); err != nil || !unfinished {
-			return err
-		}
-		if wait.For(ctx, every) != nil {
+		if wait.For(ctx, pause) != nil {
 			return nil // Ctrl-C
 		}
 	}
+}
+
+// finishedOf returns the ids of the jobs that have finished.
+func finishedOf(jobs []admin.BacklogJob) map[int64]bool {
+	ids := map[int64]bool{}
+	for _, j := range jobs {
+		ids[j.ID] = !j.Finished.IsZero()
+	}
+	return ids
 }
 
 func (b *backlogView) show(jobs []admin.BacklogJob) error {
@@ -128,19 +166,41 @@ func (b *backlogView) show(jobs []admin.BacklogJob) error {
 	if b.drawn > 0 {
 		fmt.Fprintf(&text, "\x1b[%dA", b.drawn) // up, over the bars of before
 	}
-	for _, j := range jobs {
-		line := j.Sink + ": " + jobText(j)
-		if b.bars {
-			// A line that went on in the next one, because the terminal is narrow, would not be drawn over. It ends at the edge.
-			line = fmt.Sprintf("\x1b[?7l\x1b[2K%-20s %s %s\x1b[?7h", j.Sink, barText(j), besideBar(j))
-		}
-		text.WriteString(line + "\n")
-	}
 	if b.bars {
-		b.drawn = len(jobs)
+		lines := barLines(jobs, b.height())
+		b.drawn = len(lines)
+		for _, line := range lines {
+			// A line that went on in the next one, because the terminal is narrow, would not be drawn over. It ends at the edge.
+			text.WriteString("\x1b[?7l\x1b[2K" + line + "\x1b[?7h\n")
+		}
+	} else {
+		for _, j := range jobs {
+			text.WriteString(j.Sink + ": " + jobText(j) + "\n")
+		}
 	}
 	_, err := io.WriteString(b.w, text.String())
 	return err
+}
+
+// barLines are the bars of jobs. What would leave the screen at its top could not be drawn over, so of more jobs than it has lines only
+// some are shown, those that are not finished first.
+func barLines(jobs []admin.BacklogJob, height int) (lines []string) {
+	jobs = slices.Clone(jobs)
+	more := 0
+	if height > 2 && len(jobs) > height-1 {
+		slices.SortStableFunc(jobs, func(a, b admin.BacklogJob) int {
+			return cmp.Compare(a.Finished.Unix(), b.Finished.Unix()) // the zero time comes first
+		})
+		more = len(jobs) - (height - 2)
+		jobs = jobs[:height-2]
+	}
+	for _, j := range jobs {
+		lines = append(lines, fmt.Sprintf("%-20s %s %s", j.Sink, barText(j), besideBar(j)))
+	}
+	if more > 0 {
+		lines = append(lines, fmt.Sprintf("… %d more jobs: make the window higher", more))
+	}
+	return lines
 }
 
 const noJobs = "no jobs: no backlog is being delivered\n"

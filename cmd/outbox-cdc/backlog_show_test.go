@@ -1,27 +1,34 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/admin"
+	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
 )
 
-// On a terminal the bars are drawn over those of before, whatever its width: a line ends at the edge, what matters least last.
+// On a terminal the bars are drawn over those of before, whatever its size: a line ends at the edge, what matters least last, and of more jobs
+// than there are lines those are shown that are not finished.
 func TestBacklogBars(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder
-	b := backlogView{w: &out, bars: true}
+	height := 3
+	b := backlogView{w: &out, bars: true, height: func() int { return height }}
 	rate, left := 500.0, 90.0
 	first := []admin.BacklogJob{{Sink: "events", Walked: 100, Estimate: 1000, Rate: &rate, Left: &left}, {Sink: "partner", Walked: 7}}
 	second := []admin.BacklogJob{{Sink: "events", Walked: 1000, Parked: 3, Finished: time.Now()}, {Sink: "partner", Walked: 9}}
-	for _, jobs := range [][]admin.BacklogJob{first, second} {
+	third := append(second, admin.BacklogJob{Sink: "other", Walked: 4})
+	for _, jobs := range [][]admin.BacklogJob{first, second, third} {
 		if err := b.show(jobs); err != nil {
 			t.Fatal(err)
 		}
@@ -30,9 +37,66 @@ func TestBacklogBars(t *testing.T) {
 	want := wrapOff + clear + "events               [##......................] 10 %, about 1m30s left, 500 a second, 100 of about 1000 rows compared" + wrapOn +
 		wrapOff + clear + "partner              [????????????????????????] 7 rows compared" + wrapOn +
 		up + wrapOff + clear + "events               [########################] finished, 3 of 1000 rows were missing" + wrapOn +
-		wrapOff + clear + "partner              [????????????????????????] 9 rows compared" + wrapOn
+		wrapOff + clear + "partner              [????????????????????????] 9 rows compared" + wrapOn +
+		up + wrapOff + clear + "partner              [????????????????????????] 9 rows compared" + wrapOn +
+		wrapOff + clear + "… 2 more jobs: make the window higher" + wrapOn
 	if got := out.String(); got != want {
 		t.Errorf("got\n%q, want\n%q", got, want)
+	}
+}
+
+// A watch that has begun goes on after an outage, and says once what it has met. The bars after it are drawn below what it said. A first look
+// that fails ends it, and so does what no further look can mend.
+func TestBacklogWatchLivesThroughAnOutage(t *testing.T) {
+	t.Parallel()
+	away := exitcode.Errorf(exitcode.Unavailable, "PostgreSQL cannot be reached: connection refused")
+	half, done := []admin.BacklogJob{{Sink: "events", Walked: 7}}, []admin.BacklogJob{{Sink: "events", Walked: 9, Parked: 2, Finished: time.Now()}}
+	past := admin.BacklogJob{ID: 1, Sink: "past", Finished: time.Now().Add(-time.Hour)}
+	half[0].ID, done[0].ID = 2, 2
+	type look struct {
+		jobs []admin.BacklogJob
+		err  error
+	}
+	watch := func(bars bool, looks ...look) (stdout, stderr string, lasted time.Duration, err error) {
+		synctest.Test(t, func(t *testing.T) {
+			var out, errs strings.Builder
+			b := backlogView{w: &out, errors: &errs, bars: bars, height: func() int { return 0 }, read: func(context.Context) ([]admin.BacklogJob, error) {
+				l := looks[0]
+				looks = looks[1:]
+				return l.jobs, l.err
+			}}
+			begin := time.Now()
+			err = b.watch(t.Context())
+			stdout, stderr, lasted = out.String(), errs.String(), time.Since(begin)
+		})
+		return stdout, stderr, lasted, err
+	}
+	const told = "PostgreSQL cannot be reached: connection refused; asking again until it answers\n"
+
+	stdout, stderr, lasted, err := watch(false, look{jobs: half}, look{err: away}, look{err: away}, look{jobs: half}, look{err: away}, look{jobs: done})
+	if err != nil || stderr != told+told || strings.Count(stdout, "events: ") != 3 || !strings.Contains(stdout, "finished at ") {
+		t.Errorf("%v\n%s%s", err, stdout, stderr)
+	}
+	if want := backlogLines + 2*backlogSample + backlogLines + backlogSample; lasted != want {
+		t.Errorf("it took %s, want %s", lasted, want)
+	}
+	if stdout, _, _, err = watch(true, look{jobs: half}, look{err: away}, look{jobs: half}, look{jobs: done}); err != nil || strings.Count(stdout, "\x1b[1A") != 1 {
+		t.Errorf("%v\n%q", err, stdout)
+	}
+	if _, stderr, _, err = watch(true, look{err: away}); exitcode.Of(err) != exitcode.Unavailable || stderr != "" {
+		t.Errorf("%v, %q", err, stderr)
+	}
+	// What had finished before the watch is shown if there is nothing else.
+	before := []admin.BacklogJob{past, half[0]}
+	if stdout, _, _, err = watch(false, look{jobs: before}, look{jobs: []admin.BacklogJob{past, done[0]}}); err != nil || strings.Contains(stdout, "past") {
+		t.Errorf("%v\n%s", err, stdout)
+	}
+	if stdout, _, _, err = watch(false, look{jobs: []admin.BacklogJob{past}}); err != nil || !strings.HasPrefix(stdout, "past: finished at ") {
+		t.Errorf("%v\n%s", err, stdout)
+	}
+	gone := exitcode.Errorf(exitcode.Config, "outbox-cdc init makes the ledger")
+	if _, stderr, _, err = watch(true, look{jobs: half}, look{err: gone}); !errors.Is(err, gone) || stderr != "" {
+		t.Errorf("%v, %q", err, stderr)
 	}
 }
 
