@@ -60,9 +60,12 @@ func (s *server) settle() {
 		select id, 1, 1, 'delivered', now(), '0/60', 0, 3 from event_outbox o where not exists (select from outbox_delivery_log where event_id = o.id)`)
 }
 
+// count closes its connection at once: tests count until something has come.
 func (s *server) count(sql string) (n int64) {
 	s.t.Helper()
-	if err := s.db.Conn(s.t).QueryRow(context.Background(), sql).Scan(&n); err != nil {
+	conn := s.db.Conn(s.t)
+	defer conn.Close(context.Background())
+	if err := conn.QueryRow(context.Background(), sql).Scan(&n); err != nil {
 		s.t.Fatal(err)
 	}
 	return n
