@@ -57,10 +57,11 @@ func TestBacklogWatchLivesThroughAnOutage(t *testing.T) {
 		jobs []admin.BacklogJob
 		err  error
 	}
-	watch := func(bars bool, looks ...look) (stdout, stderr string, lasted time.Duration, err error) {
+	const terminal, file = "terminal", "file"
+	watch := func(on string, looks ...look) (stdout, stderr string, lasted time.Duration, err error) {
 		synctest.Test(t, func(t *testing.T) {
 			var out, errs strings.Builder
-			b := backlogView{w: &out, errors: &errs, bars: bars, height: func() int { return 0 }, read: func(context.Context) ([]admin.BacklogJob, error) {
+			b := backlogView{w: &out, errors: &errs, bars: on == terminal, height: func() int { return 0 }, read: func(context.Context) ([]admin.BacklogJob, error) {
 				l := looks[0]
 				looks = looks[1:]
 				return l.jobs, l.err
@@ -73,29 +74,29 @@ func TestBacklogWatchLivesThroughAnOutage(t *testing.T) {
 	}
 	const told = "PostgreSQL cannot be reached: connection refused; asking again until it answers\n"
 
-	stdout, stderr, lasted, err := watch(false, look{jobs: half}, look{err: away}, look{err: away}, look{jobs: half}, look{err: away}, look{jobs: done})
+	stdout, stderr, lasted, err := watch(file, look{jobs: half}, look{err: away}, look{err: away}, look{jobs: half}, look{err: away}, look{jobs: done})
 	if err != nil || stderr != told+told || strings.Count(stdout, "events: ") != 3 || !strings.Contains(stdout, "finished at ") {
 		t.Errorf("%v\n%s%s", err, stdout, stderr)
 	}
 	if want := backlogLines + 2*backlogSample + backlogLines + backlogSample; lasted != want {
 		t.Errorf("it took %s, want %s", lasted, want)
 	}
-	if stdout, _, _, err = watch(true, look{jobs: half}, look{err: away}, look{jobs: half}, look{jobs: done}); err != nil || strings.Count(stdout, "\x1b[1A") != 1 {
+	if stdout, _, _, err = watch(terminal, look{jobs: half}, look{err: away}, look{jobs: half}, look{jobs: done}); err != nil || strings.Count(stdout, "\x1b[1A") != 1 {
 		t.Errorf("%v\n%q", err, stdout)
 	}
-	if _, stderr, _, err = watch(true, look{err: away}); exitcode.Of(err) != exitcode.Unavailable || stderr != "" {
+	if _, stderr, _, err = watch(terminal, look{err: away}); exitcode.Of(err) != exitcode.Unavailable || stderr != "" {
 		t.Errorf("%v, %q", err, stderr)
 	}
 	// What had finished before the watch is shown if there is nothing else.
 	before := []admin.BacklogJob{past, half[0]}
-	if stdout, _, _, err = watch(false, look{jobs: before}, look{jobs: []admin.BacklogJob{past, done[0]}}); err != nil || strings.Contains(stdout, "past") {
+	if stdout, _, _, err = watch(file, look{jobs: before}, look{jobs: []admin.BacklogJob{past, done[0]}}); err != nil || strings.Contains(stdout, "past") {
 		t.Errorf("%v\n%s", err, stdout)
 	}
-	if stdout, _, _, err = watch(false, look{jobs: []admin.BacklogJob{past}}); err != nil || !strings.HasPrefix(stdout, "past: finished at ") {
+	if stdout, _, _, err = watch(file, look{jobs: []admin.BacklogJob{past}}); err != nil || !strings.HasPrefix(stdout, "past: finished at ") {
 		t.Errorf("%v\n%s", err, stdout)
 	}
 	gone := exitcode.Errorf(exitcode.Config, "outbox-cdc init makes the ledger")
-	if _, stderr, _, err = watch(true, look{jobs: half}, look{err: gone}); !errors.Is(err, gone) || stderr != "" {
+	if _, stderr, _, err = watch(terminal, look{jobs: half}, look{err: gone}); !errors.Is(err, gone) || stderr != "" {
 		t.Errorf("%v, %q", err, stderr)
 	}
 }
