@@ -152,7 +152,10 @@ func (r *statusReader) findFaults(ctx context.Context, conn *pgx.Conn) {
 	if r.server.InRecovery {
 		return
 	}
-	_, err := provision.Preflight(ctx, conn, provision.PreflightConfig{Source: r.cfg.Source})
+	facts, err := provision.Preflight(ctx, conn, provision.PreflightConfig{Source: r.cfg.Source})
+	if facts.Newer != nil {
+		r.faults = append(r.faults, facts.Newer)
+	}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		r.faults = append(r.faults, joined.Unwrap()...)
 	} else if advisory.LockTimeout(err) {

@@ -65,6 +65,13 @@ func (c *Connector) preflight(ctx context.Context) (provision.Facts, error) {
 	if err != nil {
 		return facts, c.explainRefusal(err)
 	}
+	if facts.Newer != nil {
+		if !c.progress.workedBefore {
+			return facts, facts.Newer
+		}
+		// Each migration is made for a ledger in use, so this process can go on until it is brought up to date as well.
+		facts.Warnings = append(facts.Warnings, facts.Newer.Error())
+	}
 	c.outbox.oid, c.outbox.lostName = facts.Table.OID, ""
 	if err := c.comparePublication(ctx); err != nil {
 		return facts, err

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +42,9 @@ type Options struct {
 	EventIDType string
 	// Partitioned means that event_outbox is partitioned by day. Apply refuses it where a plain event_outbox exists.
 	Partitioned bool
+	// Version is that of the program. Apply writes it into the ledger if it is a release, so that an older one can name it when it refuses
+	// the ledger.
+	Version string
 	// Timeout bounds how long Apply and Drop wait for another process that changes the schema, and for the lock of a table; 0
 	// means a minute.
 	Timeout time.Duration
@@ -59,7 +61,8 @@ func (o Options) check() error {
 }
 
 // Apply brings the schema up to date. It may be called again, after "psql -f", and by several processes at once. If tables of
-// the same names have other columns, or belong to roles that are not trusted, it changes nothing, and the error names them.
+// the same names have other columns, or belong to roles that are not trusted, it changes nothing, and the error names them. Nor does it
+// change a ledger that a later version has changed: see CheckNewer.
 func Apply(ctx context.Context, dsn string, o Options) error {
 	if err := o.check(); err != nil {
 		return err
@@ -110,7 +113,7 @@ func lock(ctx context.Context, conn *pgx.Conn, o Options) error {
 	return advisory.LimitTableLocks(ctx, conn, o.Timeout)
 }
 
-// Pending returns the names of the files that Apply would apply. It changes nothing.
+// Pending returns the names of the files that Apply would apply. It changes nothing, and refuses what CheckNewer refuses.
 func Pending(ctx context.Context, dsn string, o Options) (names []string, err error) {
 	err = withConn(ctx, dsn, o, func(conn *pgx.Conn, schema string) error {
 		names, err = pendingFiles(ctx, conn, schema)
@@ -120,25 +123,26 @@ func Pending(ctx context.Context, dsn string, o Options) (names []string, err er
 }
 
 func pendingFiles(ctx context.Context, conn *pgx.Conn, schema string) ([]string, error) {
-	names, err := fs.Glob(migrationFiles, "*.sql")
+	found, err := findTable(ctx, conn, schema)
 	if err != nil {
 		return nil, err
 	}
-	// A table of somebody who is not trusted is not read: it could be a view that runs code of his. The files refuse it.
-	var ours bool
-	err = conn.QueryRow(ctx, ledger.TrustedRoles+`
-		select exists (select from pg_class c join pg_namespace n on n.oid = relnamespace
-			where nspname = $1 and relname = 'outbox_migrations' and relkind = 'r' and relowner in (select oid from trusted))`, schema).Scan(&ours)
-	if err != nil || !ours {
-		return names, err
+	if !found.ours { // the files refuse a table of somebody else
+		return Missing(nil)
+	}
+	applied, err := readApplied(ctx, conn, schema)
+	if err != nil {
+		return nil, err
+	}
+	if err := found.checkNewer(schema, applied); err != nil {
+		return nil, err
 	}
 	// Not the highest number: somebody may have applied a later file alone.
-	var applied []int64
-	err = conn.QueryRow(ctx, "select coalesce(array_agg(version_id), '{}') from "+pgx.Identifier{schema, "outbox_migrations"}.Sanitize()).Scan(&applied)
-	if err != nil {
-		return nil, err
+	numbers := make([]int64, len(applied))
+	for i, f := range applied {
+		numbers[i] = f.number
 	}
-	return Missing(applied)
+	return Missing(numbers)
 }
 
 // Missing returns the names of the files whose numbers are not among those that were applied.
@@ -149,10 +153,9 @@ func Missing(applied []int64) ([]string, error) {
 	}
 	missing := []string{}
 	for _, name := range names {
-		number, _, _ := strings.Cut(name, "_")
-		n, err := strconv.ParseInt(number, 10, 64)
+		n, err := numberOf(name)
 		if err != nil {
-			return nil, fmt.Errorf("%s has no number in front: %w", name, err)
+			return nil, err
 		}
 		if !slices.Contains(applied, n) {
 			missing = append(missing, name)
@@ -234,7 +237,11 @@ func script(o Options, names []string, first string) (string, error) {
 		b.WriteByte('\n')
 		b.Write(text)
 	}
-	b.WriteString("commit;\n")
+	signed, err := sign(o.Schema, o.Version)
+	if err != nil {
+		return "", err
+	}
+	b.WriteString(signed + "commit;\n")
 	return b.String(), nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/migrations"
 )
 
 // outputPlugin is the output plugin of our slots.
@@ -30,6 +31,9 @@ type Facts struct {
 	Table Table
 	// Warnings are about what is no reason to refuse.
 	Warnings []string
+	// Newer is not nil if a later version has changed the ledger, and says so. Preflight leaves it to the caller, because only a process that
+	// begins has to be refused: one that has streamed goes on while the others are brought up to date.
+	Newer error
 
 	// Identity is that of the database, with the hosts of Source.
 	Identity ledger.Identity
@@ -86,6 +90,9 @@ func checkAll(ctx context.Context, db ledger.Querier, cfg PreflightConfig, p *pr
 	}
 	hasLedger, err := checkLedger(ctx, db, cfg.Source, table, p)
 	if err != nil {
+		return f, err
+	}
+	if f.Newer, err = findNewer(ctx, db, cfg.Source); err != nil {
 		return f, err
 	}
 	lacking := len(*p)
@@ -169,6 +176,15 @@ func checkLedger(ctx context.Context, db ledger.Querier, s Source, table *Table,
 			`set source.ledger_schema to another schema and run "outbox-cdc init"`, s.LedgerSchema, eventID, s.Table, table.EventIDType())
 	}
 	return true, nil
+}
+
+// findNewer looks whether a later version has changed the ledger. Its second error means that it could not look.
+func findNewer(ctx context.Context, db ledger.Querier, s Source) (newer, err error) {
+	err = migrations.CheckNewer(ctx, db, s.LedgerSchema)
+	if exitcode.Of(err) == exitcode.Config {
+		return err, nil
+	}
+	return nil, err
 }
 
 // checkSlot checks whether the slot is ready to be streamed from. It sets f.slot.

@@ -14,6 +14,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/advisory"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
+	"github.com/pyairtable-compose/outbox-cdc/migrations"
 	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
@@ -264,7 +265,8 @@ func (e *existing) inspectServer(ctx context.Context, conn *pgx.Conn, cfg SetupC
 	return err
 }
 
-// lockSlot opens a connection for SQL that holds the advisory lock of the slot's name. The lock ends with the connection.
+// lockSlot opens a connection for SQL that holds the advisory lock of the slot's name. The lock ends with the connection. It refuses a ledger
+// that a later version has changed: what is done under the lock would be done by rules that may have changed.
 func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx.Conn, error) {
 	if err := s.checkNames(); err != nil {
 		return nil, err
@@ -277,6 +279,9 @@ func lockSlot(ctx context.Context, s Source, text string, w advisory.Wait) (*pgx
 	err = conn.QueryRow(ctx, "select hashtextextended('outbox-cdc slot ' || $1, 0)", s.Slot).Scan(&key)
 	if err == nil {
 		err = advisory.Lock(ctx, conn, key, fmt.Sprintf("slot %q", s.Slot), w)
+	}
+	if err == nil {
+		err = migrations.CheckNewer(ctx, conn, s.LedgerSchema)
 	}
 	if err == nil {
 		err = advisory.LimitTableLocks(ctx, conn, w.Timeout)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pyairtable-compose/outbox-cdc/config"
 	"github.com/pyairtable-compose/outbox-cdc/decoder"
+	"github.com/pyairtable-compose/outbox-cdc/internal/buildinfo"
 	"github.com/pyairtable-compose/outbox-cdc/internal/dsn"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
@@ -95,7 +96,7 @@ func initStepByStep(ctx context.Context, cfg config.Config, o InitOptions) (Init
 	if err != nil {
 		return result, err
 	}
-	m.Partitioned = o.Partitioned
+	m.Partitioned, m.Version = o.Partitioned, buildinfo.Read().Version
 	m.Timeout, m.WaitingForLock = o.Timeout, o.WaitingForLock
 	if result.Migrations, err = migrations.Pending(ctx, setup.DSN, m); err != nil {
 		return result, err
