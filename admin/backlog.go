@@ -22,8 +22,10 @@ type BacklogJob struct {
 	// Parked is how many rows were missing, and were parked to be delivered.
 	Parked int64     `json:"parked"`
 	Filed  time.Time `json:"filed"`
-	// Finished is when the job has finished. It is zero until then.
+	// Finished is when the job has finished, or a later one has replaced it. It is zero until then.
 	Finished time.Time `json:"finished,omitzero"`
+	// Replaced says that the job was not finished when a later one has taken over what it had still to do.
+	Replaced bool `json:"replaced,omitempty"`
 	// Rate is how many rows a second were compared lately. It is nil if that is not known yet.
 	Rate *float64 `json:"rows_per_second,omitempty"`
 	// Left is how many seconds the rest takes at that rate. It is nil if that is not known.
@@ -45,7 +47,7 @@ func Backlog(ctx context.Context, c Config) ([]BacklogJob, error) {
 		for _, j := range found {
 			jobs = append(jobs, BacklogJob{
 				ID: j.ID, Sink: l.sinkName(j.Processor), Reason: j.Reason, Where: j.Filter.Where, Since: j.Filter.Since,
-				Walked: j.Walked, Estimate: j.Estimate, Parked: j.Ordinal, Filed: j.Filed.UTC(), Finished: j.Finished,
+				Walked: j.Walked, Estimate: j.Estimate, Parked: j.Ordinal, Filed: j.Filed.UTC(), Finished: j.Finished, Replaced: j.Replaced,
 			})
 		}
 		return err

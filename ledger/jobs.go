@@ -115,13 +115,15 @@ func (s Schema) UnfinishedJobs(ctx context.Context, db Querier, processors []int
 type JobProgress struct {
 	Job
 	Finished time.Time // zero as long as it is not
+	Replaced bool      // it was not finished when a later job of the sink took its place
 }
 
 // ReadJobs returns the jobs of these sinks that are not finished, and those that have finished within a time. They are in the order in which
 // they were filed.
 func (s Schema) ReadJobs(ctx context.Context, db Querier, processors []int32, within time.Duration) ([]JobProgress, error) {
-	rows, err := db.Query(ctx, s.statement(`select id, processor_id, coalesce(reason, ''), coalesce(filter, '{}'), ordinal, walked, coalesce(estimate, 0), created_at, finished_at
-		from ledger.outbox_backlog where processor_id = any ($1) and mode = 'missing' and (status <> 'done' or finished_at > clock_timestamp() - $2 * interval '1 s') order by id`),
+	rows, err := db.Query(ctx, s.statement(`select id, processor_id, coalesce(reason, ''), coalesce(filter, '{}'), ordinal, walked, coalesce(estimate, 0), created_at, finished_at,
+			exists (select from ledger.outbox_backlog later where later.processor_id = j.processor_id and later.mode = j.mode and later.id > j.id and later.created_at <= j.finished_at)
+		from ledger.outbox_backlog j where processor_id = any ($1) and mode = 'missing' and (status <> 'done' or finished_at > clock_timestamp() - $2 * interval '1 s') order by id`),
 		processors, within.Seconds())
 	if err != nil {
 		return nil, fmt.Errorf("read backlog jobs: %w", err)
@@ -129,7 +131,7 @@ func (s Schema) ReadJobs(ctx context.Context, db Querier, processors []int32, wi
 	jobs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (JobProgress, error) {
 		var j JobProgress
 		var finished *time.Time
-		err := row.Scan(&j.ID, &j.Processor, &j.Reason, &j.Filter, &j.Ordinal, &j.Walked, &j.Estimate, &j.Filed, &finished)
+		err := row.Scan(&j.ID, &j.Processor, &j.Reason, &j.Filter, &j.Ordinal, &j.Walked, &j.Estimate, &j.Filed, &finished, &j.Replaced)
 		if finished != nil {
 			j.Finished = *finished
 		}

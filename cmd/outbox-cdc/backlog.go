@@ -223,7 +223,7 @@ func backlogText(jobs []admin.BacklogJob) string {
 // share is how much of its rows a job has compared, from 0 to 1. ok is false if nobody knows.
 func share(j admin.BacklogJob) (part float64, ok bool) {
 	switch {
-	case !j.Finished.IsZero():
+	case !j.Finished.IsZero() && !j.Replaced:
 		return 1, true
 	case j.Estimate <= 0:
 		return 0, false
@@ -234,7 +234,11 @@ func share(j admin.BacklogJob) (part float64, ok bool) {
 // jobText says how far a job is.
 func jobText(j admin.BacklogJob) string {
 	if !j.Finished.IsZero() {
-		return fmt.Sprintf("finished at %s: %d rows compared, %d were missing", j.Finished.UTC().Format(time.RFC3339), j.Walked, j.Parked)
+		how := "finished"
+		if j.Replaced {
+			how = "replaced by a later job"
+		}
+		return fmt.Sprintf("%s at %s: %d rows compared, %d were missing", how, j.Finished.UTC().Format(time.RFC3339), j.Walked, j.Parked)
 	}
 	text := fmt.Sprintf("%d rows compared", j.Walked)
 	if part, ok := share(j); ok {
@@ -251,6 +255,9 @@ func jobText(j admin.BacklogJob) string {
 
 // besideBar says how far a job is, what matters most first.
 func besideBar(j admin.BacklogJob) string {
+	if j.Replaced {
+		return fmt.Sprintf("replaced by a later job, %d of %d rows were missing", j.Parked, j.Walked)
+	}
 	if !j.Finished.IsZero() {
 		return fmt.Sprintf("finished, %d of %d rows were missing", j.Parked, j.Walked)
 	}

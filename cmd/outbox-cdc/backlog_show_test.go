@@ -143,7 +143,11 @@ func TestJobsAsJSON(t *testing.T) {
 	if says(&made, "resync", "--yes"); made.Jobs != 1 || made.Rows != 7 || !made.RowsCounted || !made.OldSlotDropped || made.ConsistentPoint == "" {
 		t.Errorf("resync: %+v", made)
 	}
-	if says(&shown, "backlog"); len(shown.Jobs) == 0 || shown.Jobs[len(shown.Jobs)-1].Reason == "" {
+	shown.Jobs = nil
+	if says(&shown, "backlog"); len(shown.Jobs) != 2 || shown.Jobs[1].Reason != "resync" || shown.Jobs[1].Replaced || !shown.Jobs[0].Replaced || shown.Jobs[0].Finished.IsZero() {
 		t.Errorf("backlog: %+v", shown)
+	}
+	if text := command(t, nil, "backlog", "--config", file).stdout; !strings.Contains(text, "replaced by a later job at ") || strings.Contains(text, "finished at ") {
+		t.Errorf("backlog:\n%s", text)
 	}
 }
