@@ -147,7 +147,7 @@ func mentions(t *testing.T, root string) (all []mention) {
 			if err != nil {
 				return err
 			}
-			all = append(all, mention{path, string(data)})
+			all = append(all, mention{path, indented(string(data))})
 		}
 		return nil
 	})
@@ -155,6 +155,21 @@ func mentions(t *testing.T, root string) (all []mention) {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// indented indents the blocks of a page that are fenced, so that their lines are taken for what a person types.
+func indented(page string) string {
+	var b strings.Builder
+	fenced := false
+	for l := range strings.Lines(page) {
+		if strings.HasPrefix(strings.TrimSpace(l), "```") {
+			fenced = !fenced
+		} else if fenced {
+			b.WriteString("    ")
+		}
+		b.WriteString(l)
+	}
+	return b.String()
 }
 
 // literals returns the strings of a file. Strings that are added to each other become one, with … in place of what is not

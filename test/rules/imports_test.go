@@ -92,7 +92,7 @@ var plan = []place{
 	{packages: []string{"test/process"}, imports: []string{"internal/servers"}, importers: []string{"test/*"}},
 	{packages: []string{"test/bench/connector"}, imports: []string{"config", "service"}, importers: none},
 	{packages: []string{"test/bench", "test/soak", "test/mutants"}, importers: none},
-	{packages: []string{"test/e2e", "test/observe", "test/rules", "test/ship", "test/ship/chart", "test/ship/compose"}, imports: none, importers: none},
+	{packages: []string{"test/docs", "test/e2e", "test/observe", "test/rules", "test/ship", "test/ship/chart", "test/ship/compose"}, imports: none, importers: none},
 }
 
 // blackBox is what the tests of the built binary may import of ours: it is tested from outside.
