@@ -23,7 +23,7 @@ import (
 //go:embed prelude.sh
 var prelude string
 
-const patience = 40 * time.Second // for a scene
+const patience = 3 * time.Minute // for a scene, on a machine that does much else
 
 // outboxYAML is the configuration that the pages call outbox.yaml.
 const outboxYAML = `
