@@ -62,6 +62,7 @@ var scenes = []scene{
 			outbox-cdc destroy`,
 		after: "until is delivered 2; do sleep 0.1; done",
 	},
+	{page: "docs/failover.md", first: "outbox-cdc resync", before: shop + lost, after: "until is delivered 7; do sleep 0.1; done"},
 	{page: "docs/copies.md", first: "outbox-cdc resync", before: shop + moved, after: "is discarded 1"},
 	{page: "docs/copies.md", first: "outbox-cdc init", before: shop + copied, after: "is discarded 1"},
 	{

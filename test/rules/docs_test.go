@@ -85,6 +85,18 @@ func TestReadmeIsShort(t *testing.T) {
 	}
 }
 
+// TestIndexHasEachPage: whoever looks for a page finds it in docs/README.md.
+func TestIndexHasEachPage(t *testing.T) {
+	t.Parallel()
+	index := read(t, "docs/README.md")
+	for _, p := range allPaths(t) {
+		name, inDocs := strings.CutPrefix(p, "docs/")
+		if inDocs && path.Ext(p) == ".md" && name != "README.md" && !strings.Contains(index, "("+name+")") {
+			t.Errorf("docs/README.md does not lead to %s", p)
+		}
+	}
+}
+
 // fileName matches a file as text names it, with an anchor: one with an ending that our own files have. What stands before it
 // must be no part of a longer word or of a pattern.
 var fileName = regexp.MustCompile(`(?:^|[\s"'(\x60\[])((?:\.{0,2}/)?(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-]+\.(?:md|go|sql|patch))\b(#[A-Za-z0-9-]+)?`)
