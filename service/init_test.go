@@ -73,6 +73,7 @@ func (w *world) newRole() (name, dsn string) {
 func TestInitAndDestroy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.exec("revoke create on schema public from public") // PostgreSQL 14 grants it, and Init warns
 	plan, err := InitPlan(pgtest.Context(t), w.cfg, InitOptions{})
 	if err != nil || len(plan) != 9 || plan[0] != "apply 004_create_outbox_tables.sql in schema public" {
 		t.Errorf("plan %q, %v", plan, err)
