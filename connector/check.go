@@ -92,7 +92,7 @@ func (k *sinkCheck) run(ctx context.Context) {
 		if k.state.needsCheck() {
 			k.once(ctx)
 		}
-		if wait.For(ctx, k.every-rand.N(k.every/5+1)) != nil { // not all sinks of all connectors at the same time
+		if wait.For(ctx, k.every-rand.N(k.every/5+1)) != nil { //nolint:gosec // a jitter: not all sinks of all connectors at the same time
 			return
 		}
 	}

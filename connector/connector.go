@@ -412,5 +412,5 @@ func (c *Connector) standBy(ctx context.Context, why error) error {
 		c.cfg.Logger.Info("standing by", "slot", c.cfg.Source.Slot, "why", why)
 	}
 	c.cfg.Health.SetOnly("session", monitoring.OK("standing by: "+why.Error()))
-	return wait.For(ctx, time.Second/2+rand.N(time.Second/2))
+	return wait.For(ctx, time.Second/2+rand.N(time.Second/2)) //nolint:gosec // a jitter: not all instances at the same time
 }

@@ -73,9 +73,15 @@ func TestKnownLives(t *testing.T) {
 func TestWorldsThatFailed(t *testing.T) {
 	failed := []worldName{
 		// The breaker let messages ask that are never answered. The job took each of them for work that was left, and stood still for ever.
-		{seed: 1795911449033, lives: true}, {seed: 1795911449138, lives: true}, {seed: 87, lives: true}, {seed: 135, lives: true}, {seed: 218, lives: true},
+		{seed: 1795911449033, lives: true},
+		{seed: 1795911449138, lives: true},
+		{seed: 87, lives: true},
+		{seed: 135, lives: true},
+		{seed: 218, lives: true},
 		// A chunk was compared before the stream was settled through it.
-		{seed: 94, lives: true}, {seed: 131, lives: true}, {seed: 151, lives: true},
+		{seed: 94, lives: true},
+		{seed: 131, lives: true},
+		{seed: 151, lives: true},
 	}
 	runWorlds(t, knownWorlds(uint64(len(failed)), func(n uint64) worldName { return failed[n] }))
 }

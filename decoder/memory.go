@@ -57,7 +57,7 @@ func (t *text) bytes(b []byte) []byte {
 // any more: they are handed out once, belong to no other event, and no slice of them leaves this function.
 func (t *text) string(b []byte) string {
 	c := t.bytes(b)
-	return unsafe.String(unsafe.SliceData(c), len(c))
+	return unsafe.String(unsafe.SliceData(c), len(c)) //nolint:gosec // see above
 }
 
 // hex appends the bytes that hexadecimal digits stand for, and returns them.

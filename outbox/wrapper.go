@@ -102,7 +102,7 @@ func (w *Wrapper) transaction(ctx context.Context, options *sql.TxOptions, work 
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case <-time.After(pause/2 + rand.N(pause)): // at random: those that met once should not meet again
+		case <-time.After(pause/2 + rand.N(pause)): //nolint:gosec // a jitter: those that met once should not meet again
 		}
 		pause = min(2*pause, maxPause)
 	}

@@ -84,7 +84,7 @@ func filesOf(cfg config.Config) string {
 			if path == "" {
 				continue
 			}
-			content, err := os.ReadFile(path)
+			content, err := os.ReadFile(path) //nolint:gosec // the configuration names it
 			if err != nil {
 				content = []byte(err.Error())
 			}

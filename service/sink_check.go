@@ -68,7 +68,7 @@ func checkCredentials(path string) []config.Mistake {
 	if path == "" {
 		return nil
 	}
-	content, err := os.ReadFile(path)
+	content, err := os.ReadFile(path) //nolint:gosec // the configuration names it
 	if err == nil {
 		var pair nkeys.KeyPair
 		if pair, err = nkeys.ParseDecoratedNKey(content); err == nil {

@@ -55,7 +55,7 @@ func TestIsBusyForAnotherTest(t *testing.T) {
 	runtime.GOMAXPROCS(threads)
 	for range threads {
 		go func() {
-			for {
+			for { //nolint:staticcheck // it is to be busy
 			}
 		}()
 	}

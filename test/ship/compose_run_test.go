@@ -120,7 +120,7 @@ func (w *composeWorld) nameServices() {
 		hosts += w.addresses[name] + " " + name + "\n"
 	}
 	file := filepath.Join(w.dir, "hosts")
-	if err := os.WriteFile(file, []byte(hosts), 0o644); err != nil { //nolint:gosec // the servers run as another user
+	if err := os.WriteFile(file, []byte(hosts), 0o644); err != nil { // the servers run as another user
 		w.t.Fatal(err)
 	}
 	w.run("", "mount", nil, "--bind", file, "/etc/hosts")
@@ -229,7 +229,7 @@ func (w *composeWorld) path(service, container string) string {
 		}
 		absolute, err := filepath.Abs(filepath.Join(root, source))
 		if err == nil {
-			err = errors.Join(os.MkdirAll(filepath.Dir(link), 0o755), os.Symlink(absolute, link)) //nolint:gosec // the servers run as another user
+			err = errors.Join(os.MkdirAll(filepath.Dir(link), 0o755), os.Symlink(absolute, link)) // the servers run as another user
 		}
 		if err != nil {
 			w.t.Fatal(err)
