@@ -18,7 +18,7 @@ const (
 	chaosTell       = 2 * time.Second  // how often a number that grows is told
 	chaosCatchUp    = 60 * time.Second // how long the chaos waits for what came late
 	chaosMendingFor = 60 * time.Second
-	chaosCounting   = 2 * time.Second // how long one count of what waits may take
+	chaosLonger     = 30 * time.Second // how much longer an outage may last until all was seen that it brings about
 )
 
 // chaosConfiguration has the times of a demo: a person does not watch for minutes.
@@ -34,6 +34,7 @@ type act struct {
 	begins, ends string
 	away, mend   func(ctx context.Context) error
 	kill         bool // it may repeat events
+	stopsShop    bool // nobody can commit, so nothing waits
 }
 
 func (d *demo) act(name string) act {
@@ -65,7 +66,7 @@ func (d *demo) act(name string) act {
 		}
 	default:
 		return act{
-			begins: "PostgreSQL is killed. Nobody can commit, so the shop waits.", ends: "PostgreSQL is back, after its recovery", kill: true,
+			begins: "PostgreSQL is killed. Nobody can commit, so the shop waits.", ends: "PostgreSQL is back, after its recovery", kill: true, stopsShop: true,
 			away: func(ctx context.Context) error { return d.postgres.Stop(ctx, servers.Immediate) },
 			mend: d.postgres.Start,
 		}
@@ -117,8 +118,8 @@ func (s *story) tell(ctx, work context.Context) error {
 	watching, enough := context.WithTimeout(ctx, s.Outage)
 	s.watch(watching)
 	enough()
-	counting, enough := context.WithTimeout(ctx, chaosCounting)
-	s.count(counting)
+	longer, enough := context.WithTimeout(ctx, chaosLonger)
+	s.complete(longer)
 	enough()
 
 	mending, cancel := context.WithTimeoutCause(work, chaosMendingFor, errors.New("it takes too long"))

@@ -42,11 +42,38 @@ func (s *story) line(i ink, format string, args ...any) {
 // lineWidth is how long the text of a line may be.
 func (s *story) lineWidth() int { return s.columns() - len("~~ 99.9 s  ") }
 
-// watch tells what changes, until ctx ends, and at last how many events wait.
+// watch tells what changes, until ctx ends.
 func (s *story) watch(ctx context.Context) {
 	for pause(ctx, chaosLook) {
 		s.look(ctx)
 	}
+}
+
+// complete goes on to look until the story has everything that belongs to it, and tells how many events wait at last. On a busy machine it
+// takes longer than an outage until the connector has given a destination up, or until the shop has written an event that can wait.
+func (s *story) complete(ctx context.Context) {
+	for !s.isComplete() && pause(ctx, chaosLook) {
+		s.look(ctx)
+		if s.waiting == 0 {
+			s.count(ctx)
+		}
+	}
+	s.count(ctx)
+}
+
+func (s *story) isComplete() bool {
+	switch {
+	case s.Rate == 0: // nothing may happen at all
+		return true
+	case s.stopsShop:
+		return s.state != ""
+	}
+	return s.waiting > 0 && (s.sink == "" || s.state == leftAlone(s.sink))
+}
+
+// leftAlone is what a person is told of a sink whose breaker is open.
+func leftAlone(sink string) string {
+	return sink + " is left alone: its breaker is open, one event asks every 2 s"
 }
 
 // look tells what has changed. A question that gets no answer is asked again at the next look, because who should answer may
@@ -150,7 +177,7 @@ func (s *story) readState(ctx context.Context) (state, why string, err error) {
 		switch {
 		case c.Status == "ok" || isSink && sink != s.sink || !isSink && s.sink != "":
 		case strings.HasPrefix(c.Detail, "left alone"):
-			return sink + " is left alone: its breaker is open, one event asks every 2 s", "", nil
+			return leftAlone(sink), "", nil
 		case isSink:
 			return sink + " refuses: ", c.Detail, nil
 		default:
