@@ -121,6 +121,15 @@ func (b *connectorBench) run() *running {
 	return r
 }
 
+// runAndDeliverOne runs the connector, and returns when it has delivered an event, one, of the aggregate a.
+func (b *connectorBench) runAndDeliverOne() *running {
+	b.t.Helper()
+	r := b.run()
+	b.event("a", "one")
+	b.eventually(logQuery, "one:delivered")
+	return r
+}
+
 func (r *running) stop() {
 	r.b.t.Helper()
 	r.cancel()
@@ -290,9 +299,7 @@ func TestRestartSkipsWhatIsSettled(t *testing.T) {
 func TestLostColumnStops(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
-	r := b.run()
-	b.event("a", "one")
-	b.eventually(logQuery, "one:delivered")
+	r := b.runAndDeliverOne()
 	b.exec("alter table event_outbox rename column payload to body")
 	b.exec(`insert into event_outbox (aggregate_type, aggregate_id, event_type, body) values ('t', 'a', 'two', '{}')`)
 	r.wantExit(exitcode.Config, "payload")
@@ -333,9 +340,7 @@ func TestInvalidRowIsADeadLetter(t *testing.T) {
 func TestStandby(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
-	first := b.run()
-	b.event("a", "one")
-	b.eventually(logQuery, "one:delivered")
+	first := b.runAndDeliverOne()
 	epoch := b.query("select epoch from outbox_checkpoints")
 	second := b.run()
 	deadline := time.Now().Add(20 * time.Second)
@@ -362,9 +367,7 @@ func TestStandby(t *testing.T) {
 func TestDrift(t *testing.T) {
 	t.Parallel()
 	b := newConnectorBench(t)
-	r := b.run()
-	b.event("a", "one")
-	b.eventually(logQuery, "one:delivered")
+	r := b.runAndDeliverOne()
 	b.exec("alter publication " + b.cfg.Source.Publication + " set (publish = 'update')")
 	c := New(b.cfg)
 	db, err := openPostgres(b.cfg.Name, b.cfg.Source)

@@ -61,9 +61,7 @@ func TestSlotAheadIsReconciled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newConnectorBench(t)
-			r := b.run()
-			b.event("a", "one")
-			b.eventually(logQuery, "one:delivered")
+			r := b.runAndDeliverOne()
 			r.stop()
 			before := b.query("select format('(%s,%s)', prefix_lsn, prefix_index) from outbox_checkpoints")
 			b.event("a", "missed")
@@ -98,9 +96,7 @@ func TestPromotedServerIsReconciled(t *testing.T) {
 		t.Run(says, func(t *testing.T) {
 			t.Parallel()
 			b := newConnectorBench(t)
-			r := b.run()
-			b.event("a", "one")
-			b.eventually(logQuery, "one:delivered")
+			r := b.runAndDeliverOne()
 			r.stop()
 			b.exec("update outbox_checkpoints set timeline = " + timeline)
 			position := b.query("select format('base (%s,%s) start %s', prefix_lsn, prefix_index, confirmed_lsn) from outbox_checkpoints")
