@@ -297,7 +297,7 @@ func (w *OutboxWalk) conditions(q *WalkQuery, c walkCursor, arg func(string) int
 	}
 	keys := "(" + w.expressions("") + ")"
 	where = []string{keys + " <= (" + list(c.Until) + ")"}
-	if c.At != nil {
+	if c.At != nil && !w.beforeTimes(c, q) {
 		where = append(where, keys+" > ("+list(c.At)+")")
 	}
 	wanted = []string{"true"}
@@ -305,7 +305,7 @@ func (w *OutboxWalk) conditions(q *WalkQuery, c walkCursor, arg func(string) int
 		// In UTC, as the connection's time zone and a column without zone are.
 		return fmt.Sprintf("%s >= $%d::%s", w.shape.column(w.table.CreatedAt), arg(t.UTC().Format("2006-01-02 15:04:05.999999")), w.shape.timeType)
 	}
-	for _, since := range []time.Time{q.Since, q.Filter.Since, q.Declined.since()} {
+	for _, since := range q.times() {
 		if since.IsZero() || w.shape.timeType == "" {
 			continue
 		}
@@ -323,6 +323,26 @@ func (w *OutboxWalk) conditions(q *WalkQuery, c walkCursor, arg func(string) int
 		wanted = append(wanted, "("+notBefore(q.Declined.Before)+" is not false or ("+q.Declined.Filter.Where+"\n))")
 	}
 	return where, wanted
+}
+
+// times are those before which rows are left out; zero ones leave out none.
+func (q *WalkQuery) times() [3]time.Time {
+	return [...]time.Time{q.Since, q.Filter.Since, q.Declined.since()}
+}
+
+// beforeTimes reports whether the cursor stands before a time from which on rows are wanted. Then it must not be among the conditions: of
+// two lower bounds the index scan may begin at the lower one, and go through everything up to the other.
+func (w *OutboxWalk) beforeTimes(c walkCursor, q *WalkQuery) bool {
+	if !w.timed {
+		return false
+	}
+	times := q.times()
+	for _, layout := range []string{"2006-01-02 15:04:05Z07", "2006-01-02 15:04:05", time.DateOnly} {
+		if at, err := time.Parse(layout, c.At[0]); err == nil {
+			return slices.ContainsFunc(times[:], at.Before)
+		}
+	}
+	return false // infinity, or a year that has more digits
 }
 
 // CheckFilter returns an error if the filter is no condition on the columns of the table.

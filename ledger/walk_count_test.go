@@ -82,6 +82,11 @@ func TestWalkCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for hour, want := range map[int]int64{0: 82, 1: 61, 2: 31} {
+		if n := count(timed, ledger.WalkQuery{Cursor: c.Cursor, Since: at(hour)}, time.Minute); n != want {
+			t.Errorf("%d rows behind the first 8 and since hour %d, want %d", n, hour, want)
+		}
+	}
 	w.exec("insert into event_outbox (aggregate_type, aggregate_id, event_type, payload) values ('order', 'late', 'made', '{}')")
 	if n := count(timed, ledger.WalkQuery{Cursor: c.Cursor}, time.Minute); n != 82 {
 		t.Errorf("%d rows behind the first 8, want 82: the last one is not of this walk", n)

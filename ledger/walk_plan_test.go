@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -86,12 +87,13 @@ func TestPlansOfAWalk(t *testing.T) {
 	for name, test := range map[string]struct {
 		partitioned, analyzed bool
 		at                    string
+		later                 int // blocks of a chunk that a later time begins; 0: as many as of any chunk
 	}{
 		"new":         {at: "timestamptz '2024-05-01Z' + n * interval '10 s'"},
 		"analyzed":    {at: "timestamptz '2024-05-01Z' + n * interval '10 s'", analyzed: true},
 		"partitioned": {at: "timestamptz '2024-05-01Z' + n % 10 * interval '1 day' + n * interval '1 ms'", partitioned: true},
 		"both":        {at: "timestamptz '2024-05-01Z' + n % 10 * interval '1 day' + n * interval '1 ms'", partitioned: true, analyzed: true},
-		"one time":    {at: "timestamptz '2024-05-01Z'"},
+		"one time":    {at: "timestamptz '2024-05-01Z'", later: 20}, // no row is of a later time, so the table does not matter
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -142,7 +144,7 @@ func TestPlansOfAWalk(t *testing.T) {
 			if _, err := walk.Read(t.Context(), w.conn, q); err != nil {
 				t.Fatal(err)
 			}
-			w.cheap("walk since", plans(), 3*chunk)
+			w.cheap("walk since", plans(), cmp.Or(test.later, 3*chunk))
 		})
 	}
 }
