@@ -65,6 +65,9 @@ func (l *ledgerConn) schema() ledger.Schema { return ledger.Schema(l.cfg.Source.
 
 // ledgerError adds the remedy, and the exit code where there is one, to an error of the database.
 func ledgerError(err error) error {
+	if filter, ok := errors.AsType[*ledger.FilterError](err); ok {
+		return exitcode.With(exitcode.Config, filter)
+	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return err

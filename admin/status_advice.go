@@ -43,6 +43,9 @@ func (r *statusReader) judge() {
 	if v := s.Verify; v != nil && some(v.Unaccounted) {
 		r.toDo(monitoring.LevelFailed, "outbox-cdc verify", "events are missing, such as %s: they were probably never delivered; docs/verify.md says how they are", v.Example)
 	}
+	for _, a := range r.ails {
+		r.toDo(a.level, "", "%s of the instance that streams: %s", strings.Join(a.names, ", "), a.detail)
+	}
 	r.judgeCleanup()
 	for _, h := range s.Holders {
 		r.judgeHolder(h)

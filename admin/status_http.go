@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -287,6 +289,31 @@ func (r *statusReader) addLeader(in *monitoring.Instance) {
 	for i := range in.Sinks {
 		r.addSink(&in.Sinks[i], shift)
 	}
+	r.ails = ailingOf(in.Health.Components)
+}
+
+// ailing is a component of an instance that is not well, or several with the same detail.
+type ailing struct {
+	names  []string
+	level  monitoring.Level
+	detail string
+}
+
+// ailingOf returns which components are not well, without those of which the screen tells anyway: sinks, and the cleanup.
+func ailingOf(components map[string]monitoring.Component) (list []ailing) {
+	for _, name := range slices.Sorted(maps.Keys(components)) {
+		c := components[name]
+		if c.Status != monitoring.LevelDegraded && c.Status != monitoring.LevelFailed || strings.HasPrefix(name, "sink:") || name == "keeper:cleanup" {
+			continue
+		}
+		name = strings.TrimPrefix(name, "keeper:")
+		if i := slices.IndexFunc(list, func(a ailing) bool { return a.level == c.Status && a.detail == c.Detail }); i >= 0 {
+			list[i].names = append(list[i].names, name)
+			continue
+		}
+		list = append(list, ailing{[]string{name}, c.Status, c.Detail})
+	}
+	return list
 }
 
 func (r *statusReader) addSink(in *monitoring.SinkReport, shift time.Duration) {

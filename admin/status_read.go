@@ -54,6 +54,8 @@ type statusReader struct {
 	found []ledger.Instance
 	// faults are what a session of the connector would end with.
 	faults []error
+	// ails are the parts of the instance that streams that are not well, as it says.
+	ails []ailing
 }
 
 // ReadStatus says how a connector does. The error says why the database could not be read; the status then says what else is known.

@@ -51,8 +51,8 @@ type backlogTable interface {
 	xminReached(ctx context.Context, xmax uint64) (bool, error)
 	// owedSince returns the time of the first rows that a job with a base looks at; zero for all.
 	owedSince(ctx context.Context, processor int32) (time.Time, error)
-	// declined returns what the init before a job has left out.
-	declined(ctx context.Context, j *ledger.Job) (ledger.Declined, error)
+	// filters returns a job's filter as it stands in the ledger now, and what the init before the job has left out.
+	filters(ctx context.Context, j *ledger.Job) (ledger.JobFilter, ledger.Declined, error)
 	// beginWalk returns the cursor of a walk of all rows that can be seen now.
 	beginWalk(ctx context.Context) ([]byte, error)
 	// countRows returns how many rows are behind a cursor, exactly if that is known soon.
@@ -114,6 +114,7 @@ func (j *backlogJob) run(ctx context.Context) {
 		j.report(err)
 		switch {
 		case err != nil:
+			j.table = nil            // what is wrong may be mended in the outbox's columns, or in the filter
 			_ = wait.For(ctx, pause) // the next step sees that ctx has ended
 			pause = min(2*pause, stepRetryMost)
 		case done:
@@ -186,13 +187,13 @@ func (j *backlogJob) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.query = ledger.WalkQuery{Filter: j.row.Filter, MaxRows: chunkRows, MaxBytes: chunkBytes}
+	j.query = ledger.WalkQuery{MaxRows: chunkRows, MaxBytes: chunkBytes}
 	if j.row.Base != (checkpoint.Position{}) {
 		if j.query.Since, err = table.owedSince(ctx, j.row.Processor); err != nil {
 			return err
 		}
 	}
-	if j.query.Declined, err = table.declined(ctx, &j.row); err != nil {
+	if j.query.Filter, j.query.Declined, err = table.filters(ctx, &j.row); err != nil {
 		return err
 	}
 	if len(j.row.Cursor) == 0 {

@@ -90,8 +90,8 @@ func (m *memBacklog) owedSince(context.Context, int32) (time.Time, error) {
 	return time.Time{}, nil
 }
 
-func (m *memBacklog) declined(context.Context, *ledger.Job) (ledger.Declined, error) {
-	return ledger.Declined{}, nil
+func (m *memBacklog) filters(_ context.Context, j *ledger.Job) (ledger.JobFilter, ledger.Declined, error) {
+	return j.Filter, ledger.Declined{}, nil
 }
 func (m *memBacklog) beginWalk(context.Context) ([]byte, error) { return []byte("0"), nil }
 func (m *memBacklog) countRows(context.Context, ledger.WalkQuery) (int64, error) {

@@ -39,8 +39,8 @@ func (b *pgBacklog) owedSince(ctx context.Context, processor int32) (time.Time, 
 	return b.OwedSince(ctx, b.pool, processor)
 }
 
-func (b *pgBacklog) declined(ctx context.Context, j *ledger.Job) (ledger.Declined, error) {
-	return b.Declined(ctx, b.pool, j)
+func (b *pgBacklog) filters(ctx context.Context, j *ledger.Job) (ledger.JobFilter, ledger.Declined, error) {
+	return b.Filters(ctx, b.pool, j)
 }
 
 func (b *pgBacklog) beginWalk(ctx context.Context) ([]byte, error) {

@@ -2,6 +2,7 @@ package connector
 
 import (
 	"slices"
+	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 	"github.com/pyairtable-compose/outbox-cdc/outbox"
@@ -23,6 +24,7 @@ const (
 type Owing struct {
 	sinks   map[int32]ledger.VerifySink // by processor
 	filters []string                    // of all sinks
+	until   time.Time                   // when the last of them was chosen
 	router  *router.Router
 	targets []router.Target // reused for each event
 }
@@ -37,8 +39,14 @@ func NewOwing(cfg *Config, sinks []ledger.VerifySink) *Owing {
 			continue // nobody delivers to it any more
 		}
 		o.sinks[s.Processor] = s
-		if s.Filter != "" && !slices.Contains(o.filters, s.Filter) {
+		if s.Filter == "" {
+			continue
+		}
+		if !slices.Contains(o.filters, s.Filter) {
 			o.filters = append(o.filters, s.Filter)
+		}
+		if s.Filed.After(o.until) {
+			o.until = *s.Filed
 		}
 	}
 	o.router = router.New(cfg.RouterRoutes(ids))
@@ -57,7 +65,7 @@ func (o *Owing) Sinks() []ledger.VerifySink {
 
 // Query returns a query about all sinks.
 func (o *Owing) Query(slot string) ledger.VerifyQuery {
-	q := ledger.VerifyQuery{Slot: slot, Processors: []int32{}, Filters: o.filters}
+	q := ledger.VerifyQuery{Slot: slot, Processors: []int32{}, Filters: o.filters, FilteredUntil: o.until}
 	for _, s := range o.Sinks() {
 		q.Processors = append(q.Processors, s.Processor)
 	}

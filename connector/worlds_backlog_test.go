@@ -169,6 +169,6 @@ func (b *worldBacklog) owedSince(ctx context.Context, _ int32) (time.Time, error
 	return time.Time{}, b.ask(ctx)
 }
 
-func (b *worldBacklog) declined(ctx context.Context, _ *ledger.Job) (ledger.Declined, error) {
-	return ledger.Declined{}, b.ask(ctx)
+func (b *worldBacklog) filters(ctx context.Context, j *ledger.Job) (ledger.JobFilter, ledger.Declined, error) {
+	return j.Filter, ledger.Declined{}, b.ask(ctx)
 }

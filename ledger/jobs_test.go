@@ -54,7 +54,7 @@ func TestFileJobs(t *testing.T) {
 	// What the last init has left out stays so for every later job.
 	wantLeftOut := func(job int64, processor int32, want string) {
 		t.Helper()
-		l, err := schema.Declined(ctx, conn, &ledger.Job{ID: job, NewJob: ledger.NewJob{Processor: processor}})
+		_, l, err := schema.Filters(ctx, conn, &ledger.Job{ID: job, NewJob: ledger.NewJob{Processor: processor}})
 		age := time.Since(l.Before)
 		if err != nil || l.Filter.Where != want || want != "" && (age < 50*time.Minute || age > 90*time.Minute) {
 			t.Errorf("job %d: %+v %v, want %q", job, l, err, want)
@@ -69,5 +69,6 @@ func TestFileJobs(t *testing.T) {
 	again.Start = 0x100
 	check(ledger.Job{ID: 3, NewJob: later}, ledger.Job{ID: 5, NewJob: again})
 	wantLeftOut(5, 2, "")
+	file(other)
 	wantLeftOut(6, 2, "tenant_id = 'b'")
 }

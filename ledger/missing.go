@@ -112,9 +112,9 @@ func (l *Declined) since() time.Time {
 const selectChosen = `select distinct on (processor_id) id, processor_id, coalesce(filter, '{}') as filter, created_at
 	from ledger.outbox_backlog where mode = 'missing' and reason in ('init', 'sink') order by processor_id, id desc`
 
-// Declined returns what the init before a job has left out. As in OwedSince, the time is earlier than that of the init by an hour and by the
+// declined returns what the init before a job has left out. As in OwedSince, the time is earlier than that of the init by an hour and by the
 // age of the oldest transaction: the times of rows that were written after it may be earlier.
-func (s Schema) Declined(ctx context.Context, db Querier, j *Job) (l Declined, err error) {
+func (s Schema) declined(ctx context.Context, db Querier, j *Job) (l Declined, err error) {
 	err = db.QueryRow(ctx, s.statement(`select filter, created_at - interval '1 hour'
 			- coalesce((select greatest(now() - min(xact_start), interval '0') from pg_stat_activity), interval '0')
 		from (`+selectChosen+`) as chosen where processor_id = $1 and id < $2 and filter <> '{}'`), j.Processor, j.ID).Scan(&l.Filter, &l.Before)

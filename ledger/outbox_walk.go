@@ -43,6 +43,7 @@ type RowTaker interface {
 // The values are asked for in text format over a connection with the settings of the stream (Pin), so they are what the stream would have
 // carried, byte by byte.
 type OutboxWalk struct {
+	schema  Schema
 	table   WalkTable
 	shape   *outboxShape
 	keys    []walkKey
@@ -92,7 +93,7 @@ func (s Schema) OpenOutboxWalk(ctx context.Context, db Querier, t WalkTable) (*O
 	if err != nil {
 		return nil, err
 	}
-	w := &OutboxWalk{table: t, shape: shape}
+	w := &OutboxWalk{schema: s, table: t, shape: shape}
 	if err := w.announce(ctx, db); err != nil {
 		return nil, err
 	}
@@ -212,7 +213,8 @@ func (w *OutboxWalk) Read(ctx context.Context, db Beginner, q WalkQuery) (WalkCh
 		return err
 	})
 	if err != nil {
-		return WalkChunk{}, err
+		filters := slices.DeleteFunc([]string{q.Filter.Where, q.Declined.Filter.Where}, func(f string) bool { return f == "" })
+		return WalkChunk{}, w.schema.explainFilters(ctx, db, w.shape.table, filters, err)
 	}
 	for _, row := range rows {
 		if err := w.take(row); err != nil {

@@ -27,9 +27,12 @@ type VerifyQuery struct {
 	Processors []int32
 	// Since leaves out rows of earlier times, if the table has times; zero for all.
 	Since time.Time
-	// Filters are conditions on the columns of the outbox: those of jobs. Unknown.Matches says which of them a row satisfies.
-	Filters []string
-	Witness Witness
+	// Filters are conditions on the columns of the outbox: those of jobs. Unknown.Matches says which of them a row satisfies. Rows of
+	// FilteredUntil and later are not asked: they count as satisfying all, because a condition that suits the rows of before may fail on
+	// them. The zero time asks all.
+	Filters       []string
+	FilteredUntil time.Time
+	Witness       Witness
 }
 
 // Unknown is an event of which the ledger does not say what has become of it at a sink.
@@ -86,7 +89,7 @@ const planVerify = "set local enable_nestloop = off; set local enable_mergejoin 
 // memory.
 func (v *OutboxVerify) CompareAll(ctx context.Context, db Beginner, q VerifyQuery, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
 	var p VerifyPoint
-	err := v.inSnapshot(ctx, db, planVerify, func(tx pgx.Tx) error {
+	err := v.inSnapshot(ctx, db, comparison{planVerify, q.Filters}, func(tx pgx.Tx) error {
 		where, args := "", []any{}
 		if !q.Since.IsZero() && v.timeType != "" {
 			where, args = fmt.Sprintf(" and %s >= $7::timestamptz::%s", v.column(v.table.CreatedAt), v.timeType), append(args, q.Since)
@@ -96,16 +99,22 @@ func (v *OutboxVerify) CompareAll(ctx context.Context, db Beginner, q VerifyQuer
 	return p, err
 }
 
+// comparison is what a comparison sets in its transaction, and the filters that it asks.
+type comparison struct {
+	plan    string
+	filters []string
+}
+
 // inSnapshot runs do in a transaction that has one snapshot and changes nothing.
-func (v *OutboxVerify) inSnapshot(ctx context.Context, db Beginner, plan string, do func(pgx.Tx) error) error {
+func (v *OutboxVerify) inSnapshot(ctx context.Context, db Beginner, c comparison, do func(pgx.Tx) error) error {
 	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "set transaction isolation level repeatable read, read only; "+plan); err != nil {
+		if _, err := tx.Exec(ctx, "set transaction isolation level repeatable read, read only; "+c.plan); err != nil {
 			return err
 		}
 		return do(tx)
 	})
 	if err != nil {
-		return fmt.Errorf("compare %s.%s with the ledger: %w", v.table.Schema, v.table.Name, err)
+		return fmt.Errorf("compare %s.%s with the ledger: %w", v.table.Schema, v.table.Name, v.schema.explainFilters(ctx, db, v.table, c.filters, err))
 	}
 	return nil
 }
@@ -125,7 +134,7 @@ func (v *OutboxVerify) compare(ctx context.Context, tx pgx.Tx, q *VerifyQuery, p
 	if dropped != nil {
 		p.LogDroppedUntil = *dropped
 	}
-	rows, err := tx.Query(ctx, v.statement(q.Filters, where), append([]any{p.Prefix.LSN, p.Prefix.Index, slotEpoch, q.Processors, nextXid, q.Witness.Snapshot}, args...)...)
+	rows, err := tx.Query(ctx, v.statement(q, where), append([]any{p.Prefix.LSN, p.Prefix.Index, slotEpoch, q.Processors, nextXid, q.Witness.Snapshot}, args...)...)
 	if err != nil {
 		return err
 	}
@@ -150,7 +159,7 @@ type VerifyChunk struct {
 // used.
 func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyQuery, from *OutboxKey, limit int, take func(*VerifyPoint, *Unknown) error) (VerifyChunk, error) {
 	var c VerifyChunk
-	err := v.inSnapshot(ctx, db, planByIndex, func(tx pgx.Tx) error {
+	err := v.inSnapshot(ctx, db, comparison{planByIndex, q.Filters}, func(tx pgx.Tx) error {
 		at, id := v.column(v.table.CreatedAt), v.id.raw
 		after, args := func(int) string { return "" }, []any{}
 		switch {
@@ -188,7 +197,7 @@ func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyQu
 // CompareEvents compares the rows of these events.
 func (v *OutboxVerify) CompareEvents(ctx context.Context, db Beginner, q VerifyQuery, ids []string, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
 	var p VerifyPoint
-	err := v.inSnapshot(ctx, db, planByIndex, func(tx pgx.Tx) error {
+	err := v.inSnapshot(ctx, db, comparison{planByIndex, q.Filters}, func(tx pgx.Tx) error {
 		return v.compare(ctx, tx, &q, &p, fmt.Sprintf(" and %s = any ($7::text[]::%s[])", v.id.raw, v.id.parameter), []any{ids}, take)
 	})
 	return p, err
@@ -210,16 +219,20 @@ func (v *OutboxVerify) FindsByTime(ctx context.Context, db Querier) (finds bool,
 // statement compares in two steps. An event that was streamed at or before the prefix is settled for every sink, or is not owed to it: most
 // events are of that kind, and one join leaves them out for all sinks. What is left is compared for each sink. A log row of an epoch before
 // the slot was made is of a stream that has ended, and counts as before the prefix. Rows of processor 0 are of no sink, and of each.
-func (v *OutboxVerify) statement(filters []string, where string) string {
+func (v *OutboxVerify) statement(q *VerifyQuery, where string) string {
 	t := &v.table
 	where = v.column(t.ID) + " is not null" + where
 	created := "null::timestamptz"
 	if v.timeType != "" {
 		created = fmt.Sprintf("case when isfinite(%[1]s) then %[1]s::timestamptz end", v.column(t.CreatedAt))
 	}
+	later := "false"
+	if !q.FilteredUntil.IsZero() {
+		later = fmt.Sprintf("(%s) >= '%s'::timestamptz", created, q.FilteredUntil.UTC().Format(time.RFC3339Nano))
+	}
 	matches := []string{}
-	for _, f := range filters {
-		matches = append(matches, "coalesce(("+f+"\n), false)")
+	for _, f := range q.Filters {
+		matches = append(matches, fmt.Sprintf("case when %s then true else coalesce((%s\n), false) end", later, f))
 	}
 	// The schema is put only into our own parts: the name of a column may be anything.
 	candidates := fmt.Sprintf(`with candidate as materialized (select o.* from (select %s as event_id, %s as aggregate_type, %s as aggregate_id, %s as event_type, %s as tenant_id, %s as created_at,
