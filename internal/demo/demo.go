@@ -73,6 +73,7 @@ func Run(ctx, work context.Context, o Options) (err error) {
 	}()
 	if err := d.prepare(ctx); err != nil {
 		if ctx.Err() != nil {
+			d.say("")  // a terminal has written ^C
 			return nil // told to end, which is why it failed
 		}
 		return err
