@@ -115,6 +115,10 @@ func setUpLocked(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (SetupRes
 		err = setFailover(ctx, cfg, f.slot)
 		result.FailoverSet = err == nil
 	}
+	if f.state == slotReady && cfg.Backlog.Some {
+		result.Warnings = append(result.Warnings, fmt.Sprintf("--backlog does nothing: it is about rows from before the slot, and slot %q was there already; "+
+			"events that have to be delivered once more: docs/slot.md#again", cfg.Slot))
+	}
 	if err == nil && f.state == slotReady {
 		_, err = cfg.register(ctx, conn, f.checkpoint.Prefix.LSN)
 	}

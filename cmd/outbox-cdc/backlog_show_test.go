@@ -124,6 +124,9 @@ func TestJobsAsJSON(t *testing.T) {
 	if says(&init, "init", "--backlog", "where:aggregate_id <> '7'"); init.Jobs != 1 {
 		t.Errorf("init: %+v", init)
 	}
+	if got := command(t, nil, "init", "--config", file, "--backlog", "all"); got.code != exitcode.OK || !strings.Contains(got.stderr, "warning: --backlog does nothing: ") {
+		t.Errorf("a second init: %+v", got)
+	}
 	var shown struct{ Jobs []admin.BacklogJob }
 	if says(&shown, "backlog"); len(shown.Jobs) != 1 || shown.Jobs[0].Sink != "log" || shown.Jobs[0].Reason != "init" || shown.Jobs[0].Where != "aggregate_id <> '7'" ||
 		shown.Jobs[0].Estimate != 7 || !shown.Jobs[0].Finished.IsZero() {

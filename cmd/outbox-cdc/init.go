@@ -113,7 +113,7 @@ gives them up. In a copy of a database discard is right, because the original de
 	adminFlag(cmd, &dsn)
 	output.register(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already: all, none, since:`time` or where:condition")
+	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already: `all`, none, since:time or where:condition")
 	parkedFlag(cmd, &parked)
 	flags.BoolVar(&failover, "failover", false, "make the slot one that standbys have a copy of (PostgreSQL 17 and later), as source.failover; see docs/failover.md")
 	flags.BoolVar(&partitioned, "partitioned", false, "make event_outbox partitioned by UTC day, for high rates; see docs/partitions.md")

@@ -65,8 +65,12 @@ func Lock(ctx context.Context, conn *pgx.Conn, key int64, what string, w Wait) e
 				return fmt.Errorf("lock %s: %w", what, err)
 			}
 			if h != nil && now.Sub(start) >= timeout {
-				return fmt.Errorf("%s is locked by another session, and still was after %s: %s; wait until it is done, or end it "+
-					"(select pg_terminate_backend(%d)), and try again", what, timeout, h, h.PID)
+				still := ""
+				if timeout >= time.Second { // else the caller does not want to wait
+					still = fmt.Sprintf(", and still was after %s", timeout)
+				}
+				return fmt.Errorf("%s is locked by another session%s: %s; wait until it is done, or end it "+
+					"(select pg_terminate_backend(%d)), and try again", what, still, h, h.PID)
 			}
 			if h != nil && w.Tell != nil {
 				w.Tell(h.String())
