@@ -14,8 +14,8 @@ import (
 )
 
 // checkInitRights adds one problem that lists the statements by which somebody else can let the login of cfg.DSN do what init has to
-// do: make schema and tables, create the publication, write the checkpoint. checkReplicationUser looks after the slot. Of found it needs
-// whether the publication exists. checkInitRights reads catalogs only, because a login without rights cannot read anything else.
+// do, or resync: make schema and tables, create the publication, write the checkpoint. checkReplicationUser looks after the slot. Of found it
+// needs whether the publication exists, and which command looks. checkInitRights reads catalogs only, because a login without rights cannot read anything else.
 func checkInitRights(ctx context.Context, db ledger.Querier, cfg SetupConfig, found existing, p *problems) error {
 	r := initRights{db: db, cfg: cfg, hasPublication: found.publication}
 	err := db.QueryRow(ctx, `select current_user::text, current_database()::text, has_database_privilege(current_database(), 'create')`).
@@ -43,14 +43,14 @@ func checkInitRights(ctx context.Context, db ledger.Querier, cfg SetupConfig, fo
 	}
 	switch {
 	case r.superuser != "":
-		p.add(exitcode.Privilege, "role %q lacks privileges for init: %s; give that login, or another superuser's, by --dsn or OUTBOX_ADMIN_URL", r.user, r.superuser)
+		p.add(exitcode.Privilege, "role %q lacks privileges for %s: %s; give that login, or another superuser's, by --dsn or OUTBOX_ADMIN_URL", r.user, found.command, r.superuser)
 		return nil
 	case r.statements == nil:
 		return nil
 	}
 	// The statements stand at the end, so that they can be copied.
-	p.add(exitcode.Privilege, "role %q lacks privileges for init; give an owner's login by --dsn or OUTBOX_ADMIN_URL, or let an administrator run what --print-sql prints, "+
-		"or these: %s", r.user, strings.Join(r.statements, "; "))
+	p.add(exitcode.Privilege, `role %q lacks privileges for %s; give an owner's login by --dsn or OUTBOX_ADMIN_URL, or let an administrator run what "outbox-cdc init --print-sql" prints, `+
+		"or these: %s", r.user, found.command, strings.Join(r.statements, "; "))
 	return nil
 }
 

@@ -114,6 +114,7 @@ func ResyncPlan(ctx context.Context, cfg ResyncConfig) (why string, steps []stri
 // inspectLost looks at everything before Resync changes anything. Its error names everything that is wrong. why is as in ResyncPlan.
 func inspectLost(ctx context.Context, conn *pgx.Conn, cfg ResyncConfig) (f existing, why string, err error) {
 	var p problems
+	f.command = "resync"
 	if err := f.inspectServer(ctx, conn, cfg.SetupConfig, &p); err != nil {
 		return f, "", err
 	}

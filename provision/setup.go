@@ -187,6 +187,7 @@ type existing struct {
 	rows        Estimate           // rows of the outbox that a job will compare
 	walked      Estimate           // rows of the outbox that a job will look at, with those that a condition leaves out
 	owed        int                // parked events, counted up to owedLimit
+	command     string             // that looks, in messages
 }
 
 // needsFailover reports whether the slot that exists has to be made a failover slot.
@@ -196,7 +197,7 @@ func (e existing) needsFailover(s Source) bool {
 
 // inspect looks at everything before Setup makes anything. Its error names everything that is wrong.
 func inspect(ctx context.Context, conn *pgx.Conn, cfg SetupConfig) (existing, error) {
-	var f existing
+	f := existing{command: "init"}
 	var p problems
 	var err error
 	if err := f.inspectServer(ctx, conn, cfg, &p); err != nil {

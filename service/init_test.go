@@ -223,6 +223,8 @@ func TestInitRefuses(t *testing.T) {
 	w.exec("alter role " + name + " replication")
 	_, err = Init(pgtest.Context(t), w.cfg, InitOptions{})
 	exitcodetest.Want(t, err, exitcode.Privilege, "lacks privileges for init", "OUTBOX_ADMIN_URL", "--print-sql", "grant usage, create on schema")
+	_, err = Resync(pgtest.Context(t), w.cfg, ResyncOptions{})
+	exitcodetest.Want(t, err, exitcode.Privilege, "lacks privileges for resync", "OUTBOX_ADMIN_URL", "outbox-cdc init --print-sql")
 }
 
 // Init warns if another role may create things in the ledger's schema. What it has created there is refused before

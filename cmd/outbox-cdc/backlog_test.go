@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +22,7 @@ func TestParseBacklog(t *testing.T) {
 		"none":                   {None: true},
 		"all":                    {Some: true},
 		"since:7d":               {Some: true, Since: time.Date(2024, 5, 31, 12, 0, 0, 0, time.UTC)},
+		"since:6d12h":            {Some: true, Since: time.Date(2024, 6, 1, 0, 0, 0, 0, time.UTC)},
 		"since:36h":              {Some: true, Since: time.Date(2024, 6, 6, 0, 0, 0, 0, time.UTC)},
 		"since:2024-05-31":       {Some: true, Since: time.Date(2024, 5, 31, 0, 0, 0, 0, time.UTC)},
 		"where:a = 'b:c' or d":   {Some: true, Where: "a = 'b:c' or d"},
@@ -37,6 +40,32 @@ func TestParseBacklog(t *testing.T) {
 		if _, err := parseBacklog(text, now); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
 		}
+	}
+}
+
+// A job is filed for each sink. So what is wrong with sinks or routes is told, and not only warned of: nobody would see why there are no sinks.
+func TestBacklogOfMistakenSinks(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "outbox.yaml")
+	text := "source: {dsn: postgres://127.0.0.1:1/d}\nsinks: [{name: a, type: stdout}]\nroutes: [{sinks: [b]}]\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, backlog := range []string{"all", "since:1d", "where:true"} {
+		if got := command(t, nil, "init", "--config", file, "--backlog", backlog); got.code != exitcode.Config || !strings.Contains(got.stderr, `"b" is no sink`) {
+			t.Errorf("--backlog %s: exit code %d, %s", backlog, got.code, got.stderr)
+		}
+	}
+	if got := command(t, nil, "init", "--config", file, "--backlog", "none"); got.code != exitcode.Unavailable || !strings.Contains(got.stderr, `warning: `) {
+		t.Errorf("--backlog none: exit code %d, %s", got.code, got.stderr)
+	}
+}
+
+// The help shows the form of the value.
+func TestBacklogHelp(t *testing.T) {
+	t.Parallel()
+	if got := command(t, nil, "init", "--help"); !strings.Contains(got.stdout, "--backlog all|none|since:TIME|where:CONDITION  ") {
+		t.Error(got.stdout)
 	}
 }
 

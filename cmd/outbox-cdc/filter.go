@@ -71,15 +71,19 @@ func parseTime(flag, text string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 36500 {
-			return now.AddDate(0, 0, -n), nil
-		}
+	days, rest, ok := strings.Cut(text, "d")
+	if !ok {
+		days, rest = "0", text
 	}
-	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
-		return now.Add(-d), nil
+	n, err := strconv.ParseUint(days, 10, 16)
+	ago := time.Duration(0)
+	if err == nil && (rest != "" || !ok) {
+		ago, err = time.ParseDuration(rest)
 	}
-	return time.Time{}, usageError("--%s %q is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d", flag, text)
+	if err != nil || n > 36500 || ago < 0 {
+		return time.Time{}, usageError("--%s %q is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d, 1d12h", flag, text)
+	}
+	return now.AddDate(0, 0, -int(n)).Add(-ago), nil
 }
 
 // completeSinks makes the shell complete --sink from the configuration.

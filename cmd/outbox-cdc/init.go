@@ -65,7 +65,8 @@ gives them up. In a copy of a database discard is right, because the original de
 			}
 			owner, place := adminDSN(dsn, environ)
 			cfg, err := loadConfig(cmd, path, environ, config.Options{
-				DSN: owner, DSNPlace: place, NoSinks: true, SinksOptional: true, CheckSink: service.CheckSink,
+				DSN: owner, DSNPlace: place, NoSinks: true, CheckSink: service.CheckSink,
+				SinksOptional: !rows.Some, // a job is filed for each sink
 			})
 			if err != nil {
 				return err
@@ -113,7 +114,7 @@ gives them up. In a copy of a database discard is right, because the original de
 	adminFlag(cmd, &dsn)
 	output.register(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already: `all`, none, since:time or where:condition")
+	flags.StringVar(&backlog, "backlog", "", "what becomes of rows that are in the outbox already: `all|none|since:TIME|where:CONDITION`")
 	parkedFlag(cmd, &parked)
 	flags.BoolVar(&failover, "failover", false, "make the slot one that standbys have a copy of (PostgreSQL 17 and later), as source.failover; see docs/failover.md")
 	flags.BoolVar(&partitioned, "partitioned", false, "make event_outbox partitioned by UTC day, for high rates; see docs/partitions.md")

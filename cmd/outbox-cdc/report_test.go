@@ -24,7 +24,7 @@ func TestReport(t *testing.T) {
 	for args, want := range map[string]string{
 		"--since 59m":         "--since 59m is less than an hour ago, and a report has whole hours; write 1h or more",
 		"--since 31d":         "--since 31d is more than 30 days ago, and the ledger keeps no more; write 30d or less",
-		"--since soon":        `--since "soon" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d`,
+		"--since soon":        `--since "soon" is no time; write 2006-01-02T15:04:05Z, 2006-01-02, or how long ago: 90m, 3d, 1d12h`,
 		"--since 2999-01-01":  "--since 2999-01-01 is less than an hour ago, and a report has whole hours; write 1h or more",
 		"--since=":            "--since names nothing",
 		"-o yaml":             `no output format "yaml"; write text, json, markdown`,
