@@ -44,8 +44,8 @@ type accountsDatabase interface {
 type accountsTable interface {
 	// compareChunk compares the next rows behind from.
 	compareChunk(ctx context.Context, q ledger.VerifyQuery, from *ledger.OutboxKey, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyChunk, error)
-	// compareEvents compares these events.
-	compareEvents(ctx context.Context, q ledger.VerifyQuery, ids []string, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyPoint, error)
+	// compareEvents compares the events of q.IDs.
+	compareEvents(ctx context.Context, q ledger.VerifyQuery, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyPoint, error)
 }
 
 type pgAccounts struct {
@@ -67,11 +67,11 @@ func (p *postgres) accounts(ctx context.Context) (accountsTable, []ledger.Verify
 }
 
 func (a pgAccounts) compareChunk(ctx context.Context, q ledger.VerifyQuery, from *ledger.OutboxKey, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyChunk, error) {
-	return a.CompareChunk(ctx, a.db, q, from, compareChunkRows, take)
+	return a.CompareChunk(ctx, a.db, ledger.VerifyChunkQuery{VerifyQuery: q, From: from, Limit: compareChunkRows}, take)
 }
 
-func (a pgAccounts) compareEvents(ctx context.Context, q ledger.VerifyQuery, ids []string, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyPoint, error) {
-	return a.CompareEvents(ctx, a.db, q, ids, take)
+func (a pgAccounts) compareEvents(ctx context.Context, q ledger.VerifyQuery, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyPoint, error) {
+	return a.CompareEvents(ctx, a.db, q, take)
 }
 
 // accounts is what the comparison has found. It outlives sessions, and belongs to keepAccounts of the session that runs.
@@ -227,10 +227,11 @@ func (a *accounts) decide(ctx context.Context, step compareStep) error {
 func (step compareStep) lacking(ctx context.Context, w ledger.Witness, ids []string) (still map[string]struct{}, decides bool, err error) {
 	still = map[string]struct{}{}
 	q, always := step.query, w.Snapshot == ""
+	q.IDs = ids
 	if q.Witness = w; always {
 		q.Witness = ledger.Witness{Snapshot: "1:1:", LSN: "0/0"}
 	}
-	p, err := step.table.compareEvents(ctx, q, ids, func(p *ledger.VerifyPoint, u *ledger.Unknown) error {
+	p, err := step.table.compareEvents(ctx, q, func(p *ledger.VerifyPoint, u *ledger.Unknown) error {
 		if always {
 			u.Seen = true
 		}

@@ -44,10 +44,10 @@ func (f *fakeTable) compareChunk(_ context.Context, q ledger.VerifyQuery, from *
 	return c, nil
 }
 
-func (f *fakeTable) compareEvents(_ context.Context, q ledger.VerifyQuery, ids []string, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyPoint, error) {
+func (f *fakeTable) compareEvents(_ context.Context, q ledger.VerifyQuery, take func(*ledger.VerifyPoint, *ledger.Unknown) error) (ledger.VerifyPoint, error) {
 	lsn, err := pglogrepl.ParseLSN(q.Witness.LSN)
 	p := ledger.VerifyPoint{Decides: f.confirmed >= lsn}
-	for _, id := range ids {
+	for _, id := range q.IDs {
 		var n int
 		_, _ = fmt.Sscan(id, &n)
 		if f.unknown[n] {

@@ -21,7 +21,7 @@ type OutboxVerify struct {
 	schema Schema
 }
 
-// VerifyQuery says what CompareAll compares.
+// VerifyQuery says what to compare.
 type VerifyQuery struct {
 	Slot       string
 	Processors []int32
@@ -33,6 +33,7 @@ type VerifyQuery struct {
 	Filters       []string
 	FilteredUntil time.Time
 	Witness       Witness
+	IDs           []string // of the events that CompareEvents compares
 }
 
 // Unknown is an event of which the ledger does not say what has become of it at a sink.
@@ -90,11 +91,11 @@ const planVerify = "set local enable_nestloop = off; set local enable_mergejoin 
 func (v *OutboxVerify) CompareAll(ctx context.Context, db Beginner, q VerifyQuery, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
 	var p VerifyPoint
 	err := v.inSnapshot(ctx, db, comparison{planVerify, q.Filters}, func(tx pgx.Tx) error {
-		where, args := "", []any{}
+		var rows verifiedRows
 		if !q.Since.IsZero() && v.timeType != "" {
-			where, args = fmt.Sprintf(" and %s >= $7::timestamptz::%s", v.column(v.table.CreatedAt), v.timeType), append(args, q.Since)
+			rows = verifiedRows{fmt.Sprintf(" and %s >= $7::timestamptz::%s", v.column(v.table.CreatedAt), v.timeType), []any{q.Since}}
 		}
-		return v.compare(ctx, tx, &q, &p, where, args, take)
+		return v.compare(ctx, tx, &q, &p, rows, take)
 	})
 	return p, err
 }
@@ -119,8 +120,14 @@ func (v *OutboxVerify) inSnapshot(ctx context.Context, db Beginner, c comparison
 	return nil
 }
 
-// compare reads the point, and then compares the rows of the condition where. The first parameter of that is $7.
-func (v *OutboxVerify) compare(ctx context.Context, tx pgx.Tx, q *VerifyQuery, p *VerifyPoint, where string, args []any, take func(*VerifyPoint, *Unknown) error) error {
+// verifiedRows are the rows of a condition. Its first parameter is $7.
+type verifiedRows struct {
+	where string
+	args  []any
+}
+
+// compare reads the point, and then compares these rows.
+func (v *OutboxVerify) compare(ctx context.Context, tx pgx.Tx, q *VerifyQuery, p *VerifyPoint, of verifiedRows, take func(*VerifyPoint, *Unknown) error) error {
 	var slotEpoch int32
 	var dropped *time.Time
 	var nextXid string
@@ -134,7 +141,7 @@ func (v *OutboxVerify) compare(ctx context.Context, tx pgx.Tx, q *VerifyQuery, p
 	if dropped != nil {
 		p.LogDroppedUntil = *dropped
 	}
-	rows, err := tx.Query(ctx, v.statement(q, where), append([]any{p.Prefix.LSN, p.Prefix.Index, slotEpoch, q.Processors, nextXid, q.Witness.Snapshot}, args...)...)
+	rows, err := tx.Query(ctx, v.statement(q, of.where), append([]any{p.Prefix.LSN, p.Prefix.Index, slotEpoch, q.Processors, nextXid, q.Witness.Snapshot}, of.args...)...)
 	if err != nil {
 		return err
 	}
@@ -154,11 +161,17 @@ type VerifyChunk struct {
 	End     bool       // there is no row behind these
 }
 
-// CompareChunk compares the next rows in the order of their times, at most limit, behind from; if from is nil, it begins with the first row,
-// and if from has no id, with the first row of that time. It looks for each row in the indexes of the ledger. The query's witness is not
-// used.
-func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyQuery, from *OutboxKey, limit int, take func(*VerifyPoint, *Unknown) error) (VerifyChunk, error) {
+// VerifyChunkQuery says which rows CompareChunk compares.
+type VerifyChunkQuery struct {
+	VerifyQuery            // its witness is not used
+	From        *OutboxKey // behind which to begin; nil: with the first row; without an id: with the first row of that time
+	Limit       int        // rows, at most
+}
+
+// CompareChunk compares the next rows in the order of their times. It looks for each row in the indexes of the ledger.
+func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyChunkQuery, take func(*VerifyPoint, *Unknown) error) (VerifyChunk, error) {
 	var c VerifyChunk
+	from, limit := q.From, q.Limit
 	err := v.inSnapshot(ctx, db, comparison{planByIndex, q.Filters}, func(tx pgx.Tx) error {
 		at, id := v.column(v.table.CreatedAt), v.id.raw
 		after, args := func(int) string { return "" }, []any{}
@@ -189,16 +202,16 @@ func (v *OutboxVerify) CompareChunk(ctx context.Context, db Beginner, q VerifyQu
 		}
 		q.Witness = c.Witness
 		where := " and " + timed + after(7) + fmt.Sprintf(" and (%s, %s) <= ($%d::text::%s, $%d::text::%s)", at, id, 7+len(args), v.timeType, 8+len(args), v.id.parameter)
-		return v.compare(ctx, tx, &q, &c.VerifyPoint, where, append(args, last.At, last.ID), take)
+		return v.compare(ctx, tx, &q.VerifyQuery, &c.VerifyPoint, verifiedRows{where, append(args, last.At, last.ID)}, take)
 	})
 	return c, err
 }
 
-// CompareEvents compares the rows of these events.
-func (v *OutboxVerify) CompareEvents(ctx context.Context, db Beginner, q VerifyQuery, ids []string, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
+// CompareEvents compares the rows of the events of q.IDs.
+func (v *OutboxVerify) CompareEvents(ctx context.Context, db Beginner, q VerifyQuery, take func(*VerifyPoint, *Unknown) error) (VerifyPoint, error) {
 	var p VerifyPoint
 	err := v.inSnapshot(ctx, db, comparison{planByIndex, q.Filters}, func(tx pgx.Tx) error {
-		return v.compare(ctx, tx, &q, &p, fmt.Sprintf(" and %s = any ($7::text[]::%s[])", v.id.raw, v.id.parameter), []any{ids}, take)
+		return v.compare(ctx, tx, &q, &p, verifiedRows{fmt.Sprintf(" and %s = any ($7::text[]::%s[])", v.id.raw, v.id.parameter), []any{q.IDs}}, take)
 	})
 	return p, err
 }
