@@ -52,53 +52,15 @@ func Adopt(ctx context.Context, cfg AdoptConfig) (AdoptResult, error) {
 // adoptLocked is Adopt over a connection that holds the lock of the slot's name.
 func adoptLocked(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (AdoptResult, error) {
 	result := AdoptResult{Slot: cfg.Slot, DryRun: cfg.DryRun}
-	var p problems
-	srv, err := checkServer(ctx, conn, &p)
-	if err := cmp.Or(err, p.join()); err != nil {
-		return result, err
-	}
-	srv.Hosts = cfg.Hosts
-	slot, err := readSlot(ctx, conn, cfg.Slot)
+	a, err := inspectAdopted(ctx, conn, cfg)
 	if err != nil {
 		return result, err
 	}
-	c, err := readCheckpoint(ctx, conn, cfg.Source)
-	if err != nil {
+	result.Differs = a.differs()
+	if err := a.check(ctx, conn, cfg); err != nil || result.Differs == "" || !a.slot.isHere(a.server.Identity) {
 		return result, err
 	}
-	if c == nil || c.State == ledger.Building {
-		judge(cfg.Source, srv, slot, c, &p)
-		if len(p) == 0 {
-			p.add(exitcode.Config, `slot %q was never ready, so there is nothing to adopt; run "outbox-cdc init"`, cfg.Slot)
-		}
-		return result, p.join()
-	}
-	result.Differs = differs(srv.Identity, c.Identity)
-	another := isAnother(srv.Identity, c.Identity)
-	if result.Differs == "" && !sameHosts(srv.Identity, c.Identity) {
-		result.Differs = "a server that was reached by " + c.Hosts + ", and this one is reached by " + srv.Hosts
-	}
-	if !slot.isHere(srv.Identity) {
-		adopted := *c
-		adopted.Identity = srv.Identity
-		if !another {
-			adopted.Timeline = c.Timeline // a promotion may be why the slot is gone
-		}
-		judge(cfg.Source, srv, slot, &adopted, &p)
-		return result, p.join()
-	}
-	if slot.activePID != 0 {
-		return result, streamsNow(ctx, conn, cfg.Source, slot)
-	}
-	if result.Differs == "" {
-		return result, nil
-	}
-	if another {
-		if err := checkComparable(ctx, conn, cfg.Source, slot, c); err != nil {
-			return result, err
-		}
-	}
-	result.Compares = another || HasNewTimeline(srv.Identity, c.Identity) || slot.confirmedFlush > c.Confirmed
+	result.Compares = a.another || a.promoted || a.slot.confirmedFlush > a.checkpoint.Confirmed
 	if cfg.DryRun {
 		return result, nil
 	}
@@ -107,13 +69,78 @@ func adoptLocked(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (AdoptRes
 			return result, err
 		}
 	}
-	a := ledger.Adoption{Identity: srv.Identity, Another: another, Epoch: c.Epoch}
-	if another || HasNewTimeline(srv.Identity, c.Identity) {
-		a.Timeline = 0 // the next session takes that for a promotion, and compares
+	adoption := ledger.Adoption{Identity: a.server.Identity, Another: a.another, Epoch: a.checkpoint.Epoch}
+	if a.another || a.promoted {
+		adoption.Timeline = 0 // the next session takes that for a promotion, and compares
 	}
-	err = cfg.ledger().Adopt(ctx, conn, cfg.Slot, a)
+	err = cfg.ledger().Adopt(ctx, conn, cfg.Slot, adoption)
 	result.Adopted = err == nil
 	return result, err
+}
+
+// adopted is a database that is to be the one of the checkpoint.
+type adopted struct {
+	server     server
+	slot       *slotRow // nil if there is none
+	checkpoint *ledger.Checkpoint
+	another    bool // the checkpoint is of another cluster or database
+	promoted   bool // the server has a new timeline
+}
+
+// inspectAdopted looks at server, slot and checkpoint. It returns an error if there is no checkpoint that was ever ready.
+func inspectAdopted(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) (a adopted, err error) {
+	var p problems
+	if a.server, err = checkServer(ctx, conn, &p); err != nil || len(p) > 0 {
+		return a, cmp.Or(err, p.join())
+	}
+	a.server.Hosts = cfg.Hosts
+	if a.slot, err = readSlot(ctx, conn, cfg.Slot); err != nil {
+		return a, err
+	}
+	if a.checkpoint, err = readCheckpoint(ctx, conn, cfg.Source); err != nil {
+		return a, err
+	}
+	if a.checkpoint == nil || a.checkpoint.State == ledger.Building {
+		judge(cfg.Source, a.server, a.slot, a.checkpoint, &p)
+		if len(p) == 0 {
+			p.add(exitcode.Config, `slot %q was never ready, so there is nothing to adopt; run "outbox-cdc init"`, cfg.Slot)
+		}
+		return a, p.join()
+	}
+	a.another = isAnother(a.server.Identity, a.checkpoint.Identity)
+	a.promoted = HasNewTimeline(a.server.Identity, a.checkpoint.Identity)
+	return a, nil
+}
+
+// differs says how the database differs from the one of the checkpoint.
+func (a *adopted) differs() string {
+	now, then := a.server.Identity, a.checkpoint.Identity
+	text := differs(now, then)
+	if text == "" && !sameHosts(now, then) {
+		return "a server that was reached by " + then.Hosts + ", and this one is reached by " + now.Hosts
+	}
+	return text
+}
+
+// check returns an error if nobody could stream from the slot after the adoption, or if somebody does now.
+func (a *adopted) check(ctx context.Context, conn *pgx.Conn, cfg AdoptConfig) error {
+	if !a.slot.isHere(a.server.Identity) {
+		c := *a.checkpoint
+		c.Identity = a.server.Identity
+		if !a.another {
+			c.Timeline = a.checkpoint.Timeline // a promotion may be why the slot is gone
+		}
+		var p problems
+		judge(cfg.Source, a.server, a.slot, &c, &p)
+		return p.join()
+	}
+	if a.slot.activePID != 0 {
+		return streamsNow(ctx, conn, cfg.Source, a.slot)
+	}
+	if a.another {
+		return checkComparable(ctx, conn, cfg.Source, a.slot, a.checkpoint)
+	}
+	return nil
 }
 
 // checkComparable returns an error if positions of the ledger may be those of other events here. Where another database has a slot that
