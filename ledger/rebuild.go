@@ -99,15 +99,26 @@ func (s Schema) CountOwed(ctx context.Context, db Querier, limit int) (n int, er
 // A row that was streamed at or before base keeps a position with an index from 0 on, and every other one gets a negative index. The
 // difference matters to backlog jobs: an event that was streamed at or before base is missing for no sink. So the rows are numbered in
 // groups of one kind, each group with an LSN of its own. Rows that were renumbered before stay as they are.
+//
+// If a sink has an unfinished job, its rows at or beyond the job's start wait behind what the job finds. They still do so afterwards, and behind
+// what the job finds that replaces it: such rows come last, and the jobs' start is the LSN in front of them.
 func (s Schema) Renumber(ctx context.Context, tx pgx.Tx, base checkpoint.Position) error {
-	_, err := tx.Exec(ctx, s.statement(`with placed as (
-			select processor_id, commit_lsn, tx_index, tx_index >= 0 and (commit_lsn, tx_index) <= ($1::pg_lsn, $2::bigint) as streamed
-			from ledger.outbox_parked where commit_lsn >= $3::pg_lsn),
-		turns as (select *, streamed is distinct from lag(streamed) over (order by commit_lsn, tx_index, processor_id) as turn from placed),
-		groups as (select *, count(*) filter (where turn) over (order by commit_lsn, tx_index, processor_id) as number,
-			dense_rank() over (order by commit_lsn, tx_index) as place from turns)
+	_, err := tx.Exec(ctx, s.statement(`with unfinished as (
+			select processor_id, min(start_lsn) as start_lsn from ledger.outbox_backlog where status <> 'done' and mode = 'missing' group by 1),
+		placed as (
+			select processor_id, commit_lsn, tx_index, tx_index >= 0 and (commit_lsn, tx_index) <= ($1::pg_lsn, $2::bigint) as streamed,
+				coalesce((commit_lsn, tx_index) >= (start_lsn, 0), false) as behind
+			from ledger.outbox_parked left join unfinished using (processor_id) where commit_lsn >= $3::pg_lsn),
+		turns as (select *, streamed is distinct from lag(streamed) over w or behind is distinct from lag(behind) over w as turn
+			from placed window w as (order by behind, commit_lsn, tx_index, processor_id)),
+		groups as (select *, count(*) filter (where turn) over (order by behind, commit_lsn, tx_index, processor_id) as number,
+			dense_rank() over (order by behind, commit_lsn, tx_index) as place from turns),
+		front as (
+			select lsn, lsn + coalesce((select max(number) from groups where not behind), 0) + 1::numeric as start_lsn
+			from (select coalesce(max(commit_lsn), '0/0') as lsn from ledger.outbox_parked where commit_lsn < $3::pg_lsn) as low),
+		jobs as (update ledger.outbox_backlog set start_lsn = (select start_lsn from front) where status <> 'done' and mode = 'missing' and start_lsn >= $3::pg_lsn)
 		update ledger.outbox_parked p
-			set commit_lsn = (select coalesce(max(commit_lsn), '0/0') from ledger.outbox_parked where commit_lsn < $3::pg_lsn) + number::numeric,
+			set commit_lsn = (select lsn from front) + number::numeric + behind::int::numeric,
 				tx_index = case when streamed then place else place - (1::bigint << 62) end
 			from groups g where p.processor_id = g.processor_id and p.commit_lsn = g.commit_lsn and p.tx_index = g.tx_index`),
 		base.LSN, base.Index, firstLSN)
