@@ -95,7 +95,7 @@ func (b *worldBacklog) readChunk(ctx context.Context, q ledger.WalkQuery) (provi
 	if err := b.ask(ctx); err != nil || c.Until == nil {
 		return provision.WalkChunk{WalkChunk: ledger.WalkChunk{Cursor: q.Cursor, End: true}}, err
 	}
-	found, err := b.read(&c)
+	found, err := b.read(&c, &q)
 	if err != nil {
 		return found, err
 	}
@@ -105,7 +105,7 @@ func (b *worldBacklog) readChunk(ctx context.Context, q ledger.WalkQuery) (provi
 	return found, b.ask(ctx) // the answer takes time as well
 }
 
-func (b *worldBacklog) read(c *worldCursor) (found provision.WalkChunk, err error) {
+func (b *worldBacklog) read(c *worldCursor, q *ledger.WalkQuery) (found provision.WalkChunk, err error) {
 	w := b.p.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -119,6 +119,9 @@ func (b *worldBacklog) read(c *worldCursor) (found provision.WalkChunk, err erro
 	for len(rows) > 0 && compareRows(rows[0], all[*c.Until]) <= 0 && found.Looked < most {
 		e := rows[0]
 		rows, c.At = rows[1:], &e.n
+		if !w.chosen(q, e) {
+			continue
+		}
 		found.Rows = append(found.Rows, provision.WalkRow{Event: e.row(), Size: 100})
 		found.Looked++
 	}
@@ -170,5 +173,8 @@ func (b *worldBacklog) owedSince(ctx context.Context, _ int32) (time.Time, error
 }
 
 func (b *worldBacklog) filters(ctx context.Context, j *ledger.Job) (ledger.JobFilter, ledger.Declined, error) {
-	return j.Filter, ledger.Declined{}, b.ask(ctx)
+	b.p.w.mu.Lock()
+	d := b.p.w.ledger.declinedBy(j)
+	b.p.w.mu.Unlock()
+	return j.Filter, d, b.ask(ctx)
 }

@@ -28,6 +28,8 @@ func (w *simulation) unfinished() string {
 		return fmt.Sprintf("%d events in flight", s.tracker.InFlight())
 	case w.slot.confirmed < w.oursEnd:
 		return fmt.Sprintf("the slot is at %s, not at %s", w.slot.confirmed, w.oursEnd)
+	case !w.ledger.knowsAll || p.sinks < len(w.sinks):
+		return "the later sink"
 	case len(w.ledger.unfinishedJobs()) > 0:
 		return "a job"
 	}
@@ -81,9 +83,12 @@ func (w *simulation) check() {
 
 func (w *simulation) checkEvent(e *worldEvent, k *worldSink) {
 	a, key := k.acceptanceOf(e), worldDelivery{processor(k.n), e}
-	foreign := !slices.Contains(e.sinks, k.n) || w.ledger.excused[key] // no route sends it to this sink
+	foreign := !slices.Contains(e.sinks, k.n) // no route sends it to this sink
 	row := w.ledger.parked.of(key.processor, e.id)
 	parked := row != nil
+	if w.ledger.leftOut[key] && a.count == 0 && !parked && w.ledger.last[key] == "" {
+		return // no later job has found it either
+	}
 	dead := parked && row.dead
 	switch last := w.ledger.last[key]; {
 	case foreign && (a.count > 0 || last != "" || parked):

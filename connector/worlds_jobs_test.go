@@ -17,6 +17,7 @@ type worldJob struct {
 	ledger.Job
 	// Border is where the stream begins, which brings everything behind it.
 	border checkpoint.Position
+	start  pglogrepl.LSN // before it was renumbered
 	done   bool
 	last   *worldEvent // that it has parked
 }
@@ -34,7 +35,7 @@ func (l *worldLedger) loses(before pglogrepl.LSN) {
 		for _, e := range tx.events {
 			for _, p := range processors(e) {
 				k := worldDelivery{p, e}
-				if tx.commit < before {
+				if tx.commit < before || l.unknown(p) {
 					l.byJob[k] = l.byJob[k] || !l.settled[k]
 					continue
 				}
@@ -56,8 +57,26 @@ func (l *worldLedger) bridge(reason ledger.JobReason, start pglogrepl.LSN, xmax 
 	if l.epoch == 0 {
 		base = checkpoint.Position{}
 	}
+	var filter ledger.JobFilter
+	if l.w.cfg.life.filled && len(l.jobs) == 0 {
+		reason, filter = ledger.JobOfInit, l.leaveOut(start)
+	}
+	if l.w.random("another server", l.epoch).chance(l.w.cfg.life.renumbers) {
+		l.renumber(base)
+	}
 	for i := range l.w.sinks {
-		l.file(ledger.NewJob{Processor: processor(i), Reason: reason, Base: base, Start: start, SnapshotXmax: xmax}, beginsAt(start))
+		j := ledger.NewJob{Processor: processor(i), Reason: reason, Base: base, Start: start, SnapshotXmax: xmax, Filter: filter}
+		switch {
+		case !l.unknown(processor(i)):
+		case !l.w.joined:
+			continue
+		default: // the command registers it
+			l.knowsAll = true
+			if reason != ledger.JobOfInit {
+				j.Reason, j.Base = ledger.JobOfSink, checkpoint.Position{}
+			}
+		}
+		l.file(j, beginsAt(start))
 	}
 	l.prefix, l.confirmed = beginsAt(start), start
 	l.epoch++ // nobody records any more who has not seen this
@@ -66,17 +85,21 @@ func (l *worldLedger) bridge(reason ledger.JobReason, start pglogrepl.LSN, xmax 
 
 // file does what ledger.Schema.FileJobs does.
 func (l *worldLedger) file(j ledger.NewJob, border checkpoint.Position) {
+	first := j.Start
 	for _, old := range l.jobs {
 		if old.Processor == j.Processor && !old.done {
 			old.done = true
 			if old.Base.Compare(j.Base) < 0 {
 				j.Base = old.Base
 			}
-			j.Start = min(j.Start, old.Start)
+			j.Start, first = min(j.Start, old.Start), min(first, old.start)
+			if old.border.Compare(border) > 0 { // that of a new sink: the prefix, which may lie within a transaction
+				border = old.border
+			}
 		}
 	}
 	l.w.stats.Jobs++
-	l.jobs = append(l.jobs, &worldJob{Job: ledger.Job{ID: int64(len(l.jobs) + 1), NewJob: j}, border: border})
+	l.jobs = append(l.jobs, &worldJob{start: first, Job: ledger.Job{ID: int64(len(l.jobs) + 1), NewJob: j}, border: border})
 }
 
 // unfinishedJobs returns the jobs that are not done. The world's lock is held.
@@ -104,6 +127,9 @@ func (l *worldLedger) jobOf(at checkpoint.Position) *worldJob {
 
 // mayStandAt reports whether a row of this delivery may be at this position: where the stream has brought it, or where a job has parked it.
 func (l *worldLedger) mayStandAt(k worldDelivery, at checkpoint.Position) bool {
+	if place, is := l.renumbered[k]; is {
+		return at == place.to
+	}
 	if at == k.event.pos {
 		return true
 	}
@@ -120,10 +146,10 @@ func (s *worldSink) mayStandAt(e *worldEvent, at checkpoint.Position) bool {
 	return at == e.pos
 }
 
-// place returns where a delivery was settled.
+// place returns where a delivery was settled, before it was renumbered if it was.
 func (l *worldLedger) place(k worldDelivery) checkpoint.Position {
 	if place, is := l.places[k]; is {
-		return place
+		return l.original(k, place)
 	}
 	return k.event.pos
 }
@@ -191,7 +217,7 @@ func (l *worldLedger) parkedByJob(j *worldJob, e *worldEvent, o checkpoint.Outco
 	switch {
 	case o.Row != checkpoint.RowInsert || o.Status != checkpoint.Parked || l.jobOf(o.Position) != j || j.Processor != o.Processor:
 		l.w.violation("job", "job %d of processor %d has %+v", j.ID, j.Processor, o)
-	case !l.owedTo(k):
+	case !l.owedTo(k) && !l.mayFind(j, k):
 		l.w.violation("job", "job %d parks %v, which is not owed to processor %d", j.ID, e, o.Processor)
 	case e.pos.Compare(j.border) > 0:
 		l.w.violation("job", "job %d parks %v, which the stream brings", j.ID, e)
@@ -207,7 +233,7 @@ func fmtTime(w *simulation, e *worldEvent) string {
 
 // owedTo reports whether an event is owed to a sink at all.
 func (l *worldLedger) owedTo(k worldDelivery) bool {
-	return k.processor > 0 && slices.Contains(k.event.sinks, int(k.processor)-1) && !l.excused[k]
+	return k.processor > 0 && slices.Contains(k.event.sinks, int(k.processor)-1) && !l.leftOut[k]
 }
 
 // compareRows compares two rows of the outbox in the order of created_at and id.

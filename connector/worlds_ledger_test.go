@@ -45,9 +45,13 @@ type worldLedger struct {
 
 	jobs      []*worldJob
 	byJob     map[worldDelivery]bool                // what the stream does not bring any more: only a job can
-	excused   map[worldDelivery]bool                // from before the sink: it is not owed
+	leftOut   map[worldDelivery]bool                // by init
+	declined  time.Time                             // a later job finds nothing of that from before this time
+	knowsAll  bool                                  // the later sink is registered
 	places    map[worldDelivery]checkpoint.Position // where it was settled
 	recording *worldConn                            // of the transaction that is applied
+
+	renumbered map[worldDelivery]worldMove
 }
 
 // worldAggregate is an aggregate's events at a sink, those that the stream brings. What is settled of them is a prefix.
@@ -61,7 +65,8 @@ func newWorldLedger(w *simulation) *worldLedger {
 		clean: true, ended: true, timeline: 1,
 		w: w, prefix: checkpoint.Position{LSN: w.end, Index: -1}, confirmed: w.end, last: map[worldDelivery]string{}, settled: map[worldDelivery]bool{},
 		dead: map[worldDelivery]bool{}, displaced: map[worldDelivery]bool{}, discarded: map[worldDelivery]bool{}, aggregates: map[string]*worldAggregate{},
-		byJob: map[worldDelivery]bool{}, excused: map[worldDelivery]bool{}, places: map[worldDelivery]checkpoint.Position{},
+		byJob: map[worldDelivery]bool{}, leftOut: map[worldDelivery]bool{}, places: map[worldDelivery]checkpoint.Position{},
+		renumbered: map[worldDelivery]worldMove{}, knowsAll: !w.cfg.life.later,
 	}
 }
 
@@ -88,7 +93,7 @@ func (l *worldLedger) aggregate(processor int32, e *worldEvent) *worldAggregate 
 // owe notes an event that was committed: its sinks are owed it from now on.
 func (l *worldLedger) owe(e *worldEvent) {
 	for _, p := range processors(e) {
-		if k := (worldDelivery{p, e}); !l.w.slot.exists {
+		if k := (worldDelivery{p, e}); !l.w.slot.exists || l.unknown(p) {
 			l.byJob[k] = true
 			continue
 		}

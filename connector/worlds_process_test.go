@@ -29,6 +29,7 @@ type worldProcess struct {
 	w         *simulation
 	n         int
 	lanes     int // of each sink
+	sinks     int // that are configured
 	connector *Connector
 	killed    chan struct{}
 	stop      context.CancelFunc // what SIGTERM does
@@ -58,12 +59,12 @@ func (w *simulation) logger() *slog.Logger {
 func (w *simulation) newProcess(n int) *worldProcess {
 	c := &w.cfg
 	w.mu.Lock()
-	p := &worldProcess{w: w, n: n, lanes: w.lanes, killed: make(chan struct{})}
+	p := &worldProcess{w: w, n: n, lanes: w.lanes, sinks: w.configured(), killed: make(chan struct{})}
 	w.mu.Unlock()
 	cfg := Config{
 		Name:   "world",
 		Source: Source{DSN: "postgres://u@h/world", Slot: "world", Table: "public.event_outbox", LedgerSchema: "public", Columns: worldColumns},
-		Routes: worldRoutes(c.sinks),
+		Routes: worldRoutes(c.sinks, p.sinks),
 		Delivery: DeliveryConfig{
 			BatchSize: c.batch, Lanes: p.lanes, Timeout: 200 * timeUnit, DrainTimeout: 25 * time.Second, MaxRetries: c.maxRetries,
 			Retry: Retry{Initial: time.Second, Max: 5 * time.Minute}, ParkAfter: 10 * time.Second, GiveUpAfter: c.giveUpAfter, DeadBlocks: c.block,
@@ -75,9 +76,9 @@ func (w *simulation) newProcess(n int) *worldProcess {
 	if c.never {
 		cfg.Delivery.ParkAfter = 0
 	}
-	for i, s := range w.sinks {
+	for i, s := range w.sinks[:p.sinks] {
 		cfg.Sinks = append(cfg.Sinks, Sink{
-			Name: sinkName(i), Topic: worldTemplate("{event_type}"), Key: worldTemplate("{aggregate_id}"), OneTry: s.oneTry,
+			Name: sinkName(i), Backlog: w.cfg.life.later && i == len(w.sinks)-1, Topic: worldTemplate("{event_type}"), Key: worldTemplate("{aggregate_id}"), OneTry: s.oneTry,
 			Open: func() (sinks.Sink, error) {
 				return &worldClient{s, p, p.rules[i], p.session, p.epoch, rested{map[int]time.Time{}, map[int]int{}}}, nil
 			},
@@ -86,13 +87,16 @@ func (w *simulation) newProcess(n int) *worldProcess {
 	p.connector = newConnector(cfg, func() (database, error) { return p, nil })
 	p.connector.maxHeld = c.maxHeld
 	for i, s := range w.sinks {
+		p.rules = append(p.rules, &processRules{})
+		if i >= p.sinks {
+			continue
+		}
 		b := p.connector.sinks[sinkName(i)].breaker
 		changed := b.changed
 		b.changed = func(to breakerState, asksAt time.Time) {
 			changed(to, asksAt)
 			s.breakerIs(p.rules[i], to)
 		}
-		p.rules = append(p.rules, &processRules{})
 	}
 	return p
 }
@@ -107,17 +111,19 @@ func worldTemplate(text string) router.Template {
 	return t
 }
 
-// worldRoutes send an event to the sinks that its type names: each 1 in the type stands for one sink.
-func worldRoutes(sinks int) []Route {
+// worldRoutes send an event to the sinks that its type names: each 1 in the type stands for one sink. Only the first ones are configured.
+func worldRoutes(sinks, configured int) []Route {
 	var routes []Route
 	for set := 1; set < 1<<sinks; set++ {
 		r := Route{Match: router.Match{EventType: []string{fmt.Sprintf("%03b.*", set)}}}
-		for i := range sinks {
+		for i := range configured {
 			if set&(1<<i) != 0 {
 				r.Sinks = append(r.Sinks, sinkName(i))
 			}
 		}
-		routes = append(routes, r)
+		if len(r.Sinks) > 0 {
+			routes = append(routes, r)
+		}
 	}
 	return routes
 }
@@ -130,7 +136,11 @@ func (p *worldProcess) run() {
 	p.stop = stop
 	w.mu.Lock()
 	w.living = append(w.living, p)
+	outdated := p.sinks < w.configured()
 	w.mu.Unlock()
+	if outdated {
+		stop()
+	}
 	w.trace("PROCESS %d begins, with %d lanes a sink", p.n, p.lanes)
 	var watching sync.WaitGroup
 	watching.Go(func() { p.watch(ctx) })
@@ -387,7 +397,11 @@ func (p *worldProcess) registerProcessors(ctx context.Context, all []ledger.Proc
 	for i, k := range all {
 		ids[k.Name] = processor(i)
 	}
-	return ids, nil, p.ask(ctx, p.w.random("register", p.session))
+	if err := p.ask(ctx, p.w.random("register", p.session)); err != nil {
+		return nil, nil, err
+	}
+	p.w.ledger.register(all)
+	return ids, nil, nil
 }
 
 func (p *worldProcess) reviseParked(ctx context.Context, _ []int32, policy ledger.ParkedPolicy) error {

@@ -274,7 +274,7 @@ func (c *worldClient) checkMessage(m *sinks.Message) *worldEvent {
 		w.violation("changed", "sink%d: %v came as %s, payload %q, key %q, attempt %d", c.n, e, at, m.Event.Payload, m.Key, m.Attempt)
 	}
 	a := c.acceptanceOf(e)
-	a.places[at] = true
+	a.places[w.ledger.original(worldDelivery{processor(c.n), e}, at)] = true
 	if m.New {
 		w.stats.New++
 	}

@@ -24,6 +24,9 @@ type lifeConfig struct {
 	cuts      int     // how often a process cannot reach PostgreSQL for a while
 	freezes   int     // how often a process stands still for a while
 	shaky     float64 // how many sessions lose their connection within seconds
+	filter    bool    // init leaves rows out
+	renumbers float64 // how many of the slots that are made anew are on another server, whose LSNs say nothing of parked rows
+	later     bool    // the last sink is configured some time later, with "backlog: all"
 }
 
 // giveLife draws what happens to the slot.
@@ -67,6 +70,10 @@ func (w *simulation) planLife(end time.Duration) {
 	}
 	if l.filled {
 		plan(end/10, end/2, w.makeSlot)
+	}
+	if l.later {
+		r := w.random("later sink", "joins")
+		w.after(r.between(end/10, end), w.join)
 	}
 	for range l.lost {
 		plan(end/10, end, w.loseSlot)

@@ -276,7 +276,7 @@ func (d random) between(from, to time.Duration) time.Duration {
 
 // worldStats counts what happened, so that one can see that each thing did happen.
 type worldStats struct {
-	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean, PutOff, Probes, Paced, InTime, Lost, Jobs, JobRows, Cuts int
+	Events, Sessions, Kills, PgCrashes, Commits, LostCOMMITs, Reads, Delivers, Accepted, Again, Parked, Dead, Persons, Opened, New, Clean, PutOff, Probes, Paced, InTime, Lost, Jobs, JobRows, Cuts, LeftOut, Renumbered, Joined int
 }
 
 func (s *worldStats) add(o worldStats) {
@@ -304,6 +304,9 @@ func (s *worldStats) add(o worldStats) {
 	s.Jobs += o.Jobs
 	s.JobRows += o.JobRows
 	s.Cuts += o.Cuts
+	s.LeftOut += o.LeftOut
+	s.Renumbered += o.Renumbered
+	s.Joined += o.Joined
 }
 
 // trace prints what happens, at which time.

@@ -107,6 +107,7 @@ type simulation struct {
 	timeline    int32
 	ledger      *worldLedger
 	sinks       []*worldSink
+	joined      bool            // the later sink is configured
 	paused      map[int32]bool  // by processor
 	lanes       int             // of each sink
 	living      []*worldProcess // that run
@@ -133,6 +134,7 @@ func newSimulation(of worldName) *simulation {
 	}
 	if w.lives {
 		w.cfg.giveLife(w.random("life"))
+		w.cfg.enrichLife(w.random("filter of init"), w.random("another server"), w.random("later sink"))
 	}
 	w.trace("%+v", w.cfg)
 	w.end = 1 << 20
