@@ -20,7 +20,7 @@ import (
 // there is no ledger, or if the login may not read which files were applied.
 func CheckNewer(ctx context.Context, db ledger.Querier, schema string) error {
 	found, err := findTable(ctx, db, schema)
-	if err != nil || !found.ours || !found.readable {
+	if err != nil || !found.readable {
 		return err
 	}
 	applied, err := readApplied(ctx, db, schema)
@@ -39,15 +39,20 @@ type appliedFile struct {
 // migrationsTable is what the catalog says of outbox_migrations.
 type migrationsTable struct {
 	// ours is false if there is none, or if it belongs to somebody who is not trusted: it could be a view that runs code of his.
-	ours, readable bool
-	comment        string
+	ours bool
+	// readable means that a connector may read it. It also may if the owner is not trusted, but was given the right to create tables there by
+	// name: see provision.CheckOwners.
+	readable bool
+	comment  string
 }
 
 func findTable(ctx context.Context, db ledger.Querier, schema string) (t migrationsTable, err error) {
 	err = db.QueryRow(ctx, ledger.TrustedRoles+`
-		select true, has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'), coalesce(obj_description(c.oid, 'pg_class'), '')
-		from pg_class c join pg_namespace n on n.oid = relnamespace
-		where nspname = $1 and relname = 'outbox_migrations' and relkind = 'r' and relowner in (select oid from trusted)`, schema).
+		select ours, (ours or by_name) and has_schema_privilege(nsp, 'usage') and has_table_privilege(rel, 'select'), coalesce(obj_description(rel, 'pg_class'), '')
+		from (select c.oid as rel, n.oid as nsp, relowner in (select oid from trusted) as ours,
+				exists (select from aclexplode(nspacl) a where privilege_type = 'CREATE' and grantee <> 0 and pg_has_role(relowner, grantee, 'usage')) as by_name
+			from pg_class c join pg_namespace n on n.oid = relnamespace
+			where nspname = $1 and relname = 'outbox_migrations' and relkind = 'r') t`, schema).
 		Scan(&t.ours, &t.readable, &t.comment)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil

@@ -88,3 +88,30 @@ func TestNewerLedgerUnread(t *testing.T) {
 		})
 	}
 }
+
+// The connector's login finds it as well in a ledger of somebody who was given the right to make it, and reads nothing of a stranger's.
+func TestNewerLedgerOfAnother(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		right   string
+		refused bool
+	}{
+		"by name": {"grant create on schema public to ", true},
+		"revoked": {"revoke create on schema public from ", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := pgtest.New(t).Conn(t)
+			owner, _ := pgtest.NewLogin(t, conn)
+			reader, _ := pgtest.NewLogin(t, conn)
+			pgtest.Exec(t, conn, "insert into outbox_migrations (version_id, is_applied) values (11, true)", "grant create on schema public to "+owner,
+				"alter table outbox_migrations owner to "+owner, "grant select on outbox_migrations to "+reader, "grant usage on schema public to "+reader,
+				c.right+owner, "set role "+reader)
+			err := migrations.CheckNewer(pgtest.Context(t), conn, "public")
+			if (err != nil) != c.refused {
+				t.Errorf("%v, refused %t", err, c.refused)
+			}
+			pgtest.Exec(t, conn, "reset role")
+		})
+	}
+}
