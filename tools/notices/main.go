@@ -86,10 +86,10 @@ func goRoot() string {
 
 var (
 	noticeFile = regexp.MustCompile(`(?i)^(un)?(licen[cs]e|copying|notice|patents)([-.].*)?$`)
-	// known are words of the licences that allow to ship binaries: MIT, BSD, ISC and Apache 2.0, and of what nobody owns.
+	// known are words of the licences that allow to ship binaries: MIT, BSD, ISC and Apache 2.0.
 	known = []string{
 		"Permission is hereby granted, free of charge", "Redistribution and use in source and binary forms",
-		"Permission to use, copy, modify, and/or distribute this software", "Apache License", "public domain",
+		"Permission to use, copy, modify, and/or distribute this software", "Apache License",
 	}
 )
 
@@ -113,7 +113,7 @@ func notice(b *bytes.Buffer, m module) error {
 		fmt.Fprintf(b, "\n%s\n%s\n\n%s\n", strings.Repeat("=", 100), strings.TrimSpace(m.Path+" "+m.Version+" "+e.Name()), strings.TrimSpace(string(text)))
 	}
 	if !allowed {
-		return fmt.Errorf("%s has no licence of a kind that is known here (MIT, BSD, ISC, Apache 2.0, public domain): look at it, and add it to tools/notices if it allows to ship binaries", m.Path)
+		return fmt.Errorf("%s has no licence of a kind that is known here (MIT, BSD, ISC, Apache 2.0): look at it, and add it to tools/notices if it allows to ship binaries", m.Path)
 	}
 	return nil
 }
