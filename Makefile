@@ -1,7 +1,7 @@
 # Targets are described by what follows "##". They call plain go: nothing here is needed to work on the code.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz worlds mutants lint govulncheck e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo demo-picture image image-demo test-matrix test-containers dashboards shipped snapshot clean
+.PHONY: help build test fuzz worlds mutants lint govulncheck e2e test-observe test-failover test-takeover test-large test-ship bench bench-compare bench-memory bench-overhead sizing soak reach torture demo demo-picture image image-demo push-image push-chart test-matrix test-containers dashboards shipped snapshot reproducible clean
 
 E2E      := ./test/e2e
 FUZZTIME ?= 20s
@@ -14,6 +14,7 @@ KILLS    ?= 1000
 CRASHES  ?= 100
 LOSSES   ?= 20
 PAIRS    ?= 5
+GORELEASER ?= go tool -modfile=tools/goreleaser/go.mod goreleaser
 
 # What "outbox-cdc version" says. Without a tag, the Go command makes the version of the commit.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null)
@@ -60,9 +61,18 @@ image: ## build the image outbox-cdc from a binary, with ENGINE (docker) and for
 	$(ENGINE) build -f deploy/image/Dockerfile --platform linux/$(ARCH) --build-arg FROM=given --build-arg TARGETPLATFORM=linux/$(ARCH) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t outbox-cdc bin/image
 
 image-demo: ## build the image outbox-demo from source, with ENGINE (docker); it needs images of Go and Debian
-	$(ENGINE) build -f deploy/image/Dockerfile.demo -t outbox-demo .
+	$(ENGINE) build -f deploy/image/Dockerfile.demo --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t outbox-demo .
 
-test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the services of the compose file as processes; the first run builds Helm, which takes minutes
+REGISTRY ?= ghcr.io/pyairtable-compose
+
+push-image: ## make the image of amd64 and arm64 from the archives in dist, and push it to REGISTRY with the tag VERSION; it needs buildah, and root
+	scripts/push-image $(REGISTRY) $(VERSION)
+
+push-chart: ## package the chart as VERSION, and push it to REGISTRY/charts; the first run builds Helm, which takes minutes
+	scripts/push-chart $(REGISTRY) $(VERSION)
+
+test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the services of the compose file as processes, the images, and the packages of dist (make snapshot); the first run builds Helm, which takes minutes
+	scripts/deps ship
 	go test ./test/ship -count=1 -v -timeout 60m -args -ship
 	go test ./cmd/outbox-demo -run '^TestDemoChaos$$' -count=1 -v -args -everything
 
@@ -150,14 +160,18 @@ shipped:
 	go test ./cmd/outbox-cdc -run '^TestShipped$$' -count=1 -args -shipped $(CURDIR)/bin/shipped -shipped-date $(DATE)
 	go build -C tools -o ../bin/notices ./notices
 	bin/notices ./cmd/outbox-cdc > bin/shipped/NOTICES.txt
-	scripts/sbom bin/shipped/outbox-cdc.cdx.json
+	scripts/sbom bin/shipped/outbox-cdc.cdx.json $(VERSION)
+	mkdir bin/shipped/scripts && cp deploy/package/*.sh bin/shipped/scripts/ && touch -d $(DATE) bin/shipped/scripts/*
 
 # goreleaser asks git for the remote, and takes no commit from a repository that has none.
 snapshot: export GIT_CONFIG_COUNT = 1
 snapshot: export GIT_CONFIG_KEY_0 = remote.origin.url
 snapshot: export GIT_CONFIG_VALUE_0 = https://github.com/pyairtable-compose/outbox-cdc
-snapshot: ## build all that a release has into dist, without publishing: archives, packages, checksums, SBOM; the first run builds goreleaser, which takes minutes
-	go tool -modfile=tools/goreleaser/go.mod goreleaser release --snapshot --clean --skip=publish,sign
+snapshot: ## build all that a release has into dist, without publishing: archives, packages, checksums, SBOM; of the version whose tag the commit has, or of none; the first run builds goreleaser, which takes minutes
+	$(GORELEASER) release --clean --skip=publish,sign $(if $(shell git diff --quiet HEAD && git describe --exact-match --tags --match='v*' 2>/dev/null),,--snapshot)
+
+reproducible: ## build all that a release has twice from the commit, and compare the bytes; DIST=dir compares one build with what is there; many minutes
+	scripts/reproducible $(DIST)
 
 clean: ## remove what was built
 	rm -rf bin dist

@@ -1,6 +1,7 @@
 package servers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ type KafkaOptions struct {
 	Settings map[string]string
 	// Dir is where its data directory is made; "" is the system's directory for temporary files.
 	Dir string
+	// Port is that of 127.0.0.1 for clients; 0 is a free one.
+	Port int
 }
 
 // Kafka is one Apache Kafka broker that is its own controller. Its methods are not safe for concurrent use, except
@@ -59,6 +62,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 			return nil, err
 		}
 	}
+	ports[0] = cmp.Or(o.Port, ports[0])
 	k := &Kafka{addr: local(ports[0]), quorum: local(ports[1])}
 	if o.Join != nil {
 		k.quorum = o.Join.quorum

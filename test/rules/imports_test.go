@@ -71,7 +71,7 @@ var plan = []place{
 	{
 		packages:  []string{"internal/servers"},
 		imports:   []string{"internal/servers/containers"},
-		importers: []string{"internal/pgtest", "internal/demo", "cmd/outbox-demo", "test/*"},
+		importers: []string{"internal/pgtest", "internal/demo", "cmd/outbox-demo", "test/*", "test/ship/kafka"},
 	},
 	{packages: []string{"internal/servers/cmd/kafkafake"}, imports: []string{"internal/servers"}},
 	{packages: []string{"internal/testcert", "internal/testrand"}, imports: none, importers: none},
@@ -92,6 +92,7 @@ var plan = []place{
 	{packages: []string{"test/process"}, imports: []string{"internal/servers"}, importers: []string{"test/*"}},
 	{packages: []string{"test/bench/connector"}, imports: []string{"config", "service"}, importers: none},
 	{packages: []string{"test/bench", "test/soak", "test/mutants"}, importers: none},
+	{packages: []string{"test/ship/kafka"}, imports: []string{"internal/servers"}, importers: none},
 	{packages: []string{"test/docs", "test/e2e", "test/observe", "test/rules", "test/ship", "test/ship/chart", "test/ship/compose"}, imports: none, importers: none},
 }
 

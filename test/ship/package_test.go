@@ -14,8 +14,8 @@ import (
 // TestInstallPage: the way to the first event has six commands at most, and names files of the package.
 func TestInstallPage(t *testing.T) {
 	t.Parallel()
-	commands := installCommands(t)
-	if len(commands) > 6 || !strings.HasPrefix(commands[0], "apt install ./") {
+	commands := strings.Split(pageBlock(t, "apt install ./"), "\n")
+	if len(commands) > 6 {
 		t.Errorf("%d commands: %q", len(commands), commands)
 	}
 	if !strings.Contains(readFile(t, ".goreleaser.yaml"), "dst: /etc/outbox-cdc/outbox.yaml\n        type: config|noreplace") {
@@ -23,14 +23,14 @@ func TestInstallPage(t *testing.T) {
 	}
 }
 
-// installCommands are the lines of the first block of the page.
-func installCommands(t *testing.T) []string {
+// pageBlock is the block of commands of the page that begins so.
+func pageBlock(t *testing.T, begin string) string {
 	t.Helper()
-	m := regexp.MustCompile("(?s)```sh\n(.*?)\n```").FindStringSubmatch(readFile(t, "docs/install.md"))
+	m := regexp.MustCompile("(?s)```sh\n(" + regexp.QuoteMeta(begin) + ".*?)\n```").FindStringSubmatch(readFile(t, "docs/install.md"))
 	if m == nil {
-		t.Fatal("docs/install.md has no commands")
+		t.Fatalf("docs/install.md has no commands that begin with %q", begin)
 	}
-	return strings.Split(m[1], "\n")
+	return m[1]
 }
 
 // TestSandbox: systemd's own judgement of the units, from 0 for safe to 10.
@@ -49,37 +49,83 @@ func TestSandbox(t *testing.T) {
 }
 
 // TestPackage installs the deb of dist, which make snapshot has made, in a root of its own: the commands of the page from the package to
-// the first event, an upgrade that keeps what a person has changed, removal and purge.
+// the first event, which is read back from Kafka; then an upgrade and a downgrade while events arrive, a configuration that a person has
+// changed, removal and purge.
 func TestPackage(t *testing.T) {
+	commands := pageBlock(t, "apt install ./")
+	r := newRoot(t, "first-event")
+	first, _, _ := strings.Cut(commands, "\n")
+	r.put(artifact(t, "*_amd64.deb"), filepath.Base(strings.TrimPrefix(first, "apt install ")))
+	r.text("commands", commands)
+	r.text("look", pageBlock(t, "kafka-console-consumer.sh"))
+	r.text("upgrade", pageBlock(t, "apt install -y -o"))
+	r.build("kafka", "./test/ship/kafka")
+	r.build("newer", "./cmd/outbox-cdc", "-ldflags=-s -w -X github.com/pyairtable-compose/outbox-cdc/internal/buildinfo.version=v99.0.0")
+	r.run()
+}
+
+// artifact is the file of dist, which make snapshot has made.
+func artifact(t *testing.T, pattern string) string {
+	t.Helper()
+	needsLong(t)
+	found, err := filepath.Glob(root + "/dist/" + pattern)
+	if err != nil || len(found) != 1 {
+		t.Fatalf("dist has %d files %s: make snapshot", len(found), pattern)
+	}
+	return found[0]
+}
+
+// A rootOfItsOwn runs a script of testdata on this machine's files, with a layer above them that is gone afterwards.
+type rootOfItsOwn struct {
+	t           *testing.T
+	dir, script string
+}
+
+func newRoot(t *testing.T, script string) rootOfItsOwn {
+	t.Helper()
 	needsLong(t)
 	if os.Getuid() != 0 {
 		t.Skip("it needs root, to make a root of its own")
 	}
-	debs, err := filepath.Glob(root + "/dist/*_amd64.deb")
-	if err != nil || len(debs) != 1 {
-		t.Fatalf("dist has %d packages for amd64: make snapshot", len(debs))
+	r := rootOfItsOwn{t: t, dir: t.TempDir(), script: script}
+	r.put("testdata/systemctl", "systemctl")
+	r.put("testdata/"+script, script)
+	return r
+}
+
+func (r rootOfItsOwn) put(file, name string) {
+	r.t.Helper()
+	r.command("cp", file, filepath.Join(r.dir, name))
+}
+
+func (r rootOfItsOwn) text(name, text string) {
+	r.t.Helper()
+	if err := os.WriteFile(filepath.Join(r.dir, name), []byte(text+"\n"), 0o600); err != nil {
+		r.t.Fatal(err)
 	}
-	dir := t.TempDir()
-	run := func(name string, args ...string) string {
-		t.Helper()
-		text, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s %q: %v\n%s", name, args, err, text)
-		}
-		return string(text)
+}
+
+func (r rootOfItsOwn) build(name, pkg string, flags ...string) {
+	r.t.Helper()
+	r.t.Setenv("CGO_ENABLED", "0")
+	r.command("go", append(append([]string{"build", "-C", root, "-trimpath", "-o", filepath.Join(r.dir, name)}, flags...), pkg)...)
+}
+
+func (r rootOfItsOwn) command(name string, args ...string) {
+	r.t.Helper()
+	if text, err := exec.CommandContext(r.t.Context(), name, args...).CombinedOutput(); err != nil {
+		r.t.Fatalf("%s %q: %v\n%s", name, args, err, text)
 	}
-	commands := installCommands(t)
-	run("cp", debs[0], filepath.Join(dir, filepath.Base(strings.TrimPrefix(commands[0], "apt install "))))
-	run("cp", "testdata/systemctl", "testdata/first-event", dir)
-	run("go", "build", "-C", root, "-o", filepath.Join(dir, "kafkafake"), "./internal/servers/cmd/kafkafake")
-	if err := os.WriteFile(filepath.Join(dir, "commands"), []byte(strings.Join(commands, "\n")+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), "testdata/inroot", dir)
-	cmd.Stdin = strings.NewReader("exec bash -eu /ship/first-event\n")
+}
+
+// run runs the script, which finds the files at /ship.
+func (r rootOfItsOwn) run() {
+	r.t.Helper()
+	cmd := exec.CommandContext(r.t.Context(), "testdata/inroot", r.dir)
+	cmd.Stdin = strings.NewReader("exec bash -eu /ship/" + r.script + "\n")
 	text, err := cmd.CombinedOutput()
-	t.Logf("%s", text)
+	r.t.Logf("%s", text)
 	if err != nil || !strings.Contains(string(text), "\nALL DONE\n") {
-		t.Errorf("%v", err)
+		r.t.Errorf("%v", err)
 	}
 }

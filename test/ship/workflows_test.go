@@ -73,7 +73,9 @@ func TestWorkflows(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"test", "lint", "test-matrix", "fuzz", "govulncheck"} {
+	for _, want := range []string{
+		"test", "lint", "test-matrix", "fuzz", "govulncheck", "snapshot", "test-ship", "reproducible", "push-image", "push-chart", "image-demo",
+	} {
 		if !slices.Contains(called, want) {
 			t.Errorf("no workflow calls make %s", want)
 		}
