@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -252,16 +253,27 @@ func (i *images) args(container string, options []string, args ...string) []stri
 
 func (i *images) run(container string, options []string, args ...string) (code int, out string) {
 	i.t.Helper()
-	text, err := i.command(i.args(container, options, args...)...).CombinedOutput()
-	exit, exited := errors.AsType[*exec.ExitError](err)
-	switch {
-	case exited:
-		code = exit.ExitCode() // buildah's is that of the program
-	case err != nil:
-		i.t.Fatal(err)
+	// On a busy machine buildah sometimes ends before it has handed on what the program wrote last.
+	for range 10 {
+		code = 0
+		text, err := i.command(i.args(container, options, args...)...).CombinedOutput()
+		exit, exited := errors.AsType[*exec.ExitError](err)
+		switch {
+		case exited:
+			code = exit.ExitCode() // buildah's is that of the program
+		case err != nil:
+			i.t.Fatal(err)
+		}
+		out = buildahSays.ReplaceAllString(string(text), "")
+		if code == 0 || out != "" {
+			break
+		}
 	}
-	return code, string(text)
+	return code, out
 }
+
+// buildahSays is what buildah adds to what a program has written.
+var buildahSays = regexp.MustCompile(`(?m)^(subprocess exited with status \d+|Error: exit status \d+)\n?`)
 
 // pidOf asks an instance for its process.
 func pidOf(t *testing.T, listen string) int {
