@@ -30,6 +30,7 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	refuseUnknown(root)
 	err := root.ExecuteContext(ctx)
 	if _, logged := errors.AsType[loggedError](err); err != nil && !logged {
 		fmt.Fprintln(stderr, err)

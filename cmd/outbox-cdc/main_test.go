@@ -36,6 +36,10 @@ func TestUsageErrors(t *testing.T) {
 		"rnu":                    `outbox-cdc has no command "rnu"; did you mean run?`,
 		"frobnicate":             `outbox-cdc has no command "frobnicate"; see outbox-cdc --help`,
 		"config exmple":          `outbox-cdc config has no command "exmple"; did you mean example?`,
+		"help rnu":               `outbox-cdc has no command "rnu"; did you mean run?`,
+		"help config exmple":     `outbox-cdc config has no command "exmple"; did you mean example?`,
+		"completion fihs":        `outbox-cdc completion has no command "fihs"; did you mean fish?`,
+		"completion bash now":    `outbox-cdc completion bash takes no arguments, and got ["now"]; see outbox-cdc completion bash --help`,
 		"run now":                `outbox-cdc run takes no arguments, and got ["now"]; see outbox-cdc run --help`,
 		"run --fast":             `unknown flag: --fast; see outbox-cdc run --help`,
 		"run --config":           `flag needs an argument: --config; see outbox-cdc run --help`,
@@ -186,7 +190,7 @@ func TestVersion(t *testing.T) {
 
 func TestHelpAndCompletion(t *testing.T) {
 	t.Parallel()
-	for _, line := range []string{"", "--help", "help run", "config", "completion bash", "completion zsh", "completion fish"} {
+	for _, line := range []string{"", "--help", "help run", "help dlq show", "help help", "config", "completion", "completion bash", "completion zsh", "completion fish"} {
 		if got := command(t, nil, strings.Fields(line)...); got.code != 0 || got.stdout == "" || got.stderr != "" {
 			t.Errorf("%q: code %d, %d bytes, stderr %q", line, got.code, len(got.stdout), got.stderr)
 		}

@@ -64,6 +64,30 @@ not everything could be compared (verify), %d a privilege is missing, %d the con
 	return root
 }
 
+// refuseUnknown adds cobra's own commands, completion and help, and lets them refuse what they do not know as all others do.
+// It comes after root.SetOut, because completion keeps the output of that moment.
+func refuseUnknown(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				found, rest, err := root.Find(args)
+				if err != nil || len(rest) == 0 {
+					return err
+				}
+				return found.Args(found, rest)
+			}
+		case "completion":
+			asGroup(cmd)
+			for _, shell := range cmd.Commands() {
+				shell.Args = noArgs
+			}
+		}
+	}
+}
+
 // asGroup makes cmd a command that only holds other commands. Without arguments it prints its help. Any argument is a
 // usage error, because it is not the name of one of its commands.
 func asGroup(cmd *cobra.Command) {

@@ -34,8 +34,7 @@ func TestShipped(t *testing.T) {
 	}
 	// The environment of who builds must not stand in a page, as the default of a flag.
 	root := newRootCommand(nil)
-	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd()
+	refuseUnknown(root)
 	root.DisableAutoGenTag = true
 	man, completions := filepath.Join(dir, "man"), filepath.Join(dir, "completions")
 	for _, d := range []string{man, completions} {
