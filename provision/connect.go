@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -34,6 +35,10 @@ func connect(ctx context.Context, text string) (*pgx.Conn, error) {
 	return connectAs(ctx, "the dsn", text)
 }
 
+// connectTimeout is how long a server may take to accept a login, unless connect_timeout of the connection string says so. One that was
+// frozen accepts connections, by its kernel, and never answers.
+const connectTimeout = 10 * time.Second
+
 // connectAs does what connect does. what is the connection string's name in messages.
 func connectAs(ctx context.Context, what, text string) (*pgx.Conn, error) {
 	config, err := replication.SQLConfig(what, text)
@@ -41,6 +46,7 @@ func connectAs(ctx context.Context, what, text string) (*pgx.Conn, error) {
 		return nil, err
 	}
 	config.RuntimeParams["lock_timeout"] = "1min"
+	config.ConnectTimeout = cmp.Or(config.ConnectTimeout, connectTimeout)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", replication.ExplainRefusal(what, &config.Config, err))

@@ -1,12 +1,15 @@
 package provision
 
 import (
+	"net"
 	"net/url"
 	"testing"
+	"time"
 
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode"
 	"github.com/pyairtable-compose/outbox-cdc/internal/exitcode/exitcodetest"
 	"github.com/pyairtable-compose/outbox-cdc/internal/pgtest"
+	"github.com/pyairtable-compose/outbox-cdc/replication"
 )
 
 // If a connection string asks for something that the server will never grant, the start fails at once, and the error names what to
@@ -38,5 +41,21 @@ func TestRefusedConnections(t *testing.T) {
 			_, err = connect(pgtest.Context(t), u.String())
 			exitcodetest.Want(t, err, test.code, test.words...)
 		})
+	}
+}
+
+// A server that accepts connections and never answers, because it is frozen, cannot be reached.
+func TestFrozenServer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	began := time.Now()
+	_, err = connect(pgtest.Context(t), "postgres://postgres@"+l.Addr().String()+"/shop?sslmode=disable")
+	exitcodetest.Want(t, replication.ExplainUnreachable(err), exitcode.Unavailable, "PostgreSQL cannot be reached")
+	if took := time.Since(began); took < connectTimeout || took > 3*connectTimeout {
+		t.Errorf("it took %s", took)
 	}
 }
