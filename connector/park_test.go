@@ -331,9 +331,9 @@ func TestDueWhenTheSinkAnswers(t *testing.T) {
 // waitFor waits until a condition holds.
 func (b *connectorBench) waitFor(what string, is func() bool) {
 	b.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); {
+	for deadline := time.Now().Add(benchPatience); !is(); {
 		if time.Now().After(deadline) {
-			b.t.Fatalf("not %s for 20 s", what)
+			b.t.Fatalf("not %s for %s", what, benchPatience)
 		}
 		time.Sleep(10 * time.Millisecond) // between two checks
 	}
