@@ -36,6 +36,9 @@ type Options struct {
 	NoSinks bool
 	// SinksOptional turns mistakes in sinks and routes into warnings. The Config then has neither.
 	SinksOptional bool
+	// OnlyHTTP is for a command that asks an instance which runs already: of the mistakes, only those of http count, and those of
+	// the file as a whole. Nothing else of the Config may be used.
+	OnlyHTTP bool
 	// InProcess allows sinks of type SinkInProcess.
 	InProcess bool
 	// NoVariables says that environ has no variable OUTBOX_…, so that no message recommends to set one.
@@ -87,6 +90,12 @@ func (l *loader) finish() (Config, []string, error) {
 	}
 	if o.SinksOptional {
 		l.forgiveSinks()
+	}
+	if o.OnlyHTTP {
+		l.mistakes = slices.DeleteFunc(l.mistakes, func(m Mistake) bool {
+			first, _, _ := strings.Cut(m.Path, ".")
+			return first != "" && first != "http"
+		})
 	}
 	if len(l.mistakes) > 0 {
 		slices.SortStableFunc(l.mistakes, compareMistakes)

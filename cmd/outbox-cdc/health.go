@@ -36,7 +36,7 @@ means. Images need no curl for this. Exit code 1 says that the answer is another
 			case timeout <= 0:
 				return usageError("no timeout %s; write how long to wait for the answer, such as 3s", timeout)
 			}
-			c, _, err := config.LoadWith(path, environ, config.Options{NoSinks: true})
+			c, _, err := config.LoadWith(path, environ, config.Options{OnlyHTTP: true})
 			if err != nil {
 				return err
 			}

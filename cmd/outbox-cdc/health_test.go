@@ -25,12 +25,20 @@ func TestHealth(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// An instance goes on if a reload finds mistakes, and is no less alive for them.
+	mistaken := filepath.Join(t.TempDir(), "mistaken.yaml")
+	text = "source: {dsn: \"${file:/nowhere}\"}\nsinks: [{name: a, type: kafak}]\nhttp: {listen: " + strings.TrimPrefix(server.URL, "http://") + "}\nfoo: 1\n"
+	if err := os.WriteFile(mistaken, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		line    string
 		environ []string
 		code    exitcode.Code
 		want    string
 	}{
+		{"health --live --config " + mistaken, []string{"OUTBOX_PUBLISHER_TYPE=nothing"}, exitcode.OK, "degraded\n"},
+		{"health --live", []string{"OUTBOX_LISTEN=nowhere"}, exitcode.Config, "OUTBOX_LISTEN: http.listen: "},
 		{"health --config " + file, nil, exitcode.OK, "degraded\n  sink:a is degraded: away\n"},
 		{"health", []string{"OUTBOX_CONFIG=" + file}, exitcode.OK, "degraded\n  sink:a is degraded: away\n"},
 		{"health --strict --config " + file, nil, exitcode.Failure, "degraded\n  sink:a is degraded: away\n"},
