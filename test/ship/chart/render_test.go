@@ -270,6 +270,11 @@ config: {sinks: [{type: stdout}]}`
 		"a limit of memory":   {outbox("resources: {limits: {memory: 1e9}}"), ""},
 		"a drain of days":     {outbox("config: {delivery: {drain_timeout: 1d}}"), "set terminationGracePeriodSeconds"},
 		"a digest that is no": {"image: {digest: latest}\n" + outbox("{}"), "digest"},
+		"a tag with a colon":  {"image: {tag: '1:2'}\n" + outbox("{}"), "tag"},
+		"a name in capitals":  {"fullnameOverride: Shop\n" + outbox("{}"), "fullnameOverride"},
+		"sinks by name":       {outbox("config: {sinks: {events: {type: stdout}}}"), "sinks"},
+		"metrics as a switch": {"podMonitor: {enabled: true}\n" + outbox("config: {metrics: off}"), "metrics"},
+		"sasl as a word":      {outbox("config: {sinks: [{type: kafka, sasl: plain}]}"), "sasl"},
 		"a level":             {"log: {level: loud}\n" + outbox("{}"), "level"},
 	} {
 		t.Run(name, func(t *testing.T) {
