@@ -111,8 +111,8 @@ func (p *tap) see(dir servers.Direction, conn int, data []byte) servers.Verdict 
 
 // reached follows the recorder, the stream and "skip", and says whether this message is to be held.
 func (p *tap) reached(s stream, kind byte, start []byte) bool {
-	if m := p.skipping(s, kind, start); m != "" {
-		return p.moment == m && p.strike(0)
+	if m := p.skipping(s, kind, start); m != "" && m == p.moment { // the recorder's statements look alike
+		return p.strike(0)
 	}
 	switch {
 	case s.dir == servers.ToServer && kind == 'Q':
