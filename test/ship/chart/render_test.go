@@ -275,6 +275,10 @@ config: {sinks: [{type: stdout}]}`
 		"sinks by name":       {outbox("config: {sinks: {events: {type: stdout}}}"), "sinks"},
 		"metrics as a switch": {"podMonitor: {enabled: true}\n" + outbox("config: {metrics: off}"), "metrics"},
 		"sasl as a word":      {outbox("config: {sinks: [{type: kafka, sasl: plain}]}"), "sasl"},
+		"a word for interval": {"podMonitor: {interval: soon}\n" + outbox("{}"), "interval"},
+		"a bare interval":     {"podMonitor: {interval: '15'}\n" + outbox("{}"), "interval"},
+		"no timeout":          {"podMonitor: {scrapeTimeout: 0s}\n" + outbox("{}"), "scrapeTimeout"},
+		"a long timeout":      {"podMonitor: {interval: 1m, scrapeTimeout: 1m1s}\n" + outbox("{}"), "podMonitor.scrapeTimeout (1m1s) is longer than podMonitor.interval (1m)"},
 		"a level":             {"log: {level: loud}\n" + outbox("{}"), "level"},
 	} {
 		t.Run(name, func(t *testing.T) {

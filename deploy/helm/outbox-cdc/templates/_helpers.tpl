@@ -156,6 +156,11 @@ off
 {{- if not .Values.outboxes -}}
 {{- fail "outboxes is empty; name at least one, see README.md: outboxes: [{name: shop, database: {existingSecret: shop-outbox}, config: {sinks: [...]}}]" -}}
 {{- end -}}
+{{- with .Values.podMonitor -}}
+{{- if gt (include "outbox-cdc.seconds" .scrapeTimeout | int) (include "outbox-cdc.seconds" .interval | int) -}}
+{{- fail (printf "podMonitor.scrapeTimeout (%s) is longer than podMonitor.interval (%s), and the operator of Prometheus would reject the PodMonitor; set both" .scrapeTimeout .interval) -}}
+{{- end -}}
+{{- end -}}
 {{- $names := dict -}}
 {{- $slots := dict -}}
 {{- range .Values.outboxes -}}
