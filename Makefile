@@ -21,6 +21,7 @@ VERSION ?= $(shell git describe --tags --dirty 2>/dev/null)
 COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
 DATE    ?= $(shell TZ=UTC git show -s --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ HEAD 2>/dev/null)
 BUILD   := github.com/pyairtable-compose/outbox-cdc/internal/buildinfo
+LDFLAGS  = -s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT) -X $(BUILD).date=$(DATE)
 
 GO_TEST := go test -race -shuffle=on
 
@@ -28,7 +29,7 @@ help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/outbox-cdc
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT) -X $(BUILD).date=$(DATE)' -o bin/outbox-cdc ./cmd/outbox-cdc
+	CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS)' -o bin/outbox-cdc ./cmd/outbox-cdc
 
 # The end-to-end tests come after the others and alone: they time out when they have to share the processors with compilers. They mostly
 # wait, so four run at a time.
@@ -54,24 +55,24 @@ test-takeover: ## measure takeovers, freeze a process through one, and lock the 
 ENGINE ?= docker
 ARCH   ?= $(shell go env GOARCH)
 
-image: ## build the image outbox-cdc from a binary, with ENGINE (docker) and for ARCH
+image: ## build the image outbox-cdc around a binary that go build makes here, with ENGINE (docker), for ARCH (that of this machine)
 	mkdir -p bin/image/linux/$(ARCH)
-	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) go build -trimpath -ldflags='-s -w -X $(BUILD).version=$(VERSION) -X $(BUILD).commit=$(COMMIT)' -o bin/image/linux/$(ARCH)/outbox-cdc ./cmd/outbox-cdc
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) go build -trimpath -ldflags='$(LDFLAGS)' -o bin/image/linux/$(ARCH)/outbox-cdc ./cmd/outbox-cdc
 	cp -L /etc/ssl/certs/ca-certificates.crt bin/image/
-	$(ENGINE) build -f deploy/image/Dockerfile --platform linux/$(ARCH) --build-arg FROM=given --build-arg TARGETPLATFORM=linux/$(ARCH) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t outbox-cdc bin/image
+	$(ENGINE) build -f deploy/image/Dockerfile --platform linux/$(ARCH) --build-arg FROM=given --build-arg TARGETPLATFORM=linux/$(ARCH) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --build-arg CREATED=$(DATE) -t outbox-cdc bin/image
 
-image-demo: ## build the image outbox-demo from source, with ENGINE (docker); it needs images of Go and Debian
+image-demo: ## build the image outbox-demo from source, with ENGINE (docker); the engine pulls images of Go and Debian
 	$(ENGINE) build -f deploy/image/Dockerfile.demo --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t outbox-demo .
 
 REGISTRY ?= ghcr.io/pyairtable-compose
 
-push-image: ## make the image of amd64 and arm64 from the archives in dist, and push it to REGISTRY with the tag VERSION; it needs buildah, and root
+push-image: ## make the image for amd64 and arm64 from the archives in dist, and push it to REGISTRY with the tag VERSION, as the release workflow does; it needs buildah, and root
 	scripts/push-image $(REGISTRY) $(VERSION)
 
-push-chart: ## package the chart as VERSION, and push it to REGISTRY/charts; the first run builds Helm, which takes minutes
+push-chart: ## package the chart as VERSION, and push it to REGISTRY/charts, as the release workflow does; the first run builds Helm, which takes minutes
 	scripts/push-chart $(REGISTRY) $(VERSION)
 
-test-ship: ## build and try what is installed: the chart by Helm 3 and 4, the services of the compose file as processes, the images, and the packages of dist (make snapshot); the first run builds Helm, which takes minutes
+test-ship: ## try what is installed: render the chart, run the compose file's services as processes, build, push and run images, install and remove the packages of dist (after make snapshot), measure sizes and the start, run the demo's chaos; the first run builds Helm, which takes minutes
 	scripts/deps ship
 	go test ./test/ship -count=1 -v -timeout 60m -args -ship
 	go test ./cmd/outbox-demo -run '^TestDemoChaos$$' -count=1 -v -args -everything
@@ -95,7 +96,7 @@ govulncheck: ## look for known vulnerabilities in code that is called; it asks h
 test-matrix: ## test against the other versions of PostgreSQL: VERSIONS (14 16 17 18)
 	x=0; for version in $(VERSIONS); do OUTBOX_TEST_PG_VERSION=$$version $(MAKE) test || x=1; done; exit $$x
 
-test-containers: ## test against servers in containers, OUTBOX_TEST_POSTGRES_IMAGE and OUTBOX_TEST_KAFKA_IMAGE
+test-containers: ## test against servers in containers of the images OUTBOX_TEST_POSTGRES_IMAGE and OUTBOX_TEST_KAFKA_IMAGE; it needs Docker
 	$(GO_TEST) -tags containers -count=1 -timeout 15m $$(go list ./... | grep -v '/test/e2e$$')
 	$(GO_TEST) -tags containers -count=1 -timeout 25m $(E2E)
 
@@ -115,7 +116,7 @@ bench-memory: ## measure memory with much unread WAL, with one huge transaction 
 	go run ./test/bench -only memory
 	go test ./test/e2e -run '^TestMemoryOf' -count=1 -v -timeout 30m -args -large
 
-test-large: ## deliver a backlog of a million rows, whose sink goes away in the middle, and look at the plans over so many rows, minutes
+test-large: ## deliver a backlog of a million rows whose sink goes away in the middle, and check the plans of queries over so many rows, minutes
 	go test ./ledger -run '^TestPlansOfAWalk$$' -count=1 -timeout 1h -args -walk-large
 	go test $(E2E) -run '^TestBacklogWhileASinkIsAway$$' -count=1 -v -timeout 2h -args -large
 
