@@ -32,7 +32,7 @@ type arrivals struct {
 	latencies []int64 // milliseconds
 }
 
-// expect makes the shop's events known, before they are committed.
+// expect registers an event of the shop before its commit. An event that is not registered is a person's.
 func (a *arrivals) expect(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

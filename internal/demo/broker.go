@@ -93,7 +93,7 @@ func (d *demo) consume(ctx context.Context) error {
 			return nil
 		}
 		for _, e := range fetches.Errors() {
-			if !passing(e.Err) {
+			if !transient(e.Err) {
 				return fmt.Errorf("consume: %w", e.Err)
 			}
 		}
@@ -105,8 +105,8 @@ func (d *demo) consume(ctx context.Context) error {
 	}
 }
 
-// passing reports whether the client gets over an error by itself: the broker is away, or has just come back.
-func passing(err error) bool {
+// transient reports whether the client recovers from an error by itself, because the broker is away or has just come back.
+func transient(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || kerr.IsRetriable(err) || kgo.IsRetryableBrokerErr(err)
 }

@@ -17,8 +17,8 @@ const (
 	chaosLook       = 100 * time.Millisecond
 	chaosTell       = 2 * time.Second  // how often a number that grows is told
 	chaosCatchUp    = 60 * time.Second // how long the chaos waits for what came late
-	chaosMendingFor = 60 * time.Second
-	chaosLonger     = 30 * time.Second // how much longer an outage may last until all was seen that it brings about
+	chaosMendingFor = 60 * time.Second // how long mending may take
+	chaosLonger     = 30 * time.Second // how much longer than Options.Outage an outage may last, until it has shown all of its effects
 )
 
 // chaosConfiguration has the times of a demo: a person does not watch for minutes.
@@ -30,7 +30,7 @@ breaker: {max_failures: 3, reset_timeout: 2s}
 // act is one outage.
 type act struct {
 	sink string // of the configuration, if a destination breaks
-	// begins and ends are what a person is told then.
+	// begins and ends are the texts that a person reads when the outage begins and ends.
 	begins, ends string
 	away, mend   func(ctx context.Context) error
 	kill         bool // it may repeat events
@@ -73,8 +73,8 @@ func (d *demo) act(name string) act {
 	}
 }
 
-// chaos breaks one thing after the other, and tells each outage as a story, until ctx ends. What is broken then is mended,
-// unless work has ended.
+// chaos breaks one thing after the other, and tells each outage as a story, until ctx ends. If something is broken at that time, chaos
+// mends it before it returns, unless work has ended.
 func (d *demo) chaos(ctx, work context.Context) error {
 	for n := 0; ; n++ {
 		if !pause(ctx, d.Outage/2) {
@@ -104,7 +104,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// tell breaks it, mends it after a while, and waits until everything has arrived.
+// tell runs one outage: it breaks the thing, mends it after Options.Outage, and waits until all events have arrived.
 func (s *story) tell(ctx, work context.Context) error {
 	s.began, s.repeated = time.Now(), s.arrivals.again()
 	s.counted = s.began

@@ -27,7 +27,7 @@ type Options struct {
 	JSON             bool          // events and summary as JSON
 	Out              io.Writer     // gets events and summary
 	Info             io.Writer     // gets everything else; may be Out
-	Screen                         // what Info is
+	Screen                         // the terminal that Info writes to, if it is one
 	// Connector is the command line of a connector that makes what it needs in the database. The path of its configuration is
 	// appended.
 	Connector []string
@@ -73,8 +73,8 @@ func Run(ctx, work context.Context, o Options) (err error) {
 	}()
 	if err := d.prepare(ctx); err != nil {
 		if ctx.Err() != nil {
-			d.say("")  // a terminal has written ^C
-			return nil // told to end, which is why it failed
+			d.say("")  // ends the line on which the terminal has written ^C
+			return nil // it failed because it was told to end
 		}
 		return err
 	}
@@ -179,7 +179,7 @@ func (d *demo) perform(ctx, work context.Context) error {
 	mended := func() error { return nil }
 	if len(d.Chaos) > 0 {
 		chaos := startPart(performing, end, func(ctx context.Context) error { return d.chaos(ctx, work) })
-		mended = func() error { chaos.cancel(); <-chaos.ended; return chaos.err } // also if work has ended: what it mends is ours to stop
+		mended = func() error { chaos.cancel(); <-chaos.ended; return chaos.err } // also if work has ended: close stops what chaos may just have started
 	}
 	err := d.shop.open(performing, work, d.Rate, &d.arrivals)
 	end(nil)
@@ -201,7 +201,7 @@ func (d *demo) close(work context.Context) error {
 	defer cancel()
 	var errs []error
 	if d.shop != nil {
-		_ = d.shop.conn.Close(ctx) // its server goes, too
+		_ = d.shop.conn.Close(ctx) // an error does not matter: its server is stopped below
 	}
 	if d.broker != nil {
 		d.broker.close()

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -24,21 +25,28 @@ func TestReport(t *testing.T) {
 		arrived    []int
 		rolledBack int
 		recorded   string // condition on the event's type
+		redis      int    // how many of the events Redis has
 		want       string
 	}{
-		"all is well":               {[]int{c, a, b}, 0, "true", ""},
-		"missing":                   {[]int{a, c}, 0, "true", "1 missing"},
-		"repeated":                  {[]int{a, b, a, c}, 0, "true", "1 repeated"},
-		"out of order":              {[]int{b, a, c}, 0, "true", "1 out of order"},
-		"unrecorded":                {[]int{a, b, c}, 0, "event_type <> 'b'", "1 not in the ledger"},
-		"rolled back and delivered": {[]int{a, b, c}, 1, "true", "1 delivered although rolled back"},
+		"all is well":               {[]int{c, a, b}, 0, "true", 3, ""},
+		"missing":                   {[]int{a, c}, 0, "true", 3, "1 missing"},
+		"missing in Redis":          {[]int{a, b, c}, 0, "true", 2, "1 missing"},
+		"repeated":                  {[]int{a, b, a, c}, 0, "true", 3, "1 repeated"},
+		"out of order":              {[]int{b, a, c}, 0, "true", 3, "1 out of order"},
+		"unrecorded":                {[]int{a, b, c}, 0, "event_type <> 'b' or p < 3", 3, "1 not in the ledger"},
+		"rolled back and delivered": {[]int{a, b, c}, 1, "true", 3, "1 delivered although rolled back"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx := t.Context()
 			var out bytes.Buffer
 			shop := &shop{conn: pgtest.New(t).Conn(t)}
-			d := &demo{Options: Options{Out: &out}, shop: shop}
+			others, err := startOthers(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { others.close(context.WithoutCancel(ctx)) })
+			d := &demo{Options: Options{Out: &out}, shop: shop, others: others}
 			tx, err := shop.conn.Begin(ctx)
 			if err != nil {
 				t.Fatal(err)
@@ -54,7 +62,7 @@ func TestReport(t *testing.T) {
 			// b is inserted last, and committed before c: the ledger tells.
 			if _, err := tx.Exec(ctx, `insert into outbox_delivery_log (event_id, processor_id, attempt_number, status, completed_at,
 				commit_lsn, tx_index, epoch)
-				select id, 1, 1, 'delivered', now(), '0/10', ascii(event_type), 1 from event_outbox where `+test.recorded); err != nil {
+				select id, p, 1, 'delivered', now(), '0/10', ascii(event_type), 1 from event_outbox, generate_series(1, 3) p where `+test.recorded); err != nil {
 				t.Fatal(err)
 			}
 			if err := tx.Commit(ctx); err != nil {
@@ -69,6 +77,15 @@ func TestReport(t *testing.T) {
 				d.arrivals.add(record(id), time.Now())
 			}
 			owed := []string{events[a].ID, events[b].ID, events[c].ID}
+			for i, id := range owed {
+				others.hooked[id] = true
+				if i >= test.redis {
+					continue
+				}
+				if _, err := others.redis.XAdd("outbox.event.order", "*", []string{"id", id}); err != nil {
+					t.Fatal(err)
+				}
+			}
 			err = d.report(ctx, shop, owed, time.Second)
 			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), " are "+test.want+";") {
 				t.Errorf("%v, want %q", err, test.want)

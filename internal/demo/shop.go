@@ -20,10 +20,10 @@ type shop struct {
 	dsn          string
 	conn         *pgx.Conn
 	patience     time.Duration // how long PostgreSQL may be away
-	orders       []order       // that are not shipped
+	orders       []order       // those not shipped yet
 	placed       int
-	transactions int // committed
-	rolledBack   []string
+	transactions int      // committed
+	rolledBack   []string // ids of events
 }
 
 type order struct {
@@ -79,7 +79,7 @@ func (s *shop) open(ctx, work context.Context, rate int, a *arrivals) error {
 		}
 		next = next.Add(time.Duration(n) * time.Second / time.Duration(rate))
 		if late := time.Since(next); late > time.Second {
-			next = next.Add(late) // what was missed is not made up for
+			next = next.Add(late) // a shop that was held up does not catch up in a burst
 		}
 		timer.Reset(time.Until(next))
 	}

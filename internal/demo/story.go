@@ -15,7 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// story is one outage as a person is told of it: what breaks, what the connector makes of that, and that nothing was lost.
+// story tells a person about one outage: what breaks, how the connector reacts, and that nothing was lost.
 type story struct {
 	*demo
 	act
@@ -49,8 +49,8 @@ func (s *story) watch(ctx context.Context) {
 	}
 }
 
-// complete goes on to look until the story has everything that belongs to it, and tells how many events wait at last. On a busy machine it
-// takes longer than an outage until the connector has given a destination up, or until the shop has written an event that can wait.
+// complete waits until the outage has shown all of its effects, and then tells how many events wait. On a busy machine this may take longer
+// than Options.Outage: the breaker of the sink has to open, and the shop has to write an event that can wait.
 func (s *story) complete(ctx context.Context) {
 	for !s.isComplete() && pause(ctx, chaosLook) {
 		s.look(ctx)
@@ -76,8 +76,8 @@ func leftAlone(sink string) string {
 	return sink + " is left alone: its breaker is open, one event asks every 2 s"
 }
 
-// look tells what has changed. A question that gets no answer is asked again at the next look, because who should answer may
-// be the one that was killed.
+// look tells what has changed. Errors are ignored and the question is asked again at the next look, because the connector or the
+// PostgreSQL that should answer may be the one that was killed.
 func (s *story) look(ctx context.Context) {
 	if state, why, err := s.readState(ctx); err == nil && state != s.state {
 		if state != "" {
@@ -187,7 +187,8 @@ func (s *story) readState(ctx context.Context) (state, why string, err error) {
 	return "", "", nil
 }
 
-// cause is the end of an error's text, as much of it as fits. Its beginning says where in the connector it was met.
+// cause shortens an error's text to columns. It keeps the end, which has the reason; the beginning says where in the connector the
+// error occurred.
 func cause(text string, columns int) string {
 	text, _, _ = strings.Cut(strings.TrimPrefix(text, "unavailable: "), "; ") // how many events are parked is told by lines of its own
 	for utf8.RuneCountInString(text) > columns {
@@ -226,6 +227,6 @@ func (s *story) query(ctx context.Context, do func(*pgx.Conn) error) (err error)
 
 func (s *story) disconnect(work context.Context) {
 	if s.conn != nil {
-		_ = s.conn.Close(work) // its server goes, too
+		_ = s.conn.Close(work) // an error does not matter: nothing is asked any more
 	}
 }
