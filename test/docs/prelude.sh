@@ -1,8 +1,9 @@
-# The words of the scenes. A person who reads a page has two terminals; here there is one, so what runs until it is stopped runs beside it.
+# The shell functions of the scenes. A reader of a page has two terminals, and a scene has one shell, so "outbox-cdc run" is put into the
+# background.
 set -euo pipefail
 runner=
 
-# What runs is stopped before what the pages say needs that, and at the end. It has to end cleanly.
+# stop ends the connector that runs, which has to exit with 0. It is called before the commands that need a stopped connector, and at the end.
 stop() {
   [ -n "$runner" ] || return 0
   kill -TERM "$runner"
@@ -11,7 +12,7 @@ stop() {
 }
 trap 'code=$?; [ -z "$runner" ] || { kill -TERM "$runner"; wait "$runner" || true; }; [ $code = 0 ] || { echo "--- the end of the log:"; tail -n 20 run.log; } >&2; exit $code' EXIT
 
-# A person answers yes, and ends what is to be watched by Ctrl-C after a moment.
+# outbox-cdc runs the binary as a person does, who answers yes to its questions, and ends --watch by Ctrl-C after a moment.
 outbox-cdc() {
   local answer=()
   case "$*" in

@@ -24,7 +24,7 @@ import (
 //go:embed prelude.sh
 var prelude string
 
-const patience = 3 * time.Minute // for a scene, on a machine that does much else
+const patience = 3 * time.Minute // for a scene, on a busy machine
 
 // outboxYAML is the configuration that the pages call outbox.yaml.
 const outboxYAML = `

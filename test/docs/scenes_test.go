@@ -9,13 +9,13 @@ import (
 type scene struct {
 	page  string
 	first string // how the first block begins; the scene has the blocks of the page up to the next scene's
-	// before makes what the page speaks of, and after looks at what came of it. Both are of the shell, in the words of prelude.sh.
+	// before sets up what the page assumes, and after checks the outcome. Both are shell code that uses the functions of prelude.sh.
 	before, after string
-	// values are written in place of what a reader has to replace.
+	// values are pairs: a placeholder that a reader of the page has to replace, and what the scene writes in its place.
 	values []string
 }
 
-// addresses are those of the pages, with the variables that have the test's own.
+// addresses are pairs: an address on the pages, and the variable that has the test's own.
 var addresses = []string{
 	"postgres://postgres@localhost:5432/shop?sslmode=disable", "$SHOP_URL",
 	"localhost:9092", "$KAFKA",
@@ -78,7 +78,8 @@ var scenes = []scene{
 	{page: "docs/upgrades.md", first: "outbox-cdc resync", before: shop + moved, after: "parked 1"},
 }
 
-// shop is a connector with events: two are delivered to both sinks, one is parked, two are dead letters of partner.
+// shop starts a connector and writes four events. The sink orders gets all of them. The sink partner gets one; one is parked for it, and two are
+// its dead letters.
 const shop = `
 	outbox-cdc init
 	outbox-cdc run
@@ -86,14 +87,14 @@ const shop = `
 	until dead 2 && parked 1 && is delivered 5; do sleep 0.1; done
 `
 
-// lost is a slot that somebody has dropped, and an event that was written after that.
+// lost drops the slot, and writes an event after that.
 const lost = `
 	stop
 	sql "select pg_drop_replication_slot('$OUTBOX_SLOT')"
 	event order.placed
 `
 
-// moved is the database after a dump and restore, when the original is gone; copied is one beside its original.
+// moved goes on in a copy of the database without a slot, as after a dump and restore. copied goes on in a copy while the original has its slot.
 const (
 	moved = `
 	stop

@@ -25,7 +25,7 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/internal/servers"
 )
 
-// What may be as large as this at most, in bytes, and how long a start may take.
+// Upper bounds: sizes in bytes, and the time from start to ready.
 const (
 	mostBinary     = 40_000_000
 	mostCompressed = 14_000_000

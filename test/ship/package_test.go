@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// TestInstallPage: the way to the first event has six commands at most, and names files of the package.
+// TestInstallPage: the page has at most six commands from the package to the first event, and the package keeps a changed configuration.
 func TestInstallPage(t *testing.T) {
 	t.Parallel()
 	commands := strings.Split(pageBlock(t, "apt install ./"), "\n")
@@ -23,7 +23,7 @@ func TestInstallPage(t *testing.T) {
 	}
 }
 
-// pageBlock is the block of commands of the page that begins so.
+// pageBlock returns the block of commands of docs/install.md that begins with begin.
 func pageBlock(t *testing.T, begin string) string {
 	t.Helper()
 	m := regexp.MustCompile("(?s)```sh\n(" + regexp.QuoteMeta(begin) + ".*?)\n```").FindStringSubmatch(readFile(t, "docs/install.md"))
@@ -64,7 +64,7 @@ func TestPackage(t *testing.T) {
 	r.run()
 }
 
-// artifact is the file of dist, which make snapshot has made.
+// artifact returns the one file of dist whose name matches the pattern. make snapshot has made it.
 func artifact(t *testing.T, pattern string) string {
 	t.Helper()
 	needsLong(t)
@@ -75,43 +75,43 @@ func artifact(t *testing.T, pattern string) string {
 	return found[0]
 }
 
-// A rootOfItsOwn runs a script of testdata on this machine's files, with a layer above them that is gone afterwards.
-type rootOfItsOwn struct {
+// An overlayRoot runs a script of testdata on this machine's files, with a layer above them that is gone afterwards.
+type overlayRoot struct {
 	t           *testing.T
 	dir, script string
 }
 
-func newRoot(t *testing.T, script string) rootOfItsOwn {
+func newRoot(t *testing.T, script string) overlayRoot {
 	t.Helper()
 	needsLong(t)
 	if os.Getuid() != 0 {
 		t.Skip("it needs root, to make a root of its own")
 	}
-	r := rootOfItsOwn{t: t, dir: t.TempDir(), script: script}
+	r := overlayRoot{t: t, dir: t.TempDir(), script: script}
 	r.put("testdata/systemctl", "systemctl")
 	r.put("testdata/"+script, script)
 	return r
 }
 
-func (r rootOfItsOwn) put(file, name string) {
+func (r overlayRoot) put(file, name string) {
 	r.t.Helper()
 	r.command("cp", file, filepath.Join(r.dir, name))
 }
 
-func (r rootOfItsOwn) text(name, text string) {
+func (r overlayRoot) text(name, text string) {
 	r.t.Helper()
 	if err := os.WriteFile(filepath.Join(r.dir, name), []byte(text+"\n"), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
 }
 
-func (r rootOfItsOwn) build(name, pkg string, flags ...string) {
+func (r overlayRoot) build(name, pkg string, flags ...string) {
 	r.t.Helper()
 	r.t.Setenv("CGO_ENABLED", "0")
 	r.command("go", append(append([]string{"build", "-C", root, "-trimpath", "-o", filepath.Join(r.dir, name)}, flags...), pkg)...)
 }
 
-func (r rootOfItsOwn) command(name string, args ...string) {
+func (r overlayRoot) command(name string, args ...string) {
 	r.t.Helper()
 	if text, err := exec.CommandContext(r.t.Context(), name, args...).CombinedOutput(); err != nil {
 		r.t.Fatalf("%s %q: %v\n%s", name, args, err, text)
@@ -119,7 +119,7 @@ func (r rootOfItsOwn) command(name string, args ...string) {
 }
 
 // run runs the script, which finds the files at /ship.
-func (r rootOfItsOwn) run() {
+func (r overlayRoot) run() {
 	r.t.Helper()
 	cmd := exec.CommandContext(r.t.Context(), "testdata/inroot", r.dir)
 	cmd.Stdin = strings.NewReader("exec bash -eu /ship/" + r.script + "\n")

@@ -2,7 +2,6 @@ package ship
 
 import (
 	"io/fs"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -79,17 +78,6 @@ func TestWorkflows(t *testing.T) {
 		if !slices.Contains(called, want) {
 			t.Errorf("no workflow calls make %s", want)
 		}
-	}
-}
-
-// TestActionlint: actionlint finds nothing in the workflows. It also knows which inputs an action has.
-func TestActionlint(t *testing.T) {
-	needsLong(t)
-	t.Parallel()
-	cmd := exec.CommandContext(t.Context(), "go", "tool", "-modfile=tools/actionlint/go.mod", "actionlint")
-	cmd.Dir = root
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, text)
 	}
 }
 

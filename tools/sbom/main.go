@@ -1,6 +1,6 @@
-// Command sbom mends what cyclonedx-gomod writes: sbom DATE <in >out. What tells of the machine and of the moment of a build goes, so that
-// a second build elsewhere writes the same bytes, and so do the hashes of the binary, which is none that a release has. Licences that
-// cyclonedx-gomod does not find, or finds wrongly, are set here.
+// Command sbom edits the document that cyclonedx-gomod writes: sbom DATE <in >out. It replaces the time of the build by DATE and removes what
+// describes the machine of the build, so that a build elsewhere has the same bytes. It removes the hashes of the binary, because no release has
+// that binary. It sets licences that cyclonedx-gomod does not find, or finds wrongly.
 package main
 
 import (
