@@ -1,5 +1,5 @@
 #!/bin/sh
-# A purge removes the directory, if nothing but the package's own file was in it. dpkg has removed that one.
+# A purge removes the directory if it is empty. dpkg has removed the package's own file from it before.
 set -e
 if [ "${1:-}" = purge ]; then
 	rmdir /etc/outbox-cdc 2>/dev/null || true

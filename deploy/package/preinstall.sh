@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the user and the group of the service. Removing the package leaves them, as files may still be theirs.
+# Makes the user and the group of the service. A removal of the package leaves them, because they may still own files.
 set -e
 if ! getent group outbox-cdc >/dev/null; then
 	groupadd --system outbox-cdc

@@ -1,4 +1,4 @@
-{{/* The beginning of the names of what is made. 63 characters is the limit of a label; 20 are kept for the outbox's name. */}}
+{{/* The prefix of the names of all objects. A label has at most 63 characters, and 21 of these are for a hyphen and the outbox's name. */}}
 {{- define "outbox-cdc.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 42 | trimSuffix "-" -}}
@@ -23,14 +23,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{/* What finds the pods of one outbox. It takes a dict of root and outbox. */}}
+{{/* The labels that select the pods of one outbox. It takes a dict of root and outbox. */}}
 {{- define "outbox-cdc.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .outbox.name }}
 {{- end -}}
 
-{{/* The name of what belongs to one outbox. It takes a dict of root and outbox. */}}
+{{/* The name of the objects of one outbox. It takes a dict of root and outbox. */}}
 {{- define "outbox-cdc.outboxName" -}}
 {{- printf "%s-%s" (include "outbox-cdc.fullname" .root) .outbox.name -}}
 {{- end -}}
@@ -87,7 +87,7 @@ outbox. The connection strings are read from mounted files, so that a changed pa
 {{/* The seconds of a duration such as 25s, 1m30s or 500ms, rounded up. */}}
 {{- define "outbox-cdc.seconds" -}}
 {{- if not (regexMatch "^([0-9.]+(h|m|s|ms))+$" .) -}}
-{{- fail (printf "the duration %q is not understood here; set terminationGracePeriodSeconds" .) -}}
+{{- fail (printf "the duration %q is not one that this chart can read; set terminationGracePeriodSeconds" .) -}}
 {{- end -}}
 {{- $ms := 0.0 -}}
 {{- range regexFindAll "[0-9.]+(ms|h|m|s)" . -1 -}}
@@ -117,7 +117,7 @@ outbox. The connection strings are read from mounted files, so that a changed pa
 {{- $bytes := mulf (regexFind "[0-9.]+" $limit | float64) (get (dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "k" 1000.0 "M" 1000000.0 "G" 1000000000.0) (regexFind "[A-Za-z]+" $limit)) -}}
 {{- printf "%dMiB" (divf (mulf $bytes 0.9) 1048576.0 | floor | int) -}}
 {{- else if $limit -}}
-{{- fail (printf "the limit of memory %q is not understood here; write it in Mi or Gi, or set goMemLimit" $limit) -}}
+{{- fail (printf "the limit of memory %q is not one that this chart can read; write it in Mi or Gi, or set goMemLimit" $limit) -}}
 {{- else -}}
 off
 {{- end -}}
@@ -169,7 +169,7 @@ off
 {{- end -}}
 {{- $_ := set $names .name true -}}
 {{- if regexMatch "(^|-)(init|validate|dashboard)$" .name -}}
-{{- fail (printf "outboxes: %s cannot be a name, because the chart calls things of its own so" .name) -}}
+{{- fail (printf "outboxes: %s cannot be a name, because the chart gives objects of its own such names" .name) -}}
 {{- end -}}
 {{- include "outbox-cdc.checkSecrets" . -}}
 {{- if hasKey (default dict .config.http) "listen" -}}
@@ -211,7 +211,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Variables of the containers of one outbox, and what is mounted. They take a dict of root, outbox, resources and configMap. */}}
+{{/* Variables, mounts and volumes of the containers of one outbox. They take a dict of root, outbox, resources and configMap. */}}
 {{- define "outbox-cdc.env" -}}
 - name: GOMEMLIMIT
   value: {{ include "outbox-cdc.goMemLimit" . | quote }}
