@@ -113,7 +113,7 @@ func (s *supervisor) forgetRefusals() {
 	case <-s.refused:
 	default:
 	}
-	s.secrets.until = time.Time{}
+	s.secrets.forget()
 }
 
 // life is a connector that runs.

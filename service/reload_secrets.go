@@ -49,6 +49,12 @@ func (w *secretsWatch) looks(now time.Time) {
 	}
 }
 
+// forget ends the looking. No look is left either: what is written into a file from now on may be for a password that is changed later.
+func (w *secretsWatch) forget() {
+	w.until, w.running = time.Time{}, false
+	w.timer.Stop()
+}
+
 // changedSecrets reads the files of secrets anew, and returns the configuration with them if one has changed. The file of the
 // configuration is not read, because somebody may be editing it.
 func (s *supervisor) changedSecrets(ctx context.Context, l *life) *loaded {

@@ -36,7 +36,6 @@ func TestSecretsAreReadAgain(t *testing.T) {
 		b.ran("a ends, a begins")
 		b.says("a login was refused, and a file of a secret has changed")
 		// What is written from now on is for a password that is not changed yet.
-		time.Sleep(secretsEvery)
 		b.now(func(a *answers) {
 			a.secrets.Sinks = []config.Sink{{Name: "a", Type: config.SinkStdout, Topic: "another one"}}
 		})
