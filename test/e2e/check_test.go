@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -168,6 +169,7 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 		}
 	}
 	lost, unexplained := 0, 0
+	var again []string // some of those that came again without a time-out
 	for i, n := range times {
 		ev := c.truth[i]
 		delivered := c.want(name, ev.id) == "delivered"
@@ -180,13 +182,18 @@ func (c *checker) sink(name string, got []delivery) (repeated int) {
 			c.wrong("phantom: %s got event %s, whose status is to be %s", name, ev.id, c.want(name, ev.id))
 		}
 		repeated += max(0, n-1)
-		unexplained += max(0, n-1-failed[ev.id])
+		if more := n - 1 - failed[ev.id]; more > 0 {
+			if unexplained += more; len(again) < 3 {
+				again = append(again, fmt.Sprintf("%s of %v, commit end %s", ev.id, ev.aggregate(), ev.commitEnd))
+			}
+		}
 	}
 	if lost > 3 {
 		c.wrong("lost: %s never got %d events", name, lost)
 	}
 	if most := c.faults*unrecorded*c.batch*c.lanes + c.resets; unexplained > most {
-		c.wrong("repeated: %s got %d events again without a time-out, at most %d are explained by %d faults", name, unexplained, most, c.faults)
+		c.wrong("repeated: %s got %d events again without a time-out, at most %d are explained by %d faults; some of them: %s", name, unexplained, most, c.faults,
+			strings.Join(again, "; "))
 	}
 	return repeated
 }
