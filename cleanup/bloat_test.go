@@ -123,7 +123,7 @@ func TestBloatOnARealServer(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the server does not count the deleted rows")
 		}
-		s.exec("select pg_sleep(0.6)") // a session says what it has done twice a second (PGSTAT_STAT_INTERVAL)
+		s.exec("select pg_sleep(0.6)") // a session of 14 says what it has done at most twice a second (PGSTAT_STAT_INTERVAL)
 		if _, err := c.Pass(t.Context()); err != nil {
 			t.Fatal(err)
 		}

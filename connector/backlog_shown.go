@@ -16,7 +16,7 @@ type shownJob struct {
 	waits string
 }
 
-// begin notes that a session works on a job, and is how far the row says.
+// begin notes that a session works on a job. The row says how far the job has come in sessions before.
 func (s *shownJob) begin(row ledger.Job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"github.com/pyairtable-compose/outbox-cdc/ledger"
 )
 
-// deadRows reads what the server says of a table, again until it is as wanted: statistics come late.
+// deadRows reads what the server says of a table, again until it is as wanted: statistics come late. It gives up before the context of the test
+// ends after a minute, so that the failure shows what the server says.
 func (l *testLedger) deadRows(table string, wanted func(d *ledger.DeadRows) bool) *ledger.DeadRows {
 	l.t.Helper()
 	ctx, conn := pgtest.Context(l.t), l.db.Conn(l.t)

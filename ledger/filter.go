@@ -21,8 +21,8 @@ type FilterError struct {
 
 func (e *FilterError) Error() string { return e.text }
 
-// explainFilters says so, with the remedy, if an error of a statement on the outbox comes from one of these filters: init has checked them, but
-// the table may have lost a column since, or has rows on which they fail.
+// explainFilters returns a FilterError if one of these filters is why a statement on the outbox has failed with err, and otherwise err. Init has
+// checked the filters, but the table may have lost a column since, or may have rows on which they fail. It tries each filter on the table.
 func (s Schema) explainFilters(ctx context.Context, db Beginner, table OutboxTable, filters []string, err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || slices.Contains([]string{"08", "25", "40", "53", "55", "57", "58"}, pg.Code[:min(2, len(pg.Code))]) {
